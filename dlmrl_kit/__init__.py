@@ -1,0 +1,38 @@
+"""Reinforcement learning for diffusion language models, assembled from components.
+
+``import dlmrl_kit`` is cheap: torch, tensordict and transformers are imported by the names that need them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "register": "dlmrl_kit.registry",
+    "load_recipe": "dlmrl_kit.recipe",
+    "Algorithm": "dlmrl_kit.algorithm",
+    "Policy": "dlmrl_kit.policies.base",
+    "train": "dlmrl_kit.training",
+}
+
+__all__ = ["Algorithm", "Policy", "__version__", "load_recipe", "register", "train"]
+
+if TYPE_CHECKING:
+    from dlmrl_kit.algorithm import Algorithm
+    from dlmrl_kit.policies.base import Policy
+    from dlmrl_kit.recipe import load_recipe
+    from dlmrl_kit.registry import register
+    from dlmrl_kit.training import train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'dlmrl_kit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,78 @@
+"""The algorithm: one component per slot, and the order in which they run.
+
+A recipe fills the slots; ``Algorithm`` is the one gin configurable of the kit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gin
+
+from dlmrl_kit import dataflow
+
+SLOTS: tuple[str, ...] = (
+    "task",
+    "policy",
+    "sampler",
+    "selector",
+    "advantage",
+    "likelihood",
+    "loss",
+    "regulariser",
+    "trainer",
+    "logger",
+)
+"""Slots in recipe order; each takes a component of the kind of the same name."""
+
+LIST_SLOTS = frozenset({"regulariser", "logger"})
+"""Slots that hold any number of components: none, one, or a list."""
+
+
+@gin.configurable(module="dlmrl_kit")
+class Algorithm:
+    """A filled sentence: sample with S, keep the steps chosen by C, credit with A, re-score with Q, descend L.
+
+    Args:
+        task: prompts and reward.
+        policy: the denoiser's starting point.
+        sampler, selector, advantage, likelihood, loss: one component each.
+        regulariser: None, one component or a list.
+        trainer: the training loop's settings.
+        logger: None, one component or a list.
+
+    Raises:
+        RecipeError: a component reads a key that none before it writes (see ``dataflow``).
+    """
+
+    def __init__(
+        self,
+        task: Any = gin.REQUIRED,
+        policy: Any = gin.REQUIRED,
+        sampler: Any = gin.REQUIRED,
+        selector: Any = gin.REQUIRED,
+        advantage: Any = gin.REQUIRED,
+        likelihood: Any = gin.REQUIRED,
+        loss: Any = gin.REQUIRED,
+        regulariser: Any = None,
+        trainer: Any = gin.REQUIRED,
+        logger: Any = None,
+    ) -> None:
+        self.task = task
+        self.policy = policy
+        self.sampler = sampler
+        self.selector = selector
+        self.advantage = advantage
+        self.likelihood = likelihood
+        self.loss = loss
+        self.regularisers = _as_list(regulariser)
+        self.trainer = trainer
+        self.loggers = _as_list(logger)
+        self.plan = dataflow.plan(self)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) else [value]

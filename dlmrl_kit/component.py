@@ -1,0 +1,66 @@
+"""The base class of components: a TensorDict module with declared keys, on-demand keys and declared services.
+
+A component reads ``in_keys`` and adds ``out_keys``; it never overwrites a key it did not write. Keys in
+``optional_keys`` cost time or memory and are written only after ``ask_for`` named them: the recipe's dataflow check
+asks for those that a later component lists in its ``in_keys``. What is not data - the policy, a random generator, a
+reward function - is a *service*, listed in ``requires`` and passed by keyword:
+``component(tensordict, policy=policy, generator=generator)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeAlias
+
+from tensordict.nn import TensorDictModuleBase
+
+Key: TypeAlias = str | tuple[str, ...]
+
+SERVICES: dict[str, str] = {
+    "policy": "the current denoiser, dlmrl_kit.policies.base.Policy",
+    "sampler": "the recipe's sampler (its behaviour distribution and action log-probability)",
+    "generator": "a torch.Generator seeded from (seed, update, component kind)",
+    "restart": "restart(tensordict, step, n) -> float32 [B, K, n]: rewards of n completions sampled from x_step",
+}
+
+
+class Component(TensorDictModuleBase):
+    """Base class of samplers, selectors, advantages, likelihoods and regularisers.
+
+    Subclasses set ``in_keys`` and ``out_keys`` (class attributes, or in the constructor when they depend on it), and
+    implement ``forward(tensordict, **services) -> tensordict``.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    optional_keys: ClassVar[tuple[Key, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: tuple[Key, ...] = ()
+
+    @property
+    def asked(self) -> tuple[Key, ...]:
+        """The optional keys this component was asked to write."""
+        return self._asked
+
+    def ask_for(self, keys: Iterable[Key]) -> None:
+        """Asks for optional keys on top of ``out_keys`` (replaces what was asked before).
+
+        Raises:
+            ValueError: a key this component cannot write.
+        """
+        keys = tuple(dict.fromkeys(keys))
+        unknown = [k for k in keys if k not in self.optional_keys]
+        if unknown:
+            raise ValueError(f"{type(self).__name__} cannot write {unknown}; on demand it writes {self.optional_keys}")
+        self._asked = keys
+
+    def written_keys(self) -> tuple[Key, ...]:
+        """``out_keys`` and the optional keys that were asked for."""
+        return (*self.out_keys, *self._asked)
+
+
+def check(condition: bool, component: object, parameter: str, value: Any, expected: str) -> None:
+    """Raises a ``ValueError`` that names component, parameter, value and what was expected, unless ``condition``."""
+    if not condition:
+        raise ValueError(f"{type(component).__name__}.{parameter} must be {expected}, got {value!r}")

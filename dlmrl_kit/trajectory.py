@@ -1,0 +1,99 @@
+"""The trajectory: its keys, and the states rebuilt from (final tokens, step of commit).
+
+Shape letters: B samples, P prompt positions, L completion positions, T denoising steps, K selected steps, C committed
+positions of a step, V vocabulary. Steps are counted in the order they are taken, t = 0 .. T-1; the state before step
+t is x_t, its action leads to x_{t+1}. Position i is masked in x_t iff ``commit_step[i] >= t``; positions that were never
+committed (the end-of-text padding of a row that finished early) have ``commit_step = T``: masked in every state visited.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.component import Key
+
+
+class KeySpec(NamedTuple):
+    """Meaning of a trajectory key; ``shape`` in the letters of this module."""
+
+    dtype: str
+    shape: str
+    meaning: str
+
+
+KEYS: dict[Key, KeySpec] = {
+    "prompt_ids": KeySpec("int64", "[B, P]", "left-padded prompt"),
+    "prompt_mask": KeySpec("bool", "[B, P]", "False at padding"),
+    "group": KeySpec("int64", "[B]", "index of the prompt a sample belongs to"),
+    "example": KeySpec("int64", "[B]", "index of the puzzle in the task's split"),
+    "completion_ids": KeySpec("int64", "[B, L]", "the final tokens"),
+    "commit_step": KeySpec("int16", "[B, L]", "step at which each position was committed; T where it never was"),
+    ("step", "valid"): KeySpec("bool", "[B, T]", "steps that happened"),
+    ("step", "log_prob"): KeySpec("float32", "[B, T]", "behaviour log-probability of the step's action"),
+    ("step", "entropy"): KeySpec(
+        "float32", "[B, T]", "mean entropy (nats) of the behaviour distribution over the positions committed"
+    ),
+    ("step", "num_committed"): KeySpec("int64", "[B, T]", "positions committed"),
+    ("step", "token_log_prob"): KeySpec("float32", "[B, T]", "its token part: the committed tokens, behaviour"),
+    ("step", "model_log_prob"): KeySpec("float32", "[B, T]", "committed tokens at temperature 1, unfiltered"),
+    ("step", "greedy_ids"): KeySpec("int32", "[B, T, L]", "x_t with every masked position filled greedily"),
+    ("token", "log_prob"): KeySpec("float32", "[B, L]", "behaviour log-probability of each token when committed"),
+    ("token", "model_log_prob"): KeySpec("float32", "[B, L]", "the same at temperature 1, unfiltered"),
+    ("token", "commit_rank"): KeySpec("int16", "[B, L]", "order of the draw within the step (PlackettLuceOrder)"),
+    "reward": KeySpec("float32", "[B]", "final reward"),
+    "advantage": KeySpec("float32", "[B]", "sequence-level advantage"),
+    ("token", "advantage"): KeySpec("float32", "[B, L]", "token-level advantage"),
+    ("selected", "step"): KeySpec("int64", "[B, K]", "the steps a selector chose"),
+    ("selected", "weight"): KeySpec("float32", "[B, K]", "importance weight of each; 0 pads short rows"),
+    ("selected", "reward"): KeySpec("float32", "[B, K]", "reward of the one-step greedy completion of x_t"),
+    ("selected", "advantage"): KeySpec("float32", "[B, K]", "advantage of each chosen step"),
+    ("selected", "log_prob"): KeySpec("float32", "[B, K]", "recomputed under the current policy, with gradient"),
+    ("selected", "old_log_prob"): KeySpec("float32", "[B, K]", "under the policy that generated the trajectory"),
+    ("selected", "ref_log_prob"): KeySpec("float32", "[B, K]", "under the frozen reference policy"),
+    ("selected", "entropy"): KeySpec("float32", "[B, K]", "as ('step', 'entropy'), current policy, with gradient"),
+    ("selected", "token_mask"): KeySpec("bool", "[B, K, C]", "which of the C slots hold a committed position"),
+    ("selected", "token_log_prob"): KeySpec("float32", "[B, K, C]", "of each committed token, with gradient"),
+    ("selected", "old_token_log_prob"): KeySpec("float32", "[B, K, C]", "the same under the behaviour policy"),
+    ("selected", "ref_token_log_prob"): KeySpec("float32", "[B, K, C]", "the same under the reference policy"),
+    ("selected", "distribution"): KeySpec(
+        "float32", "[B, K, C, V]", "log-probabilities at the committed positions; lives for one micro-batch only"
+    ),
+    ("selected", "ref_distribution"): KeySpec("float32", "[B, K, C, V]", "the same under the reference policy"),
+}
+
+
+def masked_at(commit_step: Tensor, step: Tensor) -> Tensor:
+    """Which positions are masked in x_t.
+
+    Args:
+        commit_step: integer [B, L].
+        step: int64 [B, K], the t of each asked state.
+
+    Returns:
+        bool [B, K, L].
+    """
+    return commit_step[:, None, :] >= step[:, :, None]
+
+
+def committed_at(commit_step: Tensor, step: Tensor) -> Tensor:
+    """Which positions step t commits: bool [B, K, L] from integer [B, L] and int64 [B, K]."""
+    return commit_step[:, None, :] == step[:, :, None]
+
+
+def state_at(completion_ids: Tensor, commit_step: Tensor, step: Tensor, mask_id: int) -> Tensor:
+    """The states x_t: int64 [B, K, L] from int64 [B, L], integer [B, L] and int64 [B, K]."""
+    return completion_ids[:, None, :].expand(-1, step.shape[1], -1).masked_fill(masked_at(commit_step, step), mask_id)
+
+
+def gather_steps(values: Tensor, step: Tensor) -> Tensor:
+    """``values[b, step[b, k], ...]``: [B, K, ...] from [B, T, ...] and int64 [B, K]."""
+    index = step.reshape(*step.shape, *([1] * (values.dim() - 2))).expand(*step.shape, *values.shape[2:])
+    return values.gather(1, index)
+
+
+def num_valid(tensordict: TensorDictBase) -> Tensor:
+    """Number of steps that happened in each row: int64 [B] (steps happen from 0 on, without gaps)."""
+    return tensordict["step", "valid"].sum(-1)
