@@ -20,6 +20,7 @@ SERVICES: dict[str, str] = {
     "policy": "the current denoiser, dlmrl_kit.policies.base.Policy",
     "sampler": "the recipe's sampler (its behaviour distribution and action log-probability)",
     "generator": "a torch.Generator seeded from (seed, update, component kind)",
+    "score": "score(ids, example) -> float32 [N]: rewards of completions int64 [N, L] for example indices [N]",
     "restart": "restart(tensordict, step, n) -> float32 [B, K, n]: rewards of n completions sampled from x_step",
 }
 
@@ -59,8 +60,3 @@ class Component(TensorDictModuleBase):
         """``out_keys`` and the optional keys that were asked for."""
         return (*self.out_keys, *self._asked)
 
-
-def check(condition: bool, component: object, parameter: str, value: Any, expected: str) -> None:
-    """Raises a ``ValueError`` that names component, parameter, value and what was expected, unless ``condition``."""
-    if not condition:
-        raise ValueError(f"{type(component).__name__}.{parameter} must be {expected}, got {value!r}")

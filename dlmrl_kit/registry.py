@@ -8,6 +8,7 @@ component is its class name: in the registry, in gin, in the docs and on the com
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -104,6 +105,40 @@ class Component:
             for p in signature.parameters.values()
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         )
+
+
+    def keys(self) -> Keys | None:
+        """Keys a default instance reads and writes; None for components that are not TensorDict modules."""
+        return _keys(self.cls)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The dataflow contract of a component: what it reads, what it writes always, and what it writes when asked."""
+
+    reads: tuple[Any, ...]
+    writes: tuple[Any, ...]
+    on_demand: tuple[Any, ...]
+
+
+@functools.cache
+def _keys(cls: type) -> Keys | None:
+    """Builds an instance with defaults (placeholders where there is none) and asks it: keys may depend on arguments."""
+    from tensordict.nn import TensorDictModuleBase
+
+    if not issubclass(cls, TensorDictModuleBase):
+        return None
+    placeholders = {"int": 1, "float": 0.5, "str": "", "bool": False}
+    required = {
+        p.name: placeholders.get(str(p.annotation))
+        for p in inspect.signature(cls).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    try:
+        instance = cls(**required)
+    except (TypeError, ValueError):
+        return None
+    return Keys(tuple(instance.in_keys), tuple(instance.out_keys), tuple(getattr(instance, "optional_keys", ())))
 
 
 _COMPONENTS: dict[tuple[str, str], list[Component]] = {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dlmrl_kit.component import check
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
 
 
 @register("policy")

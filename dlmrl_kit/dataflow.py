@@ -1,0 +1,171 @@
+"""The dataflow check: who writes what is read, in which order components run, and which on-demand keys are needed.
+
+Runs when an ``Algorithm`` is built, before anything expensive: a recipe in which a component reads a key that none before
+it writes is refused, with the components that would write it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.rewards import FinalReward, SelectedReward
+
+if TYPE_CHECKING:
+    from dlmrl_kit.algorithm import Algorithm
+    from dlmrl_kit.component import Key
+
+PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example")
+"""Keys of a batch of prompts, before the sampler runs."""
+
+LIVE_KEYS: frozenset[Key] = frozenset({("selected", "distribution")})
+"""Likelihood keys too large to keep: computed inside a micro-batch, never stored; they have no ``old_`` twin."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, in order.
+
+    ``rollout``: components that complete a trajectory (sampler, rewards, selector, advantage).
+    ``old``: old key -> the sampler's key that recorded it, or None where the likelihood must be run before the update.
+    ``reference``: likelihood keys wanted under the reference policy, computed once per rollout.
+    ``live_reference``: the same, computed inside each micro-batch.
+    """
+
+    rollout: tuple[Any, ...]
+    old: dict[Key, Key | None] = field(default_factory=dict)
+    reference: tuple[Key, ...] = ()
+    live_reference: tuple[Key, ...] = ()
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a frozen reference policy is used at all."""
+        return bool(self.reference or self.live_reference)
+
+
+def plan(algorithm: Algorithm) -> Plan:
+    """Orders the components of an algorithm and asks each for the on-demand keys that others read.
+
+    Raises:
+        RecipeError: a key that is read and never written, or written twice.
+    """
+    terms = [algorithm.loss, *algorithm.regularisers]
+    likelihood = algorithm.likelihood
+    wanted = {key for term in terms for key in term.in_keys}
+    wanted_from_likelihood = {_plain(key) for key in wanted} & set(_can_write(likelihood))
+    likelihood.ask_for([key for key in likelihood.optional_keys if key in wanted_from_likelihood])
+
+    old = {
+        key: likelihood.recorded.get(_plain(key))
+        for key in sorted(wanted, key=str)
+        if _prefixed(key, "old_") and _plain(key) in wanted_from_likelihood - LIVE_KEYS
+    }
+    reference = [_plain(k) for k in sorted(wanted, key=str) if _prefixed(k, "ref_") and _plain(k) in wanted_from_likelihood]
+    recorded = {source for source in old.values() if source is not None}
+
+    rollout = _rollout_components(algorithm)
+    _ask_rollout(rollout, wanted | recorded | set(likelihood.in_keys))
+    ordered, available = _order(rollout)
+    _require(likelihood, likelihood.in_keys, available, ordered)
+    for source in sorted(recorded, key=str):
+        _require(likelihood, [source], available, ordered)
+    available |= set(likelihood.written_keys()) | set(old) | {_with_prefix(k, "ref_") for k in reference}
+    for term in terms:
+        _require(term, term.in_keys, available, [*ordered, likelihood])
+    return Plan(
+        rollout=tuple(ordered),
+        old=old,
+        reference=tuple(k for k in reference if k not in LIVE_KEYS),
+        live_reference=tuple(k for k in reference if k in LIVE_KEYS),
+    )
+
+
+def _rollout_components(algorithm: Algorithm) -> list[Any]:
+    parts: list[Any] = [algorithm.sampler, FinalReward(), algorithm.selector, algorithm.advantage]
+    reads = {key for part in parts for key in part.in_keys}
+    if ("selected", "reward") in reads:
+        parts.insert(3, SelectedReward())
+    return parts
+
+
+def _ask_rollout(parts: list[Any], wanted: set[Key]) -> None:
+    """Asks for optional keys until nothing changes: a component that was asked for more may read more itself."""
+    always = {key for part in parts for key in part.out_keys}
+    while True:
+        reads = wanted | {key for part in parts for key in part.in_keys}
+        before = [part.asked for part in parts]
+        for part in parts:
+            part.ask_for([key for key in part.optional_keys if key in reads - always])
+        if before == [part.asked for part in parts]:
+            return
+
+
+def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
+    """Parts in an order in which each reads only what was written before; the sampler's place is first."""
+    pending, ordered, available = list(parts), [], set(PROMPT_KEYS)
+    while pending:
+        ready = next((part for part in pending if set(part.in_keys) <= available), None)
+        if ready is None:
+            _require(pending[0], pending[0].in_keys, available, ordered)
+        written = set(ready.written_keys())
+        if written & available:
+            raise RecipeError(
+                f"{_label(ready)} writes {_names(written & available)}, which a component before it has already written"
+            )
+        available |= written
+        ordered.append(ready)
+        pending.remove(ready)
+    return ordered, available
+
+
+def _require(reader: Any, keys: Any, available: set[Key], before: list[Any]) -> None:
+    missing = [key for key in keys if key not in available]
+    if not missing:
+        return
+    key = missing[0]
+    writers = _writers(_plain(key))
+    hint = f"components that write it: {', '.join(writers)}" if writers else "no registered component writes it"
+    raise RecipeError(
+        f"{_label(reader)} reads {_names([key])}, which no component before it writes "
+        f"(before it run {', '.join(_label(part) for part in before) or 'none'}); {hint}"
+    )
+
+
+def _writers(key: Key) -> list[str]:
+    from dlmrl_kit.registry import components
+
+    found = []
+    for component in components():
+        keys = component.keys()
+        if keys is not None and key in (*keys.writes, *keys.on_demand):
+            found.append(f"{component.kind} {component.name}")
+    return found
+
+
+def _label(part: Any) -> str:
+    return type(part).__name__
+
+
+def _names(keys: Any) -> str:
+    return ", ".join(repr(key) for key in keys)
+
+
+def _can_write(part: Any) -> tuple[Key, ...]:
+    return (*part.out_keys, *part.optional_keys)
+
+
+def _prefixed(key: Key, prefix: str) -> bool:
+    return isinstance(key, tuple) and key[0] == "selected" and key[-1].startswith(prefix)
+
+
+def _plain(key: Key) -> Key:
+    """``("selected", "old_x")`` or ``("selected", "ref_x")`` -> ``("selected", "x")``; other keys unchanged."""
+    for prefix in ("old_", "ref_"):
+        if _prefixed(key, prefix):
+            return (key[0], key[1].removeprefix(prefix))
+    return key
+
+
+def _with_prefix(key: Key, prefix: str) -> Key:
+    return (key[0], prefix + key[1])

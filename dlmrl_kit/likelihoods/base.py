@@ -1,0 +1,109 @@
+"""Likelihood estimators: the log-probability of the selected steps under the current policy, with gradients.
+
+States are rebuilt from (final tokens, commit step); all selected steps of all samples go through the policy as one flat
+batch, slots of weight 0 left out. The base class does the bookkeeping; an estimator says which positions it needs and
+what it makes of their logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.component import Component, Key
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers.base import Decision, Sampler
+from dlmrl_kit.trajectory import committed_at, state_at
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The R selected steps (weight > 0) of a batch, flat: states, actions, prompts and where they belong.
+
+    ``prompt``: TensorDict [R]; ``ids``: int64 [R, L], the states x_t; ``decision``: the actions taken;
+    ``slots``: bool [B, K], True where a slot holds one of the R steps, in row-major order.
+    """
+
+    prompt: TensorDictBase
+    ids: Tensor
+    decision: Decision
+    slots: Tensor
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
+        out = values.new_zeros((*self.slots.shape, *values.shape[1:]))
+        return out.index_put(self.slots.nonzero(as_tuple=True), values)
+
+
+def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
+    """Rebuilds the selected steps of a trajectory batch."""
+    slots = tensordict["selected", "weight"] > 0
+    row, column = slots.nonzero(as_tuple=True)
+    step = tensordict["selected", "step"][row, column][:, None]
+    commit_step = tensordict["commit_step"][row]
+    tokens = tensordict["completion_ids"][row]
+    rank = tensordict.get(("token", "commit_rank"), None)
+    prompt = TensorDict(
+        {"prompt_ids": tensordict["prompt_ids"][row], "prompt_mask": tensordict["prompt_mask"][row]}, [len(row)]
+    )
+    committed = committed_at(commit_step, step).squeeze(1)
+    ids = state_at(tokens, commit_step, step, mask_id).squeeze(1)
+    return Replay(prompt, ids, Decision(committed, tokens, None if rank is None else rank[row].long()), slots)
+
+
+def pack(values: Tensor, committed: Tensor, width: int) -> Tensor:
+    """Values [n, ...] of the committed positions (row-major) into [R, C, ...] with C = ``width``, zeros behind."""
+    filled = torch.arange(width, device=committed.device) < committed.sum(-1)[:, None]
+    out = values.new_zeros((*filled.shape, *values.shape[1:]))
+    return out.index_put(filled.nonzero(as_tuple=True), values)
+
+
+def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tensor:
+    """Per-token values [B, L] of the selected steps as [B, K, C] with C = ``width``; zeros in empty slots."""
+    steps = replay(tensordict, mask_id=-1)
+    row = steps.slots.nonzero(as_tuple=True)[0]
+    return steps.scatter(pack(values[row][steps.decision.committed], steps.decision.committed, width))
+
+
+class Likelihood(Component):
+    """Base class of likelihood estimators.
+
+    ``forward(tensordict, policy=, sampler=)`` writes ``("selected", "log_prob")`` [B, K] and, on demand, the optional keys.
+    Under the policy that generated the trajectory the same numbers are known from the rollout: ``recorded`` maps each key
+    that has an ``old_`` twin to the sampler's key that holds it.
+    """
+
+    requires = ("policy", "sampler")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys = [
+            "prompt_ids",
+            "prompt_mask",
+            "completion_ids",
+            "commit_step",
+            ("selected", "step"),
+            ("selected", "weight"),
+        ]
+        self.out_keys = [("selected", "log_prob")]
+
+    @property
+    def recorded(self) -> dict[Key, Key]:
+        """Estimated key -> key in which the sampler records the same quantity under the behaviour policy."""
+        raise NotImplementedError
+
+    def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
+        """All keys asked for, flat: [R, ...] each."""
+        raise NotImplementedError
+
+    def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
+        """Adds the written keys, [B, K, ...]."""
+        steps = replay(tensordict, policy.mask_id)
+        estimated = self.estimate(steps, policy, sampler)
+        for key in self.written_keys():
+            tensordict.set(key, steps.scatter(estimated[key]))
+        return tensordict

@@ -1,0 +1,76 @@
+"""Step log-probability of the committed tokens alone, as published (EGSPO, arXiv 2603.12554; CJ-GRPO; TraceRL).
+
+Leaves out which positions were committed: exact for samplers that choose positions from the state alone, biased for
+``LowConfidence`` (theory 2). Without the sampling temperature it is what the released codes compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.behaviour import LOG_ZERO, entropy
+from dlmrl_kit.component import Key
+from dlmrl_kit.likelihoods.base import Likelihood, Replay, pack
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import Sampler
+
+
+@register(
+    "likelihood",
+    paper="arXiv 2603.12554",
+    unbiased=True,
+    under="samplers that choose positions from the state alone, with sampling_temperature=True",
+)
+class StepTokenLogProb(Likelihood):
+    """Sum over the committed positions of the log-probability of their tokens, one forward per selected step.
+
+    Args:
+        sampling_temperature: True scores with the sampler's behaviour distribution (temperature and filters); False with
+            softmax(logits), as the released codes do whatever temperature they sampled at.
+
+    Reads the trajectory and ``("selected", "step")``, ``("selected", "weight")``; writes ``("selected", "log_prob")``
+    [B, K]. On demand, with C the most positions a step can commit: ``token_mask``, ``token_log_prob`` [B, K, C],
+    ``distribution`` [B, K, C, V], ``entropy`` [B, K].
+    """
+
+    optional_keys = (
+        ("selected", "token_mask"),
+        ("selected", "token_log_prob"),
+        ("selected", "distribution"),
+        ("selected", "entropy"),
+    )
+
+    def __init__(self, sampling_temperature: bool = True) -> None:
+        super().__init__()
+        self.sampling_temperature = sampling_temperature
+
+    @property
+    def recorded(self) -> dict[Key, Key]:
+        """Step sums and single tokens, under the behaviour distribution or under softmax(logits)."""
+        step, token = ("token_log_prob", "log_prob") if self.sampling_temperature else ("model_log_prob",) * 2
+        return {("selected", "log_prob"): ("step", step), ("selected", "token_log_prob"): ("token", token)}
+
+    def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
+        """Predictions at the committed positions only."""
+        committed = steps.decision.committed
+        view = sampler.view(policy, steps.prompt, steps.ids, committed)
+        log_probs = view.log_probs if self.sampling_temperature else view.logits.log_softmax(-1)
+        tokens = steps.decision.tokens[committed]
+        picked = log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
+        row = view.index[0]
+        out: dict[Any, Tensor] = {("selected", "log_prob"): view.row_sum(picked, row)}
+        width = sampler.max_commits
+        for key in self.asked:
+            if key == ("selected", "token_mask"):
+                out[key] = pack(torch.ones_like(tokens, dtype=torch.bool), committed, width)
+            elif key == ("selected", "token_log_prob"):
+                out[key] = pack(picked, committed, width)
+            elif key == ("selected", "distribution"):
+                out[key] = pack(log_probs, committed, width)
+            else:
+                out[key] = view.row_sum(entropy(view.log_probs), row) / committed.sum(-1)
+        return out

@@ -1,0 +1,53 @@
+"""The reward stage: scores final completions and, where an advantage asks for it, one-step greedy completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.component import Component
+from dlmrl_kit.trajectory import gather_steps
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+class FinalReward(Component):
+    """Reads ``completion_ids``, ``example``; writes ``reward`` [B]."""
+
+    requires = ("score",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys = ["completion_ids", "example"]
+        self.out_keys = ["reward"]
+
+    def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
+        """Adds the reward of each completion."""
+        return tensordict.set("reward", score(tensordict["completion_ids"], tensordict["example"]))
+
+
+class SelectedReward(Component):
+    """Reads ``("step", "greedy_ids")``, the selection and ``example``; writes ``("selected", "reward")`` [B, K].
+
+    The reward of x_t with every masked position filled greedily in one go (EGSPO-SA's one-step denoising value), at the
+    selected steps only; 0 in slots of weight 0.
+    """
+
+    requires = ("score",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys = [("step", "greedy_ids"), ("selected", "step"), ("selected", "weight"), "example"]
+        self.out_keys = [("selected", "reward")]
+
+    def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
+        """Adds the reward of the one-step completion at each selected step."""
+        used = tensordict["selected", "weight"] > 0
+        greedy = gather_steps(tensordict["step", "greedy_ids"], tensordict["selected", "step"])[used].long()
+        example = tensordict["example"][:, None].expand_as(used)[used]
+        reward = score(greedy, example)
+        out = torch.zeros(used.shape, dtype=reward.dtype, device=used.device)
+        return tensordict.set(("selected", "reward"), out.masked_scatter(used, reward))

@@ -1,0 +1,288 @@
+"""Samplers: the denoising loop, and the exact log-probability of the action taken in each step.
+
+A sampler is defined by two functions of what the policy predicts in a state (a ``View``): ``decide`` draws which positions
+are committed with which tokens, ``action_log_prob`` gives the probability of such a decision. The loop here calls both; the
+likelihood estimators call the second with gradients. Everything depends on the state alone, so a sampler can resume
+from any state, and a step recomputed from a stored trajectory is the step that was taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, confidence, forbid, sample
+from dlmrl_kit.component import Component
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
+from dlmrl_kit.validate import check
+
+
+@dataclass(frozen=True)
+class View:
+    """What a sampler sees in a state: predictions at the N positions it may commit, in row-major order.
+
+    ``logits``: [N, V], forbidden tokens at -inf. ``behaviour``: how they become probabilities. ``allowed``: bool [B, L].
+    """
+
+    logits: Tensor
+    behaviour: Behaviour
+    allowed: Tensor
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Log-probabilities of the behaviour distribution, [N, V]."""
+        return behaviour_log_probs(self.logits, self.behaviour)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """Log-odds of softmax(logits) for every token, [N, V]; fixed, without gradient."""
+        return confidence(self.logits.detach())
+
+    @cached_property
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Row and position of each of the N predictions: two int64 [N]."""
+        rows, positions = self.allowed.nonzero(as_tuple=True)
+        return rows, positions
+
+    def dense(self, values: Tensor, fill: float) -> Tensor:
+        """Puts values [N] back into [B, L], ``fill`` elsewhere."""
+        return values.new_full(self.allowed.shape, fill).masked_scatter(self.allowed, values)
+
+    def row_sum(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Sums values [n] that belong to ``rows`` [n] into [B]."""
+        return values.new_zeros(self.allowed.shape[0]).index_add(0, rows, values)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action: the positions committed (bool [B, L]) and their tokens (int64 [B, L], read where committed).
+
+    ``rank`` (int64 [B, L]): order of the draw, for samplers whose action is an ordered draw.
+    """
+
+    committed: Tensor
+    tokens: Tensor
+    rank: Tensor | None = None
+
+
+def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
+    """Behaviour log-probability of each committed token [n], and its row [n]."""
+    chosen = decision.committed[view.allowed]
+    tokens = decision.tokens[decision.committed]
+    picked = view.log_probs[chosen].gather(-1, tokens[:, None]).squeeze(-1)
+    return picked.clamp(min=LOG_ZERO), view.index[0][chosen]
+
+
+def token_log_prob(view: View, decision: Decision) -> Tensor:
+    """Token part of the action's log-probability: [B], sum over committed positions of log p(token)."""
+    return view.row_sum(*token_log_probs(view, decision))
+
+
+def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
+    """The ``count`` [B] highest scores among ``allowed`` [B, L] as a bool mask; ties go to the lower position."""
+    return (rank_of(scores, allowed) < count[:, None]) & allowed
+
+
+def rank_of(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Rank (0 = highest) of each score in its row, int64 [B, L]; allowed positions come first, ties in order."""
+    floor = torch.finfo(scores.dtype).min
+    scores = scores.clamp(min=floor).masked_fill(~allowed, -torch.inf)
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+
+
+class Sampler(Component):
+    """Base class of samplers; see the module docstring.
+
+    Args:
+        completion_length: L, number of positions to fill.
+        tokens_per_step: positions committed per step; the last step of a block commits what is left.
+        block_length: positions are committed block by block, left to right (semi-autoregressive); None means one block.
+        temperature: of the behaviour distribution; 0 is greedy.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the most probable tokens up to this mass; 1 keeps all.
+        stop_at_eos: a row ends once its text up to the first end-of-text token is complete; the rest is padded.
+
+    Reads ``prompt_ids``, ``prompt_mask``; writes ``completion_ids``, ``commit_step`` and the ``step`` keys.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    requires = ("policy", "generator")
+    optional_keys = OPTIONAL_KEYS
+
+    def __init__(
+        self,
+        completion_length: int,
+        tokens_per_step: int = 1,
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop_at_eos: bool = True,
+    ) -> None:
+        super().__init__()
+        check(completion_length >= 1, self, "completion_length", completion_length, "at least 1")
+        check(tokens_per_step >= 1, self, "tokens_per_step", tokens_per_step, "at least 1")
+        check(block_length is None or block_length >= 1, self, "block_length", block_length, "at least 1, or None")
+        check(temperature >= 0, self, "temperature", temperature, "at least 0")
+        check(top_k >= 0, self, "top_k", top_k, "at least 0 (0 keeps every token)")
+        check(0 < top_p <= 1, self, "top_p", top_p, "in (0, 1]")
+        self.completion_length = completion_length
+        self.tokens_per_step = tokens_per_step
+        self.block_length = min(block_length or completion_length, completion_length)
+        self.stop_at_eos = stop_at_eos
+        self.behaviour = Behaviour(temperature, top_k, top_p)
+        self.in_keys = ["prompt_ids", "prompt_mask"]
+        self.out_keys = [
+            "completion_ids",
+            "commit_step",
+            ("step", "valid"),
+            ("step", "log_prob"),
+            ("step", "entropy"),
+            ("step", "num_committed"),
+        ]
+
+    @property
+    def max_steps(self) -> int:
+        """T: an upper bound on the number of denoising steps of a completion."""
+        full, last = divmod(self.completion_length, self.block_length)
+        return full * -(-self.block_length // self.tokens_per_step) + -(-last // self.tokens_per_step)
+
+    @property
+    def max_commits(self) -> int:
+        """C: an upper bound on the positions a step commits."""
+        return min(self.tokens_per_step, self.block_length)
+
+    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+        """Draws an action in the states of ``view``."""
+        raise NotImplementedError
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """Exact log-probability [B] of ``decision`` in the states of ``view``, with gradient."""
+        raise NotImplementedError
+
+    def allowed(self, masked: Tensor) -> Tensor:
+        """Positions that may be committed: the masked ones of the block of the first masked one, bool [B, L]."""
+        block = torch.arange(masked.shape[1], device=masked.device) // self.block_length
+        return masked & (block == block[masked.long().argmax(-1)][:, None])
+
+    def num_commits(self, view: View) -> Tensor:
+        """Positions a step commits in each row: int64 [B]."""
+        return view.allowed.sum(-1).clamp(max=self.tokens_per_step)
+
+    def running(self, ids: Tensor, policy: Policy) -> Tensor:
+        """Rows of ids [B, L] that are not finished: bool [B]."""
+        masked = ids == policy.mask_id
+        if not self.stop_at_eos or policy.eos_id is None:
+            return masked.any(-1)
+        eos = ids == policy.eos_id
+        before_eos = eos.long().cumsum(-1) == 0
+        return (masked & before_eos).any(-1)
+
+    def view(self, policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor | None = None) -> View:
+        """Runs the policy on states ids [B, L]; predictions at ``positions`` (bool [B, L], default: ``allowed``)."""
+        if positions is None:
+            positions = self.allowed(ids == policy.mask_id)
+        return View(predict(policy, prompt, ids, positions), self.behaviour, positions)
+
+    def forward(
+        self, tensordict: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Generates a completion for every row, from fully masked."""
+        shape = (tensordict.shape[0], self.completion_length)
+        ids = torch.full(shape, policy.mask_id, dtype=torch.int64, device=tensordict["prompt_ids"].device)
+        return tensordict.update(self.resume(tensordict, ids, policy=policy, generator=generator))
+
+    def resume(
+        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
+    ) -> dict[Any, Tensor]:
+        """Completes partially masked sequences.
+
+        Args:
+            prompt: holds ``prompt_ids`` and ``prompt_mask``, [B, P].
+            ids: int64 [B, L], masked where open; steps are counted from this state.
+            policy, generator: services.
+
+        Returns:
+            The keys this sampler writes. Positions that were not masked in ``ids`` get ``commit_step`` -1.
+        """
+        with torch.inference_mode():
+            recorder = Recorder(self, policy, ids)
+            for step in range(self.max_steps):
+                rows = self.running(recorder.ids, policy).nonzero().squeeze(-1)
+                if len(rows) == 0:
+                    break
+                self._step(step, rows, prompt[rows], recorder, policy, generator)
+            written = recorder.finish()
+        return {key: value.clone() for key, value in written.items()}
+
+    def _step(
+        self,
+        step: int,
+        rows: Tensor,
+        prompt: TensorDictBase,
+        recorder: Recorder,
+        policy: Policy,
+        generator: torch.Generator | None,
+    ) -> None:
+        ids = recorder.ids[rows]
+        masked = ids == policy.mask_id
+        allowed = self.allowed(masked)
+        if recorder.wants(("step", "greedy_ids")):
+            logits = predict(policy, prompt, ids, masked)
+            recorder.greedy(step, rows, ids.masked_scatter(masked, logits.argmax(-1)))
+            logits = logits[allowed[masked]]
+        else:
+            logits = predict(policy, prompt, ids, allowed)
+        view = View(logits, self.behaviour, allowed)
+        decision = self.decide(view, generator)
+        recorder.step(step, rows, view, decision, self.action_log_prob(view, decision))
+
+
+def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits [N, V] at the completion positions marked in bool [B, L], forbidden tokens at -inf."""
+    prompt_ids, prompt_mask = prompt["prompt_ids"], prompt["prompt_mask"]
+    logits = policy(
+        torch.cat([prompt_ids, ids], dim=1),
+        torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
+        torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
+    )
+    return forbid(logits, policy.forbidden_ids)
+
+
+def draw_tokens(view: View, committed: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Tokens [B, L] drawn from the behaviour distribution at the committed positions, 0 elsewhere."""
+    drawn = sample(view.log_probs[committed[view.allowed]], generator)
+    return torch.zeros_like(committed, dtype=torch.int64).masked_scatter(committed, drawn)
+
+
+class StateScoreSampler(Sampler):
+    """Base class of samplers that choose positions by a score of the state alone, then draw their tokens.
+
+    The choice does not depend on the tokens drawn, so the exact log-probability is the token part.
+    """
+
+    def scores(self, view: View) -> Tensor:
+        """Score of each of the N positions, [N]; the highest are committed."""
+        raise NotImplementedError
+
+    def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
+        """Positions to commit, bool [B, L]."""
+        return highest(view.dense(self.scores(view), -torch.inf), view.allowed, self.num_commits(view))
+
+    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+        """Chooses positions by score, then draws their tokens from the behaviour distribution."""
+        committed = self.committed(view, generator)
+        return Decision(committed, draw_tokens(view, committed, generator))
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """Sum over committed positions of log p(token)."""
+        return token_log_prob(view, decision)

@@ -1,0 +1,18 @@
+"""Entropy order (Dream, arXiv 2508.15487): the positions the model is most certain about first."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dlmrl_kit.behaviour import entropy
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import StateScoreSampler, View
+
+
+@register("sampler", paper="arXiv 2508.15487")
+class EntropyOrder(StateScoreSampler):
+    """Commits the positions of lowest entropy of softmax(logits). Arguments as ``Sampler``."""
+
+    def scores(self, view: View) -> Tensor:
+        """Minus the entropy in nats, [N]."""
+        return -entropy(view.logits.log_softmax(-1))

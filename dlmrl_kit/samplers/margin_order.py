@@ -1,0 +1,18 @@
+"""Margin order (top-2 margin, arXiv 2502.06768; Dream's ``topk_margin``): largest gap between the two best tokens first."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import StateScoreSampler, View
+
+
+@register("sampler", paper="arXiv 2502.06768")
+class MarginOrder(StateScoreSampler):
+    """Commits the positions with the largest probability margin of softmax(logits). Arguments as ``Sampler``."""
+
+    def scores(self, view: View) -> Tensor:
+        """Probability of the best token minus that of the second best, [N]."""
+        best = view.logits.softmax(-1).topk(2, dim=-1).values
+        return best[..., 0] - best[..., 1]

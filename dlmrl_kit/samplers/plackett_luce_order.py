@@ -1,0 +1,83 @@
+r"""Plackett-Luce order: positions drawn without replacement from scores h, then their tokens (as DCoLT, arXiv 2505.10446).
+
+    log pi(x_{t+1} | x_t) = sum_i log p_i(v_i) + sum_{r=1..k} [ h_{i_r} - logsumexp over positions not yet drawn of h ]
+
+The action is the *ordered* draw, so the order within a step is stored in ``("token", "commit_rank")``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, draw_tokens, rank_of, token_log_prob
+from dlmrl_kit.validate import check
+
+_NOT_ALLOWED = -1e9
+
+
+@register("sampler", paper="arXiv 2505.10446")
+class PlackettLuceOrder(StateScoreSampler):
+    """Draws positions in proportion to exp(h), h = log max_v softmax(logits)[v] / ``order_temperature``.
+
+    Args:
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        order_temperature: of the position scores; small approaches greedy order, large approaches random order.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        completion_length: int,
+        tokens_per_step: int = 1,
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop_at_eos: bool = True,
+        order_temperature: float = 1.0,
+    ) -> None:
+        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+        check(order_temperature > 0, self, "order_temperature", order_temperature, "positive")
+        self.order_temperature = order_temperature
+        self.out_keys = [*self.out_keys, ("token", "commit_rank")]
+
+    def scores(self, view: View) -> Tensor:
+        """Position scores h, [N], with gradient."""
+        return view.logits.log_softmax(-1).amax(-1) / self.order_temperature
+
+    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+        """Ordered draw of positions by the Gumbel-top-k trick, then their tokens."""
+        scores = view.dense(self.scores(view), -torch.inf).double()
+        uniform = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=torch.float64)
+        gumbel = -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()
+        rank = rank_of(scores + gumbel, view.allowed)
+        committed = (rank < self.num_commits(view)[:, None]) & view.allowed
+        return Decision(committed, draw_tokens(view, committed, generator), rank)
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """Token part plus log-probability of the ordered draw of positions."""
+        return token_log_prob(view, decision) + ordered_draw_log_prob(
+            view.dense(self.scores(view), _NOT_ALLOWED), view.allowed, decision
+        )
+
+
+def ordered_draw_log_prob(scores: Tensor, allowed: Tensor, decision: Decision) -> Tensor:
+    """Plackett-Luce log-probability [B] of drawing the committed positions in the order of ``decision.rank``.
+
+    Args:
+        scores: [B, L], very low where not allowed.
+        allowed: bool [B, L].
+        decision: its ``rank`` orders the committed positions.
+    """
+    assert decision.rank is not None
+    length = allowed.shape[-1]
+    rank = decision.rank.long()
+    rank = torch.where(decision.committed, rank, torch.where(allowed, length, 2 * length))
+    order = rank.argsort(dim=-1, stable=True)
+    ordered = scores.gather(-1, order)
+    remaining = ordered.flip(-1).logcumsumexp(-1).flip(-1)
+    return ((ordered - remaining) * decision.committed.gather(-1, order)).sum(-1)

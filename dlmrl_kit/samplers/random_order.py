@@ -1,0 +1,28 @@
+"""Random order: positions drawn uniformly, tokens from the behaviour distribution (MDLM-style ancestral sampling)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, highest, token_log_prob
+
+
+@register("sampler", paper="arXiv 2406.07524")
+class RandomOrder(StateScoreSampler):
+    """Commits positions chosen uniformly at random. Arguments as ``Sampler``.
+
+    Exact log-probability: token part minus log C(m, k), for k of m positions.
+    """
+
+    def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
+        """k positions of each row, uniformly without replacement."""
+        noise = torch.rand(view.allowed.shape, generator=generator, device=view.allowed.device, dtype=torch.float64)
+        return highest(noise, view.allowed, self.num_commits(view))
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """Token part minus the log number of position sets of this size."""
+        tokens = token_log_prob(view, decision)
+        total, count = view.allowed.sum(-1).to(tokens.dtype), decision.committed.sum(-1).to(tokens.dtype)
+        return tokens - ((total + 1).lgamma() - (count + 1).lgamma() - (total - count + 1).lgamma())

@@ -1,0 +1,116 @@
+"""Writes a trajectory while it is sampled: one scalar per step, never a distribution over the vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.behaviour import LOG_ZERO, entropy
+from dlmrl_kit.component import Key
+from dlmrl_kit.policies.base import Policy
+
+if TYPE_CHECKING:
+    from dlmrl_kit.samplers.base import Decision, Sampler, View
+
+OPTIONAL_KEYS: tuple[Key, ...] = (
+    ("step", "token_log_prob"),
+    ("step", "model_log_prob"),
+    ("step", "greedy_ids"),
+    ("token", "log_prob"),
+    ("token", "model_log_prob"),
+)
+
+
+class Recorder:
+    """The arrays of a trajectory in the making.
+
+    Args:
+        sampler: its ``written_keys`` say what to record.
+        policy: for its mask and end-of-text ids.
+        ids: int64 [B, L], the start state.
+    """
+
+    def __init__(self, sampler: Sampler, policy: Policy, ids: Tensor) -> None:
+        self.ids = ids.clone()
+        self._policy = policy
+        self._keys = sampler.written_keys()
+        self._num_steps = sampler.max_steps
+        batch, length = ids.shape
+        like_steps = (batch, self._num_steps)
+        device = ids.device
+        dtype = next(policy.parameters()).dtype
+        real = dtype if dtype == torch.float64 else torch.float32
+        never = torch.full(ids.shape, self._num_steps, dtype=torch.int16, device=device)
+        self._out: dict[Any, Tensor] = {
+            "commit_step": never.masked_fill(ids != policy.mask_id, -1),
+            ("step", "valid"): torch.zeros(like_steps, dtype=torch.bool, device=device),
+            ("step", "num_committed"): torch.zeros(like_steps, dtype=torch.int64, device=device),
+        }
+        for key in self._keys:
+            if key == ("step", "greedy_ids"):
+                self._out[key] = torch.zeros((*like_steps, length), dtype=torch.int32, device=device)
+            elif key == ("token", "commit_rank"):
+                self._out[key] = torch.zeros((batch, length), dtype=torch.int16, device=device)
+            elif key not in self._out and isinstance(key, tuple):
+                shape = (batch, length) if key[0] == "token" else like_steps
+                self._out[key] = torch.zeros(shape, dtype=real, device=device)
+
+    def wants(self, key: Key) -> bool:
+        """Whether this key is to be recorded."""
+        return key in self._keys
+
+    def greedy(self, step: int, rows: Tensor, ids: Tensor) -> None:
+        """Stores the one-step greedy completions ids [R, L] of ``rows``."""
+        self._out["step", "greedy_ids"][rows, step] = ids.int()
+
+    def step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
+        """Applies a decision to ``rows`` and records it."""
+        committed = decision.committed
+        count = committed.sum(-1)
+        self.ids[rows] = torch.where(committed, decision.tokens, self.ids[rows])
+        self._out["commit_step"][rows] = self._out["commit_step"][rows].masked_fill(committed, step)
+        self._out["step", "valid"][rows, step] = True
+        self._out["step", "num_committed"][rows, step] = count
+        self._out["step", "log_prob"][rows, step] = log_prob
+        chosen = committed[view.allowed]
+        local = view.index[0][chosen]
+        behaviour = view.log_probs[chosen]
+        tokens = decision.tokens[committed][:, None]
+        self._out["step", "entropy"][rows, step] = view.row_sum(entropy(behaviour), local) / count
+        self._record_tokens("log_prob", "token_log_prob", behaviour, tokens, step, rows, view, committed, local)
+        if self.wants(("step", "model_log_prob")) or self.wants(("token", "model_log_prob")):
+            model = view.logits[chosen].log_softmax(-1)
+            self._record_tokens("model_log_prob", "model_log_prob", model, tokens, step, rows, view, committed, local)
+        if decision.rank is not None:
+            stored = self._out["token", "commit_rank"]
+            stored[rows] = torch.where(committed, decision.rank.to(stored.dtype), stored[rows])
+
+    def _record_tokens(
+        self,
+        token_name: str,
+        step_name: str,
+        log_probs: Tensor,
+        tokens: Tensor,
+        step: int,
+        rows: Tensor,
+        view: View,
+        committed: Tensor,
+        local: Tensor,
+    ) -> None:
+        per_token, per_step = ("token", token_name), ("step", step_name)
+        if not (self.wants(per_token) or self.wants(per_step)):
+            return
+        picked = log_probs.gather(-1, tokens).squeeze(-1).clamp(min=LOG_ZERO)
+        if self.wants(per_step):
+            self._out[per_step][rows, step] = view.row_sum(picked, local)
+        if self.wants(per_token):
+            self._out[per_token][rows] = self._out[per_token][rows].masked_scatter(committed, picked)
+
+    def finish(self) -> dict[Any, Tensor]:
+        """All keys; positions left open by a finished row hold the end-of-text token (padding if there is none)."""
+        policy = self._policy
+        filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
+        self._out["completion_ids"] = self.ids.masked_fill(self.ids == policy.mask_id, filler)
+        return {key: self._out[key] for key in self._keys}

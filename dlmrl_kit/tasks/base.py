@@ -1,0 +1,177 @@
+"""The base class of tasks: a stream of puzzles divided into disjoint splits, and a verifiable reward.
+
+A subclass implements ``candidate`` (the n-th puzzle of an endless stream) and ``score``; splits, duplicates, caching
+and the bound on attempts are dealt with here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, SupportsIndex
+
+from dlmrl_kit.validate import check
+
+
+@dataclass(frozen=True)
+class Example:
+    """A puzzle: the text a policy is given, one right completion, and whatever else the task wants to tell about it."""
+
+    prompt: str
+    answer: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """Puzzles in three splits, generated when first asked for, and a reward for completions.
+
+    Which split a puzzle belongs to is decided by a hash of its canonical text alone (40% pretrain, 40% train, 20%
+    heldout). So two splits never share a puzzle, not even between tasks of other sizes, seeds or difficulties.
+
+    Subclasses list in ``generator_parameters`` the parameters that decide how many distinct puzzles exist, and in
+    ``max_misses`` after how many puzzles in a row that are not new ones of a split this split is taken to be used up.
+    """
+
+    SPLITS: ClassVar[tuple[str, ...]] = ("pretrain", "train", "heldout")
+    generator_parameters: ClassVar[tuple[str, ...]] = ()
+    max_misses: ClassVar[int] = 1000
+
+    def __init__(self, num_pretrain: int, num_train: int, num_heldout: int) -> None:
+        """Sets the number of examples of each split (0 or more).
+
+        Raises:
+            ValueError: a size that is not an integer, or negative.
+        """
+        self._sizes = dict(zip(self.SPLITS, (num_pretrain, num_train, num_heldout), strict=True))
+        for split, number in self._sizes.items():
+            check_int(self, f"num_{split}", number, 0)
+        self._found: dict[str, list[Example]] = {split: [] for split in self.SPLITS}
+        self._misses = dict.fromkeys(self.SPLITS, 0)
+        self._seen: set[str] = set()
+        self._drawn = 0
+
+    @abstractmethod
+    def candidate(self, number: int) -> Example | None:
+        """Puzzle ``number`` = 0, 1, 2, ... of the stream; None where the generator failed or made an unsuitable one.
+
+        Called once for each number, in order; must depend on ``number`` and the constructor's parameters only.
+        """
+
+    @abstractmethod
+    def score(self, completion: str, example: Example) -> dict[str, float]:
+        """Reward components of a completion, each in [0, 1].
+
+        Always has ``"reward"`` (what training maximises) and ``"solved"`` (1.0 if exactly right, else 0.0; accuracy is
+        its mean). Never raises and takes bounded time, whatever ``completion`` is.
+        """
+
+    def canonical(self, example: Example) -> str:
+        """The text that identifies a puzzle, equal for puzzles that count as the same one. Default: the prompt."""
+        return example.prompt
+
+    def size(self, split: str) -> int:
+        """Number of examples of a split.
+
+        Raises:
+            ValueError: unknown split.
+        """
+        check(split in self._sizes, self, "split", split, f"one of {', '.join(self.SPLITS)}")
+        return self._sizes[split]
+
+    def example(self, split: str, index: SupportsIndex) -> Example:
+        """Example ``index`` of a split; generates those before it too, unless they were generated before.
+
+        Raises:
+            IndexError: ``index`` is negative or not below ``size(split)``.
+            ValueError: unknown split, or there are not as many distinct puzzles as ``size(split)`` promises.
+        """
+        size, position = self.size(split), operator.index(index)
+        if not 0 <= position < size:
+            raise IndexError(f"{type(self).__name__}: split {split!r} has {size} examples, got index {position}")
+        found = self._found[split]
+        while len(found) <= position:
+            if self._used_up(split):
+                raise ValueError(self._shortage(split))
+            self._draw()
+        return found[position]
+
+    def _draw(self) -> None:
+        """Takes the next puzzle of the stream and puts it into its split, whichever split it was drawn for.
+
+        Misses are counted for every split at every draw: what a split contains, and where it ends, is then a function
+        of the stream and not of the order of the calls.
+        """
+        example = self.candidate(self._drawn)
+        self._drawn += 1
+        home = None if example is None else self._new_in(example)
+        for split in self.SPLITS:
+            if example is not None and split == home and not self._used_up(split):
+                self._found[split].append(example)
+                self._misses[split] = 0
+            else:
+                self._misses[split] += 1
+
+    def _new_in(self, example: Example) -> str | None:
+        """The split of a puzzle that was not seen before, else None."""
+        text = self.canonical(example)
+        if text in self._seen:
+            return None
+        self._seen.add(text)
+        return split_of(text)
+
+    def _used_up(self, split: str) -> bool:
+        return self._misses[split] >= self.max_misses
+
+    def _shortage(self, split: str) -> str:
+        widen = f", or widen {', '.join(self.generator_parameters)}" if self.generator_parameters else ""
+        return (
+            f"{type(self).__name__}: num_{split} is {self._sizes[split]}, but only {len(self._found[split])} distinct "
+            f"puzzles were found (gave up after {self.max_misses} attempts in a row without a new one); "
+            f"lower num_{split}{widen}"
+        )
+
+
+def split_of(text: str) -> str:
+    """The split of the puzzle with this canonical text: depends on nothing but the text."""
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+    bucket = int.from_bytes(digest[:8], "big") % 5
+    return ("pretrain", "pretrain", "train", "train", "heldout")[bucket]
+
+
+def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Mean of ``values`` (each in [0, 1]) with ``weights`` (same names; at least one positive): in [0, 1]."""
+    # Both sums run over the same names in the same order, so that all values 1 give 1 exactly.
+    total = sum(weight * values[name] for name, weight in weights.items())
+    return min(1.0, total / sum(weights.values()))
+
+
+def check_weights(component: object, **weights: float) -> None:
+    """Raises ``ValueError`` unless every weight is finite and at least 0, and one is positive."""
+    for name, weight in weights.items():
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        check(number and 0 <= weight < math.inf, component, name, weight, "a finite number, at least 0")
+    total = sum(weights.values())
+    check(0 < total < math.inf, component, " + ".join(weights), total, "positive and finite")
+
+
+def check_int(component: object, parameter: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raises ``ValueError`` unless ``value`` is an integer from ``low`` to ``high`` (no upper bound if None)."""
+    expected = f"an integer, at least {low}" if high is None else f"an integer from {low} to {high}"
+    integer = isinstance(value, int) and not isinstance(value, bool)
+    check(integer and value >= low and (high is None or value <= high), component, parameter, value, expected)
+
+
+def reasoning_gym_dataset(name: str, seed: int, **config: Any) -> Any:
+    """A reasoning-gym dataset: ``dataset[n]["metadata"]`` is its n-th puzzle, n = 0, 1, 2, ... without end.
+
+    reasoning-gym seeds puzzle n with ``seed + n``, so the streams of seeds 0 and 1 are one stream shifted by one; here
+    seeds are hashed first and streams have nothing to do with each other.
+    """
+    import reasoning_gym
+
+    start = int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:8], "big")
+    return reasoning_gym.create_dataset(name, seed=start, **config)

@@ -1,0 +1,115 @@
+"""Countdown: reach a target with given numbers; puzzles of reasoning-gym's ``countdown``, scored by ``arithmetic``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.tasks import arithmetic
+from dlmrl_kit.tasks.base import Example, Task, check_int, check_weights, reasoning_gym_dataset, weighted_mean
+from dlmrl_kit.validate import check
+
+
+@register("task")
+class Countdown(Task):
+    """Write an expression that uses each given number exactly once and equals the target.
+
+    The prompt is the numbers with spaces between them, ``=``, the target, ``:``; the answer is an expression without
+    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. ``meta`` has
+    ``"numbers"`` (a list, in the order of the prompt) and ``"target"``. Puzzles with the same numbers in another order
+    and the same target count as one puzzle.
+
+    Reward components: ``format``, the completion is an expression with a value and its numbers are the given ones, each
+    used exactly once; ``solved``, moreover the value is the target, exactly. ``reward`` is their weighted mean. Text
+    after the expression, also ``=116``, makes it invalid; white space around it does not.
+
+    reasoning-gym's own scorer is never called: it runs model text as Python.
+
+    Args:
+        min_numbers, max_numbers: how many numbers are given, 2 to 8.
+        min_value, max_value: range of the numbers, 1 to 1000.
+        min_target, max_target: range of the target, at least 1.
+        seed: which puzzles, and in which order.
+        num_pretrain, num_train, num_heldout: examples of each split. About 1.8 ms per puzzle drawn with the default
+            ranges (more with more numbers or a narrow range of targets), and every 5 draws give 2, 2 and 1 of the three
+            splits.
+        solved_weight, format_weight: weights of the reward, at least one positive. By default the right numbers alone
+            earn 0.1, a right solution 1.
+
+    Raises:
+        ValueError: a parameter out of its range, or targets that no product of the numbers reaches.
+    """
+
+    generator_parameters = ("min_numbers", "max_numbers", "min_value", "max_value", "min_target", "max_target")
+    max_misses = 200  # a failure of reasoning-gym's generator costs 60 ms
+
+    def __init__(
+        self,
+        min_numbers: int = 3,
+        max_numbers: int = 3,
+        min_value: int = 1,
+        max_value: int = 99,
+        min_target: int = 10,
+        max_target: int = 999,
+        seed: int = 0,
+        num_pretrain: int = 8000,
+        num_train: int = 2000,
+        num_heldout: int = 256,
+        solved_weight: float = 0.9,
+        format_weight: float = 0.1,
+    ) -> None:
+        super().__init__(num_pretrain, num_train, num_heldout)
+        check_int(self, "max_numbers", max_numbers, 2, 8)
+        check_int(self, "min_numbers", min_numbers, 2, max_numbers)
+        check_int(self, "max_value", max_value, 1, 1000)
+        check_int(self, "min_value", min_value, 1, max_value)
+        check_int(self, "max_target", max_target, 1)
+        check_int(self, "min_target", min_target, 1, max_target)
+        largest = max(max_value**max_numbers, max_value * max_numbers)  # the sum is larger where max_value is 1
+        check(min_target <= largest, self, "min_target", min_target, f"reachable: at most {largest}")
+        check_int(self, "seed", seed, 0)
+        check_weights(self, solved_weight=solved_weight, format_weight=format_weight)
+        self.seed = seed
+        self.ranges = {
+            "min_numbers": min_numbers,
+            "max_numbers": max_numbers,
+            "min_value": min_value,
+            "max_value": max_value,
+            "min_target": min_target,
+            "max_target": max_target,
+        }
+        self.weights = {"format": format_weight, "solved": solved_weight}
+        self._puzzles: Any = None
+
+    def candidate(self, number: int) -> Example | None:
+        """Puzzle ``number`` of the stream; None where reasoning-gym found none in the ranges."""
+        if self._puzzles is None:
+            self._puzzles = reasoning_gym_dataset("countdown", self.seed, **self.ranges)
+        try:
+            puzzle = self._puzzles[number]["metadata"]
+        except ValueError:
+            return None
+        given, target = puzzle["numbers"], puzzle["target"]
+        prompt = f"{' '.join(map(str, given))}={target}:"
+        example = Example(prompt, puzzle["expression"].replace(" ", ""), {"numbers": given, "target": target})
+        # The generator works on sympy's text of an expression; whatever that looks like, only right answers get out.
+        return example if self.score(example.answer, example)["solved"] else None
+
+    def canonical(self, example: Example) -> str:
+        """The prompt with the numbers sorted."""
+        given, target = _question(example)
+        return f"{' '.join(map(str, given))}={target}"
+
+    def score(self, completion: str, example: Example) -> dict[str, float]:
+        """Components ``format``, ``solved`` and ``reward``, each in [0, 1]; never raises."""
+        given, target = _question(example)
+        value = arithmetic.evaluate(completion)
+        well_formed = value is not None and arithmetic.numbers(completion) == given
+        values = {"format": float(well_formed), "solved": float(well_formed and value == target)}
+        return {**values, "reward": weighted_mean(values, self.weights)}
+
+
+def _question(example: Example) -> tuple[list[int], int]:
+    """The given numbers, sorted, and the target."""
+    given, target = example.prompt.removesuffix(":").split("=")
+    return sorted(map(int, given.split())), int(target)
