@@ -1,0 +1,1 @@
+"""How much better an action was than expected."""

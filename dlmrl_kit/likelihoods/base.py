@@ -96,6 +96,10 @@ class Likelihood(Component):
         """Estimated key -> key in which the sampler records the same quantity under the behaviour policy."""
         raise NotImplementedError
 
+    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler) -> TensorDictBase:
+        """Adds keys that do not depend on the policy; by default there are none."""
+        return tensordict
+
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """All keys asked for, flat: [R, ...] each."""
         raise NotImplementedError
@@ -104,6 +108,6 @@ class Likelihood(Component):
         """Adds the written keys, [B, K, ...]."""
         steps = replay(tensordict, policy.mask_id)
         estimated = self.estimate(steps, policy, sampler)
-        for key in self.written_keys():
-            tensordict.set(key, steps.scatter(estimated[key]))
+        for key, values in estimated.items():
+            tensordict.set(key, steps.scatter(values))
         return tensordict

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.behaviour import LOG_ZERO, entropy
 from dlmrl_kit.component import Key
-from dlmrl_kit.likelihoods.base import Likelihood, Replay, pack
+from dlmrl_kit.likelihoods.base import Likelihood, Replay, pack, pack_tokens
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
@@ -54,6 +55,13 @@ class StepTokenLogProb(Likelihood):
         step, token = ("token_log_prob", "log_prob") if self.sampling_temperature else ("model_log_prob",) * 2
         return {("selected", "log_prob"): ("step", step), ("selected", "token_log_prob"): ("token", token)}
 
+    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler) -> TensorDictBase:
+        """Adds ``("selected", "token_mask")`` if asked: which of the C slots of a step hold a committed position."""
+        if ("selected", "token_mask") in self.asked:
+            ones = torch.ones_like(tensordict["completion_ids"], dtype=torch.bool)
+            tensordict.set(("selected", "token_mask"), pack_tokens(tensordict, ones, sampler.max_commits))
+        return tensordict
+
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """Predictions at the committed positions only."""
         committed = steps.decision.committed
@@ -65,12 +73,10 @@ class StepTokenLogProb(Likelihood):
         out: dict[Any, Tensor] = {("selected", "log_prob"): view.row_sum(picked, row)}
         width = sampler.max_commits
         for key in self.asked:
-            if key == ("selected", "token_mask"):
-                out[key] = pack(torch.ones_like(tokens, dtype=torch.bool), committed, width)
-            elif key == ("selected", "token_log_prob"):
+            if key == ("selected", "token_log_prob"):
                 out[key] = pack(picked, committed, width)
             elif key == ("selected", "distribution"):
                 out[key] = pack(log_probs, committed, width)
-            else:
+            elif key == ("selected", "entropy"):
                 out[key] = view.row_sum(entropy(view.log_probs), row) / committed.sum(-1)
         return out

@@ -1,0 +1,1 @@
+"""Regularisers: terms added to the loss."""

@@ -1,0 +1,1 @@
+"""Which denoising steps are trained, with which weights."""

@@ -38,7 +38,7 @@ class Sudoku4x4(Task):
     """
 
     generator_parameters = ("min_empty", "max_empty")
-    max_misses = 2000
+    max_misses = 1000
 
     def __init__(
         self,

@@ -1,0 +1,72 @@
+"""Monte Carlo advantage (VinePPO, arXiv 2410.01679, for denoising steps): restart from the states around a step.
+
+    A_{i,t} = mean of n rewards restarted from x_{t+1}  -  mean of n_baseline rewards restarted from x_t
+
+The first mean estimates Q(s_t, a_t), the second V(s_t); both are independent of everything else, so the gradient is
+unbiased for any n. No group is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.advantages.base import SELECTED, WEIGHT
+from dlmrl_kit.component import Component
+from dlmrl_kit.registry import register
+from dlmrl_kit.trajectory import num_valid
+from dlmrl_kit.validate import check
+
+
+@register("advantage", paper="arXiv 2410.01679", unbiased=True, under="restarts sample as the trajectory was sampled")
+class MonteCarlo(Component):
+    """Average reward of completions restarted after a step, minus that of completions restarted before it.
+
+    Args:
+        n: completions from x_{t+1}, at least 1.
+        n_baseline: completions from x_t; 0 means no baseline.
+
+    Reads ``("step", "valid")`` bool [B, T], ``("selected", "step")`` int64 [B, K], ``("selected", "weight")`` [B, K],
+    and what a restart needs: ``prompt_ids``, ``prompt_mask`` [B, P], ``example`` [B], ``completion_ids``,
+    ``commit_step`` [B, L], ``reward`` [B]. Service: ``restart``.
+    Writes ``("selected", "advantage")`` [B, K], 0 where the weight is (there the restart is asked for the final state,
+    which costs nothing).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    requires = ("restart",)
+
+    def __init__(self, n: int = 4, n_baseline: int = 4) -> None:
+        super().__init__()
+        check(isinstance(n, int) and n >= 1, self, "n", n, "an integer, at least 1")
+        check(isinstance(n_baseline, int) and n_baseline >= 0, self, "n_baseline", n_baseline, "an integer, at least 0")
+        self.n = n
+        self.n_baseline = n_baseline
+        self.in_keys = [
+            "prompt_ids",
+            "prompt_mask",
+            "example",
+            "completion_ids",
+            "commit_step",
+            "reward",
+            ("step", "valid"),
+            ("selected", "step"),
+            WEIGHT,
+        ]
+        self.out_keys = [SELECTED]
+
+    def forward(
+        self, tensordict: TensorDictBase, *, restart: Callable[[TensorDictBase, Tensor, int], Tensor]
+    ) -> TensorDictBase:
+        """Restarts at step + 1, and at step for the baseline."""
+        used = tensordict[WEIGHT] > 0
+        step = torch.where(used, tensordict["selected", "step"], num_valid(tensordict)[:, None])
+        advantage = restart(tensordict, torch.where(used, step + 1, step), self.n).mean(-1)
+        if self.n_baseline > 0:
+            advantage = advantage - restart(tensordict, step, self.n_baseline).mean(-1)
+        return tensordict.set(SELECTED, torch.where(used, advantage, 0.0))

@@ -1,0 +1,115 @@
+r"""One-step denoise advantage (EGSPO-SA, arXiv 2603.12554): the reward against what the state alone already promised.
+
+V_{i,t} is the reward of the completion got by greedily filling every masked position of x_t at once, a function of the
+state. The return of step t and its advantage are
+
+    G_{i,t} = ((1 + lambda_t) R_i - lambda_t V_{i,t}) / (1 + lambda_t),    A_{i,t} = G_{i,t} - baseline_t(group)
+
+The baseline compares the *same time step* of the group's members (the released code compares entropy ranks, which mixes
+time steps). A member that did not select t stands in with the V of its selected step nearest in time (ties: the
+earlier), one that selected nothing with V = R. So each baseline runs over the whole group, is a function of the other
+samples only (besides the own G_{i,t}, where the estimator includes it), and is exactly the same-time-step baseline
+where all members selected t.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.advantages.base import SELECTED, WEIGHT, GroupAdvantage
+from dlmrl_kit.advantages.group_mean import GroupMean
+from dlmrl_kit.component import Component
+from dlmrl_kit.registry import register
+from dlmrl_kit.schedules.base import Schedule
+from dlmrl_kit.schedules.constant import Constant
+from dlmrl_kit.trajectory import num_valid
+from dlmrl_kit.validate import check
+
+
+@register(
+    "advantage",
+    paper="arXiv 2603.12554",
+    unbiased=True,
+    scale="1 - 1/G",
+    under="normalise=True and baseline GroupMean; scale 1 with LeaveOneOut",
+)
+class OneStepDenoise(Component):
+    """Credits a step with the reward beyond the one-step greedy completion of its state, group-centred per time step.
+
+    Args:
+        lam: lambda, at least 0: a number, or a schedule over the steps of a row. 0 is the plain group advantage.
+        normalise: divide by 1 + lambda, which keeps the scale of the gradient.
+        baseline: a group advantage, applied to the returns of each time step; None means ``GroupMean()``.
+
+    Reads ``reward`` [B], ``group`` int64 [B], ``("step", "valid")`` bool [B, T], ``("selected", "step")`` int64 [B, K],
+    ``("selected", "weight")`` [B, K], ``("selected", "reward")`` [B, K]: V. Writes ``("selected", "advantage")``
+    [B, K], 0 where the weight is; such slots influence nothing.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self, lam: float | Schedule = 0.5, normalise: bool = True, baseline: GroupAdvantage | None = None
+    ) -> None:
+        super().__init__()
+        number = isinstance(lam, (int, float))
+        check(number or isinstance(lam, Schedule), self, "lam", lam, "a number or a schedule")
+        schedule = lam if isinstance(lam, Schedule) else Constant(lam)
+        least = schedule(torch.linspace(0, 1, 101)).min()
+        check(bool(least >= 0), self, "lam", lam, "at least 0 at every step")
+        check(baseline is None or isinstance(baseline, GroupAdvantage), self, "baseline", baseline, "a group advantage")
+        self.lam = schedule
+        self.normalise = normalise
+        self.baseline = baseline if baseline is not None else GroupMean()
+        self.in_keys = [
+            "reward",
+            "group",
+            ("step", "valid"),
+            ("selected", "step"),
+            WEIGHT,
+            ("selected", "reward"),
+        ]
+        self.out_keys = [SELECTED]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Returns of every time step, compared within the group, read off at the chosen steps."""
+        reward, step, used = tensordict["reward"], tensordict["selected", "step"], tensordict[WEIGHT] > 0
+        num_steps = tensordict["step", "valid"].shape[1]
+        value = nearest_value(tensordict["selected", "reward"].double(), step, used, reward.double(), num_steps)
+        time = torch.arange(num_steps, device=reward.device, dtype=torch.float64)
+        last = (num_valid(tensordict)[:, None] - 1).clamp(min=1)
+        lam = self.lam((time / last).clamp(max=1))
+        returns = (1 + lam) * reward[:, None] - lam * value
+        if self.normalise:
+            returns = returns / (1 + lam)
+        advantage = self.baseline.estimate(returns, tensordict["group"]).gather(1, step).to(reward.dtype)
+        return tensordict.set(SELECTED, torch.where(used, advantage, 0.0))
+
+
+def nearest_value(value: Tensor, step: Tensor, used: Tensor, fallback: Tensor, num_steps: int) -> Tensor:
+    """The value of the used step nearest in time to each step of a row; the earlier of two equally near ones.
+
+    Args:
+        value: [B, K], at the steps ``step``.
+        step: int64 [B, K], in any order.
+        used: bool [B, K], which slots count.
+        fallback: [B], the value of a row where none does.
+        num_steps: T.
+
+    Returns:
+        [B, T].
+    """
+    nowhere = num_steps
+    slot = step.masked_fill(~used, nowhere)
+    dense = fallback[:, None].repeat(1, num_steps + 1)
+    dense = dense.scatter(1, slot, torch.where(used, value, fallback[:, None]))
+    here = torch.zeros_like(dense, dtype=torch.bool).scatter(1, slot, used)[:, :num_steps]
+    time = torch.arange(num_steps, device=step.device).expand_as(here)
+    far = 2 * num_steps
+    before = time.masked_fill(~here, -far).cummax(1).values
+    after = time.masked_fill(~here, far + num_steps).flip(1).cummin(1).values.flip(1)
+    nearest = torch.where(time - before <= after - time, before, after)
+    return dense.gather(1, nearest.masked_fill(~here.any(1, keepdim=True), nowhere))

@@ -1,0 +1,36 @@
+"""The base class of loggers: where the metrics of a run go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Logger(ABC):
+    """Takes the metrics of a run, update by update: ``open``, then ``log`` any number of times, then ``close``.
+
+    Constructors open nothing: building a recipe must not touch the disk or the network.
+    """
+
+    @abstractmethod
+    def open(self, folder: Path, first_update: int) -> None:
+        """Starts logging into a run folder, which exists.
+
+        Args:
+            folder: the run folder.
+            first_update: the next update of the run, 0 if it is new. Whatever an interrupted run logged for this update and
+                later ones is stale and will be logged again, except the evaluation (``eval/...``) at ``first_update``:
+                it is of the policy the run resumes with.
+        """
+
+    @abstractmethod
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Logs metrics of one update; may be called more than once per update, with other metrics."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Writes what is pending. Does nothing if the logger is not open."""
+
+    def _not_open(self) -> RuntimeError:
+        return RuntimeError(f"{type(self).__name__} is not open: call open(folder, first_update) before log()")

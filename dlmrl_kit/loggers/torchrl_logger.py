@@ -1,0 +1,89 @@
+"""The loggers of TorchRL: Weights & Biases, MLflow, Trackio, CSV."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit.errors import UserError
+from dlmrl_kit.files import write_atomic
+from dlmrl_kit.loggers.base import Logger
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+
+BACKENDS = ("wandb", "mlflow", "trackio", "csv")
+RESUMABLE = frozenset({"wandb"})
+"""Backends that TorchRL can continue; the others start a new series when a run is resumed."""
+
+
+@register("logger")
+class TorchRLLogger(Logger):
+    """Sends metrics to an experiment tracker through ``torchrl.record.loggers.get_logger``.
+
+    Files go to ``<run>/<backend>/``. A resumed run continues its wandb run; the other backends get a second series. The
+    package of the backend is yours to install (``pip install wandb``).
+
+    Args:
+        backend: ``wandb``, ``mlflow``, ``trackio`` or ``csv``.
+        name: of the experiment; default: the name of the run folder.
+        options: keyword arguments of the backend's TorchRL logger, e.g. ``{"project": "egspo", "offline": True}`` for
+            wandb and ``{"project": "egspo"}`` for trackio.
+
+    Raises:
+        ValueError: an unknown backend, or options for ``csv``, which has none.
+    """
+
+    def __init__(self, backend: str = "wandb", name: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+        check(backend in BACKENDS, self, "backend", backend, f"one of {', '.join(BACKENDS)}")
+        check(backend != "csv" or not options, self, "options", options, "empty for csv")
+        self.backend = backend
+        self.name = name
+        self.options = dict(options or {})
+        self._logger: Any = None
+
+    def open(self, folder: Path, first_update: int) -> None:
+        """Starts the backend, or continues its run where it can.
+
+        Raises:
+            UserError: the backend's package is not installed.
+        """
+        self.close()
+        directory = folder / self.backend
+        directory.mkdir(parents=True, exist_ok=True)
+        state_file = directory / "dlmrl_logger.json"
+        options: dict[str, Any] = {f"{self.backend}_kwargs": dict(self.options)} if self.options else {}
+        if first_update > 0 and state_file.is_file():
+            options["state_dict"] = json.loads(state_file.read_text(encoding="utf-8"))
+        self._logger = torchrl_logger(self.backend, str(directory), self.name or folder.resolve().name, **options)
+        if self.backend in RESUMABLE:
+            write_atomic(state_file, json.dumps(self._logger.state_dict()))
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics."""
+        if self._logger is None:
+            raise self._not_open()
+        self._logger.log_metrics(dict(metrics), step=update)
+
+    def close(self) -> None:
+        """Flushes and closes the backend."""
+        if self._logger is not None:
+            self._logger.close()
+            self._logger = None
+
+
+def torchrl_logger(backend: str, directory: str, name: str, **options: Any) -> Any:
+    """``torchrl.record.loggers.get_logger`` with a clean error where the backend is missing.
+
+    Raises:
+        UserError: the package of the backend is not installed.
+    """
+    os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # else importing torchrl prints
+    from torchrl.record.loggers import get_logger
+
+    try:
+        return get_logger(backend, directory, name, **options)
+    except ImportError as error:
+        raise UserError(f"logger backend {backend!r} is not installed ({error}); pip install {backend}") from error

@@ -1,0 +1,40 @@
+r"""REINFORCE over the selected steps (Williams 1992; arXiv 2603.12554, the policy gradient of its denoising MDP).
+
+    L = -(1/B) sum_b sum_k w_bk A_bk log pi_bk
+
+A sum over steps and a mean over samples: with every step selected, exact log-probabilities and unbiased advantages,
+minus its expected gradient is exactly grad J.
+"""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, Objective, keep, mean_over, weighted_sum
+from dlmrl_kit.registry import register
+
+
+@register(
+    "loss",
+    paper="Williams 1992; arXiv 2603.12554",
+    unbiased=True,
+    under="on-policy; exact log-probabilities, unbiased advantages, weights that stand for every step",
+)
+class Reinforce(Objective):
+    """Policy gradient: minus advantage times log-probability, summed over steps, averaged over samples.
+
+    Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "advantage")`` and ``("selected", "weight")``,
+    all [B, K]. Returns ``loss_objective`` and ``log_prob`` (mean over the slots of non-zero weight). ``count`` is B.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([LOG_PROB, ADVANTAGE, WEIGHT], ["log_prob"])
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the sum of weight * advantage * log-probability."""
+        weight = tensordict[WEIGHT]
+        used = weight != 0
+        log_prob = keep(tensordict[LOG_PROB], used)
+        advantage = keep(tensordict[ADVANTAGE], used).detach()
+        return -weighted_sum(advantage * log_prob, weight), {"log_prob": mean_over(log_prob, used)}

@@ -1,0 +1,44 @@
+"""Batches of prompts: which puzzles an update trains on, encoded and left-padded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.seeding import generator
+
+
+def encode(policy: Policy, texts: list[str]) -> dict[str, torch.Tensor]:
+    """``prompt_ids`` int64 [N, P] and ``prompt_mask`` bool [N, P], left-padded, on the policy's device."""
+    rows = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[policy.pad_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return {"prompt_ids": ids.to(policy.device), "prompt_mask": mask.to(policy.device)}
+
+
+def prompt_batch(task: Any, split: str, indices: list[int], policy: Policy, group_size: int = 1) -> TensorDict:
+    """Prompts repeated ``group_size`` times: TensorDict [len(indices) * group_size] with the prompt keys."""
+    encoded = encode(policy, [task.example(split, index).prompt for index in indices])
+    group = torch.arange(len(indices), device=policy.device)
+    batch = TensorDict({**encoded, "group": group, "example": torch.tensor(indices, device=policy.device)}, [len(indices)])
+    return batch[group.repeat_interleave(group_size)]
+
+
+def training_indices(size: int, per_update: int, update: int, seed: int) -> list[int]:
+    """Puzzles of one update: passes over 0 .. size-1 in a new random order each, cut into pieces of ``per_update``.
+
+    Depends on its arguments alone, so a resumed run sees the same data in the same order.
+    """
+    first = update * per_update
+    orders: dict[int, list[int]] = {}
+    indices = []
+    for position in range(first, first + per_update):
+        epoch, offset = divmod(position, size)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(size, generator=generator("cpu", seed, "data", epoch)).tolist()
+        indices.append(orders[epoch][offset])
+    return indices

@@ -1,0 +1,58 @@
+r"""Exact KL of the behaviour distributions at the committed positions (arXiv 2603.12554, its exact variant).
+
+    value_bk = sum over committed positions of sum_v p(v) (log p(v) - log p_reference(v))
+
+A sum over the vocabulary; the released code averages over it, which shrinks the term by the vocabulary size.
+"""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.behaviour import LOG_ZERO
+from dlmrl_kit.component import Key
+from dlmrl_kit.losses.base import TOKEN_MASK, WEIGHT, keep
+from dlmrl_kit.registry import register
+from dlmrl_kit.regularisers.base import Regulariser
+
+DISTRIBUTION: Key = ("selected", "distribution")
+REF_DISTRIBUTION: Key = ("selected", "ref_distribution")
+
+
+def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats of log-probabilities [..., V], with gradient in p: [...].
+
+    Tokens with p = 0 (log-probability -inf) count 0 in value and gradient; where q = 0 < p, log q is ``LOG_ZERO``.
+    """
+    possible = log_p != -float("inf")
+    finite = keep(log_p, possible)
+    return keep(finite.exp() * (finite - log_q.detach().clamp(min=LOG_ZERO)), possible).sum(-1)
+
+
+@register("regulariser", paper="arXiv 2603.12554")
+class KLExact(Regulariser):
+    """KL(pi || reference) summed over the vocabulary at every committed position, with its exact gradient.
+
+    It is the KL of the tokens given the state and the positions committed; the choice of positions is not part of it.
+    Needs the whole distribution of every committed position in memory.
+
+    Args:
+        coefficient: multiplies the mean; at least 0.
+
+    Reads ``("selected", "distribution")`` (log-probabilities with gradient, -inf where filtered),
+    ``("selected", "ref_distribution")``, both [B, K, C, V], ``("selected", "token_mask")`` [B, K, C] and
+    ``("selected", "weight")`` [B, K]. Returns ``loss_kl`` and ``kl``.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, coefficient: float = 0.04) -> None:
+        super().__init__(coefficient, [DISTRIBUTION, REF_DISTRIBUTION, TOKEN_MASK], "loss_kl", "kl")
+
+    def per_step(self, tensordict: TensorDictBase) -> Tensor:
+        """KL of each selected step: [B, K], summed over its committed positions."""
+        mask = tensordict[TOKEN_MASK] & (tensordict[WEIGHT] != 0)[..., None]
+        kl = categorical_kl(tensordict[DISTRIBUTION][mask], tensordict[REF_DISTRIBUTION][mask])
+        return kl.new_zeros(mask.shape).masked_scatter(mask, kl).sum(-1)

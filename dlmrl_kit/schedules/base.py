@@ -1,0 +1,13 @@
+"""Schedules: a number that depends on how far a row's denoising has come."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class Schedule:
+    """Base class of schedules: a function of ``fraction`` = t / max(n - 1, 1), for step t of a row of n steps."""
+
+    def __call__(self, fraction: Tensor) -> Tensor:
+        """Values of the same shape as ``fraction``, whose entries lie in [0, 1]."""
+        raise NotImplementedError

@@ -1,0 +1,37 @@
+"""Linear schedule: s(f) = start + (end - start) * f."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.schedules.base import Schedule
+from dlmrl_kit.validate import check
+
+
+@register("schedule")
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """A straight line over the steps of a row.
+
+    Args:
+        start: value at the first step.
+        end: value at the last step.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        check(math.isfinite(self.start), self, "start", self.start, "finite")
+        check(math.isfinite(self.end), self, "end", self.end, "finite")
+
+    def __call__(self, fraction: Tensor) -> Tensor:
+        """From ``start`` at 0 to ``end`` at 1."""
+        return self.start * (1 - fraction) + self.end * fraction

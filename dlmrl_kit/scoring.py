@@ -1,0 +1,48 @@
+"""From token ids to rewards: completions are decoded once, cut at the first end-of-text, and scored by the task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.policies.base import Policy
+
+
+def completion_texts(policy: Policy, ids: Tensor) -> list[str]:
+    """Text of completions int64 [N, L], up to the first end-of-text token, special tokens left out."""
+    if policy.eos_id is not None:
+        after = (ids == policy.eos_id).long().cumsum(-1) > 0
+        ids = ids.masked_fill(after, policy.eos_id)
+    return policy.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
+
+
+class Scorer:
+    """Scores completions of one split of a task; equal completions of one puzzle are scored once per batch.
+
+    Args:
+        task: a ``dlmrl_kit.tasks.base.Task``.
+        split: its split.
+        policy: for its tokenizer and end-of-text id.
+    """
+
+    def __init__(self, task: Any, split: str, policy: Policy) -> None:
+        self.task = task
+        self.split = split
+        self.policy = policy
+
+    def components(self, ids: Tensor, example: Tensor) -> list[dict[str, float]]:
+        """Named reward components of completions int64 [N, L] for example indices int64 [N]."""
+        cache: dict[tuple[int, str], dict[str, float]] = {}
+        scores = []
+        for text, index in zip(completion_texts(self.policy, ids), example.tolist(), strict=True):
+            if (index, text) not in cache:
+                cache[index, text] = self.task.score(text, self.task.example(self.split, index))
+            scores.append(cache[index, text])
+        return scores
+
+    def __call__(self, ids: Tensor, example: Tensor) -> Tensor:
+        """Total rewards float32 [N]."""
+        rewards = [score["reward"] for score in self.components(ids, example)]
+        return torch.tensor(rewards, dtype=torch.float32, device=ids.device)

@@ -1,0 +1,80 @@
+"""Selectors: which denoising steps are trained, and with which weight.
+
+The policy gradient is a sum over steps; a selector replaces it by a weighted sum over K of them,
+
+    sum_{t < n} g_t   ->   sum_k weight_k * g_{step_k}.
+
+Most selectors keep a subset: they implement ``kept``, and the base class packs it into slots. One that draws with
+replacement implements ``choose``. The helpers rank steps in float64, so that sums of entropies compare exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.component import Component, Key
+
+VALID: Key = ("step", "valid")
+ENTROPY: Key = ("step", "entropy")
+NUM_COMMITTED: Key = ("step", "num_committed")
+
+
+class Selector(Component):
+    """Base class of selectors; see the module docstring.
+
+    Args:
+        reads: keys read besides ``("step", "valid")`` bool [B, T].
+
+    Writes ``("selected", "step")`` int64 [B, K], in ascending order of time, and ``("selected", "weight")`` [B, K]:
+    float32, or float64 in a trajectory whose entropies are. Slots a row does not need come last, with step 0 and weight
+    0. ``slots``: K is min(slots, T); None means as many as the batch needs.
+    """
+
+    slots: int | None = None
+
+    def __init__(self, *reads: Key) -> None:
+        super().__init__()
+        self.in_keys = [VALID, *reads]
+        self.out_keys = [("selected", "step"), ("selected", "weight")]
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """Which steps are chosen: bool [B, T], at most ``slots`` per row, none that is not valid."""
+        raise NotImplementedError
+
+    def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
+        """Weight of a chosen step of each row: float64 [B, 1], here 1."""
+        return torch.ones_like(kept[:, :1], dtype=torch.float64)
+
+    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Steps int64 [B, K] and weights float64 [B, K]."""
+        kept = self.kept(tensordict, generator)
+        width = int(kept.sum(-1).max()) if self.slots is None else min(self.slots, kept.shape[-1])
+        order = (~kept).int().sort(dim=-1, stable=True).indices[:, :width]
+        used = kept.gather(-1, order)
+        return order.masked_fill(~used, 0), self.weights(kept, tensordict[VALID]) * used
+
+    def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
+        """Chooses steps; ``generator`` is used by selectors that list it in ``requires``."""
+        step, weight = self.choose(tensordict, generator)
+        entropy = tensordict.get(ENTROPY, None)
+        real = torch.float64 if entropy is not None and entropy.dtype == torch.float64 else torch.float32
+        tensordict.set(("selected", "step"), step)
+        return tensordict.set(("selected", "weight"), weight.to(real))
+
+
+def valid_entropy(tensordict: TensorDictBase) -> Tensor:
+    """Mean entropy of each step, float64 [B, T], 0 past the end of a row."""
+    return tensordict[ENTROPY].double().clamp(min=0).masked_fill(~tensordict[VALID], 0)
+
+
+def descending_rank(values: Tensor, valid: Tensor) -> Tensor:
+    """Rank (0 = largest) of each valid step's value in its row, int64 [B, T]; ties go to the earlier step."""
+    return values.masked_fill(~valid, -torch.inf).sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
+
+
+def tail_sum(values: Tensor, rank: Tensor) -> Tensor:
+    """Sum [B, T] of each step's value and the values of all steps ranked behind it, smallest added first."""
+    ordered = values.gather(-1, rank.argsort(-1))
+    return ordered.flip(-1).cumsum(-1).flip(-1).gather(-1, rank)

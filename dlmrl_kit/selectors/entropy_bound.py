@@ -1,0 +1,60 @@
+r"""Entropy bound: drop the steps of lowest entropy while what is dropped sums to at most epsilon nats.
+
+With H_t summed over the positions committed in step t, a step adds at most
+
+    E || A_t grad log pi ||  <=  max|A| * max||grad logit|| * E || e_v - p ||_1  <=  B * H_t,
+    E || e_v - p ||_1 = 2 (1 - sum_v p_v^2) <= 2 H(p),    B = 2 * max|A| * max||grad logit||
+
+to the policy gradient, for samplers that choose positions from the state alone: dropping steps changes it by at most
+B * (sum of dropped entropies) <= B * epsilon. A companion of EGSPO's entropy argument (arXiv 2603.12554).
+
+The expectation is over the tokens of a step given its state, so the bound is exact for a choice that does not depend on
+them. The ranking here compares all steps of a row, and the entropies of later steps do depend on them: what a step adds
+is still at most B * H_t wherever it may be dropped, but steps dropped in different futures of a state add up.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import (
+    ENTROPY,
+    NUM_COMMITTED,
+    VALID,
+    Selector,
+    descending_rank,
+    tail_sum,
+    valid_entropy,
+)
+from dlmrl_kit.validate import check
+
+
+@register("selector", paper="arXiv 2603.12554 (bound: this project)", unbiased=False, under="bias bounded by epsilon")
+class EntropyBound(Selector):
+    """Drops the lowest-entropy steps of a row as long as their entropies sum to at most ``epsilon``; weight 1.
+
+    Args:
+        epsilon: nats that may be dropped per row, at least 0 (0 drops steps without entropy only). At least one step
+            is kept; among equal entropies the later step is dropped first.
+
+    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T], ``("step", "num_committed")`` int64 [B, T].
+    Writes ``("selected", "step")`` int64 [B, K], ``("selected", "weight")`` [B, K], K = the most any row keeps.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__(ENTROPY, NUM_COMMITTED)
+        check(epsilon >= 0, self, "epsilon", epsilon, "at least 0")
+        self.epsilon = epsilon
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """All but the longest tail of the ranking that holds at most epsilon, bool [B, T]."""
+        valid = tensordict[VALID]
+        summed = valid_entropy(tensordict) * tensordict[NUM_COMMITTED]
+        rank = descending_rank(summed, valid)
+        return ((tail_sum(summed, rank) > self.epsilon) | (rank == 0)) & valid

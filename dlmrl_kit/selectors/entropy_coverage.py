@@ -1,0 +1,60 @@
+"""Entropy coverage (ada-EGSPO, arXiv 2603.12554): as many steps as it takes to cover a share of the entropy.
+
+    the smallest set S with sum_{t in S} H_t >= alpha * sum_t H_t
+
+Every row gets its own number of steps; the released code takes the largest number in the batch for all rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, descending_rank, tail_sum, valid_entropy
+from dlmrl_kit.validate import check
+
+_ROUNDING = 1 + 1e-9
+
+
+@register("selector", paper="arXiv 2603.12554", unbiased=False, under="drops the steps of low entropy")
+class EntropyCoverage(Selector):
+    """Keeps the fewest steps whose entropies cover a share ``alpha`` of the row's entropy, with weight 1.
+
+    Args:
+        alpha: share to cover, in (0, 1]; 1 keeps every step of nonzero entropy. At least one step is kept.
+        max_steps: upper limit per row; None means none.
+
+    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T].
+    Writes ``("selected", "step")`` int64 [B, K], ``("selected", "weight")`` [B, K], K = the most any row keeps.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, alpha: float, max_steps: int | None = None) -> None:
+        super().__init__(ENTROPY)
+        check(0 < alpha <= 1, self, "alpha", alpha, "in (0, 1]")
+        check(
+            max_steps is None or (isinstance(max_steps, int) and max_steps >= 1),
+            self,
+            "max_steps",
+            max_steps,
+            "an integer, at least 1, or None",
+        )
+        self.alpha = alpha
+        self.max_steps = max_steps
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """The steps without which less than alpha would be covered, bool [B, T].
+
+        A step is needed iff it and all steps ranked behind it hold more than a share 1 - alpha, up to rounding.
+        """
+        valid, entropy = tensordict[VALID], valid_entropy(tensordict)
+        rank = descending_rank(entropy, valid)
+        spare = (1 - self.alpha) * entropy.sum(-1, keepdim=True) * _ROUNDING
+        kept = (tail_sum(entropy, rank) > spare) | (rank == 0)
+        if self.max_steps is not None:
+            kept &= rank < self.max_steps
+        return kept & valid

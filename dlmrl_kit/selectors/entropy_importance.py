@@ -1,0 +1,60 @@
+"""Entropy importance sampling: k draws with replacement in proportion to entropy, weighted back to the full sum.
+
+    q_t = (1 - floor) * H_t / sum_s H_s + floor / n,    weight = 1 / (k q_t)
+    E[ sum_k weight_k g_{step_k} ] = sum_t g_t
+
+The unbiased relative of EGSPO's top-k; a cousin of AGRPO's importance sampling (arXiv 2510.04019), which weights back
+to the mean over steps and stratifies over the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, valid_entropy
+from dlmrl_kit.validate import check
+
+
+@register("selector", paper="cousin of arXiv 2510.04019", unbiased=True)
+class EntropyImportance(Selector):
+    """Draws k steps with replacement, with probability q_t as above, each with weight 1 / (k q_t).
+
+    Args:
+        k: draws per row, whatever its number of steps.
+        floor: share of the uniform distribution in q, in (0, 1]; bounds the weights by n / (k floor). A row without
+            any entropy is drawn from uniformly.
+
+    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T]. Service: ``generator``.
+    Writes ``("selected", "step")`` int64 [B, k], steps may repeat; ``("selected", "weight")`` [B, k].
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    requires = ("generator",)
+
+    def __init__(self, k: int, floor: float = 0.05) -> None:
+        super().__init__(ENTROPY)
+        check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
+        check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
+        self.k = k
+        self.floor = floor
+
+    def probabilities(self, tensordict: TensorDictBase) -> Tensor:
+        """q_t, float64 [B, T]; 0 past the end of a row."""
+        valid, entropy = tensordict[VALID], valid_entropy(tensordict)
+        uniform = valid.double() / valid.sum(-1, keepdim=True)
+        total = entropy.sum(-1, keepdim=True)
+        share = torch.where(total > 0, entropy / total, uniform)
+        return (1 - self.floor) * share + self.floor * uniform
+
+    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draws by inverting the cumulative distribution with float64 noise."""
+        valid, q = tensordict[VALID], self.probabilities(tensordict)
+        noise = torch.rand((len(q), self.k), generator=generator, device=q.device, dtype=torch.float64)
+        step = torch.searchsorted(q.cumsum(-1), noise.sort(-1).values, right=True)
+        step = torch.minimum(step, valid.sum(-1, keepdim=True) - 1)
+        return step, 1 / (self.k * q.gather(-1, step))

@@ -1,0 +1,48 @@
+"""Random steps: k of n steps uniformly without replacement, weighted by n / k so that the expectation is the full sum.
+
+    E[ (n / k) * sum_{t in S} g_t ] = sum_t g_t
+
+The Horvitz-Thompson estimator (1952) for a uniform sample; a baseline of EGSPO (arXiv 2603.12554).
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import VALID, Selector, descending_rank
+from dlmrl_kit.validate import check
+
+
+@register("selector", paper="Horvitz and Thompson 1952; a baseline in arXiv 2603.12554", unbiased=True)
+class RandomSteps(Selector):
+    """Keeps k steps drawn uniformly without replacement, each with weight n / min(k, n).
+
+    Args:
+        k: steps per row; a row with fewer keeps them all, with weight 1.
+
+    Reads ``("step", "valid")`` bool [B, T]. Service: ``generator``.
+    Writes ``("selected", "step")`` int64 [B, K], ``("selected", "weight")`` [B, K], K = min(k, T).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    requires = ("generator",)
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
+        self.k = self.slots = k
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """The k steps with the largest uniform noise, bool [B, T]."""
+        valid = tensordict[VALID]
+        noise = torch.rand(valid.shape, generator=generator, device=valid.device, dtype=torch.float64)
+        return (descending_rank(noise, valid) < self.k) & valid
+
+    def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
+        """Number of steps over number of chosen steps, float64 [B, 1]."""
+        return valid.sum(-1, keepdim=True).double() / kept.sum(-1, keepdim=True)

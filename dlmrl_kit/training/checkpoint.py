@@ -1,0 +1,90 @@
+"""Checkpoints: weights and optimiser state as safetensors, everything else as JSON, in a folder renamed into place.
+
+``<run>/checkpoints/update-000020/`` holds the state after 20 updates. Random numbers need no state (see ``seeding``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dlmrl_kit.errors import CheckpointError
+from dlmrl_kit.files import atomic_folder
+from dlmrl_kit.policies.base import Policy
+
+_NAME = re.compile(r"update-(\d+)")
+KEPT = 2
+"""Checkpoints kept: the newest and the one before."""
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Complete checkpoints of a run, oldest first, as (updates done, folder)."""
+    found = []
+    for folder in (run / "checkpoints").glob("update-*"):
+        match = _NAME.fullmatch(folder.name)
+        if match:
+            found.append((int(match.group(1)), folder))
+    return sorted(found)
+
+
+def save_checkpoint(run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, int]) -> Path:
+    """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two."""
+    folder = run / "checkpoints" / f"update-{updates:06d}"
+    with atomic_folder(folder) as temporary:
+        weights = {name: p.detach().cpu().contiguous() for name, p in policy.trainable()}
+        save_file(weights, temporary / "weights.safetensors")
+        tensors, groups = _flatten(optimiser.state_dict())
+        save_file(tensors, temporary / "optimiser.safetensors")
+        state = {"updates": updates, "groups": groups, "scheduler": scheduler.state_dict(), "counters": counters}
+        (temporary / "state.json").write_text(json.dumps(state, default=_unserialisable))
+    for _, old in checkpoints(run)[:-KEPT]:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any) -> tuple[int, dict[str, int]]:
+    """Restores weights, optimiser and schedule in place; returns (updates done, counters).
+
+    Raises:
+        CheckpointError: the checkpoint's weights are not the recipe's.
+    """
+    weights = load_file(folder / "weights.safetensors")
+    parameters = dict(policy.trainable())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    if shapes != {name: tuple(w.shape) for name, w in weights.items()}:
+        raise CheckpointError(f"{folder}: its weights do not have the names and shapes of the recipe's policy")
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+    state = json.loads((folder / "state.json").read_text())
+    optimiser.load_state_dict(_unflatten(load_file(folder / "optimiser.safetensors"), state["groups"]))
+    scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
+    return state["updates"], state["counters"]
+
+
+def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    tensors = {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, entries in state["state"].items()
+        for name, value in entries.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def _unflatten(tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": groups}
+
+
+def _unserialisable(value: Any) -> None:
+    """Schedulers keep their functions in the state; they are rebuilt from the recipe."""
+    return None

@@ -1,0 +1,170 @@
+"""Evaluation: accuracy and pass@k on a split, with given decoding settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit import seeding
+from dlmrl_kit.behaviour import Behaviour
+from dlmrl_kit.errors import CheckpointError, RecipeError
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.prompts import prompt_batch
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.scoring import Scorer, completion_texts
+from dlmrl_kit.training.results import EvalResult
+from dlmrl_kit.training.services import plain
+
+SHOWN = 8
+"""Samples kept in an ``EvalResult``."""
+
+
+def pass_at_k(solved: int, samples: int, k: int) -> float:
+    """Unbiased probability that one of k of ``samples`` completions is right, ``solved`` being right (arXiv 2107.03374)."""
+    return 1.0 - comb(samples - solved, k) / comb(samples, k)
+
+
+def evaluate(
+    policy: Policy,
+    sampler: Sampler,
+    task: Any,
+    *,
+    split: str = "heldout",
+    size: int = 256,
+    temperature: float = 0.0,
+    samples_per_prompt: int = 1,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> EvalResult:
+    """Decodes the first ``size`` puzzles of a split and scores them.
+
+    Args:
+        policy, sampler, task: of a recipe; the sampler's temperature is replaced and its filters are dropped at 0.
+        split: ``train``, ``heldout`` or ``pretrain``.
+        size: puzzles; at most the split's size.
+        temperature: 0 decodes greedily.
+        samples_per_prompt: completions per puzzle, for pass@k.
+        seed: of the sampling noise.
+        batch_size: completions decoded at once.
+
+    Raises:
+        RecipeError: several samples per prompt at temperature 0, or an unknown split.
+    """
+    if samples_per_prompt > 1 and temperature == 0:
+        raise RecipeError("several samples per puzzle at temperature 0 would all be the same; give a temperature above 0")
+    if split not in task.SPLITS:
+        raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
+    size = min(size, task.size(split))
+    behaviour = sampler.behaviour
+    decoder = plain(sampler, behaviour=Behaviour(temperature, behaviour.top_k if temperature else 0, behaviour.top_p if temperature else 1.0))
+    generator = seeding.generator(policy.device, seed, "evaluate")
+    scorer = Scorer(task, split, policy)
+    scores: list[dict[str, float]] = []
+    texts: list[str] = []
+    prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt)
+    for piece in prompts.split(batch_size):
+        ids = decoder(piece, policy=policy, generator=generator)["completion_ids"]
+        scores += scorer.components(ids, piece["example"])
+        texts += completion_texts(policy, ids)
+    return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
+
+
+def _decoding(sampler: Sampler) -> dict[str, Any]:
+    return {
+        "sampler": type(sampler).__name__,
+        "temperature": sampler.behaviour.temperature,
+        "top_k": sampler.behaviour.top_k,
+        "top_p": sampler.behaviour.top_p,
+        "tokens_per_step": sampler.tokens_per_step,
+        "block_length": sampler.block_length,
+        "completion_length": sampler.completion_length,
+    }
+
+
+def _summary(
+    scores: list[dict[str, float]],
+    texts: list[str],
+    task: Any,
+    split: str,
+    size: int,
+    samples: int,
+    decoding: dict[str, Any],
+) -> EvalResult:
+    means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+    solved = [
+        round(sum(score["solved"] for score in scores[first : first + samples])) for first in range(0, len(scores), samples)
+    ]
+    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < samples} | {samples})
+    shown = []
+    for position in range(min(SHOWN, size)):
+        example = task.example(split, position)
+        score = scores[position * samples]
+        shown.append(
+            {
+                "prompt": example.prompt,
+                "completion": texts[position * samples],
+                "answer": example.answer,
+                "solved": score["solved"],
+                "reward": score["reward"],
+            }
+        )
+    return EvalResult(
+        split=split,
+        size=size,
+        accuracy=means["solved"],
+        reward=means["reward"],
+        components={name: value for name, value in means.items() if name not in ("solved", "reward")},
+        pass_at_k={k: sum(pass_at_k(right, samples, k) for right in solved) / size for k in ks},
+        decoding=decoding,
+        samples=shown,
+    )
+
+
+def evaluate_path(
+    path: str,
+    *,
+    recipe: str | None = None,
+    split: str = "heldout",
+    size: int = 512,
+    temperature: float = 0.0,
+    samples_per_prompt: int = 1,
+    seed: int = 0,
+    sets: Sequence[str] = (),
+    uses: Sequence[str] = (),
+) -> EvalResult:
+    """Evaluates a run folder (its model, task and sampler) or a model (with the task and sampler of a recipe).
+
+    Args:
+        path: run folder, checkpoint folder, hub id or ``shipped:NAME``.
+        recipe: name or path; default: the run's own recipe, or ``egspo_sa`` for a bare model.
+        split, size, temperature, samples_per_prompt, seed: as ``evaluate``.
+        sets, uses: overrides of the recipe.
+
+    Raises:
+        UserError: nothing to evaluate at ``path``, or a broken recipe.
+    """
+    from dlmrl_kit.recipe import load_recipe
+
+    run = Path(path)
+    model = path
+    if (run / "recipe.gin").is_file():
+        recipe = recipe or str(run / "recipe.gin")
+        if not (run / "model").is_dir():
+            raise CheckpointError(f"{path} has no finished model yet; finish it with: dlmrl train --resume {path}")
+        model = str(run / "model")
+    elif not path.startswith("shipped:") and "/" in path and not run.is_dir() and path.startswith((".", "/")):
+        raise CheckpointError(f"no run or model folder at {path}")
+    algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses).build()
+    policy = Policy.from_pretrained(model, mask_id=algorithm.policy.mask_id)
+    return evaluate(
+        policy,
+        algorithm.sampler,
+        algorithm.task,
+        split=split,
+        size=size,
+        temperature=temperature,
+        samples_per_prompt=samples_per_prompt,
+        seed=seed,
+    )

@@ -1,0 +1,229 @@
+"""The training loop: roll out, score, descend, evaluate, checkpoint. Killed runs resume to the same result."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+
+from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.errors import CheckpointError
+from dlmrl_kit.files import atomic_folder, write_atomic
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.prompts import prompt_batch, training_indices
+from dlmrl_kit.recipe import Recipe, load_recipe
+from dlmrl_kit.scoring import Scorer
+from dlmrl_kit.seeding import derive_seed
+from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from dlmrl_kit.training.evaluate import evaluate
+from dlmrl_kit.training.optimiser import build_optimiser
+from dlmrl_kit.training.plot import plot_curve
+from dlmrl_kit.training.results import EvalResult, Observer, RunResult
+from dlmrl_kit.training.services import Services, roll_out
+from dlmrl_kit.training.update import Updater
+
+
+def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> RunResult:
+    """Trains a recipe from its start in a new run folder.
+
+    Args:
+        recipe: from ``load_recipe``.
+        folder: run folder; created. Holds ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``, ``curve.png``,
+            ``evaluations.json`` and ``result.json``.
+        observer: told of everything that happens.
+
+    Raises:
+        UserError: a broken recipe, a folder that holds a run already, or training that cannot go on.
+    """
+    if (folder / "recipe.gin").exists():
+        raise CheckpointError(f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another folder")
+    algorithm = recipe.build()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "recipe.gin", recipe.text())
+    return Run(algorithm, folder, recipe.name, observer or Observer()).run()
+
+
+def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
+    """Continues a run from its newest checkpoint, or from the start if it has none yet.
+
+    Raises:
+        UserError: no run in ``folder``, or a checkpoint that does not fit its recipe.
+    """
+    if not (folder / "recipe.gin").is_file():
+        raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
+    recipe = load_recipe(str(folder / "recipe.gin"))
+    return Run(recipe.build(), folder, recipe.name, observer or Observer()).run()
+
+
+class Run:
+    """One training run.
+
+    Args:
+        algorithm: the built recipe.
+        folder: its run folder.
+        name: the recipe's name.
+        observer: told of progress.
+    """
+
+    def __init__(self, algorithm: Algorithm, folder: Path, name: str, observer: Observer) -> None:
+        self.algorithm = algorithm
+        self.trainer = algorithm.trainer
+        self.folder = folder
+        self.name = name
+        self.observer = observer
+        torch.manual_seed(derive_seed(self.trainer.seed, "init"))
+        self.policy: Policy = algorithm.policy.load()
+        self.policy.to(_device(self.trainer.device))
+        if algorithm.plan.needs_reference:
+            self.policy.freeze_reference()
+        optimiser, scheduler = build_optimiser(
+            [p for _, p in self.policy.trainable()],
+            learning_rate=self.trainer.learning_rate,
+            betas=self.trainer.betas,
+            weight_decay=self.trainer.weight_decay,
+            schedule=self.trainer.schedule,
+            warmup_steps=self.trainer.warmup_steps,
+            total_steps=self.trainer.optimiser_steps,
+        )
+        self.updater = Updater(algorithm, self.policy, optimiser, scheduler)
+        self.scorer = Scorer(algorithm.task, "train", self.policy)
+        self.evaluations: dict[int, EvalResult] = {}
+
+    def run(self) -> RunResult:
+        """Trains to the end; returns what was reached."""
+        started = time.perf_counter()
+        first = self._restore()
+        total = self.trainer.updates
+        self.observer.on_start(
+            folder=self.folder, recipe=self.name, total_updates=total, first_update=first, info=self._info()
+        )
+        for logger in self.algorithm.loggers:
+            logger.open(self.folder, first)
+        try:
+            if 0 not in self.evaluations:
+                self._evaluate(0)
+            for update in range(first, total):
+                self._update(update)
+        finally:
+            for logger in self.algorithm.loggers:
+                logger.close()
+        return self._finish(time.perf_counter() - started)
+
+    def _restore(self) -> int:
+        found = checkpoints(self.folder)
+        first = 0
+        if found:
+            first, counters = load_checkpoint(found[-1][1], self.policy, self.updater.optimiser, self.updater.scheduler)
+            self.updater.skipped = counters["skipped"]
+            self.updater.skipped_in_a_row = counters["skipped_in_a_row"]
+        stored = self.folder / "evaluations.json"
+        if stored.is_file():
+            entries = {int(k): EvalResult.from_json(v) for k, v in json.loads(stored.read_text()).items()}
+            self.evaluations = {update: result for update, result in entries.items() if update <= first}
+        return first
+
+    def _info(self) -> dict[str, Any]:
+        trainable = sum(p.numel() for _, p in self.policy.trainable())
+        return {
+            "parameters": sum(p.numel() for p in self.policy.model.parameters()),
+            "trainable": trainable,
+            "device": str(self.policy.device),
+            "samples_per_update": self.trainer.prompts_per_update * self.trainer.group_size,
+        }
+
+    def _update(self, update: int) -> None:
+        started = time.perf_counter()
+        torch.manual_seed(derive_seed(self.trainer.seed, update))
+        trajectory = self.collect(update)
+        self.updater.prepare(trajectory)
+        if update == 0:
+            largest = self.updater.check_old(trajectory)
+            self.observer.on_message(f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})")
+        metrics = {**self._rollout_metrics(trajectory), **self.updater.update(trajectory, update)}
+        seconds = time.perf_counter() - started
+        committed = int(trajectory["step", "num_committed"].sum())
+        metrics |= {"seconds": seconds, "tokens_per_second": committed / seconds}
+        self._log(update, metrics)
+        done = update + 1
+        if done == self.trainer.updates or (self.trainer.eval_every and done % self.trainer.eval_every == 0):
+            self._evaluate(done)
+        if done == self.trainer.updates or done % self.trainer.checkpoint_every == 0:
+            counters = {"skipped": self.updater.skipped, "skipped_in_a_row": self.updater.skipped_in_a_row}
+            save_checkpoint(self.folder, done, self.policy, self.updater.optimiser, self.updater.scheduler, counters)
+
+    def collect(self, update: int) -> TensorDictBase:
+        """The rollout of one update: prompts, trajectories, rewards, selection, advantages."""
+        trainer, task = self.trainer, self.algorithm.task
+        indices = training_indices(task.size("train"), trainer.prompts_per_update, update, trainer.seed)
+        prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
+        chunk = trainer.rollout_batch_size or len(prompts)
+        services = Services(self.policy, self.algorithm.sampler, self.scorer, trainer.seed, update, chunk)
+        with self.updater.autocast():
+            return roll_out(self.algorithm.plan, prompts, services)
+
+    def _rollout_metrics(self, trajectory: TensorDictBase) -> dict[str, float]:
+        scores = self.scorer.components(trajectory["completion_ids"], trajectory["example"])
+        means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+        valid = trajectory["step", "valid"]
+        return {
+            "reward": means.pop("reward"),
+            "accuracy": means.pop("solved"),
+            **{f"reward/{name}": value for name, value in means.items()},
+            "entropy": (trajectory["step", "entropy"] * valid).sum().item() / max(int(valid.sum()), 1),
+            "steps": valid.float().sum(-1).mean().item(),
+            "selected_steps": (trajectory["selected", "weight"] > 0).float().sum(-1).mean().item(),
+        }
+
+    def _evaluate(self, done: int) -> None:
+        task, sampler = self.algorithm.task, self.algorithm.sampler
+        result = evaluate(self.policy, sampler, task, size=self.trainer.eval_size, seed=self.trainer.seed)
+        self.evaluations[done] = result
+        entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
+        write_atomic(self.folder / "evaluations.json", json.dumps(entries, indent=1))
+        self.observer.on_eval(done, result)
+        self._log_values(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
+
+    def _log(self, update: int, metrics: dict[str, float]) -> None:
+        self.observer.on_update(update, metrics)
+        self._log_values(update, metrics)
+
+    def _log_values(self, update: int, metrics: dict[str, float]) -> None:
+        for logger in self.algorithm.loggers:
+            logger.log(update, metrics)
+
+    def _finish(self, seconds: float) -> RunResult:
+        model = self.folder / "model"
+        with atomic_folder(model) as temporary:
+            self.policy.save_pretrained(temporary)
+        result = RunResult(
+            folder=self.folder,
+            before=self.evaluations[0],
+            after=self.evaluations[max(self.evaluations)],
+            updates=self.trainer.updates,
+            seconds=seconds,
+            model=model,
+            skipped=self.updater.skipped,
+        )
+        summary = {
+            "recipe": self.name,
+            "updates": result.updates,
+            "seconds": seconds,
+            "skipped": result.skipped,
+            "before": result.before.to_json(),
+            "after": result.after.to_json(),
+        }
+        write_atomic(self.folder / "result.json", json.dumps(summary, indent=1))
+        if (self.folder / "metrics.csv").is_file():
+            plot_curve(self.folder)
+        self.observer.on_end(result)
+        return result
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,39 @@
+"""AdamW and its learning-rate schedule, from the trainer's settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlmrl_kit.errors import RecipeError
+
+
+def build_optimiser(
+    parameters: list[nn.Parameter],
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    schedule: str,
+    warmup_steps: int,
+    total_steps: int,
+) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW (weight decay on matrices only) and a transformers schedule over ``total_steps`` optimiser steps.
+
+    Raises:
+        RecipeError: a schedule that transformers does not know.
+    """
+    from transformers import SchedulerType, get_scheduler
+
+    names = [member.value for member in SchedulerType]
+    if schedule not in names:
+        raise RecipeError(f"schedule must be a name known to transformers.get_scheduler ({', '.join(names)}), got {schedule!r}")
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas)
+    scheduler = get_scheduler(schedule, optimiser, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+    return optimiser, scheduler

@@ -1,0 +1,85 @@
+"""Services: what components use besides data (see ``component.SERVICES``), and the rollout that chains them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit import seeding
+from dlmrl_kit.dataflow import Plan
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.rewards import Score
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.trajectory import state_at
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a component may require, for one update.
+
+    ``chunk``: samples per forward pass of restarted completions.
+    """
+
+    policy: Policy
+    sampler: Sampler
+    score: Score
+    seed: int
+    update: int
+    chunk: int
+
+    def call(self, component: Any, tensordict: TensorDictBase) -> TensorDictBase:
+        """Runs a component with the services it requires."""
+        return component(tensordict, **{name: self._service(name, component) for name in component.requires})
+
+    def _service(self, name: str, component: Any) -> Any:
+        if name == "generator":
+            return self.generator(type(component).__name__)
+        return getattr(self, name)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator of its own for each purpose and update."""
+        return seeding.generator(self.policy.device, self.seed, self.update, purpose)
+
+    def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
+        """Rewards float32 [B, K, n] of n completions sampled from each x_step; 0 in slots of weight 0."""
+        slots = tensordict["selected", "weight"] > 0
+        ids = state_at(tensordict["completion_ids"], tensordict["commit_step"], step, self.policy.mask_id)
+        rows = slots.nonzero(as_tuple=True)[0].repeat_interleave(n)
+        ids = ids[slots].repeat_interleave(n, dim=0)
+        source = tensordict.select("prompt_ids", "prompt_mask", "example")[rows]
+        sampler = plain(self.sampler)
+        generator = self.generator(f"restart-{n}-{int(step.sum())}")
+        rewards = [
+            self.score(sampler.resume(prompt, part, policy=self.policy, generator=generator)["completion_ids"], prompt["example"])
+            for prompt, part in zip(source.split(self.chunk), ids.split(self.chunk), strict=True)
+        ]
+        flat = torch.cat(rewards).reshape(-1, n)
+        return flat.new_zeros((*slots.shape, n)).index_put(slots.nonzero(as_tuple=True), flat)
+
+
+def plain(sampler: Sampler, **changes: Any) -> Sampler:
+    """A copy of a sampler that writes no optional keys, with attributes changed."""
+    twin = copy.copy(sampler)
+    twin.ask_for(())
+    for name, value in changes.items():
+        setattr(twin, name, value)
+    return twin
+
+
+def roll_out(plan: Plan, prompts: TensorDict, services: Services) -> TensorDictBase:
+    """Runs the rollout components of a plan on a batch of prompts; the sampler in pieces of ``services.chunk`` samples."""
+    sampler, *others = plan.rollout
+    generator = services.generator(type(sampler).__name__)
+    pieces = [
+        sampler(piece, policy=services.policy, generator=generator) for piece in prompts.split(services.chunk)
+    ]
+    trajectory = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    with torch.no_grad():
+        for component in others:
+            trajectory = services.call(component, trajectory)
+    return trajectory

@@ -1,0 +1,113 @@
+"""The training loop's settings, as a component of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+
+
+@register("trainer")
+class Trainer:
+    """How often, how much and how fast to train. AdamW; one rollout per update.
+
+    Args:
+        updates: rollouts to generate and learn from.
+        prompts_per_update: puzzles per rollout.
+        group_size: G, completions per puzzle.
+        inner_iterations: passes over each rollout.
+        minibatches: optimiser steps per pass; the samples of a rollout are split among them.
+        micro_batch_size: samples per forward and backward pass; gradients are accumulated, results do not change.
+        rollout_batch_size: samples generated at once; None generates all together.
+        learning_rate: peak learning rate.
+        schedule: a name known to ``transformers.get_scheduler`` (``constant``, ``constant_with_warmup``, ``cosine``,
+            ``linear``, ...).
+        warmup_steps: optimiser steps of linear warm-up.
+        beta1, beta2, weight_decay: of AdamW.
+        max_grad_norm: gradient clipping by global norm.
+        precision: ``float32``, or ``bfloat16`` for autocast (weights and optimiser stay in float32).
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
+        seed: of everything random.
+        eval_every: updates between evaluations on held-out puzzles; 0 evaluates at the start and the end only.
+        eval_size: held-out puzzles per evaluation.
+        checkpoint_every: updates between checkpoints.
+        max_skipped: updates with a non-finite loss or gradient in a row before training stops.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        updates: int = 100,
+        prompts_per_update: int = 16,
+        group_size: int = 8,
+        inner_iterations: int = 1,
+        minibatches: int = 1,
+        micro_batch_size: int = 64,
+        rollout_batch_size: int | None = None,
+        learning_rate: float = 1e-4,
+        schedule: str = "constant",
+        warmup_steps: int = 0,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        device: str = "auto",
+        seed: int = 0,
+        eval_every: int = 20,
+        eval_size: int = 256,
+        checkpoint_every: int = 10,
+        max_skipped: int = 5,
+    ) -> None:
+        positive = {
+            "updates": updates,
+            "prompts_per_update": prompts_per_update,
+            "group_size": group_size,
+            "inner_iterations": inner_iterations,
+            "minibatches": minibatches,
+            "micro_batch_size": micro_batch_size,
+            "eval_size": eval_size,
+            "checkpoint_every": checkpoint_every,
+            "max_skipped": max_skipped,
+        }
+        for name, value in positive.items():
+            check(value >= 1, self, name, value, "at least 1")
+        check(rollout_batch_size is None or rollout_batch_size >= 1, self, "rollout_batch_size", rollout_batch_size, "at least 1, or None")
+        samples = prompts_per_update * group_size
+        check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
+        check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")
+        check(warmup_steps >= 0, self, "warmup_steps", warmup_steps, "at least 0")
+        check(0 <= beta1 < 1, self, "beta1", beta1, "in [0, 1)")
+        check(0 <= beta2 < 1, self, "beta2", beta2, "in [0, 1)")
+        check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")
+        check(max_grad_norm > 0, self, "max_grad_norm", max_grad_norm, "positive")
+        check(precision in ("float32", "bfloat16"), self, "precision", precision, "'float32' or 'bfloat16'")
+        check(eval_every >= 0, self, "eval_every", eval_every, "at least 0")
+        self.updates = updates
+        self.prompts_per_update = prompts_per_update
+        self.group_size = group_size
+        self.inner_iterations = inner_iterations
+        self.minibatches = minibatches
+        self.micro_batch_size = micro_batch_size
+        self.rollout_batch_size = rollout_batch_size
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.betas = (beta1, beta2)
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.precision = precision
+        self.device = device
+        self.seed = seed
+        self.eval_every = eval_every
+        self.eval_size = eval_size
+        self.checkpoint_every = checkpoint_every
+        self.max_skipped = max_skipped
+
+    @property
+    def optimiser_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.updates * self.inner_iterations * self.minibatches
