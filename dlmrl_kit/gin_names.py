@@ -1,8 +1,9 @@
-"""The names a recipe may use: components, base classes of components, and ``Algorithm``."""
+"""The names a recipe may use: components, base classes of components, and the root."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterable
 from functools import cached_property
@@ -15,29 +16,32 @@ from dlmrl_kit.errors import RecipeError, RegistryError
 from dlmrl_kit.gin_source import Ref, Where, leaves
 from dlmrl_kit.registry import Claims, Component, Parameter
 
-ROOT = "dlmrl_kit.Algorithm"
-"""Gin name of ``Algorithm``, where every recipe starts."""
+ROOTS = {"Algorithm": "dlmrl_kit.algorithm", "Pretraining": "dlmrl_kit.pretraining"}
+"""What a recipe may start from, and the module that defines it; its constructor's parameters are the slots."""
 
 
 class _Root(Component):
     @property
     def gin_name(self) -> str:
-        return ROOT
+        return f"dlmrl_kit.{self.name}"
 
 
 class Names:
     """Registered components by full gin name, and how the names written in recipes lead to them.
 
-    A base class that is no component itself (``Sampler``) names all components that inherit from it.
+    A base class that is no component itself (``Sampler``) names all components that inherit from it. ``root`` is one of
+    ``ROOTS``.
     """
 
-    def __init__(self) -> None:
-        from dlmrl_kit.algorithm import LIST_SLOTS, SLOTS, Algorithm
+    def __init__(self, root: str = "Algorithm") -> None:
+        from dlmrl_kit.algorithm import LIST_SLOTS
 
-        self.slots = SLOTS
-        self.list_slots = LIST_SLOTS
-        root = _Root("algorithm", "Algorithm", Algorithm, "dlmrl_kit", "", Claims())
-        self.components: dict[str, Component] = {c.gin_name: c for c in [*registry.components(), root]}
+        cls = getattr(importlib.import_module(ROOTS[root]), root)
+        top = _Root(root.lower(), root, cls, "dlmrl_kit", "", Claims())
+        self.root = top.gin_name
+        self.slots = tuple(p.name for p in top.parameters)
+        self.list_slots = LIST_SLOTS & set(self.slots)
+        self.components: dict[str, Component] = {c.gin_name: c for c in [*registry.components(), top]}
         self._parameters: dict[str, dict[str, Parameter]] = {}
         self._by_suffix: dict[str, list[str]] = {}
         for gin_name in self.components:
@@ -182,7 +186,7 @@ def plural(kind: str) -> str:
 
 
 def required(parameter: Parameter) -> bool:
-    """Whether a parameter has no default; gin marks those of ``Algorithm`` in its own way."""
+    """Whether a parameter has no default; gin marks those of a root in its own way."""
     return parameter.required or parameter.default is gin.REQUIRED
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import gin
 
 from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.gin_names import ROOT, Names, required
+from dlmrl_kit.gin_names import Names, required
 from dlmrl_kit.gin_source import Binding, Ref, Where, format_value, leaves
 from dlmrl_kit.gin_table import Node, Table
 from dlmrl_kit.registry import Parameter, nearest
@@ -35,8 +35,8 @@ class Bound:
 class Block:
     """A component of the resolved recipe with all its parameters.
 
-    ``name``: with scope, as written. ``gin_name``: in full. ``where``: the binding that refers to it; None for
-    ``Algorithm``.
+    ``name``: with scope, as written. ``gin_name``: in full. ``where``: the binding that refers to it; None for the
+    root.
     """
 
     name: str
@@ -73,7 +73,7 @@ def shown(value: Any, names: Names, limit: int = 80) -> str:
 def _check_slots(table: Table) -> None:
     names = table.names
     for slot in names.slots:
-        for binding in table.candidates(("", ROOT), slot)[:1]:
+        for binding in table.candidates(("", names.root), slot)[:1]:
             value = table.expand(binding.value, binding)
             fillings = value if slot in names.list_slots and isinstance(value, (list, tuple)) else [value]
             if value is gin.REQUIRED or (value is None and slot in names.list_slots):
@@ -83,18 +83,19 @@ def _check_slots(table: Table) -> None:
 
 
 def _check_filling(names: Names, slot: str, filling: Any, where: Where) -> None:
+    key = names.key("", names.root, slot)
     article = "an" if slot[0] in "aeiou" else "a"
     if not isinstance(filling, Ref):
         raise RecipeError(
-            f"{where}: Algorithm.{slot} needs {article} {slot}, got {shown(filling, names)}; "
-            f"write Algorithm.{slot} = @Name(); {names.of_kind(slot)}"
+            f"{where}: {key} needs {article} {slot}, got {shown(filling, names)}; "
+            f"write {key} = @Name(); {names.of_kind(slot)}"
         )
     name = names.display(filling.name)
     kind = names.components[filling.name].kind
     if kind != slot:
         kind_article = "an" if kind[0] in "aeiou" else "a"
         raise RecipeError(
-            f"{where}: Algorithm.{slot} needs {article} {slot}, {name} is {kind_article} {kind}; {names.of_kind(slot)}"
+            f"{where}: {key} needs {article} {slot}, {name} is {kind_article} {kind}; {names.of_kind(slot)}"
         )
 
 
@@ -112,7 +113,7 @@ class _Cleaner:
                 found = table.candidates(node, parameter)
                 self.used.update(found)
                 self.effective.update(found[:1])
-        self.ever = table.ever_reached()
+        self.ever = table.ever_reached([("", table.names.root)])
 
     def notes(self) -> list[str]:
         """Removes what is not used from the table and says so, in the order of the recipe.
@@ -129,6 +130,7 @@ class _Cleaner:
             if binding not in self.used:
                 dropped[binding] = self._why_dropped(binding)
         macros = self._unused_macros(list(dropped))
+        self.table.dropped = [replace(b, value=self.table.expand(b.value, b)) for b in dropped]
         self.table.live = {k: b for k, b in self.table.live.items() if b not in dropped and b not in macros}
         reasons = {**dropped, **macros}
         return [f"dropped {self._statement(b)}: {reason}" for b, reason in reasons.items() if reason]
@@ -149,10 +151,10 @@ class _Cleaner:
         return "only a replaced component used it"
 
     def _replacements(self) -> list[tuple[Binding, Binding]]:
-        return sorted(self.table.overridden, key=lambda pair: pair[0].name != ROOT)
+        return sorted(self.table.overridden, key=lambda pair: pair[0].name != self.names.root)
 
     def _replaced(self, old: Binding, gone: list[Node]) -> str:
-        what = old.parameter if old.name == ROOT else self.table.key(old)
+        what = old.parameter if old.name == self.names.root else self.table.key(old)
         return f"{what} {' and '.join(dict.fromkeys(self.names.display(name) for _, name in gone))}"
 
     def _carry_over(self, binding: Binding, new: Binding) -> str:
@@ -274,12 +276,15 @@ def _missing(table: Table, node: Node, spec: Parameter, where: Where | None) -> 
     names = table.names
     at = f"{where or table.source}: "
     key = names.key(scope, gin_name, spec.name)
-    if gin_name == ROOT:
+    if gin_name == names.root:
         raise RecipeError(
             f"{at}{key} is required and not set: add `{key} = @Name()` to the recipe, or --use {spec.name}=Name; "
             f"{names.of_kind(spec.name)}"
         )
     annotation = f" ({spec.annotation})" if spec.annotation and "_empty" not in spec.annotation else ""
+    # A swap tends to lose a value that its namesake needs; what it was is the best hint at what to set.
+    lost = [b for b in table.dropped if b.parameter == spec.name]
+    was = f" ({table.key(lost[0])}, which was dropped, was {shown(lost[0].value, names)})" if lost else ""
     raise RecipeError(
-        f"{at}{key}{annotation} is required and not set: add `{key} = ...` to the recipe, or --set {key}=VALUE"
+        f"{at}{key}{annotation} is required and not set: add `{key} = ...` to the recipe, or --set {key}=VALUE{was}"
     )

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import gin
 
 from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.gin_names import ROOT, Names, refs
+from dlmrl_kit.gin_names import Names, refs
 from dlmrl_kit.gin_source import MAX_DEPTH, Binding, Macro, Ref, format_value, leaves, replace_leaves
 from dlmrl_kit.registry import nearest
 
@@ -40,6 +40,7 @@ class Table:
         self.source = source
         self.live: dict[Key, Binding] = {}
         self.overridden: list[tuple[Binding, Binding]] = []
+        self.dropped: list[Binding] = []
         self._in_file: dict[tuple[str, Key], Binding] = {}
 
     def add(self, binding: Binding) -> None:
@@ -67,7 +68,7 @@ class Table:
         if not binding.is_macro:
             name = self.names.target(name, where)
             self.names.check_parameter(name, binding.parameter, where)
-            kind = binding.parameter if name == ROOT else None
+            kind = binding.parameter if name == self.names.root else None
 
         def change(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
@@ -171,11 +172,11 @@ class Table:
                     for ref in refs(self.expand(binding.value, binding)):
                         visit((ref.scope or node[0], ref.name), binding, (*path, node))
 
-        visit(("", ROOT), None, ())
+        visit(("", self.names.root), None, ())
         return found
 
-    def ever_reached(self, start: Iterable[Node] = (("", ROOT),)) -> set[Node]:
-        """Nodes that can be reached through any binding, overridden ones included."""
+    def ever_reached(self, start: Iterable[Node]) -> set[Node]:
+        """Nodes that can be reached from ``start`` through any binding, overridden ones included."""
         everything = [*self.live.values(), *(old for old, _ in self.overridden)]
         found: set[Node] = set()
         todo = list(start)

@@ -21,20 +21,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 import gin
 
 import dlmrl_kit
 from dlmrl_kit.errors import RecipeError, UserError
-from dlmrl_kit.gin_names import ROOT, Names
+from dlmrl_kit.gin_names import ROOTS, Names
 from dlmrl_kit.gin_resolve import Block, Bound, resolve
 from dlmrl_kit.gin_source import Binding, Import, Ref, Where, parse, read, read_text
 from dlmrl_kit.gin_table import Table
 from dlmrl_kit.registry import KINDS, nearest
-
-if TYPE_CHECKING:
-    from dlmrl_kit.algorithm import Algorithm
 
 _GIN_LOCK = threading.RLock()
 _CALL = re.compile(r"\n  In call to configurable '(?P<name>[^']+)' \(.*?\)(?: in scope '(?P<scope>[^']+)')?(?=\n|$)")
@@ -47,7 +44,7 @@ class Recipe:
     Attributes:
         name: the file's name without ``.gin``.
         source: the file it was loaded from.
-        blocks: the components that are built, ``Algorithm`` first, each with all its parameters.
+        blocks: the components that are built, the root first, each with all its parameters.
         notes: what was left out and why, for the user to read.
         overrides: the options that were applied, as on the command line.
         imports: import statements of the recipe.
@@ -59,6 +56,11 @@ class Recipe:
     notes: list[str] = field(default_factory=list)
     overrides: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
+
+    @property
+    def root(self) -> str:
+        """What the recipe builds: ``"Algorithm"`` (training) or ``"Pretraining"``."""
+        return self.blocks[0].cls.__name__
 
     @cached_property
     def bindings(self) -> dict[str, Bound]:
@@ -78,14 +80,15 @@ class Recipe:
                 parts.append("\n".join(_line(bound) for bound in block.parameters.values()))
         return "\n\n".join(parts) + "\n"
 
-    def build(self) -> Algorithm:
-        """Constructs the algorithm; gin's global configuration is cleared before and after.
+    def build(self) -> Any:
+        """Constructs the recipe's root; gin's global configuration is cleared before and after.
+
+        Returns:
+            An ``Algorithm``, or a ``Pretraining`` where that is the ``root``.
 
         Raises:
             RecipeError: a component refuses a value or cannot be constructed, or the components do not fit together.
         """
-        from dlmrl_kit.algorithm import Algorithm
-
         lines = [
             f"{block.scope + '/' if block.scope else ''}{block.gin_name}.{name} = {bound.gin_text}"
             for block in self.blocks
@@ -97,7 +100,7 @@ class Recipe:
             try:
                 with gin.config_scope(None):
                     gin.parse_config(lines)
-                    return Algorithm()
+                    return self.blocks[0].cls()
             except Exception as error:  # components may raise anything; a recipe must not end in a traceback
                 raise RecipeError(_build_message(self, error)) from error
             finally:
@@ -131,7 +134,7 @@ def load_recipe(
     path = _find_recipe(source)
     contents = read(path, recipes_dir())
     _run_imports(contents.imports, allow_imports)
-    names = Names()
+    names = Names(_root(contents.bindings))
     table = Table(names, str(path))
     for binding in [*contents.bindings, *(_use(use, names) for use in uses), *(_set(text) for text in sets)]:
         table.add(binding)
@@ -144,6 +147,15 @@ def load_recipe(
         overrides=(*(f"--use {shlex.quote(u)}" for u in uses), *(f"--set {shlex.quote(s)}" for s in sets)),
         imports=tuple(dict.fromkeys(statement.text for statement in contents.imports)),
     )
+
+
+def _root(bindings: list[Binding]) -> str:
+    """The root that a recipe's bindings are for; ``Algorithm`` where they name none."""
+    found = {name: b for b in bindings for name in ROOTS if b.name in (name, f"dlmrl_kit.{name}")}
+    if len(found) > 1:
+        where = list(found.values())[1].where
+        raise RecipeError(f"{where}: a recipe binds the slots of one of {' and '.join(found)}, not of both")
+    return next(iter(found), "Algorithm")
 
 
 def recipes_dir() -> Path:
@@ -220,13 +232,17 @@ def _use(use: str, names: Names) -> Binding:
         _no_slot(slot, names, where)
     if filling == "none":
         if slot not in names.list_slots:
-            raise RecipeError(f"{where}: a {slot} is needed; only {' and '.join(sorted(names.list_slots))} may be none")
-        return Binding("", ROOT, slot, None, where)
+            raise RecipeError(f"{where}: a {slot} is needed; {_lists(names)} may be none")
+        return Binding("", names.root, slot, None, where)
     parts = filling.split("+")
     if len(parts) > 1 and slot not in names.list_slots:
-        raise RecipeError(f"{where}: there is one {slot}; only {' and '.join(sorted(names.list_slots))} take several")
+        raise RecipeError(f"{where}: there is one {slot}; {_lists(names)} may be several")
     found = [_filling(part.strip(), slot, names, where) for part in parts]
-    return Binding("", ROOT, slot, found if len(found) > 1 else found[0], where)
+    return Binding("", names.root, slot, found if len(found) > 1 else found[0], where)
+
+
+def _lists(names: Names) -> str:
+    return f"only {' and '.join(sorted(names.list_slots))}" if names.list_slots else "no slot of this recipe"
 
 
 def _filling(text: str, slot: str, names: Names, where: Where) -> Ref:
@@ -239,8 +255,8 @@ def _filling(text: str, slot: str, names: Names, where: Where) -> Ref:
 def _no_slot(slot: str, names: Names, where: Where) -> NoReturn:
     if slot in KINDS:
         raise RecipeError(
-            f"{where}: {slot} is no slot of Algorithm but a parameter of other components; "
-            f"write --set Component.parameter=@Name(); {names.of_kind(slot)}; slots: {', '.join(names.slots)}"
+            f"{where}: {slot} is no slot of {names.display(names.root)} (its slots: {', '.join(names.slots)}); where a "
+            f"component takes one as a parameter, write --set Component.parameter=@Name(); {names.of_kind(slot)}"
         )
     raise RecipeError(f"{where}: no slot named {slot!r}; {nearest(slot, names.slots)}")
 
@@ -279,7 +295,7 @@ def _build_message(recipe: Recipe, error: Exception) -> str:
     if not isinstance(error, (ValueError, TypeError, UserError)):
         message = f"{type(error).__name__}: {message}"
     block = _failed_block(recipe, call) if call else None
-    if block is None or block.gin_name == ROOT:
+    if block is None or block is recipe.blocks[0]:
         return f"{recipe.source}: {message}"
     parameter = _parameter_named(block, message)
     bound = block.parameters.get(parameter) if parameter else None

@@ -44,6 +44,8 @@ KINDS: dict[str, Kind] = {
         Kind("schedule", "schedules", "a number that depends on the denoising step"),
         Kind("trainer", "training", "the training loop: optimiser, batches, checkpoints, evaluation"),
         Kind("logger", "loggers", "where metrics go"),
+        Kind("demonstrator", "demonstrators", "whose completions a denoiser is pre-trained on"),
+        Kind("pretrainer", "pretrainers", "the pre-training objective and its loop settings"),
     )
 }
 

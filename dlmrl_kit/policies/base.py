@@ -26,7 +26,8 @@ class Policy(nn.Module):
         tokenizer: its tokenizer; must define the mask token unless ``mask_id`` is given.
         mask_id: id of the mask token, where the tokenizer does not say.
         shift_logits: whether the logits at position i - 1 predict token i.
-        forbidden_ids: ids that are never committed, besides the mask, padding and rows beyond the tokenizer's vocabulary.
+        forbidden_ids: ids that are never committed, besides the mask, padding, the unknown token and rows beyond the
+            tokenizer's vocabulary.
 
     Raises:
         UserError: no mask id to be found.
@@ -54,8 +55,7 @@ class Policy(nn.Module):
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id
         self.vocab_size: int = int(model.config.vocab_size)
         special = {self.mask_id, *forbidden_ids, *range(len(tokenizer), self.vocab_size)}
-        if self.pad_id != self.eos_id:
-            special.add(self.pad_id)
+        special |= {i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id) if i is not None and i != self.eos_id}
         self.forbidden_ids: tuple[int, ...] = tuple(sorted(special))
         self._reference: nn.Module | None = None
         self._adapter: Any = None

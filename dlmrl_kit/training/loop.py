@@ -77,7 +77,7 @@ class Run:
         self.observer = observer
         torch.manual_seed(derive_seed(self.trainer.seed, "init"))
         self.policy: Policy = algorithm.policy.load()
-        self.policy.to(_device(self.trainer.device))
+        self.policy.to(find_device(self.trainer.device))
         if algorithm.plan.needs_reference:
             self.policy.freeze_reference()
         optimiser, scheduler = build_optimiser(
@@ -223,7 +223,8 @@ class Run:
         return result
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The torch device of a ``device`` setting; ``auto`` is a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

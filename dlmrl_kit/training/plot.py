@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def plot_curve(folder: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metrics = read_metrics(folder)
+    metrics = {name: [p for p in series if math.isfinite(p[1])] for name, series in read_metrics(folder).items()}
     lower = [_draw_entropy] if "entropy" in metrics else []
     lower += [_draw_kl] if "kl" in metrics else []
     figure = Figure(figsize=(8, 4.2 + 1.7 * len(lower)), layout="constrained")
@@ -40,6 +41,7 @@ def plot_curve(folder: Path) -> Path:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_title(folder.resolve().name, loc="left", fontsize=11)
+    figure.align_ylabels()
     axes[-1].set_xlabel("update")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
     image = io.BytesIO()
@@ -75,7 +77,8 @@ def _draw_learning(axis: Axes, metrics: dict[str, Series]) -> None:
 def _draw_entropy(axis: Axes, metrics: dict[str, Series]) -> None:
     _line(axis, metrics["entropy"], ENTROPY, "entropy")
     axis.set_ylabel("entropy (nats)")
-    axis.set_ylim(bottom=0)
+    highest = max((value for _, value in metrics["entropy"]), default=0.0)
+    axis.set_ylim(0, 1.1 * highest or 1.0)
 
 
 def _draw_kl(axis: Axes, metrics: dict[str, Series]) -> None:

@@ -83,7 +83,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """A finished pre-training run: folder, path of the model, steps, and the loss and accuracy it ended with."""
+    """A finished pre-training run: folder, model, steps, last loss, and held-out accuracy.
+
+    ``accuracy`` is greedy; ``sampled_accuracy`` and ``pass_at_8`` are at temperature 1.
+    """
 
     folder: Path
     model: Path
@@ -91,6 +94,8 @@ class PretrainResult:
     seconds: float
     loss: float
     accuracy: float
+    sampled_accuracy: float
+    pass_at_8: float
 
 
 class Observer:

@@ -25,13 +25,17 @@ from dlmrl_kit.trajectory import gather_steps
 
 @dataclass
 class Totals:
-    """Weighted sums of metrics over the micro-batches of an update."""
+    """Weighted sums of metrics over the micro-batches of an update; metrics named ``*_max`` keep their maximum."""
 
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, value: float, weight: float = 1.0) -> None:
         """Adds a value with a weight."""
+        if name.endswith("_max"):
+            self.sums[name] = max(self.sums.get(name, value), value)
+            self.weights[name] = 1.0
+            return
         self.sums[name] = self.sums.get(name, 0.0) + value * weight
         self.weights[name] = self.weights.get(name, 0.0) + weight
 

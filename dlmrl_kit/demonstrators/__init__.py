@@ -1,0 +1,1 @@
+"""Demonstrators: whose completions a denoiser is pre-trained on."""

@@ -1,0 +1,45 @@
+"""Demonstrations of mixed quality: a careful and a hasty Sudoku solver, as base models are trained on good and bad text."""
+
+from __future__ import annotations
+
+from dlmrl_kit.demonstrators.base import Demonstrator
+from dlmrl_kit.registry import register
+from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.validate import check
+
+_DIGITS = "1234"
+
+
+@register("demonstrator")
+class MixedSudokuSolvers(Demonstrator):
+    """A share of right solutions among near misses of a hasty solver, for ``Sudoku4x4``.
+
+    The hasty solver fills each row's missing digits in ascending order: every row is right, columns and boxes are not
+    looked at. A denoiser trained on the mixture knows both ways to answer and follows the more frequent one; reinforcement
+    learning has to teach it to prefer the right one.
+
+    Args:
+        correct_share: probability of the right solution.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+
+    def __init__(self, correct_share: float = 0.4) -> None:
+        check(0 <= correct_share <= 1, self, "correct_share", correct_share, "in [0, 1]")
+        self.correct_share = correct_share
+
+    def demonstrations(self, example: Example) -> list[tuple[str, float]]:
+        """The right solution and the hasty one (the same text where haste happens to be right)."""
+        return [(example.answer, self.correct_share), (hasty(example.prompt), 1.0 - self.correct_share)]
+
+
+def hasty(prompt: str) -> str:
+    """Fills each row of a 4x4 puzzle (16 cells, ``_`` empty) with its missing digits in ascending order."""
+    rows = [prompt[start : start + 4] for start in range(0, 16, 4)]
+    return "".join(_fill(row) for row in rows)
+
+
+def _fill(row: str) -> str:
+    missing = iter(digit for digit in _DIGITS if digit not in row)
+    return "".join(next(missing) if cell == "_" else cell for cell in row)

@@ -1,0 +1,1 @@
+"""Pre-training: how a denoiser learns from demonstrations."""

@@ -1,0 +1,102 @@
+r"""Masked-diffusion pre-training (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992, eq. 3).
+
+    L = E_{t ~ U(0,1)} [ 1/t * 1/L * sum over masked i of -log p(x_i | x_t) ]
+
+Every completion token is masked with probability t, the prompt never; t is stratified over the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+
+
+@register("pretrainer", paper="arXiv 2502.09992, eq. 3")
+class MaskedDiffusion:
+    """Settings of the pre-training loop. AdamW, warm-up, then a linear decay over the last part of the steps.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: demonstrations per step.
+        learning_rate, beta1, beta2, weight_decay, max_grad_norm: of AdamW and gradient clipping.
+        warmup_steps: linear warm-up; then the schedule ``schedule`` of ``transformers.get_scheduler``.
+        schedule: a name known to ``transformers.get_scheduler``.
+        min_mask: smallest masking probability t, which bounds the weight 1/t.
+        device, seed: as ``Trainer``.
+        log_every, checkpoint_every: steps between log lines and between checkpoints.
+        eval_size: held-out puzzles decoded at the end.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1500,
+        batch_size: int = 128,
+        learning_rate: float = 2e-3,
+        schedule: str = "linear",
+        warmup_steps: int = 100,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+        min_mask: float = 0.03,
+        device: str = "auto",
+        seed: int = 0,
+        log_every: int = 50,
+        checkpoint_every: int = 250,
+        eval_size: int = 512,
+    ) -> None:
+        positive = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "log_every": log_every,
+            "checkpoint_every": checkpoint_every,
+            "eval_size": eval_size,
+        }
+        for name, value in positive.items():
+            check(value >= 1, self, name, value, "at least 1")
+        check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")
+        check(warmup_steps >= 0, self, "warmup_steps", warmup_steps, "at least 0")
+        check(0 <= beta1 < 1, self, "beta1", beta1, "in [0, 1)")
+        check(0 <= beta2 < 1, self, "beta2", beta2, "in [0, 1)")
+        check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")
+        check(max_grad_norm > 0, self, "max_grad_norm", max_grad_norm, "positive")
+        check(0 < min_mask < 1, self, "min_mask", min_mask, "in (0, 1)")
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.betas = (beta1, beta2)
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.min_mask = min_mask
+        self.device = device
+        self.seed = seed
+        self.log_every = log_every
+        self.checkpoint_every = checkpoint_every
+        self.eval_size = eval_size
+
+    def objective(
+        self, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The loss of one batch: int64 [B, P], bool [B, P], int64 [B, L] -> scalar."""
+        rows, length = completion_ids.shape
+        offsets = torch.arange(rows, device=completion_ids.device) / rows
+        shift = torch.rand(1, generator=generator, device=completion_ids.device)
+        level = ((shift + offsets) % 1).clamp(min=self.min_mask)[:, None]
+        noise = torch.rand(rows, length, generator=generator, device=completion_ids.device)
+        masked = noise < level
+        logits = policy(
+            torch.cat([prompt_ids, completion_ids.masked_fill(masked, policy.mask_id)], dim=1),
+            torch.cat([prompt_mask, torch.ones_like(masked)], dim=1),
+            torch.cat([torch.zeros_like(prompt_mask), masked], dim=1),
+        )
+        losses = torch.nn.functional.cross_entropy(logits.float(), completion_ids[masked], reduction="none")
+        return (losses / level.expand_as(masked)[masked]).sum() / (rows * length)

@@ -1,0 +1,217 @@
+"""Pre-training a denoiser on demonstrations: the run behind ``dlmrl pretrain``."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gin
+import torch
+from torch import Tensor
+
+from dlmrl_kit import seeding
+from dlmrl_kit.errors import CheckpointError, RecipeError, TrainingError
+from dlmrl_kit.files import atomic_folder, write_atomic
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.prompts import encode, training_indices
+from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from dlmrl_kit.training.evaluate import evaluate
+from dlmrl_kit.training.loop import find_device
+from dlmrl_kit.training.optimiser import build_optimiser
+from dlmrl_kit.training.results import EvalResult, Observer, PretrainResult
+
+
+@gin.configurable(module="dlmrl_kit")
+class Pretraining:
+    """What ``dlmrl pretrain`` runs; the root of a pre-training recipe.
+
+    Args:
+        task: puzzles; its ``pretrain`` split is used, and nothing else.
+        demonstrator: whose completions are learned.
+        policy: the denoiser at its start.
+        pretrainer: loss and loop settings.
+        sampler: for the final evaluation; its ``completion_length`` is the length that completions are padded to.
+    """
+
+    def __init__(
+        self,
+        task: Any = gin.REQUIRED,
+        demonstrator: Any = gin.REQUIRED,
+        policy: Any = gin.REQUIRED,
+        pretrainer: Any = gin.REQUIRED,
+        sampler: Any = gin.REQUIRED,
+    ) -> None:
+        self.task = task
+        self.demonstrator = demonstrator
+        self.policy = policy
+        self.pretrainer = pretrainer
+        self.sampler = sampler
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Encoded demonstrations: prompts [N, P], completions [N, A, L], probability of each of the A alternatives [N, A]."""
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    probability: Tensor
+
+
+def encode_demonstrations(task: Any, demonstrator: Any, policy: Policy, length: int) -> Demonstrations:
+    """Encodes the demonstrations of the whole pretrain split.
+
+    Raises:
+        RecipeError: a demonstration longer than ``length`` tokens.
+    """
+    examples = [task.example("pretrain", index) for index in range(task.size("pretrain"))]
+    alternatives = [demonstrator.demonstrations(example) for example in examples]
+    texts = [text for entries in alternatives for text, _ in entries]
+    encoded = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    longest = max(len(row) for row in encoded)
+    if longest > length:
+        raise RecipeError(f"a demonstration has {longest} tokens, more than the sampler's completion_length = {length}")
+    filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
+    padded = torch.tensor([row + [filler] * (length - len(row)) for row in encoded], device=policy.device)
+    probability = torch.tensor([[p for _, p in entries] for entries in alternatives], device=policy.device)
+    return Demonstrations(
+        **encode(policy, [example.prompt for example in examples]),
+        completion_ids=padded.reshape(len(examples), -1, length),
+        probability=probability,
+    )
+
+
+def pretrain(recipe: Any, folder: Path, *, observer: Observer | None = None) -> PretrainResult:
+    """Runs a pre-training recipe; a folder that holds an unfinished run of the same recipe is continued.
+
+    Args:
+        recipe: from ``load_recipe``, with root ``Pretraining``.
+        folder: gets ``recipe.gin``, ``checkpoints/``, ``model/`` and ``result.json``.
+        observer: told of progress.
+
+    Raises:
+        UserError: a broken recipe, or a folder that holds another run.
+    """
+    stored = folder / "recipe.gin"
+    if stored.is_file() and _body(stored.read_text()) != _body(recipe.text()):
+        raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
+    built = recipe.build()
+    if not isinstance(built, Pretraining):
+        raise RecipeError(f"{recipe.name} is a training recipe: run it with 'dlmrl train {recipe.name}'")
+    write_atomic(stored, recipe.text())
+    return PretrainRun(built, folder, recipe.name, observer or Observer()).run()
+
+
+def _body(text: str) -> str:
+    """A recipe without its comments."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+class PretrainRun:
+    """One pre-training run; see ``pretrain``."""
+
+    def __init__(self, built: Pretraining, folder: Path, name: str, observer: Observer) -> None:
+        self.built = built
+        self.settings = built.pretrainer
+        self.folder = folder
+        self.name = name
+        self.observer = observer
+        torch.manual_seed(seeding.derive_seed(self.settings.seed, "init"))
+        self.policy: Policy = built.policy.load()
+        self.policy.to(find_device(self.settings.device))
+        self.parameters = [p for _, p in self.policy.trainable()]
+        self.optimiser, self.scheduler = build_optimiser(
+            self.parameters,
+            learning_rate=self.settings.learning_rate,
+            betas=self.settings.betas,
+            weight_decay=self.settings.weight_decay,
+            schedule=self.settings.schedule,
+            warmup_steps=self.settings.warmup_steps,
+            total_steps=self.settings.steps,
+        )
+
+    def run(self) -> PretrainResult:
+        """Trains to the end, evaluates on held-out puzzles and writes the model."""
+        started = time.perf_counter()
+        found = checkpoints(self.folder)
+        first = load_checkpoint(found[-1][1], self.policy, self.optimiser, self.scheduler)[0] if found else 0
+        parameters = sum(p.numel() for p in self.parameters)
+        self.observer.on_start(
+            folder=self.folder,
+            recipe=self.name,
+            total_updates=self.settings.steps,
+            first_update=first,
+            info={"parameters": parameters, "device": str(self.policy.device)},
+        )
+        data = encode_demonstrations(
+            self.built.task, self.built.demonstrator, self.policy, self.built.sampler.completion_length
+        )
+        losses: list[float] = []
+        for step in range(first, self.settings.steps):
+            losses.append(self._step(data, step))
+            self._after(step + 1, losses)
+        return self._finish(time.perf_counter() - started, sum(losses[-100:]) / max(len(losses[-100:]), 1))
+
+    def _step(self, data: Demonstrations, step: int) -> float:
+        settings = self.settings
+        generator = seeding.generator(self.policy.device, settings.seed, "pretrain", step)
+        indices = training_indices(len(data.prompt_ids), settings.batch_size, step, settings.seed)
+        rows = torch.tensor(indices, device=self.policy.device)
+        choice = torch.multinomial(data.probability[rows], 1, generator=generator).squeeze(-1)
+        loss = settings.objective(
+            self.policy, data.prompt_ids[rows], data.prompt_mask[rows], data.completion_ids[rows, choice], generator
+        )
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            raise TrainingError(f"pre-training step {step}: loss {loss.item()}, gradient norm {norm.item()}")
+        self.optimiser.step()
+        self.scheduler.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def _after(self, done: int, losses: list[float]) -> None:
+        settings = self.settings
+        last = done == settings.steps
+        if done % settings.log_every == 0 or last:
+            recent = losses[-settings.log_every :]
+            metrics = {"loss": sum(recent) / len(recent), "learning_rate": self.scheduler.get_last_lr()[0]}
+            self.observer.on_update(done - 1, metrics)
+        if done % settings.checkpoint_every == 0 or last:
+            save_checkpoint(self.folder, done, self.policy, self.optimiser, self.scheduler, {})
+
+    def _evaluate(self, temperature: float, samples: int) -> EvalResult:
+        return evaluate(
+            self.policy,
+            self.built.sampler,
+            self.built.task,
+            size=self.settings.eval_size,
+            temperature=temperature,
+            samples_per_prompt=samples,
+            seed=self.settings.seed,
+        )
+
+    def _finish(self, seconds: float, loss: float) -> PretrainResult:
+        greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
+        model = self.folder / "model"
+        with atomic_folder(model) as temporary:
+            self.policy.save_pretrained(temporary)
+        result = PretrainResult(
+            folder=self.folder,
+            model=model,
+            steps=self.settings.steps,
+            seconds=seconds,
+            loss=loss,
+            accuracy=greedy.accuracy,
+            sampled_accuracy=sampled.accuracy,
+            pass_at_8=sampled.pass_at_k[8],
+        )
+        summary = {"recipe": self.name, "steps": result.steps, "seconds": seconds, "loss": loss}
+        summary |= {"greedy": greedy.to_json(), "sampled": sampled.to_json()}
+        write_atomic(self.folder / "result.json", json.dumps(summary, indent=1))
+        self.observer.on_end(result)
+        return result
