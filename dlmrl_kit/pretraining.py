@@ -18,6 +18,7 @@ from dlmrl_kit.errors import CheckpointError, RecipeError, TrainingError
 from dlmrl_kit.files import atomic_folder, write_atomic
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.prompts import encode, training_indices
+from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from dlmrl_kit.training.evaluate import evaluate
 from dlmrl_kit.training.loop import find_device
@@ -85,7 +86,7 @@ def encode_demonstrations(task: Any, demonstrator: Any, policy: Policy, length: 
     )
 
 
-def pretrain(recipe: Any, folder: Path, *, observer: Observer | None = None) -> PretrainResult:
+def pretrain(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> PretrainResult:
     """Runs a pre-training recipe; a folder that holds an unfinished run of the same recipe is continued.
 
     Args:
@@ -97,18 +98,13 @@ def pretrain(recipe: Any, folder: Path, *, observer: Observer | None = None) -> 
         UserError: a broken recipe, or a folder that holds another run.
     """
     stored = folder / "recipe.gin"
-    if stored.is_file() and _body(stored.read_text()) != _body(recipe.text()):
+    if stored.is_file() and load_recipe(str(stored)).text(header=False) != recipe.text(header=False):
         raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
     built = recipe.build()
     if not isinstance(built, Pretraining):
         raise RecipeError(f"{recipe.name} is a training recipe: run it with 'dlmrl train {recipe.name}'")
     write_atomic(stored, recipe.text())
     return PretrainRun(built, folder, recipe.name, observer or Observer()).run()
-
-
-def _body(text: str) -> str:
-    """A recipe without its comments."""
-    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
 class PretrainRun:

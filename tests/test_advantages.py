@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -120,8 +121,9 @@ def test_a_group_of_one() -> None:
 
 @estimators
 def test_equal_rewards_give_exactly_zero(make: Callable[[], GroupAdvantage], slow: Slow) -> None:
-    advantage = make().estimate(torch.full((7,), 0.1), torch.zeros(7, dtype=torch.int64))
-    assert advantage.tolist() == [0.0] * 7
+    for size, reward in itertools.product(range(2, 20), (0.1, 0.7, 1 / 3)):
+        advantage = make().estimate(torch.full((size,), reward), torch.zeros(size, dtype=torch.int64))
+        assert advantage.tolist() == [0.0] * size
 
 
 @fast

@@ -24,4 +24,4 @@ class LeaveOneOut(GroupAdvantage):
         exact = returns.double()
         others = group_sum(torch.ones_like(exact), group) - 1
         baseline = (group_sum(exact, group) - exact) / others.clamp(min=1)
-        return torch.where(others > 0, exact - baseline, exact).to(returns.dtype)
+        return (exact - baseline).to(returns.dtype)

@@ -112,4 +112,4 @@ def nearest_value(value: Tensor, step: Tensor, used: Tensor, fallback: Tensor, n
     before = time.masked_fill(~here, -far).cummax(1).values
     after = time.masked_fill(~here, far + num_steps).flip(1).cummin(1).values.flip(1)
     nearest = torch.where(time - before <= after - time, before, after)
-    return dense.gather(1, nearest.masked_fill(~here.any(1, keepdim=True), nowhere))
+    return dense.gather(1, nearest.clamp(0, nowhere))

@@ -152,5 +152,8 @@ class Policy(nn.Module):
         model = self.model
         if self._adapter is not None:
             model = copy.deepcopy(self._adapter).merge_and_unload()
-        model.save_pretrained(path)
+        from dlmrl_kit.policies.families import quiet
+
+        with quiet():
+            model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,20 @@ def resolve(path: str | Path) -> str:
     return text
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Turns transformers' progress bars off: the kit has its own."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
 def load(path: str | Path, **options: Any) -> Policy:
     """See ``Policy.from_pretrained``."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -46,7 +62,8 @@ def load(path: str | Path, **options: Any) -> Policy:
             )
         config.is_causal = False
         config.use_cache = False
-        model = AutoModelForCausalLM.from_pretrained(source, config=config)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(source, config=config)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a denoiser from {path}: {error}") from error

@@ -53,8 +53,7 @@ class EntropyBound(Selector):
         self.epsilon = epsilon
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """All but the longest tail of the ranking that holds at most epsilon, bool [B, T]."""
-        valid = tensordict[VALID]
+        """All but the longest tail of the ranking that holds at most epsilon (steps past the end hold nothing)."""
         summed = valid_entropy(tensordict) * tensordict[NUM_COMMITTED]
-        rank = descending_rank(summed, valid)
-        return ((tail_sum(summed, rank) > self.epsilon) | (rank == 0)) & valid
+        rank = descending_rank(summed, tensordict[VALID])
+        return (tail_sum(summed, rank) > self.epsilon) | (rank == 0)

@@ -50,11 +50,12 @@ class EntropyCoverage(Selector):
         """The steps without which less than alpha would be covered, bool [B, T].
 
         A step is needed iff it and all steps ranked behind it hold more than a share 1 - alpha, up to rounding.
+        Steps past the end rank last and hold nothing.
         """
-        valid, entropy = tensordict[VALID], valid_entropy(tensordict)
-        rank = descending_rank(entropy, valid)
+        entropy = valid_entropy(tensordict)
+        rank = descending_rank(entropy, tensordict[VALID])
         spare = (1 - self.alpha) * entropy.sum(-1, keepdim=True) * _ROUNDING
         kept = (tail_sum(entropy, rank) > spare) | (rank == 0)
         if self.max_steps is not None:
             kept &= rank < self.max_steps
-        return kept & valid
+        return kept

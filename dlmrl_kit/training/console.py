@@ -52,6 +52,7 @@ class RichObserver(Observer):
         self._evaluations: dict[int, EvalResult] = {}
         self._progress: Progress | None = None
         self._live: Live | None = None
+        self._printed = -1
 
     def __enter__(self) -> RichObserver:
         return self
@@ -95,6 +96,7 @@ class RichObserver(Observer):
             self._progress.update(self._progress.task_ids[0], completed=done)
             self._live.update(self._view())
         elif not self.console.is_terminal and self._wants_line(done):
+            self._printed = done
             cells = "  ".join(f"{name} {value}" for name, value in _cells(metrics))
             self._say(f"update {done}/{self._total}  {cells}{self._time_left(done)}")
 
@@ -111,8 +113,10 @@ class RichObserver(Observer):
         self.stop()
         self.console.print()
         if isinstance(result, PretrainResult):
+            self._say(f"{result.steps} steps done in {duration(result.seconds)}, loss {result.loss:.4f}")
             self._say(
-                f"{result.steps} steps in {duration(result.seconds)}: loss {result.loss:.4f}, accuracy {result.accuracy:.1%}"
+                f"accuracy on held-out puzzles: greedy {result.accuracy:.1%}; at temperature 1 "
+                f"{result.sampled_accuracy:.1%}, pass@8 {result.pass_at_8:.1%}"
             )
         else:
             skipped = f", {result.skipped} skipped (not finite)" if result.skipped else ""
@@ -157,7 +161,8 @@ class RichObserver(Observer):
         return Group(*parts)
 
     def _wants_line(self, done: int) -> bool:
-        return done in (self._first + 1, self._total) or done % max(1, self._total // PLAIN_LINES) == 0
+        every = max(1, self._total // PLAIN_LINES)
+        return self._printed < 0 or done == self._total or done // every > self._printed // every
 
     def _time_left(self, done: int) -> str:
         if done >= self._total:
@@ -172,11 +177,16 @@ class RichObserver(Observer):
     def _next_commands(self, result: RunResult | PretrainResult) -> list[tuple[str, str]]:
         folder = shlex.quote(str(result.folder))
         if isinstance(result, PretrainResult):
-            model = shlex.quote(str(result.model))
-            return [(f"dlmrl eval {model}", "accuracy of the new model on held-out puzzles")]
+            model = str(result.model)
+            start = shlex.quote(f"Pretrained.path={model!r}")
+            return [
+                (f"dlmrl eval {shlex.quote(model)}", "accuracy with other decoding settings"),
+                (f"dlmrl train --set {start}", "reinforcement learning from here"),
+            ]
+        train = f"dlmrl train {self._recipe_again(result.folder)}"
         return [
             (f"dlmrl eval {folder} --temperature 1 --samples 8", "pass@k, with sampled completions"),
-            (f"dlmrl train {self._recipe_again(result.folder)} --use selector={self._other_selector(result.folder)}", "change one word"),
+            (f"{train} --use selector={_other_selector(result.folder)}", "change one word"),
             ("dlmrl show EntropyTopK", "what a component does, and from which paper"),
             ("dlmrl list", "all components and recipes"),
         ]
@@ -186,40 +196,35 @@ class RichObserver(Observer):
 
         return self._recipe if self._recipe in recipe_names() else shlex.quote(str(folder / "recipe.gin"))
 
-    def _other_selector(self, folder: Path) -> str:
-        recipe = folder / "recipe.gin"
-        uniform = recipe.is_file() and "@UniformSteps(" in recipe.read_text(encoding="utf-8")
-        return "EntropyTopK" if uniform else "UniformSteps"
 
-
-def table_before_after(before: EvalResult, after: EvalResult) -> Table:
+def table_before_after(before: EvalResult, after: EvalResult) -> Group:
     """Accuracy with its 95% interval, reward and its components before and after training."""
-    table = Table(title=_title(after), title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     change = 100 * (after.accuracy - before.accuracy)
-    table.add_row("accuracy [95% interval]", _accuracy(before), _accuracy(after), f"{change:+.1f} points", style="bold")
+    table.add_row("accuracy \\[95% CI]", _accuracy(before), _accuracy(after), f"{change:+.1f} points", style="bold")
     rows = {"reward": (before.reward, after.reward)}
     rows |= {f"reward/{k}": (before.components[k], v) for k, v in after.components.items() if k in before.components}
     for name, (old, new) in rows.items():
         table.add_row(Text(name), f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
-    return table
+    return Group(_title(after), table)
 
 
-def table_of_evaluation(result: EvalResult) -> Table:
+def table_of_evaluation(result: EvalResult) -> Group:
     """Everything an evaluation measured."""
-    table = Table(title=_title(result), title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_row("accuracy [95% interval]", _accuracy(result), style="bold")
+    table.add_row("accuracy \\[95% CI]", _accuracy(result), style="bold")
     if list(result.pass_at_k) != [1]:
         for k, value in sorted(result.pass_at_k.items()):
             table.add_row(f"pass@{k}", f"{value:.1%}")
     table.add_row("reward", f"{result.reward:.3f}")
     for name, value in result.components.items():
         table.add_row(Text(f"reward/{name}"), f"{value:.3f}")
-    return table
+    return Group(_title(result), table)
 
 
 def table_of_samples(samples: list[dict[str, Any]]) -> Table:
@@ -265,10 +270,17 @@ def _accuracy(result: EvalResult) -> str:
 
 
 def _title(result: EvalResult) -> Text:
-    temperature = result.decoding.get("temperature", 0)
-    how = {"": "greedy" if not temperature else f"temperature {_plain(temperature)}", **result.decoding}
-    shown = [how[""], *(f"{key.replace('_', ' ')} {_plain(how[key])}" for key in ("sampler", "tokens_per_step") if key in how)]
-    return Text(f"{result.size} puzzles of {result.split}; {', '.join(shown)}")
+    decoding = result.decoding
+    temperature = decoding.get("temperature", 0)
+    how = [f"temperature {_plain(temperature)}" if temperature else "greedy"]
+    how += [f"{key.replace('_', ' ')} {_plain(decoding[key])}" for key in ("sampler", "tokens_per_step") if key in decoding]
+    return Text(f"{result.size} puzzles of {result.split}; {', '.join(how)}")
+
+
+def _other_selector(folder: Path) -> str:
+    recipe = folder / "recipe.gin"
+    uniform = recipe.is_file() and "@UniformSteps(" in recipe.read_text(encoding="utf-8")
+    return "EntropyTopK" if uniform else "UniformSteps"
 
 
 def _outputs(result: RunResult | PretrainResult) -> list[tuple[str, Path]]:
