@@ -58,8 +58,10 @@ def component_page(name: str) -> RenderableType:
     if "." not in name and name not in names:
         raise UserError(f"no component or recipe named {name!r}; {nearest(name, names | set(recipe_names()))}")
     component = find(name)
-    title = Text(component.name, style="bold").append(f"  {component.kind}, package {component.package}", style="not bold")
-    parts: list[RenderableType] = [title, Text(), Text(inspect.getdoc(component.cls) or "(no documentation)"), Text()]
+    title = Text.assemble((component.name, "bold"), f"  {component.kind}, package {component.package}")
+    parts: list[RenderableType] = [title, Text()]
+    for text in _documentation(component.cls):
+        parts += [Text(text), Text()]
     parts += [Text(f"{label:<8} {value}") for label, value in _facts(component)]
     if component.parameters:
         parts.append(_parameters(component))
@@ -74,7 +76,8 @@ def stages(algorithm: Any) -> list[dict[str, Any]]:
     slots = {id(getattr(algorithm, slot)): slot for slot in ("sampler", "selector", "advantage")}
     rows = [(slots.get(id(part), "reward"), part, part.written_keys()) for part in algorithm.plan.rollout]
     rows.append(("likelihood", algorithm.likelihood, algorithm.likelihood.written_keys()))
-    rows += [(slot, term, ()) for slot, term in [("loss", algorithm.loss), *(("regulariser", r) for r in algorithm.regularisers)]]
+    rows.append(("loss", algorithm.loss, ()))
+    rows += [("regulariser", term, ()) for term in algorithm.regularisers]
     return [
         {
             "slot": slot,
@@ -87,25 +90,34 @@ def stages(algorithm: Any) -> list[dict[str, Any]]:
 
 
 def dataflow_page(algorithm: Any) -> RenderableType:
-    """The order in which the components of a built algorithm run, what each reads and writes, and what comes between."""
+    """The components of a built algorithm in the order they run, what each reads and writes, and what comes between."""
     table = _table("slot", "component", "reads", "writes")
     for stage in stages(algorithm):
         component = Text(stage["component"], style="bold")
         table.add_row(stage["slot"], component, "\n".join(stage["reads"]), "\n".join(stage["writes"]), end_section=True)
     plan = algorithm.plan
-    lines = [
-        f"{key_text(key)}: "
-        + (f"the sampler's {key_text(source)}" if source is not None else "from the likelihood, before the first update of a rollout")
-        for key, source in plan.old.items()
-    ]
+    lines = [f"{key_text(key)}: {_origin(source)}" for key, source in plan.old.items()]
     lines += [f"{key_text(key)} of the reference policy: once per rollout" for key in plan.reference]
     lines += [f"{key_text(key)} of the reference policy: in every micro-batch" for key in plan.live_reference]
     return Group(table, *(Text(line) for line in lines))
 
 
+def _origin(source: Any) -> str:
+    if source is None:
+        return "from the likelihood, once per rollout before its first update"
+    return f"the sampler's {key_text(source)}"
+
+
 def key_text(key: Any) -> str:
     """A trajectory key on one line: ``("step", "log_prob")`` is ``step.log_prob``."""
     return key if isinstance(key, str) else ".".join(key)
+
+
+def _documentation(cls: type) -> list[str]:
+    """The docstring of a class, and those of its base classes that it refers to (``Arguments as ``Sampler````)."""
+    text = inspect.getdoc(cls) or "(no documentation)"
+    bases = [base for base in cls.__mro__[1:] if f"``{base.__name__}``" in text]
+    return [text, *(f"{base.__name__}: {inspect.getdoc(base)}" for base in bases)]
 
 
 def _facts(component: Component) -> list[tuple[str, str]]:

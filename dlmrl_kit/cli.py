@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +19,6 @@ from dlmrl_kit.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_RECIPE = "egspo_sa"
 DEFAULT_PRETRAINING = "pretrain_sudoku4x4"
@@ -36,7 +34,8 @@ Uses = Annotated[
     typer.Option("--use", metavar="KIND=NAME", help="Swap a component, e.g. selector=UniformSteps. May be repeated."),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/RECIPE-DATE-TIME.", show_default=False)
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/RECIPE-DATE-TIME.", show_default=False),
 ]
 AllowImports = Annotated[
     bool, typer.Option("--allow-imports", help="Run the import statements of the recipe, that is, code.")
@@ -65,7 +64,7 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
 
     return wrapped
@@ -94,7 +93,10 @@ def _root(
 @user_errors
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help=f"Name or path of a recipe. Default: {DEFAULT_RECIPE}.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]", help=f"Name or path of a recipe. Default: {DEFAULT_RECIPE}.", show_default=False
+        ),
     ] = None,
     sets: Sets = None,
     uses: Uses = None,
@@ -121,13 +123,15 @@ def train(
     folder = _new_folder(out, loaded.name)
     from dlmrl_kit.training import train as run
 
-    _observed(lambda observer: run(loaded, folder, observer=observer), folder, f"dlmrl train --resume {_quoted(folder)}")
+    _observed(
+        lambda observer: run(loaded, folder, observer=observer), folder, f"dlmrl train --resume {_quoted(folder)}"
+    )
 
 
 @app.command("eval")
 @user_errors
 def evaluate(
-    path: Annotated[str, typer.Argument(help="Run folder, model folder, hub id, or shipped:NAME.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Run folder, model folder, hub id, or shipped:NAME.")],
     recipe: Annotated[
         str | None,
         typer.Option(help="Recipe whose task and sampler are used. Default: that of the run.", show_default=False),
@@ -172,7 +176,7 @@ def evaluate(
 @user_errors
 def pretrain(
     recipe: Annotated[
-        str, typer.Argument(help="Name or path of a pre-training recipe.")
+        str, typer.Argument(metavar="[RECIPE]", help="Name or path of a pre-training recipe.")
     ] = DEFAULT_PRETRAINING,
     sets: Sets = None,
     uses: Uses = None,
@@ -198,7 +202,10 @@ def pretrain(
 @user_errors
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="A kind such as selector, or recipes. Default: everything.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[KIND]", help="A kind such as selector, or recipes. Default: everything.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """List components and recipes.
@@ -216,7 +223,7 @@ def list_(
 
 @app.command()
 @user_errors
-def show(name: Annotated[str, typer.Argument(help="A component or a recipe.")]) -> None:
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A component or a recipe.")]) -> None:
     """Show all that is known of a component, or the text of a recipe.
 
     Example: dlmrl show EntropyTopK
@@ -233,7 +240,7 @@ def show(name: Annotated[str, typer.Argument(help="A component or a recipe.")]) 
 @app.command()
 @user_errors
 def check(
-    recipe: Annotated[str, typer.Argument(help="Name or path of a recipe.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe.")],
     sets: Sets = None,
     uses: Uses = None,
     allow_imports: AllowImports = False,
@@ -276,13 +283,10 @@ def _observed(run: Callable[[Any], Any], folder: Path, again: str) -> None:
         with RichObserver(_console()) as observer:
             run(observer)
     except KeyboardInterrupt:
-        _interrupted(folder, again)
-
-
-def _interrupted(folder: Path, again: str) -> NoReturn:
-    started = (folder / "recipe.gin").is_file()
-    typer.echo(f"\ninterrupted; go on with: {again}" if started else "\ninterrupted before anything was written", err=True)
-    raise typer.Exit(1)
+        started = (folder / "recipe.gin").is_file()
+        hint = f"; go on with: {again}" if started else " before anything was written"
+        typer.echo(f"\ninterrupted{hint}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _refuse_with_resume(given: dict[str, Any]) -> None:
@@ -292,22 +296,19 @@ def _refuse_with_resume(given: dict[str, Any]) -> None:
 
 
 def _new_folder(out: Path | None, recipe: str) -> Path:
-    """Creates the run folder.
+    """The run folder, not created yet.
 
     Raises:
         UserError: it exists and is not empty, or cannot be created.
     """
-    folder = out
-    if folder is None:
-        stem = re.sub(r"[^\w.-]+", "_", recipe)
-        folder = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"cannot use {folder} as a run folder: {error.strerror}") from error
-    if occupied:
-        hint = f"; to go on with that run: dlmrl train --resume {_quoted(folder)}" if (folder / "recipe.gin").is_file() else ""
+    stem = re.sub(r"[^\w.-]+", "_", recipe)
+    folder = out if out is not None else Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot use {folder} as a run folder: {existing} is no folder that can be written to")
+    if existing is folder and any(folder.iterdir()):
+        is_run = (folder / "recipe.gin").is_file()
+        hint = f", or go on with its run: dlmrl train --resume {_quoted(folder)}" if is_run else ""
         raise UserError(f"{folder} is not empty; choose another --out{hint}")
     return folder
 

@@ -100,11 +100,10 @@ def pretrain(recipe: Recipe, folder: Path, *, observer: Observer | None = None) 
     stored = folder / "recipe.gin"
     if stored.is_file() and load_recipe(str(stored)).text(header=False) != recipe.text(header=False):
         raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
-    built = recipe.build()
-    if not isinstance(built, Pretraining):
+    if recipe.root != "Pretraining":
         raise RecipeError(f"{recipe.name} is a training recipe: run it with 'dlmrl train {recipe.name}'")
     write_atomic(stored, recipe.text())
-    return PretrainRun(built, folder, recipe.name, observer or Observer()).run()
+    return PretrainRun(recipe.build(), folder, recipe.name, observer or Observer()).run()
 
 
 class PretrainRun:

@@ -230,6 +230,13 @@ def test_full_coverage_keeps_entropies_lost_in_rounding() -> None:
     assert chosen(run(EntropyCoverage(1 - 1e-6), data)) == [[1, 4]]
 
 
+def test_full_coverage_of_long_rows_drops_steps_without_entropy() -> None:
+    gen = torch.Generator().manual_seed(0)
+    rows = [[*torch.rand(61, generator=gen, dtype=torch.float64).tolist(), 0.0, 0.0] for _ in range(20)]
+    result = run(EntropyCoverage(1.0), trajectory(rows, dtype=torch.float64))
+    assert chosen(result) == [list(range(61))] * 20
+
+
 def test_coverage_is_not_upset_by_rounding() -> None:
     """0.9 of ten equal entropies is nine of them, though 1 - 0.9 < 0.1 in floating point."""
     assert chosen(run(EntropyCoverage(0.9), trajectory([[0.1] * 10]))) == [list(range(9))]

@@ -102,7 +102,7 @@ def nearest_value(value: Tensor, step: Tensor, used: Tensor, fallback: Tensor, n
     Returns:
         [B, T].
     """
-    nowhere = num_steps
+    nowhere = num_steps  # a spare column for slots that do not count; a row without others holds the fallback in all
     slot = step.masked_fill(~used, nowhere)
     dense = fallback[:, None].repeat(1, num_steps + 1)
     dense = dense.scatter(1, slot, torch.where(used, value, fallback[:, None]))

@@ -19,9 +19,9 @@ class Logger(ABC):
 
         Args:
             folder: the run folder.
-            first_update: the next update of the run, 0 if it is new. Whatever an interrupted run logged for this update and
-                later ones is stale and will be logged again, except the evaluation (``eval/...``) at ``first_update``:
-                it is of the policy the run resumes with.
+            first_update: the next update of the run, 0 if it is new. Whatever an interrupted run logged for this update
+                and later ones is stale and will be logged again, except the evaluation (``eval/...``) at
+                ``first_update``: it is of the policy the run resumes with.
         """
 
     @abstractmethod

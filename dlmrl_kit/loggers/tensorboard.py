@@ -31,7 +31,7 @@ class TensorBoard(Logger):
         continued = any((folder / "tensorboard").glob("events.out.tfevents.*"))
         self._logger = torchrl_logger("tensorboard", str(folder), "tensorboard")
         if continued:
-            # Evaluations at first_update are kept (see Logger.open). The writer takes a purge step when it opens a file.
+            # Evaluations at first_update are kept (see Logger.open). The writer purges when it opens a file.
             writer = self._logger.experiment
             writer.close()
             writer.purge_step = first_update + 1

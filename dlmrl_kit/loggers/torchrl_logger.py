@@ -36,7 +36,9 @@ class TorchRLLogger(Logger):
         ValueError: an unknown backend, or options for ``csv``, which has none.
     """
 
-    def __init__(self, backend: str = "wandb", name: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, backend: str = "wandb", name: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
         check(backend in BACKENDS, self, "backend", backend, f"one of {', '.join(BACKENDS)}")
         check(backend != "csv" or not options, self, "options", options, "empty for csv")
         self.backend = backend

@@ -47,7 +47,7 @@ class EntropyBound(Selector):
         ValueError: a value out of range.
     """
 
-    def __init__(self, epsilon: float) -> None:
+    def __init__(self, epsilon: float = 1.0) -> None:
         super().__init__(ENTROPY, NUM_COMMITTED)
         check(epsilon >= 0, self, "epsilon", epsilon, "at least 0")
         self.epsilon = epsilon

@@ -33,7 +33,7 @@ class EntropyCoverage(Selector):
         ValueError: a value out of range.
     """
 
-    def __init__(self, alpha: float, max_steps: int | None = None) -> None:
+    def __init__(self, alpha: float = 0.7, max_steps: int | None = None) -> None:
         super().__init__(ENTROPY)
         check(0 < alpha <= 1, self, "alpha", alpha, "in (0, 1]")
         check(

@@ -36,7 +36,7 @@ class EntropyImportance(Selector):
 
     requires = ("generator",)
 
-    def __init__(self, k: int, floor: float = 0.05) -> None:
+    def __init__(self, k: int = 8, floor: float = 0.05) -> None:
         super().__init__(ENTROPY)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")

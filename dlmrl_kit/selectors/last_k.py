@@ -25,7 +25,7 @@ class LastK(Selector):
         ValueError: a value out of range.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int = 8) -> None:
         super().__init__()
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         self.k = self.slots = k

@@ -1,7 +1,8 @@
-"""A run in the terminal: a live progress bar, or plain lines where the output is no terminal; and the tables at the end."""
+"""A run in the terminal: a live progress bar, or plain lines where the output is no terminal; tables at the end."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -22,13 +23,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "accuracy": ("accuracy", "{:.1%}"),
     "loss": ("loss", "{:.4f}"),
     "entropy": ("entropy", "{:.3f}"),
-    "selected_steps": ("selected steps", "{:.1f}"),
+    "selected_steps": ("selected", "{:.1f}"),
     "ratio": ("ratio", "{:.3f}"),
     "clip_fraction": ("clipped", "{:.1%}"),
     "kl": ("KL", "{:.4f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
 }
-"""Metrics shown while a run goes on: metric -> (heading, format)."""
+"""Metrics shown while a run goes on: metric -> (heading, format); the loss only where there is no reward."""
 
 PLAIN_LINES = 20
 """About how many lines of progress a run writes where the output is no terminal."""
@@ -45,6 +46,7 @@ class RichObserver(Observer):
         self.console = console or Console(highlight=False)
         self.folder: Path | None = None
         self._recipe = ""
+        self._label = ""
         self._total = 0
         self._first = 0
         self._started = time.monotonic()
@@ -76,7 +78,9 @@ class RichObserver(Observer):
         self.folder, self._recipe = folder, recipe
         self._total, self._first = total_updates, first_update
         self._started = time.monotonic()
-        self._say(f"{recipe}: {total_updates} updates into {folder}")
+        # A resumed run reads the recipe.gin in its own folder, whose name says nothing.
+        self._label = folder.name if recipe == "recipe" else recipe
+        self._say(f"{self._label}: {total_updates} updates into {folder}")
         if first_update:
             self._say(f"resumed after update {first_update}")
         if info:
@@ -143,17 +147,17 @@ class RichObserver(Observer):
             expand=True,
         )
         # Time left is estimated from this session's updates only: those done before a resume took no time.
-        self._progress.add_task(Text(self._recipe).markup, total=self._total, completed=self._first)
+        self._progress.add_task(Text(self._label).markup, total=self._total, completed=self._first)
         self._live = Live(self._view(), console=self.console, refresh_per_second=4)
         self._live.start(refresh=True)
 
     def _view(self) -> RenderableType:
         parts: list[RenderableType] = [self._progress] if self._progress is not None else []
         if self._metrics:
-            table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            table = Table(box=None, padding=(0, 2, 0, 0))
             cells = _cells(self._metrics)
             for name, _ in cells:
-                table.add_column(name, justify="right")
+                table.add_column(name, justify="right", overflow="fold")
             table.add_row(*(value for _, value in cells))
             parts.append(table)
         shown = sorted({min(self._evaluations), max(self._evaluations)}) if self._evaluations else []
@@ -178,7 +182,7 @@ class RichObserver(Observer):
         folder = shlex.quote(str(result.folder))
         if isinstance(result, PretrainResult):
             model = str(result.model)
-            start = shlex.quote(f"Pretrained.path={model!r}")
+            start = shlex.quote(f"Pretrained.path={json.dumps(model)}")
             return [
                 (f"dlmrl eval {shlex.quote(model)}", "accuracy with other decoding settings"),
                 (f"dlmrl train --set {start}", "reinforcement learning from here"),
@@ -255,13 +259,14 @@ def duration(seconds: float) -> str:
 
 
 def _cells(metrics: dict[str, float]) -> list[tuple[str, str]]:
-    cells = [(heading, form.format(metrics[name])) for name, (heading, form) in COLUMNS.items() if name in metrics]
+    shown = [name for name in COLUMNS if name in metrics and not (name == "loss" and "reward" in metrics)]
+    cells = [(COLUMNS[name][0], COLUMNS[name][1].format(metrics[name])) for name in shown]
     return [*cells, ("skipped", f"{metrics['skipped']:.0f}")] if metrics.get("skipped") else cells
 
 
 def _evaluation_line(update: int, result: EvalResult) -> str:
     when = f"after update {update}" if update else "before training"
-    return f"accuracy {when}: {_accuracy(result)}, reward {result.reward:.3f} ({result.size} puzzles of {result.split})"
+    return f"{result.split} accuracy {when}: {_accuracy(result)} of {result.size}, reward {result.reward:.3f}"
 
 
 def _accuracy(result: EvalResult) -> str:
@@ -273,7 +278,9 @@ def _title(result: EvalResult) -> Text:
     decoding = result.decoding
     temperature = decoding.get("temperature", 0)
     how = [f"temperature {_plain(temperature)}" if temperature else "greedy"]
-    how += [f"{key.replace('_', ' ')} {_plain(decoding[key])}" for key in ("sampler", "tokens_per_step") if key in decoding]
+    how += [
+        f"{key.replace('_', ' ')} {_plain(decoding[key])}" for key in ("sampler", "tokens_per_step") if key in decoding
+    ]
     return Text(f"{result.size} puzzles of {result.split}; {', '.join(how)}")
 
 

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 
 from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.errors import CheckpointError
+from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.files import atomic_folder, write_atomic
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.prompts import prompt_batch, training_indices
@@ -41,6 +41,8 @@ def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> 
     """
     if (folder / "recipe.gin").exists():
         raise CheckpointError(f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another folder")
+    if recipe.root != "Algorithm":
+        raise RecipeError(f"{recipe.name} is a recipe for {recipe.root}, not for training: run 'dlmrl pretrain {recipe.name}'")
     algorithm = recipe.build()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "recipe.gin", recipe.text())

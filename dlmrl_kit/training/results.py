@@ -1,8 +1,8 @@
 """What training and evaluation return, and the observer that the loops report to; imports no torch.
 
-Updates are numbered from 0. Metrics at update u are those of update u itself; an evaluation at u is of the policy after u
-updates, so the one at 0 comes before training and the last one at ``total_updates``. ``first_update`` is the next update
-to run: 0 in a fresh run, u where a checkpoint holds the state after u updates.
+Updates are numbered from 0. Metrics at update u are those of update u itself; an evaluation at u is of the policy
+after u updates, so the one at 0 comes before training and the last one at ``total_updates``. ``first_update`` is the
+next update to run: 0 in a fresh run, u where a checkpoint holds the state after u updates.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Observer:
     def on_start(
         self, *, folder: Path, recipe: str, total_updates: int, first_update: int, info: dict[str, Any]
     ) -> None:
-        """Training starts, or goes on, with ``first_update``; ``info`` is what a user may want to know (device, ...)."""
+        """Training starts, or goes on, with ``first_update``; ``info``: what a user may want to know (device, ...)."""
 
     def on_message(self, text: str) -> None:
         """Something worth a line of its own happened."""
