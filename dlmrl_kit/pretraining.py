@@ -102,8 +102,9 @@ def pretrain(recipe: Recipe, folder: Path, *, observer: Observer | None = None) 
         raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
     if recipe.root != "Pretraining":
         raise RecipeError(f"{recipe.name} is a training recipe: run it with 'dlmrl train {recipe.name}'")
+    built = recipe.build()
     write_atomic(stored, recipe.text())
-    return PretrainRun(recipe.build(), folder, recipe.name, observer or Observer()).run()
+    return PretrainRun(built, folder, recipe.name, observer or Observer()).run()
 
 
 class PretrainRun:

@@ -58,7 +58,9 @@ def evaluation(accuracy: float, **changes: Any) -> EvalResult:
 
 def drive(observer: Observer, folder: Path, updates: int, first: int = 0) -> None:
     """Reports as the training loop does."""
-    observer.on_start(folder=folder, recipe="egspo_sa", total_updates=updates, first_update=first, info={"device": "cpu"})
+    observer.on_start(
+        folder=folder, recipe="egspo_sa", total_updates=updates, first_update=first, info={"device": "cpu"}
+    )
     observer.on_eval(0, evaluation(0.4))
     observer.on_message("old and new [agree]")
     for update in range(first, updates):
@@ -203,12 +205,22 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_wilson_interval_against_known_values() -> None:
-    """Reference: statsmodels 0.14 proportion_confint(method="wilson")."""
-    assert wilson_interval(0.4, 400) == pytest.approx((0.3531304, 0.4487394), abs=1e-6)
-    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
-    assert wilson_interval(1.0, 10) == pytest.approx((0.7224672, 1.0), abs=1e-6)
-    assert wilson_interval(0.5, 0) == (0.0, 1.0)
+@pytest.mark.parametrize(
+    ("solved", "size", "low", "high"),
+    [
+        (160, 400, 0.3531615288938135, 0.44874092997304577),
+        (0, 10, 0.0, 0.27753279986288926),
+        (10, 10, 0.7224672001371109, 1.0),
+        (7, 9, 0.4525889691069889, 0.9367748928821533),
+    ],
+)
+def test_wilson_interval_against_scipy(solved: int, size: int, low: float, high: float) -> None:
+    """Computed with scipy 1.17.1: ``binomtest(solved, size).proportion_ci(method="wilson")``."""
+    assert wilson_interval(solved / size, size) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_wilson_interval_of_nothing() -> None:
+    assert wilson_interval(0.0, 0) == (0.0, 1.0)
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

@@ -118,7 +118,9 @@ def test_later_value_counts(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == {"reward": [(0, 2.0), (1, 3.0)]}
 
 
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", "update,metric,value\n1,reward\n", "update,metric,value\nx,reward,1\n"])
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n", "update,metric,value\n1,reward\n", "update,metric,value\nx,reward,1\n"]
+)
 def test_foreign_file_is_refused_and_kept(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.csv").write_text(content)
     with pytest.raises(CheckpointError, match=r"metrics\.csv"):
