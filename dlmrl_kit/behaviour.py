@@ -79,13 +79,13 @@ def behaviour_log_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
 def sample(log_probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One token per distribution by inverting the cumulative distribution: int64 [N] from [N, V].
 
-    The uniform noise and the cumulative sum are float64, so the tail keeps its mass (a Gumbel draw in bfloat16 loses it),
-    and a token of probability 0 is never drawn.
+    The uniform noise and the cumulative sum are float64, so the tail keeps its mass (a Gumbel draw in bfloat16 loses
+    it), and a token of probability 0 is never drawn.
     """
     cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
-    noise = torch.rand(
-        log_probs.shape[:-1], generator=generator, device=log_probs.device, dtype=torch.float64
-    ).clamp_(max=1 - 2**-32)
+    noise = torch.rand(log_probs.shape[:-1], generator=generator, device=log_probs.device, dtype=torch.float64).clamp_(
+        max=1 - 2**-32
+    )
     return torch.searchsorted(cumulative, (noise * cumulative[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
 
 

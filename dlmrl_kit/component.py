@@ -10,7 +10,7 @@ reward function - is a *service*, listed in ``requires`` and passed by keyword:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from tensordict.nn import TensorDictModuleBase
 
@@ -59,4 +59,3 @@ class Component(TensorDictModuleBase):
     def written_keys(self) -> tuple[Key, ...]:
         """``out_keys`` and the optional keys that were asked for."""
         return (*self.out_keys, *self._asked)
-

@@ -1,7 +1,7 @@
 """The dataflow check: who writes what is read, in which order components run, and which on-demand keys are needed.
 
-Runs when an ``Algorithm`` is built, before anything expensive: a recipe in which a component reads a key that none before
-it writes is refused, with the components that would write it.
+Runs when an ``Algorithm`` is built, before anything expensive: a recipe in which a component reads a key that none
+before it writes is refused, with the components that would write it.
 """
 
 from __future__ import annotations
@@ -53,15 +53,17 @@ def plan(algorithm: Algorithm) -> Plan:
     terms = [algorithm.loss, *algorithm.regularisers]
     likelihood = algorithm.likelihood
     wanted = {key for term in terms for key in term.in_keys}
-    wanted_from_likelihood = {_plain(key) for key in wanted} & set(_can_write(likelihood))
+    wanted_from_likelihood = {plain_key(key) for key in wanted} & set(_can_write(likelihood))
     likelihood.ask_for([key for key in likelihood.optional_keys if key in wanted_from_likelihood])
 
     old = {
-        key: likelihood.recorded.get(_plain(key))
+        key: likelihood.recorded.get(plain_key(key))
         for key in sorted(wanted, key=str)
-        if _prefixed(key, "old_") and _plain(key) in wanted_from_likelihood - LIVE_KEYS
+        if _prefixed(key, "old_") and plain_key(key) in wanted_from_likelihood - LIVE_KEYS
     }
-    reference = [_plain(k) for k in sorted(wanted, key=str) if _prefixed(k, "ref_") and _plain(k) in wanted_from_likelihood]
+    reference = [
+        plain_key(k) for k in sorted(wanted, key=str) if _prefixed(k, "ref_") and plain_key(k) in wanted_from_likelihood
+    ]
     recorded = {source for source in old.values() if source is not None}
 
     rollout = _rollout_components(algorithm)
@@ -70,7 +72,7 @@ def plan(algorithm: Algorithm) -> Plan:
     _require(likelihood, likelihood.in_keys, available, ordered)
     for source in sorted(recorded, key=str):
         _require(likelihood, [source], available, ordered)
-    available |= set(likelihood.written_keys()) | set(old) | {_with_prefix(k, "ref_") for k in reference}
+    available |= set(likelihood.written_keys()) | set(old) | {twin_key(k, "ref_") for k in reference}
     for term in terms:
         _require(term, term.in_keys, available, [*ordered, likelihood])
     return Plan(
@@ -103,11 +105,11 @@ def _ask_rollout(parts: list[Any], wanted: set[Key]) -> None:
 
 def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
     """Parts in an order in which each reads only what was written before; the sampler's place is first."""
-    pending, ordered, available = list(parts), [], set(PROMPT_KEYS)
+    pending, available = list(parts), set(PROMPT_KEYS)
+    ordered: list[Any] = []
     while pending:
-        ready = next((part for part in pending if set(part.in_keys) <= available), None)
-        if ready is None:
-            _require(pending[0], pending[0].in_keys, available, ordered)
+        ready = next((part for part in pending if set(part.in_keys) <= available), pending[0])
+        _require(ready, ready.in_keys, available, ordered)
         written = set(ready.written_keys())
         if written & available:
             raise RecipeError(
@@ -124,7 +126,7 @@ def _require(reader: Any, keys: Any, available: set[Key], before: list[Any]) -> 
     if not missing:
         return
     key = missing[0]
-    writers = _writers(_plain(key))
+    writers = _writers(plain_key(key))
     hint = f"components that write it: {', '.join(writers)}" if writers else "no registered component writes it"
     raise RecipeError(
         f"{_label(reader)} reads {_names([key])}, which no component before it writes "
@@ -159,7 +161,7 @@ def _prefixed(key: Key, prefix: str) -> bool:
     return isinstance(key, tuple) and key[0] == "selected" and key[-1].startswith(prefix)
 
 
-def _plain(key: Key) -> Key:
+def plain_key(key: Key) -> Key:
     """``("selected", "old_x")`` or ``("selected", "ref_x")`` -> ``("selected", "x")``; other keys unchanged."""
     for prefix in ("old_", "ref_"):
         if _prefixed(key, prefix):
@@ -167,5 +169,6 @@ def _plain(key: Key) -> Key:
     return key
 
 
-def _with_prefix(key: Key, prefix: str) -> Key:
+def twin_key(key: Key, prefix: str) -> Key:
+    """``("selected", "x")`` -> ``("selected", "ref_x")`` for the prefix ``"ref_"``."""
     return (key[0], prefix + key[1])

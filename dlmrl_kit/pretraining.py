@@ -55,7 +55,7 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Encoded demonstrations: prompts [N, P], completions [N, A, L], probability of each of the A alternatives [N, A]."""
+    """Encoded demonstrations: prompts [N, P], A alternative completions [N, A, L], their probabilities [N, A]."""
 
     prompt_ids: Tensor
     prompt_mask: Tensor

@@ -24,7 +24,9 @@ def prompt_batch(task: Any, split: str, indices: list[int], policy: Policy, grou
     """Prompts repeated ``group_size`` times: TensorDict [len(indices) * group_size] with the prompt keys."""
     encoded = encode(policy, [task.example(split, index).prompt for index in indices])
     group = torch.arange(len(indices), device=policy.device)
-    batch = TensorDict({**encoded, "group": group, "example": torch.tensor(indices, device=policy.device)}, [len(indices)])
+    batch = TensorDict(
+        {**encoded, "group": group, "example": torch.tensor(indices, device=policy.device)}, [len(indices)]
+    )
     return batch[group.repeat_interleave(group_size)]
 
 

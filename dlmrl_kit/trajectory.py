@@ -2,8 +2,9 @@
 
 Shape letters: B samples, P prompt positions, L completion positions, T denoising steps, K selected steps, C committed
 positions of a step, V vocabulary. Steps are counted in the order they are taken, t = 0 .. T-1; the state before step
-t is x_t, its action leads to x_{t+1}. Position i is masked in x_t iff ``commit_step[i] >= t``; positions that were never
-committed (the end-of-text padding of a row that finished early) have ``commit_step = T``: masked in every state visited.
+t is x_t, its action leads to x_{t+1}. Position i is masked in x_t iff ``commit_step[i] >= t``; positions that were
+never committed (the end-of-text padding of a row that finished early) have ``commit_step = T``: masked in every state
+visited.
 """
 
 from __future__ import annotations

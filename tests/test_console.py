@@ -121,7 +121,6 @@ def test_terminal_shows_bar_metrics_and_evaluations(tmp_path: Path) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output(target))
     for expected in ("20/20", "tokens/s", "5,123", "heldout accuracy before training: 40.0%", "after update 20"):
         assert expected in text
-    assert max(len(line) for line in text.split("Try next")[0].splitlines() if "folder" not in line) <= 200
 
 
 def test_display_ends_when_training_fails(tmp_path: Path) -> None:
@@ -129,8 +128,7 @@ def test_display_ends_when_training_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="boom"), RichObserver(target) as observer:  # noqa: PT012
         observer.on_start(folder=tmp_path, recipe="r", total_updates=3, first_update=0, info={})
         raise RuntimeError("boom")
-    assert output(target).endswith("\x1b[?25h") or "\x1b[?25h" in output(target)  # the cursor is visible again
-    observer.stop()
+    assert output(target).rindex("\x1b[?25h") > output(target).rindex("\x1b[?25l")  # the cursor is visible again
 
 
 def test_end_of_a_run(tmp_path: Path) -> None:

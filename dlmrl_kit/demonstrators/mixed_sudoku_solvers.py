@@ -1,4 +1,4 @@
-"""Demonstrations of mixed quality: a careful and a hasty Sudoku solver, as base models are trained on good and bad text."""
+"""Demonstrations of mixed quality, as base models are trained on: a careful and a hasty Sudoku solver."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class MixedSudokuSolvers(Demonstrator):
     """A share of right solutions among near misses of a hasty solver, for ``Sudoku4x4``.
 
     The hasty solver fills each row's missing digits in ascending order: every row is right, columns and boxes are not
-    looked at. A denoiser trained on the mixture knows both ways to answer and follows the more frequent one; reinforcement
-    learning has to teach it to prefer the right one.
+    looked at. A denoiser trained on the mixture knows both ways to answer and follows the more frequent one;
+    reinforcement learning has to teach it to prefer the right one.
 
     Args:
         correct_share: probability of the right solution.

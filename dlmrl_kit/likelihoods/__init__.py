@@ -1,0 +1,1 @@
+"""Likelihood estimators: the log-probability of steps under the current policy."""

@@ -72,9 +72,9 @@ def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tenso
 class Likelihood(Component):
     """Base class of likelihood estimators.
 
-    ``forward(tensordict, policy=, sampler=)`` writes ``("selected", "log_prob")`` [B, K] and, on demand, the optional keys.
-    Under the policy that generated the trajectory the same numbers are known from the rollout: ``recorded`` maps each key
-    that has an ``old_`` twin to the sampler's key that holds it.
+    ``forward(tensordict, policy=, sampler=)`` writes ``("selected", "log_prob")`` [B, K] and, on demand, the optional
+    keys. Under the policy that generated the trajectory the same numbers are known from the rollout: ``recorded`` maps
+    each key that has an ``old_`` twin to the sampler's key that holds it.
     """
 
     requires = ("policy", "sampler")

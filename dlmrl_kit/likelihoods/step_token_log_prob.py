@@ -30,8 +30,8 @@ class StepTokenLogProb(Likelihood):
     """Sum over the committed positions of the log-probability of their tokens, one forward per selected step.
 
     Args:
-        sampling_temperature: True scores with the sampler's behaviour distribution (temperature and filters); False with
-            softmax(logits), as the released codes do whatever temperature they sampled at.
+        sampling_temperature: True scores with the sampler's behaviour distribution (temperature and filters); False
+            with softmax(logits), as the released codes do whatever temperature they sampled at.
 
     Reads the trajectory and ``("selected", "step")``, ``("selected", "weight")``; writes ``("selected", "log_prob")``
     [B, K]. On demand, with C the most positions a step can commit: ``token_mask``, ``token_log_prob`` [B, K, C],

@@ -1,0 +1,1 @@
+"""Policies: transformers models behind one interface."""

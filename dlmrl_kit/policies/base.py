@@ -49,7 +49,9 @@ class Policy(nn.Module):
         found = mask_id if mask_id is not None else getattr(model.config, "mask_token_id", None)
         found = found if found is not None else tokenizer.mask_token_id
         if found is None:
-            raise UserError("the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token")
+            raise UserError(
+                "the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token"
+            )
         self.mask_id: int = int(found)
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id

@@ -32,8 +32,20 @@ class CharacterLlama:
         num_heads: int = 4,
         max_length: int = 128,
     ) -> None:
-        check(len(characters) > 0 and len(set(characters)) == len(characters), self, "characters", characters, "distinct characters")
-        check(num_heads >= 1 and hidden_size % (2 * num_heads) == 0, self, "hidden_size", hidden_size, "a multiple of 2 * num_heads")
+        check(
+            len(characters) > 0 and len(set(characters)) == len(characters),
+            self,
+            "characters",
+            characters,
+            "distinct characters",
+        )
+        check(
+            num_heads >= 1 and hidden_size % (2 * num_heads) == 0,
+            self,
+            "hidden_size",
+            hidden_size,
+            "a multiple of 2 * num_heads",
+        )
         check(num_layers >= 1, self, "num_layers", num_layers, "at least 1")
         check(max_length >= 1, self, "max_length", max_length, "at least 1")
         self.characters = characters
@@ -48,7 +60,7 @@ class CharacterLlama:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         tokenizer = character_tokenizer(self.characters)
-        config = LlamaConfig(
+        config = LlamaConfig(  # type: ignore[call-arg]  # transformers accepts attributes its stubs do not list
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
             intermediate_size=self.hidden_size * 8 // 3,

@@ -21,9 +21,7 @@ class Pretrained:
         ValueError: a value out of range.
     """
 
-    def __init__(
-        self, path: str, lora_rank: int = 0, lora_alpha: int = 64, mask_id: int | None = None
-    ) -> None:
+    def __init__(self, path: str, lora_rank: int = 0, lora_alpha: int = 64, mask_id: int | None = None) -> None:
         check(lora_rank >= 0, self, "lora_rank", lora_rank, "at least 0")
         check(lora_alpha > 0, self, "lora_alpha", lora_alpha, "positive")
         self.path = path

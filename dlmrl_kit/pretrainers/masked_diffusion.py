@@ -84,7 +84,12 @@ class MaskedDiffusion:
         self.eval_size = eval_size
 
     def objective(
-        self, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, generator: torch.Generator
+        self,
+        policy: Policy,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         """The loss of one batch: int64 [B, P], bool [B, P], int64 [B, L] -> scalar."""
         rows, length = completion_ids.shape

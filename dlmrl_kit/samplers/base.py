@@ -1,9 +1,9 @@
 """Samplers: the denoising loop, and the exact log-probability of the action taken in each step.
 
-A sampler is defined by two functions of what the policy predicts in a state (a ``View``): ``decide`` draws which positions
-are committed with which tokens, ``action_log_prob`` gives the probability of such a decision. The loop here calls both; the
-likelihood estimators call the second with gradients. Everything depends on the state alone, so a sampler can resume
-from any state, and a step recomputed from a stored trajectory is the step that was taken.
+A sampler is defined by two functions of what the policy predicts in a state (a ``View``): ``decide`` draws which
+positions are committed with which tokens, ``action_log_prob`` gives the probability of such a decision. The loop here
+calls both; the likelihood estimators call the second with gradients. Everything depends on the state alone, so a
+sampler can resume from any state, and a step recomputed from a stored trajectory is the step that was taken.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from dlmrl_kit.validate import check
 class View:
     """What a sampler sees in a state: predictions at the N positions it may commit, in row-major order.
 
-    ``logits``: [N, V], forbidden tokens at -inf. ``behaviour``: how they become probabilities. ``allowed``: bool [B, L].
+    ``logits``: [N, V], forbidden tokens at -inf. ``behaviour``: how they become probabilities. ``allowed``: bool
+    [B, L].
     """
 
     logits: Tensor
@@ -94,7 +95,9 @@ def rank_of(scores: Tensor, allowed: Tensor) -> Tensor:
     floor = torch.finfo(scores.dtype).min
     scores = scores.clamp(min=floor).masked_fill(~allowed, -torch.inf)
     order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
 
 
 class Sampler(Component):

@@ -41,7 +41,9 @@ def order_term(view: View, decision: Decision) -> Tensor:
     committed, allowed = decision.committed, view.allowed
     chosen = committed[allowed]
     kept = view.confidence[chosen].gather(-1, decision.tokens[committed][:, None]).squeeze(-1)
-    threshold = torch.full(allowed.shape, torch.inf, dtype=kept.dtype, device=kept.device).masked_scatter(committed, kept)
+    threshold = torch.full(allowed.shape, torch.inf, dtype=kept.dtype, device=kept.device).masked_scatter(
+        committed, kept
+    )
     least = threshold.amin(-1, keepdim=True)
     positions = torch.arange(allowed.shape[1], device=allowed.device)
     last = positions.masked_fill(~(committed & (threshold == least)), -1).amax(-1)

@@ -1,4 +1,4 @@
-"""Margin order (top-2 margin, arXiv 2502.06768; Dream's ``topk_margin``): largest gap between the two best tokens first."""
+"""Margin order (arXiv 2502.06768; Dream's ``topk_margin``): largest gap between the two best tokens first."""
 
 from __future__ import annotations
 

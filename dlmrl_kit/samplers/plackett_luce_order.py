@@ -1,4 +1,4 @@
-r"""Plackett-Luce order: positions drawn without replacement from scores h, then their tokens (as DCoLT, arXiv 2505.10446).
+r"""Plackett-Luce order (DCoLT, arXiv 2505.10446): positions drawn without replacement from scores h, then tokens.
 
     log pi(x_{t+1} | x_t) = sum_i log p_i(v_i) + sum_{r=1..k} [ h_{i_r} - logsumexp over positions not yet drawn of h ]
 

@@ -33,7 +33,9 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def save_checkpoint(run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, int]) -> Path:
+def save_checkpoint(
+    run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, int]
+) -> Path:
     """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two."""
     folder = run / "checkpoints" / f"update-{updates:06d}"
     with atomic_folder(folder) as temporary:
@@ -87,4 +89,3 @@ def _unflatten(tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -
 
 def _unserialisable(value: Any) -> None:
     """Schedulers keep their functions in the state; they are rebuilt from the recipe."""
-    return None

@@ -22,7 +22,7 @@ SHOWN = 8
 
 
 def pass_at_k(solved: int, samples: int, k: int) -> float:
-    """Unbiased probability that one of k of ``samples`` completions is right, ``solved`` being right (arXiv 2107.03374)."""
+    """Probability that one of k of ``samples`` completions is right, ``solved`` of them being so (arXiv 2107.03374)."""
     return 1.0 - comb(samples - solved, k) / comb(samples, k)
 
 
@@ -53,12 +53,19 @@ def evaluate(
         RecipeError: several samples per prompt at temperature 0, or an unknown split.
     """
     if samples_per_prompt > 1 and temperature == 0:
-        raise RecipeError("several samples per puzzle at temperature 0 would all be the same; give a temperature above 0")
+        raise RecipeError(
+            "several samples per puzzle at temperature 0 would all be the same; give a temperature above 0"
+        )
     if split not in task.SPLITS:
         raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
     size = min(size, task.size(split))
     behaviour = sampler.behaviour
-    decoder = plain(sampler, behaviour=Behaviour(temperature, behaviour.top_k if temperature else 0, behaviour.top_p if temperature else 1.0))
+    decoder = plain(
+        sampler,
+        behaviour=Behaviour(
+            temperature, behaviour.top_k if temperature else 0, behaviour.top_p if temperature else 1.0
+        ),
+    )
     generator = seeding.generator(policy.device, seed, "evaluate")
     scorer = Scorer(task, split, policy)
     scores: list[dict[str, float]] = []
@@ -94,7 +101,8 @@ def _summary(
 ) -> EvalResult:
     means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
     solved = [
-        round(sum(score["solved"] for score in scores[first : first + samples])) for first in range(0, len(scores), samples)
+        round(sum(score["solved"] for score in scores[first : first + samples]))
+        for first in range(0, len(scores), samples)
     ]
     ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < samples} | {samples})
     shown = []

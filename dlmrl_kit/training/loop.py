@@ -40,9 +40,13 @@ def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> 
         UserError: a broken recipe, a folder that holds a run already, or training that cannot go on.
     """
     if (folder / "recipe.gin").exists():
-        raise CheckpointError(f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another folder")
+        raise CheckpointError(
+            f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another folder"
+        )
     if recipe.root != "Algorithm":
-        raise RecipeError(f"{recipe.name} is a recipe for {recipe.root}, not for training: run 'dlmrl pretrain {recipe.name}'")
+        raise RecipeError(
+            f"{recipe.name} is a recipe for {recipe.root}, not for training: run 'dlmrl pretrain {recipe.name}'"
+        )
     algorithm = recipe.build()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "recipe.gin", recipe.text())
@@ -144,7 +148,9 @@ class Run:
         self.updater.prepare(trajectory)
         if update == 0:
             largest = self.updater.check_old(trajectory)
-            self.observer.on_message(f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})")
+            self.observer.on_message(
+                f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})"
+            )
         metrics = {**self._rollout_metrics(trajectory), **self.updater.update(trajectory, update)}
         seconds = time.perf_counter() - started
         committed = int(trajectory["step", "num_committed"].sum())

@@ -29,7 +29,9 @@ def build_optimiser(
 
     names = [member.value for member in SchedulerType]
     if schedule not in names:
-        raise RecipeError(f"schedule must be a name known to transformers.get_scheduler ({', '.join(names)}), got {schedule!r}")
+        raise RecipeError(
+            f"schedule must be a name known to transformers.get_scheduler ({', '.join(names)}), got {schedule!r}"
+        )
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

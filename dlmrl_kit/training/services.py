@@ -55,7 +55,10 @@ class Services:
         sampler = plain(self.sampler)
         generator = self.generator(f"restart-{n}-{int(step.sum())}")
         rewards = [
-            self.score(sampler.resume(prompt, part, policy=self.policy, generator=generator)["completion_ids"], prompt["example"])
+            self.score(
+                sampler.resume(prompt, part, policy=self.policy, generator=generator)["completion_ids"],
+                prompt["example"],
+            )
             for prompt, part in zip(source.split(self.chunk), ids.split(self.chunk), strict=True)
         ]
         flat = torch.cat(rewards).reshape(-1, n)
@@ -72,12 +75,10 @@ def plain(sampler: Sampler, **changes: Any) -> Sampler:
 
 
 def roll_out(plan: Plan, prompts: TensorDict, services: Services) -> TensorDictBase:
-    """Runs the rollout components of a plan on a batch of prompts; the sampler in pieces of ``services.chunk`` samples."""
+    """Runs the rollout components of a plan on prompts; the sampler in pieces of ``services.chunk`` samples."""
     sampler, *others = plan.rollout
     generator = services.generator(type(sampler).__name__)
-    pieces = [
-        sampler(piece, policy=services.policy, generator=generator) for piece in prompts.split(services.chunk)
-    ]
+    pieces = [sampler(piece, policy=services.policy, generator=generator) for piece in prompts.split(services.chunk)]
     trajectory = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     with torch.no_grad():
         for component in others:

@@ -75,7 +75,13 @@ class Trainer:
         }
         for name, value in positive.items():
             check(value >= 1, self, name, value, "at least 1")
-        check(rollout_batch_size is None or rollout_batch_size >= 1, self, "rollout_batch_size", rollout_batch_size, "at least 1, or None")
+        check(
+            rollout_batch_size is None or rollout_batch_size >= 1,
+            self,
+            "rollout_batch_size",
+            rollout_batch_size,
+            "at least 1, or None",
+        )
         samples = prompts_per_update * group_size
         check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
         check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")

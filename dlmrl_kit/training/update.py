@@ -1,6 +1,6 @@
 """The update: old and reference log-probabilities, then minibatches of micro-batches down the loss.
 
-Every mean is a numerator over a global count, so splitting a minibatch into micro-batches (or processes) changes nothing.
+Every mean is a numerator over a global count, so cutting a minibatch into micro-batches (or processes) changes nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dlmrl_kit import seeding
 from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.dataflow import plain_key, twin_key
 from dlmrl_kit.errors import TrainingError
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.policies.base import Policy
@@ -76,7 +77,7 @@ class Updater:
         likelihood.prepare(trajectory, sampler=self.algorithm.sampler)
         recomputed = {key for key, source in self.plan.old.items() if source is None}
         if recomputed:
-            self._add_twins(trajectory, [_plain(key) for key in recomputed], "old_")
+            self._add_twins(trajectory, [plain_key(key) for key in recomputed], "old_")
         for key, source in self.plan.old.items():
             if source is not None:
                 trajectory.set(key, self._recorded(trajectory, source))
@@ -98,8 +99,8 @@ class Updater:
             with torch.no_grad(), self.autocast():
                 estimated = self._estimate(micro.copy())
             pieces.append({key: estimated[key] for key in keys})
-        for group, name in keys:
-            trajectory.set((group, prefix + name), torch.cat([piece[group, name] for piece in pieces]))
+        for key in keys:
+            trajectory.set(twin_key(key, prefix), torch.cat([piece[key] for piece in pieces]))
 
     def _estimate(self, micro: TensorDictBase) -> TensorDictBase:
         return self.algorithm.likelihood(micro, policy=self.policy, sampler=self.algorithm.sampler)
@@ -121,13 +122,13 @@ class Updater:
         for key, source in self.plan.old.items():
             if source is None:
                 continue
-            difference = (estimated[_plain(key)] - estimated[key]).abs()[estimated["selected", "weight"] > 0]
+            difference = (estimated[plain_key(key)] - estimated[key]).abs()[estimated["selected", "weight"] > 0]
             largest = max(largest, difference.max().item())
             share = (difference > tolerance).float().mean().item()
             if share > 0.01:
                 raise TrainingError(
-                    f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected steps "
-                    f"differ by more than {tolerance:g} (largest {largest:.3g}). "
+                    f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected "
+                    f"steps differ by more than {tolerance:g} (largest {largest:.3g}). "
                     f"{type(self.algorithm.likelihood).__name__} does not compute what "
                     f"{type(self.algorithm.sampler).__name__} recorded as {source}"
                 )
@@ -176,8 +177,10 @@ class Updater:
                     self._add_live_reference(micro)
                 micro = self._estimate(micro)
             outputs = [term(micro) for term in terms]
-            shares = [float(term.count(micro)) / count if count else 0.0 for term, count in zip(terms, counts, strict=True)]
-            total = sum(_loss(output) * share for output, share in zip(outputs, shares, strict=True))
+            shares = [
+                float(term.count(micro)) / count if count else 0.0 for term, count in zip(terms, counts, strict=True)
+            ]
+            total = torch.stack([_loss(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
             total.backward()
             loss += total.item()
             for output, share in zip(outputs, shares, strict=True):
@@ -188,22 +191,18 @@ class Updater:
     def _add_live_reference(self, micro: TensorDictBase) -> None:
         with torch.no_grad(), self.policy.reference():
             estimated = self._estimate(micro.copy())
-        for group, name in self.plan.live_reference:
-            micro.set((group, "ref_" + name), estimated[group, name])
+        for key in self.plan.live_reference:
+            micro.set(twin_key(key, "ref_"), estimated[key])
 
     def _skip(self, loss: float, norm: float) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.trainer.max_skipped:
             raise TrainingError(
-                f"{self.skipped_in_a_row} optimiser steps in a row had a non-finite loss ({loss}) or gradient norm ({norm}); "
-                "training stopped before the weights are lost. Lower Trainer.learning_rate or Trainer.max_grad_norm, "
-                "or look at the advantages; the last checkpoint is intact"
+                f"{self.skipped_in_a_row} optimiser steps in a row had a non-finite loss ({loss}) or gradient norm "
+                f"({norm}); training stopped before the weights are lost. Lower Trainer.learning_rate or "
+                "Trainer.max_grad_norm, or look at the advantages; the last checkpoint is intact"
             )
-
-
-def _plain(key: Any) -> Any:
-    return key[0], key[1].removeprefix("old_")
 
 
 def _loss(output: TensorDictBase) -> Tensor:
