@@ -27,11 +27,18 @@ PIPE_WIDTH = 160
 
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="BINDING", help="Set a parameter, e.g. UniformSteps.k=4. May be repeated."),
+    typer.Option(
+        "--set", metavar="BINDING", help="Set a parameter, e.g. UniformSteps.k=4. May be repeated.", show_default=False
+    ),
 ]
 Uses = Annotated[
     list[str] | None,
-    typer.Option("--use", metavar="KIND=NAME", help="Swap a component, e.g. selector=UniformSteps. May be repeated."),
+    typer.Option(
+        "--use",
+        metavar="KIND=NAME",
+        help="Swap a component, e.g. selector=UniformSteps. May be repeated.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -95,7 +102,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]", help=f"Name or path of a recipe. Default: {DEFAULT_RECIPE}.", show_default=False
+            metavar="RECIPE", help=f"Name or path of a recipe. Default: {DEFAULT_RECIPE}.", show_default=False
         ),
     ] = None,
     sets: Sets = None,
@@ -176,7 +183,7 @@ def evaluate(
 @user_errors
 def pretrain(
     recipe: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="Name or path of a pre-training recipe.")
+        str, typer.Argument(metavar="RECIPE", help="Name or path of a pre-training recipe.")
     ] = DEFAULT_PRETRAINING,
     sets: Sets = None,
     uses: Uses = None,
@@ -204,7 +211,7 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help="A kind such as selector, or recipes. Default: everything.", show_default=False
+            metavar="KIND", help="A kind such as selector, or recipes. Default: everything.", show_default=False
         ),
     ] = None,
 ) -> None:

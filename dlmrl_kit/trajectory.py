@@ -98,3 +98,10 @@ def gather_steps(values: Tensor, step: Tensor) -> Tensor:
 def num_valid(tensordict: TensorDictBase) -> Tensor:
     """Number of steps that happened in each row: int64 [B] (steps happen from 0 on, without gaps)."""
     return tensordict["step", "valid"].sum(-1)
+
+
+def keys_table() -> str:
+    """The keys as a Markdown table, as ``docs/trajectory.md`` shows it."""
+    names = {key: f'`"{key}"`' if isinstance(key, str) else f"`{key}`".replace("'", '"') for key in KEYS}
+    rows = [f"| {names[key]} | {spec.dtype} {spec.shape} | {spec.meaning} |" for key, spec in KEYS.items()]
+    return "\n".join(["| key | dtype, shape | meaning |", "|---|---|---|", *rows])
