@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # read by torchrl when it is imported: it would print otherwise
 
 _LAZY = {
     "register": "dlmrl_kit.registry",

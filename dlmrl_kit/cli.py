@@ -93,7 +93,6 @@ def _root(
 
     Start with: dlmrl train
     """
-    os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # else importing torchrl prints
 
 
 @app.command()
@@ -120,7 +119,7 @@ def train(
     """
     if resume is not None:
         _refuse_with_resume({"RECIPE": recipe, "--set": sets, "--use": uses, "--out": out, "--seed": seed})
-        _resume(resume)
+        _resume(resume, allow_imports)
         return
     from dlmrl_kit.recipe import load_recipe
 
@@ -150,6 +149,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the sampling noise.")] = 0,
     sets: Sets = None,
     uses: Uses = None,
+    allow_imports: AllowImports = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of a run or model.
@@ -168,6 +168,7 @@ def evaluate(
         seed=seed,
         sets=sets or (),
         uses=uses or (),
+        allow_imports=allow_imports,
     )
     if as_json:
         _print_json(result.to_json())
@@ -275,11 +276,11 @@ def check(
     typer.echo(f"{loaded.name}: ok", err=True)
 
 
-def _resume(folder: Path) -> None:
+def _resume(folder: Path, allow_imports: bool) -> None:
     from dlmrl_kit.training import resume
 
     again = f"dlmrl train --resume {_quoted(folder)}"
-    _observed(lambda observer: resume(folder, observer=observer), folder, again)
+    _observed(lambda observer: resume(folder, observer=observer, allow_imports=allow_imports), folder, again)
 
 
 def _observed(run: Callable[[Any], Any], folder: Path, again: str) -> None:

@@ -134,7 +134,9 @@ class PretrainRun:
         """Trains to the end, evaluates on held-out puzzles and writes the model."""
         started = time.perf_counter()
         found = checkpoints(self.folder)
-        first = load_checkpoint(found[-1][1], self.policy, self.optimiser, self.scheduler)[0] if found else 0
+        first, counters = 0, {"loss": math.nan}
+        if found:
+            first, counters = load_checkpoint(found[-1][1], self.policy, self.optimiser, self.scheduler)
         parameters = sum(p.numel() for p in self.parameters)
         self.observer.on_start(
             folder=self.folder,
@@ -150,7 +152,7 @@ class PretrainRun:
         for step in range(first, self.settings.steps):
             losses.append(self._step(data, step))
             self._after(step + 1, losses)
-        return self._finish(time.perf_counter() - started, sum(losses[-100:]) / max(len(losses[-100:]), 1))
+        return self._finish(time.perf_counter() - started, _recent(losses) if losses else counters["loss"])
 
     def _step(self, data: Demonstrations, step: int) -> float:
         settings = self.settings
@@ -174,11 +176,11 @@ class PretrainRun:
         settings = self.settings
         last = done == settings.steps
         if done % settings.log_every == 0 or last:
-            recent = losses[-settings.log_every :]
-            metrics = {"loss": sum(recent) / len(recent), "learning_rate": self.scheduler.get_last_lr()[0]}
+            metrics = {"loss": _recent(losses), "learning_rate": self.scheduler.get_last_lr()[0]}
             self.observer.on_update(done - 1, metrics)
         if done % settings.checkpoint_every == 0 or last:
-            save_checkpoint(self.folder, done, self.policy, self.optimiser, self.scheduler, {})
+            counters = {"loss": _recent(losses)}
+            save_checkpoint(self.folder, done, self.policy, self.optimiser, self.scheduler, counters)
 
     def _evaluate(self, temperature: float, samples: int) -> EvalResult:
         return evaluate(
@@ -211,3 +213,8 @@ class PretrainRun:
         write_atomic(self.folder / "result.json", json.dumps(summary, indent=1))
         self.observer.on_end(result)
         return result
+
+
+def _recent(losses: list[float]) -> float:
+    """Mean of the last 50 losses."""
+    return sum(losses[-50:]) / len(losses[-50:])

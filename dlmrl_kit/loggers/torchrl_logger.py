@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,6 @@ def torchrl_logger(backend: str, directory: str, name: str, **options: Any) -> A
     Raises:
         UserError: the package of the backend is not installed.
     """
-    os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # else importing torchrl prints
     from torchrl.record.loggers import get_logger
 
     try:

@@ -34,7 +34,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(
-    run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, int]
+    run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, float]
 ) -> Path:
     """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two."""
     folder = run / "checkpoints" / f"update-{updates:06d}"
@@ -50,7 +50,7 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any) -> tuple[int, dict[str, int]]:
+def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any) -> tuple[int, dict[str, float]]:
     """Restores weights, optimiser and schedule in place; returns (updates done, counters).
 
     Raises:

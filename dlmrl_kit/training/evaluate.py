@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import comb
 from pathlib import Path
@@ -16,6 +17,8 @@ from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.training.results import EvalResult
 from dlmrl_kit.training.services import plain
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 SHOWN = 8
 """Samples kept in an ``EvalResult``."""
@@ -141,6 +144,7 @@ def evaluate_path(
     seed: int = 0,
     sets: Sequence[str] = (),
     uses: Sequence[str] = (),
+    allow_imports: bool = False,
 ) -> EvalResult:
     """Evaluates a run folder (its model, task and sampler) or a model (with the task and sampler of a recipe).
 
@@ -148,7 +152,7 @@ def evaluate_path(
         path: run folder, checkpoint folder, hub id or ``shipped:NAME``.
         recipe: name or path; default: the run's own recipe, or ``egspo_sa`` for a bare model.
         split, size, temperature, samples_per_prompt, seed: as ``evaluate``.
-        sets, uses: overrides of the recipe.
+        sets, uses, allow_imports: as ``load_recipe``.
 
     Raises:
         UserError: nothing to evaluate at ``path``, or a broken recipe.
@@ -162,9 +166,9 @@ def evaluate_path(
         if not (run / "model").is_dir():
             raise CheckpointError(f"{path} has no finished model yet; finish it with: dlmrl train --resume {path}")
         model = str(run / "model")
-    elif not path.startswith("shipped:") and "/" in path and not run.is_dir() and path.startswith((".", "/")):
+    elif not path.startswith("shipped:") and not run.is_dir() and not _HUB_ID.fullmatch(path):
         raise CheckpointError(f"no run or model folder at {path}")
-    algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses).build()
+    algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports).build()
     policy = Policy.from_pretrained(model, mask_id=algorithm.policy.mask_id)
     return evaluate(
         policy,

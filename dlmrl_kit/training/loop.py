@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
+from dlmrl_kit import __version__
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.files import atomic_folder, write_atomic
@@ -33,7 +34,7 @@ def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> 
     Args:
         recipe: from ``load_recipe``.
         folder: run folder; created. Holds ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``, ``curve.png``,
-            ``evaluations.json`` and ``result.json``.
+            ``evaluations.json``, ``run.json`` and ``result.json``.
         observer: told of everything that happens.
 
     Raises:
@@ -49,20 +50,27 @@ def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> 
         )
     algorithm = recipe.build()
     folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "run.json", json.dumps({"recipe": recipe.name, "dlmrl_kit": __version__}))
     write_atomic(folder / "recipe.gin", recipe.text())
     return Run(algorithm, folder, recipe.name, observer or Observer()).run()
 
 
-def resume(folder: Path, *, observer: Observer | None = None) -> RunResult:
+def resume(folder: Path, *, observer: Observer | None = None, allow_imports: bool = False) -> RunResult:
     """Continues a run from its newest checkpoint, or from the start if it has none yet.
+
+    Args:
+        folder: of the run.
+        observer: told of everything that happens.
+        allow_imports: run the import statements of the run's recipe.
 
     Raises:
         UserError: no run in ``folder``, or a checkpoint that does not fit its recipe.
     """
     if not (folder / "recipe.gin").is_file():
         raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
-    recipe = load_recipe(str(folder / "recipe.gin"))
-    return Run(recipe.build(), folder, recipe.name, observer or Observer()).run()
+    recipe = load_recipe(str(folder / "recipe.gin"), allow_imports=allow_imports)
+    name = json.loads((folder / "run.json").read_text())["recipe"]
+    return Run(recipe.build(), folder, name, observer or Observer()).run()
 
 
 class Run:
@@ -124,8 +132,8 @@ class Run:
         first = 0
         if found:
             first, counters = load_checkpoint(found[-1][1], self.policy, self.updater.optimiser, self.updater.scheduler)
-            self.updater.skipped = counters["skipped"]
-            self.updater.skipped_in_a_row = counters["skipped_in_a_row"]
+            self.updater.skipped = int(counters["skipped"])
+            self.updater.skipped_in_a_row = int(counters["skipped_in_a_row"])
         stored = self.folder / "evaluations.json"
         if stored.is_file():
             entries = {int(k): EvalResult.from_json(v) for k, v in json.loads(stored.read_text()).items()}
@@ -160,8 +168,12 @@ class Run:
         if done == self.trainer.updates or (self.trainer.eval_every and done % self.trainer.eval_every == 0):
             self._evaluate(done)
         if done == self.trainer.updates or done % self.trainer.checkpoint_every == 0:
-            counters = {"skipped": self.updater.skipped, "skipped_in_a_row": self.updater.skipped_in_a_row}
-            save_checkpoint(self.folder, done, self.policy, self.updater.optimiser, self.updater.scheduler, counters)
+            self._save(done)
+
+    def _save(self, done: int) -> None:
+        updater = self.updater
+        counters: dict[str, float] = {"skipped": updater.skipped, "skipped_in_a_row": updater.skipped_in_a_row}
+        save_checkpoint(self.folder, done, self.policy, updater.optimiser, updater.scheduler, counters)
 
     def collect(self, update: int) -> TensorDictBase:
         """The rollout of one update: prompts, trajectories, rewards, selection, advantages."""
