@@ -138,12 +138,13 @@ def _keys(cls: type) -> Keys | None:
     }
     try:
         instance = cls(**required)
-    except (TypeError, ValueError):
+        return Keys(tuple(instance.in_keys), tuple(instance.out_keys), tuple(getattr(instance, "optional_keys", ())))
+    except Exception:  # a plugin's constructor may raise anything; the catalogue then shows no keys
         return None
-    return Keys(tuple(instance.in_keys), tuple(instance.out_keys), tuple(getattr(instance, "optional_keys", ())))
 
 
 _COMPONENTS: dict[tuple[str, str], list[Component]] = {}
+_KIT = __name__.split(".", 1)[0]
 
 
 def register(
@@ -164,13 +165,15 @@ def register(
         unbiased, scale, under: the component's ``Claims``.
 
     Raises:
-        RegistryError: unknown kind, a name that is not the class name, or a second component of the same kind and name
-            in one package.
+        RegistryError: unknown kind, no class, a name that is not the class name, a second component of the same kind
+            and name in one package, or malformed keys.
     """
     if kind not in KINDS:
-        raise RegistryError(f"unknown kind {kind!r}; {nearest(kind, KINDS)}")
+        raise RegistryError(f"unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
 
     def decorate(cls: C) -> C:
+        if not isinstance(cls, type):
+            raise RegistryError(f"@register({kind!r}) is for classes, got {cls!r}")
         if name is not None and name != cls.__name__:
             raise RegistryError(f"{kind} {name!r}: a component's name is its class name, here {cls.__name__!r}")
         package = cls.__module__.split(".", 1)[0]
@@ -182,6 +185,10 @@ def register(
                     f"{kind} {cls.__name__!r} is registered twice in package {package!r}: "
                     f"by {other.cls.__module__} and by {cls.__module__}; give one of them another class name"
                 )
+        if package != _KIT:
+            from dlmrl_kit.plugins import guard
+
+            guard(component)
         _gin_register(component)
         entries.append(component)
         return cls
@@ -198,6 +205,23 @@ def _gin_register(component: Component) -> None:
         raise RegistryError(f"{component.kind} {component.name!r} cannot be registered with gin: {error}") from error
 
 
+def registered() -> list[Component]:
+    """All components registered so far; loads nothing."""
+    return [component for entries in _COMPONENTS.values() for component in entries]
+
+
+def unregister(component: Component) -> None:
+    """Takes a component out of the registry and out of gin, as if it had never been registered."""
+    import gin
+
+    key = (component.kind, component.name)
+    _COMPONENTS[key].remove(component)
+    if not _COMPONENTS[key]:
+        del _COMPONENTS[key]
+    gin.config._REGISTRY.pop(component.gin_name)
+    gin.config._INVERSE_REGISTRY.pop(component.cls, None)
+
+
 def nearest(name: str, known: Any) -> str:
     """Text that suggests names close to ``name`` among ``known``, and lists them all."""
     names = sorted(known)
@@ -208,12 +232,15 @@ def nearest(name: str, known: Any) -> str:
 
 
 def components(kind: str | None = None) -> list[Component]:
-    """All registered components (of one kind), the kit's own loaded first, sorted by kind and name."""
+    """All registered components (of one kind), sorted by kind and name; loads the kit's own, then the plugins."""
+    from dlmrl_kit import plugins
+
     load_builtin()
+    plugins.load()
     if kind is not None and kind not in KINDS:
         raise RegistryError(f"unknown kind {kind!r}; {nearest(kind, KINDS)}")
     order = list(KINDS)
-    found = [c for entries in _COMPONENTS.values() for c in entries if kind in (None, c.kind)]
+    found = [c for c in registered() if kind in (None, c.kind)]
     return sorted(found, key=lambda c: (order.index(c.kind), c.name, c.package))
 
 

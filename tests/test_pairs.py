@@ -1,0 +1,85 @@
+"""Every pair of components either trains two tiny updates or is refused by the dataflow check with the reason."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.registry import components
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.results import Observer
+
+TINY = (
+    "CharacterLlama.hidden_size = 16",
+    "CharacterLlama.num_layers = 1",
+    "CharacterLlama.num_heads = 2",
+    "Sampler.tokens_per_step = 4",
+    "Trainer.prompts_per_update = 2",
+    "Trainer.group_size = 2",
+    "Sudoku4x4.num_train = 8",
+    "Sudoku4x4.num_heldout = 4",
+)
+PAIRS = [
+    ("sampler", "selector"),
+    ("sampler", "advantage"),
+    ("selector", "advantage"),
+    ("likelihood", "loss"),
+    ("likelihood", "regulariser"),
+    ("loss", "regulariser"),
+]
+ILLEGAL = {
+    ("StepLogProb", "TokenPPO"): "('selected', 'token_log_prob')",
+    ("StepLogProb", "KLExact"): "('selected', 'distribution')",
+}
+
+
+@cache
+def names(kind: str) -> list[str]:
+    return [c.name for c in components(kind) if c.package == "dlmrl_kit"]
+
+
+def build(uses: list[str]) -> Algorithm:
+    sets = [b for b in TINY if not (b.startswith("Sampler.tokens") and "sampler=ConfidenceThreshold" in uses)]
+    recipe = load_recipe("egspo", uses=["policy=CharacterLlama", "logger=none", *uses], sets=sets)
+    algorithm = recipe.build()
+    assert isinstance(algorithm, Algorithm)
+    return algorithm
+
+
+def train_two_updates(algorithm: Algorithm, folder: Path) -> None:
+    run = Run(algorithm, folder, "pair", Observer())
+    before = [p.detach().clone() for _, p in run.policy.trainable()]
+    for update in range(2):
+        trajectory = run.updater.prepare(run.collect(update))
+        run.updater.check_old(trajectory)
+        metrics = run.updater.update(trajectory, update)
+        assert math.isfinite(metrics["loss"])
+        assert metrics["skipped"] == 0
+    after = [p for _, p in run.policy.trainable()]
+    assert all(bool(torch.isfinite(p).all()) for p in after)
+    assert len(before) == len(after)
+
+
+def pairs(first: str, second: str) -> list[tuple[str, str]]:
+    return list(itertools.product(names(first), names(second)))
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_every_legal_pair_trains_and_every_other_is_refused(first: str, second: str, tmp_path: Path) -> None:
+    for a, b in pairs(first, second):
+        uses = [f"{first}={a}", f"{second}={b}"]
+        if (a, b) in ILLEGAL:
+            with pytest.raises(RecipeError) as refused:
+                build(uses)
+            assert ILLEGAL[a, b] in str(refused.value)
+            assert "likelihood StepTokenLogProb" in str(refused.value)
+        else:
+            train_two_updates(build(uses), tmp_path)
