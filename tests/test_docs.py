@@ -19,6 +19,7 @@ PAGES = ["quickstart", "compose-an-algorithm", "trajectory", "command-line", "ma
 SMALL = {
     "train": ["Trainer.updates=2", "Trainer.prompts_per_update=2", "Trainer.group_size=2", "Trainer.eval_size=8"],
     "eval": ["Sudoku4x4.num_heldout=16"],
+    "pretrain": ["MaskedDiffusion.steps=2", "MaskedDiffusion.eval_size=4", "Sudoku4x4.num_pretrain=16"],
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 runner = CliRunner()
@@ -45,7 +46,7 @@ def run(line: str, expected_error: str | None) -> None:
         assert expected_error in result.output
 
 
-@pytest.mark.parametrize("page", ["quickstart", "compose-an-algorithm", "trajectory"])
+@pytest.mark.parametrize("page", ["quickstart", "compose-an-algorithm", "trajectory", "small-denoiser"])
 def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for language, text in blocks(page):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class Services:
         """A generator of its own for each purpose and update."""
         return seeding.generator(self.policy.device, self.seed, self.update, purpose)
 
+    @cached_property
+    def _restart_noise(self) -> torch.Generator:
+        """One generator for all restarts of an update, so that no two of them share their noise."""
+        return self.generator("restart")
+
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
         """Rewards float32 [B, K, n] of n completions sampled from each x_step; 0 in slots of weight 0."""
         slots = tensordict["selected", "weight"] > 0
@@ -53,10 +59,9 @@ class Services:
         ids = ids[slots].repeat_interleave(n, dim=0)
         source = tensordict.select("prompt_ids", "prompt_mask", "example")[rows]
         sampler = plain(self.sampler)
-        generator = self.generator(f"restart-{n}-{int(step.sum())}")
         rewards = [
             self.score(
-                sampler.resume(prompt, part, policy=self.policy, generator=generator)["completion_ids"],
+                sampler.resume(prompt, part, policy=self.policy, generator=self._restart_noise)["completion_ids"],
                 prompt["example"],
             )
             for prompt, part in zip(source.split(self.chunk), ids.split(self.chunk), strict=True)
