@@ -1,0 +1,19 @@
+"""Settings of all tests: one thread per process (xdist runs several), a clean gin configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gin
+import pytest
+import torch
+
+import dlmrl_kit  # noqa: F401  (sets RL_LOGGING_LEVEL before torchrl is imported)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _clean_gin() -> Iterator[None]:
+    yield
+    gin.clear_config()
