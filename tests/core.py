@@ -31,7 +31,9 @@ def make(cls: type[Sampler], length: int, tokens_per_step: int = 1, **options: A
     return cls(length, tokens_per_step, **options)
 
 
-def tiny_policy(seed: int = 0, hidden: int = 32, layers: int = 2, characters: str = "abcdefgh", **config: Any) -> Policy:
+def tiny_policy(
+    seed: int = 0, hidden: int = 32, layers: int = 2, characters: str = "abcdefgh", **config: Any
+) -> Policy:
     """A random bidirectional Llama with a real character tokenizer; logits far from uniform."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

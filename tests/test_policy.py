@@ -103,7 +103,7 @@ def test_checkpoints_that_are_no_denoisers_are_refused(tmp_path: Path, change: d
 
 
 def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint 'shipped:nothing'.*available: sudoku4x4"):
+    with pytest.raises(UserError, match=r"no checkpoint 'shipped:nothing'.*available: sudoku4x4"):
         Policy.from_pretrained("shipped:nothing")
     with pytest.raises(UserError, match=r"holds no config\.json"):
         Policy.from_pretrained(tmp_path)

@@ -237,6 +237,7 @@ def test_states_and_commits_match_loops() -> None:
     for b in range(3):
         for k in range(2):
             t = int(step[b, k])
-            assert states[b, k].tolist() == [99 if c >= t else i for i, c in zip(ids[b].tolist(), commit[b].tolist(), strict=True)]
+            pairs = zip(ids[b].tolist(), commit[b].tolist(), strict=True)
+            assert states[b, k].tolist() == [99 if c >= t else i for i, c in pairs]
             assert committed[b, k].tolist() == [c == t for c in commit[b].tolist()]
             assert torch.equal(gathered[b, k], values[b, t])
