@@ -12,26 +12,42 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dlmrl_kit import plugins
 from dlmrl_kit.errors import UserError
+from dlmrl_kit.plugins import Plugin
 from dlmrl_kit.recipe import recipe_names, recipes_dir
 from dlmrl_kit.registry import KINDS, Component, components, find, nearest
 
 RECIPES = "recipes"
 
 
-def table_of_components(kind: str | None = None) -> Table:
-    """Registered components, of one kind or of all.
+def table_of_components(kind: str | None = None) -> RenderableType:
+    """Registered components, of one kind or of all, and where they come from; then the plugins, if there are any.
 
     Args:
-        kind: a kind, or the name of its folder (``selectors``).
+        kind: a kind, or the name of its folder (``selectors``). Of the plugins, then only those that were skipped.
 
     Raises:
         RegistryError: no such kind.
     """
     folders = {k.folder: k.name for k in KINDS.values()}
-    table = _table("kind", "name", "summary", "package")
+    table = _table("kind", "name", "summary", "from")
     for component in components(kind if kind in KINDS else folders.get(kind or "", kind)):
-        table.add_row(component.kind, Text(component.name, style="bold"), Text(component.summary), component.package)
+        name, summary = Text(component.name, style="bold"), Text(component.summary)
+        table.add_row(component.kind, name, summary, Text(plugins.origin(component)))
+    if plugins.disabled():
+        return Group(table, Text(f"Plugins are turned off: {plugins.OFF_SWITCH} is set."))
+    found = [plugin for plugin in plugins.load() if plugin.problem or kind is None]
+    return Group(table, table_of_plugins(found)) if found else table
+
+
+def table_of_plugins(found: Iterable[Plugin]) -> Table:
+    """Plugins: what each registered, or why it was skipped."""
+    table = _table("plugin", "distribution", "module", "components")
+    for plugin in found:
+        names = ", ".join(name.rsplit(".", 1)[1] for name in plugin.components)
+        state = Text(f"skipped: {plugin.problem}", style="red") if plugin.problem else Text(names)
+        table.add_row(Text(plugin.name, style="bold"), Text(plugin.origin), Text(plugin.module), state)
     return table
 
 
@@ -58,7 +74,7 @@ def component_page(name: str) -> RenderableType:
     if "." not in name and name not in names:
         raise UserError(f"no component or recipe named {name!r}; {nearest(name, names | set(recipe_names()))}")
     component = find(name)
-    title = Text.assemble((component.name, "bold"), f"  {component.kind}, package {component.package}")
+    title = Text.assemble((component.name, "bold"), f"  {component.kind}, package {plugins.origin(component)}")
     parts: list[RenderableType] = [title, Text()]
     for text in _documentation(component.cls):
         parts += [Text(text), Text()]
@@ -166,5 +182,7 @@ def _keys_table(keys: dict[str, Iterable[Any]]) -> Table:
 def _table(*headings: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("kind", "name", "recipe", "slot", "parameter"))
+        table.add_column(
+            heading, overflow="fold", no_wrap=heading in ("kind", "name", "recipe", "slot", "parameter", "plugin")
+        )
     return table

@@ -1,4 +1,4 @@
-"""Plugins: components from other packages, found by entry point, and what the kit holds them to.
+"""Plugins: components from other packages, found by entry point.
 
 A distribution that declares
 
@@ -14,21 +14,20 @@ that it registered stays, and the kit works on without it. ``DLMRL_KIT_NO_PLUGIN
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import os
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dlmrl_kit import registry
-from dlmrl_kit.errors import RecipeError, RegistryError, UserError
+from dlmrl_kit.errors import RegistryError, UserError
 from dlmrl_kit.registry import Component
 
 GROUP = "dlmrl_kit.components"
@@ -38,9 +37,8 @@ OFF_SWITCH = "DLMRL_KIT_NO_PLUGINS"
 """Environment variable that turns plugins off, unless it is empty or 0."""
 
 _KIT = __name__.split(".", 1)[0]
-_HERE = str(Path(__file__).resolve().parent)
+_HERE = str(Path(__file__).resolve().parent) + os.sep
 _DATAFLOW_KINDS = frozenset({"sampler", "selector", "advantage", "likelihood", "loss", "regulariser"})
-_TERMS = frozenset({"loss", "regulariser"})
 
 
 class PluginWarning(UserWarning):
@@ -51,7 +49,7 @@ class PluginWarning(UserWarning):
 class Plugin:
     """An entry point of the group ``GROUP``.
 
-    ``distribution`` and ``version``: what pip installed. ``components``: gin names of what its import registered.
+    ``distribution`` and ``version``: what pip installed. ``components``: gin names of those it brought.
     ``problem``: why it was skipped; empty if it was not.
     """
 
@@ -65,7 +63,7 @@ class Plugin:
     @property
     def package(self) -> str:
         """Top-level package of the module."""
-        return self.module.split(".", 1)[0]
+        return self.module.partition(":")[0].split(".", 1)[0].strip()
 
     @property
     def origin(self) -> str:
@@ -100,8 +98,10 @@ def load() -> tuple[Plugin, ...]:
         _State.started = True
         try:
             registry.load_builtin()
-            for plugin in _installed():
-                _State.plugins += (_load(plugin),)
+            installed = _installed()
+            packages = {plugin.package for plugin in installed}
+            for plugin in installed:
+                _State.plugins += (_load(plugin, packages - {plugin.package}),)
         except BaseException:  # an interrupt: start again the next time
             _State.started, _State.plugins = False, ()
             raise
@@ -120,10 +120,18 @@ def report() -> list[str]:
     return skipped + list(_shared_names())
 
 
+def hint() -> str:
+    """The end of a message that a component was not found: whether plugins may be the reason."""
+    if disabled():
+        return f"; plugins are turned off ({OFF_SWITCH} is set)"
+    skipped = [plugin.name for plugin in _State.plugins if plugin.problem]
+    return f"; skipped plugins: {', '.join(skipped)}" if skipped else ""
+
+
 def origin(component: Component) -> str:
     """Where a component comes from: its package and, for a plugin's, the distribution and version."""
     for plugin in _State.plugins:
-        if component.gin_name in plugin.components or (component.package == plugin.package and not plugin.problem):
+        if component.gin_name in plugin.components:
             return f"{component.package} ({plugin.origin})"
     return component.package
 
@@ -141,50 +149,42 @@ def _shared_names() -> Iterator[str]:
 
 
 def _installed() -> list[Plugin]:
-    """Entry points of the group, sorted; of two distributions of one name, the first on the path counts."""
-    found: dict[str, list[Plugin]] = {}
-    for distribution in metadata.distributions():
-        try:
-            text = distribution.read_text("entry_points.txt") or ""
-        except (OSError, UnicodeDecodeError):
-            continue
-        if GROUP not in text:
-            continue
-        name, version = _name_and_version(distribution)
-        if name in found:
-            continue
-        try:
-            entries = [(e.name, e.value) for e in distribution.entry_points if e.group == GROUP]
-            found[name] = [Plugin(entry, value.strip(), name, version) for entry, value in entries]
-        except Exception as error:
-            found[name] = [Plugin("?", "?", name, version, problem=f"its entry points are malformed: {_text(error)}")]
-    return sorted((p for plugins in found.values() for p in plugins), key=lambda p: (p.distribution, p.name))
+    """The entry points of the group, sorted; of two distributions of one name, the first on the path counts."""
+    found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=GROUP)]
+    return sorted(found, key=lambda p: (p.distribution, p.name))
 
 
-def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
+def _distribution(entry: metadata.EntryPoint) -> tuple[str, str]:
     try:
-        return distribution.metadata["Name"] or "unknown distribution", distribution.version or ""
+        assert entry.dist is not None
+        return entry.dist.metadata["Name"] or "unknown distribution", entry.dist.version or ""
     except Exception:  # no or broken METADATA
         return "unknown distribution", ""
 
 
-def _load(plugin: Plugin) -> Plugin:
-    """Imports a plugin's module, and takes everything back if that fails or its components cannot stay."""
-    if plugin.problem:
-        return plugin
+def _load(plugin: Plugin, others: set[str]) -> Plugin:
+    """Imports a plugin's module, and takes everything back if that fails or its components cannot stay.
+
+    Components that its import registers in a package of ``others``, the other plugins, count as theirs.
+    """
     before = _Snapshot()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output may be JSON
             _import(plugin.module)
         new = before.new_components()
-        _check(plugin, new)
+        _check(new)
+        own = [
+            c for c in registry.registered() if c.package == plugin.package or (c in new and c.package not in others)
+        ]
+        if not own:
+            raise RegistryError("importing it registers no component; decorate classes with @dlmrl_kit.register(kind)")
     except KeyboardInterrupt:
         before.restore(plugin)
         raise
     except BaseException as error:  # SystemExit and the like: no plugin ends the program
         before.restore(plugin)
         return replace(plugin, problem=_reason(error))
-    return replace(plugin, components=tuple(c.gin_name for c in new))
+    return replace(plugin, components=tuple(sorted(c.gin_name for c in own)))
 
 
 def _import(value: str) -> None:
@@ -231,14 +231,12 @@ class _Snapshot:
                 del sys.modules[name]
 
 
-def _check(plugin: Plugin, new: list[Component]) -> None:
+def _check(new: list[Component]) -> None:
     """Whether the components that a plugin registered can stay.
 
     Raises:
-        RegistryError: none at all, a name of the kit, or a class that does not fit its kind.
+        RegistryError: a name of the kit, or a class that does not fit its kind.
     """
-    if not any(c.package == plugin.package for c in registry.registered()) and not new:
-        raise RegistryError("importing it registers no component; decorate classes with @dlmrl_kit.register(kind)")
     taken = _names_of_the_kit()
     for component in new:
         what = f"{component.kind} {component.gin_name!r}"
@@ -270,35 +268,18 @@ def _names_of_the_kit() -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return _text(error)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_HERE, "<frozen"))]
-    line = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames and not isinstance(error, SyntaxError) else ""
-    if isinstance(error, SyntaxError) and error.filename:
-        line = f" ({error.filename}:{error.lineno})"
-    return f"{_text(error)}{line}"
+    """An exception on one line, with the line of the plugin that it came from."""
+    skip = (_HERE, "<frozen", importlib.__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skip)]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{_text(error)}{where}"
 
 
 def _text(error: BaseException) -> str:
-    """An exception on one line; its own ``__str__`` may fail, which ``traceback`` survives."""
-    last = traceback.format_exception_only(type(error), error)[-1]
-    text = " ".join(last.split())
-    if isinstance(error, UserError):
-        text = text.split(": ", 1)[-1]
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a plugin's exceptions are its own
+        message = "no readable message"
+    name = "" if isinstance(error, UserError) else type(error).__name__
+    text = ": ".join(part for part in (name, message) if part)
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def guard(component: Component) -> None:
-    """Makes a component from outside the kit answer for its keys: when it is built, and each time it runs.
-
-    A TensorDict component is then checked to declare keys as ``dlmrl_kit.component`` describes, and to write what it
-    declares and nothing else. Other components are left alone.
-
-    Raises:
-        RegistryError: malformed keys in the class itself.
-    """
-    if "tensordict" not in sys.modules:
-        return
-    from dlmrl_kit import contract
-
-    contract.guard(component)

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import gin
 
 import dlmrl_kit
+from dlmrl_kit import plugins
 from dlmrl_kit.errors import RecipeError, UserError
 from dlmrl_kit.gin_names import ROOTS, Names
 from dlmrl_kit.gin_resolve import Block, Bound, resolve
@@ -133,6 +134,7 @@ def load_recipe(
     sets, uses = [str(s) for s in sets], [str(u) for u in uses]
     path = _find_recipe(source)
     contents = read(path, recipes_dir())
+    plugins.load()
     _run_imports(contents.imports, allow_imports)
     names = Names(_root(contents.bindings))
     table = Table(names, str(path))

@@ -103,11 +103,14 @@ class Component:
         """Constructor parameters with defaults, in order."""
         signature = inspect.signature(self.cls)
         return tuple(
-            Parameter(p.name, p.default, p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation))
+            Parameter(
+                p.name,
+                p.default,
+                p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation),
+            )
             for p in signature.parameters.values()
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         )
-
 
     def keys(self) -> Keys | None:
         """Keys a default instance reads and writes; None for components that are not TensorDict modules."""
@@ -186,9 +189,9 @@ def register(
                     f"by {other.cls.__module__} and by {cls.__module__}; give one of them another class name"
                 )
         if package != _KIT:
-            from dlmrl_kit.plugins import guard
+            from dlmrl_kit import contract
 
-            guard(component)
+            contract.guard(component)
         _gin_register(component)
         entries.append(component)
         return cls
@@ -258,7 +261,10 @@ def find(name: str, kind: str | None = None) -> Component:
     if not matches:
         others = [c for c in components() if c.name == name]
         elsewhere = f"{name!r} is a {others[0].kind}. " if others else ""
-        raise RegistryError(f"no {what} named {name!r}; {elsewhere}{nearest(name, {c.name for c in candidates})}")
+        from dlmrl_kit.plugins import hint
+
+        known = nearest(name, {c.name for c in candidates})
+        raise RegistryError(f"no {what} named {name!r}; {elsewhere}{known}{hint()}")
     if len(matches) > 1:
         raise RegistryError(
             f"{what} {name!r} is ambiguous: registered by {' and '.join(sorted(m.package for m in matches))}; "

@@ -15,7 +15,15 @@ from dlmrl_kit.registry import KINDS, components
 from dlmrl_kit.trajectory import keys_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["quickstart", "compose-an-algorithm", "trajectory", "command-line", "mathematics", "small-denoiser"]
+PAGES = [
+    "quickstart",
+    "compose-an-algorithm",
+    "write-a-plugin",
+    "trajectory",
+    "command-line",
+    "mathematics",
+    "small-denoiser",
+]
 SMALL = {
     "train": ["Trainer.updates=2", "Trainer.prompts_per_update=2", "Trainer.group_size=2", "Trainer.eval_size=8"],
     "eval": ["Sudoku4x4.num_heldout=16"],

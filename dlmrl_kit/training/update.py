@@ -153,16 +153,16 @@ class Updater:
         for minibatch in self.minibatches(trajectory, update):
             loss = self._backward(minibatch, totals)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
+            totals.add("learning_rate", self.scheduler.get_last_lr()[0])
             if math.isfinite(loss) and math.isfinite(norm):
                 self.optimiser.step()
+                self.scheduler.step()
                 self.skipped_in_a_row = 0
                 totals.add("loss", loss)
                 totals.add("grad_norm", norm)
             else:
                 self._skip(loss, norm)
-            totals.add("learning_rate", self.scheduler.get_last_lr()[0])
             self.optimiser.zero_grad(set_to_none=True)
-            self.scheduler.step()
         return {**totals.means(), "skipped": float(self.skipped)}
 
     def _backward(self, minibatch: TensorDictBase, totals: Totals) -> float:
