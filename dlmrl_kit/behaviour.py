@@ -6,6 +6,7 @@ exact estimator scores with are the same tensor by construction, so the old/new 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class Behaviour:
 
     Args:
         temperature: divides the logits; 0 means greedy (all mass on the argmax).
-        top_k: keep the k most probable tokens; 0 keeps all.
+        top_k: keep the k most probable tokens, and those as probable as the last of them; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose mass reaches top_p; 1 keeps all.
 
     Raises:
@@ -34,8 +35,8 @@ class Behaviour:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature!r}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0 (0 keeps every token), got {self.top_k!r}")
         if not 0 < self.top_p <= 1:
@@ -103,7 +104,6 @@ def confidence(logits: Tensor) -> Tensor:
     """
     shifted = logits - logits.amax(-1, keepdim=True)
     mass = shifted.exp()
-    top = shifted.argmax(-1, keepdim=True)
-    rest = mass.scatter(-1, top, 0.0).sum(-1, keepdim=True)
-    others = (1.0 + rest - mass).scatter(-1, top, rest)
+    rest = mass.scatter(-1, shifted.argmax(-1, keepdim=True), 0.0).sum(-1, keepdim=True)
+    others = torch.where(shifted == 0, rest, 1.0 + rest - mass)  # the same for every token as probable as the best
     return shifted - others.log()

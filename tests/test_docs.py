@@ -22,6 +22,7 @@ PAGES = [
     "trajectory",
     "command-line",
     "mathematics",
+    "audit",
     "small-denoiser",
 ]
 SMALL = {

@@ -323,7 +323,9 @@ def test_hostile_completions(name: str) -> None:
     assert not Path(SENTINEL).exists()
 
 
-@pytest.mark.parametrize("completion", [None, b"1234341221434321", 7, 1.5, ["71+33+12"], {}, object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "completion", [None, b"1234341221434321", 7, 1.5, ["71+33+12"], {}, object()], ids=lambda value: type(value).__name__
+)
 def test_completions_that_are_not_text(completion: Any) -> None:
     for task, example in ((SUDOKU, PUZZLE), (COUNTDOWN, TARGET)):
         scores = task.score(completion, example)

@@ -33,7 +33,7 @@ from dlmrl_kit.validate import check
     paper="arXiv 2603.12554",
     unbiased=True,
     scale="1 - 1/G",
-    under="normalise=True and baseline GroupMean; scale 1 with LeaveOneOut",
+    under="normalise=True and baseline GroupMean; scale 1 with LeaveOneOut; 1 + lambda times that with normalise=False",
 )
 class OneStepDenoise(Component):
     """Credits a step with the reward beyond the one-step greedy completion of its state, group-centred per time step.

@@ -25,7 +25,7 @@ class Policy(nn.Module):
         model: a transformers model with a language-model head, attending both ways.
         tokenizer: its tokenizer; must define the mask token unless ``mask_id`` is given.
         mask_id: id of the mask token, where the tokenizer does not say.
-        shift_logits: whether the logits at position i - 1 predict token i.
+        shift_logits: whether the logits at position i - 1 predict token i; also where the model's config says so.
         forbidden_ids: ids that are never committed, besides the mask, padding, the unknown token and rows beyond the
             tokenizer's vocabulary.
 
@@ -45,7 +45,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.shift_logits = shift_logits
+        self.shift_logits: bool = shift_logits or bool(getattr(model.config, "shift_logits", False))
         found = mask_id if mask_id is not None else getattr(model.config, "mask_token_id", None)
         found = found if found is not None else tokenizer.mask_token_id
         if found is None:
@@ -103,6 +103,8 @@ class Policy(nn.Module):
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Final hidden states [B, S, D]; rotary positions count from each row's first real token."""
+        if len(input_ids) == 0:  # transformers cannot reshape an empty batch
+            return self.model.get_input_embeddings()(input_ids)
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
         body = self.model.get_decoder()
         return body(
@@ -154,6 +156,9 @@ class Policy(nn.Module):
         model = self.model
         if self._adapter is not None:
             model = copy.deepcopy(self._adapter).merge_and_unload()
+        model.config.mask_token_id = self.mask_id
+        if self.shift_logits:
+            model.config.shift_logits = True
         from dlmrl_kit.policies.families import quiet
 
         with quiet():

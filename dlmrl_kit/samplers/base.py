@@ -8,6 +8,8 @@ sampler can resume from any state, and a step recomputed from a stored trajector
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -100,6 +102,20 @@ def rank_of(scores: Tensor, allowed: Tensor) -> Tensor:
     )
 
 
+def subsets(allowed: Tensor, count: Tensor) -> list[Tensor]:
+    """Every set of ``count`` [B] positions of ``allowed`` [B, L] as a mask [B, L]; empty in rows without that set."""
+    length = allowed.shape[-1]
+    sizes = sorted({int(size) for size in count if size > 0})
+    sets = [s for size in sizes for s in itertools.combinations(range(length), size)]
+    masks = []
+    for positions in sets:
+        mask = torch.zeros_like(allowed)
+        mask[:, list(positions)] = True
+        possible = (mask <= allowed).all(-1) & (count == len(positions))
+        masks.append(mask & possible[:, None])
+    return masks
+
+
 class Sampler(Component):
     """Base class of samplers; see the module docstring.
 
@@ -135,7 +151,7 @@ class Sampler(Component):
         check(completion_length >= 1, self, "completion_length", completion_length, "at least 1")
         check(tokens_per_step >= 1, self, "tokens_per_step", tokens_per_step, "at least 1")
         check(block_length is None or block_length >= 1, self, "block_length", block_length, "at least 1, or None")
-        check(temperature >= 0, self, "temperature", temperature, "at least 0")
+        check(0 <= temperature < math.inf, self, "temperature", temperature, "at least 0 and finite")
         check(top_k >= 0, self, "top_k", top_k, "at least 0 (0 keeps every token)")
         check(0 < top_p <= 1, self, "top_p", top_p, "in (0, 1]")
         self.completion_length = completion_length
@@ -171,6 +187,18 @@ class Sampler(Component):
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Exact log-probability [B] of ``decision`` in the states of ``view``, with gradient."""
         raise NotImplementedError
+
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """Every choice of positions that ``decide`` can make in the states of ``view``; used to list all trajectories.
+
+        Returns:
+            Pairs of positions (bool [B, L]) and order of the draw (int64 [B, L], or None where the action has none). A
+            row in which a choice is not possible has no position in it. Choices of probability 0 may be among them.
+
+        Raises:
+            NotImplementedError: this sampler does not list its choices.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not list its choices of positions (position_choices)")
 
     def allowed(self, masked: Tensor) -> Tensor:
         """Positions that may be committed: the masked ones of the block of the first masked one, bool [B, L]."""
@@ -280,6 +308,10 @@ class StateScoreSampler(Sampler):
     def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
         """Positions to commit, bool [B, L]."""
         return highest(view.dense(self.scores(view), -torch.inf), view.allowed, self.num_commits(view))
+
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """The one choice that the state makes."""
+        return [(self.committed(view, None), None)]
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """Chooses positions by score, then draws their tokens from the behaviour distribution."""

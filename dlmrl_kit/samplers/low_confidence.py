@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dlmrl_kit.behaviour import LOG_ZERO, sample
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import Decision, Sampler, View, highest, token_log_prob
+from dlmrl_kit.samplers.base import Decision, Sampler, View, highest, subsets, token_log_prob
 
 
 @register("sampler", paper="arXiv 2502.09992")
@@ -30,6 +30,10 @@ class LowConfidence(Sampler):
         committed = highest(view.dense(scores, -torch.inf), view.allowed, self.num_commits(view))
         tokens = torch.zeros_like(view.allowed, dtype=torch.int64).masked_scatter(view.allowed, drawn)
         return Decision(committed, tokens)
+
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """All sets of k positions: any may turn out the most confident."""
+        return [(positions, None) for positions in subsets(view.allowed, self.num_commits(view))]
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Token part plus order term, [B]."""

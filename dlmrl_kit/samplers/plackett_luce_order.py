@@ -7,11 +7,13 @@ The action is the *ordered* draw, so the order within a step is stored in ``("to
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, draw_tokens, rank_of, token_log_prob
+from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, draw_tokens, rank_of, subsets, token_log_prob
 from dlmrl_kit.validate import check
 
 _NOT_ALLOWED = -1e9
@@ -57,6 +59,17 @@ class PlackettLuceOrder(StateScoreSampler):
         rank = rank_of(scores + gumbel, view.allowed)
         committed = (rank < self.num_commits(view)[:, None]) & view.allowed
         return Decision(committed, draw_tokens(view, committed, generator), rank)
+
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """All ordered draws of k positions."""
+        choices: list[tuple[Tensor, Tensor | None]] = []
+        for positions in subsets(view.allowed, self.num_commits(view)):
+            drawn = positions.any(0).nonzero().squeeze(-1)
+            for order in itertools.permutations(range(len(drawn))):
+                rank = torch.zeros_like(positions, dtype=torch.int64)
+                rank[:, drawn] = torch.tensor(order, dtype=torch.int64, device=rank.device)
+                choices.append((positions, rank))
+        return choices
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Token part plus log-probability of the ordered draw of positions."""

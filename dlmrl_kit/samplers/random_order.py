@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, highest, token_log_prob
+from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, highest, subsets, token_log_prob
 
 
 @register("sampler", paper="arXiv 2406.07524")
@@ -21,8 +21,13 @@ class RandomOrder(StateScoreSampler):
         noise = torch.rand(view.allowed.shape, generator=generator, device=view.allowed.device, dtype=torch.float64)
         return highest(noise, view.allowed, self.num_commits(view))
 
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """All sets of k positions."""
+        return [(positions, None) for positions in subsets(view.allowed, self.num_commits(view))]
+
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Token part minus the log number of position sets of this size."""
         tokens = token_log_prob(view, decision)
-        total, count = view.allowed.sum(-1).to(tokens.dtype), decision.committed.sum(-1).to(tokens.dtype)
-        return tokens - ((total + 1).lgamma() - (count + 1).lgamma() - (total - count + 1).lgamma())
+        total, count = view.allowed.sum(-1).double(), decision.committed.sum(-1).double()
+        sets = (total + 1).lgamma() - (count + 1).lgamma() - (total - count + 1).lgamma()
+        return tokens - sets.to(tokens.dtype)

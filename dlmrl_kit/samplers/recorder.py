@@ -61,6 +61,11 @@ class Recorder:
         """Whether this key is to be recorded."""
         return key in self._keys
 
+    def select(self, index: Tensor) -> None:
+        """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
+        self.ids = self.ids[index]
+        self._out = {key: value[index] for key, value in self._out.items()}
+
     def greedy(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the one-step greedy completions ids [R, L] of ``rows``."""
         self._out["step", "greedy_ids"][rows, step] = ids.int()

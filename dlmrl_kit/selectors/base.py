@@ -49,11 +49,29 @@ class Selector(Component):
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Steps int64 [B, K] and weights float64 [B, K]."""
-        kept = self.kept(tensordict, generator)
+        return self.packed(self.kept(tensordict, generator), tensordict[VALID])
+
+    def packed(self, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps int64 [B, K] and weights float64 [B, K] of a subset: bool [B, T] of the steps that happened [B, T]."""
         width = int(kept.sum(-1).max()) if self.slots is None else min(self.slots, kept.shape[-1])
         order = (~kept).int().sort(dim=-1, stable=True).indices[:, :width]
         used = kept.gather(-1, order)
-        return order.masked_fill(~used, 0), self.weights(kept, tensordict[VALID]) * used
+        return order.masked_fill(~used, 0), self.weights(kept, valid) * used
+
+    def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Every selection that ``choose`` can make, for exact expectations.
+
+        Returns:
+            Steps int64 [B, K], weights float64 [B, K] and the probability of this selection in each row, float64 [B].
+            K may differ between selections; the probabilities of a row sum to 1.
+
+        Raises:
+            NotImplementedError: this selector is random and does not list its outcomes.
+        """
+        if "generator" in self.requires:
+            raise NotImplementedError(f"{type(self).__name__} is random and does not list its outcomes")
+        step, weight = self.choose(tensordict, None)
+        return [(step, weight, torch.ones_like(weight[:, 0]))]
 
     def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
         """Chooses steps; ``generator`` is used by selectors that list it in ``requires``."""

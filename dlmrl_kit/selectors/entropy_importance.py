@@ -9,6 +9,8 @@ to the mean over steps and stratifies over the batch.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -57,4 +59,22 @@ class EntropyImportance(Selector):
         noise = torch.rand((len(q), self.k), generator=generator, device=q.device, dtype=torch.float64)
         step = torch.searchsorted(q.cumsum(-1), noise.sort(-1).values, right=True)
         step = torch.minimum(step, valid.sum(-1, keepdim=True) - 1)
-        return step, 1 / (self.k * q.gather(-1, step))
+        return step, self.importance(q, step)
+
+    def importance(self, q: Tensor, step: Tensor) -> Tensor:
+        """1 / (k q_t) of the drawn steps, float64 [B, k]."""
+        return 1 / (self.k * q.gather(-1, step))
+
+    def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """All multisets of k steps, in ascending order, with their multinomial probabilities."""
+        q = self.probabilities(tensordict)
+        found = []
+        for drawn in itertools.combinations_with_replacement(range(q.shape[-1]), self.k):
+            step = torch.tensor(drawn, device=q.device).expand(len(q), -1)
+            times = torch.bincount(step[0], minlength=q.shape[-1]).to(q.dtype)
+            orders = torch.exp((times.sum() + 1).lgamma() - (times + 1).lgamma().sum())
+            probability = orders * q.gather(-1, step).prod(-1)
+            possible = probability > 0
+            step = torch.where(possible[:, None], step, 0)
+            found.append((step, self.importance(q, step), probability))
+        return found

@@ -7,6 +7,9 @@ The Horvitz-Thompson estimator (1952) for a uniform sample; a baseline of EGSPO 
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -46,3 +49,18 @@ class RandomSteps(Selector):
     def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
         """Number of steps over number of chosen steps, float64 [B, 1]."""
         return valid.sum(-1, keepdim=True).double() / kept.sum(-1, keepdim=True)
+
+    def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """All subsets of min(k, n) steps, equally likely."""
+        valid = tensordict[VALID]
+        num_steps, count = valid.shape[-1], valid.sum(-1).clamp(max=self.k)
+        sets = [s for size in sorted(set(count.tolist())) for s in itertools.combinations(range(num_steps), size)]
+        found = []
+        for chosen in sets:
+            mask = torch.zeros_like(valid)
+            mask[:, list(chosen)] = True
+            possible = (mask <= valid).all(-1) & (count == len(chosen))
+            ways = [math.comb(int(n), len(chosen)) or 1 for n in valid.sum(-1)]
+            step, weight = self.packed(torch.where(possible[:, None], mask, valid), valid)
+            found.append((step, weight, possible / torch.tensor(ways, dtype=torch.float64, device=valid.device)))
+        return found

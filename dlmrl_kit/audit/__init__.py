@@ -1,0 +1,24 @@
+"""The exact gradient audit: is the expected update of a recipe the gradient of its expected reward?
+
+On problems small enough to list every trajectory, bias, scale, cosine and variance are numbers, not estimates.
+"""
+
+from dlmrl_kit.audit.claims import audit_component, broken_claim
+from dlmrl_kit.audit.enumeration import AuditError, enumerate_trajectories
+from dlmrl_kit.audit.problem import Problem, random_problems
+from dlmrl_kit.audit.report import AuditReport
+from dlmrl_kit.audit.run import audit_algorithm, audit_recipe
+from dlmrl_kit.audit.variants import exact_algorithm
+
+__all__ = [
+    "AuditError",
+    "AuditReport",
+    "Problem",
+    "audit_algorithm",
+    "audit_component",
+    "audit_recipe",
+    "broken_claim",
+    "enumerate_trajectories",
+    "exact_algorithm",
+    "random_problems",
+]

@@ -1,0 +1,220 @@
+"""Expectation and variance of a recipe's gradient estimate: a sum over all groups of G trajectories.
+
+    E[g] = mean over prompts of sum over tuples of product_i P_i * g(tuple),    Var = E ||g||^2 - ||E g||^2
+
+A batch is one group of one prompt. All tuples go through the advantage and the loss together, each as a group of its
+own; that this gives the same as one tuple at a time is checked on some of them by running the whole recipe. Where it
+does not (a component that looks across groups), every tuple is run alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
+from dlmrl_kit.audit.pipeline import ExactServices, descended, terms_gradient
+
+MAX_TUPLES = 1_000_000
+MAX_SINGLE_TUPLES = 3_000
+_CHUNK = 4096
+_CHECKED = 4
+
+
+class TooLarge(Exception):
+    """More tuples than are listed; the message says how many."""
+
+
+@dataclass
+class Moments:
+    """Sums over tuples. ``mean``: minus the descended gradient, [P]. ``step_mean``: its part from each step, [T, P].
+
+    ``second``, ``step_second``: expected squared norms; ``forwards``: expected model forwards per batch; ``tuples``:
+    how many were listed; ``vectorised``: whether together.
+    """
+
+    mean: Tensor
+    second: float
+    step_mean: Tensor | None
+    step_second: Tensor | None
+    forwards: float
+    tuples: int
+    vectorised: bool = True
+
+
+def moments(algorithm: Algorithm, services: ExactServices, trajectories: TensorDictBase, group_size: int) -> Moments:
+    """Exact moments of the estimate.
+
+    Args:
+        algorithm: with regularisers left out.
+        services: of the problem.
+        trajectories: all of them, with ``probability``, ``reward`` and ``trajectory``.
+        group_size: G.
+
+    Raises:
+        NotImplementedError: a selector that is random and lists no outcomes.
+        TooLarge: too many tuples.
+    """
+    bank = select(algorithm, services, trajectories)
+    num_prompts = services.problem.prompts
+    prompts = [(bank.rows["example"] == q).nonzero().squeeze(-1) for q in range(num_prompts)]
+    tuples = sum(len(rows) ** group_size for rows in prompts)
+    if tuples > MAX_TUPLES:
+        raise TooLarge(f"{tuples} groups of {group_size}")
+    together = None
+    if hasattr(algorithm.loss, "count") and not set(algorithm.selector.in_keys) & set(algorithm.advantage.out_keys):
+        together = _Together(algorithm, services, trajectories, bank, group_size)
+    sample = _some(prompts, group_size)
+    alone = [_single(algorithm, services, bank, index) for index in sample]
+    if together is not None and _close(together.gradients(torch.stack(sample)), torch.stack(alone)):
+        return together.total(prompts, tuples)
+    if tuples > MAX_SINGLE_TUPLES:
+        raise TooLarge(f"{tuples} groups of {group_size} that must be run one at a time")
+    return _one_by_one(algorithm, services, bank, prompts, group_size)
+
+
+def product_index(rows: Tensor, group_size: int) -> Tensor:
+    """All ordered tuples of ``rows``: int64 [len(rows) ** G, G]."""
+    if group_size == 1:
+        return rows[:, None]
+    return torch.cartesian_prod(*[rows] * group_size)
+
+
+def _some(prompts: list[Tensor], group_size: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        rows[torch.randint(len(rows), (group_size,), generator=generator)]
+        for rows in [prompts[i % len(prompts)] for i in range(_CHECKED)]
+    ]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= 1e-9 * max(1.0, float(b.norm())))
+
+
+def _single(algorithm: Algorithm, services: ExactServices, bank: Bank, index: Tensor) -> Tensor:
+    """Minus the gradient of one group, every component run on it alone; a random selector's choice is given."""
+    rows = bank.rows[index]
+    random = "generator" in algorithm.selector.requires
+    written = set(algorithm.selector.written_keys()) if random else set()
+    keep = {k for k in rows.keys(True, True) if not (isinstance(k, tuple) and k[0] == "selected") or k in written}
+    group = torch.zeros(len(index), dtype=torch.int64)
+    batch = rows.select(*keep).set("group", group)
+    skip = (algorithm.selector,) if random else ()
+    return -terms_gradient(algorithm, services, batch, [algorithm.loss], skip)
+
+
+def _one_by_one(
+    algorithm: Algorithm, services: ExactServices, bank: Bank, prompts: list[Tensor], group_size: int
+) -> Moments:
+    mean, second, tuples = torch.zeros(()), 0.0, 0
+    for rows in prompts:
+        for index in product_index(rows, group_size):
+            share = float(bank.probability[index].prod()) / len(prompts)
+            gradient = _single(algorithm, services, bank, index)
+            mean, second, tuples = mean + share * gradient, second + share * float(gradient @ gradient), tuples + 1
+    forwards = group_size * float((bank.probability * bank.forwards).sum()) / len(prompts)
+    return Moments(mean, second, None, None, forwards, tuples, vectorised=False)
+
+
+class _Together:
+    """All tuples at once; see the module docstring."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        services: ExactServices,
+        trajectories: TensorDictBase,
+        bank: Bank,
+        group_size: int,
+    ) -> None:
+        self.algorithm, self.services, self.bank, self.group_size = algorithm, services, bank, group_size
+        self.derivative: Jacobian = jacobian(algorithm, services, trajectories)
+        self.num_steps = trajectories["step", "valid"].shape[1]
+        loss, advantage = algorithm.loss, algorithm.advantage
+        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", ("selected", "step"), ("selected", "weight")}
+        self.rows = table(bank.rows, needed | {("step", "valid")})
+        full = self._with_likelihood(self.rows.copy(), torch.arange(len(self.rows)))
+        self.counts = torch.tensor([float(loss.count(full[i : i + 1])) for i in range(len(full))]).double()
+        self.keys = [key for key in self.derivative.rows if key in set(loss.in_keys)]
+        size = sum(parameter.numel() for parameter in services.problem.denoiser.parameters_list())
+        none = torch.zeros(0, size, dtype=torch.float64)
+        self.matrix = torch.cat([none, *(self.derivative.rows[key] for key in self.keys)])
+        self.gram = self.matrix @ self.matrix.mT
+
+    def _with_likelihood(self, rows: TensorDictBase, index: Tensor) -> TensorDictBase:
+        """Adds the likelihood's keys at the selected steps; zeros in empty slots."""
+        trajectory, step = rows["trajectory"][:, None], rows["selected", "step"]
+        used = rows["selected", "weight"] > 0
+        have = set(rows.keys(True, True))
+        for key, value in self.derivative.values.items():
+            if key in have:
+                continue
+            picked = value[trajectory, step]
+            rows.set(key, torch.where(used.reshape(*used.shape, *[1] * (picked.dim() - 2)), picked, 0.0))
+        return rows
+
+    def coefficients(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """d loss / d keys of every tuple [M, columns], negated, and model forwards [M]."""
+        count, group_size = index.shape
+        batch = self.rows[index.flatten()].copy()
+        batch.set("group", torch.arange(count).repeat_interleave(group_size))
+        batch = self.services.call(self.algorithm.advantage, batch)
+        restarts = self.services.restarts
+        forwards = self.bank.forwards[index].sum(-1)
+        if restarts is not None:
+            forwards = forwards + restarts.reshape(count, group_size).sum(-1)
+        batch = self._with_likelihood(batch, index)
+        leaves = {key: batch[key].requires_grad_() for key in self.keys}
+        for key, leaf in leaves.items():
+            batch.set(key, leaf)
+        loss = self.algorithm.loss
+        total = descended(loss(batch)) * float(loss.count(batch))
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if leaves else ()
+        share = self.counts[index].sum(-1).clamp(min=1)
+        blocks = [self._block(key, found_key, batch, count) for key, found_key in zip(leaves, found, strict=True)]
+        return -torch.cat([torch.zeros(count, 0, dtype=torch.float64), *blocks], dim=1) / share[:, None], forwards
+
+    def _block(self, key: Any, gradient: Tensor | None, batch: TensorDictBase, count: int) -> Tensor:
+        value = self.derivative.values[key]
+        entries = value[0, 0].numel()
+        out = torch.zeros(count, value.numel(), dtype=torch.float64)
+        if gradient is None:
+            return out
+        column = (batch["trajectory"][:, None] * self.num_steps + batch["selected", "step"])[..., None] * entries
+        column = (column + torch.arange(entries)).reshape(count, -1)
+        return out.scatter_add(1, column, gradient.reshape(count, -1))
+
+    def gradients(self, index: Tensor) -> Tensor:
+        """Minus the gradient of every group of index [M, G], [M, P]."""
+        return self.coefficients(index)[0] @ self.matrix
+
+    def total(self, prompts: list[Tensor], tuples: int) -> Moments:
+        """Sums over all tuples of all prompts."""
+        columns = len(self.matrix)
+        step_of = torch.cat([torch.zeros(0), *(self._step_of(key) for key in self.keys)])
+        by_step = [(step_of == t).nonzero().squeeze(-1) for t in range(self.num_steps)]
+        mean, second, forwards = torch.zeros(columns, dtype=torch.float64), 0.0, 0.0
+        step_second = torch.zeros(self.num_steps, dtype=torch.float64)
+        for rows in prompts:
+            for index in product_index(rows, self.group_size).split(_CHUNK):
+                share = self.bank.probability[index].prod(-1) / len(prompts)
+                c, cost = self.coefficients(index)
+                mean += share @ c
+                second += float(share @ ((c @ self.gram) * c).sum(-1))
+                forwards += float(share @ cost)
+                for t, part in enumerate(by_step):
+                    own = c[:, part]
+                    step_second[t] += share @ ((own @ self.gram[part][:, part]) * own).sum(-1)
+        step_mean = torch.stack([mean[part] @ self.matrix[part] for part in by_step])
+        return Moments(mean @ self.matrix, second, step_mean, step_second, forwards, tuples)
+
+    def _step_of(self, key: Any) -> Tensor:
+        value = self.derivative.values[key]
+        steps = torch.arange(self.num_steps)[None, :, None]
+        return steps.expand(value.shape[0], -1, value[0, 0].numel()).flatten()

@@ -1,0 +1,175 @@
+"""Bias, scale, cosine and variance of one algorithm on one problem: exact where it can be listed, else sampled.
+
+relative bias = ||E g - grad J|| / ||grad J||          scale s = <E g, grad J> / ||grad J||^2
+after scale   = ||E g - s grad J|| / ||E g||           cosine = <E g, grad J> / (||E g|| ||grad J||)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.audit.bank import true_gradient
+from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
+from dlmrl_kit.audit.estimator import Moments, TooLarge, moments
+from dlmrl_kit.audit.monte_carlo import sampled_gradients
+from dlmrl_kit.audit.pipeline import ExactServices, expected_rewards
+from dlmrl_kit.audit.problem import Problem
+from dlmrl_kit.samplers.base import Sampler
+
+DRAWS = 2048
+ZERO = 1e-12
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found on one problem; None where the gradient is zero; ``step_variance`` also where groups
+    were not run together, ``forwards`` where they were sampled.
+
+    ``interval``: 95% of ``relative_bias``, for a Monte Carlo estimate; None where the numbers are exact. ``variance``:
+    of the whole gradient; ``forwards``: model forwards of a batch; ``relative_variance``: over ||E g||^2;
+    ``cost``: relative variance times forwards. ``groups``: listed or sampled.
+    """
+
+    problem: Problem
+    relative_bias: float | None
+    scale: float | None
+    relative_bias_after_scale: float | None
+    cosine: float | None
+    variance: float
+    relative_variance: float | None
+    step_variance: list[float] | None
+    forwards: float | None
+    groups: int
+    interval: tuple[float, float] | None = None
+    gradient_norm: float = 0.0
+
+    @property
+    def cost(self) -> float | None:
+        """Relative variance at a budget of one model forward."""
+        if self.relative_variance is None or self.forwards is None:
+            return None
+        return self.relative_variance * self.forwards
+
+
+@dataclass
+class Ground:
+    """What all estimates on a problem are compared with; made once for a sampler.
+
+    ``trajectories`` and ``truth`` are None where the sampler does not list its choices.
+    """
+
+    problem: Problem
+    sampler: Any
+    group_size: int
+    batches: int
+    seed: int
+    trajectories: TensorDict | None = None
+    truth: Tensor | None = None
+    values: Tensor | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    def prepare(self) -> Ground:
+        """Lists the trajectories and differentiates J.
+
+        Raises:
+            AuditError: the sampler contradicts its own log-probability.
+        """
+        policy, sampler = self.problem.denoiser, self.sampler
+        if not isinstance(sampler, Sampler):
+            self.reasons.append(f"{type(sampler).__name__} is no dlmrl_kit Sampler: its trajectories cannot be listed")
+            return self
+        sampler.ask_for(sampler.optional_keys)
+        try:
+            listed = enumerate_trajectories(sampler, policy, self.problem.batch())
+        except NotImplementedError as error:
+            self.reasons.append(str(error))
+            return self
+        check_draws(sampler, policy, self.problem.batch(), listed, DRAWS)
+        listed.set("reward", self.problem.score(listed["completion_ids"], listed["example"]))
+        listed.set("trajectory", torch.arange(len(listed)))
+        self.trajectories, self.values = listed, expected_rewards(listed, policy.mask_id)
+        self.truth = true_gradient(listed, policy, sampler, self.problem.prompts)
+        return self
+
+    def measure(self, algorithm: Algorithm) -> Measured:
+        """Compares the algorithm's estimate with grad J."""
+        if self.trajectories is None or self.values is None:
+            return self._sampled(algorithm)
+        needed = set(algorithm.sampler.written_keys()) | set(self.problem.batch().keys())
+        listed = self.trajectories.select(*needed, "probability", "reward", "trajectory")
+        services = ExactServices(self.problem, algorithm.sampler, self.values)
+        try:
+            return self._exact(moments(algorithm, services, listed, self.group_size))
+        except (NotImplementedError, TooLarge) as error:
+            reason = str(error)
+            if reason not in self.reasons:
+                self.reasons.append(reason)
+            return self._sampled(algorithm)
+
+    def _exact(self, found: Moments) -> Measured:
+        assert self.truth is not None
+        variance = max(found.second - float(found.mean @ found.mean), 0.0)
+        steps = None
+        if found.step_mean is not None and found.step_second is not None:
+            steps = (found.step_second - found.step_mean.square().sum(-1)).clamp(min=0).tolist()
+        numbers = _compare(found.mean, self.truth)
+        norm = float(found.mean @ found.mean)
+        relative = variance / norm if norm > ZERO**2 else None
+        return Measured(
+            self.problem,
+            *numbers,
+            variance,
+            relative,
+            steps,
+            found.forwards,
+            found.tuples,
+            None,
+            float(self.truth.norm()),
+        )
+
+    def _sampled(self, algorithm: Algorithm) -> Measured:
+        found = sampled_gradients(algorithm, self.problem, self.group_size, self.batches, self.seed)
+        bias, noise = found.bias(self.truth)
+        truth = found.exact.mean(0) if self.truth is None else self.truth
+        mean = truth + bias
+        norm = float(truth.norm())
+        if norm < ZERO:
+            return Measured(self.problem, None, None, None, None, 0.0, None, None, None, len(found.own), (0.0, 0.0))
+        squared = float(bias @ bias - noise.trace())
+        spread = math.sqrt(float(4 * bias @ noise @ bias + 2 * noise.square().sum()))
+        low, middle, high = (math.sqrt(max(squared + c * spread, 0.0)) / norm for c in (-1.96, 0, 1.96))
+        _, scale, after, cosine = _compare(mean, truth)
+        signal = float(mean @ mean)
+        return Measured(
+            self.problem,
+            middle,
+            scale,
+            after,
+            cosine,
+            found.variance,
+            found.variance / signal if signal > ZERO**2 else None,
+            None,
+            None,
+            len(found.own),
+            (low, high),
+            norm,
+        )
+
+
+def _compare(mean: Tensor, truth: Tensor) -> tuple[float | None, float | None, float | None, float | None]:
+    """Relative bias, scale, relative bias after scale, cosine; None where the truth is zero."""
+    norm, own = float(truth.norm()), float(mean.norm())
+    if norm < ZERO:
+        return None, None, None, None
+    scale = float(mean @ truth) / norm**2
+    bias = float((mean - truth).norm()) / norm
+    if own < ZERO * norm:
+        return bias, 0.0, 1.0, 0.0
+    return bias, scale, float((mean - scale * truth).norm()) / own, float(mean @ truth) / (own * norm)

@@ -1,0 +1,121 @@
+"""Two policies small enough to differentiate through every trajectory, in float64.
+
+Tabular: one free logit for every prompt, state, position and token. Network: embeddings, one attention layer that looks
+both ways, a hidden layer; its parameters are shared by all states, as in a language model. Prompts are one token long.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dlmrl_kit.policies.base import Policy
+
+PolicyKind = Literal["tabular", "network"]
+
+
+class Table(nn.Module):
+    """Logits [prompts, states, length, tokens], looked up; state = the completion read as a number in base ``tokens``.
+
+    Args:
+        prompts, length, tokens: sizes; ``tokens`` counts the mask.
+        generator: of the random logits.
+        spread: their standard deviation.
+    """
+
+    def __init__(self, prompts: int, length: int, tokens: int, generator: torch.Generator, spread: float) -> None:
+        super().__init__()
+        shape = (prompts, tokens**length, length, tokens)
+        self.logits = nn.Parameter(spread * torch.randn(shape, generator=generator, dtype=torch.float64))
+        self.base = tokens ** torch.arange(length)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits [B, 1 + L, V]; those of the prompt position are 0."""
+        prompt, completion = input_ids[:, 0], input_ids[:, 1:]
+        logits = self.logits[prompt, (completion * self.base).sum(-1)]
+        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+
+
+class Network(nn.Module):
+    """A bidirectional attention layer and a hidden layer over token and position embeddings.
+
+    Args:
+        length, tokens: sizes; ``tokens`` counts the mask.
+        generator: of the random weights.
+        spread: of the logits.
+        width: of the hidden states.
+    """
+
+    def __init__(self, length: int, tokens: int, generator: torch.Generator, spread: float, width: int = 4) -> None:
+        super().__init__()
+
+        def random(*shape: int, scale: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(scale * torch.randn(shape, generator=generator, dtype=torch.float64))
+
+        self.token, self.position = random(tokens, width), random(1 + length, width)
+        self.query, self.key, self.value = (random(width, width, scale=width**-0.5) for _ in range(3))
+        self.hidden = random(width, 2 * width, scale=width**-0.5)
+        self.out = random(2 * width, tokens, scale=spread * width**-0.5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits [B, S, V] from int64 [B, S] and bool [B, S]."""
+        x = self.token[input_ids] + self.position[: input_ids.shape[1]]
+        scores = (x @ self.query) @ (x @ self.key).mT
+        x = x + scores.masked_fill(~attention_mask[:, None], -1e9).softmax(-1) @ (x @ self.value)
+        return torch.tanh(x @ self.hidden) @ self.out
+
+
+class SmallPolicy(Policy):
+    """A ``Policy`` around ``Table`` or ``Network``, in place of a transformers model and its tokenizer.
+
+    Args:
+        kind: which.
+        vocab: tokens that may be committed: ids 0 .. vocab - 1; the mask has id ``vocab`` and is forbidden.
+        length: L.
+        prompts: number of prompts; prompt q is the token q.
+        eos: the last token is the end of text.
+        seed: of the random weights.
+        spread: standard deviation of the logits, about.
+    """
+
+    def __init__(
+        self, kind: PolicyKind, vocab: int, length: int, prompts: int, eos: bool, seed: int, spread: float = 1.0
+    ) -> None:
+        nn.Module.__init__(self)
+        generator = torch.Generator().manual_seed(seed)
+        if kind == "tabular":
+            self.model: nn.Module = Table(prompts, length, vocab + 1, generator, spread)
+        else:
+            self.model = Network(length, vocab + 1, generator, spread)
+        self.shift_logits = False
+        self.mask_id = self.pad_id = vocab
+        self.eos_id = vocab - 1 if eos else None
+        self.vocab_size = vocab + 1
+        self.forbidden_ids = (vocab,)
+        self._reference = None
+        self._adapter = None
+        self.eval()
+        self.freeze_reference()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits at the asked positions, as ``Policy``."""
+        logits = self.model(input_ids, attention_mask)
+        if positions.dtype == torch.bool:
+            return logits[positions]
+        return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
+
+    def parameters_list(self) -> list[nn.Parameter]:
+        """The trainable parameters, in order."""
+        return [parameter for _, parameter in self.trainable()]
+
+    def flat_gradient(self, value: Tensor, retain: bool = False) -> Tensor:
+        """Gradient of a scalar with respect to all parameters, [P]; zero where it does not depend on them."""
+        parameters = self.parameters_list()
+        if not value.requires_grad:
+            return torch.cat([torch.zeros_like(p).flatten() for p in parameters])
+        found = torch.autograd.grad(value, parameters, retain_graph=retain, allow_unused=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+        )

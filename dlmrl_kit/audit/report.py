@@ -1,0 +1,195 @@
+"""What an audit found: numbers over several problems, a verdict in words, and the causes of the bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlmrl_kit.audit.measure import Measured
+from dlmrl_kit.audit.scale import TOLERANCE, matching
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over the problems where it is defined."""
+
+    mean: float | None
+    min: float | None
+    max: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread:
+        """Of the values that are numbers."""
+        numbers = [value for value in values if value is not None]
+        if not numbers:
+            return cls(None, None, None)
+        return cls(math.fsum(numbers) / len(numbers), min(numbers), max(numbers))
+
+    def to_json(self) -> dict[str, float | None]:
+        """As a dictionary."""
+        return {"mean": self.mean, "min": self.min, "max": self.max}
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A cause and its bias: of the recipe without it, and of it alone among exact components.
+
+    A number is None where the components do not fit together (``note`` says so). ``..._after_scale``: with the fitted
+    scale divided out.
+    """
+
+    slot: str
+    component: str
+    cause: str
+    alone: Spread
+    alone_after_scale: Spread
+    scale_alone: Spread
+    without: Spread
+    without_after_scale: Spread
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary; spreads as theirs."""
+        return {k: v.to_json() if isinstance(v, Spread) else v for k, v in vars(self).items()}
+
+
+@dataclass
+class AuditReport:
+    """The result of an audit; ``exact`` is False where some numbers are Monte Carlo estimates.
+
+    ``regularisers``: name -> size of its expected gradient relative to ||grad J||. ``scales``: known factors, by
+    problem.
+    """
+
+    recipe: str
+    measured: list[Measured]
+    attribution: list[Attribution] = field(default_factory=list)
+    scales: list[dict[str, float]] = field(default_factory=list)
+    regularisers: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    sampler: str = ""
+    group_size: int = 2
+
+    @property
+    def exact(self) -> bool:
+        """Whether every number is exact."""
+        return all(m.interval is None for m in self.measured)
+
+    @property
+    def relative_bias(self) -> float:
+        """The largest over the problems; NaN where no problem has a gradient."""
+        return _or_nan(Spread.of(m.relative_bias for m in self.measured).max)
+
+    @property
+    def relative_bias_after_scale(self) -> float:
+        """The largest over the problems, of what no factor removes."""
+        return _or_nan(Spread.of(m.relative_bias_after_scale for m in self.measured).max)
+
+    @property
+    def scale(self) -> float:
+        """Mean over the problems."""
+        return _or_nan(Spread.of(m.scale for m in self.measured).mean)
+
+    @property
+    def known_scale(self) -> str | None:
+        """The claimed factor that the scale equals on every problem."""
+        found = {
+            matching(m.scale, known)
+            for m, known in zip(self.measured, self.scales, strict=False)
+            if m.scale is not None
+        }
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expected gradient is grad J, to rounding."""
+        return self.exact and self.relative_bias < TOLERANCE
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if math.isnan(self.relative_bias):
+            return "no verdict: the true gradient is zero on every problem (is the sampler greedy?)"
+        if not self.exact:
+            return self._sampled_verdict()
+        if self.unbiased:
+            return "unbiased"
+        if self.relative_bias_after_scale < TOLERANCE and min(m.scale or 0.0 for m in self._defined) > 0:
+            return f"unbiased up to {self._scale_words()}"
+        largest = (
+            f"relative bias {_mean(self.measured, 'relative_bias'):.2g} on average, {self.relative_bias:.2g} at most"
+        )
+        after = _mean(self.measured, "relative_bias_after_scale")
+        return f"biased, {largest}; {after:.2g} on average after the best scale"
+
+    @property
+    def _defined(self) -> list[Measured]:
+        return [m for m in self.measured if m.relative_bias is not None]
+
+    def _scale_words(self) -> str:
+        spread = Spread.of(m.scale for m in self.measured)
+        assert spread.max is not None
+        assert spread.min is not None
+        if self.known_scale is not None and self.known_scale != "1":
+            return f"the known scale {self.known_scale} = {self.scale:.6g}"
+        if spread.max - spread.min < TOLERANCE:
+            return f"a scale of {self.scale:.6g}, which no component claims"
+        return f"a scale between {spread.min:.3g} and {spread.max:.3g} that depends on the problem"
+
+    def _sampled_verdict(self) -> str:
+        low = max(m.interval[0] if m.interval else m.relative_bias or 0.0 for m in self._defined)
+        high = max(m.interval[1] if m.interval else m.relative_bias or 0.0 for m in self._defined)
+        if low > TOLERANCE:
+            return (
+                f"biased (Monte Carlo), relative bias {self.relative_bias:.2g} at most, 95% interval up to {high:.2g}"
+            )
+        return f"no bias found (Monte Carlo): relative bias below {high:.2g} with 95% confidence"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as ``dlmrl audit --json`` prints it."""
+        return {
+            "recipe": self.recipe,
+            "verdict": self.verdict,
+            "exact": self.exact,
+            "sampler": self.sampler,
+            "group_size": self.group_size,
+            "relative_bias": Spread.of(m.relative_bias for m in self.measured).to_json(),
+            "relative_bias_after_scale": Spread.of(m.relative_bias_after_scale for m in self.measured).to_json(),
+            "scale": {**Spread.of(m.scale for m in self.measured).to_json(), "known": self.known_scale},
+            "cosine": Spread.of(m.cosine for m in self.measured).to_json(),
+            "variance": {
+                "total": Spread.of(m.variance for m in self.measured).to_json(),
+                "relative": Spread.of(m.relative_variance for m in self.measured).to_json(),
+                "per_step": [m.step_variance for m in self.measured],
+                "forwards": Spread.of(m.forwards for m in self.measured).to_json(),
+                "relative_times_forwards": Spread.of(m.cost for m in self.measured).to_json(),
+            },
+            "attribution": [cause.to_json() for cause in self.attribution],
+            "regularisers": self.regularisers,
+            "mdp": [_problem(m) for m in self.measured],
+            "notes": self.notes,
+        }
+
+
+def _problem(m: Measured) -> dict[str, Any]:
+    return {
+        **m.problem.described(),
+        "relative_bias": m.relative_bias,
+        "interval": m.interval,
+        "scale": m.scale,
+        "cosine": m.cosine,
+        "variance": m.variance,
+        "gradient_norm": m.gradient_norm,
+        "method": "exact" if m.interval is None else "monte carlo",
+        "groups": m.groups,
+    }
+
+
+def _mean(measured: list[Measured], name: str) -> float:
+    return _or_nan(Spread.of(getattr(m, name) for m in measured).mean)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

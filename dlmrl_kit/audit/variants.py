@@ -1,0 +1,176 @@
+"""The recipe on a small problem, and the same recipe with single components swapped for their exact counterparts.
+
+exact: likelihood StepLogProb, selector AllSteps, advantage LeaveOneOut, loss Reinforce
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
+from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.audit.problem import Problem
+from dlmrl_kit.component import Key
+from dlmrl_kit.likelihoods.base import Likelihood, Replay
+from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.losses.reinforce import Reinforce
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.selectors.all_steps import AllSteps
+
+EXACT: dict[str, Callable[[], Any]] = {
+    "likelihood": StepLogProb,
+    "selector": AllSteps,
+    "advantage": LeaveOneOut,
+    "loss": Reinforce,
+}
+"""Slots that can bias the gradient, and what does not."""
+
+MAX_DRAWS = 2
+"""Steps that a random selector draws on a small problem: its outcomes are listed, and their number grows fast."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A component, or a part of one, that may bias the gradient.
+
+    ``only``: components that keep this cause and leave out the others of their slot; ``without``: those that leave
+    out this one alone.
+    """
+
+    slot: str
+    component: str
+    words: str
+    only: dict[str, Any]
+    without: dict[str, Any]
+
+
+class Shifted(Likelihood):
+    """exact + kept - left: the exact log-probability with the one mistake of ``kept`` that ``left`` does not make."""
+
+    def __init__(self, kept: Likelihood, left: Likelihood) -> None:
+        super().__init__()
+        self.parts: list[tuple[int, Likelihood]] = [(1, StepLogProb()), (1, kept), (-1, left)]
+
+    @property
+    def recorded(self) -> dict[Key, Key]:
+        """No sampler records it."""
+        return {}
+
+    def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
+        """Only ``("selected", "log_prob")``."""
+        key = ("selected", "log_prob")
+        terms = [sign * part.estimate(steps, policy, sampler)[key] for sign, part in self.parts]
+        return {key: terms[0] + terms[1] + terms[2]}
+
+
+def exact_algorithm(sampler: Any, regulariser: Any = None, **swaps: Any) -> Algorithm:
+    """An algorithm of exact components around a sampler, except for ``swaps`` by slot.
+
+    Raises:
+        RecipeError: the components do not fit together.
+    """
+    parts = {slot: make() for slot, make in EXACT.items()} | swaps
+    parts = {slot: copy.copy(part) for slot, part in parts.items()}
+    return Algorithm(None, None, copy.copy(sampler), regulariser=regulariser, trainer=None, **parts)
+
+
+def swapped(algorithm: Algorithm, **swaps: Any) -> Algorithm:
+    """The algorithm without regularisers, with ``swaps`` by slot.
+
+    Raises:
+        RecipeError: the components do not fit together.
+    """
+    return exact_algorithm(algorithm.sampler, **({slot: getattr(algorithm, slot) for slot in EXACT} | swaps))
+
+
+def shrunk(algorithm: Algorithm, problem: Problem) -> tuple[Algorithm, list[str]]:
+    """The algorithm with the sizes of the problem, and notes on what was changed."""
+    sampler, notes = copy.copy(algorithm.sampler), []
+    accepted = inspect.signature(type(sampler)).parameters
+    sizes = {
+        "completion_length": problem.length,
+        "tokens_per_step": problem.tokens_per_step,
+        "block_length": min(problem.block_length or problem.length, problem.length),
+    }
+    steps = getattr(sampler, "max_steps", None)
+    for name, value in sizes.items():
+        if name in accepted and hasattr(sampler, name):
+            setattr(sampler, name, value)
+    selector = copy.copy(algorithm.selector)
+    small = getattr(sampler, "max_steps", None)
+    k = getattr(selector, "k", None)
+    if isinstance(k, int) and steps and small:
+        fewer = max(1, min(round(k * small / steps), small if k >= steps else small - 1))
+        if "generator" in getattr(selector, "requires", ()):
+            fewer = min(fewer, MAX_DRAWS)
+        if fewer != k:
+            notes.append(f"{type(selector).__name__}.k = {k} of {steps} steps becomes {fewer} of {small}")
+            selector.k = fewer
+            if isinstance(selector.slots, int):
+                selector.slots = fewer
+    regularisers = [copy.copy(term) for term in algorithm.regularisers]
+    parts = {slot: getattr(algorithm, slot) for slot in EXACT} | {"selector": selector}
+    return exact_algorithm(sampler, regulariser=regularisers, **parts), notes
+
+
+def causes(algorithm: Algorithm) -> list[Cause]:
+    """What may bias this algorithm: each slot that does not hold the exact component, taken apart where possible."""
+    found = []
+    for slot, exact in EXACT.items():
+        part = getattr(algorithm, slot)
+        if type(part) is exact:
+            continue
+        if slot == "likelihood" and getattr(part, "sampling_temperature", True) is False:
+            found += _likelihood_causes(part)
+        else:
+            found.append(Cause(slot, type(part).__name__, _words(slot, part), {slot: part}, {slot: exact()}))
+    return found
+
+
+def _likelihood_causes(part: Any) -> list[Cause]:
+    name = type(part).__name__
+    scored = copy.copy(part)
+    scored.sampling_temperature = True
+    mistake = Shifted(part, scored)
+    temperature, order = "sampling_temperature=False", "order term"
+    return [
+        Cause(
+            "likelihood",
+            f"{name} ({order})",
+            "order term missing: the log-probability leaves out why these positions were committed",
+            {"likelihood": scored},
+            {"likelihood": mistake},
+        ),
+        Cause(
+            "likelihood",
+            f"{name} ({temperature})",
+            "temperature and filters missing from the log-probability",
+            {"likelihood": mistake},
+            {"likelihood": scored},
+        ),
+    ]
+
+
+def _words(slot: str, part: Any) -> str:
+    claims = claims_of(part)
+    if slot == "likelihood":
+        return "order term missing, or another log-probability than the sampler's"
+    if claims is not None and claims.unbiased is False and claims.under:
+        return str(claims.under)
+    if slot == "selector":
+        return "steps dropped, or weights that do not stand for the steps left out"
+    return f"not the gradient of {EXACT[slot].__name__}" if slot == "loss" else "not a baseline of the state alone"  # type: ignore[attr-defined]
+
+
+def claims_of(part: Any) -> Any:
+    """The registered ``Claims`` of a component's class, or None."""
+    from dlmrl_kit.registry import registered
+
+    return next((entry.claims for entry in registered() if entry.cls is type(part)), None)
