@@ -324,7 +324,9 @@ def test_hostile_completions(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "completion", [None, b"1234341221434321", 7, 1.5, ["71+33+12"], {}, object()], ids=lambda value: type(value).__name__
+    "completion",
+    [None, b"1234341221434321", 7, 1.5, ["71+33+12"], {}, object()],
+    ids=lambda value: type(value).__name__,
 )
 def test_completions_that_are_not_text(completion: Any) -> None:
     for task, example in ((SUDOKU, PUZZLE), (COUNTDOWN, TARGET)):
