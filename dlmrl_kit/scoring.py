@@ -12,6 +12,8 @@ from dlmrl_kit.policies.base import Policy
 
 def completion_texts(policy: Policy, ids: Tensor) -> list[str]:
     """Text of completions int64 [N, L], up to the first end-of-text token, special tokens left out."""
+    if len(ids) == 0:  # tokenizers cannot decode an empty batch
+        return []
     if policy.eos_id is not None:
         after = (ids == policy.eos_id).long().cumsum(-1) > 0
         ids = ids.masked_fill(after, policy.eos_id)

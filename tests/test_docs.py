@@ -23,6 +23,7 @@ PAGES = [
     "command-line",
     "mathematics",
     "audit",
+    "torchrl-environment",
     "small-denoiser",
 ]
 SMALL = {
