@@ -1,4 +1,4 @@
-"""Settings of all tests: one thread per process (xdist runs several), a clean gin configuration."""
+"""Settings of all tests: one thread per process (xdist runs several), one terminal width, a clean gin configuration."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ torch.set_num_threads(1)
 def _clean_gin() -> Iterator[None]:
     yield
     gin.clear_config()
+
+
+@pytest.fixture(autouse=True)
+def _terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # xdist's workers set their own
