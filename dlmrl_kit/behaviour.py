@@ -92,7 +92,7 @@ def sample(log_probs: Tensor, generator: torch.Generator | None = None) -> Tenso
 
 def entropy(log_probs: Tensor) -> Tensor:
     """Shannon entropy in nats, [...] from [..., V]; filtered tokens (-inf) count 0, in value and gradient."""
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
     return -(log_probs.exp() * finite).sum(-1)
 
 

@@ -19,6 +19,7 @@ PAGES = [
     "quickstart",
     "compose-an-algorithm",
     "write-a-plugin",
+    "check-a-component",
     "trajectory",
     "command-line",
     "mathematics",

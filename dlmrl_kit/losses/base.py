@@ -36,12 +36,12 @@ def keep(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
-    """Scalar sum of weight * value; slots of weight 0 count exactly nothing.
+    """Scalar sum of weight * value; slots of weight 0 count exactly nothing, and weights get no gradient.
 
     Args:
         values, weight: the same shape.
     """
-    return (keep(values, weight != 0) * weight).sum()
+    return (keep(values, weight != 0) * weight.detach()).sum()
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:

@@ -74,4 +74,4 @@ class TokenPPO(Objective):
             self.clip_low,
             self.clip_high,
         )
-        return -(keep(tensordict[WEIGHT][..., None], mask) * surrogate.value).sum(), surrogate.diagnostics
+        return -(keep(tensordict[WEIGHT].detach()[..., None], mask) * surrogate.value).sum(), surrogate.diagnostics

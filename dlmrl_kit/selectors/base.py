@@ -10,6 +10,8 @@ replacement implements ``choose``. The helpers rank steps in float64, so that su
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -33,6 +35,8 @@ class Selector(Component):
     """
 
     slots: int | None = None
+    with_replacement: ClassVar[bool] = False
+    """Whether a step may be chosen more than once in a row, each time with a weight of its own."""
 
     def __init__(self, *reads: Key) -> None:
         super().__init__()

@@ -37,6 +37,7 @@ class EntropyImportance(Selector):
     """
 
     requires = ("generator",)
+    with_replacement = True
 
     def __init__(self, k: int = 8, floor: float = 0.05) -> None:
         super().__init__(ENTROPY)

@@ -1,0 +1,39 @@
+"""Checks of advantages: groups are compared by their members, whatever their ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dlmrl_kit.testing.core import fail
+from dlmrl_kit.testing.running import different, inputs, leaves, run
+from dlmrl_kit.testing.world import world
+
+
+def check_group_names(name: str, component: Any) -> None:
+    """Renaming the groups changes nothing: ids are names, not indices, and groups may be of any size."""
+    w = world()
+    given = inputs(name, component, w)
+    if "group" not in leaves(given):
+        return
+    renamed = given.clone().set("group", 1000 - 13 * given["group"])
+    if (key := different(run(name, component, given.clone(), w), run(name, component, renamed, w), 1e-5)) is not None:
+        fix = "compare samples with equal ids (advantages.base.group_mean, group_sum); do not reshape to [groups, G]"
+        fail(name, f"writes other values of {key!r} when the groups have other ids", fix)
+
+
+def check_equal_returns(name: str, component: Any) -> None:
+    """Where all rewards are equal, a spread of 0 makes no NaN."""
+    w = world()
+    given = inputs(name, component, w)
+    for key in ("reward", ("selected", "reward")):
+        if key in leaves(given):
+            given.set(key, torch.full_like(given[key], 0.5))
+    for key, value in run(name, component, given, w).items():
+        if not value.isfinite().all():
+            fix = "add a small number to a spread before dividing by it"
+            fail(name, f"writes {key!r} that is not finite where all rewards are equal", fix)
+
+
+CHECKS = (check_group_names, check_equal_returns)

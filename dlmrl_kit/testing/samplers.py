@@ -1,0 +1,124 @@
+"""Checks of samplers: complete trajectories, exact log-probabilities, restarts, and the audit's enumeration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.testing.core import attempt, fail
+from dlmrl_kit.testing.running import inputs, outputs
+from dlmrl_kit.testing.world import VALID, world
+
+SEEDS, DRAWS = 3, 400
+
+
+def check_commits(name: str, component: Sampler) -> None:
+    """Every position is committed in a step that happened, or lies behind the end of the text of a row that ended."""
+    for seed in range(SEEDS):
+        w = world()
+        found = outputs(name, component, w, seed)
+        ids, commit, valid = found["completion_ids"], found["commit_step"].long(), found[VALID]
+        steps = torch.arange(valid.shape[1])
+        if not torch.equal(valid, steps < valid.sum(-1, keepdim=True)):
+            fail(name, "leaves gaps between steps", "steps happen from 0 on, one after another, until the row is done")
+        if (ids == w.policy.mask_id).any():
+            fail(name, "leaves masks in completion_ids", "run until nothing is masked before the end of the text")
+        never = commit == component.max_steps
+        eos = ids == w.policy.eos_id
+        ended = (eos & ~never).long().cumsum(-1) > 0
+        if (never & ~ended).any():
+            fail(name, "never commits some position of a text that did not end", "commit every position before the end")
+        counted = (commit[..., None] == steps).sum(1)
+        if not torch.equal(counted, found["step", "num_committed"]):
+            fail(name, 'has ("step", "num_committed") other than commit_step says', "count the positions of each step")
+        if (counted[valid] < 1).any() or (counted[~valid] > 0).any() or counted.max() > component.max_commits:
+            problem = f"commits {counted.unique().tolist()} positions in a step"
+            fail(name, problem, "commit 1 to max_commits positions per step (override max_commits where it is more)")
+
+
+def check_forbidden_tokens(name: str, component: Sampler) -> None:
+    """It never commits the mask, padding, or another token that the policy forbids."""
+    for seed in range(SEEDS):
+        w = world()
+        found = outputs(name, component, w, seed)
+        committed = found["completion_ids"][found["commit_step"] < component.max_steps]
+        forbidden = torch.isin(committed, torch.tensor(w.policy.forbidden_ids))
+        if forbidden.any():
+            fix = "draw from view.log_probs, in which forbidden tokens have probability 0"
+            fail(name, f"commits the forbidden token {int(committed[forbidden][0])}", fix)
+
+
+def check_recorded_log_prob(name: str, component: Sampler) -> None:
+    """The recorded log-probability and entropy of every step are those recomputed from the stored trajectory."""
+    w = world()
+    given = inputs(name, component, w)
+    trajectory = given.clone().update(_nested(outputs(name, component, w), len(given)))
+    valid = trajectory[VALID]
+    steps = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
+    trajectory["selected"] = TensorDict({"step": steps, "weight": valid.float()}, [len(given)])
+    likelihood = StepLogProb()
+    likelihood.ask_for([("selected", "entropy")])
+    fix = "make action_log_prob a function of the state and the decision alone, with everything that is needed stored"
+    with attempt(name, "recomputing its log-probabilities from the trajectory", fix), torch.no_grad():
+        again = likelihood(trajectory, policy=w.policy, sampler=component)
+    for key in ("log_prob", "entropy"):
+        worst = (again["selected", key] - trajectory["step", key]).abs()[valid].max().item()
+        if not worst < 1e-3:
+            fail(name, f'records ("step", "{key}") that differs from the recomputed one by {worst:.3g}', fix)
+    if (trajectory["step", "log_prob"][valid] > 1e-5).any():
+        fail(name, "records a log-probability above 0", "return the log-probability of the whole action, no density")
+
+
+def _nested(found: dict[Any, Tensor], rows: int) -> TensorDict:
+    return TensorDict(found, [rows])
+
+
+def check_resume(name: str, component: Sampler) -> None:
+    """It goes on from any state: what was filled stays, and has commit_step -1."""
+    w = world()
+    ids = outputs(name, component, w)["completion_ids"]
+    keep = torch.arange(ids.shape[1]) % 2 == 0
+    text = ids.masked_fill(ids == w.policy.eos_id, 5) if w.policy.eos_id is not None else ids
+    start = text.masked_fill(~keep, w.policy.mask_id)
+    fix = "let what a step does depend on the state alone (StateScoreSampler does), not on how many steps came before"
+    with attempt(name, "resumed from a state half filled", fix):
+        generator = torch.Generator().manual_seed(0)
+        found = component.resume(inputs(name, component, w), start, policy=w.policy, generator=generator)
+    if not torch.equal(found["completion_ids"][:, keep], start[:, keep]) or (found["commit_step"][:, keep] != -1).any():
+        fail(name, "changes positions that were filled when it resumed", fix)
+    if (found["completion_ids"] == w.policy.mask_id).any():
+        fail(name, "leaves masks when it resumes", fix)
+
+
+def check_probabilities(name: str, component: Sampler) -> None:
+    """On a problem of two tokens and three positions its probabilities sum to 1, and its draws follow them."""
+    from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
+    from dlmrl_kit.audit.problem import Problem
+    from dlmrl_kit.training.services import plain
+
+    problem = Problem(vocab=2, length=3)
+    size = {"completion_length": 3, "block_length": min(3, component.block_length)}
+    small = plain(component, **size, tokens_per_step=min(2, component.tokens_per_step))
+    fix = "make action_log_prob the log-probability of exactly what decide draws, and list that in position_choices"
+    prompt = problem.batch()
+    try:
+        with attempt(name, "listing its trajectories on a small problem", fix):
+            listed = enumerate_trajectories(small, problem.denoiser, prompt)
+            check_draws(small, problem.denoiser, prompt, listed, DRAWS)
+    except AssertionError as error:
+        if not isinstance(error.__cause__, NotImplementedError):  # a sampler need not list its choices
+            raise
+
+
+CHECKS = (
+    check_commits,
+    check_forbidden_tokens,
+    check_recorded_log_prob,
+    check_resume,
+    check_probabilities,
+)

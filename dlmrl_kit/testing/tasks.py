@@ -1,0 +1,139 @@
+"""Checks of tasks: reproducible puzzles, disjoint splits, a reward that nothing breaks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Any
+
+from dlmrl_kit.testing.core import attempt, fail
+
+FIRST = 25
+"""Examples of each split that are looked at."""
+SECONDS = 1.0
+"""Longest time that scoring one completion may take."""
+JUNK: tuple[str, ...] = (
+    "",
+    " ",
+    "\x00",
+    "\n\n",
+    "?",
+    "0",
+    "-1",
+    "nan",
+    "inf",
+    "None",
+    "1" * 20_000,
+    "(" * 5_000 + ")" * 5_000,
+    "1+" * 5_000 + "1",
+    "9**9**9**9",
+    "1/0",
+    "1_000",
+    "0x10",
+    "__import__('os').getcwd()",
+    "{}{0}%s%d",
+    "é\u202e\ud800\U0001f600",
+    "١٢٣٤",
+    "\\boxed{1}",
+    "<answer>1</answer>",
+)
+"""Completions that are (almost surely) wrong, some of them hostile."""
+
+
+def _examples(name: str, task: Any) -> dict[str, list[Any]]:
+    fix = "implement size, example and candidate as dlmrl_kit.tasks.base.Task says; examples are made when asked for"
+    with attempt(name, f"asked for the first {FIRST} examples of each split", fix):
+        return {split: [task.example(split, i) for i in range(min(FIRST, task.size(split)))] for split in task.SPLITS}
+
+
+def check_examples_reproducible(name: str, component: Any) -> None:
+    """The same task gives the same examples, in whatever order they are asked for."""
+    twin = copy.deepcopy(component)
+    found = _examples(name, component)
+    for split in reversed(component.SPLITS):
+        for index in reversed(range(len(found[split]))):
+            if twin.example(split, index) != found[split][index]:
+                fix = "let candidate(number) depend on number and the constructor's parameters only (seed included)"
+                fail(name, f"gives another example {index} of {split} when asked in another order", fix)
+
+
+def check_splits_disjoint(name: str, component: Any) -> None:
+    """No puzzle is in two splits, and none twice in one."""
+    home: dict[str, str] = {}
+    for split, examples in _examples(name, component).items():
+        for example in examples:
+            text = component.canonical(example) if hasattr(component, "canonical") else example.prompt
+            if text in home:
+                fix = "inherit from dlmrl_kit.tasks.base.Task, which divides puzzles by a hash of canonical(example)"
+                fail(name, f"has the puzzle {text!r} in {home[text]} and in {split}", fix)
+            home[text] = split
+
+
+def check_outside_of_splits(name: str, component: Any) -> None:
+    """An index out of range is an IndexError, an unknown split a ValueError."""
+    split = component.SPLITS[0]
+    asked: tuple[tuple[str, int, type[Exception]], ...] = (
+        (split, -1, IndexError),
+        (split, component.size(split), IndexError),
+        ("no such split", 0, ValueError),
+    )
+    for which, index, expected in asked:
+        try:
+            component.example(which, index)
+        except expected:
+            continue
+        except Exception as error:
+            problem = f"raises {type(error).__name__} for example({which!r}, {index})"
+            fail(name, problem, f"raise {expected.__name__}")
+        fail(name, f"has an example({which!r}, {index})", f"raise {expected.__name__}")
+
+
+def check_answer_scores_full(name: str, component: Any) -> None:
+    """The answer of every example is solved, with at least the reward of any junk."""
+    for examples in _examples(name, component).values():
+        for example in examples:
+            score = _score(name, component, example.answer, example)
+            if score["solved"] != 1:
+                problem = f"scores its own answer {example.answer!r} to {example.prompt!r} as {score}"
+                fail(name, problem, 'score a right answer "solved": 1.0, and give examples their right answer')
+            junk = max(_score(name, component, text, example)["reward"] for text in JUNK[:5])
+            if junk > score["reward"]:
+                problem = f"rewards junk with {junk:g}, the answer with {score['reward']:g}"
+                fail(name, problem, "reward right answers most")
+
+
+def check_score_of_junk(name: str, component: Any) -> None:
+    """Whatever a model writes gets a score in [0, 1] in bounded time, and raises nothing."""
+    for split, examples in _examples(name, component).items():
+        for example in examples[:3]:
+            answer = example.answer
+            for text in (*JUNK, example.prompt, answer[:-1], answer * 2, f"{answer} ", examples[-1].answer):
+                start = time.perf_counter()
+                score = _score(name, component, text, example)
+                if time.perf_counter() - start > SECONDS:
+                    problem = f"takes more than {SECONDS:g} s to score {text[:40]!r} ({split})"
+                    fail(name, problem, "bound length, depth and size before evaluating what a model wrote")
+                if score["solved"] not in (0, 1):
+                    fail(name, f'scores {text[:40]!r} as "solved" = {score["solved"]}', "solved is 0.0 or 1.0")
+
+
+def _score(name: str, task: Any, text: str, example: Any) -> dict[str, float]:
+    with attempt(name, f"scoring {text[:40]!r}", "score anything; what cannot be read is worth 0"):
+        score = task.score(text, example)
+    missing = [part for part in ("reward", "solved") if part not in score]
+    if missing:
+        fail(name, f"returns a score without {missing[0]!r}", 'return {"reward": ..., "solved": ...}')
+    for part, value in score.items():
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1):
+            fail(name, f"scores {text[:40]!r} with {part} = {value!r}", "keep every component in [0, 1]")
+    return score
+
+
+CHECKS = (
+    check_examples_reproducible,
+    check_splits_disjoint,
+    check_outside_of_splits,
+    check_answer_scores_full,
+    check_score_of_junk,
+)

@@ -1,0 +1,132 @@
+"""Checks of losses and regularisers: scalars, gradients, micro-batches, the KL of a policy to itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from dlmrl_kit.component import Key
+from dlmrl_kit.dataflow import plain_key
+from dlmrl_kit.testing.core import attempt, fail
+from dlmrl_kit.testing.running import Outputs, equal, inputs, leaves
+from dlmrl_kit.testing.world import WEIGHT, world
+
+LIVE = frozenset({"log_prob", "token_log_prob", "distribution", "entropy"})
+"""Selected keys that a likelihood writes with gradient."""
+PIECES = ((0, 1, 2), (7,), (3, 4, 5, 6))
+"""Micro-batches; sample 7 selected no step at all."""
+
+
+def is_live(key: Key) -> bool:
+    """Whether the key carries a gradient to the policy."""
+    return isinstance(key, tuple) and key[0] == "selected" and key[-1] in LIVE
+
+
+def loss_of(component: Any, given: TensorDict) -> Tensor:
+    """Sum of what is to be descended."""
+    found = leaves(component(given))
+    return torch.stack([value for key, value in found.items() if _is_loss(key)]).sum()
+
+
+def _is_loss(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith("loss_")
+
+
+def gradients(component: Any, given: TensorDict) -> Outputs:
+    """Gradient of the loss with respect to every real key; None is 0."""
+    tracked = {k: v.clone().requires_grad_() for k, v in leaves(given).items() if v.dtype.is_floating_point}
+    loss = loss_of(component, given.clone().update(TensorDict(tracked, given.batch_size)))
+    if not loss.requires_grad:
+        return {key: torch.zeros_like(value) for key, value in tracked.items()}
+    found = torch.autograd.grad(loss, list(tracked.values()), allow_unused=True)
+    pairs = zip(tracked.items(), found, strict=True)
+    return {key: torch.zeros_like(value) if grad is None else grad for (key, value), grad in pairs}
+
+
+def check_scalars(name: str, component: Any) -> None:
+    """It returns finite scalars under its out_keys, the first of which is the loss."""
+    with attempt(name, "run", "read nothing but in_keys"):
+        found = leaves(component(inputs(name, component, world())))
+    for key, value in found.items():
+        if value.shape != ():
+            problem = f"returns {key!r} of shape {list(value.shape)}"
+            fail(name, problem, "return scalars: sum over samples, divide by count")
+        if not value.isfinite():
+            fail(name, f"returns {key!r} = {value.item()}", "mask slots of weight 0 before any arithmetic")
+        if value.requires_grad and not _is_loss(key):
+            fail(name, f"returns {key!r} with a gradient", "detach diagnostics; only loss_... is descended")
+    if not _is_loss(component.out_keys[0]):
+        fail(name, f"lists {component.out_keys[0]!r} first", "name what is descended loss_... and list it first")
+
+
+def check_gradient(name: str, component: Any) -> None:
+    """The gradient reaches log-probabilities, distributions or entropies, and nothing else that is read."""
+    w = world()
+    given = inputs(name, component, w)
+    with attempt(name, "differentiated", "keep the loss differentiable"):
+        found = gradients(component, given)
+    live = [key for key in found if is_live(key)]
+    for key, gradient in found.items():
+        if not gradient.isfinite().all():
+            fail(name, f"has a gradient in {key!r} that is not finite", "mask before any arithmetic (torch.where)")
+        if key not in live and gradient.abs().max() > 0:
+            fix = f"detach it: tensordict[{key!r}].detach(); it is a number here, not a function of the policy"
+            fail(name, f"leaks its gradient into {key!r}", fix)
+    if not any(found[key].abs().max() > 0 for key in live):
+        fix = "compute the loss from the keys that a likelihood writes with gradient, and do not detach those"
+        fail(name, f"has no gradient in {live or 'any log-probability'}", fix)
+
+
+def check_micro_batches(name: str, component: Any) -> None:
+    """Micro-batches add up: loss(batch) = sum of loss(micro) * count(micro) / count(batch), gradient too."""
+    given = inputs(name, component, world())
+    pieces = [given[list(rows)] for rows in PIECES]
+    fix = "divide a plain sum over samples by count(tensordict), and let count add up over samples"
+    with attempt(name, "counted", "implement count(tensordict): the denominator of the loss, a scalar"):
+        total, counts = float(component.count(given)), [float(component.count(piece)) for piece in pieces]
+    if abs(total - sum(counts)) > 1e-6 * max(1.0, abs(total)):
+        fail(name, f"counts {total:g} in a batch and {counts} in its pieces", fix)
+    with attempt(name, "run on a part of a batch in which no step is selected", "return 0 where there is nothing"):
+        whole, parts = loss_of(component, given), [loss_of(component, piece) for piece in pieces]
+    shares = [count / total if total else 0.0 for count in counts]
+    added = torch.stack([part * share for part, share in zip(parts, shares, strict=True)]).sum()
+    if not equal(whole, added, 1e-5):
+        fail(name, f"gives {whole.item():.6g} for a batch and {added.item():.6g} for its pieces together", fix)
+    for key, gradient in gradients(component, given).items():
+        joined = torch.zeros_like(gradient)
+        for rows, piece, share in zip(PIECES, pieces, shares, strict=True):
+            joined[list(rows)] = gradients(component, piece)[key] * share
+        if not equal(gradient, joined, 1e-5):
+            fail(name, f"has another gradient in {key!r} for a batch than for its pieces together", fix)
+
+
+def check_weights_matter(name: str, component: Any) -> None:
+    """The selector's weights matter: other weights give another loss or gradient."""
+    given = inputs(name, component, world())
+    if WEIGHT not in leaves(given):
+        fix = 'read ("selected", "weight"): multiply each slot by its weight, which is 0 for padding'
+        fail(name, 'does not read ("selected", "weight")', fix)
+    other = given.clone().set(WEIGHT, given[WEIGHT] * (1 + torch.arange(given[WEIGHT].shape[1])))
+    before, after = ([loss_of(component, td), *gradients(component, td).values()] for td in (given, other))
+    if all(equal(a, b, 1e-6) for a, b in zip(before, after, strict=True)):
+        fix = 'multiply each slot by ("selected", "weight"): an unbiased selector relies on it'
+        fail(name, "gives the same loss and gradient whatever the weights are", fix)
+
+
+def check_zero_at_reference(name: str, component: Any) -> None:
+    """A KL is 0 where the policy is what it is compared with (regularisers that read a ref_ or old_ key)."""
+    given = inputs(name, component, world())
+    twins = [key for key in component.in_keys if plain_key(key) != key and is_live(plain_key(key))]
+    for key in twins:
+        if plain_key(key) in component.in_keys:
+            given.set(key, given[plain_key(key)].clone())
+    if twins and abs(float(loss_of(component, given))) > 1e-6:
+        fix = f"measure the difference between {plain_key(twins[0])!r} and {twins[0]!r}; it is 0 where they are equal"
+        fail(name, f"is {float(loss_of(component, given)):.3g} where the policy equals the reference", fix)
+
+
+CHECKS = (check_scalars, check_gradient, check_micro_batches, check_weights_matter)
+REGULARISER_CHECKS = (*CHECKS, check_zero_at_reference)
