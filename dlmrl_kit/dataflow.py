@@ -72,7 +72,8 @@ def plan(algorithm: Algorithm) -> Plan:
     _require(likelihood, likelihood.in_keys, available, ordered)
     for source in sorted(recorded, key=str):
         _require(likelihood, [source], available, ordered)
-    available |= set(likelihood.written_keys()) | set(old) | {twin_key(k, "ref_") for k in reference}
+    _add(likelihood, available)
+    available |= set(old) | {twin_key(k, "ref_") for k in reference}
     for term in terms:
         _require(term, term.in_keys, available, [*ordered, likelihood])
     return Plan(
@@ -110,15 +111,23 @@ def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
     while pending:
         ready = next((part for part in pending if set(part.in_keys) <= available), pending[0])
         _require(ready, ready.in_keys, available, ordered)
-        written = set(ready.written_keys())
-        if written & available:
-            raise RecipeError(
-                f"{_label(ready)} writes {_names(written & available)}, which a component before it has already written"
-            )
-        available |= written
+        _add(ready, available)
         ordered.append(ready)
         pending.remove(ready)
     return ordered, available
+
+
+def _add(writer: Any, available: set[Key]) -> None:
+    """Adds what a component writes to the keys there are.
+
+    Raises:
+        RecipeError: it writes a key that is there already.
+    """
+    written = set(writer.written_keys())
+    if written & available:
+        twice = _names(sorted(written & available, key=str))
+        raise RecipeError(f"{_label(writer)} writes {twice}, which a component before it has already written")
+    available |= written
 
 
 def _require(reader: Any, keys: Any, available: set[Key], before: list[Any]) -> None:
@@ -126,6 +135,11 @@ def _require(reader: Any, keys: Any, available: set[Key], before: list[Any]) -> 
     if not missing:
         return
     key = missing[0]
+    if _prefixed(key, "old_") and plain_key(key) in LIVE_KEYS:
+        raise RecipeError(
+            f"{_label(reader)} reads {_names([key])}, which is never kept: whole distributions are too large to store "
+            f"with a trajectory; there is ('selected', 'ref_{plain_key(key)[1]}')"
+        )
     writers = _writers(plain_key(key))
     hint = f"components that write it: {', '.join(writers)}" if writers else "no registered component writes it"
     raise RecipeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,22 +15,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes ``path`` when the block ends without an error.
 
-    A folder already at ``path`` is replaced.
+    A folder already at ``path`` is replaced: it is renamed first and removed last, so that no kill leaves half of it.
+    What a killed process left behind is removed: one process at a time writes a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    replaced = path.with_name(f".{path.name}.old{os.getpid()}")
+    _remove_leftovers(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -38,7 +44,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(replaced)
         temporary.replace(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_leftovers(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for kind in ("tmp", "old"):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{kind}*"):
+            shutil.rmtree(leftover, ignore_errors=True)

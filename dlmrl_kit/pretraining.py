@@ -17,13 +17,16 @@ from dlmrl_kit import seeding
 from dlmrl_kit.errors import CheckpointError, RecipeError, TrainingError
 from dlmrl_kit.files import atomic_folder, write_atomic
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.prompts import encode, training_indices
+from dlmrl_kit.prompts import encode, puzzles, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
-from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluate import evaluate
 from dlmrl_kit.training.loop import find_device
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.results import EvalResult, Observer, PretrainResult
+
+RECENT = 50
+"""Steps that a reported loss is the mean of."""
 
 
 @gin.configurable(module="dlmrl_kit")
@@ -67,15 +70,19 @@ def encode_demonstrations(task: Any, demonstrator: Any, policy: Policy, length: 
     """Encodes the demonstrations of the whole pretrain split.
 
     Raises:
-        RecipeError: a demonstration longer than ``length`` tokens.
+        RecipeError: fewer puzzles than the task promises, a demonstration longer than ``length`` tokens, or one with
+            characters that are not in the vocabulary.
     """
-    examples = [task.example("pretrain", index) for index in range(task.size("pretrain"))]
+    examples = puzzles(task, "pretrain", range(task.size("pretrain")))
     alternatives = [demonstrator.demonstrations(example) for example in examples]
     texts = [text for entries in alternatives for text, _ in entries]
     encoded = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
     longest = max(len(row) for row in encoded)
     if longest > length:
         raise RecipeError(f"a demonstration has {longest} tokens, more than the sampler's completion_length = {length}")
+    unknown = policy.tokenizer.unk_token_id
+    if unknown is not None and (foreign := [text for text, row in zip(texts, encoded, strict=True) if unknown in row]):
+        raise RecipeError(f"the policy's tokenizer has no tokens for some of the demonstration {foreign[0]!r}")
     filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
     padded = torch.tensor([row + [filler] * (length - len(row)) for row in encoded], device=policy.device)
     probability = torch.tensor([[p for _, p in entries] for entries in alternatives], device=policy.device)
@@ -98,13 +105,19 @@ def pretrain(recipe: Recipe, folder: Path, *, observer: Observer | None = None) 
         UserError: a broken recipe, or a folder that holds another run.
     """
     stored = folder / "recipe.gin"
-    if stored.is_file() and load_recipe(str(stored)).text(header=False) != recipe.text(header=False):
+    if stored.is_file() and _body(stored, recipe) != recipe.text(header=False):
         raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
     if recipe.root != "Pretraining":
         raise RecipeError(f"{recipe.name} is a training recipe: run it with 'dlmrl train {recipe.name}'")
-    built = recipe.build()
-    write_atomic(stored, recipe.text())
-    return PretrainRun(built, folder, recipe.name, observer or Observer()).run()
+    run = PretrainRun(recipe.build(), folder, recipe.name, observer or Observer())
+    data = run.start()
+    write_atomic(stored, recipe.text())  # what fails before leaves no folder behind
+    return run.run(data)
+
+
+def _body(stored: Path, recipe: Recipe) -> str:
+    """The recipe of a run folder; where ``recipe`` has import statements, the user has allowed them."""
+    return load_recipe(str(stored), allow_imports=bool(recipe.imports)).text(header=False)
 
 
 class PretrainRun:
@@ -116,6 +129,10 @@ class PretrainRun:
         self.folder = folder
         self.name = name
         self.observer = observer
+        self.started = time.perf_counter()
+        self.done = 0
+        self.losses: list[float] = []  # the last RECENT ones
+        require_puzzles(built.task, "pretrain", "heldout")
         torch.manual_seed(seeding.derive_seed(self.settings.seed, "init"))
         self.policy: Policy = built.policy.load()
         self.policy.to(find_device(self.settings.device))
@@ -130,29 +147,31 @@ class PretrainRun:
             total_steps=self.settings.steps,
         )
 
-    def run(self) -> PretrainResult:
-        """Trains to the end, evaluates on held-out puzzles and writes the model."""
-        started = time.perf_counter()
+    def start(self) -> Demonstrations:
+        """Restores the newest checkpoint, if there is one, and encodes the demonstrations."""
+        prune(self.folder)
         found = checkpoints(self.folder)
-        first, counters = 0, {"loss": math.nan}
         if found:
-            first, counters = load_checkpoint(found[-1][1], self.policy, self.optimiser, self.scheduler)
+            self.done, counters = load_checkpoint(found[-1][1], self.policy, self.optimiser, self.scheduler)
+            self.losses = counters["losses"]
         parameters = sum(p.numel() for p in self.parameters)
         self.observer.on_start(
             folder=self.folder,
             recipe=self.name,
             total_updates=self.settings.steps,
-            first_update=first,
+            first_update=self.done,
             info={"parameters": parameters, "device": str(self.policy.device)},
         )
-        data = encode_demonstrations(
+        return encode_demonstrations(
             self.built.task, self.built.demonstrator, self.policy, self.built.sampler.completion_length
         )
-        losses: list[float] = []
-        for step in range(first, self.settings.steps):
-            losses.append(self._step(data, step))
-            self._after(step + 1, losses)
-        return self._finish(time.perf_counter() - started, _recent(losses) if losses else counters["loss"])
+
+    def run(self, data: Demonstrations) -> PretrainResult:
+        """Trains to the end, evaluates on held-out puzzles and writes the model."""
+        for step in range(self.done, self.settings.steps):
+            self.losses = [*self.losses, self._step(data, step)][-RECENT:]
+            self._after(step + 1)
+        return self._finish()
 
     def _step(self, data: Demonstrations, step: int) -> float:
         settings = self.settings
@@ -172,15 +191,18 @@ class PretrainRun:
         self.optimiser.zero_grad(set_to_none=True)
         return loss.item()
 
-    def _after(self, done: int, losses: list[float]) -> None:
+    def _after(self, done: int) -> None:
         settings = self.settings
         last = done == settings.steps
         if done % settings.log_every == 0 or last:
-            metrics = {"loss": _recent(losses), "learning_rate": self.scheduler.get_last_lr()[0]}
+            metrics = {"loss": self._loss(), "learning_rate": self.scheduler.get_last_lr()[0]}
             self.observer.on_update(done - 1, metrics)
         if done % settings.checkpoint_every == 0 or last:
-            counters = {"loss": _recent(losses)}
+            counters = {"losses": self.losses}
             save_checkpoint(self.folder, done, self.policy, self.optimiser, self.scheduler, counters)
+
+    def _loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
 
     def _evaluate(self, temperature: float, samples: int) -> EvalResult:
         return evaluate(
@@ -193,7 +215,8 @@ class PretrainRun:
             seed=self.settings.seed,
         )
 
-    def _finish(self, seconds: float, loss: float) -> PretrainResult:
+    def _finish(self) -> PretrainResult:
+        seconds, loss = time.perf_counter() - self.started, self._loss()
         greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
         model = self.folder / "model"
         with atomic_folder(model) as temporary:
@@ -213,8 +236,3 @@ class PretrainRun:
         write_atomic(self.folder / "result.json", json.dumps(summary, indent=1))
         self.observer.on_end(result)
         return result
-
-
-def _recent(losses: list[float]) -> float:
-    """Mean of the last 50 losses."""
-    return sum(losses[-50:]) / len(losses[-50:])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
+from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.seeding import generator
 
@@ -21,13 +23,40 @@ def encode(policy: Policy, texts: list[str]) -> dict[str, torch.Tensor]:
 
 
 def prompt_batch(task: Any, split: str, indices: list[int], policy: Policy, group_size: int = 1) -> TensorDict:
-    """Prompts repeated ``group_size`` times: TensorDict [len(indices) * group_size] with the prompt keys."""
-    encoded = encode(policy, [task.example(split, index).prompt for index in indices])
+    """Prompts repeated ``group_size`` times: TensorDict [len(indices) * group_size] with the prompt keys.
+
+    Raises:
+        RecipeError: the task has fewer distinct puzzles than its split is to hold.
+    """
+    encoded = encode(policy, [example.prompt for example in puzzles(task, split, indices)])
     group = torch.arange(len(indices), device=policy.device)
     batch = TensorDict(
         {**encoded, "group": group, "example": torch.tensor(indices, device=policy.device)}, [len(indices)]
     )
     return batch[group.repeat_interleave(group_size)]
+
+
+def puzzles(task: Any, split: str, indices: Iterable[int]) -> list[Any]:
+    """Examples of a task.
+
+    Raises:
+        RecipeError: the task has fewer distinct puzzles than its split is to hold.
+    """
+    try:
+        return [task.example(split, index) for index in indices]
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def require_puzzles(task: Any, *splits: str) -> None:
+    """Refuses a task without puzzles in one of ``splits``.
+
+    Raises:
+        RecipeError: an empty split.
+    """
+    for split in splits:
+        if task.size(split) < 1:
+            raise RecipeError(f"{type(task).__name__}: the {split} split is empty; set num_{split}")
 
 
 def training_indices(size: int, per_update: int, update: int, seed: int) -> list[int]:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "quickstart",
     "compose-an-algorithm",
+    "run-an-ablation",
     "write-a-plugin",
     "check-a-component",
     "trajectory",

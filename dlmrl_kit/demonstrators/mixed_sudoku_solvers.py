@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from dlmrl_kit.demonstrators.base import Demonstrator
+from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.registry import register
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.validate import check
 
 _DIGITS = "1234"
+_PUZZLE = re.compile("[1-4_]{16}:")
 
 
 @register("demonstrator")
@@ -30,7 +34,13 @@ class MixedSudokuSolvers(Demonstrator):
         self.correct_share = correct_share
 
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
-        """The right solution and the hasty one (the same text where haste happens to be right)."""
+        """The right solution and the hasty one (the same text where haste happens to be right).
+
+        Raises:
+            RecipeError: the puzzle is not one of ``Sudoku4x4``.
+        """
+        if not _PUZZLE.fullmatch(example.prompt):
+            raise RecipeError(f"MixedSudokuSolvers solves puzzles of Sudoku4x4, not {example.prompt!r}")
         return [(example.answer, self.correct_share), (hasty(example.prompt), 1.0 - self.correct_share)]
 
 

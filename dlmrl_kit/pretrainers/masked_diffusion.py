@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.registry import register
+from dlmrl_kit.training.trainer import check_schedule
 from dlmrl_kit.validate import check
 
 
@@ -23,8 +24,8 @@ class MaskedDiffusion:
         steps: optimiser steps.
         batch_size: demonstrations per step.
         learning_rate, beta1, beta2, weight_decay, max_grad_norm: of AdamW and gradient clipping.
-        warmup_steps: linear warm-up; then the schedule ``schedule`` of ``transformers.get_scheduler``.
-        schedule: a name known to ``transformers.get_scheduler``.
+        warmup_steps: linear warm-up; then ``schedule``.
+        schedule: as ``Trainer``.
         min_mask: smallest masking probability t, which bounds the weight 1/t.
         device, seed: as ``Trainer``.
         log_every, checkpoint_every: steps between log lines and between checkpoints.
@@ -62,7 +63,7 @@ class MaskedDiffusion:
         for name, value in positive.items():
             check(value >= 1, self, name, value, "at least 1")
         check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")
-        check(warmup_steps >= 0, self, "warmup_steps", warmup_steps, "at least 0")
+        check_schedule(self, schedule, warmup_steps)
         check(0 <= beta1 < 1, self, "beta1", beta1, "in [0, 1)")
         check(0 <= beta2 < 1, self, "beta2", beta2, "in [0, 1)")
         check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")

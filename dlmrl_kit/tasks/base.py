@@ -1,7 +1,7 @@
-"""The base class of tasks: a stream of puzzles divided into disjoint splits, and a verifiable reward.
+"""The base classes of tasks: a stream of puzzles divided into disjoint splits, and a verifiable reward.
 
-A subclass implements ``candidate`` (the n-th puzzle of an endless stream) and ``score``; splits, duplicates, caching
-and the bound on attempts are dealt with here.
+A subclass of ``Task`` implements ``candidate`` (the n-th puzzle of an endless stream) and ``score``; splits,
+duplicates, caching and the bound on attempts are dealt with here. ``BaseTask`` is the interface alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsIndex
 
@@ -26,7 +26,61 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-class Task(ABC):
+class BaseTask(ABC):
+    """Puzzles in three splits and a reward for completions: what the kit asks of a task.
+
+    Most tasks inherit from ``Task``, which makes disjoint splits out of a stream of puzzles.
+    """
+
+    SPLITS: ClassVar[tuple[str, ...]] = ("pretrain", "train", "heldout")
+
+    def label(self) -> str:
+        """What the task is called in metrics. Default: the class name."""
+        return type(self).__name__
+
+    @abstractmethod
+    def size(self, split: str) -> int:
+        """Number of examples of a split.
+
+        Raises:
+            ValueError: unknown split.
+        """
+
+    @abstractmethod
+    def example(self, split: str, index: SupportsIndex) -> Example:
+        """Example ``index`` of a split; the same one whenever it is asked for.
+
+        Raises:
+            IndexError: ``index`` is negative or not below ``size(split)``.
+            ValueError: unknown split.
+        """
+
+    @abstractmethod
+    def score(self, completion: str, example: Example) -> dict[str, float]:
+        """Reward components of a completion, each in [0, 1].
+
+        Always has ``"reward"`` (what training maximises) and ``"solved"`` (1.0 if exactly right, else 0.0; accuracy is
+        its mean). Never raises and takes bounded time, whatever ``completion`` is. A component is averaged over the
+        samples that have it (``component_means``).
+        """
+
+    def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
+        """Scores of several completions, each of the example at its position. Default: one call of ``score`` each."""
+        return [self.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
+
+    def canonical(self, example: Example) -> str:
+        """The text that identifies a puzzle, equal for puzzles that count as the same one. Default: the prompt."""
+        return example.prompt
+
+    def _position(self, split: str, index: SupportsIndex) -> int:
+        """``index`` as a number, checked."""
+        size, position = self.size(split), operator.index(index)
+        if not 0 <= position < size:
+            raise IndexError(f"{type(self).__name__}: split {split!r} has {size} examples, got index {position}")
+        return position
+
+
+class Task(BaseTask):
     """Puzzles in three splits, generated when first asked for, and a reward for completions.
 
     Which split a puzzle belongs to is decided by a hash of its canonical text alone (40% pretrain, 40% train, 20%
@@ -36,7 +90,6 @@ class Task(ABC):
     ``max_misses`` after how many puzzles in a row that are not new ones of a split this split is taken to be used up.
     """
 
-    SPLITS: ClassVar[tuple[str, ...]] = ("pretrain", "train", "heldout")
     generator_parameters: ClassVar[tuple[str, ...]] = ()
     max_misses: ClassVar[int] = 1000
 
@@ -61,25 +114,13 @@ class Task(ABC):
         Called once for each number, in order; must depend on ``number`` and the constructor's parameters only.
         """
 
-    @abstractmethod
-    def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Reward components of a completion, each in [0, 1].
-
-        Always has ``"reward"`` (what training maximises) and ``"solved"`` (1.0 if exactly right, else 0.0; accuracy is
-        its mean). Never raises and takes bounded time, whatever ``completion`` is.
-        """
-
-    def canonical(self, example: Example) -> str:
-        """The text that identifies a puzzle, equal for puzzles that count as the same one. Default: the prompt."""
-        return example.prompt
-
     def size(self, split: str) -> int:
         """Number of examples of a split.
 
         Raises:
             ValueError: unknown split.
         """
-        check(split in self._sizes, self, "split", split, f"one of {', '.join(self.SPLITS)}")
+        check_split(self, split)
         return self._sizes[split]
 
     def example(self, split: str, index: SupportsIndex) -> Example:
@@ -89,9 +130,7 @@ class Task(ABC):
             IndexError: ``index`` is negative or not below ``size(split)``.
             ValueError: unknown split, or there are not as many distinct puzzles as ``size(split)`` promises.
         """
-        size, position = self.size(split), operator.index(index)
-        if not 0 <= position < size:
-            raise IndexError(f"{type(self).__name__}: split {split!r} has {size} examples, got index {position}")
+        position = self._position(split, index)
         found = self._found[split]
         while len(found) <= position:
             if self._used_up(split):
@@ -149,6 +188,31 @@ def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> 
     return min(1.0, total / sum(weights.values()))
 
 
+def score_many(task: Any, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
+    """Scores of several completions by ``task``, which need not be a ``BaseTask``: one with ``score`` will do."""
+    if hasattr(task, "score_many"):
+        return list(task.score_many(completions, examples))
+    return [task.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
+
+
+def component_means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each reward component over the scores that have it; a component that none has is left out.
+
+    Every score of a task has ``reward`` and ``solved``. The others may differ between samples: a mixture's samples have
+    the components of their own task only, and a zero in place of the others would be a lie about them.
+    """
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        for name, value in score.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def check_split(component: BaseTask, split: str) -> None:
+    """Raises ``ValueError`` unless ``split`` is one of the task's splits."""
+    check(split in component.SPLITS, component, "split", split, f"one of {', '.join(component.SPLITS)}")
+
+
 def check_weights(component: object, **weights: float) -> None:
     """Raises ``ValueError`` unless every weight is finite and at least 0, and one is positive."""
     for name, weight in weights.items():
@@ -156,6 +220,12 @@ def check_weights(component: object, **weights: float) -> None:
         check(number and 0 <= weight < math.inf, component, name, weight, "a finite number, at least 0")
     total = sum(weights.values())
     check(0 < total < math.inf, component, " + ".join(weights), total, "positive and finite")
+
+
+def check_seconds(component: object, parameter: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is a number above 0 and at most 3600."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    check(number and 0 < value <= 3600, component, parameter, value, "a number of seconds, above 0 and at most 3600")
 
 
 def check_int(component: object, parameter: str, value: Any, low: int, high: int | None = None) -> None:

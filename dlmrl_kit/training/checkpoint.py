@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dlmrl_kit.errors import CheckpointError
@@ -34,7 +35,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(
-    run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, float]
+    run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, Any]
 ) -> Path:
     """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two."""
     folder = run / "checkpoints" / f"update-{updates:06d}"
@@ -45,18 +46,32 @@ def save_checkpoint(
         save_file(tensors, temporary / "optimiser.safetensors")
         state = {"updates": updates, "groups": groups, "scheduler": scheduler.state_dict(), "counters": counters}
         (temporary / "state.json").write_text(json.dumps(state, default=_unserialisable))
-    for _, old in checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old)
+    prune(run)
     return folder
 
 
-def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any) -> tuple[int, dict[str, float]]:
+def prune(run: Path) -> None:
+    """Removes checkpoints older than the newest two, and what a killed process left half-written or half-removed."""
+    for _, old in checkpoints(run)[:-KEPT]:
+        old.replace(old.with_name(f".{old.name}.old"))  # never half of one under its own name
+    for leftover in (run / "checkpoints").glob(".update-*"):
+        shutil.rmtree(leftover)
+
+
+def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any) -> tuple[int, dict[str, Any]]:
     """Restores weights, optimiser and schedule in place; returns (updates done, counters).
 
     Raises:
-        CheckpointError: the checkpoint's weights are not the recipe's.
+        CheckpointError: the checkpoint's weights are not the recipe's, or its files cannot be read.
     """
-    weights = load_file(folder / "weights.safetensors")
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        moments = load_file(folder / "optimiser.safetensors")
+        state = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be read ({error}); remove it to go on from the checkpoint before it"
+        ) from error
     parameters = dict(policy.trainable())
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if shapes != {name: tuple(w.shape) for name, w in weights.items()}:
@@ -64,8 +79,7 @@ def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-    state = json.loads((folder / "state.json").read_text())
-    optimiser.load_state_dict(_unflatten(load_file(folder / "optimiser.safetensors"), state["groups"]))
+    optimiser.load_state_dict(_unflatten(moments, state["groups"]))
     scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
     return state["updates"], state["counters"]
 

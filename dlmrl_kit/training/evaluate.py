@@ -12,7 +12,7 @@ from dlmrl_kit import seeding
 from dlmrl_kit.behaviour import Behaviour
 from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.prompts import prompt_batch
+from dlmrl_kit.prompts import prompt_batch, require_puzzles
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.training.results import EvalResult
@@ -53,7 +53,7 @@ def evaluate(
         batch_size: completions decoded at once.
 
     Raises:
-        RecipeError: several samples per prompt at temperature 0, or an unknown split.
+        RecipeError: several samples per prompt at temperature 0, or an unknown or empty split.
     """
     if samples_per_prompt > 1 and temperature == 0:
         raise RecipeError(
@@ -61,6 +61,7 @@ def evaluate(
         )
     if split not in task.SPLITS:
         raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
+    require_puzzles(task, split)
     size = min(size, task.size(split))
     behaviour = sampler.behaviour
     decoder = plain(

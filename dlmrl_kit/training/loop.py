@@ -15,11 +15,11 @@ from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.files import atomic_folder, write_atomic
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.prompts import prompt_batch, training_indices
+from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.scoring import Scorer
 from dlmrl_kit.seeding import derive_seed
-from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluate import evaluate
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.plot import plot_curve
@@ -48,15 +48,16 @@ def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> 
         raise RecipeError(
             f"{recipe.name} is a recipe for {recipe.root}, not for training: run 'dlmrl pretrain {recipe.name}'"
         )
-    algorithm = recipe.build()
-    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(recipe.build(), folder, recipe.name, observer or Observer())  # what fails here leaves no folder behind
     write_atomic(folder / "run.json", json.dumps({"recipe": recipe.name, "dlmrl_kit": __version__}))
     write_atomic(folder / "recipe.gin", recipe.text())
-    return Run(algorithm, folder, recipe.name, observer or Observer()).run()
+    return run.run()
 
 
 def resume(folder: Path, *, observer: Observer | None = None, allow_imports: bool = False) -> RunResult:
     """Continues a run from its newest checkpoint, or from the start if it has none yet.
+
+    A finished run is not trained further: its results are written and reported again.
 
     Args:
         folder: of the run.
@@ -69,7 +70,10 @@ def resume(folder: Path, *, observer: Observer | None = None, allow_imports: boo
     if not (folder / "recipe.gin").is_file():
         raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
     recipe = load_recipe(str(folder / "recipe.gin"), allow_imports=allow_imports)
-    name = json.loads((folder / "run.json").read_text())["recipe"]
+    if recipe.root != "Algorithm":
+        raise RecipeError(f"{folder} holds a pre-training run: go on with 'dlmrl pretrain RECIPE --out {folder}'")
+    about = folder / "run.json"
+    name = json.loads(about.read_text())["recipe"] if about.is_file() else folder.name
     return Run(recipe.build(), folder, name, observer or Observer()).run()
 
 
@@ -89,6 +93,7 @@ class Run:
         self.folder = folder
         self.name = name
         self.observer = observer
+        require_puzzles(algorithm.task, "train", "heldout")
         torch.manual_seed(derive_seed(self.trainer.seed, "init"))
         self.policy: Policy = algorithm.policy.load()
         self.policy.to(find_device(self.trainer.device))
@@ -125,9 +130,10 @@ class Run:
         finally:
             for logger in self.algorithm.loggers:
                 logger.close()
-        return self._finish(time.perf_counter() - started)
+        return self._finish(time.perf_counter() - started, trained=first < total)
 
     def _restore(self) -> int:
+        prune(self.folder)
         found = checkpoints(self.folder)
         first = 0
         if found:
@@ -201,11 +207,12 @@ class Run:
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler
         result = evaluate(self.policy, sampler, task, size=self.trainer.eval_size, seed=self.trainer.seed)
+        # Logged before it is stored: killed in between, a run evaluates again; the other way round the log misses it.
+        self._log_values(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
         self.evaluations[done] = result
         entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
         write_atomic(self.folder / "evaluations.json", json.dumps(entries, indent=1))
         self.observer.on_eval(done, result)
-        self._log_values(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
 
     def _log(self, update: int, metrics: dict[str, float]) -> None:
         self.observer.on_update(update, metrics)
@@ -215,8 +222,10 @@ class Run:
         for logger in self.algorithm.loggers:
             logger.log(update, metrics)
 
-    def _finish(self, seconds: float) -> RunResult:
-        model = self.folder / "model"
+    def _finish(self, seconds: float, trained: bool) -> RunResult:
+        model, stored = self.folder / "model", self.folder / "result.json"
+        if not trained and stored.is_file():
+            seconds = json.loads(stored.read_text())["seconds"]
         with atomic_folder(model) as temporary:
             self.policy.save_pretrained(temporary)
         result = RunResult(
@@ -236,15 +245,22 @@ class Run:
             "before": result.before.to_json(),
             "after": result.after.to_json(),
         }
-        write_atomic(self.folder / "result.json", json.dumps(summary, indent=1))
         if (self.folder / "metrics.csv").is_file():
             plot_curve(self.folder)
+        write_atomic(stored, json.dumps(summary, indent=1))  # last: a run that has it is complete
         self.observer.on_end(result)
         return result
 
 
 def find_device(name: str) -> torch.device:
-    """The torch device of a ``device`` setting; ``auto`` is a GPU if there is one."""
+    """The torch device of a ``device`` setting; ``auto`` is a GPU if there is one.
+
+    Raises:
+        RecipeError: no such device here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(f"device = {name!r} cannot be used here: {' '.join(str(error).split())}") from error

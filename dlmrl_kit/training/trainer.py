@@ -7,6 +7,17 @@ from typing import Literal
 from dlmrl_kit.registry import register
 from dlmrl_kit.validate import check
 
+SCHEDULES: tuple[str, ...] = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
+"""The schedules of ``transformers.get_scheduler`` that need nothing but warm-up and number of steps."""
+
 
 @register("trainer")
 class Trainer:
@@ -21,8 +32,8 @@ class Trainer:
         micro_batch_size: samples per forward and backward pass; gradients are accumulated, results do not change.
         rollout_batch_size: samples generated at once; None generates all together.
         learning_rate: peak learning rate.
-        schedule: a name known to ``transformers.get_scheduler`` (``constant``, ``constant_with_warmup``, ``cosine``,
-            ``linear``, ...).
+        schedule: of ``transformers.get_scheduler``: ``constant``, ``constant_with_warmup``, ``linear``, ``cosine``,
+            ``cosine_with_restarts``, ``polynomial`` or ``inverse_sqrt``.
         warmup_steps: optimiser steps of linear warm-up.
         beta1, beta2, weight_decay: of AdamW.
         max_grad_norm: gradient clipping by global norm.
@@ -85,7 +96,7 @@ class Trainer:
         samples = prompts_per_update * group_size
         check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
         check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")
-        check(warmup_steps >= 0, self, "warmup_steps", warmup_steps, "at least 0")
+        check_schedule(self, schedule, warmup_steps)
         check(0 <= beta1 < 1, self, "beta1", beta1, "in [0, 1)")
         check(0 <= beta2 < 1, self, "beta2", beta2, "in [0, 1)")
         check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")
@@ -117,3 +128,11 @@ class Trainer:
     def optimiser_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.updates * self.inner_iterations * self.minibatches
+
+
+def check_schedule(component: object, schedule: str, warmup_steps: int) -> None:
+    """Raises ``ValueError`` unless the kit can run this schedule with this warm-up."""
+    check(schedule in SCHEDULES, component, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
+    check(warmup_steps >= 0, component, "warmup_steps", warmup_steps, "at least 0")
+    allowed = warmup_steps == 0 or schedule != "constant"
+    check(allowed, component, "warmup_steps", warmup_steps, "0 with schedule 'constant' (or take constant_with_warmup)")

@@ -20,6 +20,7 @@ from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.dataflow import plain_key, twin_key
 from dlmrl_kit.errors import TrainingError
 from dlmrl_kit.likelihoods.base import pack_tokens
+from dlmrl_kit.losses.base import Objective, Term
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.trajectory import gather_steps
 
@@ -39,6 +40,12 @@ class Totals:
             return
         self.sums[name] = self.sums.get(name, 0.0) + value * weight
         self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def merge(self, other: Totals) -> None:
+        """Adds what another one holds."""
+        for name, value in other.sums.items():
+            if other.weights[name]:
+                self.add(name, value / other.weights[name], other.weights[name])
 
     def means(self) -> dict[str, float]:
         """Weighted mean of each metric."""
@@ -62,6 +69,8 @@ class Updater:
         self.optimiser = optimiser
         self.scheduler = scheduler
         self.parameters = [p for _, p in policy.trainable()]
+        self.terms: list[Any] = [algorithm.loss, *algorithm.regularisers]
+        self._labels = _labels(self.terms)
         self.skipped = 0
         self.skipped_in_a_row = 0
 
@@ -123,8 +132,10 @@ class Updater:
             if source is None:
                 continue
             difference = (estimated[plain_key(key)] - estimated[key]).abs()[estimated["selected", "weight"] > 0]
+            if difference.numel() == 0:
+                continue
             largest = max(largest, difference.max().item())
-            share = (difference > tolerance).float().mean().item()
+            share = (~(difference <= tolerance)).float().mean().item()  # NaN disagrees too
             if share > 0.01:
                 raise TrainingError(
                     f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected "
@@ -140,7 +151,7 @@ class Updater:
         for iteration in range(self.trainer.inner_iterations):
             generator = seeding.generator("cpu", self.trainer.seed, update, "minibatches", iteration)
             order = torch.randperm(rows, generator=generator).to(self.policy.device)
-            for part in order.chunk(self.trainer.minibatches):
+            for part in order.tensor_split(self.trainer.minibatches):  # chunk() may give fewer parts than asked for
                 yield trajectory[part]
 
     def update(self, trajectory: TensorDictBase, update: int) -> dict[str, float]:
@@ -151,13 +162,15 @@ class Updater:
         """
         totals = Totals()
         for minibatch in self.minibatches(trajectory, update):
-            loss = self._backward(minibatch, totals)
+            found = Totals()
+            loss = self._backward(minibatch, found)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
             totals.add("learning_rate", self.scheduler.get_last_lr()[0])
             if math.isfinite(loss) and math.isfinite(norm):
                 self.optimiser.step()
                 self.scheduler.step()
                 self.skipped_in_a_row = 0
+                totals.merge(found)
                 totals.add("loss", loss)
                 totals.add("grad_norm", norm)
             else:
@@ -167,8 +180,8 @@ class Updater:
 
     def _backward(self, minibatch: TensorDictBase, totals: Totals) -> float:
         """Accumulates the gradient of the minibatch's loss; returns the loss."""
-        terms = [self.algorithm.loss, *self.algorithm.regularisers]
-        counts = [float(term.count(minibatch)) for term in terms]
+        counts = [float(term.count(minibatch)) for term in self.terms]
+        units = [_units(term, minibatch) for term in self.terms]
         loss = 0.0
         for micro in minibatch.split(self.trainer.micro_batch_size):
             micro = micro.copy()
@@ -176,16 +189,16 @@ class Updater:
                 if self.plan.live_reference:
                     self._add_live_reference(micro)
                 micro = self._estimate(micro)
-            outputs = [term(micro) for term in terms]
-            shares = [
-                float(term.count(micro)) / count if count else 0.0 for term, count in zip(terms, counts, strict=True)
-            ]
+            outputs = [term(micro) for term in self.terms]
+            shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
             total = torch.stack([_loss(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
-            total.backward()
+            if total.requires_grad or bool((micro["selected", "weight"] != 0).any()):
+                total.backward()
             loss += total.item()
-            for output, share in zip(outputs, shares, strict=True):
+            for term, output, share, unit, labels in zip(self.terms, outputs, shares, units, self._labels, strict=True):
+                weight = _share(_units(term, micro), unit)
                 for name, value in output.items():
-                    totals.add(name, value.item(), share)
+                    totals.add(labels.get(name, name), value.item(), share if name.startswith("loss_") else weight)
         return loss
 
     def _add_live_reference(self, micro: TensorDictBase) -> None:
@@ -208,3 +221,31 @@ class Updater:
 def _loss(output: TensorDictBase) -> Tensor:
     """Sum of the entries of a loss module's output whose names start with ``loss_``."""
     return torch.stack([value for name, value in output.items() if name.startswith("loss_")]).sum()
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _units(term: Any, batch: TensorDictBase) -> float:
+    """What a term's metrics are means over: what it counts; selected steps for a loss that counts samples."""
+    if isinstance(term, Objective) and type(term).count is Term.count:
+        return float((batch["selected", "weight"] != 0).sum())
+    return float(term.count(batch))
+
+
+def _labels(terms: list[Any]) -> list[dict[str, str]]:
+    """Names of each term's metrics: its own, with a number where a term before it has the same (``kl``, ``kl/2``)."""
+    taken: set[str] = set()
+    labels = []
+    for term in terms:
+        names = {}
+        for key in term.out_keys:
+            label, number = key, 1
+            while label in taken:
+                number += 1
+                label = f"{key}/{number}"
+            names[key] = label
+        taken |= set(names.values())
+        labels.append(names)
+    return labels

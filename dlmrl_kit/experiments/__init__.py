@@ -1,0 +1,27 @@
+"""Experiments: ablations, their statistics and plots. Names are imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "ablate": "dlmrl_kit.experiments.ablation",
+    "make_design": "dlmrl_kit.experiments.design",
+    "Observer": "dlmrl_kit.experiments.run",
+    "Summary": "dlmrl_kit.experiments.aggregate",
+}
+
+__all__ = ["Observer", "Summary", "ablate", "make_design"]
+
+if TYPE_CHECKING:
+    from dlmrl_kit.experiments.ablation import ablate
+    from dlmrl_kit.experiments.aggregate import Summary
+    from dlmrl_kit.experiments.design import make_design
+    from dlmrl_kit.experiments.run import Observer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'dlmrl_kit.experiments' has no attribute {name!r}")

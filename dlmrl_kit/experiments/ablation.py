@@ -1,0 +1,158 @@
+"""An ablation from its design to its tables: one folder, which the same command goes on with at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit.errors import CheckpointError, UserError
+from dlmrl_kit.experiments.aggregate import Summary, summarise, write_tables
+from dlmrl_kit.experiments.design import Design
+from dlmrl_kit.experiments.plot import plot_curves
+from dlmrl_kit.experiments.run import MAX_JOBS, Job, Observer, Scheduler, cores, jobs_of, recipe_file
+from dlmrl_kit.files import write_atomic
+
+MANIFEST = "ablation.json"
+
+
+def ablate(design: Design, folder: Path, *, parallel: int | None = None, observer: Observer | None = None) -> Summary:
+    """Does the runs that are not finished yet, then writes tables and plot.
+
+    Args:
+        design: from ``make_design``.
+        folder: created, or that of the same ablation. Holds ``ablation.json``, ``recipes/``, ``runs/``,
+            ``results.csv``, ``summary.csv``, ``summary.json`` and ``curves.png``.
+        parallel: runs at a time; default: one per core, at most 8, and one where there is a GPU to share.
+        observer: told how it goes.
+
+    Returns:
+        What was found; failed runs are in it.
+
+    Raises:
+        UserError: ``folder`` holds something else, or another process is working on it.
+    """
+    observer = observer or Observer()
+    _check_folder(folder)
+    with _only_one(folder):
+        threads = _open(design, folder, parallel)
+        jobs = jobs_of(design, folder)
+        for job in jobs:
+            _check_run(job)
+        parallel = parallel or _default_parallel(design, len(jobs), threads)
+        observer.on_start(jobs, parallel, threads)
+        Scheduler(folder, parallel, threads, observer, design.allow_imports).run(jobs)
+        summary = summarise(design, jobs)
+        write_tables(summary, folder)
+        plot_curves(summary, folder)
+    return summary
+
+
+def _check_folder(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot use {folder}: {existing} is no folder that can be written to")
+    if existing is folder and not (folder / MANIFEST).is_file() and any(p.name != ".lock" for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no ablation; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keeps a second process out, where the system can; a lock ends with its process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is working on {folder}; wait for it, or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _open(design: Design, folder: Path, parallel: int | None) -> int:
+    """Writes the manifest and the recipes, or checks that they are of this design; returns the threads of each run.
+
+    These stay what they were: sums in another order may differ in the last digit.
+    """
+    path = folder / MANIFEST
+    if path.is_file():
+        stored = _stored(path)
+        difference = _difference(stored["design"], design.to_json())
+        if difference:
+            raise UserError(f"{folder} holds another ablation: {difference}; choose another --out")
+        threads = int(stored["threads"])
+    else:
+        count = len(design.variants) * len(design.seeds)
+        set_by_user = os.environ.get("OMP_NUM_THREADS", "")
+        at_once = parallel or min(count, cores(), MAX_JOBS)
+        threads = int(set_by_user) if set_by_user.isdigit() else max(1, cores() // at_once)
+    for variant in design.variants:
+        # A recipe that was edited is put right; what runs is compared with the design once more.
+        write_atomic(recipe_file(folder, variant), variant.recipe.text())
+    write_atomic(path, json.dumps({"design": design.to_json(), "threads": threads}, indent=1, ensure_ascii=False))
+    return threads
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(stored["threads"])
+        return {"design": dict(stored["design"]), "threads": stored["threads"]}
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path} is not the design of an ablation; choose another --out") from None
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first thing in which two designs differ, "" if they are the same."""
+    for key in ("dlmrl_kit", "recipe", "seeds"):
+        if old.get(key) != new[key]:
+            return f"{key} was {old.get(key)}, now {new[key]}"
+    before, now = old.get("variants", {}), new["variants"]
+    for what, names in (
+        ("had", [n for n in before if n not in now]),
+        ("did not have", [n for n in now if n not in before]),
+    ):
+        if names:
+            return f"it {what} {' and '.join(names)}"
+    for name, variant in now.items():
+        changed = _changed_lines(before[name]["recipe"], variant["recipe"])
+        if changed or before[name] != variant:
+            return f"the recipe of {name} was another one{changed}"
+    return "" if list(before) == list(now) else "its variants came in another order"
+
+
+def _changed_lines(old: Iterable[str], new: Iterable[str]) -> str:
+    old, new = list(old), list(new)
+    lines = [f"was `{line}`" for line in old if line not in new] + [f"now `{line}`" for line in new if line not in old]
+    return f" ({', '.join(lines[:2])})" if lines else ""
+
+
+def _check_run(job: Job) -> None:
+    path = job.folder / "recipe.gin"
+    started, finished = path.is_file(), job.status == "finished"
+    same = started and path.read_text(encoding="utf-8").endswith(job.variant.texts[job.seed])
+    if not same and (started or finished):
+        raise CheckpointError(f"{job.folder} holds a run of another recipe; move it away to have it run again")
+
+
+def _default_parallel(design: Design, runs: int, threads: int) -> int:
+    if _uses_gpu(design):
+        return 1
+    return min(runs, max(1, cores() // threads), MAX_JOBS)
+
+
+def _uses_gpu(design: Design) -> bool:
+    import torch
+
+    trainers = [v.recipe.bindings.get(f"{v.seed_key.rpartition('.')[0]}.device") for v in design.variants]
+    wanted = {str(bound.value) for bound in trainers if bound is not None}
+    return torch.cuda.is_available() and wanted != {"cpu"}

@@ -1,0 +1,241 @@
+"""From run folders to a tidy table, and to means with bootstrap intervals and paired differences to the base."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit import __version__
+from dlmrl_kit.experiments.design import BASE, Design
+from dlmrl_kit.experiments.run import Job
+from dlmrl_kit.files import write_atomic
+from dlmrl_kit.loggers.metrics_csv import read_metrics
+from dlmrl_kit.training.results import EvalResult
+
+RESULTS, SUMMARY, SUMMARY_JSON = "results.csv", "summary.csv", "summary.json"
+RESAMPLES = 9999
+UNTIMED = frozenset({"seconds", "tokens_per_second"})
+"""Metrics that tell about the machine rather than the run; left out, so that tables can be compared."""
+
+COVERAGE = {2: 50, 3: 75, 4: 80, 5: 85, 6: 86, 8: 89, 10: 90, 15: 92}
+"""Seeds -> percent of 95% bootstrap intervals that cover the true mean of normally distributed values (measured)."""
+
+ENOUGH = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` values; ``low`` and ``high`` are its 95% bootstrap interval, None for fewer than two."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant in the summary.
+
+    Attributes:
+        swap: name of the variant.
+        finished, failed: numbers of runs.
+        before: mean accuracy on held-out puzzles before training.
+        accuracy: after training.
+        difference: of the accuracy after training to that of the base with the same seed; None for the base.
+    """
+
+    swap: str
+    finished: int
+    failed: int
+    before: float | None
+    accuracy: Estimate
+    difference: Estimate | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an ablation found.
+
+    Attributes:
+        design: the ablation.
+        jobs: its runs.
+        lines: one per variant.
+        notes: on how far the numbers go.
+        measured: what the accuracies were measured on.
+    """
+
+    design: Design
+    jobs: list[Job]
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+    measured: str = ""
+
+    @property
+    def failed(self) -> list[Job]:
+        """Runs that failed."""
+        return [job for job in self.jobs if job.status == "failed"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, the same on every machine that computes the same: no times, paths relative to the folder."""
+        return {
+            "dlmrl_kit": __version__,
+            "recipe": self.design.recipe,
+            "seeds": list(self.design.seeds),
+            "measured": self.measured,
+            "variants": [_line_json(line) for line in self.lines],
+            "differences": {v.name: v.difference.to_json() for v in self.design.variants if v.difference is not None},
+            "runs": [_job_json(job) for job in self.jobs],
+            "notes": [*self.design.notes, *self.notes],
+        }
+
+
+def summarise(design: Design, jobs: list[Job]) -> Summary:
+    """Means, intervals and differences from the results of the finished runs."""
+    results = {(j.variant.name, j.seed): j.result() for j in jobs if j.status == "finished"}
+    ends = {key: _accuracy(result, "after") for key, result in results.items()}
+    lines = []
+    for variant in design.variants:
+        seeds = [seed for seed in design.seeds if (variant.name, seed) in ends]
+        before = [_accuracy(results[variant.name, seed], "before") for seed in seeds]
+        pairs = [ends[variant.name, seed] - ends[BASE, seed] for seed in seeds if (BASE, seed) in ends]
+        line = Line(
+            swap=variant.name,
+            finished=len(seeds),
+            failed=sum(j.variant is variant and j.status == "failed" for j in jobs),
+            before=_rounded(math.fsum(before) / len(before)) if before else None,
+            accuracy=estimate([ends[variant.name, seed] for seed in seeds]),
+            difference=estimate(pairs) if variant.kind else None,
+        )
+        lines.append(line)
+    return Summary(design, jobs, lines, _notes(jobs, lines), _measured(results.values()))
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of values and its 95% bootstrap interval (percentile method), always the same for the same values."""
+    if not values:
+        return Estimate(None, None, None, 0)
+    mean = _rounded(math.fsum(values) / len(values))
+    if len(values) < 2:
+        return Estimate(mean, None, None, 1)
+    low, high = interval([[value] for value in values])
+    return Estimate(mean, _rounded(low[0]), _rounded(high[0]), len(values))
+
+
+def interval(rows: Sequence[Sequence[float]], resamples: int = RESAMPLES) -> tuple[list[float], list[float]]:
+    """95% bootstrap intervals of the mean of each column, over at least two rows: lower ends and upper ends."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    # scipy renames ``random_state``; it takes a generator under either name.
+    name = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
+    generator: dict[str, Any] = {name: np.random.default_rng(0)}
+    found = bootstrap(
+        (np.asarray(rows, dtype=float),),
+        np.mean,
+        axis=0,
+        vectorized=True,
+        method="percentile",
+        confidence_level=0.95,
+        n_resamples=resamples,
+        batch=100,
+        **generator,
+    ).confidence_interval
+    return found.low.tolist(), found.high.tolist()
+
+
+def write_tables(summary: Summary, folder: Path) -> None:
+    """Writes ``results.csv``, ``summary.csv`` and ``summary.json``."""
+    write_atomic(folder / RESULTS, _csv(tidy_rows(summary.jobs)))
+    write_atomic(folder / SUMMARY, _csv(summary_rows(summary.lines)))
+    write_atomic(folder / SUMMARY_JSON, json.dumps(summary.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+def tidy_rows(jobs: Iterable[Job]) -> Iterator[Sequence[object]]:
+    """The finished runs in long form, one row per number."""
+    yield ("run", "seed", "swap", "step", "metric", "value")
+    for job in jobs:
+        if job.status == "finished":
+            for metric, series in sorted(metrics_of(job).items()):
+                for step, value in series:
+                    yield (job.name, job.seed, job.variant.name, step, metric, value)
+
+
+def metrics_of(job: Job) -> dict[str, list[tuple[int, float]]]:
+    """Metrics and evaluations of a run: name -> (step, value)."""
+    series = {name: points for name, points in read_metrics(job.folder).items() if name not in UNTIMED}
+    stored = json.loads((job.folder / "evaluations.json").read_text(encoding="utf-8"))
+    measured: dict[str, list[tuple[int, float]]] = {}
+    evaluations = {int(step): EvalResult.from_json(entry) for step, entry in stored.items()}
+    for step, result in sorted(evaluations.items()):
+        values = {"accuracy": result.accuracy, "reward": result.reward}
+        values |= {f"reward/{name}": value for name, value in result.components.items()}
+        for name, value in values.items():
+            measured.setdefault(f"eval/{name}", []).append((step, value))
+    return {**series, **measured}
+
+
+def summary_rows(lines: Iterable[Line]) -> Iterator[Sequence[object]]:
+    """The summary as a table; what there is not is empty."""
+    names = ("accuracy", "difference")
+    columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high", "_n")]
+    yield ("swap", "finished", "failed", "before", *columns)
+    for line in lines:
+        estimates = (line.accuracy, line.difference)
+        cells = [cell for e in estimates for cell in ((e.mean, e.low, e.high, e.n) if e else ("",) * 4)]
+        yield (line.swap, line.finished, line.failed, line.before, *cells)
+
+
+def _accuracy(result: dict[str, Any], when: str) -> float:
+    return float(result[when]["accuracy"])
+
+
+def _rounded(value: float) -> float:
+    """Without the noise of adding in another order, which would put ends of intervals beyond their means."""
+    return round(value, 10) + 0.0
+
+
+def _measured(results: Iterable[dict[str, Any]]) -> str:
+    seen = {(r["after"]["size"], r["after"]["split"], r["updates"]): None for r in results}
+    return "; ".join(f"{size} puzzles of {split} after {updates} updates, greedy" for size, split, updates in seen)
+
+
+def _notes(jobs: list[Job], lines: Iterable[Line]) -> list[str]:
+    notes = []
+    counts = {line.accuracy.n for line in lines} | {line.difference.n for line in lines if line.difference}
+    fewest = min(counts)
+    if fewest < 2:
+        notes.append("one run has no interval: give more --seeds" if fewest else "some variants have no finished run")
+    few = min((n for n in counts if n >= 2), default=ENOUGH)
+    if few < ENOUGH:
+        covered = max((n, share) for n, share in COVERAGE.items() if n <= few)[1]
+        notes.append(
+            f"intervals of few seeds are too narrow: about {covered}% of 95% bootstrap intervals over {few} seeds "
+            "cover the true mean"
+        )
+    if any(job.status == "failed" for job in jobs):
+        notes.append("failed runs are left out; the same command tries them again")
+    return notes
+
+
+def _line_json(line: Line) -> dict[str, Any]:
+    data: dict[str, Any] = {"swap": line.swap, "finished": line.finished, "failed": line.failed, "before": line.before}
+    return {**data, "accuracy": vars(line.accuracy), "difference": vars(line.difference) if line.difference else None}
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    data: dict[str, Any] = {"run": job.name, "swap": job.variant.name, "seed": job.seed, "status": job.status}
+    return {**data, "error": job.error, "log": f"runs/{job.name}/{job.log.name}"} if job.error else data
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(["" if cell is None else cell for cell in row] for row in rows)
+    return text.getvalue()

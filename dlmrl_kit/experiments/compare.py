@@ -1,0 +1,102 @@
+"""Comparing two resolved recipes: what differs, and whether a swap of one component explains it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dlmrl_kit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a variant differs from its base.
+
+    Attributes:
+        slot: the swapped slot and both fillings.
+        only_base, only_variant: parameters of components that only one of the two recipes has.
+        equal: number of parameters that both have, and that are equal.
+        unwanted: everything else that differs, as text for a message; "" if nothing does.
+    """
+
+    slot: tuple[str, str, str]
+    only_base: dict[str, str]
+    only_variant: dict[str, str]
+    equal: int
+    unwanted: str = ""
+
+    def __str__(self) -> str:
+        slot, old, new = self.slot
+        parts = [f"{slot} ({old} -> {new})"]
+        parts += [f"{key} (base only)" for key in self.only_base]
+        parts += [f"{key} (variant only)" for key in self.only_variant]
+        return f"differs in {', '.join(parts)}; the other {self.equal} parameters are equal"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary."""
+        slot, old, new = self.slot
+        return {
+            "slot": slot,
+            "base": old,
+            "variant": new,
+            "only_base": self.only_base,
+            "only_variant": self.only_variant,
+            "equal": self.equal,
+        }
+
+
+def compare(base: Recipe, variant: Recipe, kind: str) -> Difference:
+    """Compares every parameter of two recipes that should differ in one slot only.
+
+    Components that both recipes build must have the same parameters with the same values, the slot aside.
+    """
+    old, new = _values(base), _values(variant)
+    slot = f"{base.root}.{kind}"
+    shared = {block.name for block in base.blocks} & {block.name for block in variant.blocks}
+    unwanted = [
+        f"{key}: {old.get(key, 'not there')} in the base, {new.get(key, 'not there')} here"
+        for key in dict.fromkeys([*old, *new])
+        if key != slot and key.rpartition(".")[0] in shared and old.get(key) != new.get(key)
+    ]
+    if base.imports != variant.imports:
+        unwanted.append("import statements")
+    return Difference(
+        slot=(slot, _plain(old[slot]), _plain(new[slot])),
+        only_base=_of_others(old, shared),
+        only_variant=_of_others(new, shared),
+        equal=sum(key in old and old[key] == value for key, value in new.items()),
+        unwanted="; ".join(unwanted),
+    )
+
+
+def filling(recipe: Recipe, kind: str) -> str:
+    """The swap that gives this recipe its ``kind``: ``"selector=UniformSteps"``, ``"regulariser=KLK1+KLK2"``."""
+    return f"{kind}={_plain(_values(recipe)[f'{recipe.root}.{kind}'])}"
+
+
+def namesakes(base: Recipe, variant: Recipe) -> list[str]:
+    """Notes on parameters of the same name that the swapped components hold with different values."""
+    shared = {block.name for block in base.blocks} & {block.name for block in variant.blocks}
+    old, new = _of_others(_values(base), shared), _of_others(_values(variant), shared)
+    by_name = {key.rpartition(".")[2]: (key, value) for key, value in old.items()}
+    notes = []
+    for key, value in new.items():
+        other, other_value = by_name.get(key.rpartition(".")[2], (key, value))
+        if other_value != value:
+            notes.append(f"{key} is {value}, but {other} is {other_value} in the base; --set {key}=... would change it")
+    return notes
+
+
+def _values(recipe: Recipe) -> dict[str, str]:
+    return {key: bound.text if bound.text is not None else repr(bound.value) for key, bound in recipe.bindings.items()}
+
+
+def _of_others(values: dict[str, str], shared: Iterable[str]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if key.rpartition(".")[0] not in shared}
+
+
+def _plain(text: str) -> str:
+    """A slot's value as on the command line: ``"[@A(), @B()]"`` -> ``"A+B"``."""
+    return "+".join(re.findall(r"@([\w./]+)\(\)", text)) or "none"

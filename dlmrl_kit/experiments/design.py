@@ -1,0 +1,277 @@
+"""The design of an ablation: a base recipe and variants of it that differ in one component, which is verified.
+
+Everything here is decided before anything runs: which variants there are, the resolved recipe of every run, and that
+no two recipes differ in more than the swapped slot and what hangs from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dlmrl_kit import __version__
+from dlmrl_kit.errors import RecipeError, UserError
+from dlmrl_kit.experiments.compare import Difference, compare, filling, namesakes
+from dlmrl_kit.gin_source import Ref
+from dlmrl_kit.loggers.metrics_csv import MetricsCSV
+from dlmrl_kit.recipe import Recipe, load_recipe
+
+BASE = "base"
+
+_CAUTIONS = {
+    "sampler": "the sampler also decodes the held-out puzzles, so accuracies differ before training, too; "
+    "dlmrl eval RUN/model --recipe RECIPE decodes any run's model with the base recipe's sampler",
+    "task": "variants with different tasks are measured on different puzzles",
+    "policy": "variants with different policies start from different models",
+    "trainer": "a trainer holds the training settings: variants may differ in more than one setting",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One column of an ablation.
+
+    Attributes:
+        name: ``"base"``, or the swap: ``"selector=UniformSteps"``.
+        folder: a name for files.
+        kind: the swapped slot, "" for the base.
+        recipe: resolved, with the first seed.
+        seed_key: the parameter that holds the seed: ``"Trainer.seed"``.
+        texts: the resolved recipe of every seed.
+        skipped: settings of the command line that concern no component of it.
+        updates: training updates of a run.
+        difference: to the base; None for the base itself.
+    """
+
+    name: str
+    folder: str
+    kind: str
+    recipe: Recipe
+    seed_key: str
+    texts: dict[int, str]
+    skipped: tuple[str, ...] = ()
+    updates: int = 0
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Design:
+    """An ablation before it runs: the base first among ``variants``; ``notes`` are for the user to read."""
+
+    recipe: str
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    allow_imports: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def label(self, name: str) -> str:
+        """A variant's name for people: that of the base with what it has in the swapped slots."""
+        kinds = dict.fromkeys(v.kind for v in self.variants if v.kind)
+        own = ", ".join(filling(self.variants[0].recipe, kind) for kind in kinds)
+        return f"{name} ({own})" if name == BASE else name
+
+    def to_json(self) -> dict[str, Any]:
+        """What makes this ablation another one than the next: versions, seeds and resolved recipes."""
+        return {
+            "dlmrl_kit": __version__,
+            "recipe": self.recipe,
+            "seeds": list(self.seeds),
+            "variants": {
+                v.name: {"folder": v.folder, "seed": v.seed_key, "recipe": v.texts[self.seeds[0]].splitlines()}
+                for v in self.variants
+            },
+        }
+
+
+def make_design(
+    recipe: str | os.PathLike[str],
+    swaps: Iterable[str],
+    *,
+    seeds: int,
+    sets: Iterable[str] = (),
+    uses: Iterable[str] = (),
+    allow_imports: bool = False,
+) -> Design:
+    """Loads and builds the base recipe and every variant, and verifies that only the swapped component differs.
+
+    Args:
+        recipe: name or path.
+        swaps: ``"selector=UniformSteps,FirstK"``: one variant per name. The base's own component is no variant.
+        seeds: runs of each variant, with seeds 0, 1, ...
+        sets, uses, allow_imports: as ``load_recipe``, for all variants. A setting of a component that only some
+            variants have is for those.
+
+    Raises:
+        UserError: a variant that cannot be loaded or built, with its name; variants that differ in more than the swap.
+    """
+    if seeds < 1:
+        raise RecipeError(f"an ablation needs at least one seed, got {seeds}")
+    pairs = parse_swaps(swaps)
+    loader = _Loader(recipe, tuple(uses), tuple(sets), range(seeds), allow_imports)
+    base = loader.variant(BASE, "")
+    found, notes = {BASE: base}, []
+    for kind, name in pairs:
+        variant = loader.variant(f"{kind}={name}", kind)
+        if variant.name == filling(base.recipe, kind):
+            notes.append(f"{variant.name} is the base recipe's own, and is not run twice")
+        else:
+            found.setdefault(variant.name, variant)
+    if len(found) == 1:
+        raise RecipeError(f"nothing to compare: {'; '.join(notes)}")
+    loader.check_all_used(found.values())
+    variants = tuple(_checked(variant, base) for variant in _with_folders(found.values()))
+    notes += [*base.recipe.notes, *(note for variant in variants[1:] for note in _notes(variant, base))]
+    notes += _partial_settings(loader.sets, variants)
+    notes += [f"{kind}: {_CAUTIONS[kind]}" for kind in dict.fromkeys(v.kind for v in variants) if kind in _CAUTIONS]
+    return Design(base.recipe.name, variants, tuple(range(seeds)), allow_imports, notes)
+
+
+def parse_swaps(options: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs (kind, component) of ``--swap`` options, in order, each once.
+
+    Raises:
+        RecipeError: an option that is not ``KIND=A,B``, or none at all.
+    """
+    found: dict[tuple[str, str], None] = {}
+    for option in options:
+        kind, equals, names = (part.strip() for part in option.partition("="))
+        components = [name.strip() for name in names.split(",")]
+        if not kind or not equals or not all(components):
+            raise RecipeError(
+                f"--swap {option}: write --swap KIND=A,B, for example --swap selector=UniformSteps,FirstK"
+            )
+        found |= {(kind, name): None for name in components}
+    if not found:
+        raise RecipeError("nothing to compare: give at least one --swap KIND=A,B")
+    return list(found)
+
+
+class _Loader:
+    """Loads variants; a ``--set`` that concerns no component of a variant is left out there."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        uses: tuple[str, ...],
+        sets: tuple[str, ...],
+        seeds: Sequence[int],
+        imports: bool,
+    ) -> None:
+        self.source, self.uses, self.seeds, self.imports = source, uses, seeds, imports
+        self.sets = sets
+        self.refused: dict[str, RecipeError] = {}
+
+    def variant(self, name: str, kind: str) -> Variant:
+        """A variant with every parameter resolved, under its canonical name; the base where ``kind`` is "".
+
+        Raises:
+            UserError: it cannot be loaded, or is not for training; names the variant.
+        """
+        try:
+            return self._variant(name, kind)
+        except UserError as error:
+            # The user wrote --swap; the loader was given --use.
+            raise RecipeError(f"{name}: {str(error).removeprefix(f'--use {name}: ')}") from error
+
+    def _variant(self, name: str, kind: str) -> Variant:
+        uses = (*self.uses, *([name] if kind else []))
+        plain, sets = self._load(uses)
+        if plain.root != "Algorithm":
+            raise RecipeError(f"{plain.name} is a recipe for {plain.root}, not for training")
+        if not any(issubclass(block.cls, MetricsCSV) for block in plain.blocks):
+            raise RecipeError("an ablation reads metrics.csv, which no logger of this recipe writes: add MetricsCSV")
+        seed_key = _seed_key(plain)
+        recipes = [self._loaded(uses, (*sets, f"{seed_key}={seed}")) for seed in self.seeds]
+        texts = {seed: recipe.text(header=False) for seed, recipe in zip(self.seeds, recipes, strict=True)}
+        canonical = filling(recipes[0], kind) if kind else name
+        skipped = tuple(text for text in self.sets if text not in sets)
+        return Variant(canonical, "", kind, recipes[0], seed_key, texts, skipped)
+
+    def _load(self, uses: tuple[str, ...]) -> tuple[Recipe, tuple[str, ...]]:
+        """A recipe, and the settings that concern it."""
+        sets = self.sets
+        while True:
+            try:
+                return self._loaded(uses, sets), sets
+            except RecipeError as error:
+                idle = {text for text in sets if _concerns_nothing(text, str(error))}
+                if not idle:
+                    raise
+                self.refused |= {text: self.refused.get(text, error) for text in idle}
+                sets = tuple(text for text in sets if text not in idle)
+
+    def _loaded(self, uses: Sequence[str], sets: Sequence[str]) -> Recipe:
+        return load_recipe(self.source, uses=uses, sets=sets, allow_imports=self.imports)
+
+    def check_all_used(self, variants: Iterable[Variant]) -> None:
+        """Checks that every setting concerns at least one variant.
+
+        Raises:
+            RecipeError: one does not.
+        """
+        variants = list(variants)
+        for text, error in self.refused.items():
+            if all(text in variant.skipped for variant in variants):
+                raise RecipeError(f"{error}; no variant uses it either")
+
+
+def _concerns_nothing(setting: str, message: str) -> bool:
+    """Whether the loader refused an override because no component of the recipe takes it."""
+    start = f"--set {setting.strip()}"
+    overruled = "comes before it" in message
+    return message.startswith((f"{start} has no effect: ", f"{start}: nothing uses the macro")) and not overruled
+
+
+def _seed_key(recipe: Recipe) -> str:
+    trainer = recipe.bindings["Algorithm.trainer"].value
+    assert isinstance(trainer, Ref)
+    block = next(b for b in recipe.blocks if (b.scope, b.gin_name) == (trainer.scope, trainer.name))
+    bound = block.parameters.get("seed")
+    if bound is None:
+        raise RecipeError(f"{block.name} has no parameter seed, so runs of it cannot be repeated with other seeds")
+    if bound.where is not None and bound.where.command_line:
+        raise RecipeError(f"{bound.where}: an ablation sets the seeds itself; say how many with --seeds")
+    return bound.key
+
+
+def _with_folders(variants: Iterable[Variant]) -> list[Variant]:
+    taken: set[str] = set()
+    named = []
+    for variant in variants:
+        stem = re.sub(r"[^\w.+]+", "-", variant.name)
+        folder = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 1000))) if n.lower() not in taken)
+        taken.add(folder.lower())
+        named.append(replace(variant, folder=folder))
+    return named
+
+
+def _notes(variant: Variant, base: Variant) -> list[str]:
+    own = [note for note in variant.recipe.notes if note not in base.recipe.notes]
+    own += namesakes(base.recipe, variant.recipe)
+    return [f"{variant.name}: {note}" for note in own]
+
+
+def _partial_settings(sets: Iterable[str], variants: Iterable[Variant]) -> list[str]:
+    """Notes on the settings that are not for all variants."""
+    variants = list(variants)
+    users = {text: [v.name for v in variants if text not in v.skipped] for text in sets}
+    return [
+        f"--set {text} is for {', '.join(names)} only" for text, names in users.items() if len(names) < len(variants)
+    ]
+
+
+def _checked(variant: Variant, base: Variant) -> Variant:
+    """The variant, verified against the base and built once."""
+    difference = compare(base.recipe, variant.recipe, variant.kind) if variant.kind else None
+    if difference is not None and difference.unwanted:
+        raise RecipeError(
+            f"{variant.name} differs from the base in more than its {variant.kind}: {difference.unwanted}"
+        )
+    try:
+        algorithm = variant.recipe.build()
+    except UserError as error:
+        raise RecipeError(f"{variant.name}: {error}") from error
+    return replace(variant, updates=algorithm.trainer.updates, difference=difference)

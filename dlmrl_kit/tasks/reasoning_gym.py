@@ -1,0 +1,206 @@
+"""Any dataset of reasoning-gym as a task, apart from those whose scorer evaluates text."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from dlmrl_kit.registry import nearest, register
+from dlmrl_kit.tasks.base import Example, Task, check_int, check_seconds, check_weights, weighted_mean
+from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Puzzle
+from dlmrl_kit.tasks.worker import Failed, Failures, Pool, WorkerError, shared
+from dlmrl_kit.validate import check
+
+EVALUATES_TEXT = frozenset(
+    {
+        "binary_matrix",  # eval(answer)
+        "bitwise_arithmetic",  # eval of the puzzle; the answer goes to int()
+        "composite",  # calls the scorers of other datasets; use Mixture
+        "countdown",  # sympy.parse_expr(answer), which is eval; use Countdown
+        "intermediate_integration",  # sympy.parse_expr(answer)
+        "n_queens",  # eval(answer)
+        "number_sorting",  # eval of the puzzle's solution where it is no JSON
+        "polynomial_multiplication",  # sympy.parse_expr(answer)
+        "puzzle24",  # sympy.parse_expr(answer)
+        "simple_integration",  # sympy.parse_expr(answer)
+        "spiral_matrix",  # eval(answer)
+        "string_insertion",  # eval(answer)
+    }
+)
+"""Datasets of reasoning-gym 0.1.25 whose ``score_answer`` can reach ``eval``, ``exec`` or sympy's parser.
+
+Refused whether the text is the model's or the puzzle's: a rule without exceptions can be checked by a program, and the
+tests do, on the installed sources.
+"""
+REWARDS_ANYTHING = frozenset({"game_of_life_halting"})
+"""Datasets whose scorer gives full marks to every text that is not empty: there is nothing to learn."""
+
+GENERATE_SECONDS = 120.0
+"""Time limit of making one puzzle."""
+MEMORY = 4 * 2**30
+"""Address space of a worker."""
+
+
+@register("task")
+class ReasoningGym(Task):
+    """Any dataset of reasoning-gym by name, scored by its own scorer in a worker process with a time limit.
+
+    The prompt is the dataset's question and ``prompt_suffix``, the answer is the dataset's answer without white space
+    around it, or else the first example of an answer in its metadata that gets full marks (``boxnet`` and ``rush_hour``
+    tell no answer: theirs is empty, and nothing to pre-train on). ``meta["entry"]`` is the dataset's entry. Puzzles
+    whose own answer the scorer does not give full marks are left out.
+
+    Reward components: ``score``, the scorer's value for the completion without white space around it, clipped to
+    [0, 1]; ``solved``, the score is 1; ``failed``, there is none because the scorer exceeded the time limit or its
+    process died, and the others are 0 (``failures`` counts which). ``reward`` is the weighted mean of score and solved.
+    Many scorers give a little to any text, and some are lenient; read one before you trust it.
+
+    Refused: the datasets in ``EVALUATES_TEXT``, whose scorer evaluates text, and in ``REWARDS_ANYTHING``. Should
+    another scorer execute code made out of text after all, the worker stops it and the run ends with an error.
+
+    Puzzles come from a worker process too: with a fixed hash seed, for a few datasets depend on the order of sets. The
+    first puzzle takes about two seconds more, for the import of reasoning-gym.
+
+    Args:
+        dataset: name in reasoning-gym (``"chain_sum"``, ``"knights_knaves"``, ...).
+        config: parameters of the dataset, as for ``reasoning_gym.create_dataset``, without ``seed`` and ``size``.
+        seed: which puzzles, and in which order.
+        num_pretrain, num_train, num_heldout: examples of each split; every 5 puzzles drawn give 2, 2 and 1.
+        prompt_suffix: added to every question. Does not move puzzles to other splits.
+        score_weight, solved_weight: weights of the reward, at least one positive.
+        timeout: seconds for scoring one completion.
+        workers: processes that score.
+
+    Raises:
+        ValueError: a dataset that does not exist or is refused, or a parameter out of its range.
+    """
+
+    generator_parameters = ("config",)
+
+    def __init__(
+        self,
+        dataset: str,
+        config: dict[str, Any] | None = None,
+        seed: int = 0,
+        num_pretrain: int = 8000,
+        num_train: int = 2000,
+        num_heldout: int = 256,
+        prompt_suffix: str = "",
+        score_weight: float = 1.0,
+        solved_weight: float = 0.0,
+        timeout: float = 5.0,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(num_pretrain, num_train, num_heldout)
+        check_int(self, "seed", seed, 0)
+        check(isinstance(prompt_suffix, str), self, "prompt_suffix", prompt_suffix, "a text")
+        check_weights(self, score_weight=score_weight, solved_weight=solved_weight)
+        check_seconds(self, "timeout", timeout)
+        check_int(self, "workers", workers, 1, 64)
+        self.dataset = _checked_name(self, dataset)
+        self.config = _checked_config(self, dataset, config)
+        self.seed, self.prompt_suffix, self.timeout, self.workers = seed, prompt_suffix, timeout, workers
+        self.weights = {"score": score_weight, "solved": solved_weight}
+        self.failures = Failures()
+        self._ahead: list[Puzzle | str] = []
+        self._ahead_of = 0
+        self._unfit = ""
+
+    def label(self) -> str:
+        """The dataset's name."""
+        return self.dataset
+
+    def candidate(self, number: int) -> Example | None:
+        """Puzzle ``number`` of the stream; None where the dataset could not make it, or its own answer is wrong.
+
+        Raises:
+            WorkerError: making it takes too long or kills the worker.
+        """
+        if not 0 <= number - self._ahead_of < len(self._ahead):
+            (made,) = self._pool().run([("puzzles", number)], GENERATE_SECONDS)
+            if isinstance(made, Failed):
+                raise WorkerError(f"ReasoningGym: making puzzle {number} of {self.dataset!r}: {made.message}")
+            self._ahead, self._ahead_of = made, number
+        puzzle = self._ahead[number - self._ahead_of]
+        if isinstance(puzzle, str):
+            self._unfit = puzzle
+            return None
+        entry, answer = puzzle
+        return Example(f"{entry['question']}{self.prompt_suffix}", answer, {"entry": entry})
+
+    def canonical(self, example: Example) -> str:
+        """The question, without the suffix."""
+        return str(example.meta["entry"]["question"])
+
+    def score(self, completion: str, example: Example) -> dict[str, float]:
+        """Components ``score``, ``solved``, ``failed`` and ``reward``, each in [0, 1].
+
+        Raises:
+            WorkerError: the scorer tried to execute text.
+        """
+        return self.score_many([completion], [example])[0]
+
+    def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
+        """Scores of several completions, as ``score``; shared out among the workers."""
+        items = [
+            ("score", completion.strip() if isinstance(completion, str) else "", example.meta["entry"])
+            for completion, example in zip(completions, examples, strict=True)
+        ]
+        scores = []
+        for result, example in zip(self._pool().run(items, self.timeout), examples, strict=True):
+            failed = isinstance(result, Failed)
+            if failed:
+                if result.kind == "error":
+                    raise WorkerError(f"ReasoningGym: {result.message}")
+                self.failures.note(f"ReasoningGym({self.dataset!r})", result, example.prompt)
+            score = 0.0 if failed else result
+            values = {"score": score, "solved": float(score == 1), "failed": float(failed)}
+            scores.append({**values, "reward": weighted_mean(values, self.weights)})
+        return scores
+
+    def _pool(self) -> Pool:
+        return shared(functools.partial(Gym, self.dataset, self.seed, self.config), self.workers, MEMORY)
+
+    def _shortage(self, split: str) -> str:
+        unfit = f"; the last puzzle that was left out: {self._unfit}" if self._unfit else ""
+        return super()._shortage(split) + unfit
+
+
+def _checked_name(task: ReasoningGym, name: str) -> str:
+    from reasoning_gym.factory import DATASETS
+
+    check(isinstance(name, str), task, "dataset", name, "a text")
+    usable = set(DATASETS) - EVALUATES_TEXT - REWARDS_ANYTHING
+    if name in EVALUATES_TEXT:
+        instead = {"countdown": "; use the task Countdown", "composite": "; use the task Mixture"}.get(name, "")
+        why = f"its scorer evaluates text, which could run what a model wrote{instead}"
+        raise ValueError(f"ReasoningGym.dataset {name!r} is refused: {why}")
+    if name in REWARDS_ANYTHING:
+        raise ValueError(f"ReasoningGym.dataset {name!r} is refused: its scorer gives full marks to any text")
+    if name not in usable:
+        raise ValueError(f"ReasoningGym.dataset: reasoning-gym has no dataset {name!r}; {nearest(name, usable)}")
+    return name
+
+
+def _checked_config(task: ReasoningGym, name: str, config: dict[str, Any] | None) -> dict[str, Any]:
+    from reasoning_gym.factory import DATASETS
+
+    check(config is None or isinstance(config, dict), task, "config", config, "a dict")
+    config = copy.deepcopy(config or {})
+    cls = DATASETS[name][1]
+    known = {field.name for field in dataclasses.fields(cls)} - {"seed", "size"}
+    for parameter in config:
+        if parameter in ("seed", "size"):
+            own = "seed" if parameter == "seed" else "num_pretrain, num_train and num_heldout"
+            raise ValueError(f"ReasoningGym.config must not have {parameter!r}: set the task's own {own}")
+        if parameter not in known:
+            raise ValueError(f"ReasoningGym.config: {name} has no {parameter!r}; {nearest(str(parameter), known)}")
+    try:
+        filled = cls(**copy.deepcopy(config), seed=0, size=CHUNK)
+        getattr(filled, "validate", lambda: None)()
+    except Exception as error:  # mostly assertions
+        raise ValueError(f"ReasoningGym.config of {name}: {error or type(error).__name__}, got {config!r}") from error
+    return config

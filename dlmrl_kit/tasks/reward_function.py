@@ -1,0 +1,91 @@
+"""Reward functions named ``module:function``: found without running code, loaded and called in worker processes."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import math
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
+from typing import Any
+
+from dlmrl_kit.errors import UserError
+from dlmrl_kit.registry import nearest
+from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.worker import search_path
+
+MAX_COMPONENTS = 64
+
+_NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*(\.[^\W\d]\w*)*)")
+
+
+def check_name(name: Any) -> None:
+    """Checks what can be checked of ``module:function`` without running code: its form, and that there is a module.
+
+    Raises:
+        ValueError: another form, or no module of that name.
+    """
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        raise ValueError(f"a reward function is written 'module:function', got {name!r}")
+    top = match["module"].split(".")[0]
+    if top == "__main__":
+        raise ValueError("functions of the main script cannot be loaded elsewhere; put the function into a module")
+    if not (top in sys.modules or importlib.util.find_spec(top) or PathFinder.find_spec(top, search_path())):
+        raise ValueError(_no_module(match["module"], top, search_path()))
+
+
+def load(name: str) -> Callable[[tuple[str, Example]], dict[str, float]]:
+    """The reward function of that name, called with ``(completion, example)``; imports its module.
+
+    Raises:
+        UserError: no such module or function.
+    """
+    module_name, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not f"{module_name}.".startswith(f"{missing}."):
+            raise  # another module, which this one needs
+        parent = missing.rpartition(".")[0]
+        raise UserError(_no_module(module_name, missing, _path_of(parent) if parent else sys.path)) from error
+    where = module_name
+    for part in path.split("."):
+        if not hasattr(found, part):
+            functions = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
+            raise UserError(f"no function {part!r} in {where}; {nearest(part, functions)}")
+        found, where = getattr(found, part), f"{where}.{part}"
+    if not callable(found):
+        raise UserError(f"{name} is no function, but {type(found).__name__} {found!r:.80}")
+    return functools.partial(_call, found, name)
+
+
+def _call(function: Callable[[str, Example], Any], name: str, item: tuple[str, Example]) -> dict[str, float]:
+    result = function(*item)
+    values = result if isinstance(result, Mapping) else {"reward": result}
+    if len(values) > MAX_COMPONENTS:
+        raise ValueError(f"{name} returned {len(values)} components; {MAX_COMPONENTS} are the limit")
+    for component, value in values.items():
+        if not isinstance(component, str) or not 0 < len(component) <= 64 or component == "failed":
+            raise ValueError(f"{name} returned {component!r:.80} as the name of a component")
+        if isinstance(value, str | bytes) or not math.isfinite(float(value)):
+            raise ValueError(f"{name} returned {component} = {value!r:.80}, which is no finite number")
+    return {component: float(value) for component, value in values.items()}
+
+
+def _no_module(name: str, missing: str, path: Any) -> str:
+    last = missing.rpartition(".")[2]
+    close = difflib.get_close_matches(last, {module.name for module in pkgutil.iter_modules(path)}, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    looked = " (looked in the Python path and in the current folder)" if "." not in missing else ""
+    return f"no module named {missing!r} for the reward function of {name!r}{hint}{looked}"
+
+
+def _path_of(module: str) -> Any:
+    return getattr(sys.modules.get(module), "__path__", [])
