@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.tasks.base import score_many
 
 
 def completion_texts(policy: Policy, ids: Tensor) -> list[str]:
@@ -21,7 +22,7 @@ def completion_texts(policy: Policy, ids: Tensor) -> list[str]:
 
 
 class Scorer:
-    """Scores completions of one split of a task; equal completions of one puzzle are scored once per batch.
+    """Scores completions of one split of a task; equal completions of one puzzle are scored once until ``forget``.
 
     Args:
         task: a ``dlmrl_kit.tasks.base.Task``.
@@ -33,16 +34,19 @@ class Scorer:
         self.task = task
         self.split = split
         self.policy = policy
+        self._found: dict[tuple[int, str], dict[str, float]] = {}
 
     def components(self, ids: Tensor, example: Tensor) -> list[dict[str, float]]:
         """Named reward components of completions int64 [N, L] for example indices int64 [N]."""
-        cache: dict[tuple[int, str], dict[str, float]] = {}
-        scores = []
-        for text, index in zip(completion_texts(self.policy, ids), example.tolist(), strict=True):
-            if (index, text) not in cache:
-                cache[index, text] = self.task.score(text, self.task.example(self.split, index))
-            scores.append(cache[index, text])
-        return scores
+        keys = list(zip(example.tolist(), completion_texts(self.policy, ids), strict=True))
+        new = [key for key in dict.fromkeys(keys) if key not in self._found]
+        examples = [self.task.example(self.split, index) for index, _ in new]
+        self._found.update(zip(new, score_many(self.task, [text for _, text in new], examples), strict=True))
+        return [self._found[key] for key in keys]
+
+    def forget(self) -> None:
+        """Drops the scores kept so far; called between updates."""
+        self._found.clear()
 
     def __call__(self, ids: Tensor, example: Tensor) -> Tensor:
         """Total rewards float32 [N]."""

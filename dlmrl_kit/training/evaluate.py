@@ -15,6 +15,7 @@ from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.prompts import prompt_batch, require_puzzles
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.scoring import Scorer, completion_texts
+from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.results import EvalResult
 from dlmrl_kit.training.services import plain
 
@@ -103,7 +104,7 @@ def _summary(
     samples: int,
     decoding: dict[str, Any],
 ) -> EvalResult:
-    means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+    means = component_means(scores)
     solved = [
         round(sum(score["solved"] for score in scores[first : first + samples]))
         for first in range(0, len(scores), samples)

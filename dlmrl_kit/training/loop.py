@@ -19,6 +19,7 @@ from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.scoring import Scorer
 from dlmrl_kit.seeding import derive_seed
+from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluate import evaluate
 from dlmrl_kit.training.optimiser import build_optimiser
@@ -184,6 +185,7 @@ class Run:
     def collect(self, update: int) -> TensorDictBase:
         """The rollout of one update: prompts, trajectories, rewards, selection, advantages."""
         trainer, task = self.trainer, self.algorithm.task
+        self.scorer.forget()
         indices = training_indices(task.size("train"), trainer.prompts_per_update, update, trainer.seed)
         prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
         chunk = trainer.rollout_batch_size or len(prompts)
@@ -193,7 +195,7 @@ class Run:
 
     def _rollout_metrics(self, trajectory: TensorDictBase) -> dict[str, float]:
         scores = self.scorer.components(trajectory["completion_ids"], trajectory["example"])
-        means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+        means = component_means(scores)
         valid = trajectory["step", "valid"]
         return {
             "reward": means.pop("reward"),
