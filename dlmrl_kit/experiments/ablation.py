@@ -55,7 +55,9 @@ def _check_folder(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"cannot use {folder}: {existing} is no folder that can be written to")
-    if existing is folder and not (folder / MANIFEST).is_file() and any(p.name != ".lock" for p in folder.iterdir()):
+    # Hidden files are the lock, and what an attempt left that was killed before it could write the manifest.
+    used = existing is folder and not all(path.name.startswith(".") for path in folder.iterdir())
+    if used and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not empty and holds no ablation; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -95,10 +97,10 @@ def _open(design: Design, folder: Path, parallel: int | None) -> int:
         set_by_user = os.environ.get("OMP_NUM_THREADS", "")
         at_once = parallel or min(count, cores(), MAX_JOBS)
         threads = int(set_by_user) if set_by_user.isdigit() else max(1, cores() // at_once)
+    write_atomic(path, json.dumps({"design": design.to_json(), "threads": threads}, indent=1, ensure_ascii=False))
     for variant in design.variants:
         # A recipe that was edited is put right; what runs is compared with the design once more.
         write_atomic(recipe_file(folder, variant), variant.recipe.text())
-    write_atomic(path, json.dumps({"design": design.to_json(), "threads": threads}, indent=1, ensure_ascii=False))
     return threads
 
 
