@@ -11,7 +11,9 @@ import torch
 from core import tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import tiny_recipe
+from tensordict import TensorDict
+from tiny_runs import tiny_recipe, tiny_run
+from torch import Tensor
 
 from dlmrl_kit import seeding
 from dlmrl_kit.component import Component
@@ -28,6 +30,7 @@ from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.evaluate import pass_at_k
+from dlmrl_kit.training.services import Services
 
 
 def test_seeds_are_stable_and_independent() -> None:
@@ -186,6 +189,28 @@ def test_the_pretraining_loss_is_the_weighted_cross_entropy_of_masked_tokens() -
         for position in hidden.nonzero().squeeze(-1).tolist():
             expected -= log_probs[position, completion[row, position]].item() / t
     assert found.item() == pytest.approx(expected / 30, rel=1e-5)
+
+
+def test_monte_carlo_restarts_from_finished_states_give_the_reward(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, uses=["advantage=MonteCarlo"])
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = Services.restart
+
+    def spy(self: Services, tensordict: TensorDict, step: Tensor, n: int) -> Tensor:
+        found = original(self, tensordict, step, n)
+        seen.append((step, found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Services, "restart", spy)
+        trajectory = run.collect(0)
+    used = trajectory["selected", "weight"] > 0
+    step, rewards = seen[0]
+    finished = used & (step >= trajectory["step", "valid"].sum(-1)[:, None])
+    assert bool(finished.any())
+    expected = trajectory["reward"][:, None, None].expand_as(rewards)
+    assert torch.equal(rewards[finished], expected[finished])
+    assert bool(((rewards >= 0) & (rewards <= 1)).all())
 
 
 TINY_PRETRAINING = [
