@@ -21,7 +21,7 @@ from dlmrl_kit.prompts import encode, puzzles, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluate import evaluate
-from dlmrl_kit.training.loop import find_device
+from dlmrl_kit.training.loop import find_device, to_full_precision
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.results import EvalResult, Observer, PretrainResult
 
@@ -136,6 +136,7 @@ class PretrainRun:
         torch.manual_seed(seeding.derive_seed(self.settings.seed, "init"))
         self.policy: Policy = built.policy.load()
         self.policy.to(find_device(self.settings.device))
+        to_full_precision(self.policy)
         self.parameters = [p for _, p in self.policy.trainable()]
         self.optimiser, self.scheduler = build_optimiser(
             self.parameters,

@@ -385,6 +385,14 @@ def test_damaged_checkpoints_are_named_and_the_one_before_goes_on(
         assert outcome(folder) == outcome(whole)
 
 
+def test_a_run_that_lost_its_first_evaluation_does_not_make_one_up(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "evaluations.json").unlink()
+    with pytest.raises(CheckpointError, match=r"evaluations\.json is missing or lost the evaluation before training"):
+        resume(folder)
+
+
 def test_learning_rates_follow_the_schedule_through_a_resume(tmp_path: Path) -> None:
     stopped(tmp_path / "run", 3, SETS)
     resume(tmp_path / "run")

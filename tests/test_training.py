@@ -294,6 +294,27 @@ def test_token_ratios_start_at_one(tmp_path: Path) -> None:
     assert (metrics["ratio"], metrics["ratio_max"]) == (pytest.approx(1, abs=1e-5), pytest.approx(1, abs=1e-5))
 
 
+@pytest.mark.parametrize("sampler", ["LowConfidence", "PlackettLuceOrder", "ConfidenceThreshold"])
+def test_prompts_of_different_lengths_change_nothing(sampler: str, tmp_path: Path) -> None:
+    """Rollout and update see a puzzle with other ones beside it; its numbers are the same, up to rounding."""
+    uses = ["task=Countdown", "policy=CharacterLlama", f"sampler={sampler}", "likelihood=StepLogProb"]
+    sets = ["Sampler.completion_length = 6", "CharacterLlama.hidden_size = 16", "CharacterLlama.num_layers = 1"]
+    sets += ["Countdown.num_train = 4", "Countdown.max_numbers = 5", "Countdown.num_heldout = 4"]
+    run = new_run(tmp_path, uses=uses, sets=[*sets, "Trainer.prompts_per_update = 4", "Trainer.group_size = 1"])
+    trajectory = rollout(run)
+    lengths = trajectory["prompt_mask"].sum(-1)
+    assert lengths.min() < lengths.max()
+    run.updater.prepare(trajectory)
+    assert run.updater.check_old(trajectory) < 1e-5
+    for row in range(4):
+        alone = trajectory[row : row + 1].clone()
+        width = int(lengths[row])
+        alone = alone.exclude("prompt_ids", "prompt_mask")
+        alone["prompt_ids"] = trajectory["prompt_ids"][row : row + 1, -width:]
+        alone["prompt_mask"] = trajectory["prompt_mask"][row : row + 1, -width:]
+        assert run.updater.check_old(alone) < 1e-5
+
+
 class AnotherTemperature(StepTokenLogProb):
     """Scores at temperature 1.1 what was recorded at temperature 1."""
 
@@ -602,6 +623,22 @@ def test_mixed_precision_keeps_weights_and_moments_in_float32(uses: list[str], t
     assert not torch.equal(weights(run.policy), before)
     moments = [value for entry in run.updater.optimiser.state.values() for value in entry.values()]
     assert {value.dtype for value in [*moments, *run.policy.parameters()]} == {torch.float32}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(rank: int, tmp_path: Path) -> None:
+    half = Policy.from_pretrained(model_path())
+    half.model.to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    sets = [f"Pretrained.path = '{tmp_path / 'half'}'", f"Pretrained.lora_rank = {rank}", "Trainer.minibatches = 1"]
+    run = new_run(tmp_path, sets=sets)
+    assert {p.dtype for _, p in run.policy.trainable()} == {torch.float32}
+    trajectory = run.updater.prepare(rollout(run))
+    assert run.updater.check_old(trajectory) < (0.1 if rank else 1e-5)
+    before = weights(run.policy)
+    metrics = run.updater.update(trajectory, 0)
+    assert metrics["kl"] == pytest.approx(0, abs=1e-3 if rank else 1e-8)
+    assert (weights(run.policy) - before).abs().max() == pytest.approx(0.01, rel=0.01)  # Adam's first step
 
 
 def test_rollouts_in_pieces_are_rollouts(tmp_path: Path) -> None:

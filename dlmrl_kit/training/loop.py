@@ -98,6 +98,7 @@ class Run:
         torch.manual_seed(derive_seed(self.trainer.seed, "init"))
         self.policy: Policy = algorithm.policy.load()
         self.policy.to(find_device(self.trainer.device))
+        to_full_precision(self.policy)
         if algorithm.plan.needs_reference:
             self.policy.freeze_reference()
         optimiser, scheduler = build_optimiser(
@@ -145,6 +146,8 @@ class Run:
         if stored.is_file():
             entries = {int(k): EvalResult.from_json(v) for k, v in json.loads(stored.read_text()).items()}
             self.evaluations = {update: result for update, result in entries.items() if update <= first}
+        if first and 0 not in self.evaluations:
+            raise CheckpointError(f"{stored} is missing or lost the evaluation before training; start a new run")
         return first
 
     def _info(self) -> dict[str, Any]:
@@ -252,6 +255,13 @@ class Run:
         write_atomic(stored, json.dumps(summary, indent=1))  # last: a run that has it is complete
         self.observer.on_end(result)
         return result
+
+
+def to_full_precision(policy: Policy) -> None:
+    """Makes trained weights float32 where the checkpoint is in half precision: updates would be rounded away in it."""
+    for _, p in policy.trainable():
+        if p.dtype in (torch.bfloat16, torch.float16):
+            p.data = p.data.float()
 
 
 def find_device(name: str) -> torch.device:

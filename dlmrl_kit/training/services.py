@@ -56,6 +56,8 @@ class Services:
         slots = tensordict["selected", "weight"] > 0
         ids = state_at(tensordict["completion_ids"], tensordict["commit_step"], step, self.policy.mask_id)
         rows = slots.nonzero(as_tuple=True)[0].repeat_interleave(n)
+        if len(rows) == 0:  # nothing to split into pieces
+            return torch.zeros((*slots.shape, n), device=ids.device)
         ids = ids[slots].repeat_interleave(n, dim=0)
         source = tensordict.select("prompt_ids", "prompt_mask", "example")[rows]
         sampler = plain(self.sampler)
