@@ -202,6 +202,15 @@ def test_keys_that_nobody_writes_are_named() -> None:
     refused("Reader reads 'typo'", sampler=reading("typo", writes=["completion_ids"]))
 
 
+def test_a_sampler_that_does_not_record_what_the_likelihood_claims_is_refused() -> None:
+    class Claims(StepTokenLogProb):
+        @property
+        def recorded(self) -> dict[Key, Key]:
+            return {("selected", "log_prob"): ("step", "unheard_of")}
+
+    refused("Claims reads ('step', 'unheard_of'), which no component before it writes", likelihood=Claims())
+
+
 def test_two_that_wait_for_each_other_are_refused() -> None:
     refused(
         "Reader reads ('selected', 'advantage'), which no component before it writes",

@@ -239,6 +239,27 @@ class Losses(Observer):
         self.losses.append((update, metrics["loss"]))
 
 
+def test_every_step_has_puzzles_and_masks_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes over the 40 puzzles, each mask drawn for its step alone."""
+    run = PretrainRun(tiny("MaskedDiffusion.batch_size = 40").build(), tmp_path, "tiny", Observer())
+    data = run.start()
+    prompts: list[list[list[int]]] = []
+    draws: list[float] = []
+
+    def objective(policy: Any, prompt: torch.Tensor, mask: Any, completion: Any, generator: Any) -> torch.Tensor:
+        prompts.append(prompt.tolist())
+        draws.append(torch.rand(1, generator=generator).item())
+        return sum(p.sum() for p in policy.parameters()) * 0
+
+    monkeypatch.setattr(run.settings, "objective", objective)
+    for step in (0, 1, 2, 1):
+        run._step(data, step)
+    assert [sorted(rows) for rows in prompts] == [sorted(data.prompt_ids.tolist())] * 4
+    assert prompts[1] == prompts[3] != prompts[0]
+    assert draws[1] == draws[3]
+    assert len(set(draws)) == 3
+
+
 def test_thirty_steps_lower_the_loss(tmp_path: Path) -> None:
     run = PretrainRun(
         tiny("MaskedDiffusion.steps = 30", "MaskedDiffusion.learning_rate = 0.02").build(), tmp_path, "tiny", Observer()

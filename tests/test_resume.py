@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensordict import TensorDictBase
 from training_helpers import (
     killed,
     leftovers,
@@ -189,6 +190,25 @@ def test_every_kind_of_run_resumes(mode: str, tmp_path: Path) -> None:
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+def test_components_that_draw_from_the_global_generator_resume_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Run.collect
+
+    def collect(self: Run, update: int) -> TensorDictBase:
+        trajectory = original(self, update)
+        weight = trajectory["selected", "weight"]
+        return trajectory.set(("selected", "advantage"), torch.rand(weight.shape) - 0.5)
+
+    monkeypatch.setattr(Run, "collect", collect)
+    sets = ["Trainer.updates = 3", "Trainer.eval_every = 0"]
+    train(recipe(sets=sets), tmp_path / "whole")
+    stopped(tmp_path / "run", 2, sets)
+    torch.manual_seed(123)
+    resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_run_without_a_checkpoint_starts_again(at: int, gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -296,6 +316,7 @@ def test_a_run_killed_while_it_wrote_its_results_finishes(whole: Path, tmp_path:
     shutil.rmtree(folder / "model")
     (folder / "result.json").unlink()
     (folder / "curve.png").unlink()
+    (folder / "checkpoints" / "update-000002").mkdir()  # half removed
     assert resume(folder).seconds < 60
     assert outcome(folder) == outcome(whole)
     assert (folder / "curve.png").stat().st_size > 1000
@@ -341,10 +362,10 @@ def test_a_checkpoint_holds_everything_exactly(tmp_path: Path) -> None:
 
 def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    for done in (2, 9, 10, 1000000):
+    for done in (2, 9, 999999, 1000000):
         save_checkpoint(tmp_path, done, run.policy, run.updater.optimiser, run.updater.scheduler, {})
-    assert [done for done, _ in checkpoints(tmp_path)] == [10, 1000000]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["update-000010", "update-1000000"]
+    assert [done for done, _ in checkpoints(tmp_path)] == [999999, 1000000]  # by number, not by name
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["update-1000000", "update-999999"]
 
 
 def test_checkpoints_of_another_policy_are_refused(whole: Path, tmp_path: Path) -> None:

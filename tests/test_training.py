@@ -488,6 +488,24 @@ def test_the_reference_stays_where_training_started(tmp_path: Path) -> None:
     assert (trajectory["selected", "ref_log_prob"] - trajectory["selected", "old_log_prob"]).abs().max() > 1e-2
 
 
+def test_the_exact_kl_is_to_where_training_started(tmp_path: Path) -> None:
+    run = new_run(tmp_path, uses=["regulariser=KLExact"], sets=["Trainer.micro_batch_size = 4"])
+    base, sampler = Policy.from_pretrained(model_path()), run.algorithm.sampler
+    trajectory = run.updater.prepare(rollout(run))
+    perturb(run.policy)
+    totals = Totals()
+    run.updater._backward(trajectory, totals)
+    scored = [trajectory.copy(), trajectory.copy()]
+    with torch.no_grad():
+        for found, policy in zip(scored, (run.policy, base), strict=True):
+            run.algorithm.likelihood(found, policy=policy, sampler=sampler)
+    log_p, log_q = (found["selected", "distribution"].double() for found in scored)
+    used = trajectory["selected", "token_mask"][..., None] & (log_p > -torch.inf)
+    kl = torch.where(used, log_p.exp() * (log_p - log_q), 0.0).sum() / 6
+    assert kl > 0.1
+    assert totals.means()["kl"] == pytest.approx(kl.item(), rel=1e-4)
+
+
 def test_an_adapter_needs_no_second_copy_of_the_reference(tmp_path: Path) -> None:
     run = new_run(tmp_path, sets=["Pretrained.lora_rank = 2", "Trainer.minibatches = 1"])
     assert run.updater.plan.needs_reference
@@ -572,6 +590,23 @@ def test_a_bad_gradient_of_a_good_loss_is_skipped(tmp_path: Path) -> None:
     assert "loss" not in metrics
     assert torch.equal(weights(run.policy), before)
     assert updater.optimiser.state_dict()["state"] == {}
+
+
+def test_only_bad_minibatches_in_a_row_are_too_many(tmp_path: Path) -> None:
+    run = new_run(tmp_path, sets=["Trainer.minibatches = 1", "Trainer.max_skipped = 2"])
+    good = run.updater.prepare(rollout(run))
+    bad = good.clone()
+    bad[ADVANTAGE].fill_(torch.inf)
+    seen = []
+    for trajectory in (bad, good, bad, good, good, bad):
+        metrics = run.updater.update(trajectory, 0)
+        seen.append((metrics["skipped"], run.updater.skipped_in_a_row))
+    assert seen == [(1, 1), (1, 0), (2, 1), (2, 0), (2, 0), (3, 1)]
+    before = weights(run.policy)
+    with pytest.raises(TrainingError, match="2 optimiser steps in a row had a non-finite loss"):
+        run.updater.update(bad, 0)
+    assert torch.equal(weights(run.policy), before)
+    assert bool(before.isfinite().all())
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
