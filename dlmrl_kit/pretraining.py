@@ -20,7 +20,7 @@ from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.prompts import encode, puzzles, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
-from dlmrl_kit.training.evaluate import evaluate
+from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.loop import find_device, to_full_precision
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.results import EvalResult, Observer, PretrainResult

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from dlmrl_kit.recipe import load_recipe
 from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.training.evaluate import pass_at_k
+from dlmrl_kit.training.evaluation import pass_at_k
 from dlmrl_kit.training.services import Services
 
 
@@ -267,3 +269,10 @@ def test_pretraining_refuses_what_does_not_fit(tmp_path: Path) -> None:
     data = encode_demonstrations(task, MixedSudokuSolvers(), policy, 18)
     assert data.completion_ids.shape == (4, 2, 18)
     assert (data.completion_ids[..., 16:] == policy.eos_id).all()
+
+
+def test_the_public_names_of_training_are_functions() -> None:
+    from dlmrl_kit import training
+
+    importlib.import_module("dlmrl_kit.training.loop")
+    assert all(inspect.isfunction(getattr(training, name)) for name in training.__all__)

@@ -31,7 +31,7 @@ from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.tasks.base import Example, Task
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import evaluate_path, train
-from dlmrl_kit.training.evaluate import evaluate, pass_at_k
+from dlmrl_kit.training.evaluation import evaluate, pass_at_k
 from dlmrl_kit.training.results import EvalResult
 from dlmrl_kit.training.services import Services, plain
 from dlmrl_kit.trajectory import state_at

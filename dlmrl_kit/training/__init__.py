@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "train": "dlmrl_kit.training.loop",
     "resume": "dlmrl_kit.training.loop",
-    "evaluate": "dlmrl_kit.training.evaluate",
-    "evaluate_path": "dlmrl_kit.training.evaluate",
+    "evaluate": "dlmrl_kit.training.evaluation",
+    "evaluate_path": "dlmrl_kit.training.evaluation",
 }
 
 __all__ = ["evaluate", "evaluate_path", "resume", "train"]
 
 if TYPE_CHECKING:
-    from dlmrl_kit.training.evaluate import evaluate, evaluate_path
+    from dlmrl_kit.training.evaluation import evaluate, evaluate_path
     from dlmrl_kit.training.loop import resume, train
 
 

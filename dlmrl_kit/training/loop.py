@@ -21,7 +21,7 @@ from dlmrl_kit.scoring import Scorer
 from dlmrl_kit.seeding import derive_seed
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
-from dlmrl_kit.training.evaluate import evaluate
+from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.plot import plot_curve
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
