@@ -21,9 +21,8 @@ from dlmrl_kit.prompts import encode, puzzles, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
-from dlmrl_kit.training.loop import find_device, to_full_precision
-from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.results import EvalResult, Observer, PretrainResult
+from dlmrl_kit.training.start import start_policy
 
 RECENT = 50
 """Steps that a reported loss is the mean of."""
@@ -34,7 +33,7 @@ class Pretraining:
     """What ``dlmrl pretrain`` runs; the root of a pre-training recipe.
 
     Args:
-        task: puzzles; its ``pretrain`` split is used, and nothing else.
+        task: puzzles; the ``pretrain`` split is learned, the ``heldout`` split evaluated.
         demonstrator: whose completions are learned.
         policy: the denoiser at its start.
         pretrainer: loss and loop settings.
@@ -133,20 +132,8 @@ class PretrainRun:
         self.done = 0
         self.losses: list[float] = []  # the last RECENT ones
         require_puzzles(built.task, "pretrain", "heldout")
-        torch.manual_seed(seeding.derive_seed(self.settings.seed, "init"))
-        self.policy: Policy = built.policy.load()
-        self.policy.to(find_device(self.settings.device))
-        to_full_precision(self.policy)
+        self.policy, self.optimiser, self.scheduler = start_policy(built.policy, self.settings, self.settings.steps)
         self.parameters = [p for _, p in self.policy.trainable()]
-        self.optimiser, self.scheduler = build_optimiser(
-            self.parameters,
-            learning_rate=self.settings.learning_rate,
-            betas=self.settings.betas,
-            weight_decay=self.settings.weight_decay,
-            schedule=self.settings.schedule,
-            warmup_steps=self.settings.warmup_steps,
-            total_steps=self.settings.steps,
-        )
 
     def start(self) -> Demonstrations:
         """Restores the newest checkpoint, if there is one, and encodes the demonstrations."""

@@ -25,8 +25,9 @@ from dlmrl_kit.recipe import load_recipe
 from dlmrl_kit.registry import components
 from dlmrl_kit.training import resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
-from dlmrl_kit.training.loop import Run, find_device
+from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.optimiser import build_optimiser
+from dlmrl_kit.training.start import find_device
 from dlmrl_kit.training.trainer import SCHEDULES
 from dlmrl_kit.training.update import Totals, Updater
 from dlmrl_kit.trajectory import gather_steps

@@ -18,8 +18,26 @@ RESUMABLE = frozenset({"wandb"})
 """Backends that TorchRL can continue; the others start a new series when a run is resumed."""
 
 
+class Forwarding(Logger):
+    """Base class of loggers that hand metrics to one of TorchRL's, which ``open`` puts into ``_logger``."""
+
+    _logger: Any = None
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Hands on the metrics."""
+        if self._logger is None:
+            raise self._not_open()
+        self._logger.log_metrics(dict(metrics), step=update)
+
+    def close(self) -> None:
+        """Flushes and closes TorchRL's logger."""
+        if self._logger is not None:
+            self._logger.close()
+            self._logger = None
+
+
 @register("logger")
-class TorchRLLogger(Logger):
+class TorchRLLogger(Forwarding):
     """Sends metrics to an experiment tracker through ``torchrl.record.loggers.get_logger``.
 
     Files go to ``<run>/<backend>/``. A resumed run continues its wandb run; the other backends get a second series. The
@@ -43,7 +61,6 @@ class TorchRLLogger(Logger):
         self.backend = backend
         self.name = name
         self.options = dict(options or {})
-        self._logger: Any = None
 
     def open(self, folder: Path, first_update: int) -> None:
         """Starts the backend, or continues its run where it can.
@@ -61,18 +78,6 @@ class TorchRLLogger(Logger):
         self._logger = torchrl_logger(self.backend, str(directory), self.name or folder.resolve().name, **options)
         if self.backend in RESUMABLE:
             write_atomic(state_file, json.dumps(self._logger.state_dict()))
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Sends the metrics."""
-        if self._logger is None:
-            raise self._not_open()
-        self._logger.log_metrics(dict(metrics), step=update)
-
-    def close(self) -> None:
-        """Flushes and closes the backend."""
-        if self._logger is not None:
-            self._logger.close()
-            self._logger = None
 
 
 def torchrl_logger(backend: str, directory: str, name: str, **options: Any) -> Any:

@@ -164,3 +164,21 @@ class Policy(nn.Module):
         with quiet():
             model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
+
+
+def completion_logits(
+    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, positions: Tensor
+) -> Tensor:
+    """Raw logits [N, V] at the completion positions marked in bool [B, L], each completion behind its prompt.
+
+    Args:
+        policy: the denoiser.
+        prompt_ids, prompt_mask: int64 and bool [B, P], left-padded.
+        completion_ids: int64 [B, L], masked where open; all of it is attended to.
+        positions: bool [B, L], N of them.
+    """
+    return policy(
+        torch.cat([prompt_ids, completion_ids], dim=1),
+        torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
+        torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
+    )

@@ -10,15 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.base import Policy, completion_logits
 from dlmrl_kit.registry import register
-from dlmrl_kit.training.trainer import check_schedule
+from dlmrl_kit.training.trainer import check_optimiser
 from dlmrl_kit.validate import check
 
 
 @register("pretrainer", paper="arXiv 2502.09992, eq. 3")
 class MaskedDiffusion:
-    """Settings of the pre-training loop. AdamW, warm-up, then a linear decay over the last part of the steps.
+    """Settings of the pre-training loop: AdamW with a linear warm-up, then the schedule (by default a linear decay).
 
     Args:
         steps: optimiser steps.
@@ -62,12 +62,7 @@ class MaskedDiffusion:
         }
         for name, value in positive.items():
             check(value >= 1, self, name, value, "at least 1")
-        check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")
-        check_schedule(self, schedule, warmup_steps)
-        check(0 <= beta1 < 1, self, "beta1", beta1, "in [0, 1)")
-        check(0 <= beta2 < 1, self, "beta2", beta2, "in [0, 1)")
-        check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")
-        check(max_grad_norm > 0, self, "max_grad_norm", max_grad_norm, "positive")
+        check_optimiser(self, learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm)
         check(0 < min_mask < 1, self, "min_mask", min_mask, "in (0, 1)")
         self.steps = steps
         self.batch_size = batch_size
@@ -99,10 +94,7 @@ class MaskedDiffusion:
         level = ((shift + offsets) % 1).clamp(min=self.min_mask)[:, None]
         noise = torch.rand(rows, length, generator=generator, device=completion_ids.device)
         masked = noise < level
-        logits = policy(
-            torch.cat([prompt_ids, completion_ids.masked_fill(masked, policy.mask_id)], dim=1),
-            torch.cat([prompt_mask, torch.ones_like(masked)], dim=1),
-            torch.cat([torch.zeros_like(prompt_mask), masked], dim=1),
-        )
+        state = completion_ids.masked_fill(masked, policy.mask_id)
+        logits = completion_logits(policy, prompt_ids, prompt_mask, state, masked)
         losses = torch.nn.functional.cross_entropy(logits.float(), completion_ids[masked], reduction="none")
         return (losses / level.expand_as(masked)[masked]).sum() / (rows * length)

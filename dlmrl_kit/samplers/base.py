@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dlmrl_kit.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, confidence, forbid, sample
 from dlmrl_kit.component import Component
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.base import Policy, completion_logits
 from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
 from dlmrl_kit.validate import check
 
@@ -280,12 +280,7 @@ class Sampler(Component):
 
 def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor) -> Tensor:
     """Logits [N, V] at the completion positions marked in bool [B, L], forbidden tokens at -inf."""
-    prompt_ids, prompt_mask = prompt["prompt_ids"], prompt["prompt_mask"]
-    logits = policy(
-        torch.cat([prompt_ids, ids], dim=1),
-        torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
-        torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
-    )
+    logits = completion_logits(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions)
     return forbid(logits, policy.forbidden_ids)
 
 

@@ -14,7 +14,6 @@ from dlmrl_kit import __version__
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.files import atomic_folder, write_atomic
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.scoring import Scorer
@@ -22,10 +21,10 @@ from dlmrl_kit.seeding import derive_seed
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
-from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.plot import plot_curve
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
 from dlmrl_kit.training.services import Services, roll_out
+from dlmrl_kit.training.start import start_policy
 from dlmrl_kit.training.update import Updater
 
 
@@ -95,21 +94,9 @@ class Run:
         self.name = name
         self.observer = observer
         require_puzzles(algorithm.task, "train", "heldout")
-        torch.manual_seed(derive_seed(self.trainer.seed, "init"))
-        self.policy: Policy = algorithm.policy.load()
-        self.policy.to(find_device(self.trainer.device))
-        to_full_precision(self.policy)
+        self.policy, optimiser, scheduler = start_policy(algorithm.policy, self.trainer, self.trainer.optimiser_steps)
         if algorithm.plan.needs_reference:
             self.policy.freeze_reference()
-        optimiser, scheduler = build_optimiser(
-            [p for _, p in self.policy.trainable()],
-            learning_rate=self.trainer.learning_rate,
-            betas=self.trainer.betas,
-            weight_decay=self.trainer.weight_decay,
-            schedule=self.trainer.schedule,
-            warmup_steps=self.trainer.warmup_steps,
-            total_steps=self.trainer.optimiser_steps,
-        )
         self.updater = Updater(algorithm, self.policy, optimiser, scheduler)
         self.scorer = Scorer(algorithm.task, "train", self.policy)
         self.evaluations: dict[int, EvalResult] = {}
@@ -255,24 +242,3 @@ class Run:
         write_atomic(stored, json.dumps(summary, indent=1))  # last: a run that has it is complete
         self.observer.on_end(result)
         return result
-
-
-def to_full_precision(policy: Policy) -> None:
-    """Makes trained weights float32 where the checkpoint is in half precision: updates would be rounded away in it."""
-    for _, p in policy.trainable():
-        if p.dtype in (torch.bfloat16, torch.float16):
-            p.data = p.data.float()
-
-
-def find_device(name: str) -> torch.device:
-    """The torch device of a ``device`` setting; ``auto`` is a GPU if there is one.
-
-    Raises:
-        RecipeError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(f"device = {name!r} cannot be used here: {' '.join(str(error).split())}") from error

@@ -95,12 +95,7 @@ class Trainer:
         )
         samples = prompts_per_update * group_size
         check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
-        check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")
-        check_schedule(self, schedule, warmup_steps)
-        check(0 <= beta1 < 1, self, "beta1", beta1, "in [0, 1)")
-        check(0 <= beta2 < 1, self, "beta2", beta2, "in [0, 1)")
-        check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")
-        check(max_grad_norm > 0, self, "max_grad_norm", max_grad_norm, "positive")
+        check_optimiser(self, learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm)
         check(precision in ("float32", "bfloat16"), self, "precision", precision, "'float32' or 'bfloat16'")
         check(eval_every >= 0, self, "eval_every", eval_every, "at least 0")
         self.updates = updates
@@ -130,8 +125,21 @@ class Trainer:
         return self.updates * self.inner_iterations * self.minibatches
 
 
-def check_schedule(component: object, schedule: str, warmup_steps: int) -> None:
-    """Raises ``ValueError`` unless the kit can run this schedule with this warm-up."""
+def check_optimiser(
+    component: object,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    betas: tuple[float, float],
+    weight_decay: float,
+    max_grad_norm: float,
+) -> None:
+    """Raises ``ValueError`` unless AdamW, this schedule and gradient clipping can run with these settings."""
+    check(learning_rate > 0, component, "learning_rate", learning_rate, "positive")
+    for name, beta in zip(("beta1", "beta2"), betas, strict=True):
+        check(0 <= beta < 1, component, name, beta, "in [0, 1)")
+    check(weight_decay >= 0, component, "weight_decay", weight_decay, "at least 0")
+    check(max_grad_norm > 0, component, "max_grad_norm", max_grad_norm, "positive")
     check(schedule in SCHEDULES, component, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
     check(warmup_steps >= 0, component, "warmup_steps", warmup_steps, "at least 0")
     allowed = warmup_steps == 0 or schedule != "constant"
