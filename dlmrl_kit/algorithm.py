@@ -16,9 +16,11 @@ SLOTS: tuple[str, ...] = (
     "task",
     "policy",
     "sampler",
+    "filter",
     "selector",
     "advantage",
     "likelihood",
+    "value",
     "loss",
     "regulariser",
     "trainer",
@@ -26,7 +28,7 @@ SLOTS: tuple[str, ...] = (
 )
 """Slots in recipe order; each takes a component of the kind of the same name."""
 
-LIST_SLOTS = frozenset({"regulariser", "logger"})
+LIST_SLOTS = frozenset({"filter", "value", "regulariser", "logger"})
 """Slots that hold any number of components: none, one, or a list."""
 
 
@@ -38,7 +40,7 @@ class Algorithm:
         task: prompts and reward.
         policy: the denoiser's starting point.
         sampler, selector, advantage, likelihood, loss: one component each.
-        regulariser: None, one component or a list.
+        filter, value, regulariser: None, one component or a list.
         trainer: the training loop's settings.
         logger: None, one component or a list.
 
@@ -58,6 +60,8 @@ class Algorithm:
         regulariser: Any = None,
         trainer: Any = gin.REQUIRED,
         logger: Any = None,
+        filter: Any = None,
+        value: Any = None,
     ) -> None:
         self.task = task
         self.policy = policy
@@ -66,10 +70,18 @@ class Algorithm:
         self.advantage = advantage
         self.likelihood = likelihood
         self.loss = loss
+        self.filters = _as_list(filter)
+        self.values = _as_list(value)
         self.regularisers = _as_list(regulariser)
         self.trainer = trainer
         self.loggers = _as_list(logger)
         self.plan = dataflow.plan(self)
+
+    @property
+    def components(self) -> list[Any]:
+        """Every component that runs on trajectories."""
+        rollout = [self.sampler, *self.filters, self.selector, self.advantage]
+        return [*rollout, self.likelihood, *self.values, self.loss, *self.regularisers]
 
 
 def _as_list(value: Any) -> list[Any]:

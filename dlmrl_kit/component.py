@@ -10,7 +10,7 @@ reward function - is a *service*, listed in ``requires`` and passed by keyword:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from tensordict.nn import TensorDictModuleBase
 
@@ -55,6 +55,15 @@ class Component(TensorDictModuleBase):
         if unknown:
             raise ValueError(f"{type(self).__name__} cannot write {unknown}; on demand it writes {self.optional_keys}")
         self._asked = keys
+
+    def attach(self, policy: Any) -> None:
+        """Called once, when the policy is loaded: a component that trains modules of its own creates them here.
+
+        Its parameters are then trained beside the policy's, with the same optimiser, and kept in checkpoints.
+
+        Args:
+            policy: ``dlmrl_kit.policies.base.Policy``, on its device.
+        """
 
     def written_keys(self) -> tuple[Key, ...]:
         """``out_keys`` and the optional keys that were asked for."""

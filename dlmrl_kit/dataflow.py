@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.rewards import FinalReward, SelectedReward
+from dlmrl_kit.values.base import OLD_VALUE, OldValue
 
 if TYPE_CHECKING:
     from dlmrl_kit.algorithm import Algorithm
     from dlmrl_kit.component import Key
 
-PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example")
+PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example", "seed")
 """Keys of a batch of prompts, before the sampler runs."""
+
+ITERATION: Key = "iteration"
+"""Written by the update, for estimators that draw new masks in each pass over a rollout."""
 
 LIVE_KEYS: frozenset[Key] = frozenset({("selected", "distribution")})
 """Likelihood keys too large to keep: computed inside a micro-batch, never stored; they have no ``old_`` twin."""
@@ -67,15 +71,18 @@ def plan(algorithm: Algorithm) -> Plan:
     recorded = {source for source in old.values() if source is not None}
 
     rollout = _rollout_components(algorithm)
-    _ask_rollout(rollout, wanted | recorded | set(likelihood.in_keys))
+    estimators = [likelihood, *algorithm.values]
+    _ask_rollout(rollout, wanted | recorded | {key for part in estimators for key in part.in_keys})
     ordered, available = _order(rollout)
-    _require(likelihood, likelihood.in_keys, available, ordered)
+    available.add(ITERATION)
     for source in sorted(recorded, key=str):
         _require(likelihood, [source], available, ordered)
-    _add(likelihood, available)
+    for part in estimators:
+        _require(part, part.in_keys, available, ordered)
+        _add(part, available)
     available |= set(old) | {twin_key(k, "ref_") for k in reference}
     for term in terms:
-        _require(term, term.in_keys, available, [*ordered, likelihood])
+        _require(term, term.in_keys, available, [*ordered, *estimators])
     return Plan(
         rollout=tuple(ordered),
         old=old,
@@ -85,10 +92,12 @@ def plan(algorithm: Algorithm) -> Plan:
 
 
 def _rollout_components(algorithm: Algorithm) -> list[Any]:
-    parts: list[Any] = [algorithm.sampler, FinalReward(), algorithm.selector, algorithm.advantage]
+    parts: list[Any] = [algorithm.sampler, FinalReward(), *algorithm.filters, algorithm.selector, algorithm.advantage]
     reads = {key for part in parts for key in part.in_keys}
     if ("selected", "reward") in reads:
-        parts.insert(3, SelectedReward())
+        parts.insert(-1, SelectedReward())
+    if OLD_VALUE in reads:
+        parts[-1:-1] = [OldValue(value) for value in algorithm.values]
     return parts
 
 

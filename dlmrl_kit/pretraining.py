@@ -22,7 +22,7 @@ from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.results import EvalResult, Observer, PretrainResult
-from dlmrl_kit.training.start import start_policy
+from dlmrl_kit.training.start import start_policy, trained
 
 RECENT = 50
 """Steps that a reported loss is the mean of."""
@@ -140,7 +140,7 @@ class PretrainRun:
         prune(self.folder)
         found = checkpoints(self.folder)
         if found:
-            self.done, counters = load_checkpoint(found[-1][1], self.policy, self.optimiser, self.scheduler)
+            self.done, counters = load_checkpoint(found[-1][1], trained(self.policy), self.optimiser, self.scheduler)
             self.losses = counters["losses"]
         parameters = sum(p.numel() for p in self.parameters)
         self.observer.on_start(
@@ -187,7 +187,7 @@ class PretrainRun:
             self.observer.on_update(done - 1, metrics)
         if done % settings.checkpoint_every == 0 or last:
             counters = {"losses": self.losses}
-            save_checkpoint(self.folder, done, self.policy, self.optimiser, self.scheduler, counters)
+            save_checkpoint(self.folder, done, trained(self.policy), self.optimiser, self.scheduler, counters)
 
     def _loss(self) -> float:
         return sum(self.losses) / len(self.losses)

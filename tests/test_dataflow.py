@@ -102,7 +102,7 @@ def test_the_sampler_writes_on_demand_what_is_read_and_no_more(
 def test_a_rollout_holds_the_keys_of_the_plan_and_no_others(tmp_path: Any) -> None:
     for uses, expected in ((["advantage=GroupMean"], set()), ([], {("step", "greedy_ids"), STEP_REWARD})):
         run = new_run(tmp_path, uses=uses)
-        trajectory = run.collect(0)
+        trajectory = run.collect(0).kept
         found = set(trajectory.keys(include_nested=True, leaves_only=True))
         written = {key for part in run.algorithm.plan.rollout for key in part.written_keys()}
         assert found == written | {"prompt_ids", "prompt_mask", "group", "example"}

@@ -32,7 +32,7 @@ def with_all_keys(likelihood: Likelihood) -> Likelihood:
 def estimate(likelihood: Likelihood, data: TensorDict, sampler: Sampler, policy: Policy = POLICY) -> TensorDict:
     """Every key of the estimator, on a copy."""
     data = data.clone()
-    likelihood.prepare(data, sampler=sampler)
+    likelihood.prepare(data, sampler=sampler, policy=POLICY)
     return likelihood(data, policy=policy, sampler=sampler)  # type: ignore[return-value]
 
 

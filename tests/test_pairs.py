@@ -58,7 +58,7 @@ def train_two_updates(algorithm: Algorithm, folder: Path) -> None:
     run = Run(algorithm, folder, "pair", Observer())
     before = [p.detach().clone() for _, p in run.policy.trainable()]
     for update in range(2):
-        trajectory = run.updater.prepare(run.collect(update))
+        trajectory = run.updater.prepare(run.collect(update).kept)
         run.updater.check_old(trajectory)
         metrics = run.updater.update(trajectory, update)
         assert math.isfinite(metrics["loss"])

@@ -38,6 +38,7 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.recipe import load_recipe
 from dlmrl_kit.training import loop, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from dlmrl_kit.training.start import trained
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
 
@@ -340,8 +341,8 @@ def test_a_checkpoint_holds_everything_exactly(tmp_path: Path) -> None:
     run, other = new_run(tmp_path, sets=sets), new_run(tmp_path, sets=sets)
     run.updater.update(run.updater.prepare(rollout(run)), 0)
     parts = (run.updater.optimiser, run.updater.scheduler)
-    folder = save_checkpoint(tmp_path, 7, run.policy, *parts, {"skipped": 2, "skipped_in_a_row": 1})
-    found = load_checkpoint(folder, other.policy, other.updater.optimiser, other.updater.scheduler)
+    folder = save_checkpoint(tmp_path, 7, trained(run.policy), *parts, {"skipped": 2, "skipped_in_a_row": 1})
+    found = load_checkpoint(folder, trained(other.policy), other.updater.optimiser, other.updater.scheduler)
     assert found == (7, {"skipped": 2, "skipped_in_a_row": 1})
     for (name, a), (_, b) in zip(run.policy.trainable(), other.policy.trainable(), strict=True):
         assert torch.equal(a, b), name
@@ -363,7 +364,7 @@ def test_a_checkpoint_holds_everything_exactly(tmp_path: Path) -> None:
 def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     for done in (2, 9, 999999, 1000000):
-        save_checkpoint(tmp_path, done, run.policy, run.updater.optimiser, run.updater.scheduler, {})
+        save_checkpoint(tmp_path, done, trained(run.policy), run.updater.optimiser, run.updater.scheduler, {})
     assert [done for done, _ in checkpoints(tmp_path)] == [999999, 1000000]  # by number, not by name
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["update-1000000", "update-999999"]
 

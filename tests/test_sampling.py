@@ -94,7 +94,7 @@ def test_recorded_log_probs_are_recomputed_exactly(cls: type[Sampler], settings:
     for tempered in (True, False):
         estimate = StepTokenLogProb(sampling_temperature=tempered)
         estimate.ask_for([("selected", "token_log_prob"), ("selected", "token_mask"), ("selected", "entropy")])
-        estimate.prepare(data, sampler=sampler)
+        estimate.prepare(data, sampler=sampler, policy=POLICY)
         estimate(data, policy=POLICY, sampler=sampler)
         for key, source in estimate.recorded.items():
             recorded = data[source]

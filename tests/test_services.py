@@ -27,7 +27,7 @@ def test_monte_carlo_restarts_from_finished_states_give_the_reward(tmp_path: Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Services, "restart", spy)
-        trajectory = run.collect(0)
+        trajectory = run.collect(0).kept
     used = trajectory["selected", "weight"] > 0
     step, rewards = seen[0]
     finished = used & (step >= trajectory["step", "valid"].sum(-1)[:, None])

@@ -113,7 +113,7 @@ def new_run(folder: Path, name: str = "egspo_sa", sets: Iterable[str] = (), uses
 
 def rollout(run: Run, update: int = 0) -> TensorDictBase:
     """The rollout of an update with random advantages: the tiny denoiser is seldom right, so many real ones are 0."""
-    trajectory = run.collect(update)
+    trajectory = run.collect(update).kept
     weight = trajectory["selected", "weight"]
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(update))
     return trajectory.set(("selected", "advantage"), torch.where(weight > 0, noise, 0.0))

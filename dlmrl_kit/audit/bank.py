@@ -136,7 +136,7 @@ def jacobian(algorithm: Algorithm, services: ExactServices, trajectories: Tensor
     policy = services.problem.denoiser
     before = every_step(trajectories)
     known = set(before.keys(True, True))
-    algorithm.likelihood.prepare(before, sampler=services.sampler)
+    algorithm.likelihood.prepare(before, sampler=services.sampler, policy=policy)
     prepared = set(before.keys(True, True))
     after = algorithm.likelihood(before, policy=policy, sampler=services.sampler)
     written = {key: after[key] for key in after.keys(True, True) if key not in known and key not in prepared}

@@ -53,7 +53,7 @@ def sampled_gradients(algorithm: Algorithm, problem: Problem, group_size: int, b
     for i in range(batches):
         services = Services(problem.denoiser, reference.sampler, problem.score, seed, i, chunk=10**6)
         q = i % problem.prompts
-        batch = roll_out(reference.plan, prompts[q * group_size : (q + 1) * group_size], services)
+        batch = roll_out(reference.plan, prompts[q * group_size : (q + 1) * group_size], services).kept
         exact.append(_gradient(reference, problem, batch.copy()))
         rows = batch.select(*algorithm.sampler.written_keys(), *prompts.keys())
         with torch.no_grad():

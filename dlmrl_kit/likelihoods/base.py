@@ -78,6 +78,10 @@ class Likelihood(Component):
     """
 
     requires = ("policy", "sampler")
+    redraw: bool = False
+    """Whether it reads ``iteration``: its masks are drawn anew in each pass over a rollout."""
+    copies: int = 1
+    """Model forwards per selected slot."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +100,7 @@ class Likelihood(Component):
         """Estimated key -> key in which the sampler records the same quantity under the behaviour policy."""
         raise NotImplementedError
 
-    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler) -> TensorDictBase:
+    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
         """Adds keys that do not depend on the policy; by default there are none."""
         return tensordict
 

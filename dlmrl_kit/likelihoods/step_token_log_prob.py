@@ -55,7 +55,7 @@ class StepTokenLogProb(Likelihood):
         step, token = ("token_log_prob", "log_prob") if self.sampling_temperature else ("model_log_prob",) * 2
         return {("selected", "log_prob"): ("step", step), ("selected", "token_log_prob"): ("token", token)}
 
-    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler) -> TensorDictBase:
+    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
         """Adds ``("selected", "token_mask")`` if asked: which of the C slots of a step hold a committed position."""
         if ("selected", "token_mask") in self.asked:
             ones = torch.ones_like(tensordict["completion_ids"], dtype=torch.bool)

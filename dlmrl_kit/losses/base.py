@@ -13,7 +13,7 @@ included) reaches neither the value nor the gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -66,6 +66,11 @@ class Term(Component, LossModule):
         out_keys: keys of the returned TensorDict, the loss first.
     """
 
+    slotwise: bool = False
+    """Whether ``total`` is a sum over the slots of a sample, so that a sample may be cut between its slots."""
+    needs_groups: ClassVar[bool] = False
+    """Whether a minibatch must hold whole groups."""
+
     def __init__(self, in_keys: Sequence[Key], out_keys: Sequence[Key]) -> None:
         super().__init__()
         self.in_keys: list[Any] = list(in_keys)
@@ -78,7 +83,8 @@ class Term(Component, LossModule):
 
     def mean(self, total: Tensor, tensordict: TensorDictBase) -> Tensor:
         """``total`` over the count of this batch; 0 where there is nothing to count."""
-        return total / self.count(tensordict).clamp(min=1)
+        count = self.count(tensordict)
+        return total / count.masked_fill(count == 0, 1)
 
 
 class Objective(Term):

@@ -28,6 +28,8 @@ class Reinforce(Objective):
     all [B, K]. Returns ``loss_objective`` and ``log_prob`` (mean over the slots of non-zero weight). ``count`` is B.
     """
 
+    slotwise = True
+
     def __init__(self) -> None:
         super().__init__([LOG_PROB, ADVANTAGE, WEIGHT], ["log_prob"])
 

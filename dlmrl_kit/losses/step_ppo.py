@@ -40,6 +40,8 @@ class StepPPO(Objective):
         ValueError: a value out of range.
     """
 
+    slotwise = True
+
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.5) -> None:
         super().__init__([LOG_PROB, OLD_LOG_PROB, ADVANTAGE, WEIGHT], DIAGNOSTICS)
         check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")

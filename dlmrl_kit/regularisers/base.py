@@ -34,6 +34,7 @@ class Regulariser(Term):
         ValueError: a value out of range.
     """
 
+    slotwise = True
     sign: ClassVar[float] = 1.0
     """-1 for a bonus: the mean is then subtracted."""
 

@@ -21,6 +21,7 @@ from dlmrl_kit.component import Component, Key
 VALID: Key = ("step", "valid")
 ENTROPY: Key = ("step", "entropy")
 NUM_COMMITTED: Key = ("step", "num_committed")
+END: Key = ("selected", "end")
 
 
 class Selector(Component):
@@ -30,10 +31,12 @@ class Selector(Component):
         reads: keys read besides ``("step", "valid")`` bool [B, T].
 
     Writes ``("selected", "step")`` int64 [B, K], in ascending order of time, and ``("selected", "weight")`` [B, K]:
-    float32, or float64 in a trajectory whose entropies are. Slots a row does not need come last, with step 0 and weight
-    0. ``slots``: K is min(slots, T); None means as many as the batch needs.
+    float32, or float64 in a trajectory whose entropies are; on demand ``("selected", "end")`` int64 [B, K]: a slot
+    stands for the steps from ``step`` up to, not including, ``end`` - here the one step. Slots a row does not need come
+    last, with step 0 and weight 0. ``slots``: K is min(slots, T); None means as many as the batch needs.
     """
 
+    optional_keys = (END,)
     slots: int | None = None
     with_replacement: ClassVar[bool] = False
     """Whether a step may be chosen more than once in a row, each time with a weight of its own."""
@@ -82,8 +85,14 @@ class Selector(Component):
         step, weight = self.choose(tensordict, generator)
         entropy = tensordict.get(ENTROPY, None)
         real = torch.float64 if entropy is not None and entropy.dtype == torch.float64 else torch.float32
-        tensordict.set(("selected", "step"), step)
-        return tensordict.set(("selected", "weight"), weight.to(real))
+        tensordict.set(("selected", "step"), step).set(("selected", "weight"), weight.to(real))
+        if END in self.asked:
+            tensordict.set(END, self.ends(tensordict, step))
+        return tensordict
+
+    def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
+        """First step behind the segment that starts at each chosen step: int64 [B, K]; here the next step."""
+        return step + 1
 
 
 def valid_entropy(tensordict: TensorDictBase) -> Tensor:

@@ -65,7 +65,7 @@ def run(name: str, component: Any, given: TensorDictBase, world: World, seed: in
     fix = f"read nothing but the in_keys {keys} (or declare what it reads), and handle rows that ended early"
     with attempt(name, "run on a trajectory that holds its in_keys only", fix):
         if hasattr(component, "prepare"):
-            component.prepare(given, sampler=world.sampler)
+            component.prepare(given, sampler=world.sampler, policy=world.policy)
         result = component(given, **world.services(component, seed))
     if not isinstance(result, TensorDictBase):
         fail(name, f"returns {type(result).__name__}, not a TensorDict", "end forward with `return tensordict`")

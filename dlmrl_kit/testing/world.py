@@ -20,7 +20,8 @@ from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.trajectory import gather_steps, masked_at, state_at
+from dlmrl_kit.seeding import sample_seeds
+from dlmrl_kit.trajectory import gather_steps, masked_at, num_valid, state_at
 
 GROUP = (7, 2, 7, 5, 2, 7, 2, 5)
 """Prompt of each sample: interleaved, groups of different sizes, ids that are no indices."""
@@ -102,7 +103,7 @@ def prompts(policy: Policy) -> TensorDict:
     ids = torch.randint(4, policy.vocab_size, (max(GROUP) + 1, PROMPT), generator=generator)[group]
     mask = torch.arange(PROMPT) >= (group % 4)[:, None]
     keys = {"prompt_ids": ids.masked_fill(~mask, policy.pad_id), "prompt_mask": mask, "group": group}
-    return TensorDict({**keys, "example": group + 3}, [len(GROUP)])
+    return TensorDict({**keys, "example": group + 3, "seed": sample_seeds(len(GROUP), "cpu", 5)}, [len(GROUP)])
 
 
 def _rollout(policy: Policy, sampler: Sampler) -> TensorDict:
@@ -124,6 +125,8 @@ def _complete(trajectory: TensorDict, policy: Policy, dtype: torch.dtype) -> Ten
     real = functools.partial(torch.randn, generator=generator, dtype=dtype)
     trajectory["reward"] = torch.randint(0, 5, (batch,), generator=generator).to(dtype) / 4
     trajectory["advantage"] = real(batch)
+    trajectory["iteration"] = torch.zeros(batch, dtype=torch.int64)
+    trajectory["sequence", "length"] = (trajectory["commit_step"] < trajectory[VALID].shape[1]).sum(-1)
     trajectory["token", "advantage"] = real(batch, length)
     order = torch.rand(batch, length, generator=generator).argsort(-1)
     trajectory["token", "commit_rank"] = (order % TOKENS_PER_STEP).to(torch.int16)
@@ -145,6 +148,7 @@ def _selected(trajectory: TensorDict, policy: Policy, real: Any, generator: torc
     slots = torch.arange(TOKENS_PER_STEP)
     mask = (slots < gather_steps(trajectory["step", "num_committed"], step)[..., None]) & used[..., None]
     found = {"step": step, "weight": (weight * used).to(real.keywords["dtype"]), "token_mask": mask}
+    found["end"] = torch.minimum(step + 2, num_valid(trajectory)[:, None])
     found["reward"], found["advantage"] = real(batch, SLOTS).abs() * used, real(batch, SLOTS) * used
     found["entropy"] = real(batch, SLOTS).abs() * used
     old, old_token = -real(batch, SLOTS).abs(), -real(batch, SLOTS, len(slots)).abs()

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from dlmrl_kit.errors import CheckpointError
 from dlmrl_kit.files import atomic_folder
-from dlmrl_kit.policies.base import Policy
 
 _NAME = re.compile(r"update-(\d+)")
 KEPT = 2
@@ -35,12 +34,17 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(
-    run: Path, updates: int, policy: Policy, optimiser: Any, scheduler: Any, counters: dict[str, Any]
+    run: Path,
+    updates: int,
+    parameters: dict[str, torch.nn.Parameter],
+    optimiser: Any,
+    scheduler: Any,
+    counters: dict[str, Any],
 ) -> Path:
     """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two."""
     folder = run / "checkpoints" / f"update-{updates:06d}"
     with atomic_folder(folder) as temporary:
-        weights = {name: p.detach().cpu().contiguous() for name, p in policy.trainable()}
+        weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
         save_file(weights, temporary / "weights.safetensors")
         tensors, groups = _flatten(optimiser.state_dict())
         save_file(tensors, temporary / "optimiser.safetensors")
@@ -58,8 +62,10 @@ def prune(run: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any) -> tuple[int, dict[str, Any]]:
-    """Restores weights, optimiser and schedule in place; returns (updates done, counters).
+def load_checkpoint(
+    folder: Path, parameters: dict[str, torch.nn.Parameter], optimiser: Any, scheduler: Any
+) -> tuple[int, dict[str, Any]]:
+    """Restores ``parameters``, optimiser and schedule in place; returns (updates done, counters).
 
     Raises:
         CheckpointError: the checkpoint's weights are not the recipe's, or its files cannot be read.
@@ -72,10 +78,9 @@ def load_checkpoint(folder: Path, policy: Policy, optimiser: Any, scheduler: Any
         raise CheckpointError(
             f"{folder} cannot be read ({error}); remove it to go on from the checkpoint before it"
         ) from error
-    parameters = dict(policy.trainable())
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if shapes != {name: tuple(w.shape) for name, w in weights.items()}:
-        raise CheckpointError(f"{folder}: its weights do not have the names and shapes of the recipe's policy")
+        raise CheckpointError(f"{folder}: its weights do not have the names and shapes of the recipe's")
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)

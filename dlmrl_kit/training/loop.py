@@ -17,14 +17,14 @@ from dlmrl_kit.files import atomic_folder, write_atomic
 from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.scoring import Scorer
-from dlmrl_kit.seeding import derive_seed
+from dlmrl_kit.seeding import derive_seed, sample_seeds
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.plot import plot_curve
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
-from dlmrl_kit.training.services import Services, roll_out
-from dlmrl_kit.training.start import start_policy
+from dlmrl_kit.training.services import Rollout, Services, roll_out
+from dlmrl_kit.training.start import start_policy, trained
 from dlmrl_kit.training.update import Updater
 
 
@@ -94,7 +94,11 @@ class Run:
         self.name = name
         self.observer = observer
         require_puzzles(algorithm.task, "train", "heldout")
-        self.policy, optimiser, scheduler = start_policy(algorithm.policy, self.trainer, self.trainer.optimiser_steps)
+        components = algorithm.components
+        self.policy, optimiser, scheduler = start_policy(
+            algorithm.policy, self.trainer, self.trainer.optimiser_steps, components
+        )
+        self.parameters = trained(self.policy, components)
         if algorithm.plan.needs_reference:
             self.policy.freeze_reference()
         self.updater = Updater(algorithm, self.policy, optimiser, scheduler)
@@ -126,7 +130,9 @@ class Run:
         found = checkpoints(self.folder)
         first = 0
         if found:
-            first, counters = load_checkpoint(found[-1][1], self.policy, self.updater.optimiser, self.updater.scheduler)
+            first, counters = load_checkpoint(
+                found[-1][1], self.parameters, self.updater.optimiser, self.updater.scheduler
+            )
             self.updater.skipped = int(counters["skipped"])
             self.updater.skipped_in_a_row = int(counters["skipped_in_a_row"])
         stored = self.folder / "evaluations.json"
@@ -149,16 +155,13 @@ class Run:
     def _update(self, update: int) -> None:
         started = time.perf_counter()
         torch.manual_seed(derive_seed(self.trainer.seed, update))
-        trajectory = self.collect(update)
-        self.updater.prepare(trajectory)
-        if update == 0:
-            largest = self.updater.check_old(trajectory)
-            self.observer.on_message(
-                f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})"
-            )
-        metrics = {**self._rollout_metrics(trajectory), **self.updater.update(trajectory, update)}
+        rollout = self.collect(update)
+        trajectory = rollout.kept
+        metrics = self._rollout_metrics(rollout)
+        if len(trajectory):
+            metrics |= self._learn(trajectory, update)
         seconds = time.perf_counter() - started
-        committed = int(trajectory["step", "num_committed"].sum())
+        committed = int(rollout.everything["step", "num_committed"].sum())
         metrics |= {"seconds": seconds, "tokens_per_second": committed / seconds}
         self._log(update, metrics)
         done = update + 1
@@ -167,23 +170,35 @@ class Run:
         if done == self.trainer.updates or done % self.trainer.checkpoint_every == 0:
             self._save(done)
 
+    def _learn(self, trajectory: TensorDictBase, update: int) -> dict[str, float]:
+        """The optimiser steps on what a rollout kept."""
+        self.updater.prepare(trajectory)
+        if update == 0:
+            largest = self.updater.check_old(trajectory)
+            self.observer.on_message(
+                f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})"
+            )
+        return self.updater.update(trajectory, update)
+
     def _save(self, done: int) -> None:
         updater = self.updater
         counters: dict[str, float] = {"skipped": updater.skipped, "skipped_in_a_row": updater.skipped_in_a_row}
-        save_checkpoint(self.folder, done, self.policy, updater.optimiser, updater.scheduler, counters)
+        save_checkpoint(self.folder, done, self.parameters, updater.optimiser, updater.scheduler, counters)
 
-    def collect(self, update: int) -> TensorDictBase:
+    def collect(self, update: int) -> Rollout:
         """The rollout of one update: prompts, trajectories, rewards, selection, advantages."""
         trainer, task = self.trainer, self.algorithm.task
         self.scorer.forget()
         indices = training_indices(task.size("train"), trainer.prompts_per_update, update, trainer.seed)
         prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
+        prompts.set("seed", sample_seeds(len(prompts), self.policy.device, trainer.seed, update, "samples"))
         chunk = trainer.rollout_batch_size or len(prompts)
         services = Services(self.policy, self.algorithm.sampler, self.scorer, trainer.seed, update, chunk)
         with self.updater.autocast():
             return roll_out(self.algorithm.plan, prompts, services)
 
-    def _rollout_metrics(self, trajectory: TensorDictBase) -> dict[str, float]:
+    def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
+        trajectory, kept = rollout.everything, rollout.kept
         scores = self.scorer.components(trajectory["completion_ids"], trajectory["example"])
         means = component_means(scores)
         valid = trajectory["step", "valid"]
@@ -193,7 +208,8 @@ class Run:
             **{f"reward/{name}": value for name, value in means.items()},
             "entropy": (trajectory["step", "entropy"] * valid).sum().item() / max(int(valid.sum()), 1),
             "steps": valid.float().sum(-1).mean().item(),
-            "selected_steps": (trajectory["selected", "weight"] > 0).float().sum(-1).mean().item(),
+            **({"kept": len(kept) / len(trajectory)} if self.algorithm.filters else {}),
+            **({"selected_steps": (kept["selected", "weight"] > 0).float().sum(-1).mean().item()} if len(kept) else {}),
         }
 
     def _evaluate(self, done: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlmrl_kit import seeding
 from dlmrl_kit.dataflow import Plan
+from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.rewards import Score
 from dlmrl_kit.samplers.base import Sampler
@@ -81,13 +82,29 @@ def plain(sampler: Sampler, **changes: Any) -> Sampler:
     return twin
 
 
-def roll_out(plan: Plan, prompts: TensorDict, services: Services) -> TensorDictBase:
-    """Runs the rollout components of a plan on prompts; the sampler in pieces of ``services.chunk`` samples."""
+@dataclass(frozen=True)
+class Rollout:
+    """``everything``: what was sampled, with rewards; ``kept``: what is trained, with the keys of all components."""
+
+    everything: TensorDictBase
+    kept: TensorDictBase
+
+
+def roll_out(plan: Plan, prompts: TensorDict, services: Services) -> Rollout:
+    """Runs the rollout components of a plan on prompts; the sampler in pieces of ``services.chunk`` samples.
+
+    Where a rollout filter keeps nothing, the components behind it do not run.
+    """
     sampler, *others = plan.rollout
     generator = services.generator(type(sampler).__name__)
     pieces = [sampler(piece, policy=services.policy, generator=generator) for piece in prompts.split(services.chunk)]
-    trajectory = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    trajectory: Any = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    everything = trajectory
     with torch.no_grad():
         for component in others:
+            if len(trajectory) == 0:
+                break
+            if isinstance(component, Filter) and everything is trajectory:
+                everything = trajectory.copy()
             trajectory = services.call(component, trajectory)
-    return trajectory
+    return Rollout(everything, trajectory)

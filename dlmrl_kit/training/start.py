@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from dlmrl_kit.component import Component
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.seeding import derive_seed
 from dlmrl_kit.training.optimiser import build_optimiser
 
 
-def start_policy(source: Any, settings: Any, total_steps: int) -> tuple[Policy, torch.optim.Optimizer, Any]:
+def start_policy(
+    source: Any, settings: Any, total_steps: int, components: Iterable[Component] = ()
+) -> tuple[Policy, torch.optim.Optimizer, Any]:
     """Loads the policy reproducibly, in float32 on its device, and builds optimiser and schedule.
 
     Args:
         source: a policy component.
         settings: a ``Trainer`` or pretrainer, for seed, device and the optimiser's settings.
         total_steps: optimiser steps of the whole run.
+        components: that may train modules of their own; they are attached to the policy.
 
     Raises:
         UserError: no such checkpoint or device.
@@ -27,8 +32,9 @@ def start_policy(source: Any, settings: Any, total_steps: int) -> tuple[Policy, 
     policy: Policy = source.load()
     policy.to(find_device(settings.device))
     to_full_precision(policy)
+    attach(components, policy)
     optimiser, scheduler = build_optimiser(
-        [p for _, p in policy.trainable()],
+        list(trained(policy, components).values()),
         learning_rate=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
@@ -37,6 +43,28 @@ def start_policy(source: Any, settings: Any, total_steps: int) -> tuple[Policy, 
         total_steps=total_steps,
     )
     return policy, optimiser, scheduler
+
+
+def attach(components: Iterable[Component], policy: Policy) -> None:
+    """Lets components create their modules for a policy, on its device."""
+    for component in components:
+        component.attach(policy)
+        component.to(policy.device)
+
+
+def own_parameters(components: Iterable[Component]) -> dict[str, torch.nn.Parameter]:
+    """Parameters that components train beside the policy, by ``component:<class>.<name>``."""
+    return {
+        f"component:{type(component).__name__}.{name}": parameter
+        for component in components
+        for name, parameter in component.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def trained(policy: Policy, components: Iterable[Component] = ()) -> dict[str, torch.nn.Parameter]:
+    """Everything the optimiser updates, by name."""
+    return {**dict(policy.trainable()), **own_parameters(components)}
 
 
 def to_full_precision(policy: Policy) -> None:

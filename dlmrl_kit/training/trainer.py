@@ -30,6 +30,8 @@ class Trainer:
         inner_iterations: passes over each rollout.
         minibatches: optimiser steps per pass; the samples of a rollout are split among them.
         micro_batch_size: samples per forward and backward pass; gradients are accumulated, results do not change.
+        micro_batch_tokens: prompt and completion tokens per pass, over all states that are scored; None sets no limit.
+            A sample whose states exceed it is cut between them, down to one state (one Monte Carlo draw) per pass.
         rollout_batch_size: samples generated at once; None generates all together.
         learning_rate: peak learning rate.
         schedule: of ``transformers.get_scheduler``: ``constant``, ``constant_with_warmup``, ``linear``, ``cosine``,
@@ -57,6 +59,7 @@ class Trainer:
         inner_iterations: int = 1,
         minibatches: int = 1,
         micro_batch_size: int = 64,
+        micro_batch_tokens: int | None = None,
         rollout_batch_size: int | None = None,
         learning_rate: float = 1e-4,
         schedule: str = "constant",
@@ -93,6 +96,13 @@ class Trainer:
             rollout_batch_size,
             "at least 1, or None",
         )
+        check(
+            micro_batch_tokens is None or micro_batch_tokens >= 1,
+            self,
+            "micro_batch_tokens",
+            micro_batch_tokens,
+            "at least 1, or None",
+        )
         samples = prompts_per_update * group_size
         check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
         check_optimiser(self, learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm)
@@ -104,6 +114,7 @@ class Trainer:
         self.inner_iterations = inner_iterations
         self.minibatches = minibatches
         self.micro_batch_size = micro_batch_size
+        self.micro_batch_tokens = micro_batch_tokens
         self.rollout_batch_size = rollout_batch_size
         self.learning_rate = learning_rate
         self.schedule = schedule

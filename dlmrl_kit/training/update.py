@@ -1,13 +1,15 @@
 """The update: old and reference log-probabilities, then minibatches of micro-batches down the loss.
 
 Every mean is a numerator over a global count, so cutting a minibatch into micro-batches (or processes) changes nothing.
+Where a sample's slots do not fit in one pass, they are cut too: losses that are sums over slots are descended piece by
+piece; any other loss is differentiated with respect to the log-probabilities first, and these in a second pass.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +17,15 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit import seeding
+from dlmrl_kit import dataflow, seeding
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.dataflow import plain_key, twin_key
 from dlmrl_kit.errors import TrainingError
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.losses.base import Objective, Term
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.training.pieces import micro_batches, shuffled, slot_pieces
+from dlmrl_kit.training.start import trained
 from dlmrl_kit.trajectory import gather_steps
 
 
@@ -68,8 +72,11 @@ class Updater:
         self.policy = policy
         self.optimiser = optimiser
         self.scheduler = scheduler
-        self.parameters = [p for _, p in policy.trainable()]
+        self.parameters = list(trained(policy, algorithm.components).values())
         self.terms: list[Any] = [algorithm.loss, *algorithm.regularisers]
+        self.estimators: list[Any] = [algorithm.likelihood, *algorithm.values]
+        self.whole_groups = any(term.needs_groups for term in self.terms)
+        self.slotwise = all(term.slotwise for term in self.terms)
         self._labels = _labels(self.terms)
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -81,9 +88,25 @@ class Updater:
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
 
     def prepare(self, trajectory: TensorDictBase) -> TensorDictBase:
-        """Adds what stays fixed during the update: old and reference log-probabilities, token slots."""
+        """Adds what stays fixed during the update: old and reference log-probabilities, token slots.
+
+        For an estimator that draws new masks in each pass, all of it once for each further pass, under
+        ``("pass", "1")``, ``("pass", "2")`` ...
+        """
+        if not self.algorithm.likelihood.redraw:
+            return self._prepare(trajectory, 0)
+        passes = [self._prepare(trajectory.copy(), i) for i in range(1, self.trainer.inner_iterations)]
+        known = set(trajectory.keys(True, True)) - {dataflow.ITERATION}
+        self._prepare(trajectory, 0)
+        for i, extra in enumerate(passes, 1):
+            trajectory.set(("pass", str(i)), extra.exclude(*known))
+        return trajectory
+
+    def _prepare(self, trajectory: TensorDictBase, iteration: int) -> TensorDictBase:
         likelihood = self.algorithm.likelihood
-        likelihood.prepare(trajectory, sampler=self.algorithm.sampler)
+        if dataflow.ITERATION in likelihood.in_keys:
+            trajectory.set(dataflow.ITERATION, torch.full_like(trajectory["group"], iteration))
+        likelihood.prepare(trajectory, sampler=self.algorithm.sampler, policy=self.policy)
         recomputed = {key for key, source in self.plan.old.items() if source is None}
         if recomputed:
             self._add_twins(trajectory, [plain_key(key) for key in recomputed], "old_")
@@ -104,15 +127,37 @@ class Updater:
     def _add_twins(self, trajectory: TensorDictBase, keys: Any, prefix: str) -> None:
         """Runs the likelihood without gradients and stores its keys under names with a prefix."""
         pieces = []
-        for micro in trajectory.split(self.trainer.micro_batch_size):
-            with torch.no_grad(), self.autocast():
-                estimated = self._estimate(micro.copy())
-            pieces.append({key: estimated[key] for key in keys})
+        for micro in micro_batches(trajectory, self.trainer.micro_batch_size, False):
+            pieces.append(self._values(micro, keys, [self.algorithm.likelihood]))
         for key in keys:
             trajectory.set(twin_key(key, prefix), torch.cat([piece[key] for piece in pieces]))
 
-    def _estimate(self, micro: TensorDictBase) -> TensorDictBase:
-        return self.algorithm.likelihood(micro, policy=self.policy, sampler=self.algorithm.sampler)
+    def _estimate(self, micro: TensorDictBase, estimators: Sequence[Any] | None = None) -> TensorDictBase:
+        """Adds what the likelihood and the value models write."""
+        for part in self.estimators if estimators is None else estimators:
+            micro = part(micro, policy=self.policy, sampler=self.algorithm.sampler)
+        return micro
+
+    def _pieces(self, micro: TensorDictBase) -> list[tuple[Tensor, TensorDictBase]]:
+        """The micro-batch cut between slots so that each piece keeps to the token budget; one piece without budget."""
+        budget = self.trainer.micro_batch_tokens
+        length = micro["prompt_ids"].shape[1] + micro["completion_ids"].shape[1]
+        slots = max(budget // (length * self.algorithm.likelihood.copies), 1) if budget else 0
+        if not slots or int((micro["selected", "weight"] != 0).sum()) <= slots:
+            return [(torch.arange(len(micro), device=micro["group"].device), micro)]
+        return slot_pieces(micro, slots)
+
+    def _values(self, micro: TensorDictBase, keys: Any, estimators: Sequence[Any] | None = None) -> dict[Any, Tensor]:
+        """Keys of the estimators for a micro-batch, without gradients: [B, K, ...] each."""
+        found: dict[Any, Tensor] = {}
+        for rows, piece in self._pieces(micro):
+            with torch.no_grad(), self.autocast():
+                estimated = self._estimate(piece.copy(), estimators)
+            for key in keys:
+                value = estimated[key]
+                whole = found.setdefault(key, value.new_zeros((len(micro), *value.shape[1:])))
+                whole.index_add_(0, rows, value)
+        return found
 
     def check_old(self, trajectory: TensorDictBase) -> float:
         """Compares recorded with recomputed log-probabilities before the first update.
@@ -147,12 +192,15 @@ class Updater:
 
     def minibatches(self, trajectory: TensorDictBase, update: int) -> Iterator[TensorDictBase]:
         """The samples of a rollout in random order, cut into minibatches, once per inner iteration."""
-        rows = trajectory.shape[0]
         for iteration in range(self.trainer.inner_iterations):
             generator = seeding.generator("cpu", self.trainer.seed, update, "minibatches", iteration)
-            order = torch.randperm(rows, generator=generator).to(self.policy.device)
-            for part in order.tensor_split(self.trainer.minibatches):  # chunk() may give fewer parts than asked for
-                yield trajectory[part]
+            for part in shuffled(trajectory, self.trainer.minibatches, generator, self.whole_groups):
+                minibatch = trajectory[part]
+                redrawn = minibatch.pop("pass", None)
+                if redrawn is not None and iteration > 0:
+                    minibatch.update(redrawn[str(iteration)])
+                if len(minibatch):
+                    yield minibatch
 
     def update(self, trajectory: TensorDictBase, update: int) -> dict[str, float]:
         """All optimiser steps on one rollout; returns metrics.
@@ -183,22 +231,61 @@ class Updater:
         counts = [float(term.count(minibatch)) for term in self.terms]
         units = [_units(term, minibatch) for term in self.terms]
         loss = 0.0
-        for micro in minibatch.split(self.trainer.micro_batch_size):
-            micro = micro.copy()
-            with self.autocast():
-                if self.plan.live_reference:
-                    self._add_live_reference(micro)
-                micro = self._estimate(micro)
-            outputs = [term(micro) for term in self.terms]
-            shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
-            total = torch.stack([_loss(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
-            if total.requires_grad or bool((micro["selected", "weight"] != 0).any()):
-                total.backward()
-            loss += total.item()
-            for term, output, share, unit, labels in zip(self.terms, outputs, shares, units, self._labels, strict=True):
-                weight = _share(_units(term, micro), unit)
-                for name, value in output.items():
-                    totals.add(labels.get(name, name), value.item(), share if name.startswith("loss_") else weight)
+        for micro in micro_batches(minibatch, self.trainer.micro_batch_size, self.whole_groups):
+            pieces = self._pieces(micro)
+            if len(pieces) == 1:
+                loss += self._descend(self._live(micro), counts, units, totals)
+            elif self.slotwise:
+                loss += sum(self._descend(self._live(piece), counts, units, totals) for _, piece in pieces)
+            else:
+                loss += self._descend_in_two_passes(micro, pieces, counts, units, totals)
+        return loss
+
+    def _live(self, micro: TensorDictBase) -> TensorDictBase:
+        """Adds what the estimators compute under the current policy, with gradients."""
+        with self.autocast():
+            if self.plan.live_reference:
+                self._add_live_reference(micro)
+            return self._estimate(micro)
+
+    def _descend(self, micro: TensorDictBase, counts: list[float], units: list[float], totals: Totals) -> float:
+        """Back-propagates this micro-batch's share of the loss; returns it."""
+        outputs = [term(micro) for term in self.terms]
+        shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
+        total = torch.stack([_loss(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
+        if total.requires_grad or bool((micro["selected", "weight"] != 0).any()):
+            total.backward()
+        for term, output, share, unit, labels in zip(self.terms, outputs, shares, units, self._labels, strict=True):
+            weight = _share(_units(term, micro), unit)
+            for name, value in output.items():
+                totals.add(labels.get(name, name), value.item(), share if name.startswith("loss_") else weight)
+        return total.item()
+
+    def _descend_in_two_passes(
+        self,
+        micro: TensorDictBase,
+        pieces: list[tuple[Tensor, TensorDictBase]],
+        counts: list[float],
+        units: list[float],
+        totals: Totals,
+    ) -> float:
+        """The same for a loss that couples the slots of a sample: only one piece's graph is in memory at a time.
+
+        The loss is differentiated with respect to what the estimators write, computed without a graph; then each piece
+        is computed again and back-propagates these derivatives.
+        """
+        if self.plan.live_reference:
+            self._add_live_reference(micro)
+        keys = [key for part in self.estimators for key in part.written_keys() if key not in micro.keys(True, True)]
+        leaves = {key: value.requires_grad_() for key, value in self._values(micro, keys).items()}
+        for key, leaf in leaves.items():
+            micro.set(key, leaf)
+        loss = self._descend(micro, counts, units, totals)
+        for rows, piece in pieces:
+            estimated = self._live(piece)
+            parts = [(estimated[key] * leaf.grad[rows]).sum() for key, leaf in leaves.items() if leaf.grad is not None]
+            if parts:
+                torch.stack(parts).sum().backward()
         return loss
 
     def _add_live_reference(self, micro: TensorDictBase) -> None:

@@ -1,0 +1,1 @@
+"""Which samples of a rollout are trained at all."""

@@ -1,0 +1,1 @@
+"""What a sum over tokens is divided by."""

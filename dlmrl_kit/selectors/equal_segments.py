@@ -1,0 +1,50 @@
+"""Equal segments (d2-StepMerge, arXiv 2509.21474): the steps of a row cut into n pieces of equal length."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.trajectory import num_valid
+from dlmrl_kit.validate import check
+
+
+@register("selector", paper="arXiv 2509.21474", unbiased=True, under="an exact likelihood of segments")
+class EqualSegments(Selector):
+    """n segments that together are all steps; a row of fewer steps has a segment for each.
+
+    Args:
+        n: number of segments, at least 1. 1 is the whole completion, as many as there are steps is ``AllSteps``.
+
+    Reads ``("step", "valid")``. Writes as ``Selector``; a slot is the first step of its segment.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, n: int = 8) -> None:
+        super().__init__()
+        check(n >= 1, self, "n", n, "at least 1")
+        self.n = n
+        self.slots = n
+
+    def _bounds(self, tensordict: TensorDictBase) -> Tensor:
+        """First step of each segment and, last, the number of steps: int64 [B, n + 1]; segments may be empty."""
+        index = torch.arange(self.n + 1, device=tensordict[VALID].device)
+        return index * num_valid(tensordict)[:, None] // self.n
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """The first step of each segment that is not empty."""
+        bounds = self._bounds(tensordict)
+        valid = tensordict[VALID]
+        starts = torch.zeros(valid.shape[0], valid.shape[1] + 1, dtype=torch.bool, device=valid.device)
+        return starts.scatter(1, bounds[:, :-1], True)[:, :-1] & valid
+
+    def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
+        """The start of the next segment that is not empty, or the number of steps."""
+        bounds = self._bounds(tensordict)
+        later = torch.where(bounds[:, None, :] > step[:, :, None], bounds[:, None, :], tensordict[VALID].shape[1])
+        return later.amin(-1)

@@ -1,0 +1,40 @@
+"""Shrunk trajectory (TraceRL, arXiv 2509.06949): every s consecutive steps become one segment."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.trajectory import num_valid
+from dlmrl_kit.validate import check
+
+
+@register("selector", paper="arXiv 2509.06949", unbiased=True, under="an exact likelihood of segments")
+class ShrunkSteps(Selector):
+    """Segments of ``shrink`` steps that together are all steps; the last one may be shorter.
+
+    Args:
+        shrink: steps per segment, at least 1; 1 is ``AllSteps``.
+
+    Reads ``("step", "valid")``. Writes as ``Selector``; a slot is the first step of its segment.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, shrink: int = 8) -> None:
+        super().__init__()
+        check(shrink >= 1, self, "shrink", shrink, "at least 1")
+        self.shrink = shrink
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """Every ``shrink``-th step."""
+        valid = tensordict[VALID]
+        return valid & (torch.arange(valid.shape[1], device=valid.device) % self.shrink == 0)
+
+    def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
+        """The next multiple of ``shrink``, or the number of steps."""
+        return torch.minimum(step + self.shrink, num_valid(tensordict)[:, None].expand_as(step))

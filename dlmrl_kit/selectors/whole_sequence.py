@@ -1,0 +1,47 @@
+"""The whole completion as one segment: for estimators of log pi(completion | prompt), drawn once or several times."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.trajectory import num_valid
+from dlmrl_kit.validate import check
+
+
+@register(
+    "selector", paper="arXiv 2504.12216; arXiv 2512.03759", unbiased=True, under="an exact likelihood of segments"
+)
+class WholeSequence(Selector):
+    """One slot for all steps from the first to the last, ``draws`` times with weight 1 / draws.
+
+    A likelihood with random masks draws new ones for each slot: the draws are its Monte Carlo samples.
+
+    Args:
+        draws: K, at least 1.
+
+    Reads ``("step", "valid")``. Writes as ``Selector``; every slot starts at step 0 and ends behind the last step.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    with_replacement = True
+
+    def __init__(self, draws: int = 1) -> None:
+        super().__init__()
+        check(draws >= 1, self, "draws", draws, "at least 1")
+        self.draws = draws
+
+    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Step 0 in every slot of a row that has steps."""
+        some = tensordict[VALID].any(-1, keepdim=True).double()
+        weight = some.expand(-1, self.draws) / self.draws
+        return torch.zeros_like(weight, dtype=torch.int64), weight
+
+    def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
+        """The number of steps of each row."""
+        return num_valid(tensordict)[:, None].expand_as(step)

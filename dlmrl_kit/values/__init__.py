@@ -1,0 +1,1 @@
+"""Value models trained beside the policy."""
