@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensordict import TensorDictBase
 from training_helpers import (
     killed,
     leftovers,
@@ -38,9 +37,10 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.recipe import load_recipe
 from dlmrl_kit.training import loop, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from dlmrl_kit.training.start import trained
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
+from dlmrl_kit.training.services import Rollout
+from dlmrl_kit.training.start import trained
 
 SETS = [
     "Trainer.updates = 5",
@@ -196,10 +196,11 @@ def test_components_that_draw_from_the_global_generator_resume_too(
 ) -> None:
     original = Run.collect
 
-    def collect(self: Run, update: int) -> TensorDictBase:
-        trajectory = original(self, update)
-        weight = trajectory["selected", "weight"]
-        return trajectory.set(("selected", "advantage"), torch.rand(weight.shape) - 0.5)
+    def collect(self: Run, update: int) -> Rollout:
+        rollout = original(self, update)
+        weight = rollout.kept["selected", "weight"]
+        rollout.kept.set(("selected", "advantage"), torch.rand(weight.shape) - 0.5)
+        return rollout
 
     monkeypatch.setattr(Run, "collect", collect)
     sets = ["Trainer.updates = 3", "Trainer.eval_every = 0"]

@@ -27,6 +27,7 @@ from dlmrl_kit.training import resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.optimiser import build_optimiser
+from dlmrl_kit.training.services import Rollout
 from dlmrl_kit.training.start import find_device
 from dlmrl_kit.training.trainer import SCHEDULES
 from dlmrl_kit.training.update import Totals, Updater
@@ -614,11 +615,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """From now on the rollouts of the updates in ``bad`` have NaN for advantages."""
     original = Run.collect
 
-    def collect(self: Run, update: int) -> TensorDictBase:
-        trajectory = original(self, update)
+    def collect(self: Run, update: int) -> Rollout:
+        rollout = original(self, update)
         if update in bad:
-            trajectory[ADVANTAGE].fill_(torch.nan)
-        return trajectory
+            rollout.kept[ADVANTAGE].fill_(torch.nan)
+        return rollout
 
     monkeypatch.setattr(Run, "collect", collect)
 

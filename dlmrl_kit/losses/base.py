@@ -100,6 +100,10 @@ class Objective(Term):
     def __init__(self, in_keys: Sequence[Key], diagnostics: Sequence[str] = ()) -> None:
         super().__init__(in_keys, ["loss_objective", *diagnostics])
 
+    def units(self, tensordict: TensorDictBase) -> Tensor:
+        """How many units the diagnostics are means over, here the used slots: an integer scalar."""
+        return (tensordict[WEIGHT] != 0).sum()
+
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The numerator of the loss (a scalar, a plain sum over samples) and the diagnostics."""
         raise NotImplementedError

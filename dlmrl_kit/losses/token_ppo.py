@@ -65,6 +65,10 @@ class TokenPPO(Objective):
         """The tokens that count: bool [B, K, C]."""
         return tensordict[TOKEN_MASK] & (tensordict[WEIGHT] != 0)[..., None]
 
+    def units(self, tensordict: TensorDictBase) -> Tensor:
+        """The number of tokens."""
+        return self.tokens(tensordict).sum()
+
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The normaliser's denominator of this batch, a scalar."""
         return self.normaliser.count(self.tokens(tensordict), tensordict[WEIGHT].detach())

@@ -22,7 +22,7 @@ from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.dataflow import plain_key, twin_key
 from dlmrl_kit.errors import TrainingError
 from dlmrl_kit.likelihoods.base import pack_tokens
-from dlmrl_kit.losses.base import Objective, Term
+from dlmrl_kit.losses.base import Objective
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.training.pieces import micro_batches, shuffled, slot_pieces
 from dlmrl_kit.training.start import trained
@@ -44,6 +44,10 @@ class Totals:
             return
         self.sums[name] = self.sums.get(name, 0.0) + value * weight
         self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def add_part(self, name: str, value: float) -> None:
+        """Adds to the sum of a value that was added with its weight before."""
+        self.sums[name] += value
 
     def merge(self, other: Totals) -> None:
         """Adds what another one holds."""
@@ -74,12 +78,16 @@ class Updater:
         self.scheduler = scheduler
         self.parameters = list(trained(policy, algorithm.components).values())
         self.terms: list[Any] = [algorithm.loss, *algorithm.regularisers]
-        self.estimators: list[Any] = [algorithm.likelihood, *algorithm.values]
         self.whole_groups = any(term.needs_groups for term in self.terms)
         self.slotwise = all(term.slotwise for term in self.terms)
         self._labels = _labels(self.terms)
         self.skipped = 0
         self.skipped_in_a_row = 0
+
+    @property
+    def estimators(self) -> list[Any]:
+        """What is computed under the current policy for the terms: the likelihood and the value models."""
+        return [self.algorithm.likelihood, *self.algorithm.values]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision, if the trainer asks for it."""
@@ -229,16 +237,18 @@ class Updater:
     def _backward(self, minibatch: TensorDictBase, totals: Totals) -> float:
         """Accumulates the gradient of the minibatch's loss; returns the loss."""
         counts = [float(term.count(minibatch)) for term in self.terms]
-        units = [_units(term, minibatch) for term in self.terms]
+        for term, labels in zip(self.terms, self._labels, strict=True):
+            for name in _additive(term):
+                totals.add(labels[name], 0.0)
         loss = 0.0
         for micro in micro_batches(minibatch, self.trainer.micro_batch_size, self.whole_groups):
             pieces = self._pieces(micro)
             if len(pieces) == 1:
-                loss += self._descend(self._live(micro), counts, units, totals)
+                loss += self._descend(self._live(micro), counts, totals)
             elif self.slotwise:
-                loss += sum(self._descend(self._live(piece), counts, units, totals) for _, piece in pieces)
+                loss += sum(self._descend(self._live(piece), counts, totals) for _, piece in pieces)
             else:
-                loss += self._descend_in_two_passes(micro, pieces, counts, units, totals)
+                loss += self._descend_in_two_passes(micro, pieces, counts, totals)
         return loss
 
     def _live(self, micro: TensorDictBase) -> TensorDictBase:
@@ -248,17 +258,19 @@ class Updater:
                 self._add_live_reference(micro)
             return self._estimate(micro)
 
-    def _descend(self, micro: TensorDictBase, counts: list[float], units: list[float], totals: Totals) -> float:
+    def _descend(self, micro: TensorDictBase, counts: list[float], totals: Totals) -> float:
         """Back-propagates this micro-batch's share of the loss; returns it."""
         outputs = [term(micro) for term in self.terms]
         shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
         total = torch.stack([_loss(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
         if total.requires_grad or bool((micro["selected", "weight"] != 0).any()):
             total.backward()
-        for term, output, share, unit, labels in zip(self.terms, outputs, shares, units, self._labels, strict=True):
-            weight = _share(_units(term, micro), unit)
+        for term, output, share, labels in zip(self.terms, outputs, shares, self._labels, strict=True):
             for name, value in output.items():
-                totals.add(labels.get(name, name), value.item(), share if name.startswith("loss_") else weight)
+                if name in _additive(term):
+                    totals.add_part(labels[name], value.item() * share)
+                else:
+                    totals.add(labels.get(name, name), value.item(), float(term.units(micro)))
         return total.item()
 
     def _descend_in_two_passes(
@@ -266,7 +278,6 @@ class Updater:
         micro: TensorDictBase,
         pieces: list[tuple[Tensor, TensorDictBase]],
         counts: list[float],
-        units: list[float],
         totals: Totals,
     ) -> float:
         """The same for a loss that couples the slots of a sample: only one piece's graph is in memory at a time.
@@ -280,7 +291,7 @@ class Updater:
         leaves = {key: value.requires_grad_() for key, value in self._values(micro, keys).items()}
         for key, leaf in leaves.items():
             micro.set(key, leaf)
-        loss = self._descend(micro, counts, units, totals)
+        loss = self._descend(micro, counts, totals)
         for rows, piece in pieces:
             estimated = self._live(piece)
             parts = [(estimated[key] * leaf.grad[rows]).sum() for key, leaf in leaves.items() if leaf.grad is not None]
@@ -314,11 +325,9 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _units(term: Any, batch: TensorDictBase) -> float:
-    """What a term's metrics are means over: what it counts; selected steps for a loss that counts samples."""
-    if isinstance(term, Objective) and type(term).count is Term.count:
-        return float((batch["selected", "weight"] != 0).sum())
-    return float(term.count(batch))
+def _additive(term: Any) -> list[str]:
+    """What a term returns as a numerator over its count: all of a regulariser's values, the loss of an objective."""
+    return [name for name in term.out_keys if name.startswith("loss_") or not isinstance(term, Objective)]
 
 
 def _labels(terms: list[Any]) -> list[dict[str, str]]:
