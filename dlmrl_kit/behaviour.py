@@ -7,8 +7,9 @@ exact estimator scores with are the same tensor by construction, so the old/new 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,13 +43,22 @@ class Behaviour:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}")
 
+    def filters(self, vocab: int) -> bool:
+        """Whether top-k or top-p leaves tokens out of a vocabulary of this size."""
+        return 0 < self.top_k < vocab or self.top_p < 1
+
 
 def forbid(logits: Tensor, forbidden_ids: Sequence[int]) -> Tensor:
-    """Logits in float32 or better with the forbidden tokens at -inf: [..., V] -> [..., V]."""
+    """Logits in float32 or better with the forbidden tokens at -inf: [..., V] -> [..., V].
+
+    In inference mode float logits are changed in place.
+    """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if not forbidden_ids:
         return logits
-    return logits.index_fill(-1, torch.as_tensor(list(forbidden_ids), device=logits.device), -torch.inf)
+    index = torch.as_tensor(list(forbidden_ids), device=logits.device)
+    fill = logits.index_fill_ if torch.is_inference_mode_enabled() else logits.index_fill
+    return fill(-1, index, -torch.inf)
 
 
 def behaviour_log_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
@@ -77,17 +87,96 @@ def behaviour_log_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
     return scaled.log_softmax(-1)
 
 
+def behaviour_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
+    """Probabilities of the behaviour distribution, [..., V] from [..., V], where no gradient is needed."""
+    if behaviour.temperature > 0 and not behaviour.filters(logits.shape[-1]):
+        return (logits / behaviour.temperature if behaviour.temperature != 1 else logits).softmax(-1)
+    return behaviour_log_probs(logits, behaviour).exp_()
+
+
 def sample(log_probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One token per distribution by inverting the cumulative distribution: int64 [N] from [N, V].
 
-    The uniform noise and the cumulative sum are float64, so the tail keeps its mass (a Gumbel draw in bfloat16 loses
+    The uniform noise and the cumulative sums are float64, so the tail keeps its mass (a Gumbel draw in bfloat16 loses
     it), and a token of probability 0 is never drawn.
     """
-    cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
-    noise = torch.rand(log_probs.shape[:-1], generator=generator, device=log_probs.device, dtype=torch.float64).clamp_(
-        max=1 - 2**-32
-    )
-    return torch.searchsorted(cumulative, (noise * cumulative[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
+    return invert(log_probs.exp(), _noise(log_probs, generator))
+
+
+def draw(logits: Tensor, behaviour: Behaviour, generator: torch.Generator | None = None) -> Tensor:
+    """As ``sample``, from logits [N, V], in pieces (see ``by_rows``): no second tensor of their size."""
+
+    def tokens(piece: Tensor, noise: Tensor) -> Tensor:
+        return invert(behaviour_probs(piece, behaviour), noise)
+
+    return by_rows(tokens, logits, _noise(logits, generator))
+
+
+def _noise(values: Tensor, generator: torch.Generator | None) -> Tensor:
+    noise = torch.rand(values.shape[:-1], generator=generator, device=values.device, dtype=torch.float64)
+    return noise.clamp_(max=1 - 2**-32)
+
+
+def invert(weights: Tensor, noise: Tensor) -> Tensor:
+    """The token at which the cumulative sum of ``weights`` passes ``noise`` times their total.
+
+    A large vocabulary is searched twice: for a block of tokens by the blocks' sums, then within it. Cumulative sums are
+    float64; that of a whole large vocabulary would cost more than everything else in a draw.
+
+    Args:
+        weights: [N, V], at least 0, not all 0.
+        noise: float64 [N], at least 0 and below 1.
+
+    Returns:
+        int64 [N]; never a token of weight 0.
+    """
+    vocab = weights.shape[-1]
+    if vocab <= 4 * _BLOCK:
+        return _search(weights, noise)[0]
+    whole = vocab // _BLOCK * _BLOCK
+    sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
+    if whole < vocab:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
+    block, rest = _search(sums, noise)
+    index = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(-1, index.clamp(max=vocab - 1)).masked_fill_(index >= vocab, 0.0)
+    return block * _BLOCK + _search(inside, rest)[0]
+
+
+_BLOCK = 256
+
+
+def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative sum passes noise * total, and how far into that entry, as noise for a search within it."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    target = (noise * cumulative[..., -1]).unsqueeze(-1)
+    found = torch.searchsorted(cumulative, target, right=True)
+    end = cumulative.gather(-1, found)
+    width = weights.gather(-1, found).double()
+    return found.squeeze(-1), ((target - (end - width)) / width).clamp_(0, 1 - 2**-32).squeeze(-1)
+
+
+def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor) -> Any:
+    """``function(values, *others)`` in pieces of rows that stay in a processor's cache, concatenated.
+
+    For functions of single rows. Where gradients are recorded the function is called once, with everything: pieces
+    would save nothing.
+
+    Args:
+        function: of [n, V] and the matching rows of ``others``; returns a tensor [n, ...] or a tuple of them.
+        values: [N, V].
+        others: [N, ...] each.
+    """
+    size = max(1, _PIECE_BYTES[values.device.type == "cpu"] // (values.shape[-1] * values.element_size()))
+    if len(values) <= size or (torch.is_grad_enabled() and values.requires_grad):
+        return function(values, *others)
+    pieces = [function(*piece) for piece in zip(*(t.split(size) for t in (values, *others)), strict=True)]
+    if isinstance(pieces[0], tuple):
+        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return torch.cat(pieces)
+
+
+_PIECE_BYTES = {True: 2 * 2**20, False: 128 * 2**20}  # on a CPU, elsewhere
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -96,14 +185,110 @@ def entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * finite).sum(-1)
 
 
+class Certainty(NamedTuple):
+    """What turns a position's logits into confidences; [N] each, without gradient.
+
+    ``top``: the largest logit; ``log_total``: log sum exp(logits - top); ``dominant``: whether the best token has
+    probability above 1/2; ``best``: confidence of the best token.
+    """
+
+    top: Tensor
+    log_total: Tensor
+    dominant: Tensor
+    best: Tensor
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """Confidence of tokens with the given logits, [N] or [N, n]: see ``confidence``."""
+        top, log_total, dominant, best = (t if logits.dim() == 1 else t[:, None] for t in self)
+        return torch.where(dominant & (logits == top), best, logits - top - log_total)
+
+    def at(self, index: Tensor) -> Certainty:
+        """That of some of the positions, by index or mask."""
+        return Certainty(*(values[index] for values in self))
+
+    def threshold(self, bar: Tensor, ties: Tensor) -> Tensor:
+        """The number t [N] such that exactly the tokens with logit - top - log_total < t are less confident than bar.
+
+        Args:
+            bar: [N], a confidence.
+            ties: bool [N], whether tokens as confident as ``bar`` count as less confident.
+        """
+        above = torch.where(ties, bar.nextafter(torch.full_like(bar, torch.inf)), bar)
+        best_too = (self.best < bar) | ((self.best == bar) & ties)
+        without_best = torch.minimum(above, -self.log_total)
+        return torch.where(self.dominant, without_best.masked_fill(best_too, torch.inf), above)
+
+
+def certainty(logits: Tensor) -> Certainty:
+    """See ``Certainty``: from [N, V], forbidden tokens at -inf."""
+    return Certainty(*by_rows(_certainty, logits.detach()))
+
+
+def _certainty(logits: Tensor) -> tuple[Tensor, ...]:
+    probs = logits.softmax(-1)
+    highest = probs.amax(-1)
+    dominant = highest > 0.5
+    best = highest.log()
+    rows = dominant.nonzero().squeeze(-1)
+    if len(rows):  # 1 - highest would lose the others' mass to rounding
+        others = probs[rows]
+        others = others.masked_fill_(others > 0.5, 0.0).sum(-1)
+        best = best.index_copy(0, rows, -others.log() - 2 * math.log(2))
+    return logits.amax(-1), -highest.log(), dominant, best
+
+
 def confidence(logits: Tensor) -> Tensor:
-    """Confidence of every token as log-odds: log c - log(1 - c) with c = softmax(logits), [..., V] -> [..., V].
+    """Confidence of every token, with c = softmax(logits): log c up to c = 1/2, -log(1 - c) - 2 log 2 above.
 
     Orders tokens and positions exactly as c does. In float32 c itself rounds to 1 for confident tokens, which would
-    make the order among confident positions arbitrary; log-odds keep it. Forbidden tokens are at -inf.
+    make the order among confident positions arbitrary; this keeps it. Below 1/2 it needs no logarithm of its own.
+
+    Args:
+        logits: [N, V], forbidden tokens at -inf.
+
+    Returns:
+        [N, V], without gradient.
     """
-    shifted = logits - logits.amax(-1, keepdim=True)
-    mass = shifted.exp()
-    rest = mass.scatter(-1, shifted.argmax(-1, keepdim=True), 0.0).sum(-1, keepdim=True)
-    others = torch.where(shifted == 0, rest, 1.0 + rest - mass)  # the same for every token as probable as the best
-    return shifted - others.log()
+    return certainty(logits).confidence(logits.detach())
+
+
+def confidence_of(probability: float) -> float:
+    """The confidence of a token of this probability c, 0 < c <= 1: see ``confidence``."""
+    if probability <= 0.5:
+        return math.log(probability)
+    return -math.log1p(-probability) - 2 * math.log(2) if probability < 1 else math.inf
+
+
+def log_mass(logits: Tensor, behaviour: Behaviour, certain: Certainty, threshold: Tensor) -> Tensor:
+    """log of the behaviour probability of the tokens below a threshold, [N] from logits [N, V]; differentiable.
+
+    Args:
+        logits, certain: of the N positions.
+        threshold: [N], from ``Certainty.threshold``; the set of tokens is held fixed.
+
+    Returns:
+        [N]; ``LOG_ZERO`` without gradient where no token is left.
+    """
+    given = (certain.top, certain.log_total, threshold)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _log_mass(logits, *given, behaviour)
+
+    def mass(piece: Tensor, top: Tensor, log_total: Tensor, threshold: Tensor) -> Tensor:
+        below = piece.sub(top[:, None]).sub_(log_total[:, None]).lt_(threshold[:, None])  # 1 or 0: faster than bool
+        return below.mul_(behaviour_probs(piece, behaviour)).sum(-1)
+
+    total = by_rows(mass, logits, *given)
+    out = total.log()
+    tiny = (total < 1e-30).nonzero().squeeze(-1)  # what underflow may have reached
+    if len(tiny):
+        out[tiny] = _log_mass(logits[tiny], *(t[tiny] for t in given), behaviour)
+    return out
+
+
+def _log_mass(logits: Tensor, top: Tensor, log_total: Tensor, threshold: Tensor, behaviour: Behaviour) -> Tensor:
+    below = logits.detach() - top[:, None] - log_total[:, None] < threshold[:, None]
+    log_probs = behaviour_log_probs(logits, behaviour)
+    possible = (below & (log_probs > -torch.inf)).any(-1)
+    masked = log_probs.masked_fill(~below, -torch.inf)
+    safe = torch.where(possible[:, None], masked, torch.zeros_like(masked))
+    return torch.where(possible, safe.logsumexp(-1), LOG_ZERO)

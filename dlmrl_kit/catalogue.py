@@ -90,8 +90,10 @@ def component_page(name: str) -> RenderableType:
 def stages(algorithm: Any) -> list[dict[str, Any]]:
     """The components of a built algorithm in the order they run: ``slot``, ``component``, ``reads``, ``writes``."""
     slots = {id(getattr(algorithm, slot)): slot for slot in ("sampler", "selector", "advantage")}
+    slots |= {id(part): "filter" for part in algorithm.filters}
     rows = [(slots.get(id(part), "reward"), part, part.written_keys()) for part in algorithm.plan.rollout]
     rows.append(("likelihood", algorithm.likelihood, algorithm.likelihood.written_keys()))
+    rows += [("value", part, part.written_keys()) for part in algorithm.values]
     rows.append(("loss", algorithm.loss, ()))
     rows += [("regulariser", term, ()) for term in algorithm.regularisers]
     return [

@@ -111,15 +111,26 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.", show_default=False)
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO_ID", help="Upload the model to this repository of the hub at the end.", show_default=False
+        ),
+    ] = None,
     allow_imports: AllowImports = False,
 ) -> None:
     """Train a recipe.
 
     Example: dlmrl train egspo --use selector=UniformSteps --set UniformSteps.k=4
     """
+    if push_to_hub is not None:
+        from dlmrl_kit.training.export import check_hub
+
+        check_hub(push_to_hub)
     if resume is not None:
         _refuse_with_resume({"RECIPE": recipe, "--set": sets, "--use": uses, "--out": out, "--seed": seed})
         _resume(resume, allow_imports)
+        _push(resume, push_to_hub)
         return
     from dlmrl_kit.recipe import load_recipe
 
@@ -132,6 +143,7 @@ def train(
     _observed(
         lambda observer: run(loaded, folder, observer=observer), folder, f"dlmrl train --resume {_quoted(folder)}"
     )
+    _push(folder, push_to_hub)
 
 
 @app.command("eval")
@@ -364,6 +376,13 @@ def _resume(folder: Path, allow_imports: bool) -> None:
 
     again = f"dlmrl train --resume {_quoted(folder)}"
     _observed(lambda observer: resume(folder, observer=observer, allow_imports=allow_imports), folder, again)
+
+
+def _push(folder: Path, repo: str | None) -> None:
+    if repo is not None:
+        from dlmrl_kit.training.export import push
+
+        typer.echo(f"uploaded to {push(folder, repo)}")
 
 
 def _observed(run: Callable[[Any], Any], folder: Path, again: str) -> None:

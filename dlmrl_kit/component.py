@@ -9,8 +9,9 @@ reward function - is a *service*, listed in ``requires`` and passed by keyword:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from tensordict.nn import TensorDictModuleBase
 
@@ -20,6 +21,7 @@ SERVICES: dict[str, str] = {
     "policy": "the current denoiser, dlmrl_kit.policies.base.Policy",
     "sampler": "the recipe's sampler (its behaviour distribution and action log-probability)",
     "generator": "a torch.Generator seeded from (seed, update, component kind)",
+    "examples": "examples(example) -> list of dlmrl_kit.tasks.base.Example: the puzzles of indices int64 [N]",
     "score": "score(ids, example) -> float32 [N]: rewards of completions int64 [N, L] for example indices [N]",
     "restart": "restart(tensordict, step, n) -> float32 [B, K, n]: rewards of n completions sampled from x_step",
 }
@@ -34,6 +36,8 @@ class Component(TensorDictModuleBase):
 
     requires: ClassVar[tuple[str, ...]] = ()
     optional_keys: ClassVar[tuple[Key, ...]] = ()
+    learning_rate: float | None = None
+    """Of the modules it trains itself; None: the trainer's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,9 +61,10 @@ class Component(TensorDictModuleBase):
         self._asked = keys
 
     def attach(self, policy: Any) -> None:
-        """Called once, when the policy is loaded: a component that trains modules of its own creates them here.
+        """Called when the policy is loaded: a component that trains modules of its own creates them here.
 
-        Its parameters are then trained beside the policy's, with the same optimiser, and kept in checkpoints.
+        Its parameters are then trained beside the policy's, with the same optimiser, and kept in checkpoints. Further
+        calls change nothing.
 
         Args:
             policy: ``dlmrl_kit.policies.base.Policy``, on its device.
@@ -68,3 +73,14 @@ class Component(TensorDictModuleBase):
     def written_keys(self) -> tuple[Key, ...]:
         """``out_keys`` and the optional keys that were asked for."""
         return (*self.out_keys, *self._asked)
+
+
+C = TypeVar("C")
+
+
+def unattached(component: C) -> C:
+    """A shallow copy without the modules that ``attach`` created, so that it can be attached to another policy."""
+    twin = copy.copy(component)
+    modules = getattr(component, "_modules", {})
+    twin.__dict__["_modules"] = {name: part if isinstance(part, Component) else None for name, part in modules.items()}
+    return twin

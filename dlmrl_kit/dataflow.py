@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dlmrl_kit.advantages.selected import STEP_ADVANTAGE, SelectedAdvantage
 from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.rewards import FinalReward, SelectedReward
+from dlmrl_kit.rewards import FinalReward, SelectedReward, StepReward
 from dlmrl_kit.values.base import OLD_VALUE, OldValue
 
 if TYPE_CHECKING:
     from dlmrl_kit.algorithm import Algorithm
     from dlmrl_kit.component import Key
 
-PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example", "seed")
+PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example", "seed", "progress")
 """Keys of a batch of prompts, before the sampler runs."""
 
 ITERATION: Key = "iteration"
@@ -52,8 +53,9 @@ def plan(algorithm: Algorithm) -> Plan:
     """Orders the components of an algorithm and asks each for the on-demand keys that others read.
 
     Raises:
-        RecipeError: a key that is read and never written, or written twice.
+        RecipeError: a key that is read and never written, or written twice; groups that are not the sampler's.
     """
+    _check_groups(algorithm)
     terms = [algorithm.loss, *algorithm.regularisers]
     likelihood = algorithm.likelihood
     wanted = {key for term in terms for key in term.in_keys}
@@ -61,7 +63,7 @@ def plan(algorithm: Algorithm) -> Plan:
     likelihood.ask_for([key for key in likelihood.optional_keys if key in wanted_from_likelihood])
 
     old = {
-        key: likelihood.recorded.get(plain_key(key))
+        key: _recorded(algorithm, plain_key(key))
         for key in sorted(wanted, key=str)
         if _prefixed(key, "old_") and plain_key(key) in wanted_from_likelihood - LIVE_KEYS
     }
@@ -91,13 +93,44 @@ def plan(algorithm: Algorithm) -> Plan:
     )
 
 
+def _check_groups(algorithm: Algorithm) -> None:
+    """Refuses a trainer whose groups, or pieces of a rollout, are not those that the sampler makes together."""
+    size, trainer = getattr(algorithm.sampler, "group_size", None), algorithm.trainer
+    if size is None or trainer is None:
+        return
+    name = _label(algorithm.sampler)
+    if trainer.group_size != size:
+        raise RecipeError(
+            f"{name} makes {size} samples of each prompt together, but Trainer.group_size is {trainer.group_size}; set "
+            f"Trainer.group_size = {size}"
+        )
+    if trainer.rollout_batch_size is not None and trainer.rollout_batch_size % size:
+        raise RecipeError(
+            f"{name} makes {size} samples of each prompt together, but Trainer.rollout_batch_size = "
+            f"{trainer.rollout_batch_size} would cut them apart; make it a multiple of {size}"
+        )
+
+
+def _recorded(algorithm: Algorithm, key: Key) -> Key | None:
+    """The sampler's key that holds what the likelihood writes as ``key``; None: it is computed again."""
+    source = algorithm.likelihood.recorded.get(key)
+    if source is not None and source[0] == "token" and not getattr(algorithm.sampler, "records_tokens", True):
+        return None
+    return source  # type: ignore[no-any-return]
+
+
 def _rollout_components(algorithm: Algorithm) -> list[Any]:
-    parts: list[Any] = [algorithm.sampler, FinalReward(), *algorithm.filters, algorithm.selector, algorithm.advantage]
+    scored = [] if "reward" in algorithm.sampler.out_keys else [FinalReward()]  # offline data knows what is better
+    parts: list[Any] = [algorithm.sampler, *scored, *algorithm.filters, algorithm.selector, algorithm.advantage]
     reads = {key for part in parts for key in part.in_keys}
+    if ("step", "reward") in reads:
+        parts.insert(parts.index(algorithm.selector), StepReward())
     if ("selected", "reward") in reads:
         parts.insert(-1, SelectedReward())
     if OLD_VALUE in reads:
         parts[-1:-1] = [OldValue(value) for value in algorithm.values]
+    if STEP_ADVANTAGE in algorithm.advantage.out_keys:
+        parts.append(SelectedAdvantage())
     return parts
 
 

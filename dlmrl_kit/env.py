@@ -21,6 +21,7 @@ from torchrl.envs import EnvBase
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.prompts import encode, training_indices
 from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.blocks import check_noise
 from dlmrl_kit.scoring import Scorer
 from dlmrl_kit.validate import check
 
@@ -36,13 +37,28 @@ class Vocabulary:
     pad_id: int
     forbidden_ids: tuple[int, ...]
     device: torch.device
+    chat_template: bool = False
+    prefix_ids: tuple[int, ...] = ()
+    aligned_size: int | None = None
+    """Block size of a policy whose blocks are counted from the first token of the prompt."""
 
     @classmethod
     def of(cls, policy: Policy) -> Vocabulary:
-        """The vocabulary of a policy."""
+        """The vocabulary of a policy.
+
+        Raises:
+            UserError: a policy without masks.
+        """
+        check_noise(Sampler, policy)
         forbidden = tuple(sorted({policy.mask_id, *policy.forbidden_ids}))
         ids = (policy.mask_id, policy.eos_id, policy.pad_id)
-        return cls(policy.tokenizer, policy.vocab_size, *ids, forbidden, policy.device)
+        aligned = policy.block_offset(torch.ones(1, 1, dtype=torch.bool)) is not None
+        how = (policy.chat_template, policy.prefix_ids, policy.block_size if aligned else None)
+        return cls(policy.tokenizer, policy.vocab_size, *ids, forbidden, policy.device, *how)
+
+    def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
+        """As ``Policy.block_offset``."""
+        return None if self.aligned_size is None else prompt_mask.sum(-1) % self.aligned_size
 
 
 class DenoisingEnv(EnvBase):
@@ -184,7 +200,7 @@ class DenoisingEnv(EnvBase):
         return self._observe(state, asked)
 
     def _observe(self, state: dict[str, Tensor], asked: Tensor | None = None) -> TensorDictBase:
-        legal = self._legal_positions(state["completion_ids"], state["steps_taken"])
+        legal = self._legal_positions(state)
         if asked is not None:  # TorchRL's ActionMask reads the mask before it drops the rows that were not asked for
             legal = torch.where(asked[:, None], legal, self._legal)
         self._legal = legal
@@ -194,14 +210,16 @@ class DenoisingEnv(EnvBase):
             self.input_spec["full_action_spec", "action"].update_mask(observed["action_mask"])
         return TensorDict(observed, self.batch_size, device=self.device)
 
-    def _legal_positions(self, ids: Tensor, steps: Tensor) -> Tensor:
+    def _legal_positions(self, state: Any) -> Tensor:
         """Bool [B, L]; a row has legal positions if and only if it is running."""
-        running = self.rule.running(ids, self.vocabulary) & (steps.squeeze(-1) < self.max_steps)
-        return self.rule.allowed(ids == self.vocabulary.mask_id) & running[:, None]
+        ids = state["completion_ids"]
+        running = self.rule.running(ids, self.vocabulary) & (state["steps_taken"].squeeze(-1) < self.max_steps)
+        offset = self.vocabulary.block_offset(state["prompt_mask"])
+        return self.rule.allowed(ids == self.vocabulary.mask_id, offset) & running[:, None]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         before, steps, mask_id = tensordict["completion_ids"], tensordict["steps_taken"], self.vocabulary.mask_id
-        legal = self._legal_positions(before, steps)
+        legal = self._legal_positions(tensordict)
         was_running = legal.any(-1)
         asked = tensordict.get("_step", None)
         moving = was_running if asked is None else was_running & asked.reshape(was_running.shape)
@@ -210,15 +228,16 @@ class DenoisingEnv(EnvBase):
         ids = torch.where(committed, tokens, before)
         commit_step = torch.where(committed, steps.to(torch.int16), tensordict["commit_step"])
         steps = steps + moving[:, None]
-        done = ~self._legal_positions(ids, steps).any(-1)
+        after = {key: tensordict[key] for key in ("prompt_ids", "prompt_mask", "example")}
+        after |= {"completion_ids": ids, "steps_taken": steps}
+        done = ~self._legal_positions(after).any(-1)
         filler = self.vocabulary.eos_id if self.vocabulary.eos_id is not None else self.vocabulary.pad_id
         ids = ids.masked_fill((ids == mask_id) & done[:, None], filler)
         reward = torch.zeros(self.batch_size, device=self.device)
         ended = done & was_running
         if ended.any():
             reward[ended] = self._score(ids[ended], tensordict["example"][ended])
-        after = {key: tensordict[key] for key in ("prompt_ids", "prompt_mask", "example")}
-        after |= {"completion_ids": ids, "commit_step": commit_step, "steps_taken": steps}
+        after |= {"completion_ids": ids, "commit_step": commit_step}
         after |= {"reward": reward[:, None], "done": done[:, None], "terminated": done[:, None].clone()}
         return self._observe(after)
 
@@ -273,6 +292,8 @@ class SamplerPolicy(TensorDictModuleBase):
         self, sampler: Sampler, policy: Policy, generator: torch.Generator | None = None, single_commit: bool = False
     ) -> None:
         super().__init__()
+        check(sampler.noise == "mask", self, "sampler", sampler, "one that fills masks")
+        sampler.attach(policy)
         check(not single_commit or sampler.max_commits == 1, self, "sampler", sampler, "one of 1 commit per step")
         self.sampler, self.policy, self.generator, self.single_commit = sampler, policy, generator, single_commit
         self.vocab_size = policy.vocab_size

@@ -38,7 +38,9 @@ OFF_SWITCH = "DLMRL_KIT_NO_PLUGINS"
 
 _KIT = __name__.split(".", 1)[0]
 _HERE = str(Path(__file__).resolve().parent) + os.sep
-_DATAFLOW_KINDS = frozenset({"sampler", "selector", "advantage", "likelihood", "loss", "regulariser"})
+_DATAFLOW_KINDS = frozenset(
+    {"sampler", "filter", "selector", "advantage", "likelihood", "value", "loss", "regulariser"}
+)
 
 
 class PluginWarning(UserWarning):

@@ -17,7 +17,7 @@ from dlmrl_kit import seeding
 from dlmrl_kit.errors import CheckpointError, RecipeError, TrainingError
 from dlmrl_kit.files import atomic_folder, write_atomic
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.prompts import encode, puzzles, require_puzzles, training_indices
+from dlmrl_kit.prompts import encode, encode_completions, puzzles, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
@@ -75,15 +75,7 @@ def encode_demonstrations(task: Any, demonstrator: Any, policy: Policy, length: 
     examples = puzzles(task, "pretrain", range(task.size("pretrain")))
     alternatives = [demonstrator.demonstrations(example) for example in examples]
     texts = [text for entries in alternatives for text, _ in entries]
-    encoded = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    longest = max(len(row) for row in encoded)
-    if longest > length:
-        raise RecipeError(f"a demonstration has {longest} tokens, more than the sampler's completion_length = {length}")
-    unknown = policy.tokenizer.unk_token_id
-    if unknown is not None and (foreign := [text for text, row in zip(texts, encoded, strict=True) if unknown in row]):
-        raise RecipeError(f"the policy's tokenizer has no tokens for some of the demonstration {foreign[0]!r}")
-    filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
-    padded = torch.tensor([row + [filler] * (length - len(row)) for row in encoded], device=policy.device)
+    padded, _ = encode_completions(policy, texts, length)
     probability = torch.tensor([[p for _, p in entries] for entries in alternatives], device=policy.device)
     return Demonstrations(
         **encode(policy, [example.prompt for example in examples]),

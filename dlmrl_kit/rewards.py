@@ -1,4 +1,4 @@
-"""The reward stage: scores final completions and, where an advantage asks for it, one-step greedy completions."""
+"""The reward stage: scores final completions and, where it is read, what the steps before them predicted."""
 
 from __future__ import annotations
 
@@ -51,3 +51,26 @@ class SelectedReward(Component):
         reward = score(greedy, example)
         out = torch.zeros(used.shape, dtype=reward.dtype, device=used.device)
         return tensordict.set(("selected", "reward"), out.masked_scatter(used, reward))
+
+
+class StepReward(Component):
+    """Reads ``("step", "draft_ids")``, ``("step", "valid")`` and ``example``; writes ``("step", "reward")`` [B, T].
+
+    The reward of each step's draft, x_t with every masked position filled with the step's draws (MDPO, arXiv
+    2508.13148); 0 past the end of a row.
+    """
+
+    requires = ("score",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys = [("step", "draft_ids"), ("step", "valid"), "example"]
+        self.out_keys = [("step", "reward")]
+
+    def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
+        """Adds the reward of every draft."""
+        valid = tensordict["step", "valid"]
+        drafts = tensordict["step", "draft_ids"][valid].long()
+        reward = score(drafts, tensordict["example"][:, None].expand_as(valid)[valid])
+        out = torch.zeros(valid.shape, dtype=reward.dtype, device=valid.device)
+        return tensordict.set(("step", "reward"), out.masked_scatter(valid, reward))

@@ -44,6 +44,10 @@ class Scorer:
         self._found.update(zip(new, score_many(self.task, [text for _, text in new], examples), strict=True))
         return [self._found[key] for key in keys]
 
+    def examples(self, example: Tensor) -> list[Any]:
+        """The puzzles of example indices int64 [N]."""
+        return [self.task.example(self.split, index) for index in example.tolist()]
+
     def forget(self) -> None:
         """Drops the scores kept so far; called between updates."""
         self._found.clear()

@@ -1,16 +1,17 @@
 """The trajectory: its keys, and the states rebuilt from (final tokens, step of commit).
 
 Shape letters: B samples, P prompt positions, L completion positions, T denoising steps, K selected steps, C committed
-positions of a step, V vocabulary. Steps are counted in the order they are taken, t = 0 .. T-1; the state before step
-t is x_t, its action leads to x_{t+1}. Position i is masked in x_t iff ``commit_step[i] >= t``; positions that were
-never committed (the end-of-text padding of a row that finished early) have ``commit_step = T``: masked in every state
-visited.
+positions of a step, V vocabulary, D levels of a tree. Steps are counted in the order they are taken, t = 0 .. T-1; the
+state before step t is x_t, its action leads to x_{t+1}. Position i is masked in x_t iff ``commit_step[i] >= t``;
+positions that were never committed (the end-of-text padding of a row that finished early) have ``commit_step = T``:
+masked in every state visited.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -32,6 +33,7 @@ KEYS: dict[Key, KeySpec] = {
     "example": KeySpec("int64", "[B]", "index of the puzzle in the task's split"),
     "seed": KeySpec("int64", "[B]", "seed of the sample's own random masks"),
     "iteration": KeySpec("int64", "[B]", "index of the pass over the rollout; set by the update"),
+    "progress": KeySpec("float32", "[B]", "share of the run's updates that is done, in [0, 1)"),
     "completion_ids": KeySpec("int64", "[B, L]", "the final tokens"),
     "commit_step": KeySpec("int16", "[B, L]", "step at which each position was committed; T where it never was"),
     ("step", "valid"): KeySpec("bool", "[B, T]", "steps that happened"),
@@ -42,10 +44,17 @@ KEYS: dict[Key, KeySpec] = {
     ("step", "num_committed"): KeySpec("int64", "[B, T]", "positions committed"),
     ("step", "token_log_prob"): KeySpec("float32", "[B, T]", "its token part: the committed tokens, behaviour"),
     ("step", "model_log_prob"): KeySpec("float32", "[B, T]", "committed tokens at temperature 1, unfiltered"),
+    ("step", "state_ids"): KeySpec("int32", "[B, T, L]", "the states x_t, of samplers that renoise"),
+    ("step", "accepted"): KeySpec("bool", "[B, T, L]", "positions accepted, of samplers that renoise"),
     ("step", "greedy_ids"): KeySpec("int32", "[B, T, L]", "x_t with every masked position filled greedily"),
+    ("step", "draft_ids"): KeySpec("int32", "[B, T, L]", "x_t with every masked position filled with the step's draws"),
+    ("step", "reward"): KeySpec("float32", "[B, T]", "reward of the draft"),
+    ("step", "advantage"): KeySpec("float32", "[B, T]", "advantage of every step, before steps are chosen"),
     ("token", "log_prob"): KeySpec("float32", "[B, L]", "behaviour log-probability of each token when committed"),
     ("token", "model_log_prob"): KeySpec("float32", "[B, L]", "the same at temperature 1, unfiltered"),
     ("token", "commit_rank"): KeySpec("int16", "[B, L]", "order of the draw within the step (PlackettLuceOrder)"),
+    ("tree", "node"): KeySpec("int64", "[B, D]", "a sample's node at depth 1 .. D of its group's tree"),
+    ("tree", "step"): KeySpec("int64", "[B, D]", "first step of each level: the steps that lead to depth 1 .. D"),
     "reward": KeySpec("float32", "[B]", "final reward"),
     "advantage": KeySpec("float32", "[B]", "sequence-level advantage"),
     ("token", "advantage"): KeySpec("float32", "[B, L]", "token-level advantage"),
@@ -62,6 +71,10 @@ KEYS: dict[Key, KeySpec] = {
     ("selected", "token_log_prob"): KeySpec("float32", "[B, K, C]", "of each scored token, with gradient"),
     ("selected", "old_token_log_prob"): KeySpec("float32", "[B, K, C]", "the same under the behaviour policy"),
     ("selected", "ref_token_log_prob"): KeySpec("float32", "[B, K, C]", "the same under the reference policy"),
+    ("selected", "value"): KeySpec("float32", "[B, K, L]", "value of each token of a slot, by position, with gradient"),
+    ("selected", "old_value"): KeySpec("float32", "[B, K, L]", "the same before the update"),
+    ("selected", "return"): KeySpec("float32", "[B, K, L]", "what the value of each token should be"),
+    ("selected", "token_advantage"): KeySpec("float32", "[B, K, L]", "advantage of each token of a slot, by position"),
     ("sequence", "length"): KeySpec("int64", "[B]", "completion positions that count, by default up to end of text"),
     ("selected", "distribution"): KeySpec(
         "float32", "[B, K, C, V]", "log-probabilities at the committed positions; lives for one micro-batch only"
@@ -91,6 +104,28 @@ def committed_at(commit_step: Tensor, step: Tensor) -> Tensor:
 def state_at(completion_ids: Tensor, commit_step: Tensor, step: Tensor, mask_id: int) -> Tensor:
     """The states x_t: int64 [B, K, L] from int64 [B, L], integer [B, L] and int64 [B, K]."""
     return completion_ids[:, None, :].expand(-1, step.shape[1], -1).masked_fill(masked_at(commit_step, step), mask_id)
+
+
+def states(tensordict: TensorDictBase, step: Tensor, mask_id: int) -> Tensor:
+    """The states x_t of a trajectory, stored or rebuilt: int64 [B, K, L] for int64 [B, K], t up to T."""
+    tokens, stored = tensordict["completion_ids"], tensordict.get(("step", "state_ids"), None)
+    if stored is None:
+        return state_at(tokens, tensordict["commit_step"], step, mask_id)
+    happened = step < num_valid(tensordict)[:, None]
+    found = gather_steps(stored, step.clamp(max=stored.shape[1] - 1)).long()
+    return torch.where(happened[..., None], found, tokens[:, None, :])
+
+
+def progress(tensordict: TensorDictBase, step: Tensor) -> dict[str, Tensor]:
+    """What a state of a renoising sampler is besides its tokens: ``open`` bool [B, K, L], ``steps_in_block`` [B, K].
+
+    Empty for samplers that fill masks, whose states are tokens alone. ``step``: int64 [B, K].
+    """
+    if tensordict.get(("step", "state_ids"), None) is None:
+        return {}
+    still_open = masked_at(tensordict["commit_step"], step)
+    last = tensordict["commit_step"][:, None, :].long().masked_fill(still_open, -1).amax(-1)
+    return {"open": still_open, "steps_in_block": step - 1 - last}
 
 
 def gather_steps(values: Tensor, step: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import GroupAdvantage
+from dlmrl_kit.advantages.base import GroupAdvantage, group_max
 from dlmrl_kit.advantages.group_mean import GroupMean
+from dlmrl_kit.advantages.group_softmax import GroupSoftmax
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
@@ -48,13 +50,36 @@ def slow_z_score(own: float, others: list[float]) -> float:
     return (own - mean(group)) / (std + 1e-4)
 
 
+def slow_z_score_without_eps(own: float, others: list[float]) -> float:
+    """TraceRL's: population standard deviation, 0 where it is 0."""
+    group = [own, *others]
+    return 0.0 if len(set(group)) == 1 else (own - mean(group)) / statistics.pstdev(group)
+
+
+def slow_sample_z_score(own: float, others: list[float]) -> float:
+    """JustGRPO's: torch.std, which divides by G - 1, plus 1e-4."""
+    group = [own, *others]
+    return 0.0 if len(group) == 1 else (own - mean(group)) / (statistics.stdev(group) + 1e-4)
+
+
+def slow_softmax(own: float, others: list[float]) -> float:
+    """wd1's weights, of centred returns, times the size of the group."""
+    group = [own, *others]
+    up, down = ([math.exp(sign * (r - mean(group))) for r in group] for sign in (1, -1))
+    return len(group) * (up[0] / math.fsum(up) - down[0] / math.fsum(down))
+
+
 Slow = Callable[[float, list[float]], float]
-ESTIMATORS: list[tuple[Callable[[], GroupAdvantage], Slow]] = [
-    (GroupMean, slow_mean),
-    (LeaveOneOut, slow_leave_one_out),
-    (GroupZScore, slow_z_score),
-]
-estimators = pytest.mark.parametrize(("make", "slow"), ESTIMATORS, ids=["GroupMean", "LeaveOneOut", "GroupZScore"])
+ESTIMATORS: dict[str, tuple[Callable[[], GroupAdvantage], Slow]] = {
+    "GroupMean": (GroupMean, slow_mean),
+    "LeaveOneOut": (LeaveOneOut, slow_leave_one_out),
+    "GroupZScore": (GroupZScore, slow_z_score),
+    "GroupZScore(0)": (lambda: GroupZScore(0), slow_z_score_without_eps),
+    "GroupZScore(correction=1)": (lambda: GroupZScore(correction=1), slow_sample_z_score),
+    "GroupSoftmax": (GroupSoftmax, slow_softmax),
+}
+estimators = pytest.mark.parametrize(("make", "slow"), ESTIMATORS.values(), ids=list(ESTIMATORS))
+baselines = pytest.mark.parametrize(("make", "slow"), [ESTIMATORS[name] for name in ("GroupMean", "LeaveOneOut")])
 
 
 def slow_column(slow: Slow, returns: list[float], group: list[int]) -> list[float]:
@@ -122,8 +147,44 @@ def test_a_group_of_one() -> None:
 @estimators
 def test_equal_rewards_give_exactly_zero(make: Callable[[], GroupAdvantage], slow: Slow) -> None:
     for size, reward in itertools.product(range(2, 20), (0.1, 0.7, 1 / 3)):
-        advantage = make().estimate(torch.full((size,), reward), torch.zeros(size, dtype=torch.int64))
-        assert advantage.tolist() == [0.0] * size
+        for dtype in (torch.float32, torch.float64):
+            returns, group = torch.full((size,), reward, dtype=dtype), torch.zeros(size, dtype=torch.int64)
+            advantage = make().estimate(returns, group)
+            if dtype == torch.float32 or slow in (slow_z_score_without_eps, slow_softmax):
+                assert advantage.tolist() == [0.0] * size
+            assert advantage.abs().max() < 1e-10
+
+
+def test_softmax_weights_by_hand() -> None:
+    returns, group = torch.tensor([1.0, 5.0, 0.0, 3.0]).double(), torch.tensor([4, 9, 4, 9])
+    p, q = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-4))
+    expected = [2 * (2 * p - 1), 2 * (2 * q - 1), -2 * (2 * p - 1), -2 * (2 * q - 1)]
+    found = GroupSoftmax(temperature=0.5).estimate(returns, group)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_softmax_weights_are_bounded_sum_to_zero_and_start_as_twice_the_mean_centred_return() -> None:
+    gen = torch.Generator().manual_seed(0)
+    returns, group = torch.rand(12, generator=gen).double(), torch.arange(12) % 2
+    for scale in (1e-4, 1.0, 1e4):
+        found = GroupSoftmax().estimate(scale * returns, group)
+        assert found.isfinite().all()
+        assert found.abs().max() <= 6
+        for g in (0, 1):
+            assert found[group == g].sum().item() == pytest.approx(0, abs=1e-12)
+    small = GroupSoftmax(temperature=3.0).estimate(1e-5 * returns, group)
+    torch.testing.assert_close(small, 2 / 3 * GroupMean().estimate(1e-5 * returns, group), rtol=1e-4, atol=1e-12)
+
+
+@fast
+@given(samples)
+def test_group_max(rows: list[tuple[float, int]]) -> None:
+    values, group = [r for r, _ in rows], [g for _, g in rows]
+    expected = [max(r for r, g in rows if g == own) for own in group]
+    columns = torch.tensor(values)[:, None] * torch.tensor([1.0, -1.0])
+    found = group_max(columns, torch.tensor(group))
+    assert found[:, 0].tolist() == expected
+    assert found[:, 1].tolist() == [-min(r for r, g in rows if g == own) for own in group]
 
 
 @fast
@@ -212,14 +273,14 @@ def slow_one_step_denoise(
     data: TensorDict, lam: Callable[[float], float], normalise: bool, slow: Slow
 ) -> list[list[float]]:
     group, reward = data["group"].tolist(), data["reward"].tolist()
-    length = data["step", "valid"].sum(-1).tolist()
+    num_steps = data["step", "valid"].shape[1]
     slots = [data["selected", name].tolist() for name in ("step", "weight", "reward")]
     values = [{s: v for s, w, v in zip(*row, strict=True) if w > 0} for row in zip(*slots, strict=True)]
 
     def gain(j: int, t: int) -> float:
         nearest = min(values[j], key=lambda s: (abs(s - t), s), default=None)
         value = reward[j] if nearest is None else values[j][nearest]
-        share = lam(min(t / max(length[j] - 1, 1), 1.0))
+        share = lam(t / max(num_steps - 1, 1))
         return ((1 + share) * reward[j] - share * value) / (1 + share if normalise else 1)
 
     result = []
@@ -234,7 +295,7 @@ def slow_one_step_denoise(
     return result
 
 
-@estimators
+@baselines
 @fast
 @given(selections(), st.sampled_from([0.0, 0.5, 2.0]), st.booleans())
 def test_one_step_denoise_against_a_loop(
@@ -262,7 +323,7 @@ def test_lambda_may_depend_on_the_step(data: TensorDict, normalise: bool) -> Non
         torch.testing.assert_close(found[SELECTED], expected, rtol=1e-5, atol=1e-6)
 
 
-@estimators
+@baselines
 @fast
 @given(selections())
 def test_lambda_zero_is_the_plain_group_advantage(
@@ -458,7 +519,10 @@ def test_schedules_by_hand(schedule: Schedule, expected: list[float], dtype: tor
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [
-    (lambda: GroupZScore(0.0), r"GroupZScore\.eps must be positive, got 0\.0"),
+    (lambda: GroupZScore(-0.1), r"GroupZScore\.eps must be at least 0 and finite, got -0\.1"),
+    (lambda: GroupZScore(correction=2), r"GroupZScore\.correction must be 0 or 1, got 2"),
+    (lambda: GroupSoftmax(0.0), r"GroupSoftmax\.temperature must be positive and finite, got 0\.0"),
+    (lambda: GroupSoftmax(math.inf), r"GroupSoftmax\.temperature must be positive and finite, got inf"),
     (lambda: OneStepDenoise(-0.5), r"OneStepDenoise\.lam must be at least 0 at every step, got -0\.5"),
     (lambda: OneStepDenoise(Linear(1, -1)), r"OneStepDenoise\.lam must be at least 0 .* got Linear\(start=1, end=-1\)"),
     (lambda: OneStepDenoise("half"), r"OneStepDenoise\.lam must be a number or a schedule, got 'half'"),  # type: ignore[arg-type]

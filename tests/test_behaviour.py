@@ -211,11 +211,14 @@ def test_extreme_noise_draws_possible_tokens(noise: float, token: int, monkeypat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 15.0])
-def test_confidence_is_the_log_odds_of_softmax(dtype: torch.dtype, scale: float) -> None:
+def test_confidence_is_log_c_or_minus_log_of_the_rest(dtype: torch.dtype, scale: float) -> None:
+    """log c up to c = 1/2, -log(1 - c) - 2 log 2 above, from the log-odds x: log c = -log(1 + exp(-x))."""
     logits = torch.randn(12, 7, generator=torch.Generator().manual_seed(10), dtype=dtype) * scale
     found = confidence(forbid(logits, [2]))
     for row in range(12):
-        assert found[row].tolist() == pytest.approx(log_odds(logits[row].tolist(), [2]), rel=1e-5, abs=2e-6)
+        odds = log_odds(logits[row].tolist(), [2])
+        wanted = [-math.log1p(math.exp(-x)) if x <= 0 else math.log1p(math.exp(x)) - math.log(4) for x in odds]
+        assert found[row].tolist() == pytest.approx(wanted, rel=1e-5, abs=2e-6)
     assert confidence(forbid(torch.zeros(1, 3), [0, 2])).tolist() == [[-math.inf, math.inf, -math.inf]]
 
 

@@ -13,6 +13,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_batches import (
+    ADVANTAGE,
+    MASK,
+    OLD_STEP,
+    OLD_TOKEN,
+    STEP,
+    TOKEN,
+    WEIGHT,
+    check_scalars,
+    expected_diagnostics,
+    make_batch,
+    run,
+    slots,
+    surrogate,
+)
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import LossModule
@@ -20,13 +35,18 @@ from torchrl.objectives.llm import GRPOLoss
 
 from dlmrl_kit.component import Component
 from dlmrl_kit.losses.base import Objective, max_over, mean_over
+from dlmrl_kit.losses.length_normalised_ppo import LengthNormalisedPPO
+from dlmrl_kit.losses.length_weighted_reinforce import LengthWeightedReinforce
+from dlmrl_kit.losses.linearised_bound import LinearisedBound
+from dlmrl_kit.losses.per_token_sequence_ppo import PerTokenSequencePPO
 from dlmrl_kit.losses.reinforce import Reinforce
+from dlmrl_kit.losses.sequence_ppo import SequencePPO
 from dlmrl_kit.losses.step_ppo import StepPPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
-
-STEP, TOKEN = ("selected", "log_prob"), ("selected", "token_log_prob")
-WEIGHT, ADVANTAGE, MASK = ("selected", "weight"), ("selected", "advantage"), ("selected", "token_mask")
-OLD_STEP, OLD_TOKEN = ("selected", "old_log_prob"), ("selected", "old_token_log_prob")
+from dlmrl_kit.normalisers.base import Normaliser
+from dlmrl_kit.normalisers.fixed_length import FixedLength
+from dlmrl_kit.normalisers.per_sequence import PerSequence
+from dlmrl_kit.normalisers.per_step import PerStep
 
 LOSSES: list[tuple[Callable[[], Objective], tuple[str, str]]] = [
     (Reinforce, STEP),
@@ -34,42 +54,14 @@ LOSSES: list[tuple[Callable[[], Objective], tuple[str, str]]] = [
     (lambda: StepPPO(clip_low=0.1, clip_high=0.3), STEP),
     (TokenPPO, TOKEN),
     (lambda: TokenPPO(clip_low=0.4, clip_high=0.1), TOKEN),
+    *[(lambda make=make: TokenPPO(normaliser=make()), TOKEN) for make in (PerStep, PerSequence, FixedLength)],
+    (SequencePPO, STEP),
+    (LengthNormalisedPPO, STEP),
+    (PerTokenSequencePPO, STEP),
+    (LinearisedBound, STEP),
+    (LengthWeightedReinforce, STEP),
 ]
 all_losses = pytest.mark.parametrize(("make", "key"), LOSSES)
-
-
-def make_batch(seed: int, b: int = 5, k: int = 4, c: int = 3, dtype: torch.dtype = torch.float64) -> TensorDict:
-    """A batch in which about a fifth of the slots are padding, steps have 1 .. c tokens, ratios spread widely."""
-    gen = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(*shape, generator=gen, dtype=dtype)
-
-    mask = torch.arange(c) < torch.randint(1, c + 1, (b, k, 1), generator=gen)
-    old_token, token_shift = -normal(b, k, c).abs(), normal(b, k, c, scale=0.5)
-    used = torch.rand(b, k, generator=gen) > 0.2
-    weight = torch.where(used, 0.5 + torch.rand(b, k, generator=gen, dtype=dtype), 0.0)
-    selected = {
-        "weight": weight,
-        "advantage": normal(b, k),
-        "token_mask": mask,
-        "old_token_log_prob": old_token * mask,
-        "token_log_prob": (old_token + token_shift) * mask,
-        "old_log_prob": (old_token * mask).sum(-1),
-        "log_prob": ((old_token + token_shift) * mask).sum(-1),
-    }
-    return TensorDict({"selected": TensorDict(selected, [b])}, [b])
-
-
-def run(loss: Objective, batch: TensorDictBase, key: tuple[str, str]) -> tuple[TensorDict, Tensor]:
-    """The loss's output, and the gradient of the loss at ``key``."""
-    batch = batch.clone()
-    leaf = batch[key].clone().requires_grad_()
-    batch[key] = leaf
-    out = loss(batch)
-    with torch.autograd.set_detect_anomaly(True):  # no NaN inside the backward pass either
-        (grad,) = torch.autograd.grad(out["loss_objective"], leaf)
-    return out, grad
 
 
 def poison(batch: TensorDictBase, value: float) -> TensorDict:
@@ -86,39 +78,6 @@ def poison(batch: TensorDictBase, value: float) -> TensorDict:
 
 
 # ------------------------------------------------------------------------------------------- values
-
-
-def slots(batch: TensorDictBase) -> list[tuple[int, int]]:
-    b, k = batch[WEIGHT].shape
-    return [(i, j) for i in range(b) for j in range(k) if batch[WEIGHT][i, j].item() != 0]
-
-
-def surrogate(new: float, old: float, advantage: float, low: float, high: float) -> tuple[float, bool]:
-    """PPO's surrogate by cases, and whether the clip binds."""
-    ratio = math.exp(new - old)
-    if advantage >= 0 and ratio > 1 + high:
-        return (1 + high) * advantage, advantage > 0
-    if advantage < 0 and ratio < 1 - low:
-        return (1 - low) * advantage, True
-    return ratio * advantage, False
-
-
-def expected_diagnostics(pairs: list[tuple[float, float]], clipped: list[bool]) -> dict[str, float]:
-    ratios = [math.exp(new - old) for new, old in pairs]
-    n = len(pairs)
-    return {
-        "ratio": sum(ratios) / n,
-        "ratio_max": max(ratios),
-        "clip_fraction": sum(clipped) / n,
-        "approx_kl": sum(r - 1 - math.log(r) for r in ratios) / n,
-    }
-
-
-def check_scalars(out: TensorDictBase, expected: dict[str, float]) -> None:
-    assert set(out.keys()) == set(expected)
-    for name, value in expected.items():
-        assert out[name].shape == ()
-        assert out[name].item() == pytest.approx(value, rel=1e-10, abs=1e-12), name
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -151,17 +110,45 @@ def test_step_ppo_equals_a_loop(seed: int, low: float, high: float) -> None:
 def test_token_ppo_equals_a_loop(seed: int, low: float, high: float) -> None:
     batch = make_batch(seed)
     s = batch["selected"]
-    total, pairs, clipped = 0.0, [], []
+    total, tokens, pairs, clipped = 0.0, 0.0, [], []
     for i in slots(batch):
         for c in range(s["token_mask"].shape[-1]):
             if s["token_mask"][(*i, c)]:
                 pairs.append((s["token_log_prob"][(*i, c)].item(), s["old_token_log_prob"][(*i, c)].item()))
                 value, binds = surrogate(*pairs[-1], s["advantage"][i].item(), low, high)
                 total += s["weight"][i].item() * value
+                tokens += s["weight"][i].item()
                 clipped.append(binds)
     loss = TokenPPO(low, high)
-    check_scalars(loss(batch), {"loss_objective": -total / len(pairs), **expected_diagnostics(pairs, clipped)})
-    assert loss.count(batch).item() == len(pairs)
+    check_scalars(loss(batch), {"loss_objective": -total / tokens, **expected_diagnostics(pairs, clipped)})
+    assert loss.count(batch).item() == pytest.approx(tokens)
+    assert loss.units(batch).item() == len(pairs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("make", [PerStep, PerSequence, lambda: FixedLength(7)], ids=["step", "sequence", "length"])
+def test_token_ppo_with_a_normaliser_equals_a_loop(seed: int, make: Callable[[], Normaliser]) -> None:
+    """Mean over the tokens of a step, then over steps; of a sample, then over samples; a constant length."""
+    batch, normaliser = make_batch(seed), make()
+    s, (b, k, c) = batch["selected"], batch[MASK].shape
+    (sums, sizes), weights = torch.zeros(2, b, k, dtype=torch.float64), s["weight"].tolist()
+    for i, j in slots(batch):
+        for t in range(c):
+            if s["token_mask"][i, j, t]:
+                new, old = s["token_log_prob"][i, j, t].item(), s["old_token_log_prob"][i, j, t].item()
+                sums[i, j] += surrogate(new, old, s["advantage"][i, j].item(), 0.2, 0.3)[0]
+                sizes[i, j] += 1
+    steps = [(weights[i][j], sums[i, j].item(), sizes[i, j].item()) for i, j in slots(batch)]
+    if isinstance(normaliser, PerStep):
+        expected = sum(w * total / n for w, total, n in steps) / sum(w for w, _, _ in steps)
+    elif isinstance(normaliser, FixedLength):
+        expected = sum(w * total for w, total, _ in steps) / 7 / b
+    else:
+        rows = [[step for (i, _), step in zip(slots(batch), steps, strict=True) if i == row] for row in range(b)]
+        means = [sum(w * x for w, x, _ in row) / sum(w * n for w, _, n in row) for row in rows if row]
+        expected = sum(means) / b
+    out = TokenPPO(0.2, 0.3, normaliser)(batch)
+    assert out["loss_objective"].item() == pytest.approx(-expected, rel=1e-10)
 
 
 class _Scored:
@@ -296,8 +283,8 @@ def test_micro_batches_accumulate_exactly(make: Callable[[], Objective], key: tu
         assert micro_count.shape == ()
         total = total + loss(micro)["loss_objective"] * micro_count
         count += micro_count.item()
-    assert count == loss.count(batch).item()
-    total = total / max(count, 1)
+    assert count == pytest.approx(loss.count(batch).item(), rel=1e-12)
+    total = total / (count or 1)
     (accumulated,) = torch.autograd.grad(total, leaf)
     torch.testing.assert_close(total, whole["loss_objective"], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(accumulated, grad, rtol=1e-12, atol=1e-13)
@@ -349,7 +336,7 @@ def test_dtype_keys_and_detached_diagnostics(
         assert out[name].dtype == dtype
         assert out[name].requires_grad == (name == "loss_objective")
     for missing in loss.in_keys:
-        with pytest.raises(KeyError, match=missing[-1]):
+        with pytest.raises(KeyError, match=missing if isinstance(missing, str) else missing[-1]):
             loss(batch.exclude(missing))
 
 
@@ -361,6 +348,7 @@ def test_old_log_probs_and_advantages_are_constants(make: Callable[[], Objective
     for new, old in ((STEP, OLD_STEP), (TOKEN, OLD_TOKEN)):
         batch[old] = batch[old] + (batch[new] - batch[new].detach())
     batch[ADVANTAGE] = batch[ADVANTAGE] + batch[key].reshape(5, 4, -1).mean(-1)
+    batch["advantage"] = batch["advantage"] + batch[key].reshape(5, -1).mean(-1)
     (grad,) = torch.autograd.grad(make()(batch)["loss_objective"], leaf)
     detached = batch.apply(lambda t: t.detach())
     torch.testing.assert_close(grad, run(make(), detached, key)[1], rtol=0, atol=0)
@@ -378,7 +366,9 @@ def test_is_a_component_and_a_loss_module(make: Callable[[], Objective], key: tu
         assert torch.equal(twin(batch)["loss_objective"], loss(batch)["loss_objective"])
 
 
-@pytest.mark.parametrize("make", [StepPPO, TokenPPO])
+@pytest.mark.parametrize(
+    "make", [StepPPO, TokenPPO, SequencePPO, LengthNormalisedPPO, PerTokenSequencePPO, LinearisedBound]
+)
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [("clip_low", -0.1), ("clip_low", 1.5), ("clip_low", math.nan), ("clip_high", -0.1), ("clip_high", math.nan)],

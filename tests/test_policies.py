@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dlmrl_kit.errors import UserError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import character_tokenizer
-from dlmrl_kit.policies.families import BIDIRECTIONAL
+from dlmrl_kit.policies.family.bidirectional import BIDIRECTIONAL
 from dlmrl_kit.policies.pretrained import Pretrained
 
 IDS = torch.tensor([[4, 5, 6, 7, 8], [9, 4, 4, 6, 5]])

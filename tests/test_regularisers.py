@@ -17,22 +17,44 @@ from torchrl.objectives import LossModule
 
 from dlmrl_kit.behaviour import LOG_ZERO
 from dlmrl_kit.component import Component
+from dlmrl_kit.normalisers.base import Normaliser
+from dlmrl_kit.normalisers.fixed_length import FixedLength
+from dlmrl_kit.normalisers.per_sequence import PerSequence
+from dlmrl_kit.normalisers.per_step import PerStep
+from dlmrl_kit.normalisers.per_token import PerToken
 from dlmrl_kit.regularisers.base import Regulariser
 from dlmrl_kit.regularisers.entropy_bonus import EntropyBonus
 from dlmrl_kit.regularisers.kl_exact import KLExact, categorical_kl
 from dlmrl_kit.regularisers.kl_k1 import KLK1
 from dlmrl_kit.regularisers.kl_k2 import KLK2
 from dlmrl_kit.regularisers.kl_k3 import KLK3
+from dlmrl_kit.regularisers.sequence_kl_k1 import SequenceKLK1
+from dlmrl_kit.regularisers.sequence_kl_k2 import SequenceKLK2
+from dlmrl_kit.regularisers.sequence_kl_k3 import SequenceKLK3
+from dlmrl_kit.regularisers.token_kl_k1 import TokenKLK1
+from dlmrl_kit.regularisers.token_kl_k2 import TokenKLK2
+from dlmrl_kit.regularisers.token_kl_k3 import TokenKLK3
 
 LOG_PROB, REF_LOG_PROB, ENTROPY = ("selected", "log_prob"), ("selected", "ref_log_prob"), ("selected", "entropy")
 WEIGHT, MASK = ("selected", "weight"), ("selected", "token_mask")
 DISTRIBUTION, REF_DISTRIBUTION = ("selected", "distribution"), ("selected", "ref_distribution")
+TOKEN_LOG_PROB, REF_TOKEN_LOG_PROB = ("selected", "token_log_prob"), ("selected", "ref_token_log_prob")
 ESTIMATORS = [KLK1, KLK2, KLK3]
+TOKEN_ESTIMATORS = [TokenKLK1, TokenKLK2, TokenKLK3]
+SEQUENCE_ESTIMATORS = [SequenceKLK1, SequenceKLK2, SequenceKLK3]
+UNLIKE = (PerStep, PerSequence, FixedLength)
 V = 6
 
 REGULARISERS: list[tuple[Callable[[], Regulariser], tuple[str, str]]] = [
     *[(make, LOG_PROB) for make in ESTIMATORS],
     *[(lambda make=make: make(0.3, to="old"), LOG_PROB) for make in ESTIMATORS],
+    *[(make, TOKEN_LOG_PROB) for make in TOKEN_ESTIMATORS],
+    *[
+        (lambda make=make: TokenKLK3(0.3, "old", make()), TOKEN_LOG_PROB)
+        for make in (PerStep, PerSequence, FixedLength)
+    ],
+    *[(make, LOG_PROB) for make in SEQUENCE_ESTIMATORS],
+    (lambda: SequenceKLK2(0.3, to="old"), LOG_PROB),
     (KLExact, DISTRIBUTION),
     (EntropyBonus, ENTROPY),
 ]
@@ -58,11 +80,15 @@ def make_batch(seed: int, b: int = 5, k: int = 4, c: int = 3, dtype: torch.dtype
         "log_prob": -normal(b, k).abs(),
         "ref_log_prob": -normal(b, k).abs(),
         "old_log_prob": -normal(b, k).abs(),
+        "token_log_prob": -normal(b, k, c).abs(),
+        "ref_token_log_prob": -normal(b, k, c).abs(),
+        "old_token_log_prob": -normal(b, k, c).abs(),
         "entropy": normal(b, k).abs(),
         "distribution": distribution(),
         "ref_distribution": distribution(),
     }
-    return TensorDict({"selected": TensorDict(selected, [b])}, [b])
+    length = torch.randint(1, 9, (b,), generator=gen)
+    return TensorDict({"selected": TensorDict(selected, [b]), "sequence": {"length": length}}, [b])
 
 
 def run(term: Regulariser, batch: TensorDictBase, key: tuple[str, str]) -> tuple[TensorDict, Tensor]:
@@ -110,6 +136,81 @@ def test_estimators_equal_a_loop(seed: int, make: Any, formula: Any, to: Any, ke
     assert list(out.keys()) == [f"loss_{name}", name]
     assert out[name].item() == pytest.approx(expected, rel=1e-10)
     assert out[f"loss_{name}"].item() == pytest.approx(0.7 * expected, rel=1e-10)
+
+
+NORMALISERS: list[tuple[Callable[[], Normaliser] | None, str]] = [
+    (None, "tokens"),
+    (PerToken, "tokens"),
+    (PerStep, "steps"),
+    (PerSequence, "samples"),
+    (lambda: FixedLength(7), "length 7"),
+    (FixedLength, "length 1"),
+]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("make", "formula"), [(TokenKLK1, k1), (TokenKLK2, k2), (TokenKLK3, k3)])
+@pytest.mark.parametrize(
+    ("to", "key", "name"), [("reference", "ref_token_log_prob", "kl"), ("old", "old_token_log_prob", "kl_old")]
+)
+@pytest.mark.parametrize(("normaliser", "over"), NORMALISERS)
+def test_token_estimators_equal_a_loop(
+    seed: int, make: Any, formula: Any, to: Any, key: str, name: str, normaliser: Any, over: str
+) -> None:
+    batch = make_batch(seed)
+    new, other, mask, weight = (batch["selected", k].tolist() for k in (TOKEN_LOG_PROB[1], key, MASK[1], WEIGHT[1]))
+    steps = []
+    for i, row in enumerate(weight):
+        for j, w in enumerate(row):
+            values = [formula(new[i][j][c], other[i][j][c]) for c in range(3) if mask[i][j][c]]
+            if w != 0:
+                steps.append((i, w, sum(values), len(values)))
+    weighted, tokens = sum(w * v for _, w, v, _ in steps), sum(w * n for _, w, _, n in steps)
+    if over == "tokens":
+        expected = weighted / tokens
+    elif over == "steps":
+        expected = sum(w * v / n for _, w, v, n in steps) / sum(w for _, w, _, _ in steps)
+    elif over == "samples":
+        rows = [[step for step in steps if step[0] == i] for i in range(5)]
+        expected = sum(sum(w * v for _, w, v, _ in r) / sum(w * n for _, w, _, n in r) for r in rows if r) / 5
+    else:
+        expected = weighted / int(over.split()[1]) / 5
+    out = make(coefficient=0.7, to=to, normaliser=normaliser and normaliser())(batch)
+    assert list(out.keys()) == [f"loss_{name}", name]
+    assert out[name].item() == pytest.approx(expected, rel=1e-10)
+    assert out[f"loss_{name}"].item() == pytest.approx(0.7 * expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("make", "formula"), [(SequenceKLK1, k1), (SequenceKLK2, k2), (SequenceKLK3, k3)])
+@pytest.mark.parametrize(
+    ("to", "key", "name"), [("reference", "ref_log_prob", "kl"), ("old", "old_log_prob", "kl_old")]
+)
+def test_sequence_estimators_equal_a_loop(seed: int, make: Any, formula: Any, to: Any, key: str, name: str) -> None:
+    batch = make_batch(seed)
+    batch[WEIGHT][3] = 0
+    new, other, weight, length = (
+        x.tolist() for x in (batch[LOG_PROB], batch["selected", key], batch[WEIGHT], batch["sequence", "length"])
+    )
+    expected = 0.0
+    for i, row in enumerate(weight):
+        used = [j for j, w in enumerate(row) if w != 0]
+        whole, reference = (sum(row[j] * values[i][j] for j in used) for values in (new, other))
+        expected += formula(whole, reference) / length[i] / 5
+    out = make(coefficient=0.7, to=to)(batch)
+    assert list(out.keys()) == [f"loss_{name}", name]
+    assert out[name].item() == pytest.approx(expected, rel=1e-10)
+    assert out[f"loss_{name}"].item() == pytest.approx(0.7 * expected, rel=1e-10)
+
+
+def test_the_sequence_kl_is_espos() -> None:
+    """0.5 (ELBO - ELBO_ref)^2 summed over B, over B * L, where all completions count L positions; two draws each."""
+    batch = make_batch(0, k=2)
+    batch[WEIGHT] = torch.full_like(batch[WEIGHT], 0.5)
+    batch["sequence", "length"] = torch.full_like(batch["sequence", "length"], 12)
+    elbo, reference = (batch[key].mean(-1) for key in (LOG_PROB, REF_LOG_PROB))
+    expected = 0.01 * 0.5 * (elbo - reference).square().sum() / (5 * 12)
+    assert SequenceKLK2()(batch)["loss_kl"].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -167,6 +268,32 @@ def every_outcome(logits: Tensor, reference: Tensor) -> TensorDict:
     return TensorDict({"selected": TensorDict(selected, [V])}, [V])
 
 
+def every_token(logits: Tensor, reference: Tensor) -> TensorDict:
+    """The same as one sample of V slots, each of a single token."""
+    log_p = logits.log_softmax(-1)
+    selected = {
+        "token_log_prob": log_p[None, :, None],
+        "ref_token_log_prob": reference[None, :, None],
+        "token_mask": torch.ones(1, V, 1, dtype=torch.bool),
+        "weight": log_p.detach().exp()[None],
+    }
+    return TensorDict({"selected": TensorDict(selected, [1])}, [1])
+
+
+def every_sequence(logits: Tensor, reference: Tensor) -> tuple[TensorDict, Tensor]:
+    """All completions of two independent tokens, one sample each in two slots of weight 1; their probabilities."""
+    log_p = logits.log_softmax(-1)
+    first, second = (index.flatten() for index in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij"))
+    selected = {
+        "log_prob": torch.stack([log_p[first], log_p[second]], -1),
+        "ref_log_prob": torch.stack([reference[first], reference[second]], -1),
+        "weight": torch.ones(V * V, 2, dtype=torch.float64),
+    }
+    batch = TensorDict({"selected": TensorDict(selected, [V * V])}, [V * V])
+    batch["sequence"] = TensorDict({"length": torch.full((V * V,), 2)}, [V * V])
+    return batch, (log_p[first] + log_p[second]).detach().exp()
+
+
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
@@ -196,6 +323,42 @@ def test_expected_gradients_of_the_estimators(seed: int) -> None:
     torch.testing.assert_close(got[KLK1], torch.zeros(V, dtype=torch.float64), rtol=0, atol=1e-14)
     torch.testing.assert_close(got[KLK2], reverse, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(got[KLK3], forward, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_expectations_at_token_level(seed: int) -> None:
+    """One token per slot, slots weighted by their probability: PerStep and PerToken give the mean over outcomes."""
+    logits, reference = enumerated(seed)
+    log_p = logits.log_softmax(-1)
+    true = kl(log_p, reference)
+    reverse, forward = gradient(true, logits), gradient(kl(reference, log_p), logits)
+    out = {make: make(1.0)(every_token(logits, reference)) for make in TOKEN_ESTIMATORS}
+    assert out[TokenKLK1]["kl"].item() == pytest.approx(true.item(), rel=1e-12)
+    assert out[TokenKLK3]["kl"].item() == pytest.approx(true.item(), rel=1e-12)
+    assert gradient(out[TokenKLK1]["loss_kl"], logits).abs().max() < 1e-14
+    torch.testing.assert_close(gradient(out[TokenKLK2]["loss_kl"], logits), reverse, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(gradient(out[TokenKLK3]["loss_kl"], logits), forward, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_expectations_at_sequence_level(seed: int) -> None:
+    """The estimates of all completions, each with its probability: the KL per token, which here is that of a token."""
+    logits, reference = enumerated(seed, spread=0.7)
+    log_p = logits.log_softmax(-1)
+    true = kl(log_p, reference)
+    reverse, forward = gradient(true, logits), gradient(kl(reference, log_p), logits)
+    batch, probability = every_sequence(logits, reference)
+    size = len(probability)
+
+    def expectation(make: Any, name: str) -> Tensor:
+        values = [p * make(1.0)(batch[i : i + 1])[name] for i, p in zip(range(size), probability, strict=True)]
+        return torch.stack(values).sum()
+
+    assert expectation(SequenceKLK1, "kl").item() == pytest.approx(true.item(), rel=1e-11)
+    assert expectation(SequenceKLK3, "kl").item() == pytest.approx(true.item(), rel=1e-11)
+    assert gradient(expectation(SequenceKLK1, "loss_kl"), logits).abs().max() < 1e-13
+    torch.testing.assert_close(gradient(expectation(SequenceKLK2, "loss_kl"), logits), reverse, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradient(expectation(SequenceKLK3, "loss_kl"), logits), forward, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -283,7 +446,10 @@ def test_padding_contributes_exactly_nothing(
     assert dead.any()
     for name in ("log_prob", "ref_log_prob", "old_log_prob", "entropy", "distribution", "ref_distribution"):
         dirty["selected", name][dead] = junk
-    for name in ("distribution", "ref_distribution"):
+    tokens = ("token_log_prob", "ref_token_log_prob", "old_token_log_prob")
+    for name in tokens:
+        dirty["selected", name][dead] = junk
+    for name in ("distribution", "ref_distribution", *tokens):
         dirty["selected", name][~batch[MASK]] = junk
     out, grad = run(make(), dirty, key)
     for name in make().out_keys:
@@ -297,7 +463,7 @@ def test_padding_contributes_exactly_nothing(
 def test_nan_in_a_live_slot_is_not_hidden(make: Callable[[], Regulariser], key: tuple[str, str]) -> None:
     batch = make_batch(1)
     i, j = (batch[WEIGHT] != 0).nonzero()[0].tolist()
-    batch[key][i, j] = math.nan
+    batch[key][i, j] = math.nan  # all its tokens, of which at least one counts
     assert make()(batch)[make().out_keys[0]].isnan()
 
 
@@ -329,7 +495,8 @@ def test_micro_batches_accumulate_exactly(make: Callable[[], Regulariser], key: 
         micro[key] = leaf[start:stop]
         total = total + term(micro)[name] * term.count(micro)
         count += term.count(micro).item()
-    assert count == term.count(batch).item() == b
+    assert count == pytest.approx(term.count(batch).item(), rel=1e-12)
+    count = count or 1
     (accumulated,) = torch.autograd.grad(total / count, leaf)
     torch.testing.assert_close(total / count, whole[name], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(accumulated, grad, rtol=1e-12, atol=1e-13)
@@ -359,7 +526,11 @@ def test_dtype_keys_and_detached_diagnostics(
 
 @pytest.mark.parametrize(
     ("make", "key", "reference"),
-    [*[(make, LOG_PROB, REF_LOG_PROB) for make in ESTIMATORS], (KLExact, DISTRIBUTION, REF_DISTRIBUTION)],
+    [
+        *[(make, LOG_PROB, REF_LOG_PROB) for make in (*ESTIMATORS, *SEQUENCE_ESTIMATORS)],
+        *[(make, TOKEN_LOG_PROB, REF_TOKEN_LOG_PROB) for make in TOKEN_ESTIMATORS],
+        (KLExact, DISTRIBUTION, REF_DISTRIBUTION),
+    ],
 )
 def test_the_reference_is_a_constant(make: type, key: Any, reference: Any) -> None:
     batch = make_batch(3)
@@ -370,14 +541,25 @@ def test_the_reference_is_a_constant(make: type, key: Any, reference: Any) -> No
     assert batch[key].grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("make", [*ESTIMATORS, KLExact, EntropyBonus])
+@pytest.mark.parametrize("make", [*ESTIMATORS, *TOKEN_ESTIMATORS, *SEQUENCE_ESTIMATORS, KLExact, EntropyBonus])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_coefficient_out_of_range(make: type, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{make.__name__}\.coefficient must be at least 0 and finite, got {value}"):
         make(coefficient=value)
 
 
-@pytest.mark.parametrize("make", ESTIMATORS)
+@pytest.mark.parametrize("make", [*ESTIMATORS, *TOKEN_ESTIMATORS, *SEQUENCE_ESTIMATORS])
 def test_unknown_reference(make: type) -> None:
     with pytest.raises(ValueError, match=rf"{make.__name__}\.to must be 'reference' or 'old', got 'new'"):
         make(to="new")
+
+
+def test_a_normaliser_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"TokenKLK3\.normaliser must be a normaliser, got 3"):
+        TokenKLK3(normaliser=3)  # type: ignore[arg-type]
+
+
+def test_what_the_update_may_cut() -> None:
+    assert TokenKLK3().slotwise
+    assert not TokenKLK3(normaliser=PerSequence()).slotwise
+    assert [make().slotwise for make in SEQUENCE_ESTIMATORS] == [True, False, False]

@@ -43,9 +43,12 @@ class Counting(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(name) if name in ("policy", "_modules") else getattr(self.policy, name)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.policy.head(self.features(*inputs))
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         self.rows += len(input_ids)
-        return self.policy(input_ids, attention_mask, positions)
+        return self.policy.features(input_ids, attention_mask, positions)
 
 
 @every

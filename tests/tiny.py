@@ -88,8 +88,14 @@ def chi_square(counts: Sequence[float], probs: Sequence[float]) -> tuple[float, 
 def recorded_calls(policy: nn.Module) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
     """The arguments (input_ids, attention_mask, positions) of every forward of ``policy`` within the context."""
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
-    handle = policy.register_forward_pre_hook(lambda _, args: calls.append(args))
+    features = policy.features
+
+    def recorded(*args: Tensor) -> Tensor:
+        calls.append(args)
+        return features(*args)
+
+    policy.features = recorded
     try:
         yield calls
     finally:
-        handle.remove()
+        del policy.features

@@ -90,7 +90,7 @@ def recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str]
     small = dict(TINY)
     if not any(use.startswith("policy=") for use in uses):
         small["Pretrained.path"] = repr(model_path())
-    if "sampler=ConfidenceThreshold" in uses:
+    if "sampler=ConfidenceThreshold" in uses or name == "dipo":
         del small["Sampler.tokens_per_step"]
     if any(use.startswith("task=") for use in uses):
         small = {key: value for key, value in small.items() if not key.startswith("Sudoku4x4.")}

@@ -67,3 +67,11 @@ def group_sum(values: Tensor, group: Tensor) -> Tensor:
 def group_mean(values: Tensor, group: Tensor) -> Tensor:
     """Mean over the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
     return group_sum(values, group) / group_sum(torch.ones_like(values), group)
+
+
+def group_max(values: Tensor, group: Tensor) -> Tensor:
+    """Largest value of the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    ids, index = torch.unique(group, return_inverse=True)
+    rows = index.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    most = values.new_full((len(ids), *values.shape[1:]), -torch.inf)
+    return most.scatter_reduce(0, rows, values, "amax")[index]

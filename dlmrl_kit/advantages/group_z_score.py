@@ -1,13 +1,16 @@
-"""Standardised advantage (GRPO, arXiv 2402.03300): A_i = (R_i - mean) / (std + eps), std over the group (population).
+"""Standardised advantage (GRPO, arXiv 2402.03300): A_i = (R_i - mean) / (std + eps), both over the group.
 
 Dividing by the standard deviation of the same returns is biased, and weights prompts by how rare success is.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import GroupAdvantage, group_mean
+from dlmrl_kit.advantages.base import GroupAdvantage, group_max, group_mean, group_sum
 from dlmrl_kit.registry import register
 from dlmrl_kit.validate import check
 
@@ -17,20 +20,26 @@ class GroupZScore(GroupAdvantage):
     """Return standardised within the group. Reads and writes as ``GroupAdvantage``.
 
     Args:
-        eps: added to the standard deviation, positive; a group of equal returns gets 0.
+        eps: added to the standard deviation, at least 0; a group of equal returns gets 0 in any case.
+        correction: 0 for the standard deviation of the group itself (TraceRL, arXiv 2509.06949), 1 for the sample
+            standard deviation, whose square is divided by G - 1 (TRL; JustGRPO, arXiv 2601.15165).
 
     Raises:
         ValueError: a value out of range.
     """
 
-    def __init__(self, eps: float = 1e-4) -> None:
+    def __init__(self, eps: float = 1e-4, correction: int = 0) -> None:
         super().__init__()
-        check(eps > 0, self, "eps", eps, "positive")
+        check(0 <= eps < math.inf, self, "eps", eps, "at least 0 and finite")
+        check(correction in (0, 1), self, "correction", correction, "0 or 1")
         self.eps = eps
+        self.correction = correction
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
-        """(R - mean) / (std + eps)."""
+        """(R - mean) / (std + eps); 0 in a group of one."""
         exact = returns.double()
-        centred = exact - group_mean(exact, group)
-        std = group_mean(centred.square(), group).sqrt()
-        return (centred / (std + self.eps)).to(returns.dtype)
+        equal = group_max(exact, group) == -group_max(-exact, group)
+        centred = (exact - group_mean(exact, group)).masked_fill(equal, 0)  # rounding leaves no spread to divide by
+        freedom = group_sum(torch.ones_like(exact), group) - self.correction
+        std = (group_sum(centred.square(), group) / freedom.clamp(min=1)).sqrt()
+        return (centred / (std + self.eps).masked_fill(equal, 1)).to(returns.dtype)

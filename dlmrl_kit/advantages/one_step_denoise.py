@@ -24,7 +24,6 @@ from dlmrl_kit.component import Component
 from dlmrl_kit.registry import register
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.constant import Constant
-from dlmrl_kit.trajectory import num_valid
 from dlmrl_kit.validate import check
 
 
@@ -39,7 +38,8 @@ class OneStepDenoise(Component):
     """Credits a step with the reward beyond the one-step greedy completion of its state, group-centred per time step.
 
     Args:
-        lam: lambda, at least 0: a number, or a schedule over the steps of a row. 0 is the plain group advantage.
+        lam: lambda, at least 0: a number, or a schedule over the T steps of a row that does not end early (where a row
+            ends depends on its actions, so a lambda that knew it would be biased). 0 is the plain group advantage.
         normalise: divide by 1 + lambda, which keeps the scale of the gradient.
         baseline: a group advantage, applied to the returns of each time step; None means ``GroupMean()``.
 
@@ -80,8 +80,7 @@ class OneStepDenoise(Component):
         num_steps = tensordict["step", "valid"].shape[1]
         value = nearest_value(tensordict["selected", "reward"].double(), step, used, reward.double(), num_steps)
         time = torch.arange(num_steps, device=reward.device, dtype=torch.float64)
-        last = (num_valid(tensordict)[:, None] - 1).clamp(min=1)
-        lam = self.lam((time / last).clamp(max=1))
+        lam = self.lam(time / max(num_steps - 1, 1))
         returns = (1 + lam) * reward[:, None] - lam * value
         if self.normalise:
             returns = returns / (1 + lam)

@@ -1,7 +1,8 @@
 """What a tuple of trajectories is made of: every listed trajectory with every selection of its steps, and derivatives.
 
 Rows that do not depend on the group are prepared once; a tuple then only indexes them. A loss sees the parameters
-through the likelihood's keys alone, so a gradient is (d loss / d keys) times the Jacobian of the keys.
+through the likelihood's keys alone: a gradient is (d loss / d keys) times the Jacobian of the keys. The likelihood is
+computed once for each *unit*: a trajectory, the step a slot starts at, and the step it ends before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch.nn.functional import pad
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.audit.pipeline import ExactServices, after_reward, updater
 from dlmrl_kit.audit.policies import SmallPolicy
+from dlmrl_kit.dataflow import ITERATION
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.selectors.base import END
 from dlmrl_kit.trajectory import num_valid
 
 _CHUNK = 128
@@ -27,21 +30,24 @@ _DRAWS = 100
 
 @dataclass(frozen=True)
 class Jacobian:
-    """Likelihood keys of every (trajectory, step): ``values`` [N, T, ...] each, ``rows`` [N * T * E, P] each."""
+    """Likelihood keys of every unit: ``values`` [U, ...] each, ``rows`` [U * E, P] each, ``step`` int64 [U]."""
 
     values: dict[Any, Tensor]
     rows: dict[Any, Tensor]
+    step: Tensor
 
 
 @dataclass(frozen=True)
 class Bank:
     """Prepared rows.
 
-    ``rows``: TensorDict [R] with selection, old keys, and ``trajectory`` (int64). ``probability``: float64 [R], given
-    the prompt. ``forwards``: float64 [R], model forwards of sampling and of the update.
+    ``rows``: TensorDict [R] with selection, old keys, ``trajectory`` (int64) and ``("selected", "unit")`` (int64 [R,
+    K]). ``units``: int64 [U, 3], trajectory, step and end of each. ``probability``: float64 [R], given the prompt.
+    ``forwards``: float64 [R], model forwards of sampling and of the update.
     """
 
     rows: TensorDictBase
+    units: Tensor
     probability: Tensor
     forwards: Tensor
 
@@ -57,7 +63,9 @@ def every_step(trajectories: TensorDictBase) -> TensorDictBase:
 def true_gradient(trajectories: TensorDictBase, policy: SmallPolicy, sampler: Any, num_prompts: int) -> Tensor:
     """Gradient [P] of J by automatic differentiation of the sum of P(trajectory) * R."""
     steps = StepLogProb()(every_step(trajectories), policy=policy, sampler=sampler)["selected", "log_prob"]
-    return policy.flat_gradient((steps.sum(-1).exp() * trajectories["reward"]).sum() / num_prompts)
+    total = steps.sum(-1)  # of what depends on the policy: the draws of a renoising sampler's noise are not in it
+    weight = (total - total.detach()).exp() * trajectories["probability"]
+    return policy.flat_gradient((weight * trajectories["reward"]).sum() / num_prompts)
 
 
 def select(algorithm: Algorithm, services: ExactServices, trajectories: TensorDictBase) -> Bank:
@@ -77,13 +85,26 @@ def select(algorithm: Algorithm, services: ExactServices, trajectories: TensorDi
     source = torch.cat(index)
     bank = trajectories[source].copy()
     bank.set(("selected", "step"), torch.cat(steps)).set(("selected", "weight"), torch.cat(weights))
+    if END in algorithm.selector.asked:
+        bank.set(END, algorithm.selector.ends(bank, bank["selected", "step"]))
     for component in after_reward(algorithm):
-        if component not in (algorithm.selector, algorithm.advantage):
+        if component not in (*algorithm.filters, algorithm.selector, algorithm.advantage):
             bank = services.call(component, bank)
     with torch.no_grad():
         bank = updater(algorithm, services.problem).prepare(bank)
-    forwards = num_valid(bank).double() + (bank["selected", "weight"] > 0).sum(-1)
-    return Bank(bank, bank["probability"] * torch.cat(shares), forwards)
+    units = _number_units(bank)
+    forwards = num_valid(bank).double() + algorithm.likelihood.copies * (bank["selected", "weight"] > 0).sum(-1)
+    return Bank(bank, units, bank["probability"] * torch.cat(shares), forwards)
+
+
+def _number_units(bank: TensorDictBase) -> Tensor:
+    """Adds ``("selected", "unit")``, 0 in empty slots; returns the units, int64 [U, 3]."""
+    step, used = bank["selected", "step"], bank["selected", "weight"] > 0
+    end = bank["selected", "end"] if ("selected", "end") in bank.keys(True) else step + 1
+    code = torch.stack([bank["trajectory"][:, None].expand_as(step), step, end], dim=-1)[used]
+    units, index = torch.unique(code, dim=0, return_inverse=True)
+    bank.set(("selected", "unit"), torch.zeros_like(step).masked_scatter(used, index))
+    return units
 
 
 def selections(selector: Any, trajectories: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -131,17 +152,21 @@ def _drawn_as_listed(
     return statistic < cells + 8 * math.sqrt(2 * cells)
 
 
-def jacobian(algorithm: Algorithm, services: ExactServices, trajectories: TensorDictBase) -> Jacobian:
-    """The recipe's likelihood at every step of every trajectory, with derivatives."""
+def jacobian(algorithm: Algorithm, services: ExactServices, trajectories: TensorDictBase, units: Tensor) -> Jacobian:
+    """The recipe's likelihood for every unit, with derivatives."""
     policy = services.problem.denoiser
-    before = every_step(trajectories)
+    before = trajectories[units[:, 0]].copy()
+    before.set(("selected", "step"), units[:, 1:2]).set(END, units[:, 2:])
+    before.set(("selected", "weight"), torch.ones(len(units), 1, dtype=torch.float64))
+    before.set(ITERATION, torch.zeros(len(units), dtype=torch.int64))
     known = set(before.keys(True, True))
     algorithm.likelihood.prepare(before, sampler=services.sampler, policy=policy)
     prepared = set(before.keys(True, True))
     after = algorithm.likelihood(before, policy=policy, sampler=services.sampler)
     written = {key: after[key] for key in after.keys(True, True) if key not in known and key not in prepared}
-    values = {key: value.detach() for key, value in written.items()}
-    return Jacobian(values, {key: _rows(value, policy) for key, value in written.items() if value.requires_grad})
+    values = {key: value.detach().squeeze(1) for key, value in written.items()}
+    rows = {key: _rows(value, policy) for key, value in written.items() if value.requires_grad}
+    return Jacobian(values, rows, units[:, 1])
 
 
 def _rows(value: Tensor, policy: SmallPolicy) -> Tensor:

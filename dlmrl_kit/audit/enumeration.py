@@ -15,10 +15,15 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.component import Key
 from dlmrl_kit.errors import UserError
+from dlmrl_kit.groups import LEVEL_STEP, NODE
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Decision, Sampler, View, predict
 from dlmrl_kit.samplers.recorder import Recorder
+
+NOT_LISTED: frozenset[Key] = frozenset({("step", "draft_ids"), NODE, LEVEL_STEP})
+"""Keys of a rollout that are no function of one sample's actions: draws that were thrown away, trees of samples."""
 
 NOTHING = 1e-30
 """Actions less likely than this are those that the kit's floor of -100 stands for: they cannot happen."""
@@ -32,7 +37,7 @@ def enumerate_trajectories(sampler: Sampler, policy: Policy, prompts: TensorDict
     """All trajectories from each prompt.
 
     Args:
-        sampler: writes the keys it was asked for.
+        sampler: writes the keys it was asked for, but for those in ``NOT_LISTED``, which hold nothing.
         policy: a small one.
         prompts: TensorDict [Q] with ``prompt_ids``, ``prompt_mask``, ``group``, ``example``.
 
@@ -43,6 +48,11 @@ def enumerate_trajectories(sampler: Sampler, policy: Policy, prompts: TensorDict
         NotImplementedError: the sampler does not list its choices.
         AuditError: in some state the probabilities of its actions do not sum to 1.
     """
+    sampler.attach(policy)
+    if sampler.noise == "uniform":
+        from dlmrl_kit.audit.renoising import enumerate_renoising
+
+        return enumerate_renoising(sampler, policy, prompts)
     ids = torch.full((len(prompts), sampler.completion_length), policy.mask_id, dtype=torch.int64)
     recorder = Recorder(sampler, policy, ids)
     origin, probability = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.float64)
@@ -55,7 +65,7 @@ def enumerate_trajectories(sampler: Sampler, policy: Policy, prompts: TensorDict
             prompt, states = prompts[origin[rows]], recorder.ids[rows]
             view = sampler.view(policy, prompt, states)
             source, decision, log_prob = actions(sampler, view, policy)
-            _check_sums(sampler, log_prob, source, len(rows))
+            check_sums(sampler, log_prob, source, len(rows))
             index = torch.cat([(~running).nonzero().squeeze(-1), rows[source]])
             new = torch.arange(len(index) - len(source), len(index))
             recorder.select(index)
@@ -73,7 +83,7 @@ def actions(sampler: Sampler, view: View, policy: Policy) -> tuple[Tensor, Decis
     """Every possible action in the states of ``view``: row of the state [n], decisions [n, L], log-probability [n]."""
     tokens = [token for token in range(view.logits.shape[-1]) if token not in policy.forbidden_ids]
     parts = [
-        _fill(committed, rank, tokens, size)
+        fill(committed, rank, tokens, size)
         for committed, rank in sampler.position_choices(view)
         for size in committed.sum(-1).unique().tolist()
         if size > 0
@@ -93,16 +103,21 @@ def actions(sampler: Sampler, view: View, policy: Policy) -> tuple[Tensor, Decis
 
 def repeated(view: View, rows: Tensor) -> View:
     """The view with the rows at ``rows``, which may repeat."""
-    logits = view.logits.new_zeros((*view.allowed.shape, view.logits.shape[-1]))
-    logits[view.allowed] = view.logits
     allowed = view.allowed[rows]
-    return View(logits[rows][allowed], view.behaviour, allowed)
+
+    def repeat(values: Tensor) -> Tensor:
+        dense = values.new_zeros((*view.allowed.shape, values.shape[-1]))
+        dense[view.allowed] = values
+        return dense[rows][allowed]
+
+    features = None if view.features is None else repeat(view.features)
+    return View(repeat(view.logits), view.behaviour, allowed, features)
 
 
-def _fill(committed: Tensor, rank: Tensor | None, tokens: list[int], size: int) -> tuple[Tensor, Decision]:
+def fill(committed: Tensor, rank: Tensor | None, tokens: list[int], size: int) -> tuple[Tensor, Decision]:
     """All fillings of the rows that commit ``size`` positions."""
     rows = (committed.sum(-1) == size).nonzero().squeeze(-1)
-    values = torch.tensor(list(itertools.product(tokens, repeat=size)))
+    values = torch.tensor(list(itertools.product(tokens, repeat=size)), dtype=torch.int64)
     source = rows.repeat_interleave(len(values))
     chosen = committed[source]
     filled = torch.zeros_like(chosen, dtype=torch.int64).masked_scatter(chosen, values.repeat(len(rows), 1))
@@ -114,7 +129,7 @@ def _greedy(policy: Policy, prompt: TensorDictBase, ids: Tensor) -> Tensor:
     return ids.masked_scatter(masked, predict(policy, prompt, ids, masked).argmax(-1))
 
 
-def _check_sums(sampler: Sampler, log_prob: Tensor, source: Tensor, num_states: int) -> None:
+def check_sums(sampler: Sampler, log_prob: Tensor, source: Tensor, num_states: int) -> None:
     totals = torch.zeros(num_states, dtype=torch.float64).index_add(0, source, log_prob.exp().double())
     worst = totals[(totals - 1).abs().argmax()].item()
     if not abs(worst - 1) < 1e-10:
@@ -150,6 +165,8 @@ def check_draws(sampler: Sampler, policy: Policy, prompts: TensorDictBase, liste
 
 def _codes(trajectories: TensorDictBase) -> list[tuple[int, ...]]:
     parts = [trajectories["group"][:, None], trajectories["completion_ids"], trajectories["commit_step"].long()]
+    if ("step", "state_ids") in trajectories.keys(True, True):
+        parts.append(trajectories["step", "state_ids"].long().flatten(1))
     if ("token", "commit_rank") in trajectories.keys(True, True):
         parts.append(trajectories["token", "commit_rank"].long())
     return [tuple(row) for row in torch.cat(parts, -1).tolist()]

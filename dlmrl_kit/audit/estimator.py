@@ -60,6 +60,10 @@ def moments(algorithm: Algorithm, services: ExactServices, trajectories: TensorD
         NotImplementedError: a selector that is random and lists no outcomes.
         TooLarge: too many tuples.
     """
+    if algorithm.likelihood.random_masks:
+        raise NotImplementedError(f"{type(algorithm.likelihood).__name__} masks at random")
+    if set(algorithm.likelihood.in_keys) & set(algorithm.advantage.written_keys()):
+        raise NotImplementedError(f"{type(algorithm.likelihood).__name__} reads the advantage")
     bank = select(algorithm, services, trajectories)
     num_prompts = services.problem.prompts
     prompts = [(bank.rows["example"] == q).nonzero().squeeze(-1) for q in range(num_prompts)]
@@ -134,11 +138,11 @@ class _Together:
         group_size: int,
     ) -> None:
         self.algorithm, self.services, self.bank, self.group_size = algorithm, services, bank, group_size
-        self.derivative: Jacobian = jacobian(algorithm, services, trajectories)
+        self.derivative: Jacobian = jacobian(algorithm, services, trajectories, bank.units)
         self.num_steps = trajectories["step", "valid"].shape[1]
         loss, advantage = algorithm.loss, algorithm.advantage
-        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", ("selected", "step"), ("selected", "weight")}
-        self.rows = table(bank.rows, needed | {("step", "valid")})
+        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", "reward"}
+        self.rows = table(bank.rows, needed | {("step", "valid"), ("selected", "unit"), ("selected", "weight")})
         full = self._with_likelihood(self.rows.copy(), torch.arange(len(self.rows)))
         self.counts = torch.tensor([float(loss.count(full[i : i + 1])) for i in range(len(full))]).double()
         self.keys = [key for key in self.derivative.rows if key in set(loss.in_keys)]
@@ -149,13 +153,13 @@ class _Together:
 
     def _with_likelihood(self, rows: TensorDictBase, index: Tensor) -> TensorDictBase:
         """Adds the likelihood's keys at the selected steps; zeros in empty slots."""
-        trajectory, step = rows["trajectory"][:, None], rows["selected", "step"]
+        unit = rows["selected", "unit"]
         used = rows["selected", "weight"] > 0
         have = set(rows.keys(True, True))
         for key, value in self.derivative.values.items():
             if key in have:
                 continue
-            picked = value[trajectory, step]
+            picked = value[unit]
             rows.set(key, torch.where(used.reshape(*used.shape, *[1] * (picked.dim() - 2)), picked, 0.0))
         return rows
 
@@ -164,6 +168,9 @@ class _Together:
         count, group_size = index.shape
         batch = self.rows[index.flatten()].copy()
         batch.set("group", torch.arange(count).repeat_interleave(group_size))
+        kept = torch.ones(count * group_size, dtype=torch.bool)
+        for component in self.algorithm.filters:
+            kept &= component.keep(batch)
         batch = self.services.call(self.algorithm.advantage, batch)
         restarts = self.services.restarts
         forwards = self.bank.forwards[index].sum(-1)
@@ -176,17 +183,18 @@ class _Together:
         loss = self.algorithm.loss
         total = descended(loss(batch)) * float(loss.count(batch))
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if leaves else ()
-        share = self.counts[index].sum(-1).clamp(min=1)
+        share = (self.counts[index] * kept.reshape(index.shape)).sum(-1)
+        share = share.masked_fill(share == 0, torch.inf)  # nothing kept: no gradient
         blocks = [self._block(key, found_key, batch, count) for key, found_key in zip(leaves, found, strict=True)]
         return -torch.cat([torch.zeros(count, 0, dtype=torch.float64), *blocks], dim=1) / share[:, None], forwards
 
     def _block(self, key: Any, gradient: Tensor | None, batch: TensorDictBase, count: int) -> Tensor:
         value = self.derivative.values[key]
-        entries = value[0, 0].numel()
+        entries = value[0].numel()
         out = torch.zeros(count, value.numel(), dtype=torch.float64)
         if gradient is None:
             return out
-        column = (batch["trajectory"][:, None] * self.num_steps + batch["selected", "step"])[..., None] * entries
+        column = batch["selected", "unit"][..., None] * entries
         column = (column + torch.arange(entries)).reshape(count, -1)
         return out.scatter_add(1, column, gradient.reshape(count, -1))
 
@@ -215,6 +223,4 @@ class _Together:
         return Moments(mean @ self.matrix, second, step_mean, step_second, forwards, tuples)
 
     def _step_of(self, key: Any) -> Tensor:
-        value = self.derivative.values[key]
-        steps = torch.arange(self.num_steps)[None, :, None]
-        return steps.expand(value.shape[0], -1, value[0, 0].numel()).flatten()
+        return self.derivative.step.repeat_interleave(self.derivative.values[key][0].numel())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.audit.bank import true_gradient
-from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
+from dlmrl_kit.audit.enumeration import NOT_LISTED, check_draws, enumerate_trajectories
 from dlmrl_kit.audit.estimator import Moments, TooLarge, moments
 from dlmrl_kit.audit.monte_carlo import sampled_gradients
 from dlmrl_kit.audit.pipeline import ExactServices, expected_rewards
@@ -85,7 +85,8 @@ class Ground:
         if not isinstance(sampler, Sampler):
             self.reasons.append(f"{type(sampler).__name__} is no dlmrl_kit Sampler: its trajectories cannot be listed")
             return self
-        sampler.ask_for(sampler.optional_keys)
+        policy.attach(sampler)
+        sampler.ask_for([key for key in sampler.optional_keys if key not in NOT_LISTED])
         try:
             listed = enumerate_trajectories(sampler, policy, self.problem.batch())
         except NotImplementedError as error:
@@ -100,7 +101,11 @@ class Ground:
 
     def measure(self, algorithm: Algorithm) -> Measured:
         """Compares the algorithm's estimate with grad J."""
-        if self.trajectories is None or self.values is None:
+        unlisted = NOT_LISTED.intersection(algorithm.sampler.written_keys())
+        if unlisted:
+            name = type(algorithm.sampler).__name__
+            self._because(f"what {name} writes as {sorted(unlisted)[0]!r} cannot be listed sample by sample")
+        if unlisted or self.trajectories is None or self.values is None:
             return self._sampled(algorithm)
         needed = set(algorithm.sampler.written_keys()) | set(self.problem.batch().keys())
         listed = self.trajectories.select(*needed, "probability", "reward", "trajectory")
@@ -108,10 +113,13 @@ class Ground:
         try:
             return self._exact(moments(algorithm, services, listed, self.group_size))
         except (NotImplementedError, TooLarge) as error:
-            reason = str(error)
-            if reason not in self.reasons:
-                self.reasons.append(reason)
+            self._because(str(error))
             return self._sampled(algorithm)
+
+    def _because(self, reason: str) -> None:
+        """Notes why groups are sampled."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
 
     def _exact(self, found: Moments) -> Measured:
         assert self.truth is not None

@@ -19,6 +19,7 @@ from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.audit.pipeline import descended, updater
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.variants import exact_algorithm
+from dlmrl_kit.seeding import sample_seeds
 from dlmrl_kit.training.services import Services, roll_out
 
 
@@ -53,21 +54,26 @@ def sampled_gradients(algorithm: Algorithm, problem: Problem, group_size: int, b
     for i in range(batches):
         services = Services(problem.denoiser, reference.sampler, problem.score, seed, i, chunk=10**6)
         q = i % problem.prompts
-        batch = roll_out(reference.plan, prompts[q * group_size : (q + 1) * group_size], services).kept
+        asked = prompts[q * group_size : (q + 1) * group_size].copy()
+        asked.set("seed", sample_seeds(group_size, "cpu", seed, i))
+        batch = roll_out(reference.plan, asked, services).kept
         exact.append(_gradient(reference, problem, batch.copy()))
         rows = batch.select(*algorithm.sampler.written_keys(), *prompts.keys())
         with torch.no_grad():
             for component in algorithm.plan.rollout[1:]:
-                rows = services.call(component, rows)
+                rows = services.call(component, rows) if len(rows) else rows
         own.append(_gradient(algorithm, problem, rows))
     return Sampled(torch.stack(own), torch.stack(exact))
 
 
 def _gradient(algorithm: Algorithm, problem: Problem, batch: TensorDictBase) -> Tensor:
     policy, prepare = problem.denoiser, updater(algorithm, problem)
+    if len(batch) == 0:  # a filter kept nothing
+        return torch.zeros_like(policy.flat_gradient(torch.zeros(())))
     with torch.no_grad():
         prepare.prepare(batch)
         if algorithm.plan.live_reference:
             prepare._add_live_reference(batch)
-    batch = algorithm.likelihood(batch, policy=policy, sampler=algorithm.sampler)
+    for estimator in (algorithm.likelihood, *algorithm.values):
+        batch = estimator(batch, policy=policy, sampler=algorithm.sampler)
     return -policy.flat_gradient(descended(algorithm.loss(batch)))

@@ -19,7 +19,7 @@ from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.rewards import FinalReward
 from dlmrl_kit.training.trainer import Trainer
 from dlmrl_kit.training.update import Updater
-from dlmrl_kit.trajectory import num_valid, state_at
+from dlmrl_kit.trajectory import num_valid, states
 
 
 @dataclass
@@ -73,7 +73,7 @@ def expected_rewards(trajectories: TensorDictBase, mask_id: int) -> Tensor:
     columns = []
     for step in range(num_steps + 1):
         at = torch.full((len(reward), 1), step)
-        state = state_at(trajectories["completion_ids"], trajectories["commit_step"], at, mask_id).squeeze(1)
+        state = states(trajectories, at, mask_id).squeeze(1)
         code = torch.cat([trajectories["group"][:, None], state], -1)
         index = torch.unique(code, dim=0, return_inverse=True)[1]
         sums = torch.zeros(2, int(index.max()) + 1, dtype=torch.float64)
@@ -103,16 +103,25 @@ def terms_gradient(
     """
     batch = rows.copy()
     for component in after_reward(algorithm):
-        if component not in skip:
+        if component not in skip and len(batch):
             batch = services.call(component, batch)
-    prepare = updater(algorithm, services.problem)
+    if len(batch) == 0:  # a filter kept nothing
+        return torch.zeros_like(services.problem.denoiser.flat_gradient(torch.zeros(())))
     with torch.no_grad():
-        prepare.prepare(batch)
-        if algorithm.plan.live_reference:
-            prepare._add_live_reference(batch)
-    policy = services.problem.denoiser
-    batch = algorithm.likelihood(batch, policy=policy, sampler=services.sampler)
-    return policy.flat_gradient(sum((descended(term(batch)) for term in terms), torch.zeros((), dtype=torch.float64)))
+        updater(algorithm, services.problem).prepare(batch)
+    batch = under_policy(algorithm, services, batch)
+    return services.problem.denoiser.flat_gradient(
+        sum((descended(term(batch)) for term in terms), torch.zeros((), dtype=torch.float64))
+    )
+
+
+def under_policy(algorithm: Algorithm, services: ExactServices, batch: TensorDictBase) -> TensorDictBase:
+    """Adds what is computed inside a micro-batch: the likelihood's keys, with gradient, and a live reference."""
+    if algorithm.plan.live_reference:
+        updater(algorithm, services.problem)._add_live_reference(batch)
+    for estimator in (algorithm.likelihood, *algorithm.values):
+        batch = estimator(batch, policy=services.problem.denoiser, sampler=services.sampler)
+    return batch
 
 
 def descended(output: TensorDictBase) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dlmrl_kit.component import Component
 from dlmrl_kit.policies.base import Policy
 
 PolicyKind = Literal["tabular", "network"]
@@ -96,19 +97,38 @@ class SmallPolicy(Policy):
         self.forbidden_ids = (vocab,)
         self._reference = None
         self._adapter = None
+        self.beside: tuple[nn.Parameter, ...] = ()
         self.eval()
         self.freeze_reference()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits at the asked positions, as ``Policy``."""
+    @property
+    def feature_size(self) -> int:
+        """The number of logits."""
+        return self.vocab_size
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits at the asked positions: the model has no head of its own."""
         logits = self.model(input_ids, attention_mask)
         if positions.dtype == torch.bool:
             return logits[positions]
         return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """The logits it is given: a copy, since samplers forbid tokens in place."""
+        return hidden.clone()
+
+    def attach(self, component: Component) -> None:
+        """Attaches a component; what it trains itself starts at random, so that it matters, and counts as trainable."""
+        component.attach(self)
+        self.beside = tuple(component.parameters())
+        generator = torch.Generator().manual_seed(len(self.beside))
+        with torch.no_grad():
+            for parameter in self.beside:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
     def parameters_list(self) -> list[nn.Parameter]:
-        """The trainable parameters, in order."""
-        return [parameter for _, parameter in self.trainable()]
+        """The trainable parameters, in order: its own, then those of the component attached last."""
+        return [*(parameter for _, parameter in self.trainable()), *self.beside]
 
     def flat_gradient(self, value: Tensor, retain: bool = False) -> Tensor:
         """Gradient of a scalar with respect to all parameters, [P]; zero where it does not depend on them."""

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.audit.policies import PolicyKind, SmallPolicy
+from dlmrl_kit.seeding import sample_seeds
 
 RewardKind = Literal["random", "sparse", "parity"]
 
@@ -77,10 +78,9 @@ class Problem:
         """The prompts, each ``copies`` times in a row; ``group`` and ``example`` are the index of the prompt."""
         index = torch.arange(self.prompts).repeat_interleave(copies)
         prompt = index[:, None]
-        return TensorDict(
-            {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt).bool(), "group": index, "example": index},
-            [len(index)],
-        )
+        keys = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt).bool(), "group": index, "example": index}
+        keys["progress"] = torch.full(index.shape, 0.5, dtype=torch.float64)
+        return TensorDict({**keys, "seed": sample_seeds(len(index), "cpu", self.seed)}, [len(index)])
 
     def described(self) -> dict[str, Any]:
         """All settings, for reports."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlmrl_kit.audit.measure import Measured
+from dlmrl_kit.audit.regularisers import RegulariserAudit
 from dlmrl_kit.audit.scale import TOLERANCE, matching
 
 
@@ -59,15 +60,14 @@ class Attribution:
 class AuditReport:
     """The result of an audit; ``exact`` is False where some numbers are Monte Carlo estimates.
 
-    ``regularisers``: name -> size of its expected gradient relative to ||grad J||. ``scales``: known factors, by
-    problem.
+    ``regularisers``: by name, size and bias of the expected gradient of each. ``scales``: known factors, by problem.
     """
 
     recipe: str
     measured: list[Measured]
     attribution: list[Attribution] = field(default_factory=list)
     scales: list[dict[str, float]] = field(default_factory=list)
-    regularisers: dict[str, float] = field(default_factory=dict)
+    regularisers: dict[str, RegulariserAudit] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     sampler: str = ""
     group_size: int = 2
@@ -167,7 +167,7 @@ class AuditReport:
                 "relative_times_forwards": Spread.of(m.cost for m in self.measured).to_json(),
             },
             "attribution": [cause.to_json() for cause in self.attribution],
-            "regularisers": self.regularisers,
+            "regularisers": {name: audit.to_json() for name, audit in self.regularisers.items()},
             "mdp": [_problem(m) for m in self.measured],
             "notes": self.notes,
         }

@@ -9,19 +9,15 @@ from typing import Any
 import torch
 
 from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.audit.bank import select
 from dlmrl_kit.audit.enumeration import AuditError
 from dlmrl_kit.audit.measure import Ground, Measured
-from dlmrl_kit.audit.pipeline import ExactServices, terms_gradient
 from dlmrl_kit.audit.problem import Problem, random_problems
+from dlmrl_kit.audit.regularisers import RegulariserAudit, audit_regularisers, combined
 from dlmrl_kit.audit.report import Attribution, AuditReport, Spread
 from dlmrl_kit.audit.scale import known_scales, matching
 from dlmrl_kit.audit.variants import Cause, causes, exact_algorithm, shrunk, swapped
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.recipe import load_recipe
-
-REFERENCE_SHIFT = 0.1
-"""How far the reference policy of a regulariser is from the policy: standard deviation of a change of its weights."""
 
 
 def audit_recipe(
@@ -69,8 +65,11 @@ def audit_algorithm(
         batches: groups drawn where they cannot be listed.
 
     Raises:
-        AuditError: a sampler that contradicts its own log-probability.
+        AuditError: a sampler that contradicts its own log-probability, or one that does not sample from the policy.
     """
+    if ("step", "log_prob") not in algorithm.sampler.written_keys():
+        sampler = type(algorithm.sampler).__name__
+        raise AuditError(f"{sampler} does not sample from the policy: there is no gradient of its reward to audit")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors are tiny
     try:
@@ -92,6 +91,7 @@ def _audit(
     report = AuditReport(name, [], sampler=type(algorithm.sampler).__name__, group_size=group_size)
     found: dict[int, list[tuple[Measured | None, Measured | None]]] = {}
     listed: list[Cause] = []
+    terms: dict[str, list[RegulariserAudit]] = {}
     for problem in chosen:
         small, notes = shrunk(algorithm, problem)
         ground = Ground(problem, exact_algorithm(small.sampler).sampler, group_size, batches, seed).prepare()
@@ -100,9 +100,10 @@ def _audit(
         listed = causes(small) if attribution else []
         for i, cause in enumerate(listed):
             found.setdefault(i, []).append(_measure_cause(ground, small, cause))
-        if not report.regularisers:
-            report.regularisers = _regularisers(small, ground, report.measured[-1])
+        for term, audit in audit_regularisers(small, ground).items():
+            terms.setdefault(term, []).append(audit)
         _add(report.notes, [*notes, *(f"sampled, not listed: {reason}" for reason in ground.reasons)])
+    report.regularisers = {term: combined(audits) for term, audits in terms.items()}
     report.attribution = [_attribution(cause, found[i], report.scales[-1]) for i, cause in enumerate(listed)]
     return report
 
@@ -161,51 +162,3 @@ def _attribution(
         Spread.of(m.relative_bias_after_scale for m in without),
         f"not measured {' and '.join(missing)}: the exact components do not write what it reads" if missing else "",
     )
-
-
-def _regularisers(algorithm: Algorithm, ground: Ground, measured: Measured) -> dict[str, float]:
-    """Size of each regulariser's expected gradient over ||grad J||, with a reference policy nearby."""
-    if not algorithm.regularisers or ground.trajectories is None or ground.values is None:
-        return {}
-    policy, reference = ground.problem.denoiser, ground.problem.denoiser._reference
-    assert reference is not None
-    saved = [p.clone() for p in reference.parameters()]
-    generator = torch.Generator().manual_seed(ground.seed)
-    with torch.no_grad():
-        for p in reference.parameters():
-            p.add_(REFERENCE_SHIFT * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    try:
-        sizes = _regulariser_sizes(algorithm, ground, measured.gradient_norm)
-    except NotImplementedError:
-        sizes = {}
-    finally:
-        with torch.no_grad():
-            for p, old in zip(policy._reference.parameters(), saved, strict=True):  # type: ignore[union-attr]
-                p.copy_(old)
-    return sizes
-
-
-def _regulariser_sizes(algorithm: Algorithm, ground: Ground, norm: float) -> dict[str, float]:
-    assert ground.trajectories is not None
-    assert ground.values is not None
-    services = ExactServices(ground.problem, algorithm.sampler, ground.values)
-    keys = {*algorithm.sampler.written_keys(), *ground.problem.batch().keys(), "probability", "reward", "trajectory"}
-    bank = select(swapped(algorithm), services, ground.trajectories.select(*keys))
-    rebuilt = exact_algorithm(
-        algorithm.sampler,
-        algorithm.regularisers,
-        likelihood=algorithm.likelihood,
-        selector=algorithm.selector,
-        advantage=algorithm.advantage,
-        loss=algorithm.loss,
-    )
-    have = {key for key in bank.rows.keys(True, True) if not isinstance(key, tuple) or key[0] != "selected"}
-    rows = bank.rows.select(*have, ("selected", "step"), ("selected", "weight"))
-    sizes = {}
-    for term in rebuilt.regularisers:
-        total = torch.zeros(())
-        for i, share in enumerate(bank.probability / ground.problem.prompts):
-            skip = (rebuilt.selector, rebuilt.advantage)
-            total = total + share * terms_gradient(rebuilt, services, rows[i : i + 1], [term], skip)
-        sizes[type(term).__name__] = float(total.norm()) / norm if norm > 0 else 0.0
-    return sizes

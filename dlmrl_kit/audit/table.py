@@ -1,4 +1,4 @@
-"""An audit as tables for the terminal: the verdict, one row per problem, one row per cause."""
+"""An audit as tables for the terminal: the verdict, one row per problem, per cause, per regulariser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmrl_kit.audit.measure import Measured
+from dlmrl_kit.audit.regularisers import RegulariserAudit
 from dlmrl_kit.audit.report import Attribution, AuditReport
 
 
@@ -16,16 +17,14 @@ def page(report: AuditReport) -> RenderableType:
     parts: list[RenderableType] = [Text(f"{report.recipe}: {report.verdict}", style="bold"), _problems(report)]
     if report.attribution:
         parts.append(_causes(report.attribution))
-    for name, size in report.regularisers.items():
-        parts.append(
-            Text(f"{name} changes the objective and is not part of the above: its gradient is {size:.2g} of grad J.")
-        )
+    if report.regularisers:
+        parts.append(_regularisers(report.regularisers))
     parts += [Text(f"note: {note}", style="dim") for note in report.notes]
     return Group(*parts)
 
 
 def _problems(report: AuditReport) -> Table:
-    title = f"E[gradient] against grad J, {report.sampler}, groups of {report.group_size}"
+    title = Text(f"E[gradient] against grad J, {report.sampler}, groups of {report.group_size}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.add_column("problem")
     names = ("relative bias", "scale", "after scale", "cosine", "variance", "of each step", "x forwards")
@@ -69,6 +68,18 @@ def _causes(causes: list[Attribution]) -> Table:
         spreads = (cause.alone, cause.alone_after_scale, cause.without, cause.without_after_scale)
         words = f"{cause.cause} ({cause.note})" if cause.note else cause.cause
         table.add_row(cause.component, words, *(number(spread.mean) for spread in spreads))
+    return table
+
+
+def _regularisers(audits: dict[str, RegulariserAudit]) -> Table:
+    title = "Regularisers, no part of the above: bias against the gradient of KL(policy || reference)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("regulariser")
+    for name in ("of grad J", "relative bias"):
+        table.add_column(name, justify="right")
+    table.add_column("its expected gradient is")
+    for name, audit in audits.items():
+        table.add_row(name, number(audit.size), number(audit.relative_bias), audit.words)
     return table
 
 

@@ -14,9 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
+from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.component import Key
+from dlmrl_kit.component import Key, unattached
+from dlmrl_kit.groups import NODE
 from dlmrl_kit.likelihoods.base import Likelihood, Replay
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
@@ -71,13 +73,16 @@ class Shifted(Likelihood):
 
 
 def exact_algorithm(sampler: Any, regulariser: Any = None, **swaps: Any) -> Algorithm:
-    """An algorithm of exact components around a sampler, except for ``swaps`` by slot.
+    """An algorithm of exact components around a sampler, without filters, except for ``swaps`` by slot.
 
     Raises:
         RecipeError: the components do not fit together.
     """
-    parts = {slot: make() for slot, make in EXACT.items()} | swaps
-    parts = {slot: copy.copy(part) for slot, part in parts.items()}
+    parts = {slot: make() for slot, make in EXACT.items()}
+    if NODE in sampler.out_keys:  # other leaves of a tree share the sample's own actions
+        parts["advantage"] = SiblingLeaveOneOut()
+    parts |= swaps
+    parts = {slot: [*part] if isinstance(part, list) else copy.copy(part) for slot, part in parts.items()}
     return Algorithm(None, None, copy.copy(sampler), regulariser=regulariser, trainer=None, **parts)
 
 
@@ -87,12 +92,17 @@ def swapped(algorithm: Algorithm, **swaps: Any) -> Algorithm:
     Raises:
         RecipeError: the components do not fit together.
     """
-    return exact_algorithm(algorithm.sampler, **({slot: getattr(algorithm, slot) for slot in EXACT} | swaps))
+    return exact_algorithm(algorithm.sampler, **(_parts(algorithm) | swaps))
+
+
+def _parts(algorithm: Algorithm) -> dict[str, Any]:
+    lists = {"filter": algorithm.filters, "value": algorithm.values}
+    return {slot: getattr(algorithm, slot) for slot in EXACT} | lists
 
 
 def shrunk(algorithm: Algorithm, problem: Problem) -> tuple[Algorithm, list[str]]:
     """The algorithm with the sizes of the problem, and notes on what was changed."""
-    sampler, notes = copy.copy(algorithm.sampler), []
+    sampler, notes = unattached(algorithm.sampler), []
     accepted = inspect.signature(type(sampler)).parameters
     sizes = {
         "completion_length": problem.length,
@@ -116,7 +126,12 @@ def shrunk(algorithm: Algorithm, problem: Problem) -> tuple[Algorithm, list[str]
             if isinstance(selector.slots, int):
                 selector.slots = fewer
     regularisers = [copy.copy(term) for term in algorithm.regularisers]
-    parts = {slot: getattr(algorithm, slot) for slot in EXACT} | {"selector": selector}
+    shrink = getattr(selector, "shrink", None)
+    if isinstance(shrink, int) and steps and small:
+        selector.shrink = max(1, round(shrink * small / steps))
+        if selector.shrink != shrink:
+            notes.append(f"{type(selector).__name__}.shrink = {shrink} becomes {selector.shrink}")
+    parts = _parts(algorithm) | {"selector": selector}
     return exact_algorithm(sampler, regulariser=regularisers, **parts), notes
 
 
@@ -131,6 +146,10 @@ def causes(algorithm: Algorithm) -> list[Cause]:
             found += _likelihood_causes(part)
         else:
             found.append(Cause(slot, type(part).__name__, _words(slot, part), {slot: part}, {slot: exact()}))
+    if algorithm.filters:
+        names = ", ".join(type(part).__name__ for part in algorithm.filters)
+        words = "groups are left out by their rewards"
+        found.append(Cause("filter", names, words, {"filter": algorithm.filters}, {"filter": None}))
     return found
 
 

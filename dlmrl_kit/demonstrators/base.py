@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.tasks.base import Example
 
 
@@ -13,3 +14,16 @@ class Demonstrator(ABC):
     @abstractmethod
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
         """Possible completions of a puzzle and their probabilities, which sum to 1; as many for every puzzle."""
+
+
+def field_of(example: Example, name: str) -> str:
+    """A text among what the task tells about an example (``Example.meta``).
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    text = example.meta.get(name)
+    if not isinstance(text, str):
+        known = ", ".join(repr(key) for key in example.meta) or "nothing"
+        raise RecipeError(f"an example has no text {name!r} (prompt {example.prompt!r}); it has {known}")
+    return text

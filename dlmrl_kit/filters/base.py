@@ -1,4 +1,4 @@
-"""Rollout filters: which samples of a rollout are trained at all, decided by their rewards before any step is chosen."""
+"""Rollout filters: which samples of a rollout are trained at all, decided by reward before any step is chosen."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from dlmrl_kit.component import Component, Key
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Decision, Sampler
-from dlmrl_kit.trajectory import committed_at, state_at
+from dlmrl_kit.trajectory import committed_at, gather_steps, progress, state_at, states
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,19 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
         {"prompt_ids": tensordict["prompt_ids"][row], "prompt_mask": tensordict["prompt_mask"][row]}, [len(row)]
     )
     committed = committed_at(commit_step, step).squeeze(1)
+    if ("step", "state_ids") in tensordict.keys(include_nested=True):
+        return _renoised(tensordict[row], step, prompt, committed.any(-1), slots)
     ids = state_at(tokens, commit_step, step, mask_id).squeeze(1)
     return Replay(prompt, ids, Decision(committed, tokens, None if rank is None else rank[row].long()), slots)
+
+
+def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, slots: Tensor) -> Replay:
+    """``replay`` of a renoising sampler: R trajectories ``rows``, the step int64 [R, 1] of each; see ``progress``."""
+    committed = gather_steps(rows["step", "accepted"], step).squeeze(1)
+    prompt.update({"steps_in_block": progress(rows, step)["steps_in_block"].squeeze(1), "final": final})
+    prompt.set("committed", committed)
+    ids, after = states(rows, step, -1).squeeze(1), states(rows, step + 1, -1).squeeze(1)
+    return Replay(prompt, ids, Decision(committed, after), slots)
 
 
 def pack(values: Tensor, committed: Tensor, width: int) -> Tensor:
@@ -82,6 +93,8 @@ class Likelihood(Component):
     """Whether it reads ``iteration``: its masks are drawn anew in each pass over a rollout."""
     copies: int = 1
     """Model forwards per selected slot."""
+    random_masks: bool = False
+    """Whether what it computes depends on ``seed``."""
 
     def __init__(self) -> None:
         super().__init__()

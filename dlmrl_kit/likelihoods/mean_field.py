@@ -20,7 +20,8 @@ class MeanField(SegmentLikelihood):
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
-        prompt_mask_share: probability with which each prompt token is masked, in [0, 1].
+        prompt_mask_share: probability with which each prompt token is masked, in [0, 1]; at 0 nothing is drawn, and
+            there is nothing to redraw.
 
     Reads and writes as ``SegmentLikelihood``.
 
@@ -35,7 +36,7 @@ class MeanField(SegmentLikelihood):
         redraw: bool = False,
         prompt_mask_share: float = 0.0,
     ) -> None:
-        super().__init__(sampling_temperature, after_eos, redraw)
+        super().__init__(sampling_temperature, after_eos, redraw and prompt_mask_share > 0)
         check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
         self.prompt_mask_share = prompt_mask_share
 

@@ -3,21 +3,21 @@
 A slot of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step, a segment
 of several, or the whole completion. An estimator says, for each segment, in which copies of the completion which
 positions are masked and which are scored; all copies of all segments go through the policy as one flat batch. Random
-masks are a function of each sample's seed, so that the shape of a batch never changes a mask and the old, the new and the
+masks are a function of each sample's seed: the shape of a batch never changes a mask, and the old, the new and the
 reference policy see the same ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO
+from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, by_rows
 from dlmrl_kit.component import Key
+from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
@@ -36,7 +36,7 @@ class Segments:
     ``prompt_ids``, ``prompt_mask`` [R, P]; ``tokens`` int64 [R, L], the final ones; ``commit_step`` [R, L]; ``start``,
     ``end`` int64 [R]; ``counted`` bool [R, L], positions that are scored at all; ``draw`` int64 [R], the slot's number
     in 0 .. ``draws`` - 1 (K); ``sample_seed`` int64 [R], the same for the slots of a sample; ``slots`` bool [B, K],
-    where they come from.
+    where they come from; ``batch``, the TensorDict [B] they come from.
     """
 
     prompt_ids: Tensor
@@ -50,12 +50,25 @@ class Segments:
     draws: int
     sample_seed: Tensor
     slots: Tensor
+    batch: TensorDictBase
+
+    @property
+    def masked(self) -> Tensor:
+        """Positions that are masked in the state at the start of the segment: bool [R, L]."""
+        return self.commit_step >= self.start[:, None]
 
     @property
     def targets(self) -> Tensor:
-        """Positions committed in the segment: bool [R, L]."""
-        inside = (self.commit_step >= self.start[:, None]) & (self.commit_step < self.end[:, None])
-        return inside & self.counted
+        """Positions committed in the segment that count: bool [R, L]."""
+        return self.masked & (self.commit_step < self.end[:, None]) & self.counted
+
+    def per_sample(self, key: Key) -> Tensor:
+        """An estimator's own key [B, ...] for each of the slots, [R, ...]."""
+        return self.batch[key][self.slots.nonzero(as_tuple=True)[0]]
+
+    def per_slot(self, key: Key) -> Tensor:
+        """An estimator's own key [B, K, ...] for each of the slots, [R, ...]."""
+        return self.batch[key][self.slots]
 
     def uniforms(self, purpose: str, *shape: int) -> Tensor:
         """Uniform numbers of each slot's own, float64 [R, *shape] in [0, 1)."""
@@ -64,6 +77,14 @@ class Segments:
     def shared_uniforms(self, purpose: str, *shape: int) -> Tensor:
         """Uniform numbers that the slots of a sample share, float64 [R, *shape] in [0, 1)."""
         return uniforms(self.sample_seed, *shape, purpose=purpose)
+
+    def position_uniforms(self, purpose: str, copies: int = 1) -> Tensor:
+        """A number of each slot's own for every position in M copies, float64 [R, M, L]; L changes none of them."""
+        return self.uniforms(purpose, self.tokens.shape[1], copies).mT
+
+    def stratified_uniforms(self, purpose: str) -> Tensor:
+        """Uniform numbers float64 [R]; those of a sample's K slots are one number shifted by multiples of 1 / K."""
+        return (self.shared_uniforms(purpose) + self.draw.double() / self.draws) % 1
 
     def scatter(self, values: Tensor) -> Tensor:
         """Values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
@@ -75,8 +96,8 @@ class Segments:
 class Copies:
     """M masked copies of each segment's completion.
 
-    ``masked``, ``scored``: bool [R, M, L], scored positions are masked; ``prompt_masked``: bool [R, M, P], prompt tokens
-    that are masked too, or None.
+    ``masked``, ``scored``: bool [R, M, L], scored positions are masked; ``prompt_masked``: bool [R, M, P], prompt
+    tokens that are masked too, or None.
     """
 
     masked: Tensor
@@ -97,17 +118,18 @@ def prompt_masks(segments: Segments, share: float, copies: int) -> Tensor | None
     if share == 0:
         return None
     width = segments.prompt_ids.shape[1]
-    from_right = segments.uniforms("prompt mask", copies, width).flip(-1)  # padding on the left changes no draw
+    from_right = segments.uniforms("prompt mask", width, copies).flip(1).mT  # padding on the left changes no draw
     return (from_right < share) & segments.prompt_mask[:, None, :]
 
 
 class SegmentLikelihood(Likelihood):
-    """Base class of segment likelihoods: subclasses implement ``masks``, and ``combine`` where copies are weighted.
+    """Base class of segment likelihoods: subclasses implement ``masks``, and ``weights`` where copies are weighted.
 
     Args:
         sampling_temperature: True scores with the sampler's behaviour distribution (temperature and filters); False
             with softmax(logits), as most released codes do whatever temperature they sampled at.
-        after_eos: whether positions behind the first end of text are scored too.
+        after_eos: whether positions committed behind the first end of text are scored too. Positions that are not
+            scored at all stay masked in every copy that is not a state of the trajectory.
         redraw: draw new random masks in each pass over a rollout (then also reads ``iteration``).
 
     Reads the trajectory, the selection with ``("selected", "end")``, and ``seed``. Writes ``("selected", "log_prob")``
@@ -134,13 +156,18 @@ class SegmentLikelihood(Likelihood):
         """The masked copies of each segment."""
         raise NotImplementedError
 
+    def weights(self, copies: Copies, segments: Segments) -> Tensor:
+        """Weight of each copy: broadcastable to [R, M, L]; here 1."""
+        return torch.ones_like(segments.start)[:, None, None]
+
     def combine(self, log_probs: Tensor, copies: Copies, segments: Segments) -> tuple[Tensor, Tensor]:
         """From the log-probabilities of the scored tokens, [R, M, L], to the segment's and its tokens'.
 
         Returns:
-            [R] and [R, L]; here the sum over copies and positions, and the sum over copies.
+            [R] and [R, L]; here the weighted sum over copies, and its sum over positions.
         """
-        return log_probs.sum((1, 2)), log_probs.sum(1)
+        tokens = (log_probs * self.weights(copies, segments).to(log_probs.dtype)).sum(1)
+        return tokens.sum(-1), tokens
 
     def token_mask(self, copies: Copies, segments: Segments) -> Tensor:
         """Which entries of the tokens' log-probabilities count: bool [R, L]."""
@@ -149,21 +176,33 @@ class SegmentLikelihood(Likelihood):
     def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
         """Adds what was asked for and does not depend on the policy's weights: token mask and length."""
         if TOKEN_MASK in self.asked:
-            segments = self.segments(tensordict, policy)
+            segments = self.segments(tensordict, policy, sampler)
             tensordict.set(TOKEN_MASK, segments.scatter(self.token_mask(self.masks(segments), segments)))
         if LENGTH in self.asked:
-            counted = counted_positions(tensordict["completion_ids"], policy.eos_id, self.after_eos)
-            tensordict.set(LENGTH, counted.sum(-1))
+            tensordict.set(LENGTH, self.counted(tensordict, policy, sampler).sum(-1))
         return tensordict
 
-    def segments(self, tensordict: TensorDictBase, policy: Policy) -> Segments:
-        """The used slots of a batch."""
+    def counted(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Tensor:
+        """Positions that are scored in one segment or another: committed ones that count, bool [B, L]."""
+        counted = counted_positions(tensordict["completion_ids"], policy.eos_id, self.after_eos)
+        return counted & (tensordict["commit_step"] < sampler.max_steps)
+
+    def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
+        """The used slots of a batch.
+
+        Raises:
+            RecipeError: the sampler does not fill masks.
+        """
+        if sampler.noise != "mask":
+            raise RecipeError(
+                f"{type(self).__name__} scores masked copies, but {type(sampler).__name__} denoises {sampler.noise} "
+                "noise; a likelihood of single steps, such as StepLogProb, fits"
+            )
         slots = tensordict["selected", "weight"] > 0
         row, column = slots.nonzero(as_tuple=True)
         seed = tensordict["seed"]
         if self.redraw:
             seed = combine_seeds(seed, tensordict["iteration"])
-        counted = counted_positions(tensordict["completion_ids"], policy.eos_id, self.after_eos)
         return Segments(
             prompt_ids=tensordict["prompt_ids"][row],
             prompt_mask=tensordict["prompt_mask"][row],
@@ -171,16 +210,17 @@ class SegmentLikelihood(Likelihood):
             commit_step=tensordict["commit_step"][row].long(),
             start=tensordict["selected", "step"][slots],
             end=tensordict["selected", "end"][slots],
-            counted=counted[row],
+            counted=self.counted(tensordict, policy, sampler)[row],
             draw=column,
             draws=slots.shape[1],
             sample_seed=seed[row],
             slots=slots,
+            batch=tensordict,
         )
 
     def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
         """Adds the log-probabilities, [B, K] and [B, K, L]."""
-        segments = self.segments(tensordict, policy)
+        segments = self.segments(tensordict, policy, sampler)
         copies = self.masks(segments)
         log_probs = score(segments, copies, policy, sampler, self.sampling_temperature)
         total, tokens = self.combine(log_probs, copies, segments)
@@ -191,17 +231,21 @@ class SegmentLikelihood(Likelihood):
 
 
 def score(segments: Segments, copies: Copies, policy: Policy, sampler: Sampler, sampling_temperature: bool) -> Tensor:
-    """Log-probability of every scored token in every copy, 0 elsewhere: [R, M, L], one flat batch of R * M states."""
-    count, width, length = copies.masked.shape
-    masked, scored = copies.masked.flatten(0, 1), copies.scored.flatten(0, 1)
-    tokens = segments.tokens.repeat_interleave(width, 0)
-    prompt_ids = segments.prompt_ids.repeat_interleave(width, 0)
+    """Log-probability of every scored token in every copy, 0 elsewhere: [R, M, L].
+
+    One flat batch of all copies; those in which nothing is scored are left out.
+    """
+    row, copy = copies.scored.any(-1).nonzero(as_tuple=True)
+    masked, scored, tokens = copies.masked[row, copy], copies.scored[row, copy], segments.tokens[row]
+    prompt_ids = segments.prompt_ids[row]
     if copies.prompt_masked is not None:
-        prompt_ids = prompt_ids.masked_fill(copies.prompt_masked.flatten(0, 1), policy.mask_id)
-    prompt = TensorDict(
-        {"prompt_ids": prompt_ids, "prompt_mask": segments.prompt_mask.repeat_interleave(width, 0)}, [count * width]
-    )
+        prompt_ids = prompt_ids.masked_fill(copies.prompt_masked[row, copy], policy.mask_id)
+    prompt = TensorDict({"prompt_ids": prompt_ids, "prompt_mask": segments.prompt_mask[row]}, [len(row)])
     view = sampler.view(policy, prompt, tokens.masked_fill(masked, policy.mask_id), scored)
-    log_probs: Any = view.log_probs if sampling_temperature else view.logits.log_softmax(-1)
-    picked = log_probs.gather(-1, tokens[scored][:, None]).squeeze(-1).clamp(min=LOG_ZERO)
-    return picked.new_zeros(scored.shape).masked_scatter(scored, picked).reshape(count, width, length)
+
+    def pick(logits: Tensor, tokens: Tensor) -> Tensor:
+        log_probs = behaviour_log_probs(logits, view.behaviour) if sampling_temperature else logits.log_softmax(-1)
+        return log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+
+    picked = by_rows(pick, view.logits, tokens[scored]).clamp(min=LOG_ZERO)
+    return picked.new_zeros(copies.scored.shape).masked_scatter(copies.scored, picked)

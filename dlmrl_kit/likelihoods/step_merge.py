@@ -16,15 +16,16 @@ from dlmrl_kit.validate import check
 @register(
     "likelihood",
     paper="arXiv 2509.21474; arXiv 2509.06949",
-    unbiased=False,
-    under="exact for segments of one step of samplers that choose positions from the state alone",
+    unbiased=True,
+    under="segments of one step of samplers that choose positions from the state alone, with sampling_temperature=True",
 )
 class StepMerge(SegmentLikelihood):
     """Tokens of each segment given the state at its start.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
-        prompt_mask_share: probability with which each prompt token is masked, in [0, 1].
+        prompt_mask_share: probability with which each prompt token is masked, in [0, 1]; at 0 nothing is drawn, and
+            there is nothing to redraw.
 
     Reads and writes as ``SegmentLikelihood``.
 
@@ -39,11 +40,11 @@ class StepMerge(SegmentLikelihood):
         redraw: bool = False,
         prompt_mask_share: float = 0.0,
     ) -> None:
-        super().__init__(sampling_temperature, after_eos, redraw)
+        super().__init__(sampling_temperature, after_eos, redraw and prompt_mask_share > 0)
         check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
         self.prompt_mask_share = prompt_mask_share
 
     def masks(self, segments: Segments) -> Copies:
         """One copy: the state at the start of the segment."""
-        masked = (segments.commit_step >= segments.start[:, None])[:, None]
-        return Copies(masked, segments.targets[:, None], prompt_masks(segments, self.prompt_mask_share, 1))
+        prompt_masked = prompt_masks(segments, self.prompt_mask_share, 1)
+        return Copies(segments.masked[:, None], segments.targets[:, None], prompt_masked)

@@ -28,6 +28,11 @@ REF_LOG_PROB: Key = ("selected", "ref_log_prob")
 ADVANTAGE: Key = ("selected", "advantage")
 WEIGHT: Key = ("selected", "weight")
 TOKEN_MASK: Key = ("selected", "token_mask")
+TOKEN_LOG_PROB: Key = ("selected", "token_log_prob")
+OLD_TOKEN_LOG_PROB: Key = ("selected", "old_token_log_prob")
+REF_TOKEN_LOG_PROB: Key = ("selected", "ref_token_log_prob")
+SEQUENCE_ADVANTAGE: Key = "advantage"
+LENGTH: Key = ("sequence", "length")
 
 
 def keep(values: Tensor, mask: Tensor) -> Tensor:
@@ -47,6 +52,11 @@ def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
     """Scalar mean of ``values`` over ``mask``; 0 where the mask is empty."""
     return keep(values, mask).sum() / mask.sum().clamp(min=1)
+
+
+def scored_tokens(tensordict: TensorDictBase) -> Tensor:
+    """The tokens of the slots of non-zero weight: bool [B, K, C]."""
+    return tensordict[TOKEN_MASK] & (tensordict[WEIGHT] != 0)[..., None]
 
 
 def max_over(values: Tensor, mask: Tensor) -> Tensor:

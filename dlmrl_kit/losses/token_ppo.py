@@ -3,7 +3,8 @@ r"""Token-level PPO (d1, arXiv 2504.12216): one ratio per committed token.
     rho_bkc = exp(log pi_bkc - log pi_old_bkc)
     L = -sum_bkc share_bkc w_bk min(rho_bkc A_bk, clip(rho_bkc, 1 - low, 1 + high) A_bk) / count
 
-The tokens are those of the slots of non-zero weight; shares and count are the normaliser's (1 and their weighted number).
+The tokens are those of the slots of non-zero weight; shares and count are the normaliser's: by default 1 and the number
+of tokens, those of a slot counted with its weight.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Key
-from dlmrl_kit.losses.base import ADVANTAGE, TOKEN_MASK, WEIGHT, Objective, keep
+from dlmrl_kit.losses.base import (
+    ADVANTAGE,
+    OLD_TOKEN_LOG_PROB,
+    TOKEN_LOG_PROB,
+    TOKEN_MASK,
+    WEIGHT,
+    Objective,
+    scored_tokens,
+)
 from dlmrl_kit.losses.clipped import DIAGNOSTICS, clipped_surrogate
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.per_token import PerToken
 from dlmrl_kit.registry import register
 from dlmrl_kit.validate import check
-
-TOKEN_LOG_PROB: Key = ("selected", "token_log_prob")
-OLD_TOKEN_LOG_PROB: Key = ("selected", "old_token_log_prob")
 
 
 @register(
@@ -31,7 +36,7 @@ OLD_TOKEN_LOG_PROB: Key = ("selected", "old_token_log_prob")
     under="proportional to Reinforce before the first update, with token-wise exact log-probabilities",
 )
 class TokenPPO(Objective):
-    """Clipped surrogate with the ratio of single tokens, averaged over all tokens of the batch or as ``normaliser`` says.
+    """Clipped surrogate with the ratio of single tokens, averaged over the tokens of the batch (see ``normaliser``).
 
     With a fixed number of tokens per batch the mean only scales the gradient of the sum; a number that varies with the
     samples (rows that end early) biases it.
@@ -55,35 +60,34 @@ class TokenPPO(Objective):
         super().__init__([TOKEN_LOG_PROB, OLD_TOKEN_LOG_PROB, TOKEN_MASK, ADVANTAGE, WEIGHT], DIAGNOSTICS)
         check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
         check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
-        self.clip_low = clip_low
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
+        self.clip_low = clip_low
         self.clip_high = clip_high
         self.normaliser = normaliser if normaliser is not None else PerToken()
         self.slotwise = self.normaliser.slotwise
 
-    def tokens(self, tensordict: TensorDictBase) -> Tensor:
-        """The tokens that count: bool [B, K, C]."""
-        return tensordict[TOKEN_MASK] & (tensordict[WEIGHT] != 0)[..., None]
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """The normaliser's denominator of this batch, a scalar."""
+        return self.normaliser.count(scored_tokens(tensordict), tensordict[WEIGHT].detach())
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """The number of tokens."""
-        return self.tokens(tensordict).sum()
+        return scored_tokens(tensordict).sum()
 
-    def count(self, tensordict: TensorDictBase) -> Tensor:
-        """The normaliser's denominator of this batch, a scalar."""
-        return self.normaliser.count(self.tokens(tensordict), tensordict[WEIGHT].detach())
+    def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
+        """The advantage of each token, [B, K, C]: that of its slot."""
+        return tensordict[ADVANTAGE][..., None].expand(tensordict[TOKEN_MASK].shape)
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the weighted sum of the surrogates of the tokens."""
-        mask = self.tokens(tensordict)
+        mask = scored_tokens(tensordict)
         surrogate = clipped_surrogate(
             tensordict[TOKEN_LOG_PROB],
             tensordict[OLD_TOKEN_LOG_PROB],
-            tensordict[ADVANTAGE][..., None].expand(mask.shape),
+            self.token_advantage(tensordict),
             mask,
             self.clip_low,
             self.clip_high,
         )
-        weight = tensordict[WEIGHT].detach()
-        shares = keep(weight[..., None], mask) * self.normaliser.shares(mask, weight)
-        return -(shares * surrogate.value).sum(), surrogate.diagnostics
+        total = self.normaliser.total(surrogate.value, mask, tensordict[WEIGHT].detach())
+        return -total, surrogate.diagnostics

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -22,9 +23,22 @@ class Normaliser:
     slotwise: ClassVar[bool] = True
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """Share of each token: real [B, K, C] from the tokens that count, bool [B, K, C], and real [B, K]."""
+        """Share of each token, 0 where the mask is False.
+
+        Args:
+            mask: bool [B, K, C], the tokens that count; none in slots of weight 0.
+            weight: real [B, K], the selector's, without gradient.
+
+        Returns:
+            [B, K, C], of the dtype of ``weight``.
+        """
         raise NotImplementedError
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """The denominator of this batch, a scalar."""
+        """The denominator of this batch, a scalar; arguments as ``shares``."""
         raise NotImplementedError
+
+    def total(self, values: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        """The numerator, a scalar: ``values`` [B, K, C] times weights and shares; nothing outside the mask counts."""
+        shares = self.shares(mask, weight) * weight[..., None]
+        return (torch.where(mask, shares, 0.0) * torch.where(mask, values, 0.0)).sum()

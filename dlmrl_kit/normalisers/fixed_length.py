@@ -26,7 +26,7 @@ class FixedLength(Normaliser):
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
         """1 / length for each token."""
-        return mask / self.length
+        return mask.to(weight.dtype) / self.length
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
         """The number of samples."""

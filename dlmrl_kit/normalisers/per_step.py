@@ -14,7 +14,7 @@ class PerStep(Normaliser):
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
         """1 / (tokens of the slot)."""
-        return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+        return mask.to(weight.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
         """The total weight of the slots that score at least one token."""

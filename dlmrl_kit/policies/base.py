@@ -10,12 +10,16 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.errors import UserError
+from dlmrl_kit.policies.pruning import last_layer_at, prunable
+
+if TYPE_CHECKING:
+    from dlmrl_kit.policies.layout import Layout
 
 
 class Policy(nn.Module):
@@ -24,14 +28,31 @@ class Policy(nn.Module):
     Args:
         model: a transformers model with a language-model head, attending both ways.
         tokenizer: its tokenizer; must define the mask token unless ``mask_id`` is given.
-        mask_id: id of the mask token, where the tokenizer does not say.
-        shift_logits: whether the logits at position i - 1 predict token i; also where the model's config says so.
+        mask_id: id of the mask token, where neither the model's config nor the tokenizer says.
+        shift_logits: whether the logits at position i - 1 predict token i; None: as the model's config says.
         forbidden_ids: ids that are never committed, besides the mask, padding, the unknown token and rows beyond the
             tokenizer's vocabulary.
+        chat_template: format plain prompts with the tokenizer's chat template, as one message of the user;
+            conversations always are. None: no.
+        layout: how the family of the checkpoint writes its files; None: as transformers does.
 
     Raises:
-        UserError: no mask id to be found.
+        UserError: no mask id to be found, or ``chat_template`` for a tokenizer that has none.
     """
+
+    chat_template: bool = False
+    prefix_ids: tuple[int, ...] = ()
+    """Tokens in front of every plain prompt: what the family starts a text with."""
+
+    layout: Layout | None = None
+    name: str = ""
+    """The path or hub id it was loaded from."""
+
+    block_size: int | None = None
+    """Positions of a block, for models that denoise block by block."""
+
+    noise: Literal["mask", "uniform"] = "mask"
+    """What an open position holds: the mask token, or a random token of the vocabulary."""
 
     def __init__(
         self,
@@ -39,26 +60,29 @@ class Policy(nn.Module):
         tokenizer: Any,
         *,
         mask_id: int | None = None,
-        shift_logits: bool = False,
+        shift_logits: bool | None = None,
         forbidden_ids: tuple[int, ...] = (),
+        chat_template: bool | None = None,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.shift_logits: bool = shift_logits or bool(getattr(model.config, "shift_logits", False))
-        found = mask_id if mask_id is not None else getattr(model.config, "mask_token_id", None)
-        found = found if found is not None else tokenizer.mask_token_id
-        if found is None:
-            raise UserError(
-                "the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token"
-            )
-        self.mask_id: int = int(found)
+        self.layout = layout
+        given = (mask_id, shift_logits, tuple(forbidden_ids), chat_template)
+        self.told = dict(zip(("mask_id", "shift_logits", "forbidden_ids", "chat_template"), given, strict=True))
+        config = text_config(model)
+        self.shift_logits = bool(getattr(config, "shift_logits", False)) if shift_logits is None else shift_logits
+        self.mask_id: int = _mask_id(config, tokenizer, mask_id)
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id
-        self.vocab_size: int = int(model.config.vocab_size)
+        self.vocab_size: int = int(config.vocab_size)
         special = {self.mask_id, *forbidden_ids, *range(len(tokenizer), self.vocab_size)}
         special |= {i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id) if i is not None and i != self.eos_id}
         self.forbidden_ids: tuple[int, ...] = tuple(sorted(special))
+        self.chat_template = bool(chat_template)
+        if self.chat_template and not getattr(tokenizer, "chat_template", None):
+            raise UserError("chat_template = True, but the tokenizer has no chat template")
         self._reference: nn.Module | None = None
         self._adapter: Any = None
         self.eval()
@@ -68,8 +92,10 @@ class Policy(nn.Module):
         """Loads a checkpoint folder (or hub id); its ``config.json`` decides the family, never the path's name.
 
         Args:
-            path: folder written by ``save_pretrained``, or a hub id.
-            options: passed to the family's constructor (``mask_id``, ``shift_logits``, ``forbidden_ids``).
+            path: a checkpoint in transformers' layout or in its family's own, a peft adapter's folder (the adapter is
+                merged into its base), or a hub id.
+            options: see ``dlmrl_kit.policies.options.LoadOptions``: ``mask_id``, ``shift_logits``, ``forbidden_ids``,
+                ``chat_template``, ``dtype``, ``attention``, ``quantisation``.
 
         Raises:
             UserError: no such folder, or a family the kit does not know.
@@ -94,12 +120,29 @@ class Policy(nn.Module):
         Returns:
             [N, V] for a bool mask (N = positions.sum(), in row-major order), [B, M, V] for indices.
         """
-        hidden = self.hidden(input_ids, attention_mask)
-        if self.shift_logits:
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        return self.head(self.features(input_ids, attention_mask, positions))
+
+    @property
+    def feature_size(self) -> int:
+        """D, the size of ``features``."""
+        return int(text_config(self.model).hidden_size)
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """What the head turns into logits at the asked positions: as ``forward``, with the hidden size D for V."""
         if positions.dtype == torch.bool:
-            return self.head(hidden[positions])
-        return self.head(hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])))
+            row, column = positions.nonzero(as_tuple=True)
+        else:
+            row, column = torch.arange(len(positions), device=positions.device)[:, None], positions
+        if self.shift_logits:  # a row's first token has no predecessor and is predicted from its own position
+            before = (column - 1).clamp(min=0)
+            column = torch.where(attention_mask[row, before], before, column)
+        return self.hidden_at(input_ids, attention_mask, row, column)
+
+    def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Final hidden states [..., D] at the places (row, column), int64 [...] each (they broadcast)."""
+        if len(input_ids) and prunable(self.model):
+            return last_layer_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
+        return self.hidden(input_ids, attention_mask)[row, column]
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Final hidden states [B, S, D]; rotary positions count from each row's first real token."""
@@ -111,6 +154,14 @@ class Policy(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
 
+    def prefix_cache(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context, a model whose finished blocks never change may reuse what it computed of them."""
+        return contextlib.nullcontext()
+
+    def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
+        """Prompt tokens in the block in which the completion begins: int64 [B]; None: it begins with a block."""
+        return None
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] from hidden states [..., D]."""
         return self.model.get_output_embeddings()(hidden)
@@ -119,8 +170,16 @@ class Policy(nn.Module):
         """Freezes the model and trains a peft adapter instead; the reference is then the base with the adapter off."""
         from peft import get_peft_model
 
-        self._adapter = get_peft_model(self.model, config)
+        from dlmrl_kit.policies.files import quiet
+
+        with quiet():
+            self._adapter = get_peft_model(self.model, config)
         self._adapter.eval()
+
+    @property
+    def adapter(self) -> Any:
+        """The ``PeftModel`` around the model, or None."""
+        return self._adapter
 
     def freeze_reference(self) -> None:
         """Fixes the present weights as the reference policy. With an adapter nothing is copied."""
@@ -152,18 +211,57 @@ class Policy(nn.Module):
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes model (adapter merged into a copy, if there is one) and tokenizer as a transformers folder."""
-        model = self.model
-        if self._adapter is not None:
-            model = copy.deepcopy(self._adapter).merge_and_unload()
-        model.config.mask_token_id = self.mask_id
-        if self.shift_logits:
-            model.config.shift_logits = True
-        from dlmrl_kit.policies.families import quiet
+        """Writes model (adapter merged, if there is one) and tokenizer as a transformers folder."""
+        from dlmrl_kit.policies.saving import save_transformers
 
-        with quiet():
-            model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        save_transformers(self, Path(path))
+
+    def save_own_layout(self, path: str | Path) -> None:
+        """Writes model (adapter merged) and tokenizer as the family publishes its checkpoints.
+
+        Tensor names are the family's; ``config.json``, tokenizer and other small files are those that the checkpoint
+        came with. Where the family has no layout of its own, this is ``save_pretrained``.
+        """
+        from dlmrl_kit.policies.saving import save_own_layout
+
+        save_own_layout(self, Path(path))
+
+    def save_adapter(self, path: str | Path) -> None:
+        """Writes the adapter as a peft folder for the checkpoint it was trained on, in its family's module names.
+
+        Raises:
+            UserError: there is no adapter.
+        """
+        from dlmrl_kit.policies.saving import save_adapter
+
+        save_adapter(self, Path(path))
+
+
+def text_config(model: Any) -> Any:
+    """The part of a model's configuration that is about text: all of it, but for models that also see images."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def _mask_id(config: Any, tokenizer: Any, given: int | None) -> int:
+    for found in (given, getattr(config, "mask_token_id", None), tokenizer.mask_token_id):
+        if found is not None:
+            break
+    else:
+        raise UserError("the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token")
+    if not 0 <= int(found) < int(config.vocab_size):
+        raise UserError(f"mask_id {found} is no token of the model, which has {config.vocab_size}")
+    return int(found)
+
+
+def completion_features(
+    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, positions: Tensor
+) -> Tensor:
+    """As ``completion_logits``, without the head: ``policy.head`` makes logits of it."""
+    return policy.features(
+        torch.cat([prompt_ids, completion_ids], dim=1),
+        torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
+        torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
+    )
 
 
 def completion_logits(

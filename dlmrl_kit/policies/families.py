@@ -1,70 +1,84 @@
-"""Which transformers classes read a checkpoint, decided by its ``config.json``."""
+"""Which family reads a checkpoint, decided by its ``config.json`` and never by the name of its path.
+
+A family is a module of ``dlmrl_kit.policies.family`` with two functions and a text:
+
+    SUPPORTED: str                      # what it reads, for the error when nothing matches
+    def matches(config: dict[str, Any]) -> bool
+    def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy
+
+``config`` is the checkpoint's ``config.json`` as it is; ``source`` is a local folder with the checkpoint's files (those
+of a hub id are downloaded first). No code of the checkpoint is ever run. ``FAMILIES`` is asked from the top; the first
+family that matches loads. What a user can put right is a ``UserError``.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.errors import UserError
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.files import SHIPPED, read_config, resolve
+from dlmrl_kit.policies.options import LoadOptions, read_told
 
-SHIPPED = Path(__file__).resolve().parent.parent / "assets"
-"""Folder of the checkpoints inside the package; a path ``shipped:NAME`` means ``SHIPPED / NAME``."""
+__all__ = ["FAMILIES", "SHIPPED", "family_of", "load"]
 
-BIDIRECTIONAL = ("llama", "qwen2", "qwen3")
-"""Model types that transformers runs bidirectionally with ``is_causal=False``."""
+FAMILIES: tuple[str, ...] = (
+    "llada_moe",
+    "llada",
+    "dream",
+    "sdar",
+    "bidirectional",
+    "masked_lm",
+)
+"""Modules of ``dlmrl_kit.policies.family``, in the order in which they are asked."""
 
 
-def resolve(path: str | Path) -> str:
-    """Turns ``shipped:NAME`` into the folder inside the package; other paths and hub ids stay as they are.
+def family_of(config: dict[str, Any]) -> Any:
+    """The module of the first family that matches a ``config.json``.
 
     Raises:
-        UserError: a shipped checkpoint that does not exist, or a local folder without ``config.json``.
+        UserError: none does.
     """
-    text = str(path)
-    if text.startswith("shipped:"):
-        folder = SHIPPED / text.removeprefix("shipped:")
-        if not folder.is_dir():
-            available = sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.is_dir() else []
-            raise UserError(f"no checkpoint {text!r} ships with dlmrl_kit; available: {', '.join(available) or 'none'}")
-        return str(folder)
-    if Path(text).is_dir() and not (Path(text) / "config.json").is_file():
-        raise UserError(f"{text} holds no config.json: it is not a checkpoint written by save_pretrained")
-    return text
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Turns transformers' progress bars off: the kit has its own."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
+    modules = []
+    for name in FAMILIES:  # imported one by one: most checkpoints are met early
+        modules.append(import_module(f"dlmrl_kit.policies.family.{name}"))
+        if modules[-1].matches(config):
+            return modules[-1]
+    classes = ", ".join(config.get("architectures") or ["no architecture named"])
+    raise UserError(
+        f"no denoiser for model type {config.get('model_type')!r} ({classes}); the kit knows these families: "
+        + "; ".join(module.SUPPORTED for module in modules)
+    )
 
 
 def load(path: str | Path, **options: Any) -> Policy:
     """See ``Policy.from_pretrained``."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+    given = LoadOptions(**options)
     source = resolve(path)
     try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type not in BIDIRECTIONAL:
-            raise UserError(
-                f"{path}: no denoiser for model type {config.model_type!r}; supported: {', '.join(BIDIRECTIONAL)}"
-            )
-        config.is_causal = False
-        config.use_cache = False
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(source, config=config)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        if (Path(source) / "adapter_config.json").is_file():
+            from dlmrl_kit.policies.saving import load_merged
+
+            return load_merged(source, given)
+        config = read_config(source)
+        return load_folder(source, config, given, str(path))
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a denoiser from {path}: {error}") from error
-    return Policy(model, tokenizer, **options)
+
+
+def load_folder(source: str, config: dict[str, Any], options: LoadOptions, name: str) -> Policy:
+    """Loads a checkpoint folder with the options that were saved with it, where none are given.
+
+    Args:
+        source: the folder.
+        config: its ``config.json``.
+        options: as given by the user.
+        name: the path or hub id as the user wrote it, which adapters will name as their base.
+    """
+    policy: Policy = family_of(config).load(source, config, options.over(read_told(source)))
+    policy.name = name
+    return policy

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dlmrl_kit.errors import UserError
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.options import Attention, Dtype, Quantisation
 from dlmrl_kit.registry import register
 from dlmrl_kit.validate import check
 
@@ -11,35 +13,88 @@ from dlmrl_kit.validate import check
 class Pretrained:
     """A checkpoint as the starting point: all of its weights are trained, or a LoRA adapter on top of them.
 
+    LoRA (arXiv 2106.09685) adapts every linear projection of attention and MLP, never the head or embeddings. There is
+    no dropout, neither the checkpoint's nor LoRA's: the policy that is updated would not be the one that was rolled
+    out, and the old/new ratio would not start at 1.
+
     Args:
-        path: folder written by ``save_pretrained``, hub id, or ``shipped:NAME`` for a denoiser inside the package.
+        path: a checkpoint in transformers' layout or its family's, a peft adapter's folder (merged into its base), a
+            hub id, or ``shipped:NAME`` for a denoiser inside the package.
         lora_rank: rank of the LoRA adapter (peft); 0 trains every weight.
         lora_alpha: LoRA scaling numerator.
         mask_id: id of the mask token, where the checkpoint does not say.
+        forbidden_ids: ids that are never committed, besides those that the checkpoint rules out.
+        chat_template: format plain prompts with the tokenizer's chat template; None: as saved with the checkpoint, else
+            no. Conversations always are.
+        dtype: of the weights: ``auto`` (the checkpoint's), ``float32`` or ``bfloat16``. Weights that are trained are
+            kept in float32.
+        attention: implementation: ``auto`` (transformers chooses), ``sdpa``, ``eager``, ``flash_attention_2`` or
+            ``flex_attention``.
+        quantisation: ``nf4`` holds the frozen weights in 4 bits through bitsandbytes (arXiv 2305.14314); needs a GPU
+            and ``lora_rank``.
+        gradient_checkpointing: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    def __init__(self, path: str, lora_rank: int = 0, lora_alpha: int = 64, mask_id: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        lora_rank: int = 0,
+        lora_alpha: int = 64,
+        mask_id: int | None = None,
+        forbidden_ids: tuple[int, ...] = (),
+        chat_template: bool | None = None,
+        dtype: Dtype = "auto",
+        attention: Attention = "auto",
+        quantisation: Quantisation = "none",
+        gradient_checkpointing: bool = False,
+    ) -> None:
         check(lora_rank >= 0, self, "lora_rank", lora_rank, "at least 0")
         check(lora_alpha > 0, self, "lora_alpha", lora_alpha, "positive")
+        check(
+            quantisation == "none" or lora_rank > 0,
+            self,
+            "quantisation",
+            quantisation,
+            "'none' without LoRA: weights in 4 bits cannot be trained (set lora_rank)",
+        )
         self.path = path
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.mask_id = mask_id
+        self.forbidden_ids = tuple(forbidden_ids)
+        self.chat_template = chat_template
+        self.dtype = dtype
+        self.attention = attention
+        self.quantisation = quantisation
+        self.gradient_checkpointing = gradient_checkpointing
 
     def load(self) -> Policy:
-        """Reads the checkpoint and adds the adapter.
+        """Reads the checkpoint, adds the adapter and sets gradient checkpointing.
 
         Raises:
-            UserError: the checkpoint cannot be read.
+            UserError: the checkpoint cannot be read, or an option cannot be had on this machine.
         """
-        policy = Policy.from_pretrained(self.path, mask_id=self.mask_id)
-        if self.lora_rank:
-            from peft import LoraConfig
-
-            policy.add_adapter(
-                LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha, lora_dropout=0.0, target_modules="all-linear")
+        try:
+            policy = Policy.from_pretrained(
+                self.path,
+                mask_id=self.mask_id,
+                forbidden_ids=self.forbidden_ids,
+                chat_template=self.chat_template,
+                dtype=self.dtype,
+                attention=self.attention,
+                quantisation=self.quantisation,
             )
+        except UserError as error:
+            raise type(error)(f"Pretrained: {error}") from error
+        if self.lora_rank:
+            from dlmrl_kit.policies.adapter import lora_config
+
+            policy.add_adapter(lora_config(policy.model, self.lora_rank, self.lora_alpha))
+        if self.gradient_checkpointing:
+            from dlmrl_kit.policies.recompute import recompute_blocks
+
+            recompute_blocks(policy.model)
         return policy

@@ -20,7 +20,7 @@ from dlmrl_kit.validate import check
 
 
 class Regulariser(Term):
-    """Base class of regularisers. Subclasses implement ``per_step``. ``count`` is the number of samples B.
+    """Base class of regularisers. Subclasses implement ``per_step``; or ``total``, and ``count`` if that is not B.
 
     Args:
         coefficient: multiplies the mean; at least 0.
@@ -47,11 +47,25 @@ class Regulariser(Term):
         """The regularised quantity of each selected step, [B, K], with gradient."""
         raise NotImplementedError
 
+    def total(self, tensordict: TensorDictBase) -> Tensor:
+        """The numerator of the mean, a scalar: here the weighted sum over the selected steps."""
+        return weighted_sum(self.per_step(tensordict), tensordict[WEIGHT])
+
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The term of this batch, and its mean before it is multiplied."""
-        mean = self.mean(weighted_sum(self.per_step(tensordict), tensordict[WEIGHT]), tensordict)
+        mean = self.mean(self.total(tensordict), tensordict)
         loss_key, mean_key = self.out_keys
         return TensorDict({loss_key: self.sign * self.coefficient * mean, mean_key: mean.detach()})
+
+
+def compared(component: object, to: str, reference: Key, old: Key) -> tuple[str, Key]:
+    """Name of a KL to ``"reference"`` or ``"old"``, and which of the two keys it reads.
+
+    Raises:
+        ValueError: ``to`` is neither.
+    """
+    check(to in ("reference", "old"), component, "to", to, "'reference' or 'old'")
+    return ("kl", reference) if to == "reference" else ("kl_old", old)
 
 
 class KLEstimator(Regulariser):
@@ -74,8 +88,7 @@ class KLEstimator(Regulariser):
     """
 
     def __init__(self, coefficient: float = 0.04, to: Literal["reference", "old"] = "reference") -> None:
-        check(to in ("reference", "old"), self, "to", to, "'reference' or 'old'")
-        name, other = ("kl", REF_LOG_PROB) if to == "reference" else ("kl_old", OLD_LOG_PROB)
+        name, other = compared(self, to, REF_LOG_PROB, OLD_LOG_PROB)
         super().__init__(coefficient, [LOG_PROB, other], f"loss_{name}", name)
         self.to_key = other
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlmrl_kit.registry import register
 from dlmrl_kit.regularisers.base import KLEstimator
+from dlmrl_kit.regularisers.kl_estimators import k1
 
 
 @register("regulariser", paper="Schulman 2020, Approximating KL Divergence")
@@ -23,4 +24,4 @@ class KLK1(KLEstimator):
 
     def estimate(self, log_ratio: Tensor) -> Tensor:
         """The log-ratio itself."""
-        return log_ratio
+        return k1(log_ratio)

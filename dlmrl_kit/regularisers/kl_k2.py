@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlmrl_kit.registry import register
 from dlmrl_kit.regularisers.base import KLEstimator
+from dlmrl_kit.regularisers.kl_estimators import k2
 
 
 @register("regulariser", paper="Schulman 2020, Approximating KL Divergence; arXiv 2506.09477")
@@ -23,4 +24,4 @@ class KLK2(KLEstimator):
 
     def estimate(self, log_ratio: Tensor) -> Tensor:
         """Half the squared log-ratio."""
-        return 0.5 * log_ratio.square()
+        return k2(log_ratio)

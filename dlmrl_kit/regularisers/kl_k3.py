@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dlmrl_kit.registry import register
 from dlmrl_kit.regularisers.base import KLEstimator
-
-MAX_EXPONENT = 20.0
+from dlmrl_kit.regularisers.kl_estimators import k3
 
 
 @register("regulariser", paper="Schulman 2020, Approximating KL Divergence; arXiv 2504.12216; arXiv 2603.12554")
@@ -27,5 +26,4 @@ class KLK3(KLEstimator):
 
     def estimate(self, log_ratio: Tensor) -> Tensor:
         """exp(-d) - 1 + d."""
-        log_ratio = log_ratio.clamp(min=-MAX_EXPONENT)
-        return (-log_ratio).expm1() + log_ratio
+        return k3(log_ratio)

@@ -12,15 +12,26 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, confidence, forbid, sample
+from dlmrl_kit.behaviour import (
+    LOG_ZERO,
+    Behaviour,
+    Certainty,
+    behaviour_log_probs,
+    by_rows,
+    certainty,
+    draw,
+    forbid,
+)
 from dlmrl_kit.component import Component
-from dlmrl_kit.policies.base import Policy, completion_logits
+from dlmrl_kit.policies.base import Policy, completion_features, completion_logits
+from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
+from dlmrl_kit.samplers.parts import parts
 from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
 from dlmrl_kit.validate import check
 
@@ -30,12 +41,13 @@ class View:
     """What a sampler sees in a state: predictions at the N positions it may commit, in row-major order.
 
     ``logits``: [N, V], forbidden tokens at -inf. ``behaviour``: how they become probabilities. ``allowed``: bool
-    [B, L].
+    [B, L]. ``features``: what the policy's head reads, [N, D], for samplers that ask for it (``needs_features``).
     """
 
     logits: Tensor
     behaviour: Behaviour
     allowed: Tensor
+    features: Tensor | None = None
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -43,15 +55,33 @@ class View:
         return behaviour_log_probs(self.logits, self.behaviour)
 
     @cached_property
-    def confidence(self) -> Tensor:
-        """Log-odds of softmax(logits) for every token, [N, V]; fixed, without gradient."""
-        return confidence(self.logits.detach())
+    def certainty(self) -> Certainty:
+        """What gives the confidence of any token at each of the N positions; without gradient."""
+        return certainty(self.logits)
+
+    def confidence(self, tokens: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Confidence of one token at each of the N positions, or at those of bool [N]: [n]; without gradient."""
+        logits = self.logits.detach()
+        row = torch.arange(len(logits), device=logits.device) if chosen is None else chosen.nonzero().squeeze(-1)
+        return self.certainty.at(row).confidence(logits[row, tokens])
+
+    def draw(self, generator: torch.Generator | None) -> Tensor:
+        """A token for each of the N positions from the behaviour distribution: int64 [N]."""
+        return draw(self.logits, self.behaviour, generator)
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
         """Row and position of each of the N predictions: two int64 [N]."""
         rows, positions = self.allowed.nonzero(as_tuple=True)
         return rows, positions
+
+    def narrow(self, allowed: Tensor) -> View:
+        """The view of some of these positions, bool [B, L]; itself if it is all of them."""
+        inside = allowed[self.allowed]
+        if bool(inside.all()):
+            return self
+        features = None if self.features is None else self.features[inside]
+        return View(self.logits[inside], self.behaviour, allowed, features)
 
     def dense(self, values: Tensor, fill: float) -> Tensor:
         """Puts values [N] back into [B, L], ``fill`` elsewhere."""
@@ -66,20 +96,25 @@ class View:
 class Decision:
     """An action: the positions committed (bool [B, L]) and their tokens (int64 [B, L], read where committed).
 
-    ``rank`` (int64 [B, L]): order of the draw, for samplers whose action is an ordered draw.
+    ``rank`` (int64 [B, L]): order of the draw, for samplers whose action is an ordered draw. ``drawn`` (bool [B, L]):
+    where ``tokens`` holds a draw, for samplers that draw more tokens than they commit.
     """
 
     committed: Tensor
     tokens: Tensor
     rank: Tensor | None = None
+    drawn: Tensor | None = None
 
 
 def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
     """Behaviour log-probability of each committed token [n], and its row [n]."""
     chosen = decision.committed[view.allowed]
     tokens = decision.tokens[decision.committed]
-    picked = view.log_probs[chosen].gather(-1, tokens[:, None]).squeeze(-1)
-    return picked.clamp(min=LOG_ZERO), view.index[0][chosen]
+
+    def pick(logits: Tensor, tokens: Tensor) -> Tensor:
+        return behaviour_log_probs(logits, view.behaviour).gather(-1, tokens[:, None]).squeeze(-1)
+
+    return by_rows(pick, view.logits[chosen], tokens).clamp(min=LOG_ZERO), view.index[0][chosen]
 
 
 def token_log_prob(view: View, decision: Decision) -> Tensor:
@@ -134,8 +169,19 @@ class Sampler(Component):
         ValueError: a value out of range.
     """
 
-    requires = ("policy", "generator")
+    requires: ClassVar[tuple[str, ...]] = ("policy", "generator")
     optional_keys = OPTIONAL_KEYS
+    noise: ClassVar[str] = "mask"
+    """What open positions hold; see ``Policy.noise``."""
+
+    needs_features: ClassVar[bool] = False
+    """Whether it reads ``View.features``."""
+
+    records_tokens: ClassVar[bool] = True
+    """Whether a position is committed once, so that its log-probability can be kept per position."""
+
+    begins_anywhere = False
+    """Whether completions may begin inside a block of the policy that was attached."""
 
     def __init__(
         self,
@@ -172,13 +218,26 @@ class Sampler(Component):
     @property
     def max_steps(self) -> int:
         """T: an upper bound on the number of denoising steps of a completion."""
-        full, last = divmod(self.completion_length, self.block_length)
-        return full * -(-self.block_length // self.tokens_per_step) + -(-last // self.tokens_per_step)
+        return most_steps(self.completion_length, self.block_length, self.tokens_per_step, self.begins_anywhere)
 
     @property
     def max_commits(self) -> int:
         """C: an upper bound on the positions a step commits."""
         return min(self.tokens_per_step, self.block_length)
+
+    @property
+    def group_size(self) -> int | None:
+        """Samples of each prompt, for samplers that make them together; None: any number."""
+        return None
+
+    def attach(self, policy: Policy) -> None:
+        """Checks that this sampler can decode from the policy.
+
+        Raises:
+            UserError: it cannot.
+        """
+        check_blocks(self, policy)
+        self.begins_anywhere = block_offset(policy, torch.ones(1, 1, dtype=torch.bool)) is not None
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """Draws an action in the states of ``view``."""
@@ -200,10 +259,16 @@ class Sampler(Component):
         """
         raise NotImplementedError(f"{type(self).__name__} does not list its choices of positions (position_choices)")
 
-    def allowed(self, masked: Tensor) -> Tensor:
-        """Positions that may be committed: the masked ones of the block of the first masked one, bool [B, L]."""
-        block = torch.arange(masked.shape[1], device=masked.device) // self.block_length
-        return masked & (block == block[masked.long().argmax(-1)][:, None])
+    def allowed(self, masked: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Positions that may be committed: the masked ones of the block of the first masked one, bool [B, L].
+
+        Args:
+            masked: bool [B, L].
+            offset: int64 [B], prompt tokens in the block in which the completion begins (``Policy.block_offset``).
+        """
+        position = torch.arange(masked.shape[1], device=masked.device).expand_as(masked)
+        block = (position if offset is None else position + offset[:, None]) // self.block_length
+        return masked & (block == block.gather(1, masked.long().argmax(-1, keepdim=True)))
 
     def num_commits(self, view: View) -> Tensor:
         """Positions a step commits in each row: int64 [B]."""
@@ -221,16 +286,28 @@ class Sampler(Component):
     def view(self, policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor | None = None) -> View:
         """Runs the policy on states ids [B, L]; predictions at ``positions`` (bool [B, L], default: ``allowed``)."""
         if positions is None:
-            positions = self.allowed(ids == policy.mask_id)
-        return View(predict(policy, prompt, ids, positions), self.behaviour, positions)
+            positions = self.allowed(ids == policy.mask_id, block_offset(policy, prompt["prompt_mask"]))
+        if not self.needs_features:
+            return View(predict(policy, prompt, ids, positions), self.behaviour, positions)
+        features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions)
+        return View(forbid(policy.head(features), policy.forbidden_ids), self.behaviour, positions, features)
 
     def forward(
         self, tensordict: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
     ) -> TensorDictBase:
         """Generates a completion for every row, from fully masked."""
-        shape = (tensordict.shape[0], self.completion_length)
-        ids = torch.full(shape, policy.mask_id, dtype=torch.int64, device=tensordict["prompt_ids"].device)
-        return tensordict.update(self.resume(tensordict, ids, policy=policy, generator=generator))
+        return tensordict.update(self.decode(tensordict, policy=policy, generator=generator))
+
+    def decode(
+        self, prompt: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
+    ) -> dict[Any, Tensor]:
+        """Completes every row by itself, from fully masked, whatever ``forward`` does with groups; as ``resume``."""
+        return self.resume(prompt, self.fully_masked(prompt, policy), policy=policy, generator=generator)
+
+    def fully_masked(self, prompt: TensorDictBase, policy: Policy) -> Tensor:
+        """x_0 of every row: int64 [B, L]."""
+        shape = (prompt.shape[0], self.completion_length)
+        return torch.full(shape, policy.mask_id, dtype=torch.int64, device=prompt["prompt_ids"].device)
 
     def resume(
         self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
@@ -245,15 +322,27 @@ class Sampler(Component):
         Returns:
             The keys this sampler writes. Positions that were not masked in ``ids`` get ``commit_step`` -1.
         """
-        with torch.inference_mode():
+        self.attach(policy)
+        with torch.inference_mode(), prefix_cache(policy):
             recorder = Recorder(self, policy, ids)
-            for step in range(self.max_steps):
-                rows = self.running(recorder.ids, policy).nonzero().squeeze(-1)
-                if len(rows) == 0:
-                    break
-                self._step(step, rows, prompt[rows], recorder, policy, generator)
+            self.advance(range(self.max_steps), prompt, recorder, policy, generator)
             written = recorder.finish()
         return {key: value.clone() for key, value in written.items()}
+
+    def advance(
+        self,
+        steps: range,
+        prompt: TensorDictBase,
+        recorder: Recorder,
+        policy: Policy,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Takes the denoising steps ``steps`` of the rows of ``recorder``, as far as they are not finished."""
+        for step in steps:
+            rows = self.running(recorder.ids, policy).nonzero().squeeze(-1)
+            if len(rows) == 0:
+                break
+            self._step(step, rows, prompt[rows], recorder, policy, generator)
 
     def _step(
         self,
@@ -266,16 +355,22 @@ class Sampler(Component):
     ) -> None:
         ids = recorder.ids[rows]
         masked = ids == policy.mask_id
-        allowed = self.allowed(masked)
-        if recorder.wants(("step", "greedy_ids")):
-            logits = predict(policy, prompt, ids, masked)
-            recorder.greedy(step, rows, ids.masked_scatter(masked, logits.argmax(-1)))
-            logits = logits[allowed[masked]]
-        else:
-            logits = predict(policy, prompt, ids, allowed)
-        view = View(logits, self.behaviour, allowed)
-        decision = self.decide(view, generator)
-        recorder.step(step, rows, view, decision, self.action_log_prob(view, decision))
+        allowed = self.allowed(masked, block_offset(policy, prompt["prompt_mask"]))
+        greedy, draft = recorder.wants(("step", "greedy_ids")), recorder.wants(("step", "draft_ids"))
+        asked = masked if greedy or draft else allowed
+        features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, asked)
+        for part, place in parts(asked.sum(-1), policy.vocab_size):
+            own = features[place]
+            logits = forbid(policy.head(own), policy.forbidden_ids)
+            predicted = View(logits, self.behaviour, asked[part], own if self.needs_features else None)
+            if greedy:
+                best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
+                recorder.greedy(step, rows[part], ids[part].masked_scatter(masked[part], best))
+            view = predicted.narrow(allowed[part])
+            decision = self.decide(view, generator)
+            if draft:
+                recorder.draft(step, rows[part], drafted(ids[part], predicted, decision, generator))
+            recorder.step(step, rows[part], view, decision, self.action_log_prob(view, decision))
 
 
 def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor) -> Tensor:
@@ -286,8 +381,23 @@ def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tens
 
 def draw_tokens(view: View, committed: Tensor, generator: torch.Generator | None) -> Tensor:
     """Tokens [B, L] drawn from the behaviour distribution at the committed positions, 0 elsewhere."""
-    drawn = sample(view.log_probs[committed[view.allowed]], generator)
+    drawn = draw(view.logits[committed[view.allowed]], view.behaviour, generator)
     return torch.zeros_like(committed, dtype=torch.int64).masked_scatter(committed, drawn)
+
+
+def drafted(ids: Tensor, view: View, decision: Decision, generator: torch.Generator | None) -> Tensor:
+    """The draft of states ids [B, L]: every masked position filled with a draw, int64 [B, L].
+
+    Args:
+        ids: int64 [B, L].
+        view: predictions at all masked positions.
+        decision: its own draws, which are kept; elsewhere tokens are drawn from the behaviour distribution.
+        generator: of the noise.
+    """
+    drawn = decision.committed if decision.drawn is None else decision.drawn
+    rest = view.allowed & ~drawn
+    more = draw(view.logits[rest[view.allowed]], view.behaviour, generator)
+    return torch.where(drawn, decision.tokens, ids).masked_scatter(rest, more)
 
 
 class StateScoreSampler(Sampler):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from dlmrl_kit.behaviour import confidence_of
 from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import StateScoreSampler, View, highest
 from dlmrl_kit.validate import check
@@ -46,6 +45,6 @@ class ConfidenceThreshold(StateScoreSampler):
 
     def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
         """Positions at or above the threshold; the most confident one where there is none."""
-        best = view.dense(view.confidence.amax(-1), -torch.inf)
-        bar = math.log(self.threshold) - math.log1p(-self.threshold) if self.threshold < 1 else math.inf
+        best = view.dense(view.certainty.best, -torch.inf)
+        bar = confidence_of(self.threshold)
         return highest(best, view.allowed, torch.ones_like(view.allowed[:, 0], dtype=torch.int64)) | (best >= bar)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlmrl_kit.behaviour import entropy
+from dlmrl_kit.behaviour import by_rows, entropy
 from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import StateScoreSampler, View
 
@@ -15,4 +15,4 @@ class EntropyOrder(StateScoreSampler):
 
     def scores(self, view: View) -> Tensor:
         """Minus the entropy in nats, [N]."""
-        return -entropy(view.logits.log_softmax(-1))
+        return -by_rows(lambda logits: entropy(logits.log_softmax(-1)), view.logits)

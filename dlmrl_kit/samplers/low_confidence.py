@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, sample
+from dlmrl_kit.behaviour import log_mass
 from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Decision, Sampler, View, highest, subsets, token_log_prob
 
@@ -25,11 +25,10 @@ class LowConfidence(Sampler):
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """Draws a token at each of the N positions and commits the most confident ones of each row."""
-        drawn = sample(view.log_probs, generator)
-        scores = view.confidence.gather(-1, drawn[:, None]).squeeze(-1)
-        committed = highest(view.dense(scores, -torch.inf), view.allowed, self.num_commits(view))
+        drawn = view.draw(generator)
+        committed = highest(view.dense(view.confidence(drawn), -torch.inf), view.allowed, self.num_commits(view))
         tokens = torch.zeros_like(view.allowed, dtype=torch.int64).masked_scatter(view.allowed, drawn)
-        return Decision(committed, tokens)
+        return Decision(committed, tokens, drawn=view.allowed)
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
         """All sets of k positions: any may turn out the most confident."""
@@ -44,7 +43,7 @@ def order_term(view: View, decision: Decision) -> Tensor:
     """Log-probability [B] that each position left masked drew something less confident than all committed ones."""
     committed, allowed = decision.committed, view.allowed
     chosen = committed[allowed]
-    kept = view.confidence[chosen].gather(-1, decision.tokens[committed][:, None]).squeeze(-1)
+    kept = view.confidence(decision.tokens[committed], chosen)
     threshold = torch.full(allowed.shape, torch.inf, dtype=kept.dtype, device=kept.device).masked_scatter(
         committed, kept
     )
@@ -53,15 +52,6 @@ def order_term(view: View, decision: Decision) -> Tensor:
     last = positions.masked_fill(~(committed & (threshold == least)), -1).amax(-1)
 
     row, position = (index[~chosen] for index in view.index)
-    scores = view.confidence[~chosen]
-    bar = least.squeeze(-1)[row][:, None]
-    below = (scores < bar) | ((scores == bar) & (position > last[row])[:, None])
-    return view.row_sum(_log_mass(view.log_probs[~chosen], below), row)
-
-
-def _log_mass(log_probs: Tensor, kept: Tensor) -> Tensor:
-    """log of the probability of the tokens in ``kept``: [n] from [n, V]; LOG_ZERO without gradient if there is none."""
-    possible = (kept & (log_probs > -torch.inf)).any(-1)
-    masked = log_probs.masked_fill(~kept, -torch.inf)
-    safe = torch.where(possible[:, None], masked, torch.zeros_like(masked))
-    return torch.where(possible, safe.logsumexp(-1), LOG_ZERO)
+    certain = view.certainty.at(~chosen)
+    below = certain.threshold(least.squeeze(-1)[row], ties=position > last[row])
+    return view.row_sum(log_mass(view.logits[~chosen], view.behaviour, certain, below), row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dlmrl_kit.behaviour import by_rows
 from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import StateScoreSampler, View
 
@@ -14,5 +15,5 @@ class MarginOrder(StateScoreSampler):
 
     def scores(self, view: View) -> Tensor:
         """Probability of the best token minus that of the second best, [N]."""
-        best = view.logits.softmax(-1).topk(2, dim=-1).values
+        best = by_rows(lambda logits: logits.softmax(-1).topk(2, dim=-1).values, view.logits)
         return best[..., 0] - best[..., 1]

@@ -12,6 +12,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from dlmrl_kit.behaviour import by_rows
 from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, draw_tokens, rank_of, subsets, token_log_prob
 from dlmrl_kit.validate import check
@@ -19,37 +20,24 @@ from dlmrl_kit.validate import check
 _NOT_ALLOWED = -1e9
 
 
-@register("sampler", paper="arXiv 2505.10446")
-class PlackettLuceOrder(StateScoreSampler):
-    """Draws positions in proportion to exp(h), h = log max_v softmax(logits)[v] / ``order_temperature``.
+class OrderedDraw(StateScoreSampler):
+    """Base class of samplers that draw positions in proportion to exp(``scores``), one after another.
 
-    Args:
-        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
-        order_temperature: of the position scores; small approaches greedy order, large approaches random order.
-
-    Raises:
-        ValueError: a value out of range.
+    Writes as ``Sampler``, and ``("token", "commit_rank")``.
     """
 
     def __init__(
         self,
         completion_length: int,
-        tokens_per_step: int = 1,
-        block_length: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_at_eos: bool = True,
-        order_temperature: float = 1.0,
+        tokens_per_step: int,
+        block_length: int | None,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        stop_at_eos: bool,
     ) -> None:
         super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
-        check(order_temperature > 0, self, "order_temperature", order_temperature, "positive")
-        self.order_temperature = order_temperature
         self.out_keys = [*self.out_keys, ("token", "commit_rank")]
-
-    def scores(self, view: View) -> Tensor:
-        """Position scores h, [N], with gradient."""
-        return view.logits.log_softmax(-1).amax(-1) / self.order_temperature
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """Ordered draw of positions by the Gumbel-top-k trick, then their tokens."""
@@ -76,6 +64,38 @@ class PlackettLuceOrder(StateScoreSampler):
         return token_log_prob(view, decision) + ordered_draw_log_prob(
             view.dense(self.scores(view), _NOT_ALLOWED), view.allowed, decision
         )
+
+
+@register("sampler", paper="arXiv 2505.10446")
+class PlackettLuceOrder(OrderedDraw):
+    """Draws positions in proportion to exp(h), h = log max_v softmax(logits)[v] / ``order_temperature``.
+
+    Args:
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        order_temperature: of the position scores; small approaches greedy order, large approaches random order.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        completion_length: int,
+        tokens_per_step: int = 1,
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop_at_eos: bool = True,
+        order_temperature: float = 1.0,
+    ) -> None:
+        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+        check(order_temperature > 0, self, "order_temperature", order_temperature, "positive")
+        self.order_temperature = order_temperature
+
+    def scores(self, view: View) -> Tensor:
+        """Position scores h, [N], with gradient."""
+        return by_rows(lambda logits: logits.log_softmax(-1).amax(-1), view.logits) / self.order_temperature
 
 
 def ordered_draw_log_prob(scores: Tensor, allowed: Tensor, decision: Decision) -> Tensor:

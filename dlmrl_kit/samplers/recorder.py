@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, entropy
+from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, entropy
 from dlmrl_kit.component import Key
 from dlmrl_kit.policies.base import Policy
 
@@ -18,6 +18,7 @@ OPTIONAL_KEYS: tuple[Key, ...] = (
     ("step", "token_log_prob"),
     ("step", "model_log_prob"),
     ("step", "greedy_ids"),
+    ("step", "draft_ids"),
     ("token", "log_prob"),
     ("token", "model_log_prob"),
 )
@@ -27,7 +28,7 @@ class Recorder:
     """The arrays of a trajectory in the making.
 
     Args:
-        sampler: its ``written_keys`` say what to record.
+        sampler: its ``written_keys`` say what to record; keys of a kind that is not known here it adds itself.
         policy: for its mask and end-of-text ids.
         ids: int64 [B, L], the start state.
     """
@@ -35,7 +36,7 @@ class Recorder:
     def __init__(self, sampler: Sampler, policy: Policy, ids: Tensor) -> None:
         self.ids = ids.clone()
         self._policy = policy
-        self._keys = sampler.written_keys()
+        self._keys = tuple(key for key in sampler.written_keys() if isinstance(key, str) or key[0] in ("step", "token"))
         self._num_steps = sampler.max_steps
         batch, length = ids.shape
         like_steps = (batch, self._num_steps)
@@ -49,7 +50,7 @@ class Recorder:
             ("step", "num_committed"): torch.zeros(like_steps, dtype=torch.int64, device=device),
         }
         for key in self._keys:
-            if key == ("step", "greedy_ids"):
+            if key in (("step", "greedy_ids"), ("step", "draft_ids")):
                 self._out[key] = torch.zeros((*like_steps, length), dtype=torch.int32, device=device)
             elif key == ("token", "commit_rank"):
                 self._out[key] = torch.zeros((batch, length), dtype=torch.int16, device=device)
@@ -70,6 +71,10 @@ class Recorder:
         """Stores the one-step greedy completions ids [R, L] of ``rows``."""
         self._out["step", "greedy_ids"][rows, step] = ids.int()
 
+    def draft(self, step: int, rows: Tensor, ids: Tensor) -> None:
+        """Stores the drafts ids [R, L] of ``rows``."""
+        self._out["step", "draft_ids"][rows, step] = ids.int()
+
     def step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
         """Applies a decision to ``rows`` and records it."""
         committed = decision.committed
@@ -81,7 +86,7 @@ class Recorder:
         self._out["step", "log_prob"][rows, step] = log_prob
         chosen = committed[view.allowed]
         local = view.index[0][chosen]
-        behaviour = view.log_probs[chosen]
+        behaviour = behaviour_log_probs(view.logits[chosen], view.behaviour)
         tokens = decision.tokens[committed][:, None]
         self._out["step", "entropy"][rows, step] = view.row_sum(entropy(behaviour), local) / count
         self._record_tokens("log_prob", "token_log_prob", behaviour, tokens, step, rows, view, committed, local)

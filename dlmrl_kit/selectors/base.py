@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.advantages.selected import STEP_ADVANTAGE
 from dlmrl_kit.component import Component, Key
 
 VALID: Key = ("step", "valid")
@@ -31,7 +32,7 @@ class Selector(Component):
         reads: keys read besides ``("step", "valid")`` bool [B, T].
 
     Writes ``("selected", "step")`` int64 [B, K], in ascending order of time, and ``("selected", "weight")`` [B, K]:
-    float32, or float64 in a trajectory whose entropies are; on demand ``("selected", "end")`` int64 [B, K]: a slot
+    float32, or float64 in a trajectory whose entropies or advantages are; on demand ``("selected", "end")`` int64 [B, K]: a slot
     stands for the steps from ``step`` up to, not including, ``end`` - here the one step. Slots a row does not need come
     last, with step 0 and weight 0. ``slots``: K is min(slots, T); None means as many as the batch needs.
     """
@@ -78,13 +79,14 @@ class Selector(Component):
         if "generator" in self.requires:
             raise NotImplementedError(f"{type(self).__name__} is random and does not list its outcomes")
         step, weight = self.choose(tensordict, None)
-        return [(step, weight, torch.ones_like(weight[:, 0]))]
+        return [(step, weight, weight.new_ones(len(weight)))]
 
     def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
         """Chooses steps; ``generator`` is used by selectors that list it in ``requires``."""
         step, weight = self.choose(tensordict, generator)
-        entropy = tensordict.get(ENTROPY, None)
-        real = torch.float64 if entropy is not None and entropy.dtype == torch.float64 else torch.float32
+        scores = [tensordict.get(key, None) for key in (ENTROPY, STEP_ADVANTAGE)]
+        double = any(score is not None and score.dtype == torch.float64 for score in scores)
+        real = torch.float64 if double else torch.float32
         tensordict.set(("selected", "step"), step).set(("selected", "weight"), weight.to(real))
         if END in self.asked:
             tensordict.set(END, self.ends(tensordict, step))

@@ -12,9 +12,16 @@ from dlmrl_kit.trajectory import num_valid
 from dlmrl_kit.validate import check
 
 
-@register("selector", paper="arXiv 2509.21474", unbiased=True, under="an exact likelihood of segments")
+@register(
+    "selector",
+    paper="arXiv 2509.21474",
+    unbiased=False,
+    under="segments of several steps: step likelihoods score their first step only, segment likelihoods are approximate",
+)
 class EqualSegments(Selector):
     """n segments that together are all steps; a row of fewer steps has a segment for each.
+
+    Nothing is left out: the gradient is as good as the likelihood's estimate of a segment.
 
     Args:
         n: number of segments, at least 1. 1 is the whole completion, as many as there are steps is ``AllSteps``.

@@ -12,9 +12,16 @@ from dlmrl_kit.trajectory import num_valid
 from dlmrl_kit.validate import check
 
 
-@register("selector", paper="arXiv 2509.06949", unbiased=True, under="an exact likelihood of segments")
+@register(
+    "selector",
+    paper="arXiv 2509.06949",
+    unbiased=False,
+    under="segments of several steps: step likelihoods score their first step only, segment likelihoods are approximate",
+)
 class ShrunkSteps(Selector):
     """Segments of ``shrink`` steps that together are all steps; the last one may be shorter.
+
+    Nothing is left out: the gradient is as good as the likelihood's estimate of a segment.
 
     Args:
         shrink: steps per segment, at least 1; 1 is ``AllSteps``.

@@ -13,12 +13,16 @@ from dlmrl_kit.validate import check
 
 
 @register(
-    "selector", paper="arXiv 2504.12216; arXiv 2512.03759", unbiased=True, under="an exact likelihood of segments"
+    "selector",
+    paper="arXiv 2504.12216; arXiv 2512.03759",
+    unbiased=False,
+    under="segments of several steps: step likelihoods score their first step only, segment likelihoods are approximate",
 )
 class WholeSequence(Selector):
     """One slot for all steps from the first to the last, ``draws`` times with weight 1 / draws.
 
-    A likelihood with random masks draws new ones for each slot: the draws are its Monte Carlo samples.
+    A likelihood with random masks draws new ones for each slot: the draws are its Monte Carlo samples. Nothing is left
+    out: the gradient is as good as the likelihood's estimate of the whole completion.
 
     Args:
         draws: K, at least 1.
@@ -44,4 +48,4 @@ class WholeSequence(Selector):
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
         """The number of steps of each row."""
-        return num_valid(tensordict)[:, None].expand_as(step)
+        return num_valid(tensordict)[:, None].repeat(1, step.shape[1])

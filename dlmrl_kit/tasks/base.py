@@ -7,21 +7,31 @@ duplicates, caching and the bound on attempts are dealt with here. ``BaseTask`` 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex, TypeAlias
 
 from dlmrl_kit.validate import check
+
+Prompt: TypeAlias = str | list[dict[str, str]]
+"""A text, or a conversation: messages with ``role`` and ``content``, formatted with the tokenizer's chat template."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A puzzle: the text a policy is given, one right completion, and whatever else the task wants to tell about it."""
+    """A puzzle: what a policy is given, one right completion, and whatever else the task wants to tell about it.
 
-    prompt: str
+    Args:
+        prompt: a ``Prompt``; typed loosely, since most tasks know that theirs are texts.
+        answer: a right completion.
+        meta: anything else.
+    """
+
+    prompt: Any
     answer: str
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -70,7 +80,7 @@ class BaseTask(ABC):
 
     def canonical(self, example: Example) -> str:
         """The text that identifies a puzzle, equal for puzzles that count as the same one. Default: the prompt."""
-        return example.prompt
+        return prompt_text(example.prompt)
 
     def _position(self, split: str, index: SupportsIndex) -> int:
         """``index`` as a number, checked."""
@@ -172,6 +182,11 @@ class Task(BaseTask):
             f"puzzles were found (gave up after {self.max_misses} attempts in a row without a new one); "
             f"lower num_{split}{widen}"
         )
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as one text: itself, or a conversation's messages as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
 def split_of(text: str) -> str:

@@ -19,6 +19,7 @@ from dlmrl_kit.tasks.base import (
     check_seconds,
     check_split,
     check_weights,
+    prompt_text,
     split_of,
     weighted_mean,
 )
@@ -30,8 +31,9 @@ from dlmrl_kit.validate import check
 class JsonLines(BaseTask):
     """Puzzles from a JSON Lines file, scored by a function of your own in a worker process with a time limit.
 
-    A line is an object with ``"prompt"`` (a text), optionally ``"answer"`` (a text; pre-training on answers needs it),
-    optionally ``"split"``, and whatever else, which becomes the example's ``meta``. The split is ``pretrain``,
+    A line is an object with ``"prompt"`` (a text, or a conversation: a list of messages, each with ``"role"`` and
+    ``"content"``), optionally ``"answer"`` (a text; pre-training on answers needs it), optionally ``"split"``, and
+    whatever else, which becomes the example's ``meta``. The split is ``pretrain``,
     ``train`` or ``heldout``; either all lines have one or none, and then a hash of the prompt decides (40%, 40%, 20%).
     Empty lines, and lines whose prompt occurred before, are left out.
 
@@ -123,7 +125,7 @@ class JsonLines(BaseTask):
             found = f"returned the components {', '.join(sorted(result))} instead of {', '.join(sorted(names))}"
             result = Failed("error", f"{self.reward} {found}")
         if isinstance(result, Failed):
-            self.failures.note(f"JsonLines({str(self.path)!r})", result, example.prompt)
+            self.failures.note(f"JsonLines({str(self.path)!r})", result, prompt_text(example.prompt))
             return {**dict.fromkeys(names, 0.0), "reward": 0.0, "solved": 0.0, "failed": 1.0}
         values = {name: self._clip(name, value) for name, value in result.items()}
         reward = values["reward"] if self.weights is None else weighted_mean(values, self.weights)
@@ -177,8 +179,8 @@ def _read(path: Path) -> dict[str, list[Example]]:
                 raise ValueError("either all lines have a 'split' or none; this one differs from the first")
             explicit = "split" in fields
             prompt, answer, split = fields.pop("prompt"), fields.pop("answer", ""), fields.pop("split", None)
-            split = split or split_of(prompt)
-            earlier, home = first.setdefault(prompt, (number, split))
+            split = split or split_of(prompt_text(prompt))
+            earlier, home = first.setdefault(prompt_text(prompt), (number, split))
             if home != split:
                 raise ValueError(f"the prompt of line {earlier}, which is in {home}, is in {split} here")
         except ValueError as error:
@@ -204,11 +206,20 @@ def _fields(line: bytes) -> dict[str, Any]:
     if "prompt" not in fields:
         hint = nearest("prompt", fields) if fields else "it is empty"
         raise ValueError(f"no field 'prompt'; {hint}")
-    for name in ("prompt", "answer"):
-        if name in fields and not isinstance(fields[name], str):
-            raise ValueError(f"{name!r} must be a text, got {_kind(fields[name])}")
+    if not isinstance(fields["prompt"], str | list):
+        raise ValueError(f"'prompt' must be a text, got {_kind(fields['prompt'])} (a list of messages will do)")
     if not fields["prompt"]:
         raise ValueError("'prompt' is empty")
+    for message in fields["prompt"] if isinstance(fields["prompt"], list) else ():
+        keys = {"role", "content"}
+        if (
+            not isinstance(message, Mapping)
+            or set(message) != keys
+            or not all(isinstance(message[k], str) for k in keys)
+        ):
+            raise ValueError("a message of 'prompt' must be an object with the texts 'role' and 'content'")
+    if "answer" in fields and not isinstance(fields["answer"], str):
+        raise ValueError(f"'answer' must be a text, got {_kind(fields['answer'])}")
     if "split" in fields and fields["split"] not in BaseTask.SPLITS:
         raise ValueError(f"no split {fields['split']!r}; {nearest(str(fields['split']), BaseTask.SPLITS)}")
     return dict(fields)

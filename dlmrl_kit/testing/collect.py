@@ -25,14 +25,31 @@ def _of_kind(kind: str) -> tuple[CheckFunction, ...]:
     }
     if kind in plain:
         return plain[kind]
-    from dlmrl_kit.testing import advantages, claims, dataflow, likelihoods, padding, samplers, selectors, terms
+    from dlmrl_kit.testing import (
+        advantages,
+        claims,
+        dataflow,
+        filters,
+        likelihoods,
+        normalisers,
+        padding,
+        samplers,
+        selectors,
+        terms,
+        values,
+    )
+
+    if kind == "normaliser":
+        return normalisers.CHECKS
 
     flowing: dict[str, tuple[CheckFunction, ...]] = {
         "sampler": samplers.CHECKS,
+        "filter": filters.CHECKS,
         "selector": (*selectors.CHECKS, *claims.CHECKS),
         "advantage": (*advantages.CHECKS, *claims.CHECKS),
         "likelihood": (*likelihoods.CHECKS, *claims.CHECKS),
-        "loss": (*terms.CHECKS, *claims.CHECKS),
+        "value": values.CHECKS,
+        "loss": (*terms.LOSS_CHECKS, *claims.CHECKS),
         "regulariser": terms.REGULARISER_CHECKS,
     }
     return (*dataflow.CHECKS, *padding.CHECKS, *flowing[kind]) if kind in flowing else ()

@@ -41,6 +41,20 @@ def _where(error: BaseException) -> str:
     return f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
 
 
+def _attach(name: str, subject: Any) -> None:
+    """Lets a component create the modules that it trains, as a run does when its policy is loaded."""
+    if not hasattr(subject, "attach"):
+        return
+    import torch
+
+    from dlmrl_kit.testing.world import world
+
+    fix = "create modules in attach(policy), from its sizes (policy.vocab_size, ...); do nothing else there"
+    with torch.random.fork_rng(devices=[]), attempt(name, "attached to a policy", fix):
+        torch.manual_seed(0)
+        subject.attach(world().policy)
+
+
 CheckFunction = Callable[[str, Any], None]
 
 
@@ -73,7 +87,9 @@ class Check:
             subject = copy.deepcopy(component)
         except Exception:  # check_copies reports it; the other checks still tell something
             subject = component
-        self.function(type(component).__name__, subject)
+        name = type(component).__name__
+        _attach(name, subject)
+        self.function(name, subject)
 
     def __str__(self) -> str:
         return self.name

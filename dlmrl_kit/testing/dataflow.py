@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlmrl_kit.component import SERVICES
 from dlmrl_kit.contract import malformed
+from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.testing.core import fail
 from dlmrl_kit.testing.running import (
     asked,
@@ -103,6 +104,8 @@ def _sizes(component: Any, given: TensorDict, w: World) -> dict[str, int]:
         sizes = {"T": component.max_steps, "L": component.completion_length}
     else:
         sizes = {"T": w.sampler.max_steps, "L": w.sampler.completion_length, "C": w.sampler.max_commits}
+        if isinstance(component, SegmentLikelihood):  # a token of a segment may be anywhere in the completion
+            sizes["C"] = w.sampler.completion_length
         if ("selected", "weight") not in written(component):
             sizes["K"] = w.full["selected", "weight"].shape[1]
     return {"B": len(given), "V": w.policy.vocab_size, **sizes}
@@ -169,6 +172,8 @@ def check_order_of_batch(name: str, component: Any) -> None:
 def check_float64(name: str, component: Any) -> None:
     """From float64 it makes float64: the audit computes in it."""
     w = world(torch.float64)
+    if any(True for _ in component.parameters()):
+        component.double()
     for variant in variants(component):
         given = inputs(name, variant, w)
         real = any(value.dtype.is_floating_point for value in leaves(given).values())

@@ -1,4 +1,4 @@
-"""Checks of losses and regularisers: scalars, gradients, micro-batches, the KL of a policy to itself."""
+"""Checks of losses and regularisers: scalars, gradients, micro-batches and slots, the KL of a policy to itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from dlmrl_kit.component import Key
 from dlmrl_kit.dataflow import plain_key
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import Outputs, equal, inputs, leaves
-from dlmrl_kit.testing.world import WEIGHT, world
+from dlmrl_kit.testing.world import GROUP, WEIGHT, world
+from dlmrl_kit.training.pieces import slot_pieces
+from dlmrl_kit.values.base import VALUE
 
-LIVE = frozenset({"log_prob", "token_log_prob", "distribution", "entropy"})
-"""Selected keys that a likelihood writes with gradient."""
+LIVE = frozenset({"log_prob", "token_log_prob", "distribution", "entropy", "value"})
+"""Selected keys that a likelihood or a value model writes with gradient."""
 PIECES = ((0, 1, 2), (7,), (3, 4, 5, 6))
 """Micro-batches; sample 7 selected no step at all."""
+WHOLE_GROUPS = tuple(tuple(row for row, group in enumerate(GROUP) if group == own) for own in dict.fromkeys(GROUP))
+"""Micro-batches that cut no group."""
 
 
 def is_live(key: Key) -> bool:
@@ -80,27 +84,76 @@ def check_gradient(name: str, component: Any) -> None:
         fail(name, f"has no gradient in {live or 'any log-probability'}", fix)
 
 
+def pieces_of(component: Any) -> tuple[tuple[int, ...], ...]:
+    """Rows of the micro-batches that an update may cut a batch into."""
+    return WHOLE_GROUPS if getattr(component, "needs_groups", False) else PIECES
+
+
 def check_micro_batches(name: str, component: Any) -> None:
     """Micro-batches add up: loss(batch) = sum of loss(micro) * count(micro) / count(batch), gradient too."""
     given = inputs(name, component, world())
-    pieces = [given[list(rows)] for rows in PIECES]
-    fix = "divide a plain sum over samples by count(tensordict), and let count add up over samples"
+    parts = [(torch.tensor(rows), given[list(rows)]) for rows in pieces_of(component)]
+    fix = (
+        "divide a plain sum over samples by count(tensordict), and let count add up over samples; a loss that compares "
+        "the samples of a group sets needs_groups = True"
+    )
     with attempt(name, "counted", "implement count(tensordict): the denominator of the loss, a scalar"):
-        total, counts = float(component.count(given)), [float(component.count(piece)) for piece in pieces]
+        total, counts = float(component.count(given)), [float(component.count(piece)) for _, piece in parts]
     if abs(total - sum(counts)) > 1e-6 * max(1.0, abs(total)):
         fail(name, f"counts {total:g} in a batch and {counts} in its pieces", fix)
+    _check_sum(name, component, given, parts, fix)
+
+
+def check_slotwise(name: str, component: Any) -> None:
+    """If it says ``slotwise``, samples may be cut between their slots: the pieces add up, value and gradient."""
+    given = inputs(name, component, world())
+    if not getattr(component, "slotwise", False) or WEIGHT not in leaves(given):
+        return
+    fix = (
+        "set slotwise = False, unless total is a plain sum over slots: no function of a sum over the slots of a sample"
+    )
+    for slots in (1, 3):
+        _check_sum(name, component, given, slot_pieces(given, slots), fix)
+
+
+def _check_sum(name: str, component: Any, given: TensorDict, parts: list[tuple[Tensor, Any]], fix: str) -> None:
+    """The loss of a batch and its gradient are those of its pieces (rows, TensorDict), weighted by their counts."""
+    total = float(component.count(given))
+    shares = [float(component.count(piece)) / total if total else 0.0 for _, piece in parts]
     with attempt(name, "run on a part of a batch in which no step is selected", "return 0 where there is nothing"):
-        whole, parts = loss_of(component, given), [loss_of(component, piece) for piece in pieces]
-    shares = [count / total if total else 0.0 for count in counts]
-    added = torch.stack([part * share for part, share in zip(parts, shares, strict=True)]).sum()
+        whole, losses = loss_of(component, given), [loss_of(component, piece) for _, piece in parts]
+    added = torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
     if not equal(whole, added, 1e-5):
         fail(name, f"gives {whole.item():.6g} for a batch and {added.item():.6g} for its pieces together", fix)
-    for key, gradient in gradients(component, given).items():
-        joined = torch.zeros_like(gradient)
-        for rows, piece, share in zip(PIECES, pieces, shares, strict=True):
-            joined[list(rows)] = gradients(component, piece)[key] * share
-        if not equal(gradient, joined, 1e-5):
+    expected = gradients(component, given)
+    joined = {key: torch.zeros_like(gradient) for key, gradient in expected.items()}
+    for (rows, piece), share in zip(parts, shares, strict=True):
+        for key, gradient in gradients(component, piece).items():
+            joined[key].index_add_(0, rows, gradient * share)
+    for key, gradient in expected.items():
+        if not equal(gradient, joined[key], 1e-5):
             fail(name, f"has another gradient in {key!r} for a batch than for its pieces together", fix)
+
+
+def check_diagnostics(name: str, component: Any) -> None:
+    """Diagnostics are means over ``units`` (names that end in ``_max``: maxima), so those of micro-batches combine."""
+    given = inputs(name, component, world())
+    pieces = [given[list(rows)] for rows in pieces_of(component)]
+    whole, parts = leaves(component(given)), [leaves(component(piece)) for piece in pieces]
+    units = [float(component.units(piece)) for piece in pieces]
+    fix = "override units(tensordict) with the number of slots, tokens or samples that the diagnostics are means over"
+    if abs(sum(units) - float(component.units(given))) > 1e-6:
+        fail(name, f"has {float(component.units(given)):g} units in a batch and {units} in its pieces", fix)
+    for key, value in whole.items():
+        values = [float(part[key]) for part in parts]
+        if _is_loss(key) or not sum(units):
+            continue
+        if str(key).endswith("_max"):
+            expected = max(v for v, n in zip(values, units, strict=True) if n)
+        else:
+            expected = sum(v * n for v, n in zip(values, units, strict=True)) / sum(units)
+        if abs(expected - float(value)) > 1e-5 * max(1.0, abs(expected)):
+            fail(name, f"returns {key!r} = {float(value):.6g}, its pieces together {expected:.6g}", fix)
 
 
 def check_weights_matter(name: str, component: Any) -> None:
@@ -120,6 +173,7 @@ def check_zero_at_reference(name: str, component: Any) -> None:
     """A KL is 0 where the policy is what it is compared with (regularisers that read a ref_ or old_ key)."""
     given = inputs(name, component, world())
     twins = [key for key in component.in_keys if plain_key(key) != key and is_live(plain_key(key))]
+    twins = [key for key in twins if plain_key(key) != VALUE]  # a value is compared with a return
     for key in twins:
         if plain_key(key) in component.in_keys:
             given.set(key, given[plain_key(key)].clone())
@@ -128,5 +182,6 @@ def check_zero_at_reference(name: str, component: Any) -> None:
         fail(name, f"is {float(loss_of(component, given)):.3g} where the policy equals the reference", fix)
 
 
-CHECKS = (check_scalars, check_gradient, check_micro_batches, check_weights_matter)
+CHECKS = (check_scalars, check_gradient, check_micro_batches, check_slotwise, check_weights_matter)
+LOSS_CHECKS = (*CHECKS, check_diagnostics)
 REGULARISER_CHECKS = (*CHECKS, check_zero_at_reference)

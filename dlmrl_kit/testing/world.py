@@ -16,12 +16,14 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.component import Key
+from dlmrl_kit.groups import number_in_group
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.seeding import sample_seeds
-from dlmrl_kit.trajectory import gather_steps, masked_at, num_valid, state_at
+from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.trajectory import committed_at, masked_at, num_valid, state_at
 
 GROUP = (7, 2, 7, 5, 2, 7, 2, 5)
 """Prompt of each sample: interleaved, groups of different sizes, ids that are no indices."""
@@ -54,6 +56,14 @@ class World:
         rewards = torch.where(done[..., None], self._table()[code[..., :1] % SCORES], self._table()[code % SCORES])
         return rewards * (tensordict[WEIGHT] > 0)[..., None]
 
+    def examples(self, example: Tensor) -> list[Example]:
+        """The ``examples`` service: a puzzle for each index, with a preferred and another completion."""
+        found = []
+        for index in example.tolist():
+            chosen, rejected = "abcdef"[: 1 + index % 6], "fedcba"[: 1 + index % 5]
+            found.append(Example("abc", chosen, {"chosen": chosen, "rejected": rejected}))
+        return found
+
     def services(self, component: Any, seed: int = 0) -> dict[str, Any]:
         """The services that a component requires."""
         available = {
@@ -61,6 +71,7 @@ class World:
             "sampler": self.sampler,
             "score": self.score,
             "restart": self.restart,
+            "examples": self.examples,
             "generator": torch.Generator().manual_seed(seed),
         }
         return {name: available[name] for name in component.requires}
@@ -131,7 +142,19 @@ def _complete(trajectory: TensorDict, policy: Policy, dtype: torch.dtype) -> Ten
     order = torch.rand(batch, length, generator=generator).argsort(-1)
     trajectory["token", "commit_rank"] = (order % TOKENS_PER_STEP).to(torch.int16)
     trajectory["selected"] = TensorDict(_selected(trajectory, policy, real, generator), [batch])
+    trajectory["progress"] = torch.full((batch,), 0.25, dtype=dtype)
+    trajectory["step", "reward"] = torch.randint(0, 5, trajectory[VALID].shape, generator=generator).to(dtype) / 4
+    trajectory["step", "advantage"] = real(*trajectory[VALID].shape)
+    trajectory["tree"] = _tree(trajectory)
     return trajectory
+
+
+def _tree(trajectory: TensorDict) -> TensorDict:
+    """Nodes of trees of height 2 with two children per node, as far as a group has samples."""
+    number = number_in_group(trajectory["group"])
+    node = torch.stack([number // 2, number], -1)
+    first = torch.tensor([0, trajectory[VALID].shape[1] // 2])
+    return TensorDict({"node": node, "step": first.expand_as(node).clone()}, trajectory.batch_size)
 
 
 def _selected(trajectory: TensorDict, policy: Policy, real: Any, generator: torch.Generator) -> dict[str, Tensor]:
@@ -145,15 +168,16 @@ def _selected(trajectory: TensorDict, policy: Policy, real: Any, generator: torc
     used = step < num_steps
     step = step.masked_fill(~used, 0)
     weight = 0.5 + torch.rand(batch, SLOTS, generator=generator)
-    slots = torch.arange(TOKENS_PER_STEP)
-    mask = (slots < gather_steps(trajectory["step", "num_committed"], step)[..., None]) & used[..., None]
+    mask = committed_at(trajectory["commit_step"], step) & used[..., None]  # tokens by position
     found = {"step": step, "weight": (weight * used).to(real.keywords["dtype"]), "token_mask": mask}
     found["end"] = torch.minimum(step + 2, num_valid(trajectory)[:, None])
     found["reward"], found["advantage"] = real(batch, SLOTS).abs() * used, real(batch, SLOTS) * used
     found["entropy"] = real(batch, SLOTS).abs() * used
-    old, old_token = -real(batch, SLOTS).abs(), -real(batch, SLOTS, len(slots)).abs()
+    old, old_token = -real(batch, SLOTS).abs(), -real(*mask.shape).abs()
     for name in ("old_log_prob", "log_prob", "ref_log_prob"):
         found[name] = (old if name.startswith("old") else old + 0.1 * real(batch, SLOTS)) * used
+    for name in ("value", "old_value", "return", "token_advantage"):
+        found[name] = real(*mask.shape) * mask
     for name in ("old_token_log_prob", "token_log_prob", "ref_token_log_prob"):
         found[name] = (old_token if name.startswith("old") else old_token + 0.1 * real(*old_token.shape)) * mask
     for name in ("distribution", "ref_distribution"):

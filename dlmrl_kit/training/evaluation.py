@@ -18,6 +18,7 @@ from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.results import EvalResult
 from dlmrl_kit.training.services import plain
+from dlmrl_kit.training.start import attach, load_components
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -77,7 +78,7 @@ def evaluate(
     texts: list[str] = []
     prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt)
     for piece in prompts.split(batch_size):
-        ids = decoder(piece, policy=policy, generator=generator)["completion_ids"]
+        ids = decoder.decode(piece, policy=policy, generator=generator)["completion_ids"]
         scores += scorer.components(ids, piece["example"])
         texts += completion_texts(policy, ids)
     return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
@@ -172,6 +173,8 @@ def evaluate_path(
         raise CheckpointError(f"no run or model folder at {path}")
     algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports).build()
     policy = Policy.from_pretrained(model, mask_id=algorithm.policy.mask_id)
+    attach([algorithm.sampler], policy)
+    load_components(Path(model), [algorithm.sampler])
     return evaluate(
         policy,
         algorithm.sampler,

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from dlmrl_kit import __version__
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.errors import CheckpointError, RecipeError
-from dlmrl_kit.files import atomic_folder, write_atomic
+from dlmrl_kit.files import write_atomic
 from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.scoring import Scorer
@@ -21,6 +21,7 @@ from dlmrl_kit.seeding import derive_seed, sample_seeds
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
+from dlmrl_kit.training.export import MODEL, export
 from dlmrl_kit.training.plot import plot_curve
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
 from dlmrl_kit.training.services import Rollout, Services, roll_out
@@ -192,8 +193,12 @@ class Run:
         indices = training_indices(task.size("train"), trainer.prompts_per_update, update, trainer.seed)
         prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
         prompts.set("seed", sample_seeds(len(prompts), self.policy.device, trainer.seed, update, "samples"))
+        progress = torch.full((len(prompts),), update / trainer.updates, device=self.policy.device)
+        prompts.set("progress", progress)
         chunk = trainer.rollout_batch_size or len(prompts)
-        services = Services(self.policy, self.algorithm.sampler, self.scorer, trainer.seed, update, chunk)
+        services = Services(
+            self.policy, self.algorithm.sampler, self.scorer, trainer.seed, update, chunk, self.scorer.examples
+        )
         with self.updater.autocast():
             return roll_out(self.algorithm.plan, prompts, services)
 
@@ -206,7 +211,7 @@ class Run:
             "reward": means.pop("reward"),
             "accuracy": means.pop("solved"),
             **{f"reward/{name}": value for name, value in means.items()},
-            "entropy": (trajectory["step", "entropy"] * valid).sum().item() / max(int(valid.sum()), 1),
+            **_mean_entropy(trajectory),
             "steps": valid.float().sum(-1).mean().item(),
             **({"kept": len(kept) / len(trajectory)} if self.algorithm.filters else {}),
             **({"selected_steps": (kept["selected", "weight"] > 0).float().sum(-1).mean().item()} if len(kept) else {}),
@@ -231,19 +236,20 @@ class Run:
             logger.log(update, metrics)
 
     def _finish(self, seconds: float, trained: bool) -> RunResult:
-        model, stored = self.folder / "model", self.folder / "result.json"
+        stored = self.folder / "result.json"
         if not trained and stored.is_file():
             seconds = json.loads(stored.read_text())["seconds"]
-        with atomic_folder(model) as temporary:
-            self.policy.save_pretrained(temporary)
         result = RunResult(
             folder=self.folder,
             before=self.evaluations[0],
             after=self.evaluations[max(self.evaluations)],
             updates=self.trainer.updates,
             seconds=seconds,
-            model=model,
+            model=self.folder / MODEL,
             skipped=self.updater.skipped,
+        )
+        export(
+            self.policy, result, recipe=self.name, task=self.algorithm.task, components=self.algorithm.components
         )
         summary = {
             "recipe": self.name,
@@ -258,3 +264,9 @@ class Run:
         write_atomic(stored, json.dumps(summary, indent=1))  # last: a run that has it is complete
         self.observer.on_end(result)
         return result
+
+
+def _mean_entropy(trajectory: TensorDictBase) -> dict[str, float]:
+    """Mean entropy of the steps; nothing where the completions are not the policy's."""
+    entropy, valid = trajectory.get(("step", "entropy"), None), trajectory["step", "valid"]
+    return {} if entropy is None else {"entropy": (entropy * valid).sum().item() / max(int(valid.sum()), 1)}

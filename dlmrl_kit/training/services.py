@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.rewards import Score
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.trajectory import state_at
+from dlmrl_kit.trajectory import progress, states
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Services:
     seed: int
     update: int
     chunk: int
+    examples: Callable[[Tensor], list[Any]] | None = None
 
     def call(self, component: Any, tensordict: TensorDictBase) -> TensorDictBase:
         """Runs a component with the services it requires."""
@@ -55,12 +57,13 @@ class Services:
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
         """Rewards float32 [B, K, n] of n completions sampled from each x_step; 0 in slots of weight 0."""
         slots = tensordict["selected", "weight"] > 0
-        ids = state_at(tensordict["completion_ids"], tensordict["commit_step"], step, self.policy.mask_id)
+        ids = states(tensordict, step, self.policy.mask_id)
         rows = slots.nonzero(as_tuple=True)[0].repeat_interleave(n)
         if len(rows) == 0:  # nothing to split into pieces
             return torch.zeros((*slots.shape, n), device=ids.device)
         ids = ids[slots].repeat_interleave(n, dim=0)
         source = tensordict.select("prompt_ids", "prompt_mask", "example")[rows]
+        source.update({key: value[slots].repeat_interleave(n, 0) for key, value in progress(tensordict, step).items()})
         sampler = plain(self.sampler)
         rewards = [
             self.score(
@@ -97,7 +100,9 @@ def roll_out(plan: Plan, prompts: TensorDict, services: Services) -> Rollout:
     """
     sampler, *others = plan.rollout
     generator = services.generator(type(sampler).__name__)
-    pieces = [sampler(piece, policy=services.policy, generator=generator) for piece in prompts.split(services.chunk)]
+    given = {name: services._service(name, sampler) for name in sampler.requires if name not in ("policy", "generator")}
+    given |= {"policy": services.policy, "generator": generator}
+    pieces = [sampler(piece, **given) for piece in prompts.split(services.chunk)]
     trajectory: Any = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     everything = trajectory
     with torch.no_grad():

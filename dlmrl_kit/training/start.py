@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from dlmrl_kit.component import Component
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.seeding import derive_seed
 from dlmrl_kit.training.optimiser import build_optimiser
+
+PREFIX = "component:"
+"""In front of the names of parameters that components train beside the policy."""
+
+COMPONENTS = "components.safetensors"
+"""In a model folder: what components trained beside the policy."""
 
 
 def start_policy(
@@ -32,15 +41,19 @@ def start_policy(
     policy: Policy = source.load()
     policy.to(find_device(settings.device))
     to_full_precision(policy)
+    components = list(components)
     attach(components, policy)
+    usual = [component for component in components if component.learning_rate is None]
+    others = [component for component in components if component.learning_rate is not None]
     optimiser, scheduler = build_optimiser(
-        list(trained(policy, components).values()),
+        list(trained(policy, usual).values()),
         learning_rate=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
         total_steps=total_steps,
+        others=[(list(own_parameters([part]).values()), part.learning_rate) for part in others],
     )
     return policy, optimiser, scheduler
 
@@ -55,7 +68,7 @@ def attach(components: Iterable[Component], policy: Policy) -> None:
 def own_parameters(components: Iterable[Component]) -> dict[str, torch.nn.Parameter]:
     """Parameters that components train beside the policy, by ``component:<class>.<name>``."""
     return {
-        f"component:{type(component).__name__}.{name}": parameter
+        f"{PREFIX}{type(component).__name__}.{name}": parameter
         for component in components
         for name, parameter in component.named_parameters()
         if parameter.requires_grad
@@ -65,6 +78,41 @@ def own_parameters(components: Iterable[Component]) -> dict[str, torch.nn.Parame
 def trained(policy: Policy, components: Iterable[Component] = ()) -> dict[str, torch.nn.Parameter]:
     """Everything the optimiser updates, by name."""
     return {**dict(policy.trainable()), **own_parameters(components)}
+
+
+def save_components(folder: Path, components: Iterable[Component]) -> None:
+    """Writes what components trained beside the policy to ``components.safetensors``; nothing if there is nothing."""
+    own = own_parameters(components)
+    if own:
+        save_file({name: p.detach().cpu().contiguous() for name, p in own.items()}, folder / COMPONENTS)
+
+
+def load_components(folder: Path, components: Iterable[Component]) -> None:
+    """Reads the own parameters of attached components from a model folder; what it holds of others is left out.
+
+    Raises:
+        CheckpointError: the folder does not hold them, or in other shapes.
+    """
+    own = own_parameters(components)
+    if not own:
+        return
+    names = ", ".join(dict.fromkeys(name.removeprefix(PREFIX).split(".")[0] for name in own))
+    advice = "evaluate the run that trained them, or take another component with --use"
+    path = folder / COMPONENTS
+    if not path.is_file():
+        raise CheckpointError(f"{names} has trained modules of its own, but {path} does not exist: {advice}")
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
+    for name, parameter in own.items():
+        if name not in found or found[name].shape != parameter.shape:
+            has = f"of shape {list(found[name].shape)}" if name in found else "not there"
+            raise CheckpointError(
+                f"{path} does not fit {names}: {name} should have shape {list(parameter.shape)}, but is {has}; {advice}"
+            )
+        with torch.no_grad():
+            parameter.copy_(found[name])
 
 
 def to_full_precision(policy: Policy) -> None:

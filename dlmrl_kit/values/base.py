@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from dlmrl_kit.component import Component, Key
+from dlmrl_kit.likelihoods.segments import counted_positions
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 
@@ -18,7 +20,10 @@ OLD_VALUE: Key = ("selected", "old_value")
 
 
 class Value(Component):
-    """Base class of value models; ``attach`` creates their modules, ``forward`` writes ``("selected", "value")``."""
+    """Base class of value models; ``attach`` creates their modules, ``forward`` writes ``("selected", "value")``.
+
+    Values are [B, K, L], by position: those of the tokens committed in the segment of each slot, 0 elsewhere.
+    """
 
     requires = ("policy", "sampler")
 
@@ -51,3 +56,30 @@ class OldValue(Component):
         with torch.no_grad():
             found = self.value(tensordict.copy(), policy=policy, sampler=sampler)
         return tensordict.set(OLD_VALUE, found[VALUE])
+
+
+def segment_tokens(tensordict: TensorDictBase, eos_id: int | None, after_eos: bool) -> Tensor:
+    """Positions committed in the segment of each slot that count: bool [B, K, L]; none in slots of weight 0.
+
+    Args:
+        tensordict: holds ``completion_ids``, ``commit_step`` and the selection with ``("selected", "end")``.
+        eos_id: the end of text.
+        after_eos: whether positions behind the first end of text count.
+    """
+    commit_step = tensordict["commit_step"][:, None]
+    start, end = (tensordict["selected", name][..., None] for name in ("step", "end"))
+    inside = (commit_step >= start) & (commit_step < end) & (tensordict["selected", "weight"] > 0)[..., None]
+    return inside & counted_positions(tensordict["completion_ids"], eos_id, after_eos)[:, None]
+
+
+def check_by_position(component: object, token_mask: Tensor, values: Tensor) -> None:
+    """Refuses a likelihood whose tokens are packed by step where values are by position.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if token_mask.shape != values.shape:
+        raise ValueError(
+            f"{type(component).__name__} takes numbers by position, {list(values.shape)}: it needs a likelihood that "
+            f"scores positions, such as StepMerge; token_mask is {list(token_mask.shape)}"
+        )

@@ -1,0 +1,223 @@
+"""What the benchmarks share: random policies, interleaved timing, peak memory of a fresh process, tables and plots."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from dlmrl_kit.policies.base import Policy
+
+
+@dataclass(frozen=True)
+class Size:
+    """A problem: the sizes of the reference's measurements are the defaults."""
+
+    vocab: int = 32_000
+    hidden: int = 256
+    layers: int = 4
+    prompt: int = 64
+    length: int = 64
+    block: int = 32
+    per_step: int = 2
+    batch: int = 6
+    selected: int = 8
+    lora: int = 16
+    temperature: float = 0.9
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return -(-self.length // self.per_step)
+
+
+class Tokens:
+    """What a policy asks of a tokenizer, for a random model: mask 0, padding 1, no end of text."""
+
+    mask_token_id, pad_token_id, unk_token_id, eos_token_id = 0, 1, None, None
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab = vocab
+
+    def __len__(self) -> int:
+        return self.vocab
+
+
+def make_policy(size: Size, seed: int = 0) -> Policy:
+    """A random bidirectional Llama with a LoRA adapter; logits of standard deviation 2, so that entropies differ."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(  # type: ignore[call-arg]
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        intermediate_size=size.hidden * 8 // 3,
+        num_hidden_layers=size.layers,
+        num_attention_heads=max(1, size.hidden // 64),
+        num_key_value_heads=max(1, size.hidden // 64),
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        is_causal=False,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=2 * size.hidden**-0.5)
+    policy = Policy(model, Tokens(size.vocab))
+    if size.lora:
+        from peft import LoraConfig
+
+        policy.add_adapter(LoraConfig(r=size.lora, lora_alpha=2 * size.lora, target_modules="all-linear"))
+        with torch.no_grad():
+            for name, parameter in policy.trainable():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.02)
+    return policy
+
+
+def make_prompts(size: Size, seed: int = 0) -> TensorDict:
+    """Random prompts without padding, two groups."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, size.vocab, (size.batch, size.prompt), generator=generator)
+    group = torch.arange(size.batch) * 2 // max(size.batch, 1)
+    fields = {"prompt_ids": ids, "prompt_mask": torch.ones_like(ids, dtype=torch.bool), "group": group}
+    seeds = {"example": group.clone(), "seed": torch.arange(size.batch)}
+    return TensorDict({**fields, **seeds}, [size.batch])
+
+
+def make_sampler(size: Size) -> Any:
+    """Low-confidence remasking of this size."""
+    from dlmrl_kit.samplers.low_confidence import LowConfidence
+
+    return LowConfidence(size.length, size.per_step, size.block, size.temperature)
+
+
+def interleaved(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each work, run in turn, so that a busy machine slows all of them; one untimed round first."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def growth(sizes: list[float], values: list[float]) -> float:
+    """Least-squares slope of log(value) on log(size): 1 is linear, 0 is constant."""
+    x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (sizes, values))
+    x = x - x.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def peak_megabytes(work: Callable[[], Any]) -> float:
+    """Peak resident memory of this process during ``work``, over what it held before (Linux).
+
+    Meaningful in a process started by ``in_fresh_process``, whose allocator returns freed blocks at once.
+    """
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from the present size
+    work()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def in_fresh_process(script: str, arguments: dict[str, Any]) -> Any:
+    """Runs ``script --worker JSON`` with one thread; returns what it printed last, as JSON."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, script, "--worker", json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), name)
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def report(name: str, out: Path, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Prints rows as a table and writes them to ``out/NAME.json``."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(columns)]
+    for line in (columns, *cells):
+        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"command": " ".join(sys.argv), "machine": machine(), "rows": rows, **more}
+    (out / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def plot(path: Path, title: str, x: str, y: str, lines: dict[str, tuple[list[float], list[float]]]) -> None:
+    """Lines on logarithmic axes, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
+    for label, (sizes, values) in lines.items():
+        axes.loglog(sizes, values, marker="o", label=label)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def as_dict(size: Size) -> dict[str, Any]:
+    """A size as JSON."""
+    return asdict(size)
+
+
+def masked_block_counts(size: Size) -> list[int]:
+    """Masked positions of the current block in each step, of one row."""
+    counts = []
+    left = size.length
+    for start in range(0, size.length, size.block):
+        width = min(size.block, size.length - start)
+        while width > 0:
+            counts.append(width)
+            width -= min(size.per_step, width)
+    assert sum(min(size.per_step, c) for c in counts) == left
+    return counts
+
+
+def full_ids(prompts: TensorDict, completion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt and completion, attention mask and rotary positions."""
+    ids = torch.cat([prompts["prompt_ids"], completion], dim=1)
+    mask = torch.cat([prompts["prompt_mask"], torch.ones_like(completion, dtype=torch.bool)], dim=1)
+    return ids, mask, (mask.long().cumsum(-1) - 1).clamp(min=0)

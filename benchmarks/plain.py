@@ -1,0 +1,148 @@
+"""The same algorithm, written straightforwardly: what a reader of the paper would write first.
+
+Full logits at all positions, float64 noise and confidences over the whole vocabulary, the distribution of every
+committed token kept, one forward and backward pass per sample and selected step. Same sampling rule and same numbers as
+the kit (tests/test_benchmarks.py); the benchmarks compare with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from common import Size, full_ids
+from tensordict import TensorDict
+from torch import Tensor
+
+from dlmrl_kit.policies.base import Policy
+
+Draw = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+@dataclass
+class Rollout:
+    """Trajectories as lists over steps; distributions kept, as released trainers do."""
+
+    completion: Tensor
+    commit_step: Tensor
+    log_prob: list[Tensor] = field(default_factory=list)
+    model_log_prob: list[Tensor] = field(default_factory=list)
+    entropy: list[Tensor] = field(default_factory=list)
+    greedy: list[Tensor] = field(default_factory=list)
+    distributions: list[Tensor] = field(default_factory=list)
+
+
+def gumbel_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
+    """A token at every position by the Gumbel trick in float64, as LLaDA's released code."""
+    noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator)
+    return (logits.double() - (-noise.log()).log()).argmax(-1)
+
+
+def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
+    """A token at every allowed position by inverting the cumulative distribution, with the kit's noise."""
+    tokens = torch.zeros(allowed.shape, dtype=torch.int64)
+    for row, position in allowed.nonzero().tolist():
+        cumulative = logits[row, position].softmax(-1).cumsum(-1, dtype=torch.float64)
+        noise = torch.rand(1, dtype=torch.float64, generator=generator)
+        tokens[row, position] = torch.searchsorted(cumulative, noise * cumulative[-1], right=True)[0]
+    return tokens
+
+
+@torch.no_grad()
+def rollout(policy: Policy, prompts: TensorDict, size: Size, generator: torch.Generator, draw: Draw) -> Rollout:
+    """Low-confidence remasking with its exact log-probability, every quantity from full logits."""
+    width = prompts["prompt_ids"].shape[1]
+    x = torch.full((len(prompts), size.length), policy.mask_id)
+    out = Rollout(x, torch.full_like(x, size.steps))
+    block = torch.arange(size.length) // size.block
+    for step in range(size.steps):
+        masked = x == policy.mask_id
+        allowed = masked & (block == block[masked.long().argmax(-1)][:, None])
+        logits = full_logits(policy, prompts, x)[:, width:]
+        tempered = logits / size.temperature
+        out.greedy.append(torch.where(masked, logits.argmax(-1), x))
+        drawn = draw(tempered, allowed, generator)
+        probabilities = logits.double().softmax(-1)
+        confidence = probabilities.gather(-1, drawn[..., None]).squeeze(-1).masked_fill(~allowed, -math.inf)
+        committed = torch.zeros_like(allowed)
+        for row in range(len(x)):
+            count = min(size.per_step, int(allowed[row].sum()))
+            committed[row, confidence[row].topk(count).indices] = True
+        behaviour, model = tempered.log_softmax(-1), logits.log_softmax(-1)
+        token = behaviour.gather(-1, drawn[..., None]).squeeze(-1)
+        order = [
+            order_term(probabilities[row], behaviour[row], confidence[row], committed[row], allowed[row])
+            for row in range(len(x))
+        ]
+        out.log_prob.append((token * committed).sum(-1) + torch.stack(order))
+        out.model_log_prob.append((model.gather(-1, drawn[..., None]).squeeze(-1) * committed).sum(-1))
+        entropy = -(behaviour.exp() * behaviour.masked_fill(behaviour == -math.inf, 0.0)).sum(-1)
+        out.entropy.append((entropy * committed).sum(-1) / committed.sum(-1))
+        out.distributions.append(behaviour[committed].exp())
+        out.commit_step = torch.where(committed, step, out.commit_step)
+        x = torch.where(committed, drawn, x)
+    out.completion = x
+    return out
+
+
+def order_term(
+    probabilities: Tensor, behaviour: Tensor, confidence: Tensor, committed: Tensor, allowed: Tensor
+) -> Tensor:
+    """Log-probability that every position left masked drew something less confident, of one row."""
+    least = confidence[committed].min()
+    rest = allowed & ~committed
+    mass = behaviour[rest].exp().masked_fill(probabilities[rest] >= least, 0.0).sum(-1)
+    return mass.log().sum()
+
+
+def full_logits(policy: Policy, prompts: TensorDict, completion: Tensor) -> Tensor:
+    """Logits [B, S, V] at all positions, forbidden tokens at -inf."""
+    ids, mask, position = full_ids(prompts, completion)
+    logits: Any = policy.model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False).logits
+    logits[..., list(policy.forbidden_ids)] = -math.inf
+    return logits
+
+
+def state(run: Rollout, row: int, step: int, mask_id: int) -> Tensor:
+    """x_t of a row, [1, L]."""
+    return run.completion[row].masked_fill(run.commit_step[row] >= step, mask_id)[None]
+
+
+def step_log_prob(policy: Policy, prompts: TensorDict, run: Rollout, row: int, step: int) -> Tensor:
+    """Log-probability of the tokens that a step committed, at temperature 1, from full logits."""
+    width = prompts["prompt_ids"].shape[1]
+    logits = full_logits(policy, prompts[row : row + 1], state(run, row, step, policy.mask_id))
+    committed = run.commit_step[row] == step
+    log_probs = logits[0, width:].log_softmax(-1)
+    return log_probs[committed].gather(-1, run.completion[row][committed][:, None]).sum()
+
+
+def update(policy: Policy, prompts: TensorDict, run: Rollout, advantage: Tensor, selected: Tensor, beta: float) -> float:
+    """Gradient of clipped PPO with KL (k3) on the selected steps, one sample and one step at a time.
+
+    Args:
+        policy: with an adapter; gradients accumulate in its parameters.
+        prompts, run: a rollout.
+        advantage: [B, K].
+        selected: int64 [B, K], steps.
+        beta: of the KL.
+
+    Returns:
+        The loss.
+    """
+    total, count = 0.0, selected.numel()
+    for row in range(len(selected)):
+        for slot, step in enumerate(selected[row].tolist()):
+            with torch.no_grad(), policy.reference():
+                reference = step_log_prob(policy, prompts, run, row, step)
+            new = step_log_prob(policy, prompts, run, row, step)
+            ratio = (new - run.model_log_prob[step][row]).exp()
+            gain = torch.minimum(ratio * advantage[row, slot], ratio.clamp(0.8, 1.5) * advantage[row, slot])
+            gap = reference - new
+            loss = (-gain + beta * (gap.exp() - gap - 1)) / count
+            loss.backward()
+            total += loss.item()
+    return total

@@ -1,0 +1,119 @@
+"""Rollout time: the kit, the floor and the plain implementation, over the vocabulary.
+
+    OMP_NUM_THREADS=1 python benchmarks/rollout.py --vocab 512 --vocab 32000 --vocab 126464 --out results
+
+The floor: one transformer body per step (adapter merged, no head), and the head once at the masked positions of the
+current block. ``kit`` records what every algorithm needs; ``kit, greedy`` also EGSPO-SA's one-step completions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plain
+import torch
+from common import (
+    Size,
+    as_dict,
+    full_ids,
+    interleaved,
+    make_policy,
+    make_prompts,
+    make_sampler,
+    masked_block_counts,
+    plot,
+    report,
+)
+from tensordict import TensorDict
+
+from dlmrl_kit.policies.base import Policy
+
+RECORDS = (("step", "model_log_prob"), ("step", "greedy_ids"))
+
+
+def kit(policy: Policy, prompts: TensorDict, size: Size, records: tuple[Any, ...] = ()) -> Callable[[], Any]:
+    """The kit's sampler."""
+    sampler = make_sampler(size)
+    sampler.ask_for(records)
+    return lambda: sampler.resume(
+        prompts, sampler.fully_masked(prompts, policy), policy=policy, generator=torch.Generator().manual_seed(1)
+    )
+
+
+def floor(policy: Policy, prompts: TensorDict, size: Size, head: bool = True) -> Callable[[], Any]:
+    """The forwards that the algorithm needs, and nothing else."""
+    model = policy.model
+    if policy.adapter is not None:
+        model = copy.deepcopy(policy.adapter).merge_and_unload()
+    body, out = model.get_decoder(), model.get_output_embeddings()
+    completion = torch.full((size.batch, size.length), policy.mask_id)
+    ids, mask, position = full_ids(prompts, completion)
+
+    @torch.inference_mode()
+    def work() -> None:
+        for count in masked_block_counts(size):
+            hidden = body(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False).last_hidden_state
+            if head:
+                out(hidden[:, -count:].reshape(-1, hidden.shape[-1]))
+
+    return work
+
+
+def plainly(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
+    """The plain implementation."""
+    return lambda: plain.rollout(policy, prompts, size, torch.Generator().manual_seed(1), plain.gumbel_draw)
+
+
+def measure(size: Size, repeats: int, with_plain: bool = True) -> dict[str, Any]:
+    """Times of one size."""
+    policy, prompts = make_policy(size), make_prompts(size)
+    works = {
+        "kit": kit(policy, prompts, size),
+        "kit_greedy": kit(policy, prompts, size, RECORDS),
+        "floor": floor(policy, prompts, size),
+        "bodies": floor(policy, prompts, size, head=False),
+    }
+    if with_plain:
+        works["plain"] = plainly(policy, prompts, size)
+    seconds = interleaved(works, repeats)
+    row = {"vocab": size.vocab, "hidden": size.hidden, "batch": size.batch, "length": size.length, "steps": size.steps}
+    row |= seconds
+    row |= {"kit/floor": seconds["kit"] / seconds["floor"], "greedy/floor": seconds["kit_greedy"] / seconds["floor"]}
+    if with_plain:
+        row |= {f"plain/{name}": seconds["plain"] / seconds[name] for name in ("kit", "kit_greedy")}
+    return {**row, "size": as_dict(size)}
+
+
+def main() -> None:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, action="append")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--per-step", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    given = parser.parse_args()
+    sizes = {"hidden": given.hidden, "layers": given.layers, "batch": given.batch, "length": given.length}
+    rows = []
+    for vocab in given.vocab or (512, 32_000, 126_464):
+        size = Size(vocab=vocab, per_step=given.per_step, **sizes)
+        rows.append(measure(size, given.repeats, not given.no_plain))
+    printed = [{key: value for key, value in row.items() if key != "size"} for row in rows]
+    report("rollout", given.out, printed)
+    if len(rows) > 1:
+        vocabs = [row["vocab"] for row in rows]
+        names = [name for name in ("plain", "kit_greedy", "kit", "floor") if name in rows[0]]
+        lines = {name: (vocabs, [row[name] for row in rows]) for name in names}
+        plot(given.out / "rollout.png", "Rollout, one thread", "vocabulary", "seconds", lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+r"""Generalised advantage estimation over denoising steps (TraceRL, arXiv 2509.06949; GAE: arXiv 1506.02438).
+
+With n steps (segments) of a row, V_t the mean value of the tokens of step t, r_t = R in the last step and 0 before,
+
+    delta_t = r_t - V_t + gamma V_{t+1},    A_t = delta_t + gamma lam A_{t+1},    G_t = r_t + gamma G_{t+1}
+
+and for each token l of step t, whose value is v_l,
+
+    return_l = r_t + gamma G_{t+1},    A_l = r_t - v_l + gamma V_{t+1} + gamma lam A_{t+1}
+
+so that A_t is the mean of the advantages of its tokens. With gamma = lam = 1 they are R - V_t and R - v_l.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.advantages.base import SELECTED, WEIGHT
+from dlmrl_kit.component import Component, Key
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+from dlmrl_kit.values.base import OLD_VALUE, segment_tokens
+
+TOKEN_ADVANTAGE: Key = ("selected", "token_advantage")
+RETURN: Key = ("selected", "return")
+
+
+@register(
+    "advantage",
+    paper="arXiv 2509.06949; arXiv 1506.02438",
+    unbiased=True,
+    under="gamma = lam = 1, and samplers that choose positions from the state alone",
+)
+class StepGAE(Component):
+    """Credits every step, and every token of it, with the reward beyond what a value model expected.
+
+    Args:
+        gamma: discount per step, in [0, 1].
+        lam: lambda of the generalised advantage estimate, in [0, 1].
+        after_eos: whether tokens behind the first end of text count; as the value model's.
+
+    The next step of a slot is the next slot that holds a token that counts; selectors are to choose slots in order of
+    time, those that do not overlap.
+
+    Reads ``reward`` [B], ``completion_ids``, ``commit_step`` [B, L], ``("selected", "step")``, ``("selected", "end")``,
+    ``("selected", "weight")`` [B, K] and ``("selected", "old_value")`` [B, K, L]. Service: ``policy``, for its end of
+    text. Writes ``("selected", "advantage")`` [B, K], A_t; on demand ``("selected", "token_advantage")`` and
+    ``("selected", "return")`` [B, K, L], by position. All are 0 where the weight is 0 and where no token counts.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    requires = ("policy",)
+    optional_keys = (TOKEN_ADVANTAGE, RETURN)
+
+    def __init__(self, gamma: float = 1.0, lam: float = 1.0, after_eos: bool = False) -> None:
+        super().__init__()
+        check(0 <= gamma <= 1, self, "gamma", gamma, "in [0, 1]")
+        check(0 <= lam <= 1, self, "lam", lam, "in [0, 1]")
+        self.gamma = gamma
+        self.lam = lam
+        self.after_eos = after_eos
+        selection: list[Key] = [("selected", "step"), ("selected", "end"), WEIGHT, OLD_VALUE]
+        self.in_keys = ["reward", "completion_ids", "commit_step", *selection]
+        self.out_keys = [SELECTED]
+
+    def forward(self, tensordict: TensorDictBase, *, policy: Policy) -> TensorDictBase:
+        """Writes the advantages, and what was asked for."""
+        reward = tensordict["reward"]
+        tokens = segment_tokens(tensordict, policy.eos_id, self.after_eos)
+        value = torch.where(tokens, tensordict[OLD_VALUE].double(), 0.0)
+        count = tokens.sum(-1)
+        there = count > 0
+        step_value = value.sum(-1) / count.clamp(min=1)
+        number = there.long().cumsum(-1)  # 1 .. n
+        ahead = number[:, None, :] - number[:, :, None]  # how many steps a column is after a row
+        both = there[:, None, :] & there[:, :, None]
+        follows = both & (ahead == 1)
+        step_reward = reward.double()[:, None] * (there & (number == number[:, -1:]))
+
+        def after(values: Tensor) -> Tensor:
+            """The values of the step after each, 0 after the last."""
+            return torch.where(follows, values[:, None, :], 0.0).sum(-1)
+
+        def discounted(values: Tensor, factor: float) -> Tensor:
+            """Sum of the values of each step and all after it, times factor to the number of steps between."""
+            share = torch.as_tensor(factor, dtype=values.dtype, device=values.device) ** ahead.clamp(min=0)
+            return torch.where(both & (ahead >= 0), share * values[:, None, :], 0.0).sum(-1)
+
+        next_value = after(step_value)
+        delta = step_reward - step_value + self.gamma * next_value
+        advantage = torch.where(there, discounted(delta, self.gamma * self.lam), 0.0)
+        tensordict.set(SELECTED, advantage.to(reward.dtype))
+        if TOKEN_ADVANTAGE in self.asked:
+            target = step_reward + self.gamma * (next_value + self.lam * after(advantage))
+            tensordict.set(TOKEN_ADVANTAGE, torch.where(tokens, target[..., None] - value, 0.0).to(reward.dtype))
+        if RETURN in self.asked:
+            target = step_reward + self.gamma * after(discounted(step_reward, self.gamma))
+            tensordict.set(RETURN, torch.where(tokens, target[..., None], 0.0).to(reward.dtype))
+        return tensordict

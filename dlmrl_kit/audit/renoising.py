@@ -1,0 +1,89 @@
+"""Every trajectory of a renoising sampler, with its probability: accepted tokens and all noise, step by step.
+
+    P(trajectory) = product over blocks of U^-(first noise) * product over steps of exp(action_log_prob) * U^-(renoised)
+
+with U the tokens that noise is drawn from. A state with a block that has not begun branches over its first noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.audit.enumeration import check_sums, fill, repeated
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers.base import Decision
+from dlmrl_kit.samplers.canvas import CanvasRecorder, State
+from dlmrl_kit.samplers.renoising import Outlook, RenoisingSampler, noise_tokens
+
+CERTAIN = 1e-30
+"""Transitions less likely than this cannot happen; see ``enumeration.NOTHING``."""
+
+
+def enumerate_renoising(sampler: Any, policy: Policy, prompts: TensorDictBase) -> TensorDict:
+    """All trajectories from each prompt; arguments, result and errors as ``enumerate_trajectories``."""
+    assert isinstance(sampler, RenoisingSampler)
+    vocabulary = noise_tokens(policy).tolist()
+    start = State.of(prompts, sampler.fully_masked(prompts, policy), policy.mask_id)
+    recorder = CanvasRecorder(sampler.written_keys(), sampler.max_steps, start, policy)
+    origin, probability = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.float64)
+    with torch.no_grad():
+        for step in range(sampler.max_steps):
+            running = sampler.still_running(recorder.state, policy)
+            rows = running.nonzero().squeeze(-1)
+            if len(rows) == 0:
+                break
+            rows, state, share = _begun(sampler, recorder.state, rows, vocabulary, policy.mask_id)
+            outlook = sampler.look(policy, prompts[origin[rows]], state)
+            source, tokens, log_prob, noise = _transitions(sampler, outlook, vocabulary)
+            check_sums(sampler, log_prob + noise, source, len(rows))
+            index = torch.cat([(~running).nonzero().squeeze(-1), rows[source]])
+            new = torch.arange(len(index) - len(source), len(index))
+            recorder.select(index)
+            origin, probability = origin[index], probability[index]
+            recorder.step(step, new, state.at(source), _at(outlook, source), tokens, log_prob)
+            probability[new] *= share[source] * (log_prob + noise).exp()
+        written = recorder.finish()
+    trajectories = TensorDict({key: value.clone() for key, value in written.items()}, [len(origin)])
+    return trajectories.update(prompts[origin]).set("probability", probability)
+
+
+def _begun(
+    sampler: RenoisingSampler, state: State, rows: Tensor, vocabulary: list[int], mask_id: int
+) -> tuple[Tensor, State, Tensor]:
+    """Rows (repeated), their states with every first noise of blocks that begin, and its probability [n]."""
+    state = state.at(rows)
+    fresh = sampler.allowed(state.open) & (state.ids == mask_id)
+    source, filled = _fillings(fresh, vocabulary)
+    ids = torch.where(fresh[source], filled, state.ids[source])
+    share = float(len(vocabulary)) ** -fresh.sum(-1).double()
+    return rows[source], state.at(source).with_ids(ids), share[source]
+
+
+def _transitions(
+    sampler: RenoisingSampler, outlook: Outlook, vocabulary: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row of the state [n], tokens [n, L], log-probability of the action [n] and of the noise [n] of every transition."""
+    canvas, final = outlook.view.allowed, outlook.final[:, None]
+    source, filled = _fillings(canvas & ~final, vocabulary)
+    tokens = torch.where(final[source], outlook.best[source], filled)
+    committed = outlook.committed[source]
+    log_prob = sampler.action_log_prob(repeated(outlook.view, source), Decision(committed, tokens))
+    noise = -(canvas[source] & ~committed).sum(-1).to(log_prob.dtype) * math.log(len(vocabulary))
+    keep = (log_prob + noise).exp() > CERTAIN
+    return source[keep], tokens[keep], log_prob[keep], noise[keep]
+
+
+def _fillings(positions: Tensor, vocabulary: list[int]) -> tuple[Tensor, Tensor]:
+    """Every way to fill ``positions`` (bool [R, L]), one for rows that have none: row [n] and tokens [n, L]."""
+    parts = [fill(positions, None, vocabulary, size) for size in positions.sum(-1).unique().tolist()]
+    return torch.cat([rows for rows, _ in parts]), torch.cat([decision.tokens for _, decision in parts])
+
+
+def _at(outlook: Outlook, rows: Tensor) -> Outlook:
+    view = repeated(outlook.view, rows)
+    return Outlook(view, outlook.committed[rows], outlook.final[rows], outlook.best[rows])

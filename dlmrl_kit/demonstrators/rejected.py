@@ -1,0 +1,20 @@
+"""The other completion of a preference data set."""
+
+from __future__ import annotations
+
+from dlmrl_kit.demonstrators.base import Demonstrator, field_of
+from dlmrl_kit.registry import register
+from dlmrl_kit.tasks.base import Example
+
+
+@register("demonstrator")
+class Rejected(Demonstrator):
+    """The field "rejected" of an example, as ``JsonLines`` keeps it: the completion that people did not prefer."""
+
+    def demonstrations(self, example: Example) -> list[tuple[str, float]]:
+        """The text, with probability 1.
+
+        Raises:
+            RecipeError: the example has no such text.
+        """
+        return [(field_of(example, "rejected"), 1.0)]

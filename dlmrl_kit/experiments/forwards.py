@@ -1,0 +1,52 @@
+"""How many states go through the model per sample and update, counted while one update of a recipe runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit.recipe import load_recipe
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """States per sample: ``rollout`` of sampling and restarts, ``update`` of old, reference and current passes."""
+
+    rollout: float
+    update: float
+
+
+def count_forwards(recipe: str, sets: Sequence[str] = ()) -> Forwards:
+    """Runs one update of a recipe, without its filters, and counts the rows of every forward pass.
+
+    Args:
+        recipe: name or path of a training recipe.
+        sets: bindings that change it, as ``load_recipe``.
+    """
+    from dlmrl_kit.training.loop import Run
+    from dlmrl_kit.training.results import Observer
+
+    small = ["Trainer.prompts_per_update = 4", "Trainer.device = 'cpu'"]
+    algorithm = load_recipe(recipe, sets=[*small, *sets], uses=["logger=none", "filter=none"]).build()
+    rows = 0
+
+    def count(module: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+        nonlocal rows
+        given = keywords.get("input_ids", arguments[0] if arguments else None)
+        rows += len(given)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(algorithm, Path(folder), recipe, Observer())
+        models = [model for model in (run.policy.model, run.policy._reference) if model is not None]
+        handles = [model.get_decoder().register_forward_pre_hook(count, with_kwargs=True) for model in models]
+        try:
+            trajectory = run.collect(0).kept
+            sampled, rows = rows, 0
+            run.updater.update(run.updater.prepare(trajectory), 0)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return Forwards(sampled / len(trajectory), rows / len(trajectory))

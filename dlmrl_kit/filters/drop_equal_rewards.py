@@ -1,0 +1,26 @@
+"""Drops groups whose rewards are all equal (DAPO's dynamic sampling, arXiv 2503.14476): they have no advantage.
+
+DAPO samples on until the batch is full again; here an update trains on the groups that are left.
+"""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.advantages.base import group_max
+from dlmrl_kit.filters.base import Filter
+from dlmrl_kit.registry import register
+
+
+@register("filter", paper="arXiv 2503.14476")
+class DropEqualRewards(Filter):
+    """Keeps the groups in which rewards differ. Reads and returns as ``Filter``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def keep(self, tensordict: TensorDictBase) -> Tensor:
+        """Where the group's highest reward is above its lowest: bool [B]."""
+        reward, group = tensordict["reward"], tensordict["group"]
+        return group_max(reward, group) > -group_max(-reward, group)

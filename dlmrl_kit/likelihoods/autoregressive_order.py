@@ -1,0 +1,44 @@
+r"""The exact left-to-right log-probability of a masked model (JustGRPO, arXiv 2601.15165), one forward per token.
+
+    log pi(o | q) = sum over l of log pi(o_l | q, o_1 .. o_{l-1}, the rest masked)
+
+The log-probability of decoding one token per step from left to right, whatever sampler wrote the completion.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+
+from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import Sampler
+
+
+@register("likelihood", paper="arXiv 2601.15165", unbiased=False, under="exact for LeftToRight, one token per step")
+class AutoregressiveOrder(SegmentLikelihood):
+    """Each token given those to its left, the rest masked; as many copies as the completion has positions.
+
+    Args:
+        sampling_temperature, after_eos: as ``SegmentLikelihood``.
+
+    All copies of a slot are in memory at once. For completions that ``LeftToRight`` sampled one token per step,
+    ``StepTokenLogProb`` of ``AllSteps`` is the same with a slot for each token, which an update can cut.
+
+    Reads and writes as ``SegmentLikelihood``.
+    """
+
+    def __init__(self, sampling_temperature: bool = True, after_eos: bool = False) -> None:
+        super().__init__(sampling_temperature, after_eos)
+
+    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
+        """As ``SegmentLikelihood``; from here on, ``copies`` is the length of the completions."""
+        self.copies = tensordict["completion_ids"].shape[1]
+        return super().prepare(tensordict, sampler=sampler, policy=policy)
+
+    def masks(self, segments: Segments) -> Copies:
+        """Copy l: the first l positions visible, position l scored."""
+        index = torch.arange(segments.tokens.shape[1], device=segments.tokens.device)
+        masked = (index >= index[:, None]) | ~segments.counted[:, None]
+        return Copies(masked, segments.targets[:, None] & (index == index[:, None]))

@@ -1,0 +1,52 @@
+r"""Log-probability of a step's draft (MDPO, arXiv 2508.13148): its tokens at every position masked in x_t.
+
+    log pi = sum over positions l masked in x_t of log pi(draft_l | x_t)
+
+The draft is what the sampler drew at all masked positions, of which it committed some: the model's x_0 prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tensordict import TensorDictBase
+
+from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, counted_positions
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.trajectory import gather_steps
+
+
+@register(
+    "likelihood",
+    paper="arXiv 2508.13148",
+    unbiased=False,
+    under="scores tokens that were drawn and not committed as if they were the action",
+)
+class DraftLogProb(SegmentLikelihood):
+    """All tokens of the draft of each selected step given x_t, one forward per step.
+
+    Args:
+        sampling_temperature: as ``SegmentLikelihood``.
+        after_eos: whether positions behind the draft's first end of text are scored too.
+
+    Reads as ``SegmentLikelihood``, and ``("step", "draft_ids")``; writes as it does.
+    """
+
+    def __init__(self, sampling_temperature: bool = True, after_eos: bool = False) -> None:
+        super().__init__(sampling_temperature, after_eos)
+        self.in_keys = [*self.in_keys, ("step", "draft_ids")]
+
+    def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
+        """The used slots, whose tokens are those of the draft."""
+        segments = super().segments(tensordict, policy, sampler)
+        drafts = gather_steps(tensordict["step", "draft_ids"], tensordict["selected", "step"])
+        tokens = drafts[segments.slots].long()
+        counted = counted_positions(tokens, policy.eos_id, self.after_eos)
+        return dataclasses.replace(segments, tokens=tokens, counted=counted)
+
+    def masks(self, segments: Segments) -> Copies:
+        """One copy: x_t, scored wherever it is masked."""
+        masked = segments.masked[:, None]
+        return Copies(masked, masked & segments.counted[:, None])

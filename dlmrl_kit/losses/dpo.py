@@ -1,0 +1,101 @@
+r"""Direct preference optimisation (arXiv 2305.18290) of diffusion models, as in VRPO (LLaDA 1.5, arXiv 2505.19223).
+
+    L = -mean over groups of the mean over its pairs (w, l) of
+            log sigmoid(beta [(log pi_w - log ref_w) - (log pi_l - log ref_l)]),    log pi = sum_k w_k log pi_k
+
+A pair is a completion w of the group's highest reward and one, l, of its lowest; a group whose rewards are all equal
+has none. With pairs from a data set, groups are of two. VRPO estimates log pi and log ref with the same masks, many of
+them: ``WholeSequence(draws=M)`` and an ELBO likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from dlmrl_kit.advantages.base import group_max, group_sum
+from dlmrl_kit.losses.base import LOG_PROB, REF_LOG_PROB, WEIGHT, Objective
+from dlmrl_kit.losses.sequence_base import sequence_log_prob, used_sequences
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+
+
+def best_and_worst(reward: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """The members of highest and of lowest reward of each group; none where all rewards are equal.
+
+    Args:
+        reward: [B].
+        group: int64 [B].
+        used: bool [B], which samples count at all.
+
+    Returns:
+        bool [B] each.
+    """
+    highest = group_max(reward.masked_fill(~used, -math.inf), group)
+    lowest = -group_max((-reward).masked_fill(~used, -math.inf), group)
+    mixed = used & (highest > lowest)
+    return mixed & (reward == highest), mixed & (reward == lowest)
+
+
+def pair_shares(best: Tensor, worst: Tensor, group: Tensor) -> Tensor:
+    """The share of each pair, row preferred to column, among those of its group: float64 [B, B], 0 for no pair."""
+    pairs = best[:, None] & worst[None, :] & (group[:, None] == group[None, :])
+    number = group_sum(best.double(), group) * group_sum(worst.double(), group)
+    return pairs / number.clamp(min=1)[:, None]
+
+
+@register("loss", paper="arXiv 2305.18290; arXiv 2505.19223", unbiased=False, under="another objective")
+class DPO(Objective):
+    """Preference of each group's best completions to its worst ones, relative to the reference policy.
+
+    Args:
+        beta: how strongly the policy is held to the reference; positive.
+
+    Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "ref_log_prob")`` and ``("selected", "weight")``,
+    all [B, K], ``reward`` [B] and ``group`` int64 [B]. Returns ``loss_objective`` and, over pairs, each group counting
+    once, ``preference_accuracy`` (share of pairs ranked right) and ``preference_margin`` (mean of what the sigmoid is
+    taken of). ``count`` is the number of groups that have a pair. Minibatches hold whole groups.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    needs_groups = True
+
+    def __init__(self, beta: float = 0.2) -> None:
+        names = ["preference_accuracy", "preference_margin"]
+        super().__init__([LOG_PROB, REF_LOG_PROB, WEIGHT, "reward", "group"], names)
+        check(0 < beta < math.inf, self, "beta", beta, "positive and finite")
+        self.beta = beta
+
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """The number of groups that have a pair, an int64 scalar."""
+        group = tensordict["group"]
+        best, _ = best_and_worst(tensordict["reward"], group, used_sequences(tensordict[WEIGHT]))
+        return torch.full((), len(torch.unique(group[best])), dtype=torch.int64, device=group.device)
+
+    def units(self, tensordict: TensorDictBase) -> Tensor:
+        """The number of groups that have a pair."""
+        return self.count(tensordict)
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over groups of the mean over their pairs of -log sigmoid(margin)."""
+        weight, group = tensordict[WEIGHT], tensordict["group"]
+        best, worst = best_and_worst(tensordict["reward"], group, used_sequences(weight))
+        shares = pair_shares(best, worst, group)
+        row, column = shares.nonzero(as_tuple=True)
+        log_prob, reference = (sequence_log_prob(tensordict[key], weight) for key in (LOG_PROB, REF_LOG_PROB))
+        relative = self.beta * (log_prob - reference.detach())
+        margin = relative[row] - relative[column]
+        share = shares[row, column].to(margin.dtype)
+        groups = share.sum().clamp(min=1)
+        with torch.no_grad():
+            diagnostics = {
+                "preference_accuracy": ((margin > 0) * share).sum() / groups,
+                "preference_margin": (margin * share).sum() / groups,
+            }
+        return -(share * logsigmoid(margin)).sum(), diagnostics

@@ -1,0 +1,49 @@
+r"""REINFORCE divided by the tokens of the batch (SPG, arXiv 2510.09541): no ratio, no clip.
+
+    L = -sum_b sum_k w_bk A_bk log pi_bk / sum_b |o_b|
+
+SPG weights the log-probability per token of each sample by its length, and divides by the sum of all lengths: in terms
+of the log-probability of the whole completion, the sum over samples divided by the number of tokens.
+"""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.losses.base import ADVANTAGE, LENGTH, LOG_PROB, WEIGHT, Objective, keep, mean_over, weighted_sum
+from dlmrl_kit.losses.sequence_base import used_sequences
+from dlmrl_kit.registry import register
+
+
+@register(
+    "loss",
+    paper="arXiv 2510.09541",
+    unbiased=False,
+    scale="B / number of tokens",
+    under="proportional to Reinforce; a number of tokens that varies with the samples biases it",
+)
+class LengthWeightedReinforce(Objective):
+    """Policy gradient: minus advantage times log-probability, summed over the batch, divided by its tokens.
+
+    Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "advantage")`` and ``("selected", "weight")``,
+    all [B, K], and ``("sequence", "length")`` int64 [B]. Returns ``loss_objective`` and ``log_prob`` (mean over the
+    slots of non-zero weight). ``count`` is the tokens of the samples that have a slot of non-zero weight.
+    """
+
+    slotwise = True
+
+    def __init__(self) -> None:
+        super().__init__([LOG_PROB, ADVANTAGE, WEIGHT, LENGTH], ["log_prob"])
+
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """Sum of the lengths, an int64 scalar."""
+        return (tensordict[LENGTH].clamp(min=1) * used_sequences(tensordict[WEIGHT])).sum()
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the sum of weight * advantage * log-probability."""
+        weight = tensordict[WEIGHT]
+        used = weight != 0
+        log_prob = keep(tensordict[LOG_PROB], used)
+        advantage = keep(tensordict[ADVANTAGE], used).detach()
+        return -weighted_sum(advantage * log_prob, weight), {"log_prob": mean_over(log_prob, used)}

@@ -1,0 +1,94 @@
+r"""Lower bound of the sequence-level PPO objective that is a sum over Monte Carlo draws (BGPO, arXiv 2510.11683).
+
+    d_bk = (log pi_bk - log pi_old_bk) / |o_b|            the log-ratio of one draw, per token
+    g_bk = 1 + d_bk  where A >= 0                          at most exp(mean d), summed over draws: exp(x) >= 1 + x
+    g_bk = exp(d_bk) where A < 0                           at least exp(mean d), summed over draws: Jensen
+    L = -(1/B) sum_b sum_k w_bk s_bk,    s = min(g A, clip(g, 1 - low, 1 + high) A), for A < 0 at least c A
+
+A times g, averaged over draws, bounds A rho from below, with equality in value and gradient where the policy is the old
+one. Each term depends on a single draw: draws are back-propagated one by one, in the memory of one.
+
+The re-implementation in DARE writes g as exp(log(1 + d)), which is NaN for d <= -1; here g is 1 + d itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.losses.base import (
+    ADVANTAGE,
+    LENGTH,
+    LOG_PROB,
+    OLD_LOG_PROB,
+    WEIGHT,
+    Objective,
+    keep,
+    max_over,
+    mean_over,
+    weighted_sum,
+)
+from dlmrl_kit.losses.clipped import DIAGNOSTICS, MAX_LOG_RATIO
+from dlmrl_kit.losses.sequence_base import sequence_length
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+
+
+@register(
+    "loss",
+    paper="arXiv 2510.11683",
+    unbiased=False,
+    scale="1 / length",
+    under="proportional to Reinforce before the first update where all completions have the same length",
+)
+class LinearisedBound(Objective):
+    """Clipped lower bound of the length-normalised sequence objective, a sum over slots, averaged over samples.
+
+    Args:
+        clip_low: g is clipped at 1 - clip_low; in [0, 1].
+        clip_high: g is clipped at 1 + clip_high; at least 0.
+        dual_clip: c, above 1: where the advantage is negative, a slot counts at least c times the advantage.
+
+    Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "old_log_prob")``, ``("selected", "advantage")``
+    and ``("selected", "weight")``, all [B, K], and ``("sequence", "length")`` int64 [B]. Returns ``loss_objective``
+    and, over the slots of non-zero weight, ``ratio`` (mean of g), ``ratio_max``, ``clip_fraction`` (share where a clip
+    binds) and ``approx_kl`` (of the ratio per token). ``count`` is B.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    slotwise = True
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0) -> None:
+        super().__init__([LOG_PROB, OLD_LOG_PROB, ADVANTAGE, WEIGHT, LENGTH], DIAGNOSTICS)
+        check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
+        check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
+        check(1 < dual_clip < math.inf, self, "dual_clip", dual_clip, "above 1 and finite")
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+        self.dual_clip = dual_clip
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the weighted sum of the bounds of the slots."""
+        weight = tensordict[WEIGHT]
+        used = weight != 0
+        advantage = keep(tensordict[ADVANTAGE], used).detach()
+        difference = keep(tensordict[LOG_PROB], used) - keep(tensordict[OLD_LOG_PROB], used).detach()
+        difference = difference / sequence_length(tensordict)[:, None]
+        bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio = torch.where(advantage >= 0, 1 + difference, bounded.exp())
+        free, clipped = ratio * advantage, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantage
+        least = torch.where(advantage < 0, self.dual_clip * advantage, -math.inf)
+        value = torch.maximum(torch.minimum(free, clipped), least)
+        with torch.no_grad():
+            diagnostics = {
+                "ratio": mean_over(ratio, used),
+                "ratio_max": max_over(ratio, used),
+                "clip_fraction": mean_over((value != free).to(ratio.dtype), used),
+                "approx_kl": mean_over(bounded.expm1() - bounded, used),
+            }
+        return -weighted_sum(value, weight), diagnostics

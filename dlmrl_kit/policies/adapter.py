@@ -1,0 +1,116 @@
+"""LoRA: which modules are adapted, and what a model's weights are with its adapter merged into them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlmrl_kit.errors import UserError
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The transformer blocks of a model by name: the layers that transformers can checkpoint, else what it lists.
+
+    Raises:
+        UserError: there are none.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)
+    }
+    if not found:
+        lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+        outer = {name: module for name, module in lists.items() if not any(_within(name, other) for other in lists)}
+        found = {f"{name}.{index}": block for name, module in outer.items() for index, block in enumerate(module)}
+    if not found:
+        raise UserError(f"{type(model).__name__} has no transformer blocks that the kit can find")
+    return found
+
+
+def _within(name: str, other: str) -> bool:
+    return name.startswith(f"{other}.")
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Full names of the linear projections in the blocks (attention and MLP); never the head or embeddings.
+
+    Of a mixture of experts these are the attention's alone: transformers keeps the experts in one tensor.
+
+    Raises:
+        UserError: the model has no blocks, or they have no linear projections.
+    """
+    found = blocks(model)
+    experts = any(parameter.dim() > 2 for module in found.values() for parameter in module.parameters())
+    names = [
+        f"{block}.{name}"
+        for block, module in found.items()
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and (not experts or "attn" in name)
+    ]
+    if not names:
+        raise UserError(f"the blocks of {type(model).__name__} have no linear projections for LoRA to adapt")
+    return names
+
+
+def pattern(names: Iterable[str]) -> str:
+    """A regular expression that matches module names whole, any number standing for the number of a block."""
+    forms = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names}
+    return "|".join(sorted(forms))
+
+
+def lora_config(model: nn.Module, rank: int, alpha: float) -> Any:
+    """A ``LoraConfig`` for all linear projections of a model's blocks, without dropout (arXiv 2106.09685)."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern(linear_names(model)))  # type: ignore[arg-type]
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors on the CPU, by the names they have without an adapter: adapted weights with it merged.
+
+    Sums are formed in float32 and rounded to the weight's precision; weights in 4 bits are expanded. Tied weights stay
+    one tensor.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    kept = model.state_dict().keys()
+    tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
+    tensors |= {name: b for name, b in model.named_buffers(remove_duplicate=False) if name in kept}
+    done: dict[int, Tensor] = {}
+    state = {}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            if owner.partition(".lora_")[0] in layers and ".lora_" in owner:
+                continue  # the adapter's own
+            home = owner.removesuffix(".base_layer")
+            if id(tensor) not in done:
+                value = expanded(tensor)
+                if home in layers and leaf == "weight":
+                    value = _merged(layers[home], value)
+                done[id(tensor)] = value.detach().cpu().contiguous()
+            state[f"{home}.{leaf}" if home else leaf] = done[id(tensor)]
+    return state
+
+
+def _merged(layer: Any, weight: Tensor) -> Tensor:
+    for adapter in layer.active_adapters:
+        weight = (weight.float() + layer.get_delta_weight(adapter).float()).to(weight.dtype)
+    return weight
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    """A weight in 4 bits in the precision it is computed with; others as they are."""
+    state = getattr(tensor, "quant_state", None)
+    if state is None:
+        return tensor
+    from bitsandbytes.functional import dequantize_4bit
+
+    value: Tensor = dequantize_4bit(tensor.data, state)
+    return value

@@ -1,0 +1,136 @@
+"""Block-causal denoisers (block diffusion, arXiv 2503.09573; SDAR, arXiv 2510.06303).
+
+A position attends to its own block and to all earlier ones. As in SDAR's released ``block_diffusion_generate``, blocks
+are counted from the first real token over prompt and completion, wherever padding puts it: position p belongs to block
+p // block_size. So the first block of a completion also holds the last ``prompt length mod block_size`` tokens of the
+prompt, and samplers decode the rest of it before they go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.errors import UserError
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.prefix_cache import PrefixCache
+
+ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Attention implementations of transformers that take a mask of any shape."""
+
+PADDING = -1
+"""Block of a padding position."""
+
+
+class BlockCausalPolicy(Policy):
+    """A denoiser whose attention is block-causal.
+
+    Args:
+        model: a transformers decoder with a language-model head; its config has ``block_size``.
+        tokenizer, arguments: as ``Policy``.
+
+    Raises:
+        UserError: no block size, or an attention implementation that takes no mask.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, **arguments: Any) -> None:
+        super().__init__(model, tokenizer, **arguments)
+        size = getattr(model.config, "block_size", None)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(
+                f"block_size must be a positive integer, got {size!r}: the config names none, give one with block_size"
+            )
+        self.block_size: int = size
+        self.told["block_size"] = size
+        self.check_attention()
+        self._cache: PrefixCache | None = None
+
+    def check_attention(self) -> None:
+        """Refuses attention implementations without masks.
+
+        Raises:
+            UserError: such an implementation.
+        """
+        if self.attention not in ATTENTION:
+            raise UserError(
+                f"attention = {self.attention!r} takes no block-causal mask; take one of {', '.join(ATTENTION)}"
+            )
+
+    @property
+    def attention(self) -> str:
+        """Attention implementation of the model."""
+        return str(self.model.config._attn_implementation)
+
+    def block_offset(self, prompt_mask: Tensor) -> Tensor:
+        """Prompt tokens in the block in which the completion begins: int64 [B]."""
+        return prompt_mask.sum(-1) % self.block_size
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Final hidden states [B, S, D] of whole sequences."""
+        position = attention_mask.long().cumsum(-1) - 1
+        block = (position // self.block_size).masked_fill(~attention_mask, PADDING)
+        return self.attend(input_ids, position, block[:, :, None] >= block[:, None, :], block)
+
+    def attend(
+        self, input_ids: Tensor, position: Tensor, earlier: Tensor, key_block: Tensor, past_key_values: Any = None
+    ) -> Tensor:
+        """Final hidden states [B, Q, D] of ``input_ids`` [B, Q] at rotary ``position`` [B, Q].
+
+        Args:
+            input_ids, position: int64 [B, Q].
+            earlier: bool [B, Q, K], which keys a query may see if they are real.
+            key_block: int64 [B, K], ``PADDING`` where a key is none.
+            past_key_values: a transformers cache with the K - Q keys before these, to which these are added.
+        """
+        if len(input_ids) == 0:  # transformers cannot reshape an empty batch
+            return self.model.get_input_embeddings()(input_ids)
+        allowed = earlier & (key_block != PADDING)[:, None, :]
+        own = torch.arange(allowed.shape[1], device=allowed.device)
+        allowed[:, own, own + allowed.shape[2] - allowed.shape[1]] = True  # padding sees itself: no empty softmax
+        mask = attention_mask_for(self.attention, allowed, self.model.dtype)
+        return self.model.get_decoder()(
+            input_ids=input_ids,
+            attention_mask={"full_attention": mask},
+            position_ids=position.clamp(min=0),
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+        ).last_hidden_state
+
+    @contextlib.contextmanager
+    def prefix_cache(self) -> Iterator[None]:
+        """Within the context and without gradients, keys and values of blocks seen before are not computed again."""
+        outer, self._cache = self._cache, PrefixCache(self.block_size)
+        try:
+            yield
+        finally:
+            self._cache = outer
+
+    def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """As ``Policy.hidden_at``; within ``prefix_cache`` and without gradients, from cached prefixes."""
+        if self._cache is None or torch.is_grad_enabled():
+            return self.hidden(input_ids, attention_mask)[row, column]
+        return self._cache.hidden_at(self, input_ids, attention_mask, row.expand_as(column), column)
+
+
+def attention_mask_for(implementation: str, allowed: Tensor, dtype: torch.dtype) -> Any:
+    """``allowed`` (bool [B, Q, K]) as transformers' attention implementations take it."""
+    if implementation == "eager":
+        closed = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return closed.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+    if implementation == "flex_attention":
+        return _flex_mask(allowed)
+    return allowed[:, None]
+
+
+def _flex_mask(allowed: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return allowed[batch, query, key]
+
+    batch, queries, keys = allowed.shape
+    return create_block_mask(visible, batch, None, queries, keys, device=allowed.device)

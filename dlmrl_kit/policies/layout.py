@@ -1,0 +1,72 @@
+"""How a family writes its checkpoints: names of tensors, and the small files that are kept as they were."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_NUMBER = re.compile(r"\.(\d+)\.")
+_WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|.*\.index\.json")
+_LARGEST = 64 * 2**20
+_OURS = ("dlmrl_kit.json", "README.md", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a checkpoint besides its weights, and its names of tensors.
+
+    Args:
+        files: contents by name: ``config.json``, tokenizer, generation settings, Python files (never run).
+        names: transformers' name of a tensor or module -> the family's, with ``*`` for the number of a block; without
+            ``.weight``. Empty where the family names tensors as transformers does.
+    """
+
+    files: Mapping[str, bytes] = field(repr=False)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def rename(self, name: str) -> str:
+        """The family's name of a tensor or module that transformers calls ``name``.
+
+        Raises:
+            KeyError: the family has no such tensor.
+        """
+        return _translate(name, self.names) if self.names else name
+
+    def restore(self, name: str) -> str:
+        """The inverse of ``rename``.
+
+        Raises:
+            KeyError: transformers' model has no such tensor.
+        """
+        return _translate(name, {ours: theirs for theirs, ours in self.names.items()}) if self.names else name
+
+    def key_mapping(self) -> dict[str, str]:
+        """Regular expressions of the family's names -> transformers' names, as ``from_pretrained`` takes them."""
+        return {
+            "^" + re.escape(family).replace(r"\*", r"(\d+)") + r"\.": native.replace("*", r"\1") + "."
+            for native, family in self.names.items()
+        }
+
+
+def read_files(folder: str) -> dict[str, bytes]:
+    """The contents of a checkpoint folder's small files, by name: everything but weights and what the kit writes."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(Path(folder).iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in _OURS
+        and not _WEIGHTS.fullmatch(path.name)
+        and path.stat().st_size <= _LARGEST
+    }
+
+
+def _translate(name: str, names: Mapping[str, str]) -> str:
+    module, number = name, _NUMBER.search(name)
+    if number:
+        module = _NUMBER.sub(".*.", name, count=1)
+    stem, suffix = (module, "") if module in names else module.rpartition(".")[::2]
+    translated = names[stem] + ("." + suffix if suffix else "")
+    return translated.replace("*", number.group(1)) if number else translated

@@ -1,0 +1,121 @@
+r"""Self-distillation (d-TreeRPO, arXiv 2512.09675): a parent's prediction follows what its better children drew.
+
+For a parent of a tree of samples and its children c with A_c > 0, w_c = softmax(A_c / tau) over these children. At a
+position l that some of them committed in the segment below the parent,
+
+    q_l(v) = sum of w_c over those with token v at l  /  sum of w_c over those that committed l
+    value = mean over all (parent, l) of KL(q_l || p_parent,l),    loss = coefficient * value
+
+Coefficient and tau may follow a schedule over the updates of the run. A parent with one child has no value. The
+released code computes this in three nested loops.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.advantages.base import group_max, group_sum
+from dlmrl_kit.component import Key
+from dlmrl_kit.groups import LEVEL_STEP, NODE, partition, tree_level, tree_nodes
+from dlmrl_kit.losses.base import ADVANTAGE, TOKEN_LOG_PROB, TOKEN_MASK, WEIGHT, Term, keep
+from dlmrl_kit.registry import register
+from dlmrl_kit.schedules.base import Schedule
+from dlmrl_kit.schedules.constant import Constant
+from dlmrl_kit.validate import check
+
+LEAST_TEMPERATURE = 1e-6
+
+
+@register("regulariser", paper="arXiv 2512.09675")
+class SelfDistillation(Term):
+    """KL from the advantage-weighted tokens of a parent's children to the parent's prediction.
+
+    For the selector ``TreeLevels`` and a likelihood of positions given the parent's state (``StepMerge``): a slot takes
+    part if it starts where a level starts, with the selector's weight as the share of its child.
+
+    Args:
+        coefficient: multiplies the mean, at least 0: a number, or a schedule over the updates of the run.
+        tau: temperature of the weights, at least 0 (and taken to be at least 1e-6): a number, or a schedule.
+
+    Reads ``("selected", "token_log_prob")`` (with gradient) and ``("selected", "token_mask")``, both [B, K, L];
+    ``("selected", "advantage")``, ``("selected", "weight")`` and ``("selected", "step")``, all [B, K];
+    ``completion_ids`` [B, L], ``group``, ``progress`` [B] and the ``tree`` keys. Returns ``loss_self_distillation`` and
+    ``self_distillation`` (before it is multiplied). ``count`` is the number of (parent, position) pairs. Minibatches
+    hold whole groups.
+
+    Raises:
+        ValueError: a value out of range; when run, token log-probabilities that are not by position.
+    """
+
+    needs_groups: ClassVar[bool] = True
+
+    def __init__(self, coefficient: float | Schedule = 3e-3, tau: float | Schedule = 1.0) -> None:
+        tree: list[Key] = ["group", NODE, LEVEL_STEP, "completion_ids", "progress"]
+        selected: list[Key] = [TOKEN_LOG_PROB, TOKEN_MASK, ADVANTAGE, WEIGHT, ("selected", "step")]
+        super().__init__([*selected, *tree], ["loss_self_distillation", "self_distillation"])
+        self.coefficient = self._schedule("coefficient", coefficient)
+        self.tau = self._schedule("tau", tau)
+
+    def _schedule(self, name: str, value: float | Schedule) -> Schedule:
+        number = isinstance(value, (int, float))
+        check(isinstance(value, Schedule) or (number and math.isfinite(value)), self, name, value, "a number, schedule")
+        schedule = value if isinstance(value, Schedule) else Constant(value)
+        least = schedule(torch.linspace(0, 1, 101)).min()
+        check(bool(least >= 0), self, name, value, "at least 0 at all times")
+        return schedule
+
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """The number of positions of parents that have a target, an int64 scalar."""
+        parent, part = self._targets(tensordict)
+        return (group_sum(part, parent).gt(0) / group_sum(torch.ones_like(part), parent)).sum().round().long()
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """The term of this batch, and its mean before it is multiplied."""
+        parent, part = self._targets(tensordict)
+        log_prob = tensordict[TOKEN_LOG_PROB].flatten(0, 1)
+        tokens = tensordict["completion_ids"].repeat_interleave(tensordict[WEIGHT].shape[1], 0)
+        share = part / group_sum(part, parent).masked_fill(part == 0, 1)  # of a child in the target of its parent
+        position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        same = partition(parent[:, None].expand_as(tokens).flatten(), position.flatten(), tokens.flatten())
+        target = group_sum(share.flatten(), same).reshape(share.shape)
+        log_target = keep(target, part > 0).masked_fill(part == 0, 1).log().to(log_prob.dtype)
+        total = (share.to(log_prob.dtype) * (log_target - keep(log_prob, part > 0))).sum()
+        mean = self.mean(total, tensordict)
+        coefficient = self.coefficient(tensordict["progress"]).amax()
+        return TensorDict({"loss_self_distillation": coefficient * mean, "self_distillation": mean.detach()})
+
+    def _targets(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The target of each parent, as the parts that N = B * K slots have in it.
+
+        Returns:
+            The slots' parents, int64 [N], and their parts in the target of each position, float64 [N, L], which are not
+            normalised.
+        """
+        mask, weight = tensordict[TOKEN_MASK], tensordict[WEIGHT].detach()
+        length = tensordict["completion_ids"].shape[-1]
+        if mask.shape[-1] != length:
+            raise ValueError(
+                "SelfDistillation compares the children of a parent position by position: it needs a likelihood that "
+                f"scores positions, such as StepMerge; token_mask is {list(mask.shape)}, completions have "
+                f"{length} positions"
+            )
+        step = tensordict["selected", "step"]
+        level = tree_level(tensordict, step)
+        starts = tensordict[LEVEL_STEP].gather(1, level) == step
+        above = torch.cat([torch.zeros_like(tensordict["group"])[:, None], tree_nodes(tensordict)], 1).gather(1, level)
+        group = tensordict["group"][:, None].expand_as(level)
+        parent = partition(group.flatten(), level.flatten(), above.flatten())
+        used = (starts & (weight != 0)).flatten()
+        child = keep(weight.flatten().double(), used)
+        advantage = keep(tensordict[ADVANTAGE].detach().flatten().double(), used)
+        good = used & (advantage > 0) & (group_sum(child, parent) > 1 + 1e-6)
+        tau = self.tau(tensordict["progress"].double()).amax().clamp(min=LEAST_TEMPERATURE)
+        scaled = (advantage / tau).masked_fill(~good, -math.inf)
+        most = group_max(scaled, parent).masked_fill(~good, 0)
+        mass = keep((scaled - most).exp() * child, good)
+        return parent, mass[:, None] * mask.flatten(0, 1)

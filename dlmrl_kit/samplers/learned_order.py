@@ -1,0 +1,153 @@
+r"""Learned order (DCoLT, arXiv 2505.10446): a small module scores positions, which are drawn like ``PlackettLuceOrder``.
+
+    h_i = down( gelu( up( LayerNorm(f_i) * (1 + scale(m)) + shift(m) ) ) ),    m = open positions / positions of the block
+
+f_i is what the policy's head reads at position i. LLaDOU's module is a whole transformer block with embeddings of time,
+mask and block; here it is a multi-layer perceptron, because f_i already comes from a transformer that sees all masks.
+Its last layer starts at zero: the order is uniform before the first update.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dlmrl_kit.behaviour import LOG_ZERO
+from dlmrl_kit.errors import UserError
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import Decision, View, draw_tokens, rank_of, token_log_prob
+from dlmrl_kit.samplers.plackett_luce_order import OrderedDraw
+from dlmrl_kit.validate import check
+
+
+class OrderModule(nn.Module):
+    """Scores of positions.
+
+    Args:
+        feature_size: D.
+        width: of the hidden layer.
+    """
+
+    def __init__(self, feature_size: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(feature_size, elementwise_affine=False)
+        self.condition = nn.Linear(1, 2 * feature_size)
+        self.up = nn.Linear(feature_size, width)
+        self.down = nn.Linear(width, 1, bias=False)  # a bias would change no draw
+        for parameter in (*self.condition.parameters(), *self.down.parameters()):
+            nn.init.zeros_(parameter)
+
+    @property
+    def feature_size(self) -> int:
+        """D."""
+        return self.up.in_features
+
+    def forward(self, features: Tensor, share: Tensor) -> Tensor:
+        """Scores h, [N].
+
+        Args:
+            features: real [N, D].
+            share: real [N] in (0, 1], of the block's positions that are open.
+        """
+        dtype = self.up.weight.dtype
+        scale, shift = self.condition(share[:, None].to(dtype)).chunk(2, dim=-1)
+        hidden = self.norm(features.to(dtype)) * (1 + scale) + shift
+        return self.down(nn.functional.gelu(self.up(hidden))).squeeze(-1)
+
+
+@register("sampler", paper="arXiv 2505.10446")
+class LearnedOrder(OrderedDraw):
+    """Draws positions in proportion to exp(h), h from a module that is trained beside the policy; then their tokens.
+
+    At temperature 0 it takes the positions of highest h (ties: the first ones) with their most probable tokens. The
+    log-probability of the ordered draw is exact in every step; LLaDOU leaves it out in the last step of a block. Its
+    gradient reaches the module and, through the features, the policy.
+
+    Args:
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        width: hidden units of the module, at least 1.
+        learning_rate: of the module, positive; None: the trainer's.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    needs_features = True
+    order: OrderModule | None
+
+    def __init__(
+        self,
+        completion_length: int,
+        tokens_per_step: int = 1,
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop_at_eos: bool = True,
+        width: int = 64,
+        learning_rate: float | None = None,
+    ) -> None:
+        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+        check(width >= 1, self, "width", width, "at least 1")
+        positive = learning_rate is None or 0 < learning_rate < math.inf
+        check(positive, self, "learning_rate", learning_rate, "positive and finite, or None")
+        self.width = width
+        self.learning_rate = learning_rate
+        self.register_module("order", None)  # not an attribute: copies made before ``attach`` share the module
+
+    def attach(self, policy: Policy) -> None:
+        """Creates the module, if there is none yet.
+
+        Raises:
+            UserError: the module belongs to a policy of another hidden size, or this sampler cannot decode from the policy.
+        """
+        super().attach(policy)
+        if self.order is None:
+            dtype = next(policy.parameters()).dtype
+            module = OrderModule(policy.feature_size, self.width)
+            self.order = module.to(policy.device, torch.float64 if dtype == torch.float64 else torch.float32)
+        elif self.order.feature_size != policy.feature_size:
+            raise UserError(
+                f"{type(self).__name__} was attached to a policy of hidden size {self.order.feature_size}; this one has "
+                f"{policy.feature_size}"
+            )
+
+    def scores(self, view: View) -> Tensor:
+        """Position scores h, [N], with gradient.
+
+        Raises:
+            RuntimeError: ``attach`` was not called.
+        """
+        if self.order is None or view.features is None:
+            raise RuntimeError("LearnedOrder has no module yet: call attach(policy) first")
+        row = view.index[0]
+        share = view.allowed.sum(-1)[row] / self.block_length
+        return self.order(view.features, share).to(view.logits.dtype)
+
+    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+        """As ``OrderedDraw``; greedy at temperature 0."""
+        if self.behaviour.temperature > 0:
+            return super().decide(view, generator)
+        committed, rank = self._greedy(view)
+        return Decision(committed, draw_tokens(view, committed, generator), rank)
+
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """All ordered draws; at temperature 0 the greedy one."""
+        return [self._greedy(view)] if self.behaviour.temperature == 0 else super().position_choices(view)
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """Token part plus log-probability of the ordered draw of positions."""
+        if self.behaviour.temperature > 0:
+            return super().action_log_prob(view, decision)
+        committed, rank = self._greedy(view)
+        assert decision.rank is not None
+        same = (committed == decision.committed) & (~committed | (rank == decision.rank))
+        return token_log_prob(view, decision) + torch.where(same.all(-1), 0.0, LOG_ZERO)
+
+    def _greedy(self, view: View) -> tuple[Tensor, Tensor]:
+        """Positions of highest score, bool [B, L], and rank of all, int64 [B, L]."""
+        rank = rank_of(view.dense(self.scores(view).detach(), -torch.inf), view.allowed)
+        return (rank < self.num_commits(view)[:, None]) & view.allowed, rank

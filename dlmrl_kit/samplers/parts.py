@@ -1,0 +1,30 @@
+"""Cutting a step's batch, so that the logits held at once stay below a limit whatever batch and vocabulary are."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+
+from torch import Tensor
+
+LOGITS_BYTES = {True: 48 * 2**20, False: 1024 * 2**20}
+"""Largest block of float32 logits of a step, on a CPU (True) and elsewhere."""
+
+
+def parts(count: Tensor, vocab: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts a batch into rows whose logits stay below ``LOGITS_BYTES``, at least one row at a time.
+
+    Args:
+        count: int64 [B], predictions of each row.
+        vocab: V.
+
+    Yields:
+        The rows, and the places of their predictions among all predictions.
+    """
+    most = max(1, LOGITS_BYTES[count.device.type == "cpu"] // (4 * vocab))
+    ends = count.cumsum(0).tolist()
+    row, place = 0, 0
+    while row < len(ends):
+        stop = max(bisect.bisect_right(ends, place + most), row + 1)
+        yield slice(row, stop), slice(place, ends[stop - 1])
+        row, place = stop, ends[stop - 1]

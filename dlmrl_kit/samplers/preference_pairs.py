@@ -1,0 +1,156 @@
+r"""Preference pairs (VRPO, arXiv 2505.19223; DPO, arXiv 2305.18290): completions from data instead of the policy.
+
+A group is a pair: its first member is a chosen completion of the prompt, its second a rejected one. The trajectory of a
+completion has one step, which commits all of its tokens, and no log-probability: the policy did not draw it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.demonstrators.base import Demonstrator
+from dlmrl_kit.demonstrators.chosen import Chosen
+from dlmrl_kit.demonstrators.rejected import Rejected
+from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.groups import number_in_group
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.prompts import encode_completions
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.base import Decision, Sampler, View
+from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.validate import check
+
+
+@register("sampler", paper="arXiv 2505.19223")
+class PreferencePairs(Sampler):
+    """Chosen and rejected completions from two demonstrators, in turn for the members of a group.
+
+    The reward is the preference: 1 for a chosen completion, 0 for a rejected one, 0 for both where they are the same
+    text, which is no preference. Recipes need ``Trainer.group_size`` = 2. Evaluation decodes with the policy, by
+    low-confidence remasking; ``tokens_per_step``, ``block_length``, ``temperature``, ``top_k``, ``top_p`` and
+    ``stop_at_eos`` are for that.
+
+    Args:
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        chosen: a demonstrator; None means ``Chosen()``, the field "chosen" of a task's examples.
+        rejected: a demonstrator; None means ``Rejected()``, the field "rejected".
+
+    Reads ``prompt_ids``, ``prompt_mask``, ``group`` and ``example``. Writes ``completion_ids`` and ``commit_step`` [B, L] (the space
+    behind a text holds end-of-text tokens, or padding that is never committed), ``("step", "valid")``,
+    ``("step", "num_committed")`` [B, T] and ``reward`` [B]. Service: ``examples``.
+
+    Raises:
+        ValueError: a value out of range.
+        RecipeError: when run, a completion longer than ``completion_length`` or with unknown characters.
+    """
+
+    requires = ("policy", "generator", "examples")
+    optional_keys = ()
+
+    def __init__(
+        self,
+        completion_length: int,
+        tokens_per_step: int = 1,
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop_at_eos: bool = True,
+        chosen: Demonstrator | None = None,
+        rejected: Demonstrator | None = None,
+    ) -> None:
+        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+        for name, value in (("chosen", chosen), ("rejected", rejected)):
+            check(value is None or isinstance(value, Demonstrator), self, name, value, "a demonstrator")
+        self.chosen = chosen if chosen is not None else Chosen()
+        self.rejected = rejected if rejected is not None else Rejected()
+        self.in_keys = [*self.in_keys, "group", "example"]
+        self.out_keys = ["completion_ids", "commit_step", ("step", "valid"), ("step", "num_committed"), "reward"]
+
+    @property
+    def group_size(self) -> int:
+        """A pair."""
+        return 2
+
+    @property
+    def max_commits(self) -> int:
+        """The one step commits everything."""
+        return self.completion_length
+
+    def forward(  # type: ignore[override]
+        self,
+        tensordict: TensorDictBase,
+        *,
+        policy: Policy,
+        examples: Callable[[Tensor], list[Example]],
+        generator: torch.Generator | None = None,
+    ) -> TensorDictBase:
+        """Draws a completion for every row from its demonstrator."""
+        member = number_in_group(tensordict["group"])
+        preferred = member % 2 == 0
+        noise = torch.rand(len(member), generator=generator, device=member.device, dtype=torch.float64).tolist()
+        texts = [
+            demonstration(self.chosen if good else self.rejected, example, chance)
+            for good, example, chance in zip(preferred.tolist(), examples(tensordict["example"]), noise, strict=True)
+        ]
+        ids, lengths = encode_completions(policy, texts, self.completion_length)
+        filled = self.completion_length if policy.eos_id is not None else lengths[:, None]
+        committed = torch.arange(self.completion_length, device=ids.device).expand_as(ids) < filled
+        valid = torch.arange(self.max_steps, device=ids.device).expand(len(ids), -1) == 0
+        pair = zip(tensordict["group"].tolist(), (member // 2).tolist(), strict=True)
+        reward = preferred & differs(list(pair), texts).to(ids.device)
+        dtype = next(policy.parameters()).dtype
+        return tensordict.update(
+            {
+                "completion_ids": ids,
+                "commit_step": torch.where(committed, 0, self.max_steps).to(torch.int16),
+                ("step", "valid"): valid.clone(),
+                ("step", "num_committed"): valid * committed.sum(-1, keepdim=True),
+                "reward": reward.to(dtype if dtype == torch.float64 else torch.float32),
+            }
+        )
+
+    def resume(
+        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
+    ) -> dict[Any, Tensor]:
+        """Completes with the policy, by low-confidence remasking; as ``Sampler.resume``."""
+        decoder = LowConfidence(
+            self.completion_length, self.tokens_per_step, self.block_length, stop_at_eos=self.stop_at_eos
+        )
+        decoder.behaviour = self.behaviour
+        return decoder.resume(prompt, ids, policy=policy, generator=generator)
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """There is none.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError(
+            "PreferencePairs has no log-probability of an action: its completions are not the policy's; take a "
+            "likelihood of tokens or of the whole completion, such as Elbo"
+        )
+
+
+def demonstration(demonstrator: Demonstrator, example: Example, chance: float) -> str:
+    """The demonstration at which the cumulative probability passes ``chance``, a number in [0, 1)."""
+    possible = [(text, share) for text, share in demonstrator.demonstrations(example) if share > 0]
+    for text, share in possible:
+        chance -= share
+        if chance < 0:
+            return text
+    return possible[-1][0]
+
+
+def differs(pair: list[Any], texts: list[str]) -> Tensor:
+    """Which rows are of a pair of two texts: bool [B]; ``pair`` names the pair of each row."""
+    found: dict[Any, set[str]] = {}
+    for name, text in zip(pair, texts, strict=True):
+        found.setdefault(name, set()).add(text)
+    return torch.tensor([len(found[name]) > 1 for name in pair])

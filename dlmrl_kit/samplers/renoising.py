@@ -1,0 +1,249 @@
+"""Renoising samplers (uniform-state diffusion): open positions hold random tokens, and every step redraws all of them.
+
+The open positions of the block being decoded are its *canvas*. It begins with uniformly random tokens. A step predicts
+all of it, accepts some positions with a token each, and puts fresh random tokens everywhere else; nothing that was
+accepted is kept for good. The last step of a block fills all of it with the most probable tokens. Positions are
+accepted by a rule on the state alone, so
+
+    log pi(x_{t+1} | x_t) = sum over accepted i of log p_i(v_i) - (positions renoised) log(tokens of the vocabulary)
+
+The second term is the same for every policy; it cancels in all ratios and gradients and is left out. The last step is
+no draw: its log-probability is 0. A state is the tokens, which of them are still open, and the steps taken in the
+block; the tokens cannot be rebuilt from the final ones and are stored, ``("step", "state_ids")``, with the positions
+accepted, ``("step", "accepted")``. ``commit_step`` of a position is the last step of its block.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.behaviour import by_rows, draw, entropy
+from dlmrl_kit.component import Key
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers.base import Decision, Sampler, View, predict, token_log_prob
+from dlmrl_kit.samplers.blocks import prefix_cache
+from dlmrl_kit.samplers.canvas import CanvasRecorder, State
+from dlmrl_kit.validate import check
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a step sees and settles before it draws: R rows.
+
+    ``view``: predictions at the canvas, at the temperature of the step; where the step is the last of its block, all
+    mass on the most probable token. ``committed``: bool [R, L], the positions accepted, or all of the canvas in the
+    last step. ``final``: bool [R], whether it is the last step. ``best``: int64 [R, L], the most probable tokens.
+    """
+
+    view: View
+    committed: Tensor
+    final: Tensor
+    best: Tensor
+
+
+class RenoisingSampler(Sampler):
+    """Base class of renoising samplers: subclasses say what a step accepts, and when a block is finished early.
+
+    Args:
+        completion_length: L, number of positions to fill.
+        steps: denoising steps of a block, at most.
+        block_length: positions of a block, decoded left to right; None means one block.
+        first_temperature, last_temperature: of the predictions: linear in the steps left, as published (step j of n,
+            from 0: last + (first - last) * (n - j) / n).
+        temperature: of the behaviour distribution, on top of that; 0 draws the most probable tokens.
+        top_k, top_p: filters of the behaviour distribution, as ``Sampler``.
+        stop_at_eos: a row ends once a finished block holds the end of the text; the rest is padded.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    noise: ClassVar[str] = "uniform"
+    records_tokens: ClassVar[bool] = False
+    optional_keys: tuple[Key, ...] = (
+        ("step", "token_log_prob"),
+        ("step", "model_log_prob"),
+        ("step", "greedy_ids"),
+        ("step", "draft_ids"),
+    )
+
+    def __init__(
+        self,
+        completion_length: int,
+        steps: int,
+        block_length: int | None,
+        first_temperature: float,
+        last_temperature: float,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        stop_at_eos: bool,
+    ) -> None:
+        super().__init__(completion_length, 1, block_length, temperature, top_k, top_p, stop_at_eos)
+        check(steps >= 1, self, "steps", steps, "at least 1")
+        for name, value in (("first_temperature", first_temperature), ("last_temperature", last_temperature)):
+            check(0 < value < math.inf, self, name, value, "positive and finite")
+        self.steps = steps
+        self.first_temperature = first_temperature
+        self.last_temperature = last_temperature
+        self.out_keys = [*self.out_keys, ("step", "state_ids"), ("step", "accepted")]
+
+    @property
+    def max_steps(self) -> int:
+        """T: ``steps`` for each block."""
+        return self.steps * -(-self.completion_length // self.block_length)
+
+    @property
+    def max_commits(self) -> int:
+        """A step may accept a whole block."""
+        return self.block_length
+
+    def accepted(self, entropies: Tensor) -> Tensor:
+        """Positions that a step accepts: bool [R, L], at least one in each row.
+
+        Args:
+            entropies: [R, L], of the predictions, in nats; infinite outside of the canvas.
+        """
+        raise NotImplementedError
+
+    def finished(self, entropies: Tensor, best: Tensor, state: State) -> Tensor:
+        """Rows whose block is finished by this step, before its ``steps`` are over: bool [R].
+
+        Args:
+            entropies: as ``accepted``.
+            best: int64 [R, L], the most probable tokens of the canvas.
+            state: before the step.
+        """
+        raise NotImplementedError
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """Sum over accepted positions of log p(token), [R]."""
+        return token_log_prob(view, decision)
+
+    def temperature_at(self, steps: Tensor) -> Tensor:
+        """Temperature of the predictions after ``steps`` (int64 [R]) denoising steps of the block: float64 [R]."""
+        left = (self.steps - steps.double()) / self.steps
+        return self.last_temperature + (self.first_temperature - self.last_temperature) * left
+
+    def still_running(self, state: State, policy: Policy) -> Tensor:
+        """Rows that are not finished: bool [B]."""
+        if not self.stop_at_eos or policy.eos_id is None:
+            return state.open.any(-1)
+        ended = ((state.ids == policy.eos_id) & ~state.open).long().cumsum(-1) > 0
+        return (state.open & ~ended).any(-1)
+
+    def look(self, policy: Policy, prompt: TensorDictBase, state: State) -> Outlook:
+        """Predicts the canvas of every row, and settles what is accepted."""
+        canvas = self.allowed(state.open)
+        view = self._processed(predict(policy, prompt, state.ids, canvas), canvas, state.steps)
+        best = view.dense(view.logits.argmax(-1), 0)
+        entropies = view.dense(by_rows(_entropy_of_logits, view.logits), torch.inf)
+        final = (state.steps == self.steps - 1) | self.finished(entropies, best, state)
+        committed = torch.where(final[:, None], canvas, self.accepted(entropies))
+        return Outlook(_greedy_rows(view, final), committed, final, best)
+
+    def view(self, policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor | None = None) -> View:
+        """Predictions of a step that was taken, at ``positions`` (bool [R, L], default: the positions accepted).
+
+        Args:
+            policy: the denoiser.
+            prompt: holds, besides the prompts, ``steps_in_block``, ``final`` and ``committed`` of the steps
+                (``likelihoods.base.replay``).
+            ids: int64 [R, L], their states.
+            positions: where.
+        """
+        if positions is None:
+            positions = prompt["committed"]
+        view = self._processed(predict(policy, prompt, ids, positions), positions, prompt["steps_in_block"])
+        return _greedy_rows(view, prompt["final"])
+
+    def _processed(self, logits: Tensor, positions: Tensor, steps: Tensor) -> View:
+        temperature = self.temperature_at(steps).to(logits.dtype)
+        row = positions.nonzero(as_tuple=True)[0]
+        return View(logits / temperature[row][:, None], self.behaviour, positions)
+
+    def resume(
+        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
+    ) -> dict[Any, Tensor]:
+        """Completes sequences.
+
+        Args:
+            prompt: holds ``prompt_ids`` and ``prompt_mask``; ``open`` (bool [B, L], default: the masked positions) and
+                ``steps_in_block`` (int64 [B], default: 0) where a block is half decoded.
+            ids: int64 [B, L], masked where nothing is drawn yet; steps are counted from this state.
+            policy, generator: services.
+
+        Returns:
+            The keys this sampler writes. Positions that were not open get ``commit_step`` -1.
+        """
+        self.attach(policy)
+        with torch.inference_mode(), prefix_cache(policy):
+            state = State.of(prompt, ids, policy.mask_id)
+            recorder = CanvasRecorder(self.written_keys(), self.max_steps, state, policy)
+            vocabulary = noise_tokens(policy)
+            for step in range(self.max_steps):
+                rows = self.still_running(recorder.state, policy).nonzero().squeeze(-1)
+                if len(rows) == 0:
+                    break
+                self._renoise(step, rows, prompt[rows], recorder, policy, vocabulary, generator)
+            written = recorder.finish()
+        return {key: value.clone() for key, value in written.items()}
+
+    def _renoise(
+        self,
+        step: int,
+        rows: Tensor,
+        prompt: TensorDictBase,
+        recorder: CanvasRecorder,
+        policy: Policy,
+        vocabulary: Tensor,
+        generator: torch.Generator | None,
+    ) -> None:
+        state = recorder.state.at(rows)
+        fresh = self.allowed(state.open) & (state.ids == policy.mask_id)
+        state = state.with_ids(torch.where(fresh, _uniform(state.ids, vocabulary, generator), state.ids))
+        outlook = self.look(policy, prompt, state)
+        asked = outlook.view.allowed if recorder.wants(("step", "draft_ids")) else outlook.committed
+        drawn = torch.where(outlook.final[:, None], outlook.best, self._drawn(outlook.view, asked, generator))
+        noise = _uniform(state.ids, vocabulary, generator)
+        tokens = torch.where(outlook.committed, drawn, noise)
+        log_prob = self.action_log_prob(outlook.view, Decision(outlook.committed, tokens))
+        recorder.step(step, rows, state, outlook, tokens, log_prob)
+        if recorder.wants(("step", "draft_ids")):
+            recorder.draft(step, rows, state, outlook, drawn)
+
+    def _drawn(self, view: View, positions: Tensor, generator: torch.Generator | None) -> Tensor:
+        tokens = draw(view.logits[positions[view.allowed]], view.behaviour, generator)
+        return torch.zeros_like(positions, dtype=torch.int64).masked_scatter(positions, tokens)
+
+
+def _greedy_rows(view: View, rows: Tensor) -> View:
+    """The view with all mass on the most probable token in ``rows`` (bool [R])."""
+    last = rows[view.index[0]]
+    if not bool(last.any()):
+        return view
+    best = view.logits.argmax(-1, keepdim=True)
+    certain = torch.full_like(view.logits, -torch.inf).scatter(-1, best, 0.0)
+    return View(torch.where(last[:, None], certain, view.logits), view.behaviour, view.allowed)
+
+
+def _entropy_of_logits(logits: Tensor) -> Tensor:
+    return entropy(logits.log_softmax(-1))
+
+
+def noise_tokens(policy: Policy) -> Tensor:
+    """The tokens that noise is drawn from, all equally likely: all but the forbidden ones; int64 [U]."""
+    allowed = torch.ones(policy.vocab_size, dtype=torch.bool, device=policy.device)
+    allowed[[*policy.forbidden_ids, policy.mask_id]] = False
+    return allowed.nonzero().squeeze(-1)
+
+
+def _uniform(like: Tensor, vocabulary: Tensor, generator: torch.Generator | None) -> Tensor:
+    index = torch.randint(len(vocabulary), like.shape, generator=generator, device=like.device)
+    return vocabulary[index]

@@ -1,0 +1,108 @@
+r"""Tree sampling (d-TreeRPO, arXiv 2512.09675): the samples of a group share their first denoising steps.
+
+The root is the prompt with everything masked. The T steps are cut into ``height`` levels of equal length; at the start
+of each level every state branches into ``branching`` children, which go on independently. The branching ** height
+leaves are the group's completions, and what several leaves share is sampled once.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.groups import LEVEL_STEP, NODE, first_rows, number_in_group, partition
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.registry import register
+from dlmrl_kit.samplers.blocks import prefix_cache
+from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.samplers.recorder import Recorder
+from dlmrl_kit.validate import check
+
+
+@register("sampler", paper="arXiv 2512.09675")
+class Tree(LowConfidence):
+    """Low-confidence remasking in which the samples of a prompt are the leaves of a tree.
+
+    Each sample by itself is drawn as ``LowConfidence`` draws it; evaluation, and whoever resumes from a state, gets
+    independent samples. Recipes need ``Trainer.group_size`` = branching ** height. In a batch whose groups have another
+    size, the i-th sample of a group is leaf i: missing leaves are left out, and the root has as many children as the
+    others need.
+
+    Args:
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        height: levels of the tree, from 1 to the number of steps.
+        branching: children of every node, at least 2.
+
+    Reads ``prompt_ids``, ``prompt_mask`` and ``group``; writes as ``Sampler``, and ``("tree", "node")``,
+    ``("tree", "step")`` int64 [B, height] (see ``dlmrl_kit.groups``).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        completion_length: int,
+        tokens_per_step: int = 1,
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop_at_eos: bool = True,
+        height: int = 2,
+        branching: int = 2,
+    ) -> None:
+        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+        expected = f"from 1 to the number of steps, {self.max_steps}"
+        check(1 <= height <= self.max_steps, self, "height", height, expected)
+        check(branching >= 2, self, "branching", branching, "at least 2")
+        self.height = height
+        self.branching = branching
+        self.in_keys = [*self.in_keys, "group"]
+        self.out_keys = [*self.out_keys, NODE, LEVEL_STEP]
+
+    @property
+    def group_size(self) -> int:
+        """The leaves of a tree."""
+        return int(self.branching**self.height)
+
+    def forward(
+        self, tensordict: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Grows the tree of every group, level by level."""
+        self.attach(policy)
+        group = tensordict["group"]
+        below = self.branching ** torch.arange(self.height - 1, -1, -1, device=group.device)
+        node = number_in_group(group)[:, None] // below
+        bounds = torch.arange(self.height + 1, device=group.device) * self.max_steps // self.height
+        with torch.inference_mode(), prefix_cache(policy):
+            recorder = self._grow(tensordict, node, bounds.tolist(), policy, generator)
+            written = recorder.finish()
+        tensordict.update({key: value.clone() for key, value in written.items()})
+        return tensordict.set(NODE, node).set(LEVEL_STEP, bounds[:-1].expand_as(node).clone())
+
+    def _grow(
+        self,
+        tensordict: TensorDictBase,
+        node: Tensor,
+        bounds: list[int],
+        policy: Policy,
+        generator: torch.Generator | None,
+    ) -> Recorder:
+        """The recorder of all samples; a level takes the steps between two ``bounds``, once for each of its nodes."""
+        recorder, above = None, None
+        for level in range(self.height):
+            at = partition(tensordict["group"], node[:, level])
+            rows = first_rows(at)
+            prompt = tensordict[rows]
+            if recorder is None or above is None:
+                recorder = Recorder(self, policy, self.fully_masked(prompt, policy))
+            else:
+                recorder.select(above[rows])
+            self.advance(range(*bounds[level : level + 2]), prompt, recorder, policy, generator)
+            above = at
+        assert recorder is not None
+        assert above is not None
+        recorder.select(above)
+        return recorder

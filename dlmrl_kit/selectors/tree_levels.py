@@ -1,0 +1,52 @@
+"""Tree levels (d-TreeRPO, arXiv 2512.09675): the transitions from parent to child of a tree of samples."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.advantages.base import group_sum
+from dlmrl_kit.groups import LEVEL_STEP, NODE, tree_level, tree_nodes
+from dlmrl_kit.registry import register
+from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.trajectory import num_valid
+
+
+@register(
+    "selector",
+    paper="arXiv 2512.09675",
+    unbiased=False,
+    under="a transition counts once, however many samples share it, so early levels count less",
+)
+class TreeLevels(Selector):
+    """One segment for each level of the tree, from the state of the parent to that of the child.
+
+    A transition appears in every sample below the child, each time with the weight 1 / (samples below the child): all
+    transitions count the same. With ``AllSteps`` instead they count as often as samples share them, which is the policy
+    gradient.
+
+    Reads ``("step", "valid")``, ``group`` and the ``tree`` keys. Writes as ``Selector``; a slot is the first step of
+    its level.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("group", NODE, LEVEL_STEP)
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """The first step of each level, as far as the sample gets."""
+        valid = tensordict[VALID]
+        return torch.zeros_like(valid).scatter(1, tensordict[LEVEL_STEP], True) & valid
+
+    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Levels, each with 1 over the number of samples below its node."""
+        step, used = super().choose(tensordict, generator)
+        node = tree_nodes(tensordict)
+        below = [group_sum(torch.ones_like(used[:, 0]), column) for column in node.unbind(-1)]
+        return step, used / torch.stack(below, -1).gather(1, tree_level(tensordict, step))
+
+    def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
+        """The first step of the next level, or the number of steps."""
+        start = tensordict[LEVEL_STEP][:, None, :]
+        later = torch.where(start > step[:, :, None], start, tensordict[VALID].shape[1]).amin(-1)
+        return torch.minimum(later, num_valid(tensordict)[:, None])

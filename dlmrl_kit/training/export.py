@@ -1,0 +1,98 @@
+"""What a finished run leaves for others: the merged model, the adapter, model cards; and their way to the hub."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit.component import Component
+from dlmrl_kit.errors import UserError
+from dlmrl_kit.files import atomic_folder
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.options import write_told
+from dlmrl_kit.training.model_card import model_card
+from dlmrl_kit.training.results import RunResult
+from dlmrl_kit.training.start import save_components
+
+MODEL, ADAPTER = "model", "adapter"
+"""Folders of a run: the model in the layout of its family, and with LoRA the adapter."""
+
+
+def export(
+    policy: Policy, result: RunResult, *, recipe: str, task: Any, components: Iterable[Component] = ()
+) -> None:
+    """Writes ``model/``, with an adapter merged, and ``adapter/`` where there is one, each with its model card.
+
+    Args:
+        policy: the trained policy.
+        result: of the run.
+        recipe: name of the recipe.
+        task: that was trained.
+        components: what they trained beside the policy goes into ``model/components.safetensors``.
+    """
+    folders = {MODEL: policy.save_own_layout}
+    if policy.adapter is not None:
+        folders[ADAPTER] = policy.save_adapter
+    label = task.label() if hasattr(task, "label") else type(task).__name__
+    for name, save in folders.items():
+        card = model_card(result, recipe=recipe, task=label, base=policy.name, adapter=name == ADAPTER)
+        with atomic_folder(result.folder / name) as temporary:
+            save(temporary)
+            if name == MODEL:
+                save_components(temporary, components)
+            write_told(temporary, policy.told, decoding=result.after.decoding)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_hub(repo: str) -> None:
+    """Refuses an upload that cannot work, before anything is trained.
+
+    Raises:
+        UserError: not a repository id, or nobody is logged in.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"--push-to-hub {repo!r} is no repository id (user/name): {error}") from error
+    if not get_token():
+        raise UserError("--push-to-hub needs a token of the Hugging Face hub: run 'hf auth login', or set HF_TOKEN")
+
+
+def push(folder: Path, repo: str) -> str:
+    """Uploads a finished run's model, and its adapter into a folder of it, to a repository of the hub.
+
+    A repository that does not exist is created, for its owner's eyes only.
+
+    Args:
+        folder: of the run.
+        repo: ``user/name``.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        UserError: the upload failed; the run is complete nonetheless.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    message = f"Trained by dlmrl_kit ({folder.name})"
+    try:
+        address = api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder / MODEL, commit_message=message)
+        if (folder / ADAPTER).is_dir():
+            api.upload_folder(repo_id=repo, folder_path=folder / ADAPTER, path_in_repo=ADAPTER, commit_message=message)
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        again = f"dlmrl train --resume {shlex.quote(str(folder))} --push-to-hub {repo}"
+        raise UserError(
+            f"the upload to {repo} failed: {str(error).strip() or type(error).__name__}; the run is complete in "
+            f"{folder}, upload it later with: {again}"
+        ) from error
+    return str(address)

@@ -1,0 +1,76 @@
+"""The model card of a run: recipe, task, held-out metrics before and after, and the audit's verdict, if it has one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit import __version__
+from dlmrl_kit.training.results import EvalResult, RunResult
+
+AUDIT = "audit.json"
+"""File in a run's folder whose verdict goes into the card: the output of ``dlmrl audit RECIPE --json``."""
+
+
+def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter: bool) -> str:
+    """Markdown with the header that the hub reads.
+
+    Args:
+        result: of the run; its folder is searched for ``recipe.gin`` and ``audit.json``.
+        recipe: name of the recipe.
+        task: what the task is called.
+        base: path or hub id of the checkpoint that was trained; empty where there was none.
+        adapter: whether the card is of the adapter, not of the whole model.
+    """
+    stored, audit = result.folder / "recipe.gin", read_audit(result.folder)
+    parts = [
+        _header(base, adapter),
+        f"# {recipe}: {base or 'a denoiser from scratch'}",
+        f"A masked diffusion language model, trained with reinforcement learning by dlmrl_kit {__version__}: recipe "
+        f"`{recipe}`, task {task}, {result.updates} updates in {result.seconds:.0f} s."
+        + (f" This folder holds the LoRA adapter alone, for `{base}`." if adapter else ""),
+        "## Held-out puzzles before and after",
+        _metrics(result.before, result.after),
+        "Decoding: " + ", ".join(f"{name} {value}" for name, value in result.after.decoding.items()) + ".",
+        "## Audit of the gradient estimator",
+        str(audit["verdict"]) if audit else f"Not audited (no {AUDIT} in the run's folder).",
+        "## How to load it",
+        '```python\nfrom dlmrl_kit.policies.base import Policy\n\npolicy = Policy.from_pretrained("PATH")\n```',
+    ]
+    if stored.is_file():
+        parts += ["## Recipe", f"```\n{stored.read_text(encoding='utf-8').strip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def read_audit(folder: Path) -> Mapping[str, Any] | None:
+    """The audit in a run's folder; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, Mapping) and "verdict" in found else None
+
+
+def _header(base: str, adapter: bool) -> str:
+    lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}"]
+    if base.count("/") == 1 and not Path(base).exists():  # the hub takes ids of its own only
+        lines.append(f"base_model: {json.dumps(base)}")
+    return "\n".join([*lines, "tags:", "- dlmrl_kit", "- diffusion-language-model", "---"])
+
+
+def _metrics(before: EvalResult, after: EvalResult) -> str:
+    low, high = after.interval()
+    rows: list[tuple[str, float | None, float]] = [
+        ("accuracy", before.accuracy, after.accuracy),
+        ("reward", before.reward, after.reward),
+    ]
+    rows += [(name, before.components.get(name), value) for name, value in after.components.items()]
+    lines = [f"| {name} | {_number(old)} | {_number(new)} |" for name, old, new in rows]
+    table = "\n".join(["| metric | before | after |", "| --- | --- | --- |", *lines])
+    return f"{table}\n\n{after.size} puzzles; 95% interval of the accuracy after training: {low:.3f} to {high:.3f}."
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,59 @@
+"""Every recipe: short, trains two tiny updates, resumes; in slow runs each improves on 4x4 Sudoku."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import outcome, recipe
+
+from dlmrl_kit.experiments.algorithms import training_recipes
+from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.results import Observer
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = training_recipes()
+MAX_LINES = 32
+SIZES: dict[str, list[str]] = {}
+"""Bindings that fit the tiny sizes of the tests to a recipe."""
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAfterTheFirstUpdate(Observer):
+    def on_update(self, update: int, metrics: dict[str, float]) -> None:
+        if update == 1:
+            raise Stop
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_short_and_says_what_it_is(name: str) -> None:
+    lines = (ROOT / "recipes" / f"{name}.gin").read_text().splitlines()
+    body = [line for line in lines if line and not line.startswith("#")]
+    assert len(body) <= MAX_LINES
+    assert lines[0].startswith("# ")
+    if name != "reinforce_exact":
+        assert "arXiv" in "\n".join(line for line in lines if line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path) -> None:
+    small = recipe(name, sets=["Trainer.updates = 2", "Trainer.eval_every = 0", *SIZES.get(name, [])])
+    train(small, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(small, tmp_path / "run", observer=StopAfterTheFirstUpdate())
+    torch.manual_seed(99)
+    resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_improves_on_sudoku(name: str, tmp_path: Path) -> None:
+    sets = ["Trainer.updates = 30", "Trainer.eval_every = 0", "Trainer.eval_size = 400"]
+    result = train(load_recipe(name, sets=sets, uses=["logger=none"]), tmp_path / "run")
+    assert result.after.accuracy > result.before.accuracy + 0.03, (result.before.accuracy, result.after.accuracy)
