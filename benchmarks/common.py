@@ -105,14 +105,18 @@ def make_sampler(size: Size) -> Any:
 
 
 def interleaved(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each work, run in turn, so that a busy machine slows all of them; one untimed round first."""
+    """Median seconds of each work, run in turn after one untimed round.
+
+    On a CPU with one thread, processor time of this process: on a busy machine wall time would measure the others.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():
-            started = time.perf_counter()
+            started = clock()
             work()
             if repeat:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

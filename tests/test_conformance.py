@@ -16,22 +16,35 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
+from dlmrl_kit.advantages.group_softmax import GroupSoftmax
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.component import Component
-from dlmrl_kit.likelihoods.base import Replay
+from dlmrl_kit.filters.base import Filter
+from dlmrl_kit.filters.success_range import SuccessRange
+from dlmrl_kit.likelihoods.base import Replay, replay
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, Objective, weighted_sum
+from dlmrl_kit.losses.dpo import DPO
+from dlmrl_kit.losses.length_normalised_ppo import LengthNormalisedPPO
+from dlmrl_kit.losses.linearised_bound import LinearisedBound
 from dlmrl_kit.losses.reinforce import Reinforce
+from dlmrl_kit.losses.sequence_ppo import SequencePPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
-from dlmrl_kit.registry import components, register, unregister
+from dlmrl_kit.normalisers.fixed_length import FixedLength
+from dlmrl_kit.normalisers.per_sequence import PerSequence
+from dlmrl_kit.normalisers.per_step import PerStep
+from dlmrl_kit.registry import KINDS, components, register, unregister
 from dlmrl_kit.regularisers.kl_k1 import KLK1
 from dlmrl_kit.regularisers.kl_k3 import KLK3
+from dlmrl_kit.regularisers.sequence_kl_k3 import SequenceKLK3
+from dlmrl_kit.regularisers.token_kl_k2 import TokenKLK2
+from dlmrl_kit.regularisers.token_kl_k3 import TokenKLK3
 from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.left_to_right import LeftToRight
@@ -55,6 +68,7 @@ from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.testing import ConformanceError, check_component, checks_for, parametrize_with_checks
 from dlmrl_kit.testing.world import world
 from dlmrl_kit.trajectory import KEYS
+from dlmrl_kit.values.base import VALUE, Value
 
 CONFIGURED = [
     LowConfidence(12, 2),
@@ -71,6 +85,16 @@ CONFIGURED = [
     MonteCarlo(2, 0),
     StepTokenLogProb(sampling_temperature=False),
     KLK3(0.1, to="old"),
+    GroupZScore(0.0, correction=1),
+    GroupSoftmax(0.2),
+    SuccessRange(0.5, 1.0, success=0.5),
+    FixedLength(12),
+    *(TokenPPO(normaliser=make()) for make in (PerStep, PerSequence, FixedLength)),
+    LinearisedBound(0.01, 0.02, dual_clip=1.05),
+    LengthNormalisedPPO(0.001, 0.0),
+    TokenKLK3(0.01, "old", FixedLength()),
+    TokenKLK2(normaliser=PerSequence()),
+    SequenceKLK3(to="old"),
 ]
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "TorchRLLogger": {"backend": "csv"},
@@ -313,6 +337,147 @@ class NotScalar(TokenPPO):
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         total, diagnostics = super().total(tensordict)
         return total, {**diagnostics, "ratio": tensordict[ADVANTAGE].sum(-1)}
+
+
+class CutsSequences(SequencePPO):
+    """Says that it is a sum over slots. Arguments as ``ClippedSequences``."""
+
+    slotwise = True
+
+
+class CutsGroups(DPO):
+    """Does not say that it compares samples. Arguments as ``DPO``."""
+
+    needs_groups = False
+
+
+class WrongUnits(TokenPPO):
+    """Says that its diagnostics are means over slots. Arguments as ``TokenPPO``."""
+
+    def units(self, tensordict: TensorDictBase) -> Tensor:
+        return Objective.units(self, tensordict)
+
+
+class KeepsTheBest(Filter):
+    """Keeps good samples."""
+
+    def keep(self, tensordict: TensorDictBase) -> Tensor:
+        return tensordict["reward"] > 0.5
+
+
+class KeepsTheFirst(Filter):
+    """Keeps the group that comes first."""
+
+    def keep(self, tensordict: TensorDictBase) -> Tensor:
+        return tensordict["group"] == tensordict["group"][0]
+
+
+class SortsSamples(Filter):
+    """Returns the samples by reward."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return tensordict[tensordict["reward"].argsort(stable=True)]
+
+
+class ChangesWhatIsKept(Filter):
+    """Centres the rewards that it keeps."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        kept = tensordict[torch.ones_like(tensordict["group"], dtype=torch.bool)]
+        return kept.set("reward", kept["reward"] - 0.5)
+
+
+class ChangesItsMind(Filter):
+    """Keeps everything every other time."""
+
+    calls = 0
+
+    def keep(self, tensordict: TensorDictBase) -> Tensor:
+        ChangesItsMind.calls += 1
+        return torch.full_like(tensordict["group"], ChangesItsMind.calls % 2, dtype=torch.bool)
+
+
+class EmptyShares(PerSequence):
+    """Divides by a number of tokens that may be 0."""
+
+    def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
+        return mask / (mask.sum(-1) * weight).sum(-1)[:, None, None]
+
+
+class CountsTheBatch(FixedLength):
+    """Divides by the longest sample of the batch. Arguments as ``FixedLength``.
+
+    Args:
+        length: ignored.
+    """
+
+    def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
+        return mask.to(weight.dtype) / mask.sum((1, 2)).max().clamp(min=1)
+
+
+class CutsSamples(PerSequence):
+    """Says that shares do not depend on other slots."""
+
+    slotwise = True
+
+
+class LetsPaddingIn(FixedLength):
+    """Multiplies by the mask. Arguments as ``FixedLength``.
+
+    Args:
+        length: as there.
+    """
+
+    def total(self, values: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        return (self.shares(mask, weight) * weight[..., None] * values).sum()
+
+
+class PlainValue(Value):
+    """A linear function of what is at each position before the step."""
+
+    def attach(self, policy: Any) -> None:
+        self.head = torch.nn.Linear(policy.vocab_size, 1)
+
+    def summary(self, state: Tensor) -> Tensor:
+        return self.head(state).squeeze(-1)
+
+    def forward(self, tensordict: TensorDictBase, *, policy: Any, sampler: Any) -> TensorDictBase:
+        steps = replay(tensordict, policy.mask_id)
+        state = torch.nn.functional.one_hot(steps.ids, policy.vocab_size).to(next(policy.parameters()).dtype)
+        return tensordict.set(VALUE, steps.scatter(torch.where(steps.decision.committed, self.summary(state), 0.0)))
+
+
+class NoValueHead(PlainValue):
+    """Has nothing to train."""
+
+    def attach(self, policy: Any) -> None:
+        pass
+
+    def summary(self, state: Tensor) -> Tensor:
+        return state[..., 0].clone().requires_grad_()
+
+
+class SharesThePolicy(PlainValue):
+    """Trains the policy's weights as its own."""
+
+    def attach(self, policy: Any) -> None:
+        super().attach(policy)
+        self.theirs = policy
+
+
+class ValueWithoutGradient(PlainValue):
+    """Detaches its values."""
+
+    def summary(self, state: Tensor) -> Tensor:
+        return super().summary(state).detach()
+
+
+class CentresValues(PlainValue):
+    """Subtracts the mean of the batch."""
+
+    def summary(self, state: Tensor) -> Tensor:
+        found = super().summary(state)
+        return found - found.mean() if len(found) else found
 
 
 class NotZero(KLK1):
@@ -565,6 +730,22 @@ FAULTS = [
     (IgnoresWeights, "check_weights_matter", "whatever the weights are.*multiply each slot"),
     (MultipliesPadding, "check_padding", "when padding holds garbage"),
     (NotScalar, "check_scalars", "'ratio' of shape"),
+    (CutsSequences, "check_slotwise", "for its pieces together.*set slotwise = False"),
+    (CutsGroups, "check_micro_batches", "for its pieces together.*needs_groups = True"),
+    (WrongUnits, "check_diagnostics", "its pieces together.*override units"),
+    (KeepsTheBest, "check_whole_groups", "keeps part of a group: not sample .*decide by group"),
+    (KeepsTheFirst, "check_keeps_by_content", "in one order of the batch and .* in another"),
+    (SortsSamples, "check_keeps_samples", "not each once and in their order.*bool mask"),
+    (ChangesWhatIsKept, "check_keeps_samples", "with another 'reward' than they came with"),
+    (ChangesItsMind, "check_decides_again", "the first time and .* the second.*no state from call to call"),
+    (EmptyShares, "check_shares", "negative or not finite.*of 0 by 1"),
+    (CountsTheBatch, "check_additive", "another share when the batch holds other samples"),
+    (CutsSamples, "check_slot_shares", "depends on the other slots.*slotwise = False"),
+    (LetsPaddingIn, "check_padding_of_tokens", r"outside the mask into the sum.*torch\.where"),
+    (NoValueHead, "check_own_parameters", r"no trainable parameters after attach.*torch\.nn\.Linear"),
+    (SharesThePolicy, "check_own_parameters", "holds parameters of the policy"),
+    (ValueWithoutGradient, "check_value_gradient", "without gradient.*detach none"),
+    (CentresValues, "check_samples_independent", "for a part of a batch.*no mean over the batch"),
     (NotZero, "check_zero_at_reference", "where the policy equals the reference"),
     (NoPolicyGradient, "check_policy_gradient", "without gradient.*no_grad"),
     (CentresOverBatch, "check_samples_independent", "for a part of a batch.*no mean over the batch"),
@@ -597,6 +778,8 @@ ALSO: dict[Any, set[str]] = {
     UsesGlobalRandomState: SEEDLESS,
     UsesPythonRandomState: SEEDLESS,
     NotFinite: {"check_one_sample"},
+    LeaksGradient: {"check_diagnostics"},
+    CutsGroups: {"check_diagnostics"},
     NotScalar: {"check_order_of_batch", "check_padding"},
     CentresOverBatch: {"check_recorded"},
     CommitsForbidden: {"check_probabilities"},
@@ -604,6 +787,10 @@ ALSO: dict[Any, set[str]] = {
     ChokesOnJunk: {"check_answer_scores_full"},
     RewardsLength: {"check_answer_scores_full"},
     ClosesOnce: {"check_life_of_a_run"},
+    ChangesItsMind: {"check_keeps_samples", "check_keeps_by_content"},
+    NoValueHead: {"check_value_gradient"},
+    CountsTheBatch: {"check_slot_shares"},
+    EmptyShares: {"check_additive", "check_padding_of_tokens"},
 }
 """What else a fault fails; the others fail nothing but their own check."""
 RUNNING = {check.name for check in checks_for(Selector)} - {check.name for check in checks_for(Logger)}
@@ -673,6 +860,10 @@ def test_a_plugin_that_conforms_passes_as_class_and_instance(registered: Any) ->
         check_component(cls())
     finally:
         cls.__doc__ = None
+
+
+def test_a_value_model_that_conforms(registered: Any) -> None:
+    check_component(registered("value", PlainValue))
 
 
 def test_everything_wrong_is_told_once(registered: Any) -> None:
@@ -842,6 +1033,6 @@ def test_nothing_needs_pytest_until_it_is_asked_for() -> None:
 
 def test_the_page_lists_every_check() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "check-a-component.md").read_text()
-    for kind in ("task", "sampler", "selector", "advantage", "likelihood", "loss", "regulariser", "schedule", "logger"):
+    for kind in KINDS:
         for check in checks_for(components(kind)[0].cls):
-            assert f"`{check.name}`" in page
+            assert f"`{check.name}`" in page, kind

@@ -401,3 +401,77 @@ def test_adapters_are_in_the_familys_own_names(family: str, made: Made, tmp_path
         torch.testing.assert_close(adapted(ROW), trained, rtol=0, atol=2e-5)
         names = {name.partition(".lora_")[0] for name in tensors(tmp_path / "adapter")}
         assert len(names) == 7 * 2  # every projection of both blocks, and not the head, which is called ff_out as well
+
+
+def test_hub_ids_are_downloaded_without_other_weights(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The downloaded snapshot's path says nothing; the id stays the name, which adapters refer to."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(made("llada")[0])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    policy = Pretrained("someone/dream", lora_rank=2).load()
+    assert policy.layout is not None
+    assert "*.safetensors" in asked[0][1]
+    assert not {"*.bin", "*.gguf", "*"} & set(asked[0][1])
+    policy.save_adapter(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/dream"
+    full = torch.ones(1, len(ROW), dtype=torch.bool)
+    assert torch.equal(Policy.from_pretrained(tmp_path)(ROW[None], full, full), policy(ROW[None], full, full))
+    assert [name for name, _ in asked] == ["someone/dream"] * 2
+
+
+def test_an_unreachable_hub_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fail(name: str, **_: Any) -> str:
+        raise LocalEntryNotFoundError("cannot reach the hub\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UserError, match=r"from a/b: no such folder here, and the hub says: cannot reach the hub$"):
+        Policy.from_pretrained("a/b")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no such folder, and no hub id either"):
+        Policy.from_pretrained("not/a/hub/id")
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+
+
+def test_adapters_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    policy = Pretrained(str(made("llada")[0]), lora_rank=2).load()
+    with pytest.raises(UserError, match="no adapter to save"):
+        Policy.from_pretrained(made("llada")[0]).save_adapter(tmp_path)
+    policy.save_adapter(tmp_path)
+    about = tmp_path / "adapter_config.json"
+    stored = about.read_text()
+    with pytest.raises(UserError, match=r"cannot be merged into weights in 4 bits|needs a GPU"):
+        Policy.from_pretrained(tmp_path, quantisation="nf4")
+    change(about, lambda config: {**config, "base_model_name_or_path": None})
+    with pytest.raises(UserError, match="names no base model"):
+        Policy.from_pretrained(tmp_path)
+    change(about, lambda config: {**config, "base_model_name_or_path": str(made("dream")[0])})
+    with pytest.raises(UserError, match="the adapter does not fit its base"):
+        Policy.from_pretrained(tmp_path)
+    about.write_text(stored)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({**weights, "base_model.model.lm_head.weight": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"trains more than LoRA, for example base_model\.model\.lm_head"):
+        Policy.from_pretrained(tmp_path)
+
+
+def test_notes_beside_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
+    llada_checkpoint(tmp_path)
+    (tmp_path / "dlmrl_kit.json").write_text("[")
+    with pytest.raises(UserError, match=r"dlmrl_kit\.json cannot be read"):
+        Policy.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is no JSON object"):
+        Policy.from_pretrained(tmp_path)

@@ -322,7 +322,7 @@ def test_confidence_token_ppo_equals_the_loop(seed: int) -> None:
     found = loss(data)["loss_objective"]
     assert found.item() == pytest.approx(wanted.item(), abs=1e-9)
     gradients = [torch.autograd.grad(value, new, retain_graph=True)[0] for value in (found, wanted)]
-    assert torch.allclose(*gradients, atol=1e-9)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-9)
     assert gradients[0].any()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from segment_cases import LENGTH_OF_COMPLETIONS, POLICY, WEIGHT, alike, estimated, rolled_out, selected
 
+from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
 from dlmrl_kit.likelihoods.elbo import Elbo
 from dlmrl_kit.likelihoods.mean_field import MeanField
@@ -105,7 +106,7 @@ def test_a_schedule_masks_more_in_each_pass() -> None:
     alike(steps, steps[:1].expand(4, -1).contiguous())
     assert torch.equal(ratios[-1], torch.ones(18, dtype=torch.float64))
     data["iteration"][2] = 5
-    with pytest.raises(ValueError, match=r"ScheduledMask\.inner_iterations = 5, but this is pass 6"):
+    with pytest.raises(RecipeError, match=r"ScheduledMask\.inner_iterations = 5, but this is pass 6"):
         estimated(likelihood, sampler, data)
 
 

@@ -100,6 +100,10 @@ def _parts(algorithm: Algorithm) -> dict[str, Any]:
     return {slot: getattr(algorithm, slot) for slot in EXACT} | lists
 
 
+RENOISING_STEPS = 2
+"""Denoising steps of a block with which the trajectories of a sampler that renoises are few enough to be listed."""
+
+
 def shrunk(algorithm: Algorithm, problem: Problem) -> tuple[Algorithm, list[str]]:
     """The algorithm with the sizes of the problem, and notes on what was changed."""
     sampler, notes = unattached(algorithm.sampler), []
@@ -108,6 +112,7 @@ def shrunk(algorithm: Algorithm, problem: Problem) -> tuple[Algorithm, list[str]
         "completion_length": problem.length,
         "tokens_per_step": problem.tokens_per_step,
         "block_length": min(problem.block_length or problem.length, problem.length),
+        "steps": min(RENOISING_STEPS, getattr(sampler, "steps", RENOISING_STEPS)),
     }
     steps = getattr(sampler, "max_steps", None)
     for name, value in sizes.items():
@@ -131,7 +136,8 @@ def shrunk(algorithm: Algorithm, problem: Problem) -> tuple[Algorithm, list[str]
         selector.shrink = max(1, round(shrink * small / steps))
         if selector.shrink != shrink:
             notes.append(f"{type(selector).__name__}.shrink = {shrink} becomes {selector.shrink}")
-    parts = _parts(algorithm) | {"selector": selector}
+    values = [unattached(part) for part in algorithm.values]
+    parts = _parts(algorithm) | {"selector": selector, "value": values}
     return exact_algorithm(sampler, regulariser=regularisers, **parts), notes
 
 

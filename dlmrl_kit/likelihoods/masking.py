@@ -33,8 +33,7 @@ def first_of(candidates: Tensor, order: Tensor, count: Tensor) -> Tensor:
 
 def count_from(uniform: Tensor, smallest: int, largest: Tensor) -> Tensor:
     """An integer for each number in [0, 1): uniform on ``smallest`` .. ``largest`` (int64, the same shape)."""
-    values = largest - smallest + 1
-    return torch.minimum((uniform * values).floor().long() + smallest, largest)
+    return (uniform * (largest - smallest + 1)).floor().long() + smallest
 
 
 def inverse_share(copies: Copies, segments: Segments) -> Tensor:

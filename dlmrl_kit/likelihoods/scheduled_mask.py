@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.masking import each_with, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 from dlmrl_kit.registry import register
@@ -23,17 +24,18 @@ class ScheduledMask(SegmentLikelihood):
     """Tokens of a randomly masked copy whose mask ratio rises to 1 over the passes; masks are new in each pass.
 
     Args:
-        inner_iterations: number of passes over a rollout, as ``Trainer.inner_iterations``; at least 1.
+        inner_iterations: number of passes over a rollout, the same as ``Trainer.inner_iterations``; at least 1.
         sampling_temperature, after_eos: as ``SegmentLikelihood``.
 
     Reads (with ``iteration``) and writes as ``SegmentLikelihood``; ``("selected", "token_mask")`` holds the masked
     tokens.
 
     Raises:
-        ValueError: a value out of range; when it runs, a pass beyond ``inner_iterations``.
+        ValueError: a value out of range.
+        RecipeError: when it runs, a pass beyond ``inner_iterations``.
     """
 
-    def __init__(self, inner_iterations: int, sampling_temperature: bool = True, after_eos: bool = False) -> None:
+    def __init__(self, inner_iterations: int = 1, sampling_temperature: bool = True, after_eos: bool = False) -> None:
         super().__init__(sampling_temperature, after_eos, redraw=True)
         check(inner_iterations >= 1, self, "inner_iterations", inner_iterations, "at least 1")
         self.inner_iterations = inner_iterations
@@ -43,7 +45,7 @@ class ScheduledMask(SegmentLikelihood):
         number = segments.per_sample("iteration")
         last = int(number.max()) if len(number) else 0
         if last >= self.inner_iterations:
-            raise ValueError(
+            raise RecipeError(
                 f"ScheduledMask.inner_iterations = {self.inner_iterations}, but this is pass {last + 1} over the "
                 "rollout: set it to Trainer.inner_iterations"
             )

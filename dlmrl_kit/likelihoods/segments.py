@@ -12,14 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, by_rows
 from dlmrl_kit.component import Key
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.base import Likelihood
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.likelihoods.head import token_log_probs
+from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.seeding import combine_seeds, uniforms
 
@@ -240,12 +240,8 @@ def score(segments: Segments, copies: Copies, policy: Policy, sampler: Sampler, 
     prompt_ids = segments.prompt_ids[row]
     if copies.prompt_masked is not None:
         prompt_ids = prompt_ids.masked_fill(copies.prompt_masked[row, copy], policy.mask_id)
-    prompt = TensorDict({"prompt_ids": prompt_ids, "prompt_mask": segments.prompt_mask[row]}, [len(row)])
-    view = sampler.view(policy, prompt, tokens.masked_fill(masked, policy.mask_id), scored)
-
-    def pick(logits: Tensor, tokens: Tensor) -> Tensor:
-        log_probs = behaviour_log_probs(logits, view.behaviour) if sampling_temperature else logits.log_softmax(-1)
-        return log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-
-    picked = by_rows(pick, view.logits, tokens[scored]).clamp(min=LOG_ZERO)
+    ids = tokens.masked_fill(masked, policy.mask_id)
+    features = completion_features(policy, prompt_ids, segments.prompt_mask[row], ids, scored)
+    behaviour = sampler.behaviour if sampling_temperature else None
+    picked = token_log_probs(policy, features, tokens[scored], behaviour)
     return picked.new_zeros(copies.scored.shape).masked_scatter(copies.scored, picked)

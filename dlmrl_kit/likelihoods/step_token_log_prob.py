@@ -15,7 +15,8 @@ from torch import Tensor
 from dlmrl_kit.behaviour import LOG_ZERO, entropy
 from dlmrl_kit.component import Key
 from dlmrl_kit.likelihoods.base import Likelihood, Replay, pack, pack_tokens
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.likelihoods.head import token_log_probs
+from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
 
@@ -65,6 +66,8 @@ class StepTokenLogProb(Likelihood):
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """Predictions at the committed positions only."""
         committed = steps.decision.committed
+        if not {("selected", "distribution"), ("selected", "entropy")} & set(self.asked):
+            return self._without_distributions(steps, policy, sampler)
         view = sampler.view(policy, steps.prompt, steps.ids, committed)
         log_probs = view.log_probs if self.sampling_temperature else view.logits.log_softmax(-1)
         tokens = steps.decision.tokens[committed]
@@ -79,4 +82,17 @@ class StepTokenLogProb(Likelihood):
                 out[key] = pack(log_probs, committed, width)
             elif key == ("selected", "entropy"):
                 out[key] = view.row_sum(entropy(view.log_probs), row) / committed.sum(-1)
+        return out
+
+    def _without_distributions(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
+        """The same where nothing but the tokens' log-probabilities is asked for: no logits are kept."""
+        committed = steps.decision.committed
+        prompt_ids, prompt_mask = steps.prompt["prompt_ids"], steps.prompt["prompt_mask"]
+        features = completion_features(policy, prompt_ids, prompt_mask, steps.ids, committed)
+        behaviour = sampler.behaviour if self.sampling_temperature else None
+        picked = token_log_probs(policy, features, steps.decision.tokens[committed], behaviour)
+        row = committed.nonzero(as_tuple=True)[0]
+        out: dict[Any, Tensor] = {("selected", "log_prob"): picked.new_zeros(len(committed)).index_add(0, row, picked)}
+        if ("selected", "token_log_prob") in self.asked:
+            out["selected", "token_log_prob"] = pack(picked, committed, sampler.max_commits)
         return out

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.errors import UserError
+from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.pruning import last_layer_at, prunable
 
 if TYPE_CHECKING:
@@ -205,6 +206,10 @@ class Policy(nn.Module):
             yield self
         finally:
             self.model = current
+
+    def merged(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context and without gradients, the adapter is part of the weights: faster, equal up to rounding."""
+        return contextlib.nullcontext() if self._adapter is None else merged(self._adapter)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimiser updates."""

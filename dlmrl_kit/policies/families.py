@@ -29,6 +29,7 @@ FAMILIES: tuple[str, ...] = (
     "llada",
     "dream",
     "sdar",
+    "diffusion_gemma",
     "bidirectional",
     "masked_lm",
 )

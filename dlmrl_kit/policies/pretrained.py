@@ -26,6 +26,7 @@ class Pretrained:
         forbidden_ids: ids that are never committed, besides those that the checkpoint rules out.
         chat_template: format plain prompts with the tokenizer's chat template; None: as saved with the checkpoint, else
             no. Conversations always are.
+        block_size: positions of a block of a block-causal model, where the checkpoint does not say.
         dtype: of the weights: ``auto`` (the checkpoint's), ``float32`` or ``bfloat16``. Weights that are trained are
             kept in float32.
         attention: implementation: ``auto`` (transformers chooses), ``sdpa``, ``eager``, ``flash_attention_2`` or
@@ -46,6 +47,7 @@ class Pretrained:
         mask_id: int | None = None,
         forbidden_ids: tuple[int, ...] = (),
         chat_template: bool | None = None,
+        block_size: int | None = None,
         dtype: Dtype = "auto",
         attention: Attention = "auto",
         quantisation: Quantisation = "none",
@@ -53,6 +55,7 @@ class Pretrained:
     ) -> None:
         check(lora_rank >= 0, self, "lora_rank", lora_rank, "at least 0")
         check(lora_alpha > 0, self, "lora_alpha", lora_alpha, "positive")
+        check(block_size is None or block_size >= 1, self, "block_size", block_size, "at least 1, or None")
         check(
             quantisation == "none" or lora_rank > 0,
             self,
@@ -66,6 +69,7 @@ class Pretrained:
         self.mask_id = mask_id
         self.forbidden_ids = tuple(forbidden_ids)
         self.chat_template = chat_template
+        self.block_size = block_size
         self.dtype = dtype
         self.attention = attention
         self.quantisation = quantisation
@@ -83,6 +87,7 @@ class Pretrained:
                 mask_id=self.mask_id,
                 forbidden_ids=self.forbidden_ids,
                 chat_template=self.chat_template,
+                block_size=self.block_size,
                 dtype=self.dtype,
                 attention=self.attention,
                 quantisation=self.quantisation,

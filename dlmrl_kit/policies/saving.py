@@ -96,7 +96,7 @@ def save_adapter(policy: Policy, folder: Path) -> None:
         raise UserError("the policy has no adapter to save")
     folder.mkdir(parents=True, exist_ok=True)
     rename = policy.layout.rename if policy.layout else str
-    state = _renamed(get_peft_model_state_dict(policy.adapter, save_embedding_layers=False), rename)
+    state = _renamed(_once(get_peft_model_state_dict(policy.adapter, save_embedding_layers=False)), rename)
     config = copy.copy(policy.adapter.peft_config["default"])
     config.base_model_name_or_path = policy.name
     config.target_modules = pattern({name.removeprefix(_PEFT).partition(".lora_")[0] for name in state})
@@ -143,6 +143,12 @@ def load_merged(folder: str, options: LoadOptions) -> Policy:
     policy.requires_grad_(True)
     policy.eval()
     return policy
+
+
+def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor under one name, the last: modules of tied weights share an adapter, which is merged once."""
+    names = {tensor.data_ptr(): name for name, tensor in state.items()}
+    return {name: state[name] for name in names.values()}
 
 
 def _renamed(state: dict[str, Tensor], rename: Any) -> dict[str, Tensor]:

@@ -62,8 +62,8 @@ class SelfDistillation(Term):
         self.tau = self._schedule("tau", tau)
 
     def _schedule(self, name: str, value: float | Schedule) -> Schedule:
-        number = isinstance(value, (int, float))
-        check(isinstance(value, Schedule) or (number and math.isfinite(value)), self, name, value, "a number, schedule")
+        usable = isinstance(value, Schedule) or (isinstance(value, (int, float)) and math.isfinite(value))
+        check(usable, self, name, value, "a number or a schedule")
         schedule = value if isinstance(value, Schedule) else Constant(value)
         least = schedule(torch.linspace(0, 1, 101)).min()
         check(bool(least >= 0), self, name, value, "at least 0 at all times")

@@ -28,10 +28,10 @@ from dlmrl_kit.behaviour import (
     draw,
     forbid,
 )
-from dlmrl_kit.component import Component
+from dlmrl_kit.component import Component, Key
 from dlmrl_kit.policies.base import Policy, completion_features, completion_logits
 from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
-from dlmrl_kit.samplers.parts import parts
+from dlmrl_kit.samplers.parts import merged, parts
 from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
 from dlmrl_kit.validate import check
 
@@ -104,6 +104,10 @@ class Decision:
     tokens: Tensor
     rank: Tensor | None = None
     drawn: Tensor | None = None
+
+    def at(self, rows: slice) -> Decision:
+        """The decision of some of its rows."""
+        return Decision(*(None if part is None else part[rows] for part in vars(self).values()))  # type: ignore[arg-type]
 
 
 def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
@@ -287,10 +291,14 @@ class Sampler(Component):
         """Runs the policy on states ids [B, L]; predictions at ``positions`` (bool [B, L], default: ``allowed``)."""
         if positions is None:
             positions = self.allowed(ids == policy.mask_id, block_offset(policy, prompt["prompt_mask"]))
-        if not self.needs_features:
-            return View(predict(policy, prompt, ids, positions), self.behaviour, positions)
-        features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions)
-        return View(forbid(policy.head(features), policy.forbidden_ids), self.behaviour, positions, features)
+        return self.seen(
+            policy, completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions), positions
+        )
+
+    def seen(self, policy: Policy, features: Tensor, positions: Tensor) -> View:
+        """The view that the policy's head makes of features [N, D] at the N positions of bool [B, L]."""
+        logits = forbid(policy.head(features), policy.forbidden_ids)
+        return View(logits, self.behaviour, positions, features if self.needs_features else None)
 
     def forward(
         self, tensordict: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
@@ -323,7 +331,7 @@ class Sampler(Component):
             The keys this sampler writes. Positions that were not masked in ``ids`` get ``commit_step`` -1.
         """
         self.attach(policy)
-        with torch.inference_mode(), prefix_cache(policy):
+        with merged(policy), torch.inference_mode(), prefix_cache(policy):
             recorder = Recorder(self, policy, ids)
             self.advance(range(self.max_steps), prompt, recorder, policy, generator)
             written = recorder.finish()

@@ -123,9 +123,8 @@ class LearnedOrder(OrderedDraw):
         """
         if self.order is None or view.features is None:
             raise RuntimeError("LearnedOrder has no module yet: call attach(policy) first")
-        row = view.index[0]
-        share = view.allowed.sum(-1)[row] / self.block_length
-        return self.order(view.features, share).to(view.logits.dtype)
+        share = view.allowed.sum(-1).to(view.logits.dtype) / self.block_length
+        return self.order(view.features, share[view.index[0]]).to(view.logits.dtype)
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """As ``OrderedDraw``; greedy at temperature 0."""

@@ -1,14 +1,22 @@
-"""Cutting a step's batch, so that the logits held at once stay below a limit whatever batch and vocabulary are."""
+"""A rollout's speed and memory: the adapter merged, and a step's batch cut to a limit on the logits held at once."""
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
 LOGITS_BYTES = {True: 48 * 2**20, False: 1024 * 2**20}
 """Largest block of float32 logits of a step, on a CPU (True) and elsewhere."""
+
+
+def merged(policy: Any) -> contextlib.AbstractContextManager[None]:
+    """``Policy.merged``, of a policy that has it."""
+    found = getattr(policy, "merged", None)
+    return contextlib.nullcontext() if found is None else found()
 
 
 def parts(count: Tensor, vocab: int) -> Iterator[tuple[slice, slice]]:

@@ -15,9 +15,9 @@ class Countdown(Task):
     """Write an expression that uses each given number exactly once and equals the target.
 
     The prompt is the numbers with spaces between them, ``=``, the target, ``:``; the answer is an expression without
-    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. ``meta`` has
-    ``"numbers"`` (a list, in the order of the prompt) and ``"target"``. Puzzles with the same numbers in another order
-    and the same target count as one puzzle.
+    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. An instruction
+    comes before it, on lines of its own. ``meta`` has ``"numbers"`` (a list, in the order of the prompt) and
+    ``"target"``. Puzzles with the same numbers in another order and the same target count as one puzzle.
 
     Reward components: ``format``, the completion is an expression with a value and its numbers are the given ones, each
     used exactly once; ``solved``, moreover the value is the target, exactly. ``reward`` is their weighted mean. Text
@@ -35,6 +35,7 @@ class Countdown(Task):
             splits.
         solved_weight, format_weight: weights of the reward, at least one positive. By default the right numbers alone
             earn 0.1, a right solution 1.
+        instruction: says what to do, for models that follow instructions; by default the puzzle stands alone.
 
     Raises:
         ValueError: a parameter out of its range, or targets that no product of the numbers reaches.
@@ -57,6 +58,7 @@ class Countdown(Task):
         num_heldout: int = 256,
         solved_weight: float = 0.9,
         format_weight: float = 0.1,
+        instruction: str = "",
     ) -> None:
         super().__init__(num_pretrain, num_train, num_heldout)
         check_int(self, "max_numbers", max_numbers, 2, 8)
@@ -70,6 +72,7 @@ class Countdown(Task):
         check_int(self, "seed", seed, 0)
         check_weights(self, solved_weight=solved_weight, format_weight=format_weight)
         self.seed = seed
+        self.instruction = instruction
         self.ranges = {
             "min_numbers": min_numbers,
             "max_numbers": max_numbers,
@@ -90,7 +93,8 @@ class Countdown(Task):
         except ValueError:
             return None
         given, target = puzzle["numbers"], puzzle["target"]
-        prompt = f"{' '.join(map(str, given))}={target}:"
+        start = f"{self.instruction}\n" if self.instruction else ""
+        prompt = f"{start}{' '.join(map(str, given))}={target}:"
         example = Example(prompt, puzzle["expression"].replace(" ", ""), {"numbers": given, "target": target})
         # The generator works on sympy's text of an expression; whatever that looks like, only right answers get out.
         return example if self.score(example.answer, example)["solved"] else None
@@ -111,5 +115,5 @@ class Countdown(Task):
 
 def _question(example: Example) -> tuple[list[int], int]:
     """The given numbers, sorted, and the target."""
-    given, target = example.prompt.removesuffix(":").split("=")
+    given, target = example.prompt.rpartition("\n")[2].removesuffix(":").split("=")
     return sorted(map(int, given.split())), int(target)

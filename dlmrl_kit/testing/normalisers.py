@@ -10,10 +10,11 @@ from torch import Tensor
 
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import equal
-from dlmrl_kit.testing.terms import PIECES
-from dlmrl_kit.testing.world import WEIGHT, world
+from dlmrl_kit.testing.world import GROUP, WEIGHT, world
 
 Case = tuple[Tensor, Tensor, Tensor]
+PIECES = tuple((row,) for row in range(len(GROUP)))
+"""Micro-batches of one sample each."""
 
 
 def _cases() -> Iterator[Case]:

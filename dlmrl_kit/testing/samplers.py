@@ -108,6 +108,8 @@ def check_probabilities(name: str, component: Sampler) -> None:
 
     problem = Problem(vocab=2, length=3)
     size = {"completion_length": 3, "block_length": min(3, component.block_length)}
+    if hasattr(component, "steps"):
+        size["steps"] = min(2, component.steps)
     small = plain(unattached(component), **size, tokens_per_step=min(2, component.tokens_per_step))
     fix = "make action_log_prob the log-probability of exactly what decide draws, and list that in position_choices"
     prompt = problem.batch()

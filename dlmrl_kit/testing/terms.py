@@ -16,6 +16,7 @@ from dlmrl_kit.testing.world import GROUP, WEIGHT, world
 from dlmrl_kit.training.pieces import slot_pieces
 from dlmrl_kit.values.base import VALUE
 
+TOKEN_MASK: Key = ("selected", "token_mask")
 LIVE = frozenset({"log_prob", "token_log_prob", "distribution", "entropy", "value"})
 """Selected keys that a likelihood or a value model writes with gradient."""
 PIECES = ((0, 1, 2), (7,), (3, 4, 5, 6))
@@ -138,6 +139,9 @@ def _check_sum(name: str, component: Any, given: TensorDict, parts: list[tuple[T
 def check_diagnostics(name: str, component: Any) -> None:
     """Diagnostics are means over ``units`` (names that end in ``_max``: maxima), so those of micro-batches combine."""
     given = inputs(name, component, world())
+    if TOKEN_MASK in leaves(given):  # steps of one token beside those of two
+        mask = given[TOKEN_MASK]
+        given.set(TOKEN_MASK, mask & ((mask.cumsum(-1) != 1) | (torch.arange(len(GROUP)) % 3 > 0)[:, None, None]))
     pieces = [given[list(rows)] for rows in pieces_of(component)]
     whole, parts = leaves(component(given)), [leaves(component(piece)) for piece in pieces]
     units = [float(component.units(piece)) for piece in pieces]
@@ -145,9 +149,9 @@ def check_diagnostics(name: str, component: Any) -> None:
     if abs(sum(units) - float(component.units(given))) > 1e-6:
         fail(name, f"has {float(component.units(given)):g} units in a batch and {units} in its pieces", fix)
     for key, value in whole.items():
-        values = [float(part[key]) for part in parts]
-        if _is_loss(key) or not sum(units):
+        if _is_loss(key) or value.shape != () or not sum(units):  # check_scalars reports the others
             continue
+        values = [float(part[key]) for part in parts]
         if str(key).endswith("_max"):
             expected = max(v for v, n in zip(values, units, strict=True) if n)
         else:

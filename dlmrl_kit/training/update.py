@@ -167,6 +167,11 @@ class Updater:
                 whole.index_add_(0, rows, value)
         return found
 
+    def tolerance(self) -> float:
+        """How far recorded and recomputed log-probabilities may be apart: by rounding, coarser in half precision."""
+        full = all(p.dtype in (torch.float32, torch.float64) for p in self.policy.parameters())
+        return 1e-3 if full and self.trainer.precision == "float32" else 0.1
+
     def check_old(self, trajectory: TensorDictBase) -> float:
         """Compares recorded with recomputed log-probabilities before the first update.
 
@@ -179,7 +184,7 @@ class Updater:
         micro = trajectory[: self.trainer.micro_batch_size].copy()
         with torch.no_grad(), self.autocast():
             estimated = self._estimate(micro)
-        tolerance = 1e-3 if self.trainer.precision == "float32" else 0.1
+        tolerance = self.tolerance()
         largest = 0.0
         for key, source in self.plan.old.items():
             if source is None:

@@ -1,0 +1,46 @@
+"""DiffusionGemma as transformers ships it (``DiffusionGemmaForBlockDiffusion``): see ``policies.diffusion_gemma``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit.policies.diffusion_gemma import DiffusionGemmaPolicy
+from dlmrl_kit.policies.files import load_model, load_tokenizer
+from dlmrl_kit.policies.layout import Layout, read_files
+from dlmrl_kit.policies.options import LoadOptions
+
+SUPPORTED = "DiffusionGemma (model type diffusion_gemma)"
+
+
+def matches(config: dict[str, Any]) -> bool:
+    """Whether ``config.json`` is DiffusionGemma's."""
+    classes = config.get("architectures") or []
+    return config.get("model_type") == "diffusion_gemma" or "DiffusionGemmaForBlockDiffusion" in classes
+
+
+def load(source: str, config: dict[str, Any], options: LoadOptions) -> DiffusionGemmaPolicy:
+    """Loads the checkpoint; the end of text is that of a turn, where generation settings name more than one.
+
+    Raises:
+        UserError: tensors that are missing, or a tokenizer that cannot be loaded.
+    """
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+    settings = DiffusionGemmaConfig.from_dict(config)
+    model = load_model(DiffusionGemmaForBlockDiffusion, source, options, config=settings)
+    tokenizer = load_tokenizer(source, config.get("text_config") or {})
+    layout = Layout(read_files(source))
+    policy = DiffusionGemmaPolicy(model, tokenizer, layout=layout, **options.policy_arguments())
+    ends = _ends(source)
+    if len(ends) > 1:
+        policy.eos_id = next(end for end in ends if end != tokenizer.eos_token_id)
+    return policy
+
+
+def _ends(source: str) -> list[int]:
+    """Ids that end a generation, as ``generation_config.json`` lists them."""
+    file = Path(source) / "generation_config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return found if isinstance(found, list) else []
