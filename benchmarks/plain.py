@@ -77,8 +77,9 @@ def rollout(policy: Policy, prompts: TensorDict, size: Size, generator: torch.Ge
             order_term(probabilities[row], behaviour[row], confidence[row], committed[row], allowed[row])
             for row in range(len(x))
         ]
-        out.log_prob.append((token * committed).sum(-1) + torch.stack(order))
-        out.model_log_prob.append((model.gather(-1, drawn[..., None]).squeeze(-1) * committed).sum(-1))
+        out.log_prob.append(token.masked_fill(~committed, 0.0).sum(-1) + torch.stack(order))
+        at_one = model.gather(-1, drawn[..., None]).squeeze(-1)
+        out.model_log_prob.append(at_one.masked_fill(~committed, 0.0).sum(-1))
         entropy = -(behaviour.exp() * behaviour.masked_fill(behaviour == -math.inf, 0.0)).sum(-1)
         out.entropy.append((entropy * committed).sum(-1) / committed.sum(-1))
         out.distributions.append(behaviour[committed].exp())
@@ -120,7 +121,9 @@ def step_log_prob(policy: Policy, prompts: TensorDict, run: Rollout, row: int, s
     return log_probs[committed].gather(-1, run.completion[row][committed][:, None]).sum()
 
 
-def update(policy: Policy, prompts: TensorDict, run: Rollout, advantage: Tensor, selected: Tensor, beta: float) -> float:
+def update(
+    policy: Policy, prompts: TensorDict, run: Rollout, advantage: Tensor, selected: Tensor, beta: float
+) -> float:
     """Gradient of clipped PPO with KL (k3) on the selected steps, one sample and one step at a time.
 
     Args:
@@ -133,7 +136,7 @@ def update(policy: Policy, prompts: TensorDict, run: Rollout, advantage: Tensor,
     Returns:
         The loss.
     """
-    total, count = 0.0, selected.numel()
+    total, count = 0.0, len(selected)
     for row in range(len(selected)):
         for slot, step in enumerate(selected[row].tolist()):
             with torch.no_grad(), policy.reference():

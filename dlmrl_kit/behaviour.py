@@ -156,7 +156,7 @@ def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return found.squeeze(-1), ((target - (end - width)) / width).clamp_(0, 1 - 2**-32).squeeze(-1)
 
 
-def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor) -> Any:
+def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor, at: Tensor | None = None) -> Any:
     """``function(values, *others)`` in pieces of rows that stay in a processor's cache, concatenated.
 
     For functions of single rows. Where gradients are recorded the function is called once, with everything: pieces
@@ -165,18 +165,21 @@ def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor) -> An
     Args:
         function: of [n, V] and the matching rows of ``others``; returns a tensor [n, ...] or a tuple of them.
         values: [N, V].
-        others: [N, ...] each.
+        others: [N, ...] each; [n, ...] with ``at``.
+        at: int64 [n], the rows of ``values`` to use; None: all.
     """
     size = max(1, _PIECE_BYTES[values.device.type == "cpu"] // (values.shape[-1] * values.element_size()))
-    if len(values) <= size or (torch.is_grad_enabled() and values.requires_grad):
-        return function(values, *others)
-    pieces = [function(*piece) for piece in zip(*(t.split(size) for t in (values, *others)), strict=True)]
+    rows = len(values) if at is None else len(at)
+    if rows <= size or (torch.is_grad_enabled() and values.requires_grad):
+        return function(values if at is None else values[at], *others)
+    parts = values.split(size) if at is None else (values.index_select(0, part) for part in at.split(size))
+    pieces = [function(*piece) for piece in zip(parts, *(t.split(size) for t in others), strict=True)]
     if isinstance(pieces[0], tuple):
         return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
     return torch.cat(pieces)
 
 
-_PIECE_BYTES = {True: 2 * 2**20, False: 128 * 2**20}  # on a CPU, elsewhere
+_PIECE_BYTES = {True: 2**20, False: 128 * 2**20}  # on a CPU, elsewhere
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -259,33 +262,35 @@ def confidence_of(probability: float) -> float:
     return -math.log1p(-probability) - 2 * math.log(2) if probability < 1 else math.inf
 
 
-def log_mass(logits: Tensor, behaviour: Behaviour, certain: Certainty, threshold: Tensor) -> Tensor:
-    """log of the behaviour probability of the tokens below a threshold, [N] from logits [N, V]; differentiable.
+def log_mass(logits: Tensor, at: Tensor, behaviour: Behaviour, certain: Certainty, threshold: Tensor) -> Tensor:
+    """log of the behaviour probability of the tokens below a threshold, [n] from logits [N, V]; differentiable.
 
     Args:
-        logits, certain: of the N positions.
-        threshold: [N], from ``Certainty.threshold``; the set of tokens is held fixed.
+        logits: [N, V].
+        at: int64 [n], the positions to use.
+        certain: of these n positions.
+        threshold: [n], from ``Certainty.threshold``; the set of tokens is held fixed.
 
     Returns:
-        [N]; ``LOG_ZERO`` without gradient where no token is left.
+        [n]; ``LOG_ZERO`` without gradient where no token is left.
     """
     given = (certain.top, certain.log_total, threshold)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _log_mass(logits, *given, behaviour)
+        return _log_mass(logits[at], behaviour, *given)
 
     def mass(piece: Tensor, top: Tensor, log_total: Tensor, threshold: Tensor) -> Tensor:
         below = piece.sub(top[:, None]).sub_(log_total[:, None]).lt_(threshold[:, None])  # 1 or 0: faster than bool
         return below.mul_(behaviour_probs(piece, behaviour)).sum(-1)
 
-    total = by_rows(mass, logits, *given)
+    total = by_rows(mass, logits, *given, at=at)
     out = total.log()
     tiny = (total < 1e-30).nonzero().squeeze(-1)  # what underflow may have reached
     if len(tiny):
-        out[tiny] = _log_mass(logits[tiny], *(t[tiny] for t in given), behaviour)
+        out[tiny] = _log_mass(logits[at[tiny]], behaviour, *(t[tiny] for t in given))
     return out
 
 
-def _log_mass(logits: Tensor, top: Tensor, log_total: Tensor, threshold: Tensor, behaviour: Behaviour) -> Tensor:
+def _log_mass(logits: Tensor, behaviour: Behaviour, top: Tensor, log_total: Tensor, threshold: Tensor) -> Tensor:
     below = logits.detach() - top[:, None] - log_total[:, None] < threshold[:, None]
     log_probs = behaviour_log_probs(logits, behaviour)
     possible = (below & (log_probs > -torch.inf)).any(-1)

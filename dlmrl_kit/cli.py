@@ -117,12 +117,19 @@ def train(
             metavar="REPO_ID", help="Upload the model to this repository of the hub at the end.", show_default=False
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Report sizes, memory and forwards, and try one update on a small random model."),
+    ] = False,
     allow_imports: AllowImports = False,
 ) -> None:
     """Train a recipe.
 
     Example: dlmrl train egspo --use selector=UniformSteps --set UniformSteps.k=4
     """
+    if dry_run:
+        given = {"--out": out, "--resume": resume, "--push-to-hub": push_to_hub}
+        _refuse(given, "with --dry-run: nothing is trained or written")
     if push_to_hub is not None:
         from dlmrl_kit.training.export import check_hub
 
@@ -137,6 +144,11 @@ def train(
     bindings = [*(sets or ()), *([f"Trainer.seed={seed}"] if seed is not None else [])]
     loaded = load_recipe(recipe or DEFAULT_RECIPE, sets=bindings, uses=uses or (), allow_imports=allow_imports)
     _print_notes(loaded)
+    if dry_run:
+        from dlmrl_kit.training.dry_run import dry_run as try_out
+
+        try_out(loaded, typer.echo)
+        return
     folder = _new_folder(out, loaded.name)
     from dlmrl_kit.training import train as run
 
@@ -400,9 +412,13 @@ def _observed(run: Callable[[Any], Any], folder: Path, again: str) -> None:
 
 
 def _refuse_with_resume(given: dict[str, Any]) -> None:
+    _refuse(given, "with --resume: a run goes on with the recipe it started with")
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
     wrong = [name for name, value in given.items() if value not in (None, [])]
     if wrong:
-        raise UserError(f"{' and '.join(wrong)} with --resume: a run goes on with the recipe it started with")
+        raise UserError(f"{' and '.join(wrong)} {why}")
 
 
 def _new_folder(out: Path | None, recipe: str) -> Path:

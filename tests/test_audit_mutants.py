@@ -91,6 +91,11 @@ class SkipsFirst(AllSteps):
         return kept
 
 
+class SelectsNothing(AllSteps):
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros_like(super().kept(tensordict, generator))
+
+
 class Unweighted(RandomSteps):
     def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
         return torch.ones_like(kept[:, :1], dtype=torch.float64)
@@ -129,6 +134,7 @@ MUTANTS: list[tuple[str, Any]] = [
     ("likelihood", NoTemperature()),
     ("likelihood", NoOrderTerm()),
     ("selector", SkipsFirst()),
+    ("selector", SelectsNothing()),
     ("selector", Unweighted(2)),
     ("selector", NotDividedByK(2)),
     ("selector", InverseWeight(2)),

@@ -16,7 +16,6 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
-from dlmrl_kit.advantages.group_softmax import GroupSoftmax
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
@@ -31,19 +30,15 @@ from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, Objective, weighted_sum
 from dlmrl_kit.losses.dpo import DPO
-from dlmrl_kit.losses.length_normalised_ppo import LengthNormalisedPPO
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.sequence_ppo import SequencePPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.fixed_length import FixedLength
 from dlmrl_kit.normalisers.per_sequence import PerSequence
-from dlmrl_kit.normalisers.per_step import PerStep
 from dlmrl_kit.registry import KINDS, components, register, unregister
 from dlmrl_kit.regularisers.kl_k1 import KLK1
 from dlmrl_kit.regularisers.kl_k3 import KLK3
-from dlmrl_kit.regularisers.sequence_kl_k3 import SequenceKLK3
-from dlmrl_kit.regularisers.token_kl_k2 import TokenKLK2
 from dlmrl_kit.regularisers.token_kl_k3 import TokenKLK3
 from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
@@ -86,15 +81,11 @@ CONFIGURED = [
     StepTokenLogProb(sampling_temperature=False),
     KLK3(0.1, to="old"),
     GroupZScore(0.0, correction=1),
-    GroupSoftmax(0.2),
     SuccessRange(0.5, 1.0, success=0.5),
     FixedLength(12),
-    *(TokenPPO(normaliser=make()) for make in (PerStep, PerSequence, FixedLength)),
+    TokenPPO(normaliser=PerSequence()),
     LinearisedBound(0.01, 0.02, dual_clip=1.05),
-    LengthNormalisedPPO(0.001, 0.0),
     TokenKLK3(0.01, "old", FixedLength()),
-    TokenKLK2(normaliser=PerSequence()),
-    SequenceKLK3(to="old"),
 ]
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "TorchRLLogger": {"backend": "csv"},

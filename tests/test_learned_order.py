@@ -324,7 +324,7 @@ def texts(result: EvalResult) -> list[str]:
 
 
 def _check_that_the_modules_matter(path: Path, run: Path) -> None:
-    """Another module decodes otherwise; one that is missing or does not fit is refused; other samplers need none."""
+    """Another module decodes otherwise; one that is missing or does not fit is refused; other recipes need none."""
     before, stored = evaluate_path(str(run), size=4, temperature=1.0), load_file(path)
     assert texts(before) == texts(evaluate_path(str(run), size=4, temperature=1.0))
     generator = torch.Generator().manual_seed(0)
@@ -335,7 +335,7 @@ def _check_that_the_modules_matter(path: Path, run: Path) -> None:
     path.unlink()
     with pytest.raises(CheckpointError, match=r"LearnedOrder has trained modules of its own, but .* does not exist"):
         evaluate_path(str(run), size=4)
-    assert evaluate_path(str(run), size=4, uses=["sampler=LowConfidence"]).size == 4
+    assert evaluate_path(str(run), size=4, recipe="egspo").size == 4
 
 
 def test_the_module_may_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:

@@ -12,13 +12,18 @@ import torch
 from safetensors.torch import load_file
 from training_helpers import model_path, recipe
 
-from dlmrl_kit.recipe import load_recipe, recipe_names
+from dlmrl_kit.experiments.algorithms import training_recipes
+from dlmrl_kit.recipe import load_recipe
 from dlmrl_kit.registry import components
 from dlmrl_kit.training import train
 from dlmrl_kit.training.results import Observer, RunResult
 
-RECIPES = [name for name in recipe_names() if not name.startswith("pretrain")]
-SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit"]
+RECIPES = training_recipes()
+SAMPLERS = [
+    c.name
+    for c in components("sampler")
+    if c.package == "dlmrl_kit" and (keys := c.keys()) and ("step", "log_prob") in keys.writes
+]
 SHORT = ["Trainer.updates = 2", "Trainer.eval_every = 0"]
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from tiny_runs import tiny_recipe
 
 from dlmrl_kit.errors import CheckpointError, RecipeError
+from dlmrl_kit.experiments.algorithms import training_recipes
 from dlmrl_kit.policies.families import SHIPPED
-from dlmrl_kit.recipe import load_recipe, recipe_names
+from dlmrl_kit.recipe import load_recipe
 from dlmrl_kit.training import evaluate_path, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 
@@ -146,7 +147,7 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path) -> None:
         resume(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", [n for n in recipe_names() if not n.startswith("pretrain")])
+@pytest.mark.parametrize("name", training_recipes())
 def test_every_recipe_trains(name: str, tmp_path: Path) -> None:
     result = train(tiny_recipe(name, sets=["Trainer.updates = 2", "Trainer.eval_every = 0"]), tmp_path / "run")
     assert result.updates == 2

@@ -226,9 +226,12 @@ class CountPolicy(nn.Module):
     def __init__(self, g: Any, length: int) -> None:
         super().__init__()
         self.g, self.length = g, length
-        self.mask_id, self.pad_id, self.eos_id, self.forbidden_ids = 2, 2, None, (2,)
+        self.mask_id, self.pad_id, self.eos_id, self.forbidden_ids, self.vocab_size = 2, 2, None, (2,), 3
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         share = (input_ids[:, -self.length :] == 2).double().mean(-1)
         zero = self.g(share)
         logits = torch.stack([zero, torch.log(-torch.expm1(zero)), torch.zeros_like(zero)], dim=-1)

@@ -131,6 +131,14 @@ def test_slots_of_a_sample_and_samples_have_masks_of_their_own(name: str) -> Non
     assert len(found.flatten().unique()) >= 6
 
 
+@pytest.mark.parametrize("cls", [MeanField, StepMerge])
+def test_without_random_masks_there_is_nothing_to_redraw(cls: type[MeanField | StepMerge]) -> None:
+    """Else each pass would have log-probabilities of the old policy computed again, to the same numbers."""
+    assert not cls(redraw=True).redraw
+    assert "iteration" not in cls(redraw=True).in_keys
+    assert cls(redraw=True, prompt_mask_share=0.1).redraw
+
+
 @every
 def test_copies_are_what_the_update_reckons_with(name: str) -> None:
     """No more states are computed than declared, and none in which nothing is scored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from loss_batches import (
 )
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from training_helpers import new_run, sgd, weights
 
 from dlmrl_kit.advantages.group_softmax import GroupSoftmax
 from dlmrl_kit.losses.dpo import DPO
@@ -426,3 +428,32 @@ FLAGS: list[tuple[Callable[[], Any], bool, bool]] = [
 def test_what_the_update_may_cut(make: Any, slotwise: bool, needs_groups: bool) -> None:
     loss = make()
     assert (loss.slotwise, loss.needs_groups) == (slotwise, needs_groups)
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        ["loss=SequencePPO", "regulariser=SequenceKLK2"],
+        ["loss=LengthWeightedReinforce", "regulariser=SequenceKLK1"],
+        ["loss=DPO", "regulariser=none"],
+    ],
+    ids=["two passes", "slot by slot", "whole groups in two passes"],
+)
+def test_a_draw_at_a_time_gives_the_same_update(uses: list[str], tmp_path: Path) -> None:
+    """The smallest token budget, one state per pass, changes neither the weights nor the metrics of an update."""
+    sets = ["Trainer.minibatches = 1", "Trainer.max_grad_norm = 1e9", "WholeSequence.draws = 3"]
+    sets += ["MeanField.prompt_mask_share = 0.5"]
+    uses = ["selector=WholeSequence", "likelihood=MeanField", "advantage=GroupMean", *uses]
+
+    def updated(budget: int | None) -> tuple[Tensor, Tensor, dict[str, float]]:
+        trainer = new_run(tmp_path, "egspo", uses=uses, sets=sets)
+        start, updater = weights(trainer.policy), sgd(trainer, 0.1)
+        updater.trainer.micro_batch_tokens = budget
+        metrics = updater.update(updater.prepare(trainer.collect(0).kept), 0)
+        return start, weights(trainer.policy), metrics
+
+    start, expected, metrics = updated(None)
+    _, found, same = updated(1)
+    assert (expected - start).abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert same == pytest.approx(metrics, rel=1e-4, abs=1e-6)

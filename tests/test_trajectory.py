@@ -68,7 +68,7 @@ def test_num_valid() -> None:
 
 
 def test_every_key_names_a_torch_dtype() -> None:
-    letters = {"B", "P", "L", "T", "K", "C", "V"}
+    letters = {"B", "P", "L", "T", "K", "C", "V", "D"}
     for key, spec in KEYS.items():
         assert isinstance(getattr(torch, spec.dtype), torch.dtype), key
         assert {part.strip() for part in spec.shape.strip("[]").split(",")} <= letters, key

@@ -88,7 +88,7 @@ MIXED = [3, 1, 3, 3, 8, 1, 3, 3, 8, 3, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("groups", [FULL, MIXED], ids=["full", "mixed"])
-@pytest.mark.parametrize("shape", [(3, 2), (2, 3), (1, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3), (1, 4), (7, 2)], ids=str)
 @pytest.mark.parametrize("stop_at_eos", [True, False])
 def test_samples_share_what_their_nodes_share(groups: list[int], shape: tuple[int, int], stop_at_eos: bool) -> None:
     height, branching = shape
@@ -110,7 +110,7 @@ def test_samples_share_what_their_nodes_share(groups: list[int], shape: tuple[in
             if same_group:
                 assert torch.equal(data["step", name][b, :until], data["step", name][c, :until])
     ends = {tuple(row) for row in data["completion_ids"].tolist()}
-    assert len(ends) > len(groups) // 2  # children go on independently
+    assert len(ends) > len(groups) // 2 or height > LENGTH  # children go on independently
 
 
 def test_shared_steps_are_sampled_once() -> None:
@@ -167,8 +167,7 @@ def test_evaluation_and_restarts_are_independent() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"height": 0}, "height must be from 1 to the number of steps, 3, got 0"),
-        ({"height": 4}, "height must be from 1 to the number of steps, 3, got 4"),
+        ({"height": 0}, "height must be at least 1, got 0"),
         ({"branching": 1}, "branching must be at least 2, got 1"),
     ],
 )
@@ -179,11 +178,11 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
 
 def test_recipes_need_whole_trees() -> None:
     with pytest.raises(RecipeError, match=r"Tree makes 16 samples.*group_size is 3; set Trainer\.group_size = 16"):
-        build("d_treerpo")
-    sets = ["Trainer.group_size = 16", "Trainer.rollout_batch_size = 24"]
+        build("d_treerpo", ["Tree.branching = 4", "Trainer.group_size = 3"])
+    sets = ["Tree.branching = 4", "Trainer.group_size = 16", "Trainer.rollout_batch_size = 24"]
     with pytest.raises(RecipeError, match=r"rollout_batch_size = 24 would cut them apart; make it a multiple of 16"):
         build("d_treerpo", sets)
-    build("d_treerpo", [*sets[:1], "Trainer.rollout_batch_size = 32"])
+    build("d_treerpo", [*sets[:2], "Trainer.rollout_batch_size = 32"])
 
 
 # ------------------------------------------------------------------------------------------------ segments
@@ -430,7 +429,7 @@ def test_parts_of_a_batch_add_up() -> None:
 
 def test_schedules_follow_the_progress_of_the_run() -> None:
     data = distilled(0, [3] * 16)
-    scheduled = SelfDistillation(Exponential(0.0, 3e-3, 2.0), Polynomial(2.0, 0.0, 0.7))
+    scheduled = SelfDistillation()  # the paper's schedules
     for progress in (0.0, 0.25, 0.9):
         data["progress"] = torch.full((16,), progress, dtype=torch.float64)
         lam = 3e-3 * (math.exp(2 * progress) - 1) / (math.exp(2) - 1)

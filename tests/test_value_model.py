@@ -61,7 +61,8 @@ def counted(data: TensorDict, b: int, k: int, after_eos: bool = False) -> list[i
 
 
 def slots(data: TensorDict) -> list[tuple[int, int]]:
-    return list(itertools.product(*map(range, data["selected", "weight"].shape)))
+    rows, columns = data["selected", "weight"].shape
+    return list(itertools.product(range(rows), range(columns)))
 
 
 class Opinionated(TokenValue):

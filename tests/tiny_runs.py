@@ -28,7 +28,7 @@ TINY = (
 def tiny_recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str] = ()) -> Recipe:
     """A recipe of the kit, tiny; ``sets`` come last and win."""
     given = {binding.split("=")[0].strip() for binding in sets}
-    if "sampler=ConfidenceThreshold" in uses:
+    if {"sampler=ConfidenceThreshold", "sampler=EntropyBoundRenoising"} & {*uses}:
         given.add("Sampler.tokens_per_step")
     small = [binding for binding in TINY if binding.split("=")[0].strip() not in given]
     return load_recipe(name, sets=[*small, *sets], uses=["logger=MetricsCSV", *uses])

@@ -53,6 +53,12 @@ TINY = {
     "Sudoku4x4.cells_weight": "0.7",
 }
 """Four updates of two prompts with three samples each; 7 puzzles, so that passes end within an update."""
+TOGETHER = {
+    "d_treerpo": {"Tree.branching": "2", "Trainer.group_size": "4"},
+    "vrpo": {"Trainer.group_size": "2"},
+    "sampler=Tree": {"Trainer.group_size": "4"},
+}
+"""Sizes of what makes the samples of a prompt together, recipes and swaps: the sampler says how many."""
 
 
 @functools.cache
@@ -88,9 +94,11 @@ def recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str]
     sets, uses = list(sets), list(uses)
     given = {binding.split("=")[0].strip() for binding in sets}
     small = dict(TINY)
+    for part in (name, *uses):
+        small |= TOGETHER.get(part, {})
     if not any(use.startswith("policy=") for use in uses):
         small["Pretrained.path"] = repr(model_path())
-    if "sampler=ConfidenceThreshold" in uses or name == "dipo":
+    if {"sampler=ConfidenceThreshold", "sampler=EntropyBoundRenoising"} & {*uses} or name == "dipo":
         del small["Sampler.tokens_per_step"]
     if any(use.startswith("task=") for use in uses):
         small = {key: value for key, value in small.items() if not key.startswith("Sudoku4x4.")}

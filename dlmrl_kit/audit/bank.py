@@ -171,6 +171,8 @@ def jacobian(algorithm: Algorithm, services: ExactServices, trajectories: Tensor
 
 def _rows(value: Tensor, policy: SmallPolicy) -> Tensor:
     flat, parameters = value.flatten(), policy.parameters_list()
+    if len(flat) == 0:  # nothing is ever selected
+        return torch.zeros(0, sum(p.numel() for p in parameters), dtype=value.dtype)
     pieces = []
     for part in torch.eye(len(flat), dtype=flat.dtype).split(_CHUNK):
         found = torch.autograd.grad(flat, parameters, part, is_grads_batched=True, retain_graph=True, allow_unused=True)

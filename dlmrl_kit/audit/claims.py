@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dlmrl_kit.advantages.step_gae import TOKEN_ADVANTAGE, StepGAE
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.report import AuditReport
 from dlmrl_kit.audit.run import audit_algorithm
 from dlmrl_kit.audit.scale import TOLERANCE, evaluated
 from dlmrl_kit.audit.variants import EXACT, claims_of, exact_algorithm
 from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.values.base import OLD_VALUE
+from dlmrl_kit.values.token_value import TokenValue
 
 STEPS = 16
 """Steps of the sampler that a selector's ``k`` is meant for; on a small problem it is reduced in proportion."""
@@ -44,8 +48,11 @@ def audit_component(kind: str, component: Any, problems: Sequence[Problem] = PRO
         RecipeError: the component does not fit the exact ones.
     """
     hard, easy = LowConfidence(STEPS, temperature=0.8), EntropyOrder(STEPS, temperature=0.8)
+    others = companions(component)
+    if "likelihood" in others:
+        return _audit(easy, problems, others | {kind: component})
     try:
-        report = _audit(hard, problems, {kind: component})
+        report = _audit(hard, problems, others | {kind: component})
     except RecipeError:
         if kind == "likelihood":
             raise
@@ -53,6 +60,14 @@ def audit_component(kind: str, component: Any, problems: Sequence[Problem] = PRO
     if kind == "likelihood" and not report.unbiased:
         return _audit(easy, problems, {kind: component})
     return report
+
+
+def companions(component: Any) -> dict[str, Any]:
+    """What a component needs beside the exact ones, by slot: a value model, advantages of single tokens."""
+    reads = set(component.in_keys)
+    if TOKEN_ADVANTAGE in reads:
+        return {"likelihood": StepMerge(), "advantage": StepGAE(), "value": [TokenValue()]}
+    return {"value": [TokenValue()]} if OLD_VALUE in reads else {}
 
 
 def _audit(sampler: Sampler, problems: Sequence[Problem], parts: dict[str, Any]) -> AuditReport:

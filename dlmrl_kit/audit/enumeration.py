@@ -130,6 +130,11 @@ def _greedy(policy: Policy, prompt: TensorDictBase, ids: Tensor) -> Tensor:
 
 
 def check_sums(sampler: Sampler, log_prob: Tensor, source: Tensor, num_states: int) -> None:
+    """Checks that the probabilities of all actions [n] sum to 1 in each state, of which ``source`` [n] is the number.
+
+    Raises:
+        AuditError: they do not.
+    """
     totals = torch.zeros(num_states, dtype=torch.float64).index_add(0, source, log_prob.exp().double())
     worst = totals[(totals - 1).abs().argmax()].item()
     if not abs(worst - 1) < 1e-10:

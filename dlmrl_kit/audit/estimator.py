@@ -9,6 +9,7 @@ does not (a component that looks across groups), every tuple is run alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,7 +191,7 @@ class _Together:
 
     def _block(self, key: Any, gradient: Tensor | None, batch: TensorDictBase, count: int) -> Tensor:
         value = self.derivative.values[key]
-        entries = value[0].numel()
+        entries = math.prod(value.shape[1:])
         out = torch.zeros(count, value.numel(), dtype=torch.float64)
         if gradient is None:
             return out
@@ -223,4 +224,4 @@ class _Together:
         return Moments(mean @ self.matrix, second, step_mean, step_second, forwards, tuples)
 
     def _step_of(self, key: Any) -> Tensor:
-        return self.derivative.step.repeat_interleave(self.derivative.values[key][0].numel())
+        return self.derivative.step.repeat_interleave(math.prod(self.derivative.values[key].shape[1:]))

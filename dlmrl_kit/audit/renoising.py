@@ -67,7 +67,7 @@ def _begun(
 def _transitions(
     sampler: RenoisingSampler, outlook: Outlook, vocabulary: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Row of the state [n], tokens [n, L], log-probability of the action [n] and of the noise [n] of every transition."""
+    """Every transition: row of the state [n], tokens [n, L], log-probability of the action and of the noise [n]."""
     canvas, final = outlook.view.allowed, outlook.final[:, None]
     source, filled = _fillings(canvas & ~final, vocabulary)
     tokens = torch.where(final[source], outlook.best[source], filled)

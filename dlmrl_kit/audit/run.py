@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -121,18 +121,18 @@ def _add(notes: list[str], more: list[str]) -> None:
 
 def _measure_cause(ground: Ground, algorithm: Algorithm, cause: Cause) -> tuple[Measured | None, Measured | None]:
     """The cause alone among exact components, and the recipe without it; None where they do not fit together."""
-    found: list[Measured | None] = []
-    for build in (
-        lambda: exact_algorithm(algorithm.sampler, **cause.only),
-        lambda: swapped(algorithm, **cause.without),
-    ):
-        try:
-            variant = build()
-        except RecipeError:
-            found.append(None)
-            continue
-        found.append(ground.measure(variant))
-    return found[0], found[1]
+    only = None
+    if cause.only is not None:
+        only = _measured(ground, lambda: exact_algorithm(algorithm.sampler, **cause.only))
+    return only, _measured(ground, lambda: swapped(algorithm, **cause.without))
+
+
+def _measured(ground: Ground, build: Callable[[], Algorithm]) -> Measured | None:
+    try:
+        variant = build()
+    except RecipeError:
+        return None
+    return ground.measure(variant)
 
 
 def _attribution(

@@ -20,11 +20,13 @@ from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.component import Key, unattached
 from dlmrl_kit.groups import NODE
 from dlmrl_kit.likelihoods.base import Likelihood, Replay
+from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.selectors.all_steps import AllSteps
+from dlmrl_kit.selectors.base import Selector
 
 EXACT: dict[str, Callable[[], Any]] = {
     "likelihood": StepLogProb,
@@ -42,14 +44,14 @@ MAX_DRAWS = 2
 class Cause:
     """A component, or a part of one, that may bias the gradient.
 
-    ``only``: components that keep this cause and leave out the others of their slot; ``without``: those that leave
-    out this one alone.
+    ``only``: components that keep this cause and leave out the others of their slot, or None where it cannot be had
+    alone; ``without``: those that leave out this one alone.
     """
 
     slot: str
     component: str
     words: str
-    only: dict[str, Any]
+    only: dict[str, Any] | None
     without: dict[str, Any]
 
 
@@ -143,10 +145,11 @@ def shrunk(algorithm: Algorithm, problem: Problem) -> tuple[Algorithm, list[str]
 
 def causes(algorithm: Algorithm) -> list[Cause]:
     """What may bias this algorithm: each slot that does not hold the exact component, taken apart where possible."""
-    found = []
+    found = _segment_causes(algorithm)
+    together = {slot for cause in found for slot in cause.without}
     for slot, exact in EXACT.items():
         part = getattr(algorithm, slot)
-        if type(part) is exact:
+        if type(part) is exact or slot in together:
             continue
         if slot == "likelihood" and getattr(part, "sampling_temperature", True) is False:
             found += _likelihood_causes(part)
@@ -156,6 +159,27 @@ def causes(algorithm: Algorithm) -> list[Cause]:
         names = ", ".join(type(part).__name__ for part in algorithm.filters)
         words = "groups are left out by their rewards"
         found.append(Cause("filter", names, words, {"filter": algorithm.filters}, {"filter": None}))
+    return found
+
+
+def _segment_causes(algorithm: Algorithm) -> list[Cause]:
+    """A likelihood of segments and what cuts the trajectory into them: exact only as steps, so judged together."""
+    likelihood, selector = algorithm.likelihood, algorithm.selector
+    if not isinstance(likelihood, SegmentLikelihood):
+        return []
+    scored = copy.copy(likelihood)
+    scored.sampling_temperature = True
+    kept, exact, name = {"likelihood": scored}, {"likelihood": StepLogProb()}, type(likelihood).__name__
+    words = "another log-probability than that of the actions taken"
+    if type(selector).ends is not Selector.ends:
+        kept["selector"], exact["selector"] = selector, AllSteps()
+        words = "a segment's log-probability is not that of the actions taken in it"
+        name = f"{name} on {type(selector).__name__}"
+    found = [Cause("likelihood", name, words, kept, exact)]
+    if not likelihood.sampling_temperature:
+        missing = "temperature and filters missing from the log-probability"
+        component = f"{type(likelihood).__name__} (sampling_temperature=False)"
+        found.append(Cause("likelihood", component, missing, None, {"likelihood": scored}))
     return found
 
 

@@ -36,6 +36,8 @@ class AntitheticElbo(SegmentLikelihood):
     L / x.
     """
 
+    random_masks = True
+
     def masks(self, segments: Segments) -> Copies:
         """One copy with exactly x, or L + 1 - x, masked tokens."""
         targets = segments.targets

@@ -34,6 +34,7 @@ class Coupled(SegmentLikelihood):
     """
 
     copies = 3
+    random_masks = True
 
     def __init__(
         self,

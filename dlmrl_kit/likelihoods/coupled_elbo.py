@@ -35,6 +35,7 @@ class CoupledElbo(SegmentLikelihood):
     """
 
     copies = 2
+    random_masks = True
 
     def masks(self, segments: Segments) -> Copies:
         """k of the tokens masked, and the others."""

@@ -34,6 +34,8 @@ class Elbo(SegmentLikelihood):
     masked tokens, times L / x.
     """
 
+    random_masks = True
+
     def masks(self, segments: Segments) -> Copies:
         """One copy with exactly x masked tokens."""
         targets = segments.targets

@@ -39,6 +39,7 @@ class MeanField(SegmentLikelihood):
         super().__init__(sampling_temperature, after_eos, redraw and prompt_mask_share > 0)
         check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
         self.prompt_mask_share = prompt_mask_share
+        self.random_masks = prompt_mask_share > 0
 
     def masks(self, segments: Segments) -> Copies:
         """One copy, masked everywhere."""

@@ -45,6 +45,8 @@ class QuadratureElbo(SegmentLikelihood):
     tokens, ``token_log_prob`` its parts.
     """
 
+    random_masks = True
+
     def masks(self, segments: Segments) -> Copies:
         """One copy with exactly max(1, floor(t L)) masked tokens."""
         targets = segments.targets

@@ -29,6 +29,8 @@ class RandomMask(SegmentLikelihood):
         ValueError: a value out of range.
     """
 
+    random_masks = True
+
     def __init__(
         self,
         sampling_temperature: bool = True,

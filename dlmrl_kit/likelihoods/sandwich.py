@@ -52,6 +52,8 @@ class Sandwich(SegmentLikelihood):
         ValueError: a value out of range.
     """
 
+    random_masks = True
+
     def __init__(
         self,
         sampling_temperature: bool = True,

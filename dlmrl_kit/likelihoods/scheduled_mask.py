@@ -35,6 +35,8 @@ class ScheduledMask(SegmentLikelihood):
         RecipeError: when it runs, a pass beyond ``inner_iterations``.
     """
 
+    random_masks = True
+
     def __init__(self, inner_iterations: int = 1, sampling_temperature: bool = True, after_eos: bool = False) -> None:
         super().__init__(sampling_temperature, after_eos, redraw=True)
         check(inner_iterations >= 1, self, "inner_iterations", inner_iterations, "at least 1")

@@ -16,8 +16,8 @@ from dlmrl_kit.validate import check
 @register(
     "likelihood",
     paper="arXiv 2509.21474; arXiv 2509.06949",
-    unbiased=True,
-    under="segments of one step of samplers that choose positions from the state alone, with sampling_temperature=True",
+    unbiased=False,
+    under="exact for segments of one step of samplers that choose positions from the state alone, with after_eos=True",
 )
 class StepMerge(SegmentLikelihood):
     """Tokens of each segment given the state at its start.
@@ -43,6 +43,7 @@ class StepMerge(SegmentLikelihood):
         super().__init__(sampling_temperature, after_eos, redraw and prompt_mask_share > 0)
         check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
         self.prompt_mask_share = prompt_mask_share
+        self.random_masks = prompt_mask_share > 0
 
     def masks(self, segments: Segments) -> Copies:
         """One copy: the state at the start of the segment."""

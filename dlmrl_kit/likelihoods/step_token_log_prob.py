@@ -66,7 +66,8 @@ class StepTokenLogProb(Likelihood):
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """Predictions at the committed positions only."""
         committed = steps.decision.committed
-        if not {("selected", "distribution"), ("selected", "entropy")} & set(self.asked):
+        plain = type(sampler).view is Sampler.view  # a sampler with a view of its own makes the predictions itself
+        if plain and not {("selected", "distribution"), ("selected", "entropy")} & set(self.asked):
             return self._without_distributions(steps, policy, sampler)
         view = sampler.view(policy, steps.prompt, steps.ids, committed)
         log_probs = view.log_probs if self.sampling_temperature else view.logits.log_softmax(-1)

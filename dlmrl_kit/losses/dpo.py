@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dlmrl_kit.advantages.base import group_max, group_sum
+from dlmrl_kit.advantages.base import group_max
 from dlmrl_kit.losses.base import LOG_PROB, REF_LOG_PROB, WEIGHT, Objective
 from dlmrl_kit.losses.sequence_base import sequence_log_prob, used_sequences
 from dlmrl_kit.registry import register
@@ -41,11 +41,28 @@ def best_and_worst(reward: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor,
     return mixed & (reward == highest), mixed & (reward == lowest)
 
 
-def pair_shares(best: Tensor, worst: Tensor, group: Tensor) -> Tensor:
-    """The share of each pair, row preferred to column, among those of its group: float64 [B, B], 0 for no pair."""
-    pairs = best[:, None] & worst[None, :] & (group[:, None] == group[None, :])
-    number = group_sum(best.double(), group) * group_sum(worst.double(), group)
-    return pairs / number.clamp(min=1)[:, None]
+def preference_pairs(best: Tensor, worst: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs of a best and a worst sample of the same group.
+
+    Args:
+        best, worst: bool [B].
+        group: int64 [B].
+
+    Returns:
+        Row of the preferred sample and of the other one, int64 [N] each, and the share of the pair among those of its
+        group, float64 [N].
+    """
+    index = torch.unique(group, return_inverse=True)[1]
+    losers = worst.nonzero().squeeze(-1)
+    losers = losers[index[losers].argsort(stable=True)]
+    per_group = torch.bincount(index[losers], minlength=len(group))
+    first = per_group.cumsum(0) - per_group
+    winners = best.nonzero().squeeze(-1)
+    number = per_group[index[winners]]
+    row = winners.repeat_interleave(number)
+    place = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number).repeat_interleave(number)
+    column = losers[first[index[row]] + place]
+    return row, column, 1 / torch.bincount(index[row], minlength=len(group))[index[row]].double()
 
 
 @register("loss", paper="arXiv 2305.18290; arXiv 2505.19223", unbiased=False, under="another objective")
@@ -86,12 +103,11 @@ class DPO(Objective):
         """Sum over groups of the mean over their pairs of -log sigmoid(margin)."""
         weight, group = tensordict[WEIGHT], tensordict["group"]
         best, worst = best_and_worst(tensordict["reward"], group, used_sequences(weight))
-        shares = pair_shares(best, worst, group)
-        row, column = shares.nonzero(as_tuple=True)
+        row, column, share = preference_pairs(best, worst, group)
         log_prob, reference = (sequence_log_prob(tensordict[key], weight) for key in (LOG_PROB, REF_LOG_PROB))
         relative = self.beta * (log_prob - reference.detach())
         margin = relative[row] - relative[column]
-        share = shares[row, column].to(margin.dtype)
+        share = share.to(margin.dtype)
         groups = share.sum().clamp(min=1)
         with torch.no_grad():
             diagnostics = {

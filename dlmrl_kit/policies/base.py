@@ -208,7 +208,7 @@ class Policy(nn.Module):
             self.model = current
 
     def merged(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context and without gradients, the adapter is part of the weights: faster, equal up to rounding."""
+        """Within the context and without gradients, the adapter is in the weights: faster, equal up to rounding."""
         return contextlib.nullcontext() if self._adapter is None else merged(self._adapter)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:

@@ -60,25 +60,22 @@ class DiffusionGemmaPolicy(Policy):
         self._prefixes: _Prefixes | None = None
         self._caching = False
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """As ``Policy.forward``; every asked canvas is denoised with what comes before it.
+    def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """As ``Policy.hidden_at``; every asked canvas is denoised with what comes before it.
 
         Raises:
             UserError: a position before the first canvas, or an asked canvas with masks in it.
         """
-        if positions.dtype == torch.bool:
-            row, column = positions.nonzero(as_tuple=True)
-        else:
-            row = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)
-            column = positions
+        row, column = torch.broadcast_tensors(row, column)
         if row.numel() == 0:
-            return self.head(self.model.get_input_embeddings()(row))
+            return self.model.get_input_embeddings()(row)
         assert self.block_size is not None
         from_end = (input_ids.shape[1] - 1 - column) // self.block_size
         pairs, index = torch.unique(torch.stack([row, from_end]).flatten(1), dim=1, return_inverse=True)
         start = input_ids.shape[1] - (pairs[1] + 1) * self.block_size
         hidden = self._denoise(input_ids[pairs[0]], attention_mask[pairs[0]], start)
-        return self.head(hidden[index.view_as(row), column - start[index].view_as(row)])
+        index = index.view_as(row)
+        return hidden[index, column - start[index]]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Soft-capped logits [..., V] in float32 from hidden states [..., D]."""
@@ -103,8 +100,8 @@ class DiffusionGemmaPolicy(Policy):
         canvas = input_ids.gather(1, start[:, None] + offset)
         if bool((canvas == self.mask_id).any()):
             raise UserError(
-                "this model has no mask: it denoises random tokens, so it needs a sampler such as EntropyBoundRenoising, "
-                "and a likelihood of single steps such as StepLogProb"
+                "this model has no mask: it denoises random tokens, so it needs a sampler such as "
+                "EntropyBoundRenoising, and a likelihood of single steps such as StepLogProb"
             )
         prefix_ids, prefix_mask = _left_padded(input_ids, attention_mask, start)
         prefix_mask, states = self._encoded(prefix_ids, prefix_mask)

@@ -48,6 +48,6 @@ def _mergeable(layer: Any) -> Tensor | None:
         return None
     if any(name not in layer.lora_A or layer.lora_bias.get(name) for name in layer.active_adapters):
         return None
-    weight = layer.get_base_layer().weight
+    weight: Any = layer.get_base_layer().weight
     plain = type(weight.data) is Tensor and weight.dtype in (torch.float32, torch.float64)
     return weight if plain else None

@@ -20,7 +20,7 @@ def prunable(model: Any) -> bool:
 
     Layers that ``fully_shard`` wrapped are used as they are: their parts have no weights by themselves.
     """
-    body = model.get_decoder() if hasattr(model, "get_decoder") else None
+    body: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
     if type(body).__name__ not in DECODERS or type(body.layers[-1]).__name__.startswith("FSDP"):
         return False
     config = body.config
@@ -33,7 +33,7 @@ def last_layer_at(body: Any, input_ids: Tensor, attention_mask: Tensor, row: Ten
 
     Args:
         body: a decoder for which ``prunable`` holds.
-        input_ids, attention_mask: int64 and bool [B, S], B at least 1; rotary positions count from the first real token.
+        input_ids, attention_mask: int64 and bool [B, S], B at least 1; rotary positions count the real tokens.
         row, column: int64 [...], the places; they broadcast.
 
     Returns:

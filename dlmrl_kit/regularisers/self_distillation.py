@@ -26,6 +26,8 @@ from dlmrl_kit.losses.base import ADVANTAGE, TOKEN_LOG_PROB, TOKEN_MASK, WEIGHT,
 from dlmrl_kit.registry import register
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.constant import Constant
+from dlmrl_kit.schedules.exponential import Exponential
+from dlmrl_kit.schedules.polynomial import Polynomial
 from dlmrl_kit.validate import check
 
 LEAST_TEMPERATURE = 1e-6
@@ -39,8 +41,10 @@ class SelfDistillation(Term):
     part if it starts where a level starts, with the selector's weight as the share of its child.
 
     Args:
-        coefficient: multiplies the mean, at least 0: a number, or a schedule over the updates of the run.
-        tau: temperature of the weights, at least 0 (and taken to be at least 1e-6): a number, or a schedule.
+        coefficient: multiplies the mean, at least 0: a number, or a schedule over the updates of the run; None means
+            the paper's, ``Exponential(0, 3e-3, rate=2)``.
+        tau: temperature of the weights, at least 0 (and taken to be at least 1e-6): a number, or a schedule; None means
+            the paper's, ``Polynomial(2, 0, power=0.7)``.
 
     Reads ``("selected", "token_log_prob")`` (with gradient) and ``("selected", "token_mask")``, both [B, K, L];
     ``("selected", "advantage")``, ``("selected", "weight")`` and ``("selected", "step")``, all [B, K];
@@ -54,12 +58,13 @@ class SelfDistillation(Term):
 
     needs_groups: ClassVar[bool] = True
 
-    def __init__(self, coefficient: float | Schedule = 3e-3, tau: float | Schedule = 1.0) -> None:
+    def __init__(self, coefficient: float | Schedule | None = None, tau: float | Schedule | None = None) -> None:
         tree: list[Key] = ["group", NODE, LEVEL_STEP, "completion_ids", "progress"]
         selected: list[Key] = [TOKEN_LOG_PROB, TOKEN_MASK, ADVANTAGE, WEIGHT, ("selected", "step")]
         super().__init__([*selected, *tree], ["loss_self_distillation", "self_distillation"])
-        self.coefficient = self._schedule("coefficient", coefficient)
-        self.tau = self._schedule("tau", tau)
+        published = Exponential(0.0, 3e-3, 2.0), Polynomial(2.0, 0.0, 0.7)
+        self.coefficient = self._schedule("coefficient", published[0] if coefficient is None else coefficient)
+        self.tau = self._schedule("tau", published[1] if tau is None else tau)
 
     def _schedule(self, name: str, value: float | Schedule) -> Schedule:
         usable = isinstance(value, Schedule) or (isinstance(value, (int, float)) and math.isfinite(value))
@@ -86,7 +91,7 @@ class SelfDistillation(Term):
         log_target = keep(target, part > 0).masked_fill(part == 0, 1).log().to(log_prob.dtype)
         total = (share.to(log_prob.dtype) * (log_target - keep(log_prob, part > 0))).sum()
         mean = self.mean(total, tensordict)
-        coefficient = self.coefficient(tensordict["progress"]).amax()
+        coefficient = self.coefficient(tensordict["progress"].detach()).amax()
         return TensorDict({"loss_self_distillation": coefficient * mean, "self_distillation": mean.detach()})
 
     def _targets(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -114,7 +119,7 @@ class SelfDistillation(Term):
         child = keep(weight.flatten().double(), used)
         advantage = keep(tensordict[ADVANTAGE].detach().flatten().double(), used)
         good = used & (advantage > 0) & (group_sum(child, parent) > 1 + 1e-6)
-        tau = self.tau(tensordict["progress"].double()).amax().clamp(min=LEAST_TEMPERATURE)
+        tau = self.tau(tensordict["progress"].detach().double()).amax().clamp(min=LEAST_TEMPERATURE)
         scaled = (advantage / tau).masked_fill(~good, -math.inf)
         most = group_max(scaled, parent).masked_fill(~good, 0)
         mass = keep((scaled - most).exp() * child, good)

@@ -118,7 +118,8 @@ def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
     def pick(logits: Tensor, tokens: Tensor) -> Tensor:
         return behaviour_log_probs(logits, view.behaviour).gather(-1, tokens[:, None]).squeeze(-1)
 
-    return by_rows(pick, view.logits[chosen], tokens).clamp(min=LOG_ZERO), view.index[0][chosen]
+    picked = by_rows(pick, view.logits, tokens, at=chosen.nonzero().squeeze(-1))
+    return picked.clamp(min=LOG_ZERO), view.index[0][chosen]
 
 
 def token_log_prob(view: View, decision: Decision) -> Tensor:
@@ -174,7 +175,7 @@ class Sampler(Component):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("policy", "generator")
-    optional_keys = OPTIONAL_KEYS
+    optional_keys: ClassVar[tuple[Key, ...]] = OPTIONAL_KEYS
     noise: ClassVar[str] = "mask"
     """What open positions hold; see ``Policy.noise``."""
 

@@ -51,7 +51,8 @@ def order_term(view: View, decision: Decision) -> Tensor:
     positions = torch.arange(allowed.shape[1], device=allowed.device)
     last = positions.masked_fill(~(committed & (threshold == least)), -1).amax(-1)
 
-    row, position = (index[~chosen] for index in view.index)
-    certain = view.certainty.at(~chosen)
+    rest = (~chosen).nonzero().squeeze(-1)
+    row, position = (index[rest] for index in view.index)
+    certain = view.certainty.at(rest)
     below = certain.threshold(least.squeeze(-1)[row], ties=position > last[row])
-    return view.row_sum(log_mass(view.logits[~chosen], view.behaviour, certain, below), row)
+    return view.row_sum(log_mass(view.logits, rest, view.behaviour, certain, below), row)

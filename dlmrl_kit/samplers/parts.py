@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-LOGITS_BYTES = {True: 48 * 2**20, False: 1024 * 2**20}
+LOGITS_BYTES = {True: 64 * 2**20, False: 1024 * 2**20}
 """Largest block of float32 logits of a step, on a CPU (True) and elsewhere."""
 
 

@@ -41,9 +41,9 @@ class PreferencePairs(Sampler):
         chosen: a demonstrator; None means ``Chosen()``, the field "chosen" of a task's examples.
         rejected: a demonstrator; None means ``Rejected()``, the field "rejected".
 
-    Reads ``prompt_ids``, ``prompt_mask``, ``group`` and ``example``. Writes ``completion_ids`` and ``commit_step`` [B, L] (the space
-    behind a text holds end-of-text tokens, or padding that is never committed), ``("step", "valid")``,
-    ``("step", "num_committed")`` [B, T] and ``reward`` [B]. Service: ``examples``.
+    Reads ``prompt_ids``, ``prompt_mask``, ``group`` and ``example``. Writes ``completion_ids`` and ``commit_step``
+    [B, L] (the space behind a text holds end-of-text tokens, or padding that is never committed),
+    ``("step", "valid")``, ``("step", "num_committed")`` [B, T] and ``reward`` [B]. Service: ``examples``.
 
     Raises:
         ValueError: a value out of range.

@@ -66,7 +66,7 @@ class RenoisingSampler(Sampler):
 
     noise: ClassVar[str] = "uniform"
     records_tokens: ClassVar[bool] = False
-    optional_keys: tuple[Key, ...] = (
+    optional_keys: ClassVar[tuple[Key, ...]] = (
         ("step", "token_log_prob"),
         ("step", "model_log_prob"),
         ("step", "greedy_ids"),

@@ -31,7 +31,7 @@ class Tree(LowConfidence):
 
     Args:
         completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
-        height: levels of the tree, from 1 to the number of steps.
+        height: levels of the tree, at least 1; if there are more than steps, some have no step and fork for nothing.
         branching: children of every node, at least 2.
 
     Reads ``prompt_ids``, ``prompt_mask`` and ``group``; writes as ``Sampler``, and ``("tree", "node")``,
@@ -54,8 +54,7 @@ class Tree(LowConfidence):
         branching: int = 2,
     ) -> None:
         super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
-        expected = f"from 1 to the number of steps, {self.max_steps}"
-        check(1 <= height <= self.max_steps, self, "height", height, expected)
+        check(height >= 1, self, "height", height, "at least 1")
         check(branching >= 2, self, "branching", branching, "at least 2")
         self.height = height
         self.branching = branching

@@ -32,9 +32,10 @@ class Selector(Component):
         reads: keys read besides ``("step", "valid")`` bool [B, T].
 
     Writes ``("selected", "step")`` int64 [B, K], in ascending order of time, and ``("selected", "weight")`` [B, K]:
-    float32, or float64 in a trajectory whose entropies or advantages are; on demand ``("selected", "end")`` int64 [B, K]: a slot
-    stands for the steps from ``step`` up to, not including, ``end`` - here the one step. Slots a row does not need come
-    last, with step 0 and weight 0. ``slots``: K is min(slots, T); None means as many as the batch needs.
+    float32, or float64 in a trajectory whose entropies or advantages are; on demand ``("selected", "end")`` int64
+    [B, K]: a slot stands for the steps from ``step`` up to, not including, ``end`` - here the one step. Slots a row
+    does not need come last, with step 0 and weight 0. ``slots``: K is min(slots, T); None means as many as the batch
+    needs.
     """
 
     optional_keys = (END,)

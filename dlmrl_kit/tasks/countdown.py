@@ -15,8 +15,8 @@ class Countdown(Task):
     """Write an expression that uses each given number exactly once and equals the target.
 
     The prompt is the numbers with spaces between them, ``=``, the target, ``:``; the answer is an expression without
-    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. An instruction
-    comes before it, on lines of its own. ``meta`` has ``"numbers"`` (a list, in the order of the prompt) and
+    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. With an
+    instruction, that is on the lines before. ``meta`` has ``"numbers"`` (a list, in the order of the prompt) and
     ``"target"``. Puzzles with the same numbers in another order and the same target count as one puzzle.
 
     Reward components: ``format``, the completion is an expression with a value and its numbers are the given ones, each

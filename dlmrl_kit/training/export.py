@@ -20,9 +20,7 @@ MODEL, ADAPTER = "model", "adapter"
 """Folders of a run: the model in the layout of its family, and with LoRA the adapter."""
 
 
-def export(
-    policy: Policy, result: RunResult, *, recipe: str, task: Any, components: Iterable[Component] = ()
-) -> None:
+def export(policy: Policy, result: RunResult, *, recipe: str, task: Any, components: Iterable[Component] = ()) -> None:
     """Writes ``model/``, with an adapter merged, and ``adapter/`` where there is one, each with its model card.
 
     Args:

@@ -248,9 +248,7 @@ class Run:
             model=self.folder / MODEL,
             skipped=self.updater.skipped,
         )
-        export(
-            self.policy, result, recipe=self.name, task=self.algorithm.task, components=self.algorithm.components
-        )
+        export(self.policy, result, recipe=self.name, task=self.algorithm.task, components=self.algorithm.components)
         summary = {
             "recipe": self.name,
             "updates": result.updates,

@@ -44,7 +44,11 @@ def start_policy(
     components = list(components)
     attach(components, policy)
     usual = [component for component in components if component.learning_rate is None]
-    others = [component for component in components if component.learning_rate is not None]
+    others = [
+        (list(own_parameters([component]).values()), component.learning_rate)
+        for component in components
+        if component.learning_rate is not None
+    ]
     optimiser, scheduler = build_optimiser(
         list(trained(policy, usual).values()),
         learning_rate=settings.learning_rate,
@@ -53,7 +57,7 @@ def start_policy(
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
         total_steps=total_steps,
-        others=[(list(own_parameters([part]).values()), part.learning_rate) for part in others],
+        others=others,
     )
     return policy, optimiser, scheduler
 
@@ -97,7 +101,7 @@ def load_components(folder: Path, components: Iterable[Component]) -> None:
     if not own:
         return
     names = ", ".join(dict.fromkeys(name.removeprefix(PREFIX).split(".")[0] for name in own))
-    advice = "evaluate the run that trained them, or take another component with --use"
+    advice = "evaluate the run that trained them, or with a recipe that needs none (--recipe egspo)"
     path = folder / COMPONENTS
     if not path.is_file():
         raise CheckpointError(f"{names} has trained modules of its own, but {path} does not exist: {advice}")

@@ -27,7 +27,21 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
     Raises:
         UserError: sliding-window attention, or tensors that are missing or left over.
     """
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+    from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
+
+    model = load_model(Qwen2ForCausalLM, source, options, config=qwen2_config(config), strict=True)
+    # Dream's own tokenizer class is Qwen2's but for its name.
+    tokenizer = load_tokenizer(source, config, Qwen2Tokenizer)
+    return Policy(model, tokenizer, layout=Layout(read_files(source)), **options.policy_arguments())
+
+
+def qwen2_config(config: dict[str, Any]) -> Any:
+    """The ``Qwen2Config`` of a Dream configuration.
+
+    Raises:
+        UserError: sliding-window attention.
+    """
+    from transformers import Qwen2Config
 
     if config.get("use_sliding_window"):
         raise UserError("a Dream with use_sliding_window: windows to one side only are not supported")
@@ -35,7 +49,4 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
     settings.is_causal = False
     settings.use_cache = False
     settings.shift_logits = True
-    model = load_model(Qwen2ForCausalLM, source, options, config=settings, strict=True)
-    # Dream's own tokenizer class is Qwen2's but for its name.
-    tokenizer = load_tokenizer(source, config, Qwen2Tokenizer)
-    return Policy(model, tokenizer, layout=Layout(read_files(source)), **options.policy_arguments())
+    return settings

@@ -1,0 +1,78 @@
+"""Peak memory over the model's own, each measurement in a fresh process.
+
+    python benchmarks/memory.py --vocab 32000 --vocab 126464 --out results
+
+Resident memory at its highest during the work, over what the process held before it (the model, its adapter and a
+finished small run); blocks above 64 KiB go back to the system when they are freed, so that it counts live tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import rollout
+import torch
+import update
+from common import Size, growth, in_fresh_process, make_policy, make_prompts, peak_megabytes, report
+
+PHASES = ("rollout", "update")
+
+
+def worker(given: dict[str, Any]) -> float:
+    """One measurement: a phase of an implementation at a size, in this process."""
+    torch.set_num_threads(1)
+    size, phase, name = Size(**given["size"]), given["phase"], given["implementation"]
+
+    def work_of(size: Size) -> Any:
+        if phase == "update":
+            return update.works(size)[name]
+        policy, prompts = make_policy(size), make_prompts(size)
+        if name == "plain":
+            return rollout.plainly(policy, prompts, size)
+        return rollout.kit(policy, prompts, size, rollout.RECORDS)
+
+    work_of(replace(size, vocab=64, batch=2))()  # imports and thread-local buffers are not the work's memory
+    return peak_megabytes(work_of(size))
+
+
+def measure(size: Size, phase: str, implementation: str) -> float:
+    """Megabytes."""
+    arguments = {"size": asdict(size), "phase": phase, "implementation": implementation}
+    return float(in_fresh_process(__file__, arguments))
+
+
+def main() -> None:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, action="append")
+    parser.add_argument("--per-step", type=int, default=2)
+    parser.add_argument("--phase", choices=PHASES, action="append")
+    parser.add_argument("--steps-growth", action="store_true", help="also the kit's rollout over the number of steps")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        print(json.dumps(worker(json.loads(given.worker))))
+        return
+    rows: list[dict[str, Any]] = []
+    for vocab in given.vocab or (32_000, 126_464):
+        size = Size(vocab=vocab, per_step=given.per_step)
+        for phase in given.phase or PHASES:
+            found = {name: measure(size, phase, name) for name in ("kit", "plain")}
+            rows.append({"vocab": vocab, "phase": phase, **found, "plain/kit": found["plain"] / found["kit"]})
+    more = {}
+    if given.steps_growth:
+        per_step = (8, 4, 2, 1)
+        sizes = [Size(vocab=32_000, per_step=number) for number in per_step]
+        found = [measure(size, "rollout", "kit") for size in sizes]
+        more = {"steps": [s.steps for s in sizes], "kit": found, "slope": growth([s.steps for s in sizes], found)}
+        print("kit's rollout over the number of steps:", more)
+    report("memory", given.out, rows, over_steps=more)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Update time: the kit, the floor and the plain implementation, over the vocabulary and the number of selected steps.
+
+    OMP_NUM_THREADS=1 python benchmarks/update.py --vocab 32000 --selected 4 --selected 8 --selected 16 --out results
+
+The update is EGSPO's: reference and current log-probability of the tokens that K steps of each sample committed,
+clipped PPO and KL (k3), gradients of the adapter, optimiser step. The floor: the bodies of K states per sample, forward
+with the adapter off, then forward and backward with it on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import plain
+import torch
+from common import Size, full_ids, growth, interleaved, make_policy, make_prompts, make_sampler, plot, report
+from tensordict import TensorDict
+
+from dlmrl_kit.policies.base import Policy
+
+BETA = 0.04
+MICRO_TOKENS = 1536
+
+
+def make_updater(policy: Policy, size: Size) -> Any:
+    """The kit's updater for EGSPO with these sizes."""
+    from dlmrl_kit.advantages.group_mean import GroupMean
+    from dlmrl_kit.algorithm import Algorithm
+    from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+    from dlmrl_kit.losses.step_ppo import StepPPO
+    from dlmrl_kit.regularisers.kl_k3 import KLK3
+    from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
+    from dlmrl_kit.training.trainer import Trainer
+    from dlmrl_kit.training.update import Updater
+
+    algorithm = Algorithm(
+        task=None,
+        policy=None,
+        sampler=make_sampler(size),
+        selector=EntropyTopK(size.selected),
+        advantage=GroupMean(),
+        likelihood=StepTokenLogProb(sampling_temperature=False),
+        loss=StepPPO(clip_low=0.2, clip_high=0.5),
+        regulariser=KLK3(BETA),
+        trainer=Trainer(micro_batch_size=size.batch, micro_batch_tokens=MICRO_TOKENS, max_grad_norm=1e9),
+    )
+    parameters = [parameter for _, parameter in policy.trainable()]
+    optimiser = torch.optim.SGD(parameters, lr=0.0)  # the weights stay, so that every repeat does the same
+    return Updater(algorithm, policy, optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser))
+
+
+def trajectory(policy: Policy, prompts: TensorDict, size: Size, updater: Any) -> TensorDict:
+    """A rollout with random rewards, the steps selected."""
+    rollout = prompts.clone()
+    updater.algorithm.sampler(rollout, policy=policy, generator=torch.Generator().manual_seed(1))
+    rollout["reward"] = torch.rand(size.batch, generator=torch.Generator().manual_seed(2))
+    updater.algorithm.selector(rollout)
+    return updater.algorithm.advantage(rollout)
+
+
+def as_plain(policy: Policy, run: TensorDict, size: Size) -> plain.Rollout:
+    """The kit's rollout as the plain implementation keeps it."""
+    log_prob = list(run["step", "model_log_prob"].unbind(1))
+    return plain.Rollout(run["completion_ids"], run["commit_step"].long(), model_log_prob=log_prob)
+
+
+def floor(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
+    """Bodies forward and backward at K states per sample, and forward with the adapter off."""
+    completion = torch.full((size.batch, size.length), policy.mask_id)
+    ids, mask, position = (part.repeat(size.selected, 1) for part in full_ids(prompts, completion))
+    rows = max(1, MICRO_TOKENS // ids.shape[1])
+    parameters = [parameter for _, parameter in policy.trainable()]
+
+    def work() -> None:
+        for i, m, p in zip(ids.split(rows), mask.split(rows), position.split(rows), strict=True):
+            inputs = {"input_ids": i, "attention_mask": m, "position_ids": p, "use_cache": False}
+            with torch.no_grad(), policy.reference():
+                policy.model.get_decoder()(**inputs)
+            policy.model.get_decoder()(**inputs).last_hidden_state.sum().backward()
+        for parameter in parameters:
+            parameter.grad = None
+
+    return work
+
+
+def works(size: Size, with_plain: bool = True) -> dict[str, Callable[[], Any]]:
+    """What is timed, for one size."""
+    policy, prompts = make_policy(size), make_prompts(size)
+    updater = make_updater(policy, size)
+    run = trajectory(policy, prompts, size, updater)
+    kept = as_plain(policy, run, size)
+    advantage = run["advantage"][:, None].expand(-1, size.selected)
+
+    def kit() -> None:
+        updater.update(updater.prepare(run.clone()), 0)
+
+    def plainly() -> None:
+        plain.update(policy, prompts, kept, advantage, run["selected", "step"], BETA)
+        for _, parameter in policy.trainable():
+            parameter.grad = None
+
+    found = {"kit": kit, "floor": floor(policy, prompts, size)}
+    return {**found, "plain": plainly} if with_plain else found
+
+
+def main() -> None:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, action="append")
+    parser.add_argument("--selected", type=int, action="append")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    given = parser.parse_args()
+    rows = []
+    for vocab in given.vocab or (512, 32_000):
+        for selected in given.selected or (8,):
+            size = replace(Size(vocab=vocab, hidden=given.hidden, batch=given.batch), selected=selected)
+            seconds = interleaved(works(size, not given.no_plain), given.repeats)
+            row = {"vocab": vocab, "selected": selected, **seconds, "kit/floor": seconds["kit"] / seconds["floor"]}
+            if "plain" in seconds:
+                row["plain/kit"] = seconds["plain"] / seconds["kit"]
+            rows.append(row)
+    slopes = {}
+    if given.selected and len(given.selected) > 1:
+        first = [row for row in rows if row["vocab"] == rows[0]["vocab"]]
+        counts = [float(row["selected"]) for row in first]
+        names = [name for name in ("plain", "kit", "floor") if name in first[0]]
+        slopes = {name: growth(counts, [row[name] for row in first]) for name in names}
+        lines = {name: (counts, [row[name] for row in first]) for name in names}
+        given.out.mkdir(parents=True, exist_ok=True)
+        plot(given.out / "update.png", "Update, one thread", "selected steps K", "seconds", lines)
+    report("update", given.out, rows, growth_in_selected=slopes)
+    print("log-log slope in K:", {name: round(value, 2) for name, value in slopes.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The ``config.json`` of a checkpoint without its weights: from its folder, the hub, or the shapes that ship here.
+
+``shapes.json`` has the published sizes of the checkpoints that the kit's recipes name: facts for a dry run, no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from dlmrl_kit.errors import UserError
+from dlmrl_kit.policies.files import SHIPPED, read_config
+
+SHAPES = Path(__file__).with_name("shapes.json")
+
+
+def find_config(path: str) -> tuple[dict[str, Any], str]:
+    """The configuration of a checkpoint, and in words where it was found.
+
+    Args:
+        path: a folder, ``shipped:NAME`` or a hub id, as ``Pretrained.path``.
+
+    Raises:
+        UserError: it is nowhere to be found.
+    """
+    folder = local_folder(path)
+    if folder is not None:
+        adapter = folder / "adapter_config.json"
+        if adapter.is_file() and not (folder / "config.json").is_file():
+            return find_config(str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+        return read_config(str(folder)), f"{folder / 'config.json'}"
+    found = _from_hub(path)
+    if found is not None:
+        return read_config(str(Path(found).parent)), "config.json of the hub"
+    shapes = json.loads(SHAPES.read_text(encoding="utf-8"))
+    if path in shapes:
+        return shapes[path], "the published sizes, as they ship with dlmrl_kit (the hub could not be reached)"
+    raise UserError(
+        f"no config.json for {path}: there is no such folder, the hub does not give one (or cannot be reached), and "
+        f"dlmrl_kit ships the sizes of these only: {', '.join(sorted(shapes))}"
+    )
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder that a checkpoint's path means; None for a hub id."""
+    folder = SHIPPED / path.removeprefix("shipped:") if path.startswith("shipped:") else Path(path)
+    return folder if folder.is_dir() else None
+
+
+def _from_hub(path: str) -> str | None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        cached = try_to_load_from_cache(path, "config.json")
+        if isinstance(cached, str):
+            return cached
+        return hf_hub_download(path, "config.json") if _reachable() else None
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        return None
+
+
+def _reachable() -> bool:
+    """Whether the hub answers at once: huggingface_hub itself tries for half a minute where there is no network."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    address = urlparse(constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
