@@ -65,8 +65,8 @@ class Clock:
 def profile(recipe: str, updates: int, sets: list[str], uses: list[str]) -> dict[str, float]:
     """Mean seconds per update by phase, after one update that is not counted."""
     from dlmrl_kit.recipe import load_recipe
-    from dlmrl_kit.training.results import Observer
     from dlmrl_kit.training.loop import Run
+    from dlmrl_kit.training.results import Observer
 
     built: Any = load_recipe(recipe, sets=[f"Trainer.updates={updates + 1}", *sets], uses=uses).build()
     with tempfile.TemporaryDirectory() as folder:

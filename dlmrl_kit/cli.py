@@ -119,7 +119,7 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Report sizes, memory and forwards, and try one update on a small random model."),
+        typer.Option("--dry-run", help="Report sizes, memory and forwards; try an update on a small random model."),
     ] = False,
     allow_imports: AllowImports = False,
 ) -> None:

@@ -54,8 +54,10 @@ def test_updates_have_the_same_gradient() -> None:
     plain.update(policy, prompts, update.as_plain(policy, run, SIZE), advantage, run["selected", "step"], update.BETA)
     wanted = {name: parameter.grad.clone() for name, parameter in policy.trainable()}
     policy.zero_grad()
-    updater.optimiser.step = lambda: grads.update({n: p.grad.clone() for n, p in policy.trainable()})  # type: ignore
     grads: dict[str, torch.Tensor] = {}
+    updater.optimiser.register_step_pre_hook(
+        lambda *_: grads.update({name: p.grad.clone() for name, p in policy.trainable()})
+    )
     updater.update(updater.prepare(run.clone()), 0)
     scale = max(value.abs().max() for value in wanted.values())
     assert scale > 1e-4

@@ -527,11 +527,3 @@ def test_it_trains_from_the_command_line(checkpoint: tuple[Path, Any], tmp_path:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     adapted = re.compile(r"model\.decoder\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
     assert moved == {name for name in before if adapted.fullmatch(name)}
-
-
-def test_the_recipe_trains(tmp_path: Path) -> None:
-    diffusion_gemma_checkpoint(tmp_path / "model")
-    small = ("Trainer.updates=1", "Trainer.prompts_per_update=1", "Trainer.group_size=2", "Trainer.minibatches=1")
-    small += ("Trainer.eval_size=1", "Trainer.precision='float32'", "Countdown.num_train=4", "Countdown.num_heldout=2")
-    sizes = ("Sampler.completion_length=4", "Sampler.block_length=4", "EntropyBoundRenoising.steps=3", "Selector.k=2")
-    train(tmp_path / "run", "egspo_sa_diffusion_gemma", *small, *sizes, f"Pretrained.path='{tmp_path / 'model'}'")

@@ -17,6 +17,7 @@ from dlmrl_kit.trajectory import keys_table
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "quickstart",
+    "algorithms",
     "compose-an-algorithm",
     "run-an-ablation",
     "write-a-plugin",

@@ -39,7 +39,7 @@ class Square(Objective):
 def moved(run: Run, budget: int | None, loss: Objective | None = None) -> tuple[Tensor, dict[str, float], int]:
     """Weights after one SGD step, metrics, and the most states that went through the policy at once."""
     largest = 0
-    original = Policy.forward
+    original = Policy.features
 
     def counting(self: Policy, input_ids: Tensor, *given: Any) -> Tensor:
         nonlocal largest
@@ -52,7 +52,7 @@ def moved(run: Run, budget: int | None, loss: Objective | None = None) -> tuple[
     updater = sgd(run, 0.1)
     updater.trainer.micro_batch_tokens = budget
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Policy, "forward", counting)
+        patch.setattr(Policy, "features", counting)
         metrics = updater.update(updater.prepare(trajectory), 0)
     return weights(run.policy), metrics, largest
 
@@ -69,6 +69,7 @@ def test_a_token_budget_changes_nothing_but_memory(
     expected, metrics, all_at_once = moved(fresh(), None, loss)
     assert (expected - start).abs().max() > 1e-5
     length = all_at_once // (6 * 3)
+    assert length > 16
     for budget in (1, 2 * length, 5 * length):
         found, same, largest = moved(fresh(), budget, loss)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -89,7 +90,7 @@ def test_masks_are_drawn_anew_in_each_pass_and_the_ratio_starts_at_one(tmp_path:
     assert (by_sample[0] - by_sample[1]).abs().max() > 1e-4
     assert (by_sample[1] - by_sample[2]).abs().max() > 1e-4
     metrics = updater.update(trajectory, 0)
-    assert metrics["ratio"] == pytest.approx(1, abs=1e-5)
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-4)
     assert metrics["ratio_max"] == pytest.approx(1, abs=1e-3)
 
 

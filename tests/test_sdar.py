@@ -315,10 +315,3 @@ def test_it_trains_from_the_command_line_and_lora_changes_adapters_only(
     assert all(".lora_" in name for name, _ in base.trainable())
     weights = load_file(next((tmp_path / "run" / "checkpoints").glob("*")) / "weights.safetensors")
     assert set(weights) == {name for name, _ in base.trainable()}
-
-
-def test_the_recipe_trains(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
-    small = ("Trainer.updates=1", "Trainer.prompts_per_update=1", "Trainer.group_size=2", "Trainer.minibatches=1")
-    small += ("Trainer.eval_size=1", "Trainer.precision='float32'", "Countdown.num_train=4", "Countdown.num_heldout=2")
-    sizes = ("Sampler.completion_length=8", "Selector.k=2", f"Pretrained.path='{checkpoint[0]}'")
-    train(tmp_path / "run", "egspo_sa_sdar", *small, *sizes)

@@ -17,6 +17,7 @@ from dlmrl_kit.audit.variants import EXACT, claims_of, exact_algorithm
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.losses.base import LENGTH
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -63,10 +64,12 @@ def audit_component(kind: str, component: Any, problems: Sequence[Problem] = PRO
 
 
 def companions(component: Any) -> dict[str, Any]:
-    """What a component needs beside the exact ones, by slot: a value model, advantages of single tokens."""
+    """What a component needs beside the exact ones, by slot: a value model, advantages of single tokens, lengths."""
     reads = set(component.in_keys)
     if TOKEN_ADVANTAGE in reads:
         return {"likelihood": StepMerge(), "advantage": StepGAE(), "value": [TokenValue()]}
+    if LENGTH in reads:
+        return {"likelihood": StepMerge()}
     return {"value": [TokenValue()]} if OLD_VALUE in reads else {}
 
 

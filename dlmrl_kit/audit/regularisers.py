@@ -141,7 +141,14 @@ class _Expected:
         wanted = {*self.sampler.written_keys(), *problem.batch().keys(), "probability", "reward", "trajectory"}
         bank = select(whole, services, ground.trajectories.select(*wanted))
         self.rows, self.share = bank.rows, bank.probability / problem.prompts
-        batch = under_policy(whole, services, self.rows.copy())
+        batch = self.rows.copy()
+        if set(term.in_keys) & set(whole.advantage.written_keys()):
+            if "group" in whole.advantage.in_keys:
+                raise NotImplementedError(
+                    f"{type(term).__name__} reads what {type(whole.advantage).__name__} makes of groups"
+                )
+            batch = services.call(whole.advantage, batch)
+        batch = under_policy(whole, services, batch)
         values = [descended(term(batch[i : i + 1])) for i in range(len(batch))]
         self.gradient = self.policy.flat_gradient((torch.stack(values) * self.share).sum())
 

@@ -122,8 +122,8 @@ def _add(notes: list[str], more: list[str]) -> None:
 def _measure_cause(ground: Ground, algorithm: Algorithm, cause: Cause) -> tuple[Measured | None, Measured | None]:
     """The cause alone among exact components, and the recipe without it; None where they do not fit together."""
     only = None
-    if cause.only is not None:
-        only = _measured(ground, lambda: exact_algorithm(algorithm.sampler, **cause.only))
+    if (kept := cause.only) is not None:
+        only = _measured(ground, lambda: exact_algorithm(algorithm.sampler, **kept))
     return only, _measured(ground, lambda: swapped(algorithm, **cause.without))
 
 

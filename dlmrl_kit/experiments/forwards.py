@@ -33,20 +33,17 @@ def count_forwards(recipe: str, sets: Sequence[str] = ()) -> Forwards:
     algorithm = load_recipe(recipe, sets=[*small, *sets], uses=["logger=none", "filter=none"]).build()
     rows = 0
 
-    def count(module: Any, arguments: Any, keywords: dict[str, Any]) -> None:
-        nonlocal rows
-        given = keywords.get("input_ids", arguments[0] if arguments else None)
-        rows += len(given)
-
     with tempfile.TemporaryDirectory() as folder:
         run = Run(algorithm, Path(folder), recipe, Observer())
-        models = [model for model in (run.policy.model, run.policy._reference) if model is not None]
-        handles = [model.get_decoder().register_forward_pre_hook(count, with_kwargs=True) for model in models]
-        try:
-            trajectory = run.collect(0).kept
-            sampled, rows = rows, 0
-            run.updater.update(run.updater.prepare(trajectory), 0)
-        finally:
-            for handle in handles:
-                handle.remove()
+        hidden_at = run.policy.hidden_at
+
+        def counted(input_ids: Any, *given: Any) -> Any:
+            nonlocal rows
+            rows += len(input_ids)
+            return hidden_at(input_ids, *given)
+
+        run.policy.hidden_at = counted  # type: ignore[assignment,method-assign]  # every forward comes here
+        trajectory = run.collect(0).kept
+        sampled, rows = rows, 0
+        run.updater.update(run.updater.prepare(trajectory), 0)
     return Forwards(sampled / len(trajectory), rows / len(trajectory))

@@ -107,6 +107,9 @@ def scaled_down(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, dict) and name in ("text_config", "vision_config"):
             small[name] = scaled_down(value)
+        elif name == "per_layer_config":
+            ends = [str(0), str(config["num_hidden_layers"] - 1)]
+            small[name] = {i: scaled_down(value[end]) for i, end in enumerate(ends) if end in value}
         elif name in SMALL and value is not None:
             small[name] = SMALL[name]
         elif name in ("vocab_size", "embedding_size"):
@@ -119,8 +122,8 @@ def scaled_down(config: dict[str, Any]) -> dict[str, Any]:
             small[name] = value
     for heads, groups in (("num_attention_heads", "num_key_value_heads"), ("n_heads", "n_kv_heads")):
         for name in (groups, "num_global_key_value_heads"):
-            if config.get(name):
-                small[name] = max(1, SMALL[heads] * config[name] // config[heads]) if heads in config else small[name]
+            if config.get(name):  # an override of single layers does not say of how many heads
+                small[name] = max(1, SMALL[heads] * config[name] // config[heads]) if heads in config else 1
     return small
 
 

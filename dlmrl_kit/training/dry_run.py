@@ -32,6 +32,8 @@ from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.results import Observer
 from dlmrl_kit.training.shapes import find_config, local_folder
 
+PUZZLES = 8
+"""Puzzles of each split that are looked at."""
 ROWS = 4
 """Completions of the small update, at most."""
 LENGTH = 32
@@ -58,6 +60,24 @@ class ScaledDown:
         """The small model, with an adapter and gradient checkpointing as the recipe has them."""
         policy = small_policy(self.config, _options(self.source))
         return _prepared(policy, self.source, min(self.source.lora_rank, SMALL_RANK))
+
+
+class FewPuzzles:
+    """A task with the first puzzles of each split alone, so that not all of them must be generated.
+
+    Args:
+        task: the recipe's.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["task"], name)
+
+    def size(self, split: str) -> int:
+        """Number of puzzles of a split, at most ``PUZZLES``."""
+        return min(int(self.task.size(split)), PUZZLES)
 
 
 def dry_run(recipe: Recipe, say: Callable[[str], None]) -> None:
@@ -126,7 +146,7 @@ def small_update(algorithm: Algorithm, source: Any, name: str) -> str:
         TrainingError: old and new log-probabilities disagree, nothing changes, or a number is not finite.
     """
     small = copy.copy(algorithm)
-    small.policy, small.loggers = source, []
+    small.policy, small.task, small.loggers = source, FewPuzzles(algorithm.task), []
     small.sampler, small.trainer = _short(algorithm.sampler, source), copy.copy(algorithm.trainer)
     small.plan = plan(small)
     group = algorithm.trainer.group_size
@@ -156,7 +176,7 @@ def small_update(algorithm: Algorithm, source: Any, name: str) -> str:
 
 
 def _short(sampler: Any, source: Any) -> Any:
-    """A copy of the sampler with short completions; a canvas of the small model is as short as its configuration says."""
+    """A copy of the sampler with short completions, and short blocks where the small model has short canvases."""
     twin = copy.copy(sampler)
     canvas = SMALL["canvas_length"] if isinstance(source, ScaledDown) and "canvas_length" in source.config else None
     whole = sampler.block_length >= sampler.completion_length
@@ -212,7 +232,7 @@ def _at_full_size(source: Any, config: dict[str, Any]) -> Policy:
 def _prompt_length(algorithm: Algorithm, path: str | None, policy: Policy) -> tuple[int, str]:
     """Tokens of the longest of a few prompts, and in words how they were counted."""
     task: Any = algorithm.task
-    prompts = [task.example("train", index).prompt for index in range(min(8, task.size("train")))]
+    prompts = [task.example("train", index).prompt for index in range(min(PUZZLES, task.size("train")))]
     folder = None if path is None else local_folder(path)
     if folder is not None:
         policy = copy.copy(policy)

@@ -105,6 +105,7 @@ class Run:
         self.updater = Updater(algorithm, self.policy, optimiser, scheduler)
         self.scorer = Scorer(algorithm.task, "train", self.policy)
         self.evaluations: dict[int, EvalResult] = {}
+        self.checked = False
 
     def run(self) -> RunResult:
         """Trains to the end; returns what was reached."""
@@ -174,7 +175,8 @@ class Run:
     def _learn(self, trajectory: TensorDictBase, update: int) -> dict[str, float]:
         """The optimiser steps on what a rollout kept."""
         self.updater.prepare(trajectory)
-        if update == 0:
+        if not self.checked:
+            self.checked = True
             largest = self.updater.check_old(trajectory)
             self.observer.on_message(
                 f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})"
