@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/growth.py --out results
 
-A slope of 1 is linear. The body of a step sees prompt and completion, so time in the length grows as length times steps.
+A slope of 1 is linear. The body of a step sees prompt and completion: in the length, time grows as length times steps.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/paper.py --gpus 8
 
-LLaDA-8B's sizes. The time model is a roofline with two rates: matrix products at ``--tflops``, weights read at ``--bandwidth``;
-a forward takes the longer of the two. Between GPUs: weights gathered at ``--link`` if they are sharded.
+LLaDA-8B's sizes. The time model is a roofline: matrix products at ``--tflops``, weights read at ``--bandwidth``; a
+forward takes the longer of the two. Between GPUs: weights gathered at ``--link`` if they are sharded.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
         --set CharacterLlama.hidden_size=256 --out results
 
 Each second is counted once, in the innermost phase. ``body`` and ``head`` run in the policy's forwards, ``backward`` in
-autograd; ``sampling`` is the rest of the rollout, ``old and reference`` and ``update`` the rest of those stages (states,
-log-probabilities, losses), ``bookkeeping`` everything that is left: prompts, selection, advantages, logging.
+autograd; ``sampling`` is the rest of the rollout, ``old and reference`` and ``update`` the rest of those stages
+(states, log-probabilities, losses), ``bookkeeping`` all that is left: prompts, selection, advantages, logging.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 r"""Block-wise evidence lower bound (EBPO, LLaDA2.1, arXiv 2602.08676): every block given the blocks before it.
 
     B = sum over blocks b of  E over x ~ U{1..n_b} and sets M of x of its n_b tokens of
-            n_b / x  sum over l in M of log pi(o_l | q, o of earlier blocks, o of block b outside M; later blocks masked)
+            n_b / x  sum over l in M of log pi(o_l | q, earlier blocks, block b outside M; later blocks masked)
      <= log pi(o | q) of decoding block by block, and one token per step in random order within a block.
 
-With one block this is the bound of ``Elbo``, with blocks of one position ``AutoregressiveOrder``. The x of all blocks and
-draws of a sample are stratified together. Masks and weights are those of DARE's re-implementation (verl/trainer/ppo/
-dllm_core_algos.py), the official code not being public. There a block-causal model scores all blocks in one forward over
-the noised and the clean completion; here it is one forward per block, which is the same for such a model, and right for
-a bidirectional one too.
+With one block this is the bound of ``Elbo``, with blocks of one position ``AutoregressiveOrder``. The x of all blocks
+and draws of a sample are stratified together. Masks and weights are those of DARE's re-implementation
+(yjyddq/DARE, verl/trainer/ppo/dllm_core_algos.py), the official code not being public. There a block-causal model
+scores all blocks in one forward over the noised and the clean completion; here it is one forward per block, which is
+the same for such a model, and right for a bidirectional one too.
 """
 
 from __future__ import annotations

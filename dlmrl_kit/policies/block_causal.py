@@ -115,6 +115,40 @@ class BlockCausalPolicy(Policy):
             return self.hidden(input_ids, attention_mask)[row, column]
         return self._cache.hidden_at(self, input_ids, attention_mask, row.expand_as(column), column)
 
+    def replayed(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, clean_ids: Tensor, noised_ids: Tensor, scored: Tensor
+    ) -> Tensor:
+        """What the head turns into logits for several blocks in states of their own, all in one forward.
+
+        The input is [prompt, clean completion, noised completion]: a block of the noised completion sees itself and the
+        clean blocks before it, so that it is predicted as if it were the block being decoded (arXiv 2503.09573). The
+        end of the prompt that shares a block with the completion is repeated too, since it sees that block.
+
+        Args:
+            prompt_ids, prompt_mask: int64 and bool [B, P], left-padded.
+            clean_ids, noised_ids: int64 [B, L].
+            scored: bool [B, L], positions of the noised completion.
+
+        Returns:
+            [N, D], N = scored.sum(), in row-major order.
+        """
+        shared = min(self.block_size - 1, prompt_ids.shape[1])
+        tail = slice(prompt_ids.shape[1] - shared, None)
+        real = torch.cat([prompt_mask, torch.ones_like(scored)], dim=1)
+        position = real.long().cumsum(-1) - 1
+        block = (position // self.block_size).masked_fill(~real, PADDING)
+        first = block[:, -scored.shape[1], None]  # the block in which the completion begins
+        again = block[:, tail].masked_fill(block[:, tail] < first, PADDING)
+        key_block = torch.cat([block, again], dim=1)
+        noised = torch.arange(key_block.shape[1], device=block.device) >= block.shape[1]
+        query, key = key_block[:, :, None], key_block[:, None, :]
+        earlier = torch.where(noised[:, None], key < query, key <= query) & ~noised
+        own = (query == key) & noised[:, None] & noised
+        ids = torch.cat([prompt_ids, clean_ids, prompt_ids[:, tail], noised_ids], dim=1)
+        where = torch.cat([position, position[:, tail]], dim=1)
+        hidden = self.attend(ids, where, earlier | own, key_block)
+        return hidden[:, -scored.shape[1] :][scored]
+
 
 def attention_mask_for(implementation: str, allowed: Tensor, dtype: torch.dtype) -> Any:
     """``allowed`` (bool [B, Q, K]) as transformers' attention implementations take it."""

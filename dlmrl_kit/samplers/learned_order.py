@@ -1,6 +1,6 @@
-r"""Learned order (DCoLT, arXiv 2505.10446): a small module scores positions, which are drawn like ``PlackettLuceOrder``.
+r"""Learned order (DCoLT, arXiv 2505.10446): a module scores positions, drawn as ``PlackettLuceOrder`` draws them.
 
-    h_i = down( gelu( up( LayerNorm(f_i) * (1 + scale(m)) + shift(m) ) ) ),    m = open positions / positions of the block
+    h_i = down( gelu( up( LayerNorm(f_i) * (1 + scale(m)) + shift(m) ) ) ),    m = open share of the block's positions
 
 f_i is what the policy's head reads at position i. LLaDOU's module is a whole transformer block with embeddings of time,
 mask and block; here it is a multi-layer perceptron, because f_i already comes from a transformer that sees all masks.
@@ -102,7 +102,7 @@ class LearnedOrder(OrderedDraw):
         """Creates the module, if there is none yet.
 
         Raises:
-            UserError: the module belongs to a policy of another hidden size, or this sampler cannot decode from the policy.
+            UserError: the module belongs to a policy of another hidden size, or the sampler cannot decode from it.
         """
         super().attach(policy)
         if self.order is None:
@@ -111,8 +111,8 @@ class LearnedOrder(OrderedDraw):
             self.order = module.to(policy.device, torch.float64 if dtype == torch.float64 else torch.float32)
         elif self.order.feature_size != policy.feature_size:
             raise UserError(
-                f"{type(self).__name__} was attached to a policy of hidden size {self.order.feature_size}; this one has "
-                f"{policy.feature_size}"
+                f"{type(self).__name__} was attached to a policy of hidden size {self.order.feature_size}; "
+                f"this one has {policy.feature_size}"
             )
 
     def scores(self, view: View) -> Tensor:

@@ -2,9 +2,9 @@ r"""Token values (TraceRL, arXiv 2509.06949): what each token of a step is worth
 
     V_l(x_start) = w . f_l(x_start)    for the positions l committed in a segment
 
-f_l is what the policy's head reads at position l, held fixed; w starts at zero and has no bias, as in the released code.
-There the value model is a second copy of the whole denoiser, trained by itself; here it is a linear function of the
-policy's features, which costs one forward without gradient per segment, and no gradient of it reaches the policy.
+f_l is what the policy's head reads at position l, held fixed; w starts at zero and has no bias, as in the released
+code. There the value model is a second copy of the whole denoiser, trained by itself; here it is a linear function of
+the policy's features, which costs one forward without gradient per segment, and no gradient of it reaches the policy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TokenValue(Value):
         learning_rate: of the head, positive; None: the trainer's.
 
     Reads the trajectory and the selection with ``("selected", "end")``. Writes ``("selected", "value")`` [B, K, L] by
-    position, 0 where no token is: it goes with likelihoods of segments (``StepMerge``), whose tokens are by position too.
+    position, 0 where no token is. It goes with likelihoods of segments (``StepMerge``): their tokens are by position.
 
     Raises:
         ValueError: a value out of range.
