@@ -18,7 +18,7 @@ PolicyKind = Literal["tabular", "network"]
 
 
 class Table(nn.Module):
-    """Logits [prompts + 1, states, length, tokens], looked up; state = the completion read as a number in base ``tokens``.
+    """Logits [prompts + 1, states, length, tokens], looked up; state = the completion as a number in base ``tokens``.
 
     Args:
         prompts, length, tokens: sizes; ``tokens`` counts the mask.

@@ -16,7 +16,7 @@ from dlmrl_kit.validate import check
     "selector",
     paper="arXiv 2509.21474",
     unbiased=False,
-    under="segments of several steps: step likelihoods score their first step only, segment likelihoods are approximate",
+    under="segments of several steps: a step likelihood scores the first only, segment likelihoods are approximate",
 )
 class EqualSegments(Selector):
     """n segments that together are all steps; a row of fewer steps has a segment for each.

@@ -16,7 +16,7 @@ from dlmrl_kit.validate import check
     "selector",
     paper="arXiv 2504.12216; arXiv 2512.03759",
     unbiased=False,
-    under="segments of several steps: step likelihoods score their first step only, segment likelihoods are approximate",
+    under="segments of several steps: a step likelihood scores the first only, segment likelihoods are approximate",
 )
 class WholeSequence(Selector):
     """One slot for all steps from the first to the last, ``draws`` times with weight 1 / draws.
