@@ -462,7 +462,7 @@ def test_refuses_tokens_that_are_not_by_position() -> None:
         (Polynomial(2.0, 0.5, 0.7), lambda f: 0.5 + 1.5 * (1 - f) ** 0.7),
         (Polynomial(0.0, 1.0), lambda f: f),
     ],
-    ids=str,
+    ids=("steep", "negative", "power", "linear"),
 )
 def test_schedules(schedule: Any, formula: Any) -> None:
     for f in (0.0, 0.3, 0.5, 1.0):

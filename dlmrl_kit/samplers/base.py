@@ -368,7 +368,8 @@ class Sampler(Component):
         greedy, draft = recorder.wants(("step", "greedy_ids")), recorder.wants(("step", "draft_ids"))
         asked = masked if greedy or draft else allowed
         features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, asked)
-        for part, place in parts(asked.sum(-1), policy.vocab_size):
+        held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory
+        for part, place in parts(asked.sum(-1), policy.vocab_size, held):
             own = features[place]
             logits = forbid(policy.head(own), policy.forbidden_ids)
             predicted = View(logits, self.behaviour, asked[part], own if self.needs_features else None)

@@ -19,20 +19,22 @@ def merged(policy: Any) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if found is None else found()
 
 
-def parts(count: Tensor, vocab: int) -> Iterator[tuple[slice, slice]]:
+def parts(count: Tensor, vocab: int, held: Tensor | None = None) -> Iterator[tuple[slice, slice]]:
     """Cuts a batch into rows whose logits stay below ``LOGITS_BYTES``, at least one row at a time.
 
     Args:
         count: int64 [B], predictions of each row.
         vocab: V.
+        held: int64 [B], predictions of each row that are in memory at once, copies included; None: ``count``.
 
     Yields:
         The rows, and the places of their predictions among all predictions.
     """
     most = max(1, LOGITS_BYTES[count.device.type == "cpu"] // (4 * vocab))
-    ends = count.cumsum(0).tolist()
-    row, place = 0, 0
-    while row < len(ends):
-        stop = max(bisect.bisect_right(ends, place + most), row + 1)
-        yield slice(row, stop), slice(place, ends[stop - 1])
-        row, place = stop, ends[stop - 1]
+    ends = [0, *count.cumsum(0).tolist()]
+    held_ends = ends if held is None else [0, *held.cumsum(0).tolist()]
+    row = 0
+    while row < len(count):
+        stop = max(bisect.bisect_right(held_ends, held_ends[row] + most) - 1, row + 1)
+        yield slice(row, stop), slice(ends[row], ends[stop])
+        row = stop

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, entropy
+from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, entropy
 from dlmrl_kit.component import Key
 from dlmrl_kit.policies.base import Policy
 
@@ -86,13 +86,21 @@ class Recorder:
         self._out["step", "log_prob"][rows, step] = log_prob
         chosen = committed[view.allowed]
         local = view.index[0][chosen]
-        behaviour = behaviour_log_probs(view.logits[chosen], view.behaviour)
-        tokens = decision.tokens[committed][:, None]
-        self._out["step", "entropy"][rows, step] = view.row_sum(entropy(behaviour), local) / count
-        self._record_tokens("log_prob", "token_log_prob", behaviour, tokens, step, rows, view, committed, local)
+        index, tokens = chosen.nonzero().squeeze(-1), decision.tokens[committed]
+
+        def of_behaviour(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs = behaviour_log_probs(logits, view.behaviour)
+            return entropy(log_probs), log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+
+        def of_model(logits: Tensor, tokens: Tensor) -> Tensor:
+            return logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+
+        entropies, picked = by_rows(of_behaviour, view.logits, tokens, at=index)
+        self._out["step", "entropy"][rows, step] = view.row_sum(entropies, local) / count
+        self._record_tokens("log_prob", "token_log_prob", picked, step, rows, view, committed, local)
         if self.wants(("step", "model_log_prob")) or self.wants(("token", "model_log_prob")):
-            model = view.logits[chosen].log_softmax(-1)
-            self._record_tokens("model_log_prob", "model_log_prob", model, tokens, step, rows, view, committed, local)
+            picked = by_rows(of_model, view.logits, tokens, at=index)
+            self._record_tokens("model_log_prob", "model_log_prob", picked, step, rows, view, committed, local)
         if decision.rank is not None:
             stored = self._out["token", "commit_rank"]
             stored[rows] = torch.where(committed, decision.rank.to(stored.dtype), stored[rows])
@@ -101,8 +109,7 @@ class Recorder:
         self,
         token_name: str,
         step_name: str,
-        log_probs: Tensor,
-        tokens: Tensor,
+        picked: Tensor,
         step: int,
         rows: Tensor,
         view: View,
@@ -112,7 +119,7 @@ class Recorder:
         per_token, per_step = ("token", token_name), ("step", step_name)
         if not (self.wants(per_token) or self.wants(per_step)):
             return
-        picked = log_probs.gather(-1, tokens).squeeze(-1).clamp(min=LOG_ZERO)
+        picked = picked.clamp(min=LOG_ZERO)
         if self.wants(per_step):
             self._out[per_step][rows, step] = view.row_sum(picked, local)
         if self.wants(per_token):
