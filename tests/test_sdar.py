@@ -90,6 +90,17 @@ def test_flex_attention_takes_the_same_mask(policy: Any) -> None:
     torch.testing.assert_close(flexible, plain, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+def test_flex_attention_gives_the_same_logits_and_rollouts(checkpoint: tuple[Path, Any], policy: Any) -> None:
+    flexible = Policy.from_pretrained(checkpoint[0], attention="flex_attention")
+    ids, mask = batch()
+    with torch.no_grad():
+        torch.testing.assert_close(flexible(ids, mask, mask), policy(ids, mask, mask), atol=1e-5, rtol=0)
+    sampler = LowConfidence(LENGTH, 2, BLOCK)
+    assert torch.equal(rollout(flexible, sampler)["completion_ids"], rollout(policy, sampler)["completion_ids"])
+    assert flexible.attention == "flex_attention"
+
+
 def test_a_position_depends_exactly_on_its_own_and_earlier_blocks(policy: Any) -> None:
     ids, mask = padded_batch(256, (5,), 11)
     with torch.no_grad():
@@ -118,6 +129,16 @@ def test_what_cannot_be_loaded_says_why(
     sdar_checkpoint(tmp_path / "broken", **changes)
     with pytest.raises(UserError, match=message):
         Policy.from_pretrained(tmp_path / "broken", **given)
+
+
+def test_the_end_of_a_turn_ends_the_text(tmp_path: Path) -> None:
+    """Whichever end the tokenizer names, where generation settings list several and the template writes one of them."""
+    sdar_checkpoint(tmp_path)
+    about = tmp_path / "tokenizer_config.json"
+    about.write_text(about.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|endoftext|>"'))
+    assert Policy.from_pretrained(tmp_path).eos_id == 258
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}))
+    assert Policy.from_pretrained(tmp_path).eos_id == 256
 
 
 def test_a_block_size_that_was_given_is_kept(tmp_path: Path) -> None:

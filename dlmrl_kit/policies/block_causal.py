@@ -91,14 +91,15 @@ class BlockCausalPolicy(Policy):
         allowed = earlier & (key_block != PADDING)[:, None, :]
         own = torch.arange(allowed.shape[1], device=allowed.device)
         allowed[:, own, own + allowed.shape[2] - allowed.shape[1]] = True  # padding sees itself: no empty softmax
-        mask = attention_mask_for(self.attention, allowed, self.model.dtype)
-        return self.model.get_decoder()(
-            input_ids=input_ids,
-            attention_mask={"full_attention": mask},
-            position_ids=position.clamp(min=0),
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-        ).last_hidden_state
+        flexible = self.attention == "flex_attention"  # compiled for each shape: not for the short steps of a rollout
+        with _using(self.model.config, "sdpa" if flexible and past_key_values is not None else self.attention):
+            return self.model.get_decoder()(
+                input_ids=input_ids,
+                attention_mask={"full_attention": attention_mask_for(self.attention, allowed, self.model.dtype)},
+                position_ids=position.clamp(min=0),
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+            ).last_hidden_state
 
     @contextlib.contextmanager
     def prefix_cache(self) -> Iterator[None]:
@@ -148,6 +149,17 @@ class BlockCausalPolicy(Policy):
         where = torch.cat([position, position[:, tail]], dim=1)
         hidden = self.attend(ids, where, earlier | own, key_block)
         return hidden[:, -scored.shape[1] :][scored]
+
+
+@contextlib.contextmanager
+def _using(config: Any, implementation: str) -> Iterator[None]:
+    """Within the context, a model of this configuration computes attention with ``implementation``."""
+    before = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def attention_mask_for(implementation: str, allowed: Tensor, dtype: torch.dtype) -> Any:

@@ -160,3 +160,19 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
+
+
+def end_of_turn(folder: str, tokenizer: Any) -> int | None:
+    """The token that ends the assistant's answer: an end of generation that the chat template writes; None if none.
+
+    Args:
+        folder: of the checkpoint, whose ``generation_config.json`` lists the ends.
+        tokenizer: with the template.
+    """
+    file = Path(folder) / "generation_config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    for index in found if isinstance(found, list) else [found]:
+        if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) in template:
+            return index
+    return None

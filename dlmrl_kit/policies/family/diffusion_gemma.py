@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.policies.diffusion_gemma import DiffusionGemmaPolicy
-from dlmrl_kit.policies.files import load_model, load_tokenizer
+from dlmrl_kit.policies.files import end_of_turn, load_model, load_tokenizer
 from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.options import LoadOptions
 
@@ -21,7 +19,7 @@ def matches(config: dict[str, Any]) -> bool:
 
 
 def load(source: str, config: dict[str, Any], options: LoadOptions) -> DiffusionGemmaPolicy:
-    """Loads the checkpoint; the end of text is that of a turn, where generation settings name more than one.
+    """Loads the checkpoint; the end of text is that of a turn, where there is a chat template.
 
     Raises:
         UserError: tensors that are missing, or a tokenizer that cannot be loaded.
@@ -33,14 +31,6 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Diffusion
     tokenizer = load_tokenizer(source, config.get("text_config") or {})
     layout = Layout(read_files(source))
     policy = DiffusionGemmaPolicy(model, tokenizer, layout=layout, **options.policy_arguments())
-    ends = _ends(source)
-    if len(ends) > 1:
-        policy.eos_id = next(end for end in ends if end != tokenizer.eos_token_id)
+    end = end_of_turn(source, tokenizer)
+    policy.eos_id = policy.eos_id if end is None else end
     return policy
-
-
-def _ends(source: str) -> list[int]:
-    """Ids that end a generation, as ``generation_config.json`` lists them."""
-    file = Path(source) / "generation_config.json"
-    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    return found if isinstance(found, list) else []

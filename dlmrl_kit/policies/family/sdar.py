@@ -13,7 +13,7 @@ from typing import Any
 
 from dlmrl_kit.errors import UserError
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
-from dlmrl_kit.policies.files import load_model, load_tokenizer
+from dlmrl_kit.policies.files import end_of_turn, load_model, load_tokenizer
 from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.options import LoadOptions
 
@@ -34,7 +34,7 @@ def matches(config: dict[str, Any]) -> bool:
 
 
 def load(source: str, config: dict[str, Any], options: LoadOptions) -> BlockCausalPolicy:
-    """Loads the weights into ``Qwen3ForCausalLM``.
+    """Loads the weights into ``Qwen3ForCausalLM``; the end of text is that of a turn, where there is a chat template.
 
     Raises:
         UserError: the mixture-of-experts variant, sliding windows, no block size, another block size than the
@@ -46,7 +46,10 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> BlockCaus
     model = load_model(Qwen3ForCausalLM, source, options, config=settings, strict=True)
     tokenizer = load_tokenizer(source, config, Qwen2Tokenizer if _qwen_tokenizer(source) else None)
     own = None if config.get("model_type") == "qwen3" else Layout(read_files(source))
-    return BlockCausalPolicy(model, tokenizer, layout=own, **options.policy_arguments())
+    policy = BlockCausalPolicy(model, tokenizer, layout=own, **options.policy_arguments())
+    end = end_of_turn(source, tokenizer)
+    policy.eos_id = policy.eos_id if end is None else end
+    return policy
 
 
 def qwen3_config(config: dict[str, Any], block_size: int | None = None) -> Any:
