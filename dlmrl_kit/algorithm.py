@@ -53,15 +53,15 @@ class Algorithm:
         task: Any = gin.REQUIRED,
         policy: Any = gin.REQUIRED,
         sampler: Any = gin.REQUIRED,
+        filter: Any = None,
         selector: Any = gin.REQUIRED,
         advantage: Any = gin.REQUIRED,
         likelihood: Any = gin.REQUIRED,
+        value: Any = None,
         loss: Any = gin.REQUIRED,
         regulariser: Any = None,
         trainer: Any = gin.REQUIRED,
         logger: Any = None,
-        filter: Any = None,
-        value: Any = None,
     ) -> None:
         self.task = task
         self.policy = policy

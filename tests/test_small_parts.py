@@ -336,7 +336,11 @@ def test_pass_at_k_counts_subsets() -> None:
             assert pass_at_k(solved, samples, k) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("sampler", [c.name for c in components("sampler") if c.package == "dlmrl_kit"])
+OFFLINE = "PreferencePairs"  # decodes with another sampler: tests/test_offline_pairs.py
+SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name != OFFLINE]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_greedy_evaluation_is_deterministic_and_leaves_the_sampler_alone(sampler: str) -> None:
     algorithm, policy = build(uses=[f"sampler={sampler}"], sets=["Sampler.top_p = 0.8"]), tiny_policy()
     part = algorithm.sampler

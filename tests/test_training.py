@@ -34,7 +34,8 @@ from dlmrl_kit.training.update import Totals, Updater
 from dlmrl_kit.trajectory import gather_steps
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")
-SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit"]
+OTHERS = ("EntropyBoundRenoising", "PreferencePairs")  # no masks, no policy: tests of their own
+SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name not in OTHERS]
 
 
 def perturb(policy: Policy, seed: int = 0, scale: float = 0.03) -> None:
@@ -78,7 +79,7 @@ def test_micro_batches_change_nothing(label: str, tmp_path: Path) -> None:
         used = (trajectory[WEIGHT] > 0).sum(-1)
         assert used.min() < used.max(), "rows must differ in their number of steps"
     for found, metrics in results[:-1]:
-        torch.testing.assert_close(found, results[-1][0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, results[-1][0], rtol=0, atol=1e-5)
         assert metrics == pytest.approx(results[-1][1], rel=1e-5, abs=1e-6)
 
 
@@ -171,7 +172,8 @@ def test_the_loss_is_the_one_of_the_formula(name: str, uses: list[str], temperat
     assert means["clip_fraction"] == pytest.approx(clipped / len(new))
     assert means["kl"] == pytest.approx(kl, rel=1e-4)
     for (label, p), (_, q) in zip(run.policy.trainable(), exact.trainable(), strict=True):
-        torch.testing.assert_close(p.grad.double(), q.grad, rtol=1e-3, atol=1e-5, msg=label)
+        rounding = 1e-5 * q.grad.abs().max().item()  # of float32 sums whose terms are as large as the largest entry
+        torch.testing.assert_close(p.grad.double(), q.grad, rtol=1e-3, atol=rounding, msg=label)
 
 
 # ------------------------------------------------------------------------------------------- minibatches
@@ -363,8 +365,8 @@ def with_dropout(policy: Policy) -> None:
 
 
 def with_a_leak_between_samples(policy: Policy) -> None:
-    hidden = policy.hidden
-    policy.hidden = lambda *given: (found := hidden(*given)) + found.mean(0)  # type: ignore[method-assign]
+    features = policy.features
+    policy.features = lambda *given: (found := features(*given)) + found.mean(0)  # type: ignore[method-assign]
 
 
 def with_logits_that_change(policy: Policy) -> None:
@@ -411,7 +413,13 @@ def test_a_first_micro_batch_without_any_step_passes(tmp_path: Path) -> None:
 def forwards(policy: Policy) -> list[bool]:
     """A list that grows by one at each forward pass of the policy: whether it had gradients."""
     seen: list[bool] = []
-    policy.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    features = policy.features
+
+    def counting(*given: Any) -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return features(*given)
+
+    policy.features = counting  # type: ignore[method-assign]
     return seen
 
 

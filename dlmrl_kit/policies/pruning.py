@@ -18,8 +18,11 @@ DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 def prunable(model: Any) -> bool:
     """Whether ``last_layer_at`` computes what the model does: a known class, attending both ways everywhere.
 
-    Layers that ``fully_shard`` wrapped are used as they are: their parts have no weights by themselves.
+    Layers that ``fully_shard`` wrapped are used as they are: their parts have no weights by themselves. So are those of
+    a model in training mode, which may drop out.
     """
+    if model.training:
+        return False
     body: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
     if type(body).__name__ not in DECODERS or type(body.layers[-1]).__name__.startswith("FSDP"):
         return False
