@@ -18,7 +18,7 @@ PolicyKind = Literal["tabular", "network"]
 
 
 class Table(nn.Module):
-    """Logits [prompts + 1, states, length, tokens], looked up; state = the completion as a number in base ``tokens``.
+    """Logits [prompts, states, length, tokens], looked up; state = the completion read as a number in base ``tokens``.
 
     Args:
         prompts, length, tokens: sizes; ``tokens`` counts the mask.
@@ -28,16 +28,14 @@ class Table(nn.Module):
 
     def __init__(self, prompts: int, length: int, tokens: int, generator: torch.Generator, spread: float) -> None:
         super().__init__()
-        shape = (tokens**length, length, tokens)
-        parts = [torch.randn((n, *shape), generator=generator, dtype=torch.float64) for n in (prompts, 1)]
-        self.logits = nn.Parameter(spread * torch.cat(parts))  # the last one for a prompt that is masked
-        self.prompts = prompts
+        shape = (prompts, tokens**length, length, tokens)
+        self.logits = nn.Parameter(spread * torch.randn(shape, generator=generator, dtype=torch.float64))
         self.base = tokens ** torch.arange(length)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits [B, 1 + L, V]; those of the prompt position are 0."""
+        """Logits [B, 1 + L, V]; those of the prompt position are 0. A masked prompt is read as the last one."""
         prompt, completion = input_ids[:, 0], input_ids[:, 1:]
-        logits = self.logits[prompt.clamp(max=self.prompts), (completion * self.base).sum(-1)]
+        logits = self.logits[prompt.clamp(max=len(self.logits) - 1), (completion * self.base).sum(-1)]
         return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
 
