@@ -19,9 +19,10 @@ from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, weighted_sum
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.step_ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence, order_term
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.samplers.view import Decision, View, token_log_prob
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
 from dlmrl_kit.selectors.random_steps import RandomSteps

@@ -40,12 +40,13 @@ from dlmrl_kit.registry import KINDS, components, register, unregister
 from dlmrl_kit.regularisers.kl_k1 import KLK1
 from dlmrl_kit.regularisers.kl_k3 import KLK3
 from dlmrl_kit.regularisers.token_kl_k3 import TokenKLK3
-from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.samplers.view import Decision, View, token_log_prob
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.linear import Linear
 from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, valid_entropy

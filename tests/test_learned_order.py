@@ -24,8 +24,8 @@ from dlmrl_kit.component import unattached
 from dlmrl_kit.env import SamplerPolicy
 from dlmrl_kit.errors import CheckpointError, UserError
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.samplers.base import Decision
 from dlmrl_kit.samplers.learned_order import LearnedOrder
+from dlmrl_kit.samplers.view import Decision
 from dlmrl_kit.training.evaluation import evaluate_path
 from dlmrl_kit.training.loop import Run, resume, train
 from dlmrl_kit.training.results import EvalResult

@@ -14,7 +14,7 @@ from tiny import log_odds, loop_entropy, loop_probs, recorded_calls
 from torch import Tensor
 
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Sampler, View
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
@@ -22,6 +22,7 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.samplers.view import View
 from dlmrl_kit.trajectory import KEYS
 
 LENGTH, ROWS = 7, 5

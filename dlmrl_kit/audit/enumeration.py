@@ -19,8 +19,9 @@ from dlmrl_kit.component import Key
 from dlmrl_kit.errors import UserError
 from dlmrl_kit.groups import LEVEL_STEP, NODE
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Decision, Sampler, View, predict
+from dlmrl_kit.samplers.base import Sampler, predict
 from dlmrl_kit.samplers.recorder import Recorder
+from dlmrl_kit.samplers.view import Decision, View
 
 NOT_LISTED: frozenset[Key] = frozenset({("step", "draft_ids"), NODE, LEVEL_STEP})
 """Keys of a rollout that are no function of one sample's actions: draws that were thrown away, trees of samples."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dlmrl_kit.component import Component, Key
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Decision, Sampler
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.view import Decision
 from dlmrl_kit.trajectory import committed_at, gather_steps, progress, state_at, states
 
 

@@ -13,9 +13,10 @@ from dlmrl_kit.likelihoods.base import Likelihood, Replay
 from dlmrl_kit.likelihoods.head import recomputed
 from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import Decision, Sampler, View
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.blocks import block_offset
 from dlmrl_kit.samplers.parts import parts
+from dlmrl_kit.samplers.view import Decision, View
 
 
 @register("likelihood", unbiased=True, under="any sampler of the kit")

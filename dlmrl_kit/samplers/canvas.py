@@ -14,8 +14,8 @@ from dlmrl_kit.component import Key
 from dlmrl_kit.policies.base import Policy
 
 if TYPE_CHECKING:
-    from dlmrl_kit.samplers.base import View
     from dlmrl_kit.samplers.renoising import Outlook
+    from dlmrl_kit.samplers.view import View
 
 
 @dataclass(frozen=True)

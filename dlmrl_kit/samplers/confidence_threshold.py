@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dlmrl_kit.behaviour import confidence_of
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import StateScoreSampler, View, highest
+from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.view import View, highest
 from dlmrl_kit.validate import check
 
 

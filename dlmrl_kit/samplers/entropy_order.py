@@ -6,7 +6,8 @@ from torch import Tensor
 
 from dlmrl_kit.behaviour import by_rows, entropy
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import StateScoreSampler, View
+from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.view import View
 
 
 @register("sampler", paper="arXiv 2508.15487")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import StateScoreSampler, View
+from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.view import View
 
 
 @register("sampler", paper="arXiv 2601.15165")

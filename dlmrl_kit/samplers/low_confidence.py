@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dlmrl_kit.behaviour import log_mass
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import Decision, Sampler, View, highest, subsets, token_log_prob
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
 
 
 @register("sampler", paper="arXiv 2502.09992")

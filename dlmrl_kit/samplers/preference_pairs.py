@@ -21,8 +21,9 @@ from dlmrl_kit.groups import number_in_group
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.prompts import encode_completions
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import Decision, Sampler, View
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.samplers.view import Decision, View
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.validate import check
 

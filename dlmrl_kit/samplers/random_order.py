@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.base import Decision, StateScoreSampler, View, highest, subsets, token_log_prob
+from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
 
 
 @register("sampler", paper="arXiv 2406.07524")

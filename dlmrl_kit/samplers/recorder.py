@@ -12,7 +12,8 @@ from dlmrl_kit.component import Key
 from dlmrl_kit.policies.base import Policy
 
 if TYPE_CHECKING:
-    from dlmrl_kit.samplers.base import Decision, Sampler, View
+    from dlmrl_kit.samplers.base import Sampler
+    from dlmrl_kit.samplers.view import Decision, View
 
 OPTIONAL_KEYS: tuple[Key, ...] = (
     ("step", "token_log_prob"),
