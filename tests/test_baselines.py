@@ -8,7 +8,8 @@ import pytest
 import torch
 from training_helpers import outcome, recipe
 
-from dlmrl_kit.experiments.algorithms import training_recipes
+from dlmrl_kit.experiments.algorithms import component_table, training_recipes
+from dlmrl_kit.experiments.forwards import Forwards, count_forwards
 from dlmrl_kit.recipe import load_recipe
 from dlmrl_kit.training.loop import resume, train
 from dlmrl_kit.training.results import Observer
@@ -57,3 +58,17 @@ def test_a_recipe_improves_on_sudoku(name: str, tmp_path: Path) -> None:
     sets = ["Trainer.updates = 30", "Trainer.eval_every = 0", "Trainer.eval_size = 400"]
     result = train(load_recipe(name, sets=sets, uses=["logger=none"]), tmp_path / "run")
     assert result.after.accuracy > result.before.accuracy + 0.03, (result.before.accuracy, result.after.accuracy)
+
+
+def test_the_table_of_components_is_current() -> None:
+    page = ROOT / "docs" / "algorithms.md"
+    assert component_table(RECIPES, page) in page.read_text()
+
+
+def test_every_recipe_has_a_row_in_the_table_of_audits() -> None:
+    table = (ROOT / "docs" / "algorithms.md").read_text().partition("<!-- audit -->")[2]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[3:] if line.startswith("|")] == RECIPES
+
+
+def test_forwards_are_counted() -> None:
+    assert count_forwards("d1") == Forwards(rollout=8, update=6)  # old and reference once, for each of two passes
