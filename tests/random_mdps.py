@@ -212,7 +212,7 @@ class Listed:
         assert self.ground.truth is not None
         self.mdp, self.rows, self.truth = mdp, self.ground.trajectories, self.ground.truth
         self.services = ExactServices(mdp.problem, mdp.sampler, self.ground.values)
-        self.group_size = max(most if self._tuples(most) <= MAX_TUPLES else 1, 1)
+        self.group_size = 1  # the largest up to ``most`` with few enough groups
         while self.group_size < most and self._tuples(self.group_size + 1) <= MAX_TUPLES:
             self.group_size += 1
 
@@ -223,8 +223,3 @@ class Listed:
         """Of exact components around the sampler, except for ``parts`` by slot."""
         algorithm = exact_algorithm(self.mdp.sampler, **parts)
         return moments(algorithm, self.services, self.rows, group_size or self.group_size)
-
-    @property
-    def size(self) -> float:
-        """An upper bound on the norm of a trajectory's contribution: what rounding errors are relative to."""
-        return float(self.truth.norm())
