@@ -98,12 +98,6 @@ class TabularPolicy(nn.Module):
         self.device = torch.device("cpu")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        return self.features(input_ids, attention_mask, positions)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         state = input_ids[:, -self.length :]
         index = (state * (self.vocab + 1) ** torch.arange(self.length)).sum(-1)
         return self.table[index][positions[:, -self.length :]]

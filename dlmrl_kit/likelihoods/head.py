@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dlmrl_kit.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, forbid
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.base import Policy, head_logits
 from dlmrl_kit.samplers.parts import LOGITS_BYTES
 
 
@@ -32,7 +32,7 @@ def token_log_probs(policy: Policy, features: Tensor, tokens: Tensor, behaviour:
     """
 
     def pick(features: Tensor, tokens: Tensor) -> Tensor:
-        logits = forbid(policy.head(features), policy.forbidden_ids)
+        logits = forbid(head_logits(policy, features), policy.forbidden_ids)
         log_probs = logits.log_softmax(-1) if behaviour is None else behaviour_log_probs(logits, behaviour)
         return log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
 

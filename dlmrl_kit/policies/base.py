@@ -261,12 +261,29 @@ def _mask_id(config: Any, tokenizer: Any, given: int | None) -> int:
 def completion_features(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, positions: Tensor
 ) -> Tensor:
-    """As ``completion_logits``, without the head: ``policy.head`` makes logits of it."""
-    return policy.features(
+    """As ``completion_logits``, without the head: ``head_logits`` makes logits of it."""
+    run = policy.features if in_two_parts(policy) else policy
+    return run(
         torch.cat([prompt_ids, completion_ids], dim=1),
         torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
         torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
     )
+
+
+def head_logits(policy: Policy, features: Tensor) -> Tensor:
+    """Raw logits [N, V] from what ``completion_features`` gave, of which they share no memory."""
+    return policy.head(features) if in_two_parts(policy) else features.clone()
+
+
+def in_two_parts(policy: Any) -> bool:
+    """Whether a policy's ``forward`` is its ``head`` on its ``features``: not if its class replaces ``forward`` alone.
+
+    A policy needs nothing but ``forward``; its logits then stand for the features.
+    """
+    for cls in type(policy).__mro__:
+        if "features" in vars(cls) or "forward" in vars(cls):
+            return "features" in vars(cls)
+    return False
 
 
 def completion_logits(

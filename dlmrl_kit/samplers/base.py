@@ -22,7 +22,7 @@ from dlmrl_kit.behaviour import (
     forbid,
 )
 from dlmrl_kit.component import Component, Key
-from dlmrl_kit.policies.base import Policy, completion_features, completion_logits
+from dlmrl_kit.policies.base import Policy, completion_features, completion_logits, head_logits
 from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
 from dlmrl_kit.samplers.parts import merged, parts
 from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
@@ -172,7 +172,7 @@ class Sampler(Component):
 
     def seen(self, policy: Policy, features: Tensor, positions: Tensor) -> View:
         """The view that the policy's head makes of features [N, D] at the N positions of bool [B, L]."""
-        logits = forbid(policy.head(features), policy.forbidden_ids)
+        logits = forbid(head_logits(policy, features), policy.forbidden_ids)
         return View(logits, self.behaviour, positions, features if self.needs_features else None)
 
     def forward(
@@ -245,7 +245,7 @@ class Sampler(Component):
         held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory
         for part, place in parts(asked.sum(-1), policy.vocab_size, held):
             own = features[place]
-            logits = forbid(policy.head(own), policy.forbidden_ids)
+            logits = forbid(head_logits(policy, own), policy.forbidden_ids)
             predicted = View(logits, self.behaviour, asked[part], own if self.needs_features else None)
             if greedy:
                 best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
