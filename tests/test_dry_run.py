@@ -242,3 +242,11 @@ def test_unknown_sizes_are_refused() -> None:
     with pytest.raises(UserError, match=r"no config\.json for somebody/model"):
         shapes.find_config("somebody/model")
     assert shapes.find_config("JetLM/SDAR-8B-Chat")[0]["num_hidden_layers"] == 36
+
+
+@pytest.mark.parametrize("draws", [2, 20])
+def test_draws_of_the_whole_sequence_are_counted_however_many_steps_there_are(draws: int) -> None:
+    algorithm = load_recipe("unigrpo", sets=[f"WholeSequence.draws = {draws}"]).build()
+    trainer = algorithm.trainer
+    count = forwards(algorithm)
+    assert count.update == trainer.prompts_per_update * trainer.group_size * draws

@@ -22,6 +22,7 @@ from dlmrl_kit.likelihoods.head import token_log_probs
 from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.seeding import combine_seeds, uniforms
+from dlmrl_kit.validate import check
 
 LOG_PROB: Key = ("selected", "log_prob")
 TOKEN_LOG_PROB: Key = ("selected", "token_log_prob")
@@ -228,6 +229,37 @@ class SegmentLikelihood(Likelihood):
         if TOKEN_LOG_PROB in self.asked:
             tensordict.set(TOKEN_LOG_PROB, segments.scatter(tokens))
         return tensordict
+
+
+class OneCopyLikelihood(SegmentLikelihood):
+    """Base class of segment likelihoods with one copy, in which prompt tokens may be masked at random.
+
+    Args:
+        sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
+        prompt_mask_share: probability with which each prompt token is masked, in [0, 1]; at 0 nothing is drawn, and
+            there is nothing to redraw.
+
+    Reads and writes as ``SegmentLikelihood``.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        sampling_temperature: bool = True,
+        after_eos: bool = False,
+        redraw: bool = False,
+        prompt_mask_share: float = 0.0,
+    ) -> None:
+        super().__init__(sampling_temperature, after_eos, redraw and prompt_mask_share > 0)
+        check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
+        self.prompt_mask_share = prompt_mask_share
+        self.random_masks = prompt_mask_share > 0
+
+    def prompt_masks(self, segments: Segments) -> Tensor | None:
+        """Prompt tokens that are masked in the one copy: bool [R, 1, P], or None."""
+        return prompt_masks(segments, self.prompt_mask_share, 1)
 
 
 def score(segments: Segments, copies: Copies, policy: Policy, sampler: Sampler, sampling_temperature: bool) -> Tensor:

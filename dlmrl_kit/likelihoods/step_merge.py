@@ -8,9 +8,8 @@ approximation within longer ones. With one segment it is ``MeanField``.
 
 from __future__ import annotations
 
-from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, prompt_masks
+from dlmrl_kit.likelihoods.segments import Copies, OneCopyLikelihood, Segments
 from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register(
@@ -19,33 +18,12 @@ from dlmrl_kit.validate import check
     unbiased=False,
     under="exact for segments of one step of samplers that choose positions from the state alone, with after_eos=True",
 )
-class StepMerge(SegmentLikelihood):
+class StepMerge(OneCopyLikelihood):
     """Tokens of each segment given the state at its start.
 
-    Args:
-        sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
-        prompt_mask_share: probability with which each prompt token is masked, in [0, 1]; at 0 nothing is drawn, and
-            there is nothing to redraw.
-
-    Reads and writes as ``SegmentLikelihood``.
-
-    Raises:
-        ValueError: a value out of range.
+    Arguments, reads, writes, raises as ``OneCopyLikelihood``.
     """
-
-    def __init__(
-        self,
-        sampling_temperature: bool = True,
-        after_eos: bool = False,
-        redraw: bool = False,
-        prompt_mask_share: float = 0.0,
-    ) -> None:
-        super().__init__(sampling_temperature, after_eos, redraw and prompt_mask_share > 0)
-        check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
-        self.prompt_mask_share = prompt_mask_share
-        self.random_masks = prompt_mask_share > 0
 
     def masks(self, segments: Segments) -> Copies:
         """One copy: the state at the start of the segment."""
-        prompt_masked = prompt_masks(segments, self.prompt_mask_share, 1)
-        return Copies(segments.masked[:, None], segments.targets[:, None], prompt_masked)
+        return Copies(segments.masked[:, None], segments.targets[:, None], self.prompt_masks(segments))

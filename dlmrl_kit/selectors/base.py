@@ -48,6 +48,10 @@ class Selector(Component):
         self.in_keys = [VALID, *reads]
         self.out_keys = [("selected", "step"), ("selected", "weight")]
 
+    def most_slots(self, steps: int) -> int:
+        """K at the most, for trajectories of up to ``steps`` steps."""
+        return steps if self.slots is None else min(self.slots, steps)
+
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """Which steps are chosen: bool [B, T], at most ``slots`` per row, none that is not valid."""
         raise NotImplementedError

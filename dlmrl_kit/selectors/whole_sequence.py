@@ -40,6 +40,10 @@ class WholeSequence(Selector):
         check(draws >= 1, self, "draws", draws, "at least 1")
         self.draws = draws
 
+    def most_slots(self, steps: int) -> int:
+        """The draws, however many steps there are."""
+        return self.draws
+
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Step 0 in every slot of a row that has steps."""
         some = tensordict[VALID].any(-1, keepdim=True).double()

@@ -59,7 +59,7 @@ def forwards(algorithm: Algorithm) -> Forwards:
     trainer, plan, likelihood = algorithm.trainer, algorithm.plan, algorithm.likelihood
     samples = trainer.prompts_per_update * trainer.group_size
     steps = algorithm.sampler.max_steps
-    scored = samples * min(algorithm.selector.slots or steps, steps) * likelihood.copies
+    scored = samples * algorithm.selector.most_slots(steps) * likelihood.copies
     again = sum(source is None for source in plan.old.values()) > 0
     passes = trainer.inner_iterations if likelihood.redraw else 1
     live = trainer.inner_iterations if plan.live_reference else 0
