@@ -11,15 +11,18 @@ from typing import Any
 import gin
 
 from dlmrl_kit import dataflow
+from dlmrl_kit.corrections.truncated_importance import TruncatedImportance
 
 SLOTS: tuple[str, ...] = (
     "task",
     "policy",
     "sampler",
+    "cache",
     "filter",
     "selector",
     "advantage",
     "likelihood",
+    "correction",
     "value",
     "loss",
     "regulariser",
@@ -40,6 +43,9 @@ class Algorithm:
         task: prompts and reward.
         policy: the denoiser's starting point.
         sampler, selector, advantage, likelihood, loss: one component each.
+        cache: None, or what rollouts reuse approximately.
+        correction: weights for what was sampled from another distribution than the policy; None: no such weights, or
+            with a cache ``TruncatedImportance``.
         filter, value, regulariser: None, one component or a list.
         trainer: the training loop's settings.
         logger: None, one component or a list.
@@ -53,10 +59,12 @@ class Algorithm:
         task: Any = gin.REQUIRED,
         policy: Any = gin.REQUIRED,
         sampler: Any = gin.REQUIRED,
+        cache: Any = None,
         filter: Any = None,
         selector: Any = gin.REQUIRED,
         advantage: Any = gin.REQUIRED,
         likelihood: Any = gin.REQUIRED,
+        correction: Any = None,
         value: Any = None,
         loss: Any = gin.REQUIRED,
         regulariser: Any = None,
@@ -66,6 +74,10 @@ class Algorithm:
         self.task = task
         self.policy = policy
         self.sampler = sampler
+        self.cache = cache
+        if cache is not None or getattr(sampler, "cache", None) is not None:
+            sampler.cache = cache
+        self.correction = TruncatedImportance() if correction is None and cache is not None else correction
         self.selector = selector
         self.advantage = advantage
         self.likelihood = likelihood

@@ -6,12 +6,15 @@ before it writes is refused, with the components that would write it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.advantages.selected import STEP_ADVANTAGE, SelectedAdvantage
 from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.rewards import FinalReward, SelectedReward, StepReward
+from dlmrl_kit.filters.base import Filter
+from dlmrl_kit.rewards import FinalReward, Reward, SelectedReward, StepReward
+from dlmrl_kit.selectors.base import END
 from dlmrl_kit.values.base import OLD_VALUE, OldValue
 
 if TYPE_CHECKING:
@@ -21,8 +24,14 @@ if TYPE_CHECKING:
 PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example", "seed", "progress")
 """Keys of a batch of prompts, before the sampler runs."""
 
+RECORDED: Key = ("step", "log_prob")
+"""The log-probability of each step under the distribution that it was sampled from."""
+
 ITERATION: Key = "iteration"
 """Written by the update, for estimators that draw new masks in each pass over a rollout."""
+
+STEP: Key = ("selected", "step")
+WEIGHT: Key = ("selected", "weight")
 
 LIVE_KEYS: frozenset[Key] = frozenset({("selected", "distribution")})
 """Likelihood keys too large to keep: computed inside a micro-batch, never stored; they have no ``old_`` twin."""
@@ -36,12 +45,18 @@ class Plan:
     ``old``: old key -> the sampler's key that recorded it, or None where the likelihood must be run before the update.
     ``reference``: likelihood keys wanted under the reference policy, computed once per rollout.
     ``live_reference``: the same, computed inside each micro-batch.
+    ``late``: components of the rollout that wait for rewards, or for others that do; the rest may run before them.
+    ``ahead``: reward stages among them, whose completions are known without any reward.
+    ``likelihood_early``: whether old and reference log-probabilities wait for no reward, while something else does.
     """
 
     rollout: tuple[Any, ...]
     old: dict[Key, Key | None] = field(default_factory=dict)
     reference: tuple[Key, ...] = ()
     live_reference: tuple[Key, ...] = ()
+    late: tuple[Any, ...] = ()
+    ahead: tuple[Any, ...] = ()
+    likelihood_early: bool = False
 
     @property
     def needs_reference(self) -> bool:
@@ -56,6 +71,7 @@ def plan(algorithm: Algorithm) -> Plan:
         RecipeError: a key that is read and never written, or written twice; groups that are not the sampler's.
     """
     _check_groups(algorithm)
+    _check_correction(algorithm)
     terms = [algorithm.loss, *algorithm.regularisers]
     likelihood = algorithm.likelihood
     wanted = {key for term in terms for key in term.in_keys}
@@ -85,7 +101,11 @@ def plan(algorithm: Algorithm) -> Plan:
     available |= set(old) | {twin_key(k, "ref_") for k in reference}
     for term in terms:
         _require(term, term.in_keys, available, [*ordered, *estimators])
+    late, ahead, needs_reward = _late(ordered)
     return Plan(
+        late=late,
+        ahead=ahead,
+        likelihood_early=bool(late) and not needs_reward({*likelihood.in_keys, STEP, WEIGHT}),
         rollout=tuple(ordered),
         old=old,
         reference=tuple(k for k in reference if k not in LIVE_KEYS),
@@ -111,8 +131,25 @@ def _check_groups(algorithm: Algorithm) -> None:
         )
 
 
+def _check_correction(algorithm: Algorithm) -> None:
+    """Refuses a correction of samples without log-probability, or of single steps where slots stand for several."""
+    correction = algorithm.correction
+    if correction is None:
+        return
+    name = _label(correction)
+    if RECORDED not in algorithm.sampler.written_keys():
+        raise RecipeError(f"{name} corrects what was sampled from the policy; {_label(algorithm.sampler)} is not")
+    if correction.single_steps and END in algorithm.likelihood.in_keys:
+        raise RecipeError(
+            f"{name} weighs single denoising steps, but {_label(algorithm.likelihood)} scores several as one; take "
+            "TrajectoryImportance (as many exact forwards as steps), Uncorrected (biased), or no cache"
+        )
+
+
 def _recorded(algorithm: Algorithm, key: Key) -> Key | None:
     """The sampler's key that holds what the likelihood writes as ``key``; None: it is computed again."""
+    if algorithm.correction is not None:  # what was recorded is not the policy's
+        return None
     source = algorithm.likelihood.recorded.get(key)
     if source is not None and source[0] == "token" and not getattr(algorithm.sampler, "records_tokens", True):
         return None
@@ -157,6 +194,26 @@ def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
         ordered.append(ready)
         pending.remove(ready)
     return ordered, available
+
+
+def _late(ordered: list[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], Callable[[set[Key]], bool]]:
+    """``Plan.late`` and ``Plan.ahead``, and whether some keys are there only when rewards are.
+
+    Behind a filter everything is late: it runs on the samples that are kept.
+    """
+    late: list[Any] = []
+    ahead: list[Any] = []
+    awaited: set[Key] = set()
+    filtered = False
+    for part in ordered[1:]:
+        reads_late = bool(awaited & {*part.in_keys})
+        if isinstance(part, Reward) and not reads_late and not filtered:
+            ahead.append(part)
+        filtered = filtered or isinstance(part, Filter)
+        if reads_late or filtered or {"score", "restart"} & {*part.requires}:
+            late.append(part)
+            awaited |= {*part.written_keys()}
+    return tuple(late), tuple(ahead), lambda keys: filtered or bool(awaited & keys)
 
 
 def _add(writer: Any, available: set[Key]) -> None:

@@ -41,6 +41,7 @@ class Names:
         self.root = top.gin_name
         self.slots = tuple(p.name for p in top.parameters)
         self.list_slots = LIST_SLOTS & set(self.slots)
+        self.optional_slots = frozenset(p.name for p in top.parameters if p.default is None)
         self.components: dict[str, Component] = {c.gin_name: c for c in [*registry.components(), top]}
         self._parameters: dict[str, dict[str, Parameter]] = {}
         self._by_suffix: dict[str, list[str]] = {}

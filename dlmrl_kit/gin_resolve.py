@@ -76,7 +76,7 @@ def _check_slots(table: Table) -> None:
         for binding in table.candidates(("", names.root), slot)[:1]:
             value = table.expand(binding.value, binding)
             fillings = value if slot in names.list_slots and isinstance(value, (list, tuple)) else [value]
-            if value is gin.REQUIRED or (value is None and slot in names.list_slots):
+            if value is gin.REQUIRED or (value is None and slot in names.optional_slots):
                 continue
             for filling in fillings:
                 _check_filling(names, slot, filling, binding.where)

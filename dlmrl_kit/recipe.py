@@ -233,18 +233,18 @@ def _use(use: str, names: Names) -> Binding:
     if slot not in names.slots:
         _no_slot(slot, names, where)
     if filling == "none":
-        if slot not in names.list_slots:
-            raise RecipeError(f"{where}: a {slot} is needed; {_lists(names)} may be none")
+        if slot not in names.optional_slots:
+            raise RecipeError(f"{where}: a {slot} is needed; {_some(names.optional_slots)} may be none")
         return Binding("", names.root, slot, None, where)
     parts = filling.split("+")
     if len(parts) > 1 and slot not in names.list_slots:
-        raise RecipeError(f"{where}: there is one {slot}; {_lists(names)} may be several")
+        raise RecipeError(f"{where}: there is one {slot}; {_some(names.list_slots)} may be several")
     found = [_filling(part.strip(), slot, names, where) for part in parts]
     return Binding("", names.root, slot, found if len(found) > 1 else found[0], where)
 
 
-def _lists(names: Names) -> str:
-    return f"only {' and '.join(sorted(names.list_slots))}" if names.list_slots else "no slot of this recipe"
+def _some(slots: frozenset[str] | set[str]) -> str:
+    return f"only {' and '.join(sorted(slots))}" if slots else "no slot of this recipe"
 
 
 def _filling(text: str, slot: str, names: Names, where: Where) -> Ref:

@@ -60,6 +60,9 @@ KEYS: dict[Key, KeySpec] = {
     ("token", "advantage"): KeySpec("float32", "[B, L]", "token-level advantage"),
     ("selected", "step"): KeySpec("int64", "[B, K]", "the steps a selector chose"),
     ("selected", "weight"): KeySpec("float32", "[B, K]", "importance weight of each; 0 pads short rows"),
+    ("selected", "correction"): KeySpec(
+        "float32", "[B, K]", "factor of the weight for samples of another distribution than the policy"
+    ),
     ("selected", "end"): KeySpec("int64", "[B, K]", "a slot stands for the steps from step to before end"),
     ("selected", "reward"): KeySpec("float32", "[B, K]", "reward of the one-step greedy completion of x_t"),
     ("selected", "advantage"): KeySpec("float32", "[B, K]", "advantage of each chosen step"),
@@ -137,6 +140,14 @@ def gather_steps(values: Tensor, step: Tensor) -> Tensor:
 def num_valid(tensordict: TensorDictBase) -> Tensor:
     """Number of steps that happened in each row: int64 [B] (steps happen from 0 on, without gaps)."""
     return tensordict["step", "valid"].sum(-1)
+
+
+def every_step(tensordict: TensorDictBase) -> TensorDictBase:
+    """A copy with all T steps selected, weight 1 where they happened."""
+    valid = tensordict["step", "valid"]
+    step = torch.arange(valid.shape[1], device=valid.device).expand_as(valid).masked_fill(~valid, 0)
+    batch = tensordict.copy()
+    return batch.set(("selected", "step"), step).set(("selected", "weight"), valid.to(torch.float64))
 
 
 def keys_table() -> str:

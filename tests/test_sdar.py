@@ -26,7 +26,7 @@ from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy, attention_mask_for
-from dlmrl_kit.policies.prefix_cache import PrefixCache
+from dlmrl_kit.policies.finished_blocks import FinishedBlocks
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
@@ -244,7 +244,7 @@ def test_a_rollout_is_the_same_without_the_cache(policy: Any, uncached: None) ->
 
 @contextlib.contextmanager
 def _cache(policy: Any) -> Iterator[None]:
-    policy._cache = PrefixCache(policy.block_size)
+    policy._cache = FinishedBlocks(policy.block_size)
     yield
     policy._cache = None
 

@@ -22,7 +22,7 @@ from dlmrl_kit.audit.policies import SmallPolicy
 from dlmrl_kit.dataflow import ITERATION
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.selectors.base import END
-from dlmrl_kit.trajectory import num_valid
+from dlmrl_kit.trajectory import every_step, num_valid
 
 _CHUNK = 128
 _DRAWS = 100
@@ -50,14 +50,6 @@ class Bank:
     units: Tensor
     probability: Tensor
     forwards: Tensor
-
-
-def every_step(trajectories: TensorDictBase) -> TensorDictBase:
-    """The trajectories with all T steps selected, weight 1 where they happened."""
-    valid = trajectories["step", "valid"]
-    step = torch.arange(valid.shape[1]).expand_as(valid).masked_fill(~valid, 0)
-    batch = trajectories.copy()
-    return batch.set(("selected", "step"), step).set(("selected", "weight"), valid.double())
 
 
 def true_gradient(trajectories: TensorDictBase, policy: SmallPolicy, sampler: Any, num_prompts: int) -> Tensor:
@@ -91,9 +83,12 @@ def select(algorithm: Algorithm, services: ExactServices, trajectories: TensorDi
         if component not in (*algorithm.filters, algorithm.selector, algorithm.advantage):
             bank = services.call(component, bank)
     with torch.no_grad():
-        bank = updater(algorithm, services.problem).prepare(bank)
+        bank = updater(algorithm, services.problem).score(bank)
     units = _number_units(bank)
     forwards = num_valid(bank).double() + algorithm.likelihood.copies * (bank["selected", "weight"] > 0).sum(-1)
+    if algorithm.correction is not None:
+        again = num_valid(bank) if algorithm.correction.every_step else (bank["selected", "weight"] > 0).sum(-1)
+        forwards = forwards + again
     return Bank(bank, units, bank["probability"] * torch.cat(shares), forwards)
 
 

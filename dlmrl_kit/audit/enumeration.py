@@ -35,7 +35,7 @@ class AuditError(UserError):
 
 
 def enumerate_trajectories(sampler: Sampler, policy: Policy, prompts: TensorDictBase) -> TensorDict:
-    """All trajectories from each prompt.
+    """All trajectories from each prompt, as they are sampled: with the sampler's cache, if it has one.
 
     Args:
         sampler: writes the keys it was asked for, but for those in ``NOT_LISTED``, which hold nothing.
@@ -57,7 +57,7 @@ def enumerate_trajectories(sampler: Sampler, policy: Policy, prompts: TensorDict
     ids = torch.full((len(prompts), sampler.completion_length), policy.mask_id, dtype=torch.int64)
     recorder = Recorder(sampler, policy, ids)
     origin, probability = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), sampler.as_sampled(policy):
         for step in range(sampler.max_steps):
             running = sampler.running(recorder.ids, policy)
             rows = running.nonzero().squeeze(-1)

@@ -20,6 +20,8 @@ from torch import Tensor
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
 from dlmrl_kit.audit.pipeline import ExactServices, descended, terms_gradient
+from dlmrl_kit.corrections.base import CORRECTION
+from dlmrl_kit.training.update import corrected
 
 MAX_TUPLES = 1_000_000
 MAX_SINGLE_TUPLES = 3_000
@@ -142,9 +144,9 @@ class _Together:
         self.derivative: Jacobian = jacobian(algorithm, services, trajectories, bank.units)
         self.num_steps = trajectories["step", "valid"].shape[1]
         loss, advantage = algorithm.loss, algorithm.advantage
-        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", "reward"}
+        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", "reward", CORRECTION}
         self.rows = table(bank.rows, needed | {("step", "valid"), ("selected", "unit"), ("selected", "weight")})
-        full = self._with_likelihood(self.rows.copy(), torch.arange(len(self.rows)))
+        full = corrected(self._with_likelihood(self.rows.copy(), torch.arange(len(self.rows))))
         self.counts = torch.tensor([float(loss.count(full[i : i + 1])) for i in range(len(full))]).double()
         self.keys = [key for key in self.derivative.rows if key in set(loss.in_keys)]
         size = sum(parameter.numel() for parameter in services.problem.denoiser.parameters_list())
@@ -177,7 +179,7 @@ class _Together:
         forwards = self.bank.forwards[index].sum(-1)
         if restarts is not None:
             forwards = forwards + restarts.reshape(count, group_size).sum(-1)
-        batch = self._with_likelihood(batch, index)
+        batch = corrected(self._with_likelihood(batch, index))
         leaves = {key: batch[key].requires_grad_() for key in self.keys}
         for key, leaf in leaves.items():
             batch.set(key, leaf)

@@ -6,6 +6,7 @@ after scale   = ||E g - s grad J|| / ||E g||           cosine = <E g, grad J> / 
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,8 @@ class Ground:
     truth: Tensor | None = None
     values: Tensor | None = None
     reasons: list[str] = field(default_factory=list)
+    cached: dict[Any, tuple[TensorDict, Tensor]] = field(default_factory=dict)
+    """What was listed with a cache, by its class."""
 
     def prepare(self) -> Ground:
         """Lists the trajectories and differentiates J.
@@ -88,16 +91,38 @@ class Ground:
         policy.attach(sampler)
         sampler.ask_for([key for key in sampler.optional_keys if key not in NOT_LISTED])
         try:
-            listed = enumerate_trajectories(sampler, policy, self.problem.batch())
+            self.trajectories, self.values = self._list(sampler)
         except NotImplementedError as error:
             self.reasons.append(str(error))
             return self
-        check_draws(sampler, policy, self.problem.batch(), listed, DRAWS)
+        self.truth = true_gradient(self.trajectories, policy, sampler, self.problem.prompts)
+        return self
+
+    def _list(self, sampler: Sampler) -> tuple[TensorDict, Tensor]:
+        """All trajectories of a sampler, and the expected reward from each of their states."""
+        policy, prompts = self.problem.denoiser, self.problem.batch()
+        listed = enumerate_trajectories(sampler, policy, prompts)
+        check_draws(sampler, policy, prompts, listed, DRAWS)
         listed.set("reward", self.problem.score(listed["completion_ids"], listed["example"]))
         listed.set("trajectory", torch.arange(len(listed)))
-        self.trajectories, self.values = listed, expected_rewards(listed, policy.mask_id)
-        self.truth = true_gradient(listed, policy, sampler, self.problem.prompts)
-        return self
+        return listed, expected_rewards(listed, policy.mask_id)
+
+    def listed(self, algorithm: Algorithm) -> tuple[TensorDict, Tensor]:
+        """Trajectories as the algorithm samples them, and the expected reward from each of their states.
+
+        Raises:
+            AuditError: the sampler contradicts its own log-probability.
+        """
+        assert self.trajectories is not None
+        assert self.values is not None
+        if algorithm.cache is None:
+            return self.trajectories, self.values
+        key = type(algorithm.cache)
+        if key not in self.cached:
+            sampler = copy.copy(self.sampler)
+            sampler.cache = algorithm.cache
+            self.cached[key] = self._list(sampler)
+        return self.cached[key]
 
     def measure(self, algorithm: Algorithm) -> Measured:
         """Compares the algorithm's estimate with grad J."""
@@ -105,11 +130,12 @@ class Ground:
         if unlisted:
             name = type(algorithm.sampler).__name__
             self._because(f"what {name} writes as {sorted(unlisted)[0]!r} cannot be listed sample by sample")
-        if unlisted or self.trajectories is None or self.values is None:
+        if unlisted or self.trajectories is None:
             return self._sampled(algorithm)
+        trajectories, values = self.listed(algorithm)
         needed = set(algorithm.sampler.written_keys()) | set(self.problem.batch().keys())
-        listed = self.trajectories.select(*needed, "probability", "reward", "trajectory")
-        services = ExactServices(self.problem, algorithm.sampler, self.values)
+        listed = trajectories.select(*needed, "probability", "reward", "trajectory")
+        services = ExactServices(self.problem, algorithm.sampler, values)
         try:
             return self._exact(moments(algorithm, services, listed, self.group_size))
         except (NotImplementedError, TooLarge) as error:

@@ -19,6 +19,7 @@ from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.audit.pipeline import descended, updater
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.variants import exact_algorithm
+from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 from dlmrl_kit.seeding import sample_seeds
 from dlmrl_kit.training.services import Services, roll_out
 
@@ -49,7 +50,8 @@ class Sampled:
 def sampled_gradients(algorithm: Algorithm, problem: Problem, group_size: int, batches: int, seed: int) -> Sampled:
     """Draws ``batches`` groups, one of prompt i modulo their number in batch i, and runs every component on each."""
     prompts, own, exact = problem.batch(group_size), [], []
-    reference = exact_algorithm(algorithm.sampler)
+    cached = {} if algorithm.cache is None else {"cache": algorithm.cache, "correction": TrajectoryImportance()}
+    reference = exact_algorithm(algorithm.sampler, **cached)
     reference.sampler.ask_for(reference.sampler.optional_keys)  # its trajectories must do for both
     for i in range(batches):
         services = Services(problem.denoiser, reference.sampler, problem.score, seed, i, chunk=10**6)

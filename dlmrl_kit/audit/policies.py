@@ -1,20 +1,24 @@
 """Two policies small enough to differentiate through every trajectory, in float64.
 
 Tabular: one free logit for every prompt, state, position and token. Network: embeddings, one attention layer that looks
-both ways, a hidden layer; its parameters are shared by all states, as in a language model. Prompts are one token long.
+both ways, a hidden layer; its parameters are shared by all states, as in a language model. Deep network: two attention
+layers, so that keys and values depend on the other tokens and a cache is not exact. Prompts are one token long.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from dlmrl_kit.caches.base import Cache, Span, Window
 from dlmrl_kit.component import Component
 from dlmrl_kit.policies.base import Policy
 
-PolicyKind = Literal["tabular", "network"]
+PolicyKind = Literal["tabular", "network", "deep network"]
 
 
 class Table(nn.Module):
@@ -40,32 +44,57 @@ class Table(nn.Module):
 
 
 class Network(nn.Module):
-    """A bidirectional attention layer and a hidden layer over token and position embeddings.
+    """Bidirectional attention layers and a hidden layer over token and position embeddings.
 
     Args:
         length, tokens: sizes; ``tokens`` counts the mask.
         generator: of the random weights.
         spread: of the logits.
         width: of the hidden states.
+        layers: of attention.
     """
 
-    def __init__(self, length: int, tokens: int, generator: torch.Generator, spread: float, width: int = 4) -> None:
+    def __init__(
+        self, length: int, tokens: int, generator: torch.Generator, spread: float, width: int = 4, layers: int = 1
+    ) -> None:
         super().__init__()
 
         def random(*shape: int, scale: float = 1.0) -> nn.Parameter:
             return nn.Parameter(scale * torch.randn(shape, generator=generator, dtype=torch.float64))
 
         self.token, self.position = random(tokens, width), random(1 + length, width)
-        self.query, self.key, self.value = (random(width, width, scale=width**-0.5) for _ in range(3))
+        shape = (layers, width, width)
+        self.query, self.key, self.value = (random(*shape, scale=width**-0.5) for _ in range(3))
         self.hidden = random(width, 2 * width, scale=width**-0.5)
         self.out = random(2 * width, tokens, scale=spread * width**-0.5)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits [B, S, V] from int64 [B, S] and bool [B, S]."""
-        x = self.token[input_ids] + self.position[: input_ids.shape[1]]
-        scores = (x @ self.query) @ (x @ self.key).mT
-        x = x + scores.masked_fill(~attention_mask[:, None], -1e9).softmax(-1) @ (x @ self.value)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, span: Span | None = None) -> Tensor:
+        """Logits [B, S, V] from int64 [B, S] and bool [B, S]; with ``span``, those of the cached policy."""
+        x = self._embedded(input_ids)
+        then = x if span is None else self._embedded(span.anchor)
+        for layer in range(len(self.query)):
+            before = x
+            if span is not None:
+                before = self._mixed(span, x, then)
+                then = self._layer(layer, then, attention_mask)
+            x = self._layer(layer, before, attention_mask)
+        if span is not None:
+            x = self._mixed(span, x, then)
         return torch.tanh(x @ self.hidden) @ self.out
+
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        return self.token[input_ids] + self.position[: input_ids.shape[1]]
+
+    def _layer(self, layer: int, x: Tensor, attention_mask: Tensor) -> Tensor:
+        scores = (x @ self.query[layer]) @ (x @ self.key[layer]).mT
+        return x + scores.masked_fill(~attention_mask[:, None], -1e9).softmax(-1) @ (x @ self.value[layer])
+
+    @staticmethod
+    def _mixed(span: Span, now: Tensor, then: Tensor) -> Tensor:
+        """``now`` in the windows, ``then`` outside: [B, S, D]."""
+        column = torch.arange(now.shape[1])
+        inside = (column >= span.start[:, None]) & (column < span.end[:, None])
+        return torch.where(inside[..., None], now, then)
 
 
 class SmallPolicy(Policy):
@@ -89,7 +118,7 @@ class SmallPolicy(Policy):
         if kind == "tabular":
             self.model: nn.Module = Table(prompts, length, vocab + 1, generator, spread)
         else:
-            self.model = Network(length, vocab + 1, generator, spread)
+            self.model = Network(length, vocab + 1, generator, spread, layers=1 + (kind == "deep network"))
         self.shift_logits = False
         self.mask_id = self.pad_id = vocab
         self.eos_id = vocab - 1 if eos else None
@@ -97,6 +126,7 @@ class SmallPolicy(Policy):
         self.forbidden_ids = (vocab,)
         self._reference = None
         self._adapter = None
+        self._window: Window | None = None
         self.beside: tuple[nn.Parameter, ...] = ()
         self.eval()
         self.freeze_reference()
@@ -108,10 +138,26 @@ class SmallPolicy(Policy):
 
     def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         """Logits at the asked positions: the model has no head of its own."""
-        logits = self.model(input_ids, attention_mask)
+        if self._window is None or torch.is_grad_enabled() or isinstance(self.model, Table):
+            logits = self.model(input_ids, attention_mask)
+        else:
+            logits = self.model(input_ids, attention_mask, self._window.of(input_ids))
         if positions.dtype == torch.bool:
             return logits[positions]
         return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
+
+    def check_cache(self) -> None:
+        """Nothing is refused; a table has no keys and values, so that its cache is exact."""
+
+    @contextlib.contextmanager
+    def cached(self, cache: Cache, completion_length: int, block_length: int) -> Iterator[None]:
+        """As ``Policy.cached``."""
+        outer = self._window
+        self._window = cache.window(self.mask_id, completion_length, block_length, self.shift_logits)
+        try:
+            yield
+        finally:
+            self._window = outer
 
     def head(self, hidden: Tensor) -> Tensor:
         """The logits it is given: a copy, since samplers forbid tokens in place."""

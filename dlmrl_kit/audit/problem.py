@@ -30,7 +30,7 @@ class Problem:
         prompts: number of prompts, at most ``vocab``; all equally likely.
         reward: ``"random"`` (standard normal per completion), ``"sparse"`` (1 for one completion of each prompt) or
             ``"parity"`` (1 where the tokens and the prompt sum to an even number).
-        policy: ``"tabular"`` or ``"network"``.
+        policy: ``"tabular"``, ``"network"`` or ``"deep network"``.
         eos: the last token ends the text.
         seed: of policy and reward.
         spread: standard deviation of the logits, about; large makes the policy certain.
@@ -98,13 +98,29 @@ SHAPES: tuple[dict[str, Any], ...] = (
 """Shapes that ``random_problems`` goes through."""
 
 
-def random_problems(count: int, seed: int = 0) -> list[Problem]:
-    """Problems of every shape, policy and reward in turn, with different random numbers."""
+DEEP_SHAPES: tuple[dict[str, Any], ...] = (
+    {"vocab": 2, "length": 4, "block_length": 2},
+    {"vocab": 2, "length": 3, "prompts": 2},
+    {"vocab": 2, "length": 4, "tokens_per_step": 2, "eos": True},
+    {"vocab": 2, "length": 4, "block_length": 2, "prompts": 2},
+)
+"""Shapes for recipes with a cache: blocks with something behind them, and single blocks."""
+
+
+def random_problems(count: int, seed: int = 0, deep: bool = False) -> list[Problem]:
+    """Problems of every shape, policy and reward in turn, with different random numbers.
+
+    Args:
+        count: how many.
+        seed: of the random numbers.
+        deep: with deep networks, on which a cache is not exact, instead of tables and networks.
+    """
     rewards: tuple[RewardKind, ...] = ("random", "parity", "sparse")
-    policies: tuple[PolicyKind, ...] = ("tabular", "network")
+    policies: tuple[PolicyKind, ...] = ("deep network",) if deep else ("tabular", "network")
+    shapes = DEEP_SHAPES if deep else SHAPES
     return [
         Problem(
-            **SHAPES[i % len(SHAPES)],
+            **shapes[i % len(shapes)],
             reward=rewards[i % len(rewards)],
             policy=policies[i % len(policies)],
             seed=1000 * seed + i,

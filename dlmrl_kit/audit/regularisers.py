@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.audit.bank import every_step, select
+from dlmrl_kit.audit.bank import select
 from dlmrl_kit.audit.enumeration import NOT_LISTED, actions, repeated
 from dlmrl_kit.audit.measure import ZERO, Ground
 from dlmrl_kit.audit.pipeline import ExactServices, descended, under_policy
@@ -27,6 +27,8 @@ from dlmrl_kit.audit.scale import TOLERANCE
 from dlmrl_kit.audit.variants import exact_algorithm, swapped
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.base import replay
+from dlmrl_kit.training.update import corrected
+from dlmrl_kit.trajectory import every_step
 
 REFERENCE_SHIFT = 0.1
 """How far the reference policy is from the policy: standard deviation of a change of its weights."""
@@ -132,14 +134,13 @@ class _Expected:
     """The expected gradient of a term, [P], over all trajectories and all choices of the selector."""
 
     def __init__(self, algorithm: Algorithm, ground: Ground, term: Any) -> None:
-        assert ground.trajectories is not None
-        assert ground.values is not None
         problem, self.policy, self.term = ground.problem, ground.problem.denoiser, term
         whole = swapped(algorithm, regulariser=[term])
         self.sampler = whole.sampler
-        services = ExactServices(problem, self.sampler, ground.values)
+        trajectories, values = ground.listed(whole)
+        services = ExactServices(problem, self.sampler, values)
         wanted = {*self.sampler.written_keys(), *problem.batch().keys(), "probability", "reward", "trajectory"}
-        bank = select(whole, services, ground.trajectories.select(*wanted))
+        bank = select(whole, services, trajectories.select(*wanted))
         self.rows, self.share = bank.rows, bank.probability / problem.prompts
         batch = self.rows.copy()
         if set(term.in_keys) & set(whole.advantage.written_keys()):
@@ -148,9 +149,9 @@ class _Expected:
                     f"{type(term).__name__} reads what {type(whole.advantage).__name__} makes of groups"
                 )
             batch = services.call(whole.advantage, batch)
-        batch = under_policy(whole, services, batch)
-        values = [descended(term(batch[i : i + 1])) for i in range(len(batch))]
-        self.gradient = self.policy.flat_gradient((torch.stack(values) * self.share).sum())
+        batch = under_policy(whole, services, corrected(batch))
+        terms = [descended(term(batch[i : i + 1])) for i in range(len(batch))]
+        self.gradient = self.policy.flat_gradient((torch.stack(terms) * self.share).sum())
 
     def kl_gradients(self) -> tuple[Tensor, Tensor]:
         """Gradients of KL(policy || reference) and KL(reference || policy), times the coefficient, [P] each.

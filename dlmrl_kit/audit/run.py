@@ -87,7 +87,8 @@ def _audit(
     attribution: bool,
     batches: int,
 ) -> AuditReport:
-    chosen = random_problems(problems, seed) if isinstance(problems, int) else list(problems)
+    deep = algorithm.cache is not None
+    chosen = random_problems(problems, seed, deep) if isinstance(problems, int) else list(problems)
     report = AuditReport(name, [], sampler=type(algorithm.sampler).__name__, group_size=group_size)
     found: dict[int, list[tuple[Measured | None, Measured | None]]] = {}
     listed: list[Cause] = []

@@ -75,7 +75,7 @@ class Shifted(Likelihood):
 
 
 def exact_algorithm(sampler: Any, regulariser: Any = None, **swaps: Any) -> Algorithm:
-    """An algorithm of exact components around a sampler, without filters, except for ``swaps`` by slot.
+    """An algorithm of exact components around a sampler, without filters and cache, except for ``swaps`` by slot.
 
     Raises:
         RecipeError: the components do not fit together.
@@ -98,8 +98,9 @@ def swapped(algorithm: Algorithm, **swaps: Any) -> Algorithm:
 
 
 def _parts(algorithm: Algorithm) -> dict[str, Any]:
-    lists = {"filter": algorithm.filters, "value": algorithm.values}
-    return {slot: getattr(algorithm, slot) for slot in EXACT} | lists
+    others = {"filter": algorithm.filters, "value": algorithm.values}
+    others |= {"cache": algorithm.cache, "correction": algorithm.correction}
+    return {slot: getattr(algorithm, slot) for slot in EXACT} | others
 
 
 RENOISING_STEPS = 2
@@ -155,6 +156,11 @@ def causes(algorithm: Algorithm) -> list[Cause]:
             found += _likelihood_causes(part)
         else:
             found.append(Cause(slot, type(part).__name__, _words(slot, part), {slot: part}, {slot: exact()}))
+    if algorithm.cache is not None:
+        kept = {"cache": algorithm.cache, "correction": algorithm.correction}
+        name = f"{type(algorithm.cache).__name__}, {type(algorithm.correction).__name__}"
+        words = "sampled from another distribution than the policy, and not corrected completely"
+        found.append(Cause("cache", name, words, kept, dict.fromkeys(kept)))
     if algorithm.filters:
         names = ", ".join(type(part).__name__ for part in algorithm.filters)
         words = "groups are left out by their rewards"

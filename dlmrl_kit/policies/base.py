@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.errors import UserError
+from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.merging import merged
-from dlmrl_kit.policies.pruning import last_layer_at, prunable
+from dlmrl_kit.policies.pruning import DECODERS, last_layer_at, prunable
 
 if TYPE_CHECKING:
     from dlmrl_kit.policies.layout import Layout
@@ -86,6 +88,7 @@ class Policy(nn.Module):
             raise UserError("chat_template = True, but the tokenizer has no chat template")
         self._reference: nn.Module | None = None
         self._adapter: Any = None
+        self._keys: KeyCache | None = None
         self.eval()
 
     @classmethod
@@ -141,6 +144,8 @@ class Policy(nn.Module):
 
     def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Final hidden states [..., D] at the places (row, column), int64 [...] each (they broadcast)."""
+        if len(input_ids) and self._keys is not None and not torch.is_grad_enabled():
+            return self._keys.hidden_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
         if len(input_ids) and prunable(self.model):
             return last_layer_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
         return self.hidden(input_ids, attention_mask)[row, column]
@@ -158,6 +163,37 @@ class Policy(nn.Module):
     def prefix_cache(self) -> contextlib.AbstractContextManager[None]:
         """Within the context, a model whose finished blocks never change may reuse what it computed of them."""
         return contextlib.nullcontext()
+
+    def check_cache(self) -> None:
+        """Refuses approximate caches (``dlmrl_kit.caches``) where they cannot be used.
+
+        Raises:
+            UserError: the model is none of those whose layers are known, attending both ways.
+        """
+        if self.block_size is not None:
+            raise UserError("the model denoises block by block and reuses finished blocks exactly: it needs no cache")
+        if not prunable(self.model):
+            raise UserError(
+                f"a cache needs a model of one of the classes {', '.join(DECODERS)}, attending both ways with "
+                f"attention = 'sdpa'; this one is {type(self.model).__name__}"
+            )
+
+    @contextlib.contextmanager
+    def cached(self, cache: Cache, completion_length: int, block_length: int) -> Iterator[None]:
+        """Within the context and without gradients, this policy is the cached one: see ``dlmrl_kit.caches``.
+
+        Inputs must end with completions of this length.
+
+        Args:
+            cache: which positions a step computes again.
+            completion_length, block_length: of the sampler.
+        """
+        window = cache.window(self.mask_id, completion_length, block_length, self.shift_logits)
+        outer, self._keys = self._keys, KeyCache(window)
+        try:
+            yield
+        finally:
+            self._keys = outer
 
     def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
         """Prompt tokens in the block in which the completion begins: int64 [B]; None: it begins with a block."""
@@ -263,11 +299,7 @@ def completion_features(
 ) -> Tensor:
     """As ``completion_logits``, without the head: ``head_logits`` makes logits of it."""
     run = policy.features if in_two_parts(policy) else policy
-    return run(
-        torch.cat([prompt_ids, completion_ids], dim=1),
-        torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
-        torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
-    )
+    return run(*_sequences(prompt_ids, prompt_mask, completion_ids, positions))
 
 
 def head_logits(policy: Policy, features: Tensor) -> Tensor:
@@ -297,8 +329,24 @@ def completion_logits(
         completion_ids: int64 [B, L], masked where open; all of it is attended to.
         positions: bool [B, L], N of them.
     """
-    return policy(
+    return policy(*_sequences(prompt_ids, prompt_mask, completion_ids, positions))
+
+
+def _sequences(
+    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and asked positions of completions behind their prompts: [B, S] each."""
+    prompt_ids, prompt_mask = unpadded(prompt_ids, prompt_mask)
+    return (
         torch.cat([prompt_ids, completion_ids], dim=1),
         torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
         torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
     )
+
+
+def unpadded(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Left-padded prompts, int64 and bool [B, P], without the columns at the left that are padding in every row."""
+    if prompt_mask.shape[1] == 0 or bool(prompt_mask[:, 0].any()):
+        return prompt_ids, prompt_mask
+    empty = int((~prompt_mask.any(0)).long().cumprod(0).sum())
+    return prompt_ids[:, empty:], prompt_mask[:, empty:]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.errors import UserError
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.policies.prefix_cache import PrefixCache
+from dlmrl_kit.policies.base import Policy, unpadded
+from dlmrl_kit.policies.finished_blocks import FinishedBlocks
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of any shape."""
@@ -47,7 +47,7 @@ class BlockCausalPolicy(Policy):
         self.block_size: int = size
         self.told["block_size"] = size
         self.check_attention()
-        self._cache: PrefixCache | None = None
+        self._cache: FinishedBlocks | None = None
 
     def check_attention(self) -> None:
         """Refuses attention implementations without masks.
@@ -104,7 +104,7 @@ class BlockCausalPolicy(Policy):
     @contextlib.contextmanager
     def prefix_cache(self) -> Iterator[None]:
         """Within the context and without gradients, keys and values of blocks seen before are not computed again."""
-        outer, self._cache = self._cache, PrefixCache(self.block_size)
+        outer, self._cache = self._cache, FinishedBlocks(self.block_size)
         try:
             yield
         finally:
@@ -133,6 +133,7 @@ class BlockCausalPolicy(Policy):
         Returns:
             [N, D], N = scored.sum(), in row-major order.
         """
+        prompt_ids, prompt_mask = unpadded(prompt_ids, prompt_mask)
         shared = min(self.block_size - 1, prompt_ids.shape[1])
         tail = slice(prompt_ids.shape[1] - shared, None)
         real = torch.cat([prompt_mask, torch.ones_like(scored)], dim=1)

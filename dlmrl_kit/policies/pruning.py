@@ -14,6 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 """Classes of transformers with layers of this form: attention and MLP, each behind a norm, with rotary positions."""
 
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of the positions."""
+
 
 def prunable(model: Any) -> bool:
     """Whether ``last_layer_at`` computes what the model does: a known class, attending both ways everywhere.
@@ -43,7 +46,7 @@ def last_layer_at(body: Any, input_ids: Tensor, attention_mask: Tensor, row: Ten
         [..., D].
     """
     row, column = torch.broadcast_tensors(row, column)
-    query, slot = _queries(row.reshape(-1), column.reshape(-1), len(input_ids))
+    query, slot = queries(row.reshape(-1), column.reshape(-1), len(input_ids))
     position = (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
     hidden = body.embed_tokens(input_ids)
     rotary = body.rotary_emb(hidden, position_ids=position)
@@ -55,8 +58,13 @@ def last_layer_at(body: Any, input_ids: Tensor, attention_mask: Tensor, row: Ten
     return hidden[row, slot.reshape(row.shape)]
 
 
-def _queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Asked columns of each row, int64 [B, M], short rows filled with column 0; and where in M each place is, [n]."""
+def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Asked columns of each row, int64 [B, M], short rows filled with column 0; and where in M each place is, [n].
+
+    Args:
+        row, column: int64 [n], the places.
+        batch: B.
+    """
     count = torch.bincount(row, minlength=batch)
     order = row.argsort(stable=True)
     slot = torch.empty_like(row)
@@ -65,21 +73,54 @@ def _queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     return column.new_zeros(batch, max(width, 1)).index_put((row, slot), column), slot
 
 
-def _layer_at(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
+def _layer_at(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Rotary, query: Tensor) -> Tensor:
     """Output of a decoder layer [B, M, D] at the columns ``query`` [B, M] of its input [B, S, D]."""
-    attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
-    index = query[..., None]
-    cosine, sine = (part.expand(len(hidden), -1, -1) for part in rotary)
-    at_query = tuple(part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in (cosine, sine))
-    asked = normed.gather(1, index.expand(-1, -1, normed.shape[-1]))
-    q = _rotated(_heads(attention, asked, "q"), *at_query)
-    k, v = _rotated(_heads(attention, normed, "k"), cosine, sine), _heads(attention, normed, "v")
+    keys, values = keys_values(layer, normed, rotary)
+    return attended(layer, hidden, normed, rotary, query, (keys, values), mask)
+
+
+def keys_values(layer: Any, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """Keys (rotated) and values [B, G, S, D / H] of a layer, from its normed input [B, S, D]."""
+    attention = layer.self_attn
+    return _rotated(_heads(attention, normed, "k"), *rotary), _heads(attention, normed, "v")
+
+
+def attended(
+    layer: Any,
+    hidden: Tensor,
+    normed: Tensor,
+    rotary: Rotary,
+    query: Tensor | None,
+    keys_and_values: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+) -> Tensor:
+    """Output of a decoder layer [B, M, D] at some of the columns of its input, given all keys and values.
+
+    Args:
+        layer: of a decoder for which ``prunable`` holds.
+        hidden, normed: its input [B, S, D], as it is and normed.
+        rotary: cosines and sines [B, S, D / H] (or [1, S, D / H]) of these columns.
+        query: int64 [B, M], the columns; None: all, M = S.
+        keys_and_values: [B, G, K, D / H] each.
+        mask: bool [B, 1, 1, K], keys that count; None: all.
+    """
+    attention = layer.self_attn
+    if query is not None:
+        index = query[..., None]
+        cosine, sine = (part.expand(len(hidden), -1, -1) for part in rotary)
+        rotary = (_columns(cosine, index), _columns(sine, index))
+        hidden, normed = _columns(hidden, index), _columns(normed, index)
+    q = _rotated(_heads(attention, normed, "q"), *rotary)
+    k, v = keys_and_values
     grouped = q.shape[1] != k.shape[1]
     mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scaling, enable_gqa=grouped)
-    out = attention.o_proj(mixed.transpose(1, 2).flatten(-2))
-    out = out + hidden.gather(1, index.expand(-1, -1, hidden.shape[-1]))
+    out = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(-2))
     return out + layer.mlp(layer.post_attention_layernorm(out))
+
+
+def _columns(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index.expand(-1, -1, values.shape[-1]))
 
 
 def _heads(attention: Any, hidden: Tensor, name: str) -> Tensor:

@@ -8,7 +8,9 @@ sampler can resume from any state, and a step recomputed from a stored trajector
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +23,7 @@ from dlmrl_kit.behaviour import (
     draw,
     forbid,
 )
+from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.component import Component, Key
 from dlmrl_kit.policies.base import Policy, completion_features, completion_logits, head_logits
 from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
@@ -58,6 +61,9 @@ class Sampler(Component):
 
     records_tokens: ClassVar[bool] = True
     """Whether a position is committed once, so that its log-probability can be kept per position."""
+
+    cache: Cache | None = None
+    """What a rollout takes over from earlier steps, approximately (``dlmrl_kit.caches``); None: nothing."""
 
     begins_anywhere = False
     """Whether completions may begin inside a block of the policy that was attached."""
@@ -206,11 +212,26 @@ class Sampler(Component):
             The keys this sampler writes. Positions that were not masked in ``ids`` get ``commit_step`` -1.
         """
         self.attach(policy)
-        with merged(policy), torch.inference_mode(), prefix_cache(policy):
+        with self.rolling_out(policy):
             recorder = Recorder(self, policy, ids)
             self.advance(range(self.max_steps), prompt, recorder, policy, generator)
             written = recorder.finish()
         return {key: value.clone() for key, value in written.items()}
+
+    @contextlib.contextmanager
+    def rolling_out(self, policy: Policy) -> Iterator[None]:
+        """The context of a rollout: no gradients, the adapter merged, and whatever ``as_sampled`` reuses."""
+        with merged(policy), torch.inference_mode(), self.as_sampled(policy):
+            yield
+
+    def as_sampled(self, policy: Policy) -> contextlib.AbstractContextManager[None]:
+        """Within the context and without gradients, the policy is the one that rollouts sample from.
+
+        With ``cache`` that is another distribution than the policy's; else only what is exact is reused.
+        """
+        if self.cache is None:
+            return prefix_cache(policy)
+        return policy.cached(self.cache, self.completion_length, self.block_length)
 
     def advance(
         self,

@@ -24,6 +24,22 @@ def prefix_cache(policy: Any) -> contextlib.AbstractContextManager[None]:
     return policy.prefix_cache() if hasattr(policy, "prefix_cache") else contextlib.nullcontext()
 
 
+def check_cache(sampler: Any, policy: Any) -> None:
+    """Refuses a cache that cannot be used with a policy.
+
+    Raises:
+        UserError: that.
+    """
+    if sampler.cache is None:
+        return
+    name = type(sampler.cache).__name__
+    if sampler.noise != "mask":
+        raise UserError(f"{name} is for samplers that fill masks; {type(sampler).__name__} renoises")
+    if not hasattr(policy, "cached"):
+        raise UserError(f"{type(policy).__name__} has no approximate cache: leave {name} out")
+    policy.check_cache()
+
+
 def check_noise(sampler: type, policy: Any) -> None:
     """Refuses a sampler of masks for a policy that has none.
 
@@ -45,6 +61,7 @@ def check_blocks(sampler: Any, policy: Any) -> None:
         UserError: its blocks are not whole blocks of the policy's, or it fills masks and the policy has none.
     """
     check_noise(type(sampler), policy)
+    check_cache(sampler, policy)
     name = type(sampler).__name__
     size = getattr(policy, "block_size", None)
     if size is not None and sampler.block_length % size:

@@ -184,7 +184,7 @@ class RenoisingSampler(Sampler):
             The keys this sampler writes. Positions that were not open get ``commit_step`` -1.
         """
         self.attach(policy)
-        with torch.inference_mode(), prefix_cache(policy):
+        with self.rolling_out(policy):
             state = State.of(prompt, ids, policy.mask_id)
             recorder = CanvasRecorder(self.written_keys(), self.max_steps, state, policy)
             vocabulary = noise_tokens(policy)

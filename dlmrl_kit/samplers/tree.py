@@ -14,7 +14,6 @@ from torch import Tensor
 from dlmrl_kit.groups import LEVEL_STEP, NODE, first_rows, number_in_group, partition
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.registry import register
-from dlmrl_kit.samplers.blocks import prefix_cache
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.recorder import Recorder
 from dlmrl_kit.validate import check
@@ -75,7 +74,7 @@ class Tree(LowConfidence):
         below = self.branching ** torch.arange(self.height - 1, -1, -1, device=group.device)
         node = number_in_group(group)[:, None] // below
         bounds = torch.arange(self.height + 1, device=group.device) * self.max_steps // self.height
-        with torch.inference_mode(), prefix_cache(policy):
+        with self.rolling_out(policy):
             recorder = self._grow(tensordict, node, bounds.tolist(), policy, generator)
             written = recorder.finish()
         tensordict.update({key: value.clone() for key, value in written.items()})

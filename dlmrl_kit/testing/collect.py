@@ -16,11 +16,13 @@ def _functions(kind: str) -> tuple[CheckFunction, ...]:
 
 
 def _of_kind(kind: str) -> tuple[CheckFunction, ...]:
-    from dlmrl_kit.testing import loggers, schedules, tasks
+    from dlmrl_kit.testing import caches, corrections, loggers, schedules, tasks
 
     plain: dict[str, tuple[CheckFunction, ...]] = {
         "task": tasks.CHECKS,
         "schedule": schedules.CHECKS,
+        "cache": caches.CHECKS,
+        "correction": corrections.CHECKS,
         "logger": loggers.CHECKS,
     }
     if kind in plain:

@@ -11,10 +11,12 @@ from dlmrl_kit.testing.core import attempt, fail
 BASES: dict[str, str] = {
     "task": "dlmrl_kit.tasks.base.Task",
     "sampler": "dlmrl_kit.samplers.base.Sampler",
+    "cache": "dlmrl_kit.caches.base.Cache",
     "filter": "dlmrl_kit.filters.base.Filter",
     "selector": "dlmrl_kit.selectors.base.Selector",
     "advantage": "dlmrl_kit.advantages.base.GroupAdvantage",
     "likelihood": "dlmrl_kit.likelihoods.base.Likelihood",
+    "correction": "dlmrl_kit.corrections.base.Correction",
     "value": "dlmrl_kit.values.base.Value",
     "loss": "dlmrl_kit.losses.base.Objective",
     "regulariser": "dlmrl_kit.regularisers.base.Regulariser",

@@ -27,7 +27,7 @@ from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.skeleton import SMALL, skeleton, small_policy, wrapped
 from dlmrl_kit.prompts import prompt_tokens
 from dlmrl_kit.recipe import Recipe
-from dlmrl_kit.training.estimate import describe, forwards, memory
+from dlmrl_kit.training.estimate import computed_positions, describe, forwards, memory
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.results import Observer
 from dlmrl_kit.training.shapes import find_config, local_folder
@@ -115,8 +115,11 @@ def costs(algorithm: Algorithm, policy: Policy, prompt_length: int, how: str) ->
     trained = sum(p.numel() for _, p in policy.trainable())
     base = total - trained if policy.adapter is not None else total
     need, count, trainer = memory(algorithm, policy, prompt_length), forwards(algorithm), algorithm.trainer
-    states = [f"{count.samples} completions", f"rollout {count.rollout:,}"]
-    states += [f"{name} {number:,}" for name, number in (("old", count.old), ("reference", count.reference)) if number]
+    part = computed_positions(algorithm, prompt_length)
+    cached = "" if part is None else f" (computing {part:.0%} of the positions)"
+    states = [f"{count.samples} completions", f"rollout {count.rollout:,}{cached}"]
+    extra = (("correction", count.correction), ("old", count.old), ("reference", count.reference))
+    states += [f"{name} {number:,}" for name, number in extra if number]
     states.append(f"update {count.update:,} forward and backward")
     lines = [
         f"parameters   {base:,}, trainable {trained:,}"

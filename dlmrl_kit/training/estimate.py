@@ -42,12 +42,14 @@ class Memory:
 class Forwards:
     """States that go through the model in an update, at most.
 
-    ``samples``: completions. ``rollout``: states sampled. ``old``, ``reference``: scored once more without gradients.
-    ``update``: forward and backward. ``restarts``: components that sample more completions, which are not counted.
+    ``samples``: completions. ``rollout``: states sampled. ``correction``, ``old``, ``reference``: scored once more
+    without gradients. ``update``: forward and backward. ``restarts``: components that sample more completions, which
+    are not counted.
     """
 
     samples: int
     rollout: int
+    correction: int
     old: int
     reference: int
     update: int
@@ -59,18 +61,38 @@ def forwards(algorithm: Algorithm) -> Forwards:
     trainer, plan, likelihood = algorithm.trainer, algorithm.plan, algorithm.likelihood
     samples = trainer.prompts_per_update * trainer.group_size
     steps = algorithm.sampler.max_steps
-    scored = samples * algorithm.selector.most_slots(steps) * likelihood.copies
+    slots, correction = algorithm.selector.most_slots(steps), algorithm.correction
+    scored = samples * slots * likelihood.copies
     again = sum(source is None for source in plan.old.values()) > 0
     passes = trainer.inner_iterations if likelihood.redraw else 1
     live = trainer.inner_iterations if plan.live_reference else 0
     return Forwards(
         samples=samples,
         rollout=samples * steps,
+        correction=0 if correction is None else samples * (steps if correction.every_step else slots),
         old=scored * passes if again else 0,
         reference=scored * (passes * bool(plan.reference) + live),
         update=scored * trainer.inner_iterations,
         restarts=tuple(type(part).__name__ for part in algorithm.components if "restart" in part.requires),
     )
+
+
+def computed_positions(algorithm: Algorithm, prompt_length: int) -> float | None:
+    """Positions that a cached rollout computes, over those of an exact one; None without a cache.
+
+    Each block takes a forward of everything for its anchor, then one of the window in each of its steps.
+    """
+    sampler = algorithm.sampler
+    if algorithm.cache is None:
+        return None
+    length, block = sampler.completion_length, sampler.block_length
+    whole, cached, exact = prompt_length + length, 0, 0
+    for begin in range(0, length, block):
+        size = min(block, length - begin)
+        steps = -(-size // sampler.tokens_per_step)
+        window = length - begin if algorithm.cache.to_end else size
+        cached, exact = cached + whole + steps * window, exact + steps * whole
+    return cached / exact
 
 
 def memory(algorithm: Algorithm, policy: Policy, prompt_length: int) -> Memory:
@@ -95,6 +117,8 @@ def memory(algorithm: Algorithm, policy: Policy, prompt_length: int) -> Memory:
     rows = min(trainer.rollout_batch_size or samples, samples)
     tokens = rows * (prompt_length + length)
     rollout = compute * tokens * layer + _logits(rows * length, policy) + _trajectories(algorithm, samples)
+    if algorithm.cache is not None:
+        rollout += compute * tokens * layers * _keys_and_values(policy)
     scored = min(trainer.micro_batch_size, samples) * min(forwards(algorithm).update // samples, 10**9)
     passed = scored * (prompt_length + length)
     if trainer.micro_batch_tokens is not None:
@@ -103,13 +127,24 @@ def memory(algorithm: Algorithm, policy: Policy, prompt_length: int) -> Memory:
     return Memory(weights, 12 * trained, rollout, update + _trajectories(algorithm, samples))
 
 
+def _keys_and_values(policy: Policy) -> int:
+    """Numbers per token in the keys and values of a layer."""
+    _, groups, size = _heads(text_config(policy.model).to_dict())
+    return 2 * groups * size
+
+
+def _heads(sizes: dict[str, Any]) -> tuple[int, int, int]:
+    """Heads, key-value heads and size of a head in a configuration."""
+    hidden = sizes.get("hidden_size") or sizes["dim"]
+    heads = sizes.get("num_attention_heads") or sizes["n_heads"]
+    return heads, sizes.get("num_key_value_heads") or heads, sizes.get("head_dim") or hidden // heads
+
+
 def _layer(policy: Policy, checkpointing: bool) -> tuple[int, int, int]:
     """Numbers per token in a layer's forward pass, those of them kept for the backward pass, and layers."""
     sizes = text_config(policy.model).to_dict()
     hidden = sizes.get("hidden_size") or sizes["dim"]
-    heads = sizes.get("num_attention_heads") or sizes["n_heads"]
-    groups = sizes.get("num_key_value_heads") or heads
-    size = sizes.get("head_dim") or hidden // heads
+    heads, groups, size = _heads(sizes)
     inner = sizes.get("intermediate_size") or sizes.get("hidden_dim") or 4 * hidden
     chosen = sizes.get("num_experts_per_tok") or sizes.get("top_k_experts") or 0
     experts = chosen * sizes.get("moe_intermediate_size", 0)

@@ -16,6 +16,7 @@ from dlmrl_kit.prompts import prompt_batch, require_puzzles
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.tasks.base import component_means
+from dlmrl_kit.training.pieces import cut, length_order, restored
 from dlmrl_kit.training.results import EvalResult
 from dlmrl_kit.training.services import plain
 from dlmrl_kit.training.start import attach, load_components
@@ -46,7 +47,8 @@ def evaluate(
     """Decodes the first ``size`` puzzles of a split and scores them.
 
     Args:
-        policy, sampler, task: of a recipe; the sampler's temperature is replaced and its filters are dropped at 0.
+        policy, sampler, task: of a recipe; the sampler's temperature is replaced, its filters are dropped at 0, and its
+            cache is left out.
         split: ``train``, ``heldout`` or ``pretrain``.
         size: puzzles; at most the split's size.
         temperature: 0 decodes greedily.
@@ -68,19 +70,20 @@ def evaluate(
     behaviour = sampler.behaviour
     decoder = plain(
         sampler,
+        cache=None,
         behaviour=Behaviour(
             temperature, behaviour.top_k if temperature else 0, behaviour.top_p if temperature else 1.0
         ),
     )
     generator = seeding.generator(policy.device, seed, "evaluate")
-    scorer = Scorer(task, split, policy)
-    scores: list[dict[str, float]] = []
-    texts: list[str] = []
     prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt)
-    for piece in prompts.split(batch_size):
-        ids = decoder.decode(piece, policy=policy, generator=generator)["completion_ids"]
-        scores += scorer.components(ids, piece["example"])
-        texts += completion_texts(policy, ids)
+    rows, pieces = [], []
+    for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)):
+        rows.append(index)
+        pieces.append(decoder.decode(piece, policy=policy, generator=generator)["completion_ids"])
+    ids = restored(pieces, rows)
+    scores = Scorer(task, split, policy).components(ids, prompts["example"])
+    texts = completion_texts(policy, ids)
     return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tensordict import TensorDictBase
 
 from dlmrl_kit import __version__
 from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.corrections.base import warning
 from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.files import write_atomic
 from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
@@ -26,7 +28,7 @@ from dlmrl_kit.training.plot import plot_curve
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
 from dlmrl_kit.training.services import Rollout, Services, roll_out
 from dlmrl_kit.training.start import start_policy, trained
-from dlmrl_kit.training.update import Updater
+from dlmrl_kit.training.update import Updater, corrected
 
 
 def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> RunResult:
@@ -106,6 +108,7 @@ class Run:
         self.scorer = Scorer(algorithm.task, "train", self.policy)
         self.evaluations: dict[int, EvalResult] = {}
         self.checked = False
+        self.warned = False
 
     def run(self) -> RunResult:
         """Trains to the end; returns what was reached."""
@@ -157,11 +160,11 @@ class Run:
     def _update(self, update: int) -> None:
         started = time.perf_counter()
         torch.manual_seed(derive_seed(self.trainer.seed, update))
-        rollout = self.collect(update)
+        rollout = self.collect(update, self._score_early)
         trajectory = rollout.kept
         metrics = self._rollout_metrics(rollout)
         if len(trajectory):
-            metrics |= self._learn(trajectory, update)
+            metrics |= self._learn(trajectory, update, rollout.scored)
         seconds = time.perf_counter() - started
         committed = int(rollout.everything["step", "num_committed"].sum())
         metrics |= {"seconds": seconds, "tokens_per_second": committed / seconds}
@@ -172,15 +175,26 @@ class Run:
         if done == self.trainer.updates or done % self.trainer.checkpoint_every == 0:
             self._save(done)
 
-    def _learn(self, trajectory: TensorDictBase, update: int) -> dict[str, float]:
-        """The optimiser steps on what a rollout kept."""
-        self.updater.prepare(trajectory)
+    def _score_early(self, trajectory: TensorDictBase) -> None:
+        """Old and reference log-probabilities, within the rollout: there is no other difference."""
+        with torch.autocast(self.policy.device.type, enabled=False):
+            self.updater.score(trajectory)
+
+    def _learn(self, trajectory: TensorDictBase, update: int, scored: bool = False) -> dict[str, float]:
+        """The optimiser steps on what a rollout kept; ``scored``: it has old and reference log-probabilities."""
+        if not scored:
+            self.updater.score(trajectory)
+        corrected(trajectory)
         if not self.checked:
             self.checked = True
             largest = self.updater.check_old(trajectory)
             self.observer.on_message(
                 f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})"
             )
+        poor = warning(self.updater.correction_metrics)
+        if poor is not None and not self.warned:
+            self.warned = True
+            self.observer.on_message(f"warning: {poor}")
         return self.updater.update(trajectory, update)
 
     def _save(self, done: int) -> None:
@@ -188,8 +202,8 @@ class Run:
         counters: dict[str, float] = {"skipped": updater.skipped, "skipped_in_a_row": updater.skipped_in_a_row}
         save_checkpoint(self.folder, done, self.parameters, updater.optimiser, updater.scheduler, counters)
 
-    def collect(self, update: int) -> Rollout:
-        """The rollout of one update: prompts, trajectories, rewards, selection, advantages."""
+    def collect(self, update: int, meanwhile: Callable[[TensorDictBase], Any] | None = None) -> Rollout:
+        """The rollout of one update: prompts, trajectories, rewards, selection, advantages; as ``roll_out``."""
         trainer, task = self.trainer, self.algorithm.task
         self.scorer.forget()
         indices = training_indices(task.size("train"), trainer.prompts_per_update, update, trainer.seed)
@@ -197,12 +211,18 @@ class Run:
         prompts.set("seed", sample_seeds(len(prompts), self.policy.device, trainer.seed, update, "samples"))
         progress = torch.full((len(prompts),), update / trainer.updates, device=self.policy.device)
         prompts.set("progress", progress)
-        chunk = trainer.rollout_batch_size or len(prompts)
-        services = Services(
-            self.policy, self.algorithm.sampler, self.scorer, trainer.seed, update, chunk, self.scorer.examples
-        )
-        with self.updater.autocast():
-            return roll_out(self.algorithm.plan, prompts, services)
+        with self.scorer.ahead() as submit, self.updater.autocast():
+            services = Services(
+                self.policy,
+                self.algorithm.sampler,
+                self.scorer,
+                trainer.seed,
+                update,
+                trainer.rollout_batch_size or len(prompts),
+                self.scorer.examples,
+                submit,
+            )
+            return roll_out(self.algorithm.plan, prompts, services, meanwhile)
 
     def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         trajectory, kept = rollout.everything, rollout.kept

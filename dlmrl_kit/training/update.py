@@ -19,14 +19,16 @@ from torch import Tensor
 
 from dlmrl_kit import dataflow, seeding
 from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.dataflow import plain_key, twin_key
+from dlmrl_kit.corrections.base import CORRECTION, diagnostics
+from dlmrl_kit.dataflow import RECORDED, plain_key, twin_key
 from dlmrl_kit.errors import TrainingError
 from dlmrl_kit.likelihoods.base import pack_tokens
-from dlmrl_kit.losses.base import Objective
+from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.losses.base import LOG_PROB, WEIGHT, Objective, keep
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.training.pieces import micro_batches, shuffled, slot_pieces
+from dlmrl_kit.training.pieces import micro_batches, restored, shuffled, slot_pieces
 from dlmrl_kit.training.start import trained
-from dlmrl_kit.trajectory import gather_steps
+from dlmrl_kit.trajectory import every_step, gather_steps
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Updater:
         self._labels = _labels(self.terms)
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self.correction_metrics: dict[str, float] = {}
 
     @property
     def estimators(self) -> list[Any]:
@@ -96,11 +99,17 @@ class Updater:
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
 
     def prepare(self, trajectory: TensorDictBase) -> TensorDictBase:
-        """Adds what stays fixed during the update: old and reference log-probabilities, token slots.
+        """Adds what stays fixed during the update, and applies the correction to the weights."""
+        return corrected(self.score(trajectory))
+
+    def score(self, trajectory: TensorDictBase) -> TensorDictBase:
+        """Adds what stays fixed during the update: old and reference log-probabilities, token slots, correction.
 
         For an estimator that draws new masks in each pass, all of it once for each further pass, under
         ``("pass", "1")``, ``("pass", "2")`` ...
         """
+        if self.algorithm.correction is not None:
+            self._add_correction(trajectory)
         if not self.algorithm.likelihood.redraw:
             return self._prepare(trajectory, 0)
         passes = [self._prepare(trajectory.copy(), i) for i in range(1, self.trainer.inner_iterations)]
@@ -126,6 +135,17 @@ class Updater:
                 self._add_twins(trajectory, self.plan.reference, "ref_")
         return trajectory
 
+    def _add_correction(self, trajectory: TensorDictBase) -> None:
+        """Adds ``("selected", "correction")`` [B, K]: pi over what was sampled from, as the correction weighs it."""
+        correction, used = self.algorithm.correction, trajectory[WEIGHT] != 0
+        scored = every_step(trajectory) if correction.every_step else trajectory
+        log_prob = self._all_values(scored, [LOG_PROB], StepLogProb())[LOG_PROB]
+        happened = scored[WEIGHT] != 0
+        log_ratio = keep(log_prob - gather_steps(trajectory[RECORDED], scored["selected", "step"]), happened)
+        weights, truncated = (part.expand_as(used) for part in correction.weights(log_ratio, happened))
+        trajectory.set(CORRECTION, weights.to(trajectory[WEIGHT].dtype).clone())
+        self.correction_metrics = diagnostics(log_ratio[happened], weights[used], truncated[used])
+
     def _recorded(self, trajectory: TensorDictBase, source: Any) -> Tensor:
         if source[0] == "token":
             return pack_tokens(trajectory, trajectory[source], self.algorithm.sampler.max_commits)
@@ -134,11 +154,16 @@ class Updater:
 
     def _add_twins(self, trajectory: TensorDictBase, keys: Any, prefix: str) -> None:
         """Runs the likelihood without gradients and stores its keys under names with a prefix."""
-        pieces = []
-        for micro in micro_batches(trajectory, self.trainer.micro_batch_size, False):
-            pieces.append(self._values(micro, keys, [self.algorithm.likelihood]))
-        for key in keys:
-            trajectory.set(twin_key(key, prefix), torch.cat([piece[key] for piece in pieces]))
+        for key, value in self._all_values(trajectory, keys, self.algorithm.likelihood).items():
+            trajectory.set(twin_key(key, prefix), value)
+
+    def _all_values(self, trajectory: TensorDictBase, keys: Any, estimator: Any) -> dict[Any, Tensor]:
+        """Keys of an estimator for a whole rollout, micro-batch by micro-batch, without gradients: [B, K, ...] each."""
+        rows, pieces = [], []
+        for index, micro in micro_batches(trajectory, self.trainer.micro_batch_size, False):
+            rows.append(index)
+            pieces.append(self._values(micro, keys, [estimator]))
+        return {key: restored([piece[key] for piece in pieces], rows) for key in keys}
 
     def _estimate(self, micro: TensorDictBase, estimators: Sequence[Any] | None = None) -> TensorDictBase:
         """Adds what the likelihood and the value models write."""
@@ -149,7 +174,7 @@ class Updater:
     def _pieces(self, micro: TensorDictBase) -> list[tuple[Tensor, TensorDictBase]]:
         """The micro-batch cut between slots so that each piece keeps to the token budget; one piece without budget."""
         budget = self.trainer.micro_batch_tokens
-        length = micro["prompt_ids"].shape[1] + micro["completion_ids"].shape[1]
+        length = int(micro["prompt_mask"].any(0).sum()) + micro["completion_ids"].shape[1] if budget else 0
         slots = max(budget // (length * self.algorithm.likelihood.copies), 1) if budget else 0
         if not slots or int((micro["selected", "weight"] != 0).sum()) <= slots:
             return [(torch.arange(len(micro), device=micro["group"].device), micro)]
@@ -181,15 +206,10 @@ class Updater:
         Raises:
             TrainingError: more than one step in a hundred disagrees, so the old/new ratio would not start at 1.
         """
-        micro = trajectory[: self.trainer.micro_batch_size].copy()
-        with torch.no_grad(), self.autocast():
-            estimated = self._estimate(micro)
         tolerance = self.tolerance()
         largest = 0.0
-        for key, source in self.plan.old.items():
-            if source is None:
-                continue
-            difference = (estimated[plain_key(key)] - estimated[key]).abs()[estimated["selected", "weight"] > 0]
+        for again, recorded, used, source, name in self._both(trajectory):
+            difference = (again - recorded).abs()[used]
             if difference.numel() == 0:
                 continue
             largest = max(largest, difference.max().item())
@@ -198,10 +218,30 @@ class Updater:
                 raise TrainingError(
                     f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected "
                     f"steps differ by more than {tolerance:g} (largest {largest:.3g}). "
-                    f"{type(self.algorithm.likelihood).__name__} does not compute what "
-                    f"{type(self.algorithm.sampler).__name__} recorded as {source}"
+                    f"{name} does not compute what {type(self.algorithm.sampler).__name__} recorded as {source}"
                 )
         return largest
+
+    def _both(self, trajectory: TensorDictBase) -> Iterator[tuple[Tensor, Tensor, Tensor, Any, str]]:
+        """Log-probabilities computed again, as recorded, where they count, the sampler's key, and what computed them.
+
+        With a correction, those of the distribution that was sampled from: a cache keeps whole states, so few at once.
+        """
+        sampler, size = self.algorithm.sampler, self.trainer.micro_batch_size
+        if self.algorithm.correction is not None:
+            micro = trajectory[: max(size // trajectory[WEIGHT].shape[1], 1)].copy()
+            recorded = gather_steps(micro[RECORDED], micro["selected", "step"])
+            with torch.no_grad(), self.autocast(), sampler.as_sampled(self.policy):
+                again = self._estimate(micro, [StepLogProb()])[LOG_PROB]
+            yield again, recorded, micro[WEIGHT] > 0, RECORDED, "the distribution it samples from"
+            return
+        micro = trajectory[:size].copy()
+        with torch.no_grad(), self.autocast():
+            estimated = self._estimate(micro)
+        used = estimated[WEIGHT] > 0
+        for key, source in self.plan.old.items():
+            if source is not None:
+                yield estimated[plain_key(key)], estimated[key], used, source, type(self.algorithm.likelihood).__name__
 
     def minibatches(self, trajectory: TensorDictBase, update: int) -> Iterator[TensorDictBase]:
         """The samples of a rollout in random order, cut into minibatches, once per inner iteration."""
@@ -237,7 +277,7 @@ class Updater:
             else:
                 self._skip(loss, norm)
             self.optimiser.zero_grad(set_to_none=True)
-        return {**totals.means(), "skipped": float(self.skipped)}
+        return {**self.correction_metrics, **totals.means(), "skipped": float(self.skipped)}
 
     def _backward(self, minibatch: TensorDictBase, totals: Totals) -> float:
         """Accumulates the gradient of the minibatch's loss; returns the loss."""
@@ -246,7 +286,7 @@ class Updater:
             for name in _additive(term):
                 totals.add(labels[name], 0.0)
         loss = 0.0
-        for micro in micro_batches(minibatch, self.trainer.micro_batch_size, self.whole_groups):
+        for _, micro in micro_batches(minibatch, self.trainer.micro_batch_size, self.whole_groups):
             pieces = self._pieces(micro)
             if len(pieces) == 1:
                 loss += self._descend(self._live(micro), counts, totals)
@@ -319,6 +359,13 @@ class Updater:
                 f"({norm}); training stopped before the weights are lost. Lower Trainer.learning_rate or "
                 "Trainer.max_grad_norm, or look at the advantages; the last checkpoint is intact"
             )
+
+
+def corrected(trajectory: TensorDictBase) -> TensorDictBase:
+    """The trajectory with its weights multiplied by ``("selected", "correction")``, where there is one."""
+    if CORRECTION not in trajectory.keys(True, True):
+        return trajectory
+    return trajectory.set(WEIGHT, trajectory[WEIGHT] * trajectory[CORRECTION])
 
 
 def _loss(output: TensorDictBase) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 
 
-class PrefixCache:
+class FinishedBlocks:
     """Tokens of E prefixes with their keys and values in every layer; valid for one set of weights.
 
     Args:

@@ -1,0 +1,1 @@
+"""Approximate key-value caches for rollouts of models that attend both ways."""

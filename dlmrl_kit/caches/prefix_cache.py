@@ -1,0 +1,13 @@
+"""Prefix cache (Fast-dLLM, arXiv 2505.22618): keys and values before the current block are reused."""
+
+from __future__ import annotations
+
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.registry import register
+
+
+@register("cache", paper="arXiv 2505.22618")
+class PrefixCache(Cache):
+    """Computes the current block and all behind it; prompt and finished blocks are as when the block was begun."""
+
+    to_end = True

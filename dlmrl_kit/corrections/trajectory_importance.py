@@ -1,0 +1,42 @@
+r"""Importance sampling of whole trajectories: w = min(product over all steps of rho_t, cap).
+
+Without a cap the expected gradient is that of exact rollouts, whatever was sampled from: the ratio of the probabilities
+of the trajectories. Its price is one exact forward for every step, and a variance that grows with their number.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.corrections.base import Correction, ratios
+from dlmrl_kit.losses.base import keep
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+
+
+@register("correction", paper="Kahn and Marshall 1953")
+class TrajectoryImportance(Correction):
+    """Weighs all steps of a sample by the importance ratio of its trajectory, at most ``cap``.
+
+    Args:
+        cap: the largest weight, at least 1; infinite: exact, nothing is truncated.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    every_step = True
+    single_steps = False
+
+    def __init__(self, cap: float = math.inf) -> None:
+        check(cap >= 1, self, "cap", cap, "at least 1")
+        self.cap = cap
+
+    def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        """min(product of rho, cap), [B, 1], and where the product was larger."""
+        total = keep(log_ratio, used).sum(-1, keepdim=True)
+        rho = ratios(total, torch.ones_like(total, dtype=torch.bool)).detach()
+        return rho.clamp(max=self.cap), rho > self.cap

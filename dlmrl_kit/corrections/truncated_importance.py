@@ -1,0 +1,34 @@
+r"""Truncated importance sampling of single steps (Ionides 2008): w_t = min(rho_t, cap).
+
+Corrects what was drawn in x_t. Not corrected: that earlier steps, drawn from mu as well, led to x_t, and that later
+ones led to the reward. ``dlmrl audit`` measures what is left.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dlmrl_kit.corrections.base import Correction, ratios
+from dlmrl_kit.registry import register
+from dlmrl_kit.validate import check
+
+
+@register("correction", paper="Ionides 2008")
+class TruncatedImportance(Correction):
+    """Weighs each selected step by its own importance ratio, at most ``cap``.
+
+    Args:
+        cap: the largest weight, at least 1; infinite: none is truncated.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, cap: float = 2.0) -> None:
+        check(cap >= 1, self, "cap", cap, "at least 1")
+        self.cap = cap
+
+    def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        """min(rho, cap), [B, K], and where rho was larger."""
+        rho = ratios(log_ratio, used).detach()
+        return rho.clamp(max=self.cap), rho > self.cap

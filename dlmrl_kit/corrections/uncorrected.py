@@ -1,0 +1,20 @@
+"""No correction: what is usually done with cached or quantised rollouts, and biased. It reports the drift all the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.corrections.base import Correction
+from dlmrl_kit.registry import register
+
+
+@register("correction")
+class Uncorrected(Correction):
+    """Takes what was sampled for samples of the policy; for comparisons."""
+
+    single_steps = False
+
+    def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        """Ones, [B, K]."""
+        return torch.ones_like(log_ratio), torch.zeros_like(used)

@@ -1,0 +1,163 @@
+"""Keys and values outside of the current block, as they were when the block was begun: see ``dlmrl_kit.caches``.
+
+For the decoders of ``pruning``. Entries are found by content, so a sampler need not say which row is which: a state
+whose anchor is known computes its window only; any other state has its anchor computed first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.caches.base import Span, Window
+from dlmrl_kit.policies.pruning import Rotary, attended, keys_values, queries
+
+PADDING = -1
+
+
+class KeyCache:
+    """One entry for each row that was asked last; valid for one set of weights.
+
+    Args:
+        window: which positions a step computes again.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.key: Tensor | None = None
+        """int64 [E, S], the anchors, ``PADDING`` at padding"""
+        self.entries: list[Tensor] = []
+        """keys and values of each layer in turn, [E, G, S, D / H] each; then the states below, if there are any"""
+        self.with_states = False
+        """whether there are final hidden states of the anchors, [E, S, D]: once what is outside a window was asked"""
+
+    def hidden_at(self, body: Any, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Final hidden states [..., D] of the cached policy at the places (row, column), int64 [...] each.
+
+        Args:
+            body: a decoder for which ``prunable`` holds.
+            input_ids, attention_mask: int64 and bool [B, S], prompt and completion; B at least 1.
+            row, column: the places; they broadcast.
+        """
+        row, column = torch.broadcast_tensors(row, column)
+        shape, row, column = row.shape, row.flatten(), column.flatten()
+        span = self.window.of(input_ids)
+        inside = span.inside(row, column)
+        outside = ~inside
+        if bool(outside.any()) and not self.with_states:
+            self.key, self.with_states = None, True
+        self._begin(body, span, attention_mask)
+        out = body.norm.weight.new_empty(len(row), body.config.hidden_size)
+        width = (span.end - span.start)[row]
+        for size in width[inside].unique().tolist():  # one, unless rows are at a last block that is shorter
+            asked = inside & (width == size)
+            out[asked] = self._window(body, input_ids, attention_mask, span, row[asked], column[asked], size)
+        if self.with_states:
+            out[outside] = self.entries[-1][row[outside], column[outside]]
+        return out.view(*shape, -1)
+
+    def _begin(self, body: Any, span: Span, attention_mask: Tensor) -> None:
+        """Makes the entries those of the rows, in their order; anchors without one are computed, equal ones once."""
+        key = span.anchor.masked_fill(~attention_mask, PADDING)
+        index = self._find(key)
+        new = (index < 0).nonzero().squeeze(-1)
+        kept = index[index >= 0]
+        if len(new) == 0:
+            if self.key is None or len(kept) != len(self.key) or bool((kept.diff() != 1).any()):
+                self.entries = [old[kept] for old in self.entries]
+        else:
+            different, copy = torch.unique(key[new], dim=0, return_inverse=True)
+            first = new.new_full((len(different),), len(key)).scatter_reduce(0, copy, new, "amin")
+            fresh = anchor_states(body, span.anchor[first], attention_mask[first], self.with_states)
+            order = ((index >= 0).cumsum(0) - 1).index_put((new,), len(kept) + copy)
+            old = [values[kept] for values in self.entries] if len(kept) else [values[:0] for values in fresh]
+            self.entries = [torch.cat(pair)[order] for pair in zip(old, fresh, strict=True)]
+        self.key = key
+
+    def _find(self, key: Tensor) -> Tensor:
+        """The entry of each row, int64 [B]; -1 where there is none."""
+        if self.key is None or self.key.shape[1] != key.shape[1]:
+            return torch.full_like(key[:, 0], -1)
+        if torch.equal(self.key, key):
+            return torch.arange(len(key), device=key.device)
+        same = (key[:, None] == self.key).all(-1)
+        return torch.where(same.any(-1), same.long().argmax(-1), -1)
+
+    def _window(
+        self,
+        body: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        span: Span,
+        row: Tensor,
+        column: Tensor,
+        size: int,
+    ) -> Tensor:
+        """Final hidden states [n, D] at places inside the windows, of ``size`` positions each, of their rows."""
+        rows, number = row.unique(return_inverse=True)
+        columns = span.start[rows, None] + torch.arange(size, device=rows.device)
+        query, slot = queries(number, column - span.start[row], len(rows))
+        entries = self.entries
+        if len(rows) < len(input_ids):
+            entries = [values[rows] for values in entries]
+        hidden = window_states(
+            body, input_ids[rows].gather(1, columns), attention_mask[rows], columns, query, entries
+        )
+        return hidden[number, slot]
+
+
+def anchor_states(body: Any, input_ids: Tensor, attention_mask: Tensor, with_states: bool) -> list[Tensor]:
+    """Keys and values of each layer for whole sequences, in turn; then the final hidden states, if asked for.
+
+    Args:
+        body: a decoder for which ``prunable`` holds.
+        input_ids, attention_mask: int64 and bool [B, S].
+        with_states: without them, the last layer is not computed beyond its keys and values.
+    """
+    hidden, rotary, mask = _entered(body, input_ids, _position(attention_mask), attention_mask)
+    found: list[Tensor] = []
+    for layer in body.layers:
+        normed = layer.input_layernorm(hidden)
+        own = keys_values(layer, normed, rotary)
+        found += own
+        if with_states or layer is not body.layers[-1]:
+            hidden = attended(layer, hidden, normed, rotary, None, own, mask)
+    return [*found, body.norm(hidden)] if with_states else found
+
+
+def window_states(
+    body: Any, tokens: Tensor, attention_mask: Tensor, columns: Tensor, query: Tensor, entries: list[Tensor]
+) -> Tensor:
+    """Final hidden states [B, M, D] at some positions of a window, which sees the keys and values of all others.
+
+    Args:
+        body: a decoder for which ``prunable`` holds.
+        tokens, columns: int64 [B, W], of the window.
+        attention_mask: bool [B, S].
+        query: int64 [B, M], the positions within the window.
+        entries: keys and values of each layer in turn, [B, G, S, D / H] each; those of the window are replaced.
+    """
+    hidden, rotary, mask = _entered(body, tokens, _position(attention_mask).gather(1, columns), attention_mask)
+    for number, layer in enumerate(body.layers):
+        normed = layer.input_layernorm(hidden)
+        keys, values = entries[2 * number], entries[2 * number + 1]
+        for whole, part in zip((keys, values), keys_values(layer, normed, rotary), strict=True):
+            whole.scatter_(2, columns[:, None, :, None].expand_as(part), part)
+        last = query if layer is body.layers[-1] else None
+        hidden = attended(layer, hidden, normed, rotary, last, (keys, values), mask)
+    return body.norm(hidden)  # type: ignore[no-any-return]
+
+
+def _position(attention_mask: Tensor) -> Tensor:
+    return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
+
+
+def _entered(
+    body: Any, input_ids: Tensor, position: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Rotary, Tensor | None]:
+    """Embeddings and rotary angles of tokens, and the mask of the keys, None where all count."""
+    hidden = body.embed_tokens(input_ids)
+    mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :]
+    return hidden, body.rotary_emb(hidden, position_ids=position), mask
