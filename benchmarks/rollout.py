@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/rollout.py --vocab 512 --vocab 32000 --vocab 126464 --out results
 
 The floor: one transformer body per step (adapter merged, no head), and the head once at the masked positions of the
-current block. ``kit`` records what every algorithm needs; ``kit, greedy`` also EGSPO-SA's one-step completions.
+current block. ``kit`` records what every algorithm needs; ``kit, greedy`` also EGSPO-SA's one-step completions;
+``--caches`` adds the kit with its approximate caches (``dlmrl_kit.caches``).
 """
 
 from __future__ import annotations
@@ -30,14 +31,20 @@ from common import (
 )
 from tensordict import TensorDict
 
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.caches.dual_cache import DualCache
+from dlmrl_kit.caches.prefix_cache import PrefixCache
 from dlmrl_kit.policies.base import Policy
 
 RECORDS = (("step", "model_log_prob"), ("step", "greedy_ids"))
 
 
-def kit(policy: Policy, prompts: TensorDict, size: Size, records: tuple[Any, ...] = ()) -> Callable[[], Any]:
+def kit(
+    policy: Policy, prompts: TensorDict, size: Size, records: tuple[Any, ...] = (), cache: Cache | None = None
+) -> Callable[[], Any]:
     """The kit's sampler."""
     sampler = make_sampler(size)
+    sampler.cache = cache
     sampler.ask_for(records)
     return lambda: sampler.resume(
         prompts, sampler.fully_masked(prompts, policy), policy=policy, generator=torch.Generator().manual_seed(1)
@@ -68,7 +75,7 @@ def plainly(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any
     return lambda: plain.rollout(policy, prompts, size, torch.Generator().manual_seed(1), plain.gumbel_draw)
 
 
-def measure(size: Size, repeats: int, with_plain: bool = True) -> dict[str, Any]:
+def measure(size: Size, repeats: int, with_plain: bool = True, with_caches: bool = False) -> dict[str, Any]:
     """Times of one size."""
     policy, prompts = make_policy(size), make_prompts(size)
     works = {
@@ -77,12 +84,15 @@ def measure(size: Size, repeats: int, with_plain: bool = True) -> dict[str, Any]
         "floor": floor(policy, prompts, size),
         "bodies": floor(policy, prompts, size, head=False),
     }
+    caches: dict[str, Cache] = {"prefix_cache": PrefixCache(), "dual_cache": DualCache()} if with_caches else {}
+    works |= {name: kit(policy, prompts, size, cache=cache) for name, cache in caches.items()}
     if with_plain:
         works["plain"] = plainly(policy, prompts, size)
     seconds = interleaved(works, repeats)
     row = {"vocab": size.vocab, "hidden": size.hidden, "batch": size.batch, "length": size.length, "steps": size.steps}
     row |= seconds
     row |= {"kit/floor": seconds["kit"] / seconds["floor"], "greedy/floor": seconds["kit_greedy"] / seconds["floor"]}
+    row |= {f"kit/{name}": seconds["kit"] / seconds[name] for name in caches}
     if with_plain:
         row |= {f"plain/{name}": seconds["plain"] / seconds[name] for name in ("kit", "kit_greedy")}
     return {**row, "size": as_dict(size)}
@@ -95,17 +105,19 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--per-step", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--caches", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     given = parser.parse_args()
-    sizes = {"hidden": given.hidden, "layers": given.layers, "batch": given.batch, "length": given.length}
+    sizes = {name: getattr(given, name) for name in ("hidden", "layers", "batch", "prompt", "length")}
     rows = []
     for vocab in given.vocab or (512, 32_000, 126_464):
         size = Size(vocab=vocab, per_step=given.per_step, **sizes)
-        rows.append(measure(size, given.repeats, not given.no_plain))
+        rows.append(measure(size, given.repeats, not given.no_plain, given.caches))
     printed = [{key: value for key, value in row.items() if key != "size"} for row in rows]
     report("rollout", given.out, printed)
     if len(rows) > 1:

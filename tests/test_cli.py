@@ -91,7 +91,9 @@ sys.stderr.write(str([name for name in {HEAVY} if name in sys.modules]))
     assert seconds < 10  # 0.25 s on an idle machine; importing torch alone takes 2.5 s
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "pretrain", "list", "show", "check"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "pretrain", "ablate", "audit", "profile", "list", "show", "check"]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = dlmrl(command, "--help")
     assert result.exit_code == 0
@@ -119,6 +121,10 @@ def test_version() -> None:
         (("show", "entropytopk"), "did you mean 'EntropyTopK'"),
         (("show", "egspo_ssa"), "did you mean 'egspo_sa'"),
         (("check", "nothing.gin"), "no recipe file 'nothing.gin'"),
+        (("profile", "nothing"), "no recipe named 'nothing'"),
+        (("profile", "pretrain_sudoku4x4"), "pretrain_sudoku4x4 is a recipe for Pretraining: only training recipes"),
+        (("profile", "--trace", "."), ". exists already; choose another --trace"),
+        (("profile", "--trace", "/dev/null/trace.json"), "/dev/null is no folder that can be written to"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(
@@ -135,7 +141,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [(), ("train", "--nothing"), ("eval",), ("eval", "x", "--size", "0")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("train", "--nothing"), ("eval",), ("eval", "x", "--size", "0"), ("profile", "--updates", "0")]
+)
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert dlmrl(*arguments).exit_code == 2
 

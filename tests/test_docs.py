@@ -32,6 +32,7 @@ PAGES = [
 SMALL = {
     "train": ["Trainer.updates=2", "Trainer.prompts_per_update=2", "Trainer.group_size=2", "Trainer.eval_size=8"],
     "eval": ["Sudoku4x4.num_heldout=16"],
+    "profile": ["Trainer.prompts_per_update=2", "Trainer.group_size=2", "Sudoku4x4.num_train=16"],
     "pretrain": ["MaskedDiffusion.steps=2", "MaskedDiffusion.eval_size=4", "Sudoku4x4.num_pretrain=16"],
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -59,7 +60,7 @@ def run(line: str, expected_error: str | None) -> None:
         assert expected_error in result.output
 
 
-@pytest.mark.parametrize("page", ["quickstart", "compose-an-algorithm", "trajectory", "small-denoiser"])
+@pytest.mark.parametrize("page", ["quickstart", "compose-an-algorithm", "trajectory", "small-denoiser", "command-line"])
 def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for language, text in blocks(page):

@@ -98,9 +98,8 @@ def swapped(algorithm: Algorithm, **swaps: Any) -> Algorithm:
 
 
 def _parts(algorithm: Algorithm) -> dict[str, Any]:
-    others = {"filter": algorithm.filters, "value": algorithm.values}
-    others |= {"cache": algorithm.cache, "correction": algorithm.correction}
-    return {slot: getattr(algorithm, slot) for slot in EXACT} | others
+    others = {"filter": algorithm.filters, "value": algorithm.values, "cache": algorithm.cache}
+    return {slot: getattr(algorithm, slot) for slot in (*EXACT, "correction")} | others
 
 
 RENOISING_STEPS = 2

@@ -1,4 +1,4 @@
-"""No correction: what is usually done with cached or quantised rollouts, and biased. It reports the drift all the same."""
+"""No correction: what is usually done with cached rollouts, and biased. The drift is reported all the same."""
 
 from __future__ import annotations
 

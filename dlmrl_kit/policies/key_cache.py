@@ -102,9 +102,7 @@ class KeyCache:
         entries = self.entries
         if len(rows) < len(input_ids):
             entries = [values[rows] for values in entries]
-        hidden = window_states(
-            body, input_ids[rows].gather(1, columns), attention_mask[rows], columns, query, entries
-        )
+        hidden = window_states(body, input_ids[rows].gather(1, columns), attention_mask[rows], columns, query, entries)
         return hidden[number, slot]
 
 

@@ -52,7 +52,9 @@ def check_weights(name: str, component: Any) -> None:
         garbage = torch.where(used, log_ratio, torch.nan)
         clean, dirty = (_weights(name, component, values, used)[0].expand(SHAPE) for values in (log_ratio, garbage))
         if not torch.equal(clean[used], dirty[used]):
-            fail(name, "lets slots without a step change the weights of others", "replace them first (losses.base.keep)")
+            fail(
+                name, "lets slots without a step change the weights of others", "replace them first (losses.base.keep)"
+            )
 
 
 CHECKS = (check_on_policy, check_weights)

@@ -244,6 +244,25 @@ def table_of_samples(samples: list[dict[str, Any]]) -> Table:
     return table
 
 
+def table_of_profile(report: dict[str, Any]) -> Group:
+    """Seconds by phase from ``dlmrl_kit.training.profile.report``, and the share that is not the model."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("phase")
+    for heading in ("seconds per update", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report["phases"]:
+        table.add_row(row["phase"], f"{row['seconds']:.4f}", f"{row['share']:.1%}")
+    updates = f"{report['updates']} update{'s' if report['updates'] > 1 else ''}"
+    lines = [
+        f"one update takes {report['seconds']:.3g} s; {report['not_model']:.1%} of it is not body, head, backward or "
+        "optimiser"
+    ]
+    if not any(row["seconds"] for row in report["phases"] if row["phase"] == "update"):
+        lines.insert(0, "nothing was learned: the recipe's filters kept nothing of these rollouts")
+    heading = f"{report['recipe']}: {updates}, after one that is not counted"
+    return Group(Text(printable(heading)), table, *(Text(line) for line in lines))
+
+
 def printable(text: str) -> str:
     """``text`` with everything that could control a terminal written as an escape; newlines stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
