@@ -19,7 +19,6 @@ from test_sampler_exactness import Action, State, brute_force, probabilities
 from torch import Tensor
 
 from dlmrl_kit.audit import Problem, exact_algorithm
-from dlmrl_kit.audit.bank import every_step
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import Moments, moments
 from dlmrl_kit.audit.measure import Ground
@@ -34,6 +33,7 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.trajectory import every_step
 
 EXACT = 1e-8
 STATE_SCORE: tuple[type[Sampler], ...] = (EntropyOrder, MarginOrder, LeftToRight, ConfidenceThreshold, RandomOrder)

@@ -19,7 +19,6 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.audit import AuditReport, Problem, audit_algorithm, audit_recipe, exact_algorithm, random_problems
-from dlmrl_kit.audit.bank import every_step
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
@@ -44,6 +43,7 @@ from dlmrl_kit.selectors.first_k import FirstK
 from dlmrl_kit.selectors.last_k import LastK
 from dlmrl_kit.selectors.random_steps import RandomSteps
 from dlmrl_kit.training.services import Services, plain
+from dlmrl_kit.trajectory import every_step
 
 SAMPLERS = (
     EntropyOrder,

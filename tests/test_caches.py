@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from core import SAMPLERS, TabularPolicy, make, prompts, roll_out, tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +15,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from dlmrl_kit.caches.base import Window
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
+from dlmrl_kit.errors import UserError
+from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.policies.key_cache import KeyCache
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
+from dlmrl_kit.samplers.learned_order import LearnedOrder
+from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.tasks.sudoku import Sudoku4x4
+from dlmrl_kit.training.evaluation import evaluate
 
 MASK, PROMPT, LENGTH, BLOCK = 12, 3, 7, 3
 SIZES = {
@@ -119,3 +129,129 @@ def _committed(ids: Tensor, generator: torch.Generator) -> Tensor:
             own = masks[(masks - PROMPT) // BLOCK == block]
             ids[row, own[int(torch.randint(len(own), (), generator=generator))]] = 1
     return ids
+
+
+POLICY = tiny_policy(layers=3, characters="abcd", initializer_range=0.5, attn_implementation="sdpa").double()
+CACHES = [DualCache(), PrefixCache()]
+every_cache = pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
+
+
+def sampled(sampler: Sampler, cache: Any, policy: Any = POLICY, seed: int = 0) -> Any:
+    sampler.cache = cache
+    return roll_out(sampler, policy, prompts(policy, rows=8), seed)
+
+
+def replayed(trajectory: Any, sampler: Sampler, policy: Any = POLICY) -> Tensor:
+    return StepLogProb()(trajectory.clone(), policy=policy, sampler=sampler)["selected", "log_prob"].detach()
+
+
+@every_cache
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_a_cached_rollout_records_what_it_samples_from(cls: type[Sampler], cache: Any) -> None:
+    sampler = make(cls, 7, tokens_per_step=2, block_length=3, temperature=0.8)
+    trajectory = sampled(sampler, cache)
+    valid, recorded = trajectory["step", "valid"], trajectory["step", "log_prob"]
+    with torch.no_grad(), sampler.as_sampled(POLICY):
+        again = replayed(trajectory, sampler)
+    torch.testing.assert_close(again[valid], recorded[valid], rtol=1e-9, atol=1e-9)
+    exact = replayed(trajectory, sampler)
+    assert (exact - recorded)[valid].abs().max() > 1e-3  # the policy's is another one
+
+
+@every_cache
+def test_the_first_step_of_a_block_is_exact(cache: Any) -> None:
+    """All earlier tokens are in the anchor, so that only commits of the block itself can be missed."""
+    sampler = make(LowConfidence, 6, tokens_per_step=3, block_length=3, stop_at_eos=False)
+    trajectory = sampled(sampler, cache)
+    torch.testing.assert_close(replayed(trajectory, sampler), trajectory["step", "log_prob"], rtol=1e-9, atol=1e-9)
+
+
+@every_cache
+def test_shifted_logits_and_features_of_a_learned_order(cache: Any) -> None:
+    policy = tiny_policy(layers=2, characters="abcd", attn_implementation="sdpa").double()
+    policy.shift_logits = True
+    for sampler in (make(LowConfidence, 7, 2, block_length=3), LearnedOrder(7, 2, block_length=3)):
+        trajectory = sampled(sampler, cache, policy)
+        with torch.no_grad(), sampler.as_sampled(policy):
+            again = replayed(trajectory, sampler, policy)
+        torch.testing.assert_close(again, trajectory["step", "log_prob"], rtol=1e-9, atol=1e-9)
+
+
+def positions_computed(sampler: Sampler, cache: Any) -> list[int]:
+    """Positions that go through the first layer's MLP in each forward of a rollout of one sample."""
+    counts: list[int] = []
+    hook = POLICY.model.model.layers[0].mlp.register_forward_hook(
+        lambda _, given, out: counts.append(out[..., 0].numel())
+    )
+    sampler.cache = cache
+    try:
+        sampler(prompts(POLICY, rows=1), policy=POLICY, generator=torch.Generator().manual_seed(0))
+    finally:
+        hook.remove()
+    return counts
+
+
+def test_positions_that_are_computed() -> None:
+    sampler = LowConfidence(6, 1, block_length=3, stop_at_eos=False)
+    assert positions_computed(sampler, None) == [10] * 6
+    assert positions_computed(sampler, DualCache()) == [10, 3, 3, 3, 10, 3, 3, 3]
+    assert positions_computed(sampler, PrefixCache()) == [10, 6, 6, 6, 10, 3, 3, 3]
+    sampler.ask_for([("step", "greedy_ids")])  # everything open is asked for, and known from the anchor
+    assert positions_computed(sampler, DualCache()) == [10, 3, 3, 3, 10, 3, 3, 3]
+
+
+def test_equal_prompts_begin_together() -> None:
+    sampler, counts = LowConfidence(3, 1, stop_at_eos=False), []
+    sampler.cache = DualCache()
+    hook = POLICY.model.model.layers[0].mlp.register_forward_hook(lambda _, given, out: counts.append(len(out)))
+    same = prompts(POLICY, rows=2)[torch.tensor([0, 1, 0, 0, 1])]
+    sampler(same, policy=POLICY, generator=torch.Generator().manual_seed(0))
+    hook.remove()
+    assert counts == [2, 5, 5, 5]
+
+
+def test_gradients_are_those_of_the_policy() -> None:
+    sampler = LowConfidence(6, 2, block_length=3)
+    trajectory = sampled(sampler, DualCache())
+    exact = StepLogProb()(trajectory.clone(), policy=POLICY, sampler=sampler)["selected", "log_prob"]
+    with sampler.as_sampled(POLICY):
+        inside = StepLogProb()(trajectory.clone(), policy=POLICY, sampler=sampler)["selected", "log_prob"]
+    assert torch.equal(exact, inside)
+    assert inside.requires_grad
+
+
+def test_lora_is_merged_in_cached_rollouts_too() -> None:
+    from peft import LoraConfig
+
+    policy = tiny_policy(layers=2, attn_implementation="sdpa")
+    policy.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "v_proj", "up_proj"]))
+    sampler = LowConfidence(6, 2, block_length=3)
+    trajectory = sampled(sampler, PrefixCache(), policy)
+    with torch.no_grad(), sampler.as_sampled(policy):
+        again = replayed(trajectory, sampler, policy)
+    torch.testing.assert_close(again, trajectory["step", "log_prob"], rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_decodes_without_the_cache() -> None:
+    task, sampler = Sudoku4x4(num_heldout=6), LowConfidence(16, 2)
+    policy = tiny_policy(layers=2, characters="1234_:", attn_implementation="sdpa")
+    before = evaluate(policy, sampler, task, size=6)
+    sampler.cache = DualCache()
+    assert evaluate(policy, sampler, task, size=6) == before
+
+
+def test_policies_without_a_cache_are_refused() -> None:
+    sampler = LowConfidence(6, 2)
+    sampler.cache = DualCache()
+    with pytest.raises(UserError, match=r"a cache needs a model of one of the classes LlamaModel.*sdpa"):
+        sampler.attach(tiny_policy(attn_implementation="eager"))
+    blockwise = tiny_policy(attn_implementation="sdpa")
+    blockwise.block_size = 3
+    with pytest.raises(UserError, match="reuses finished blocks exactly"):
+        sampler.attach(blockwise)
+    with pytest.raises(UserError, match="TabularPolicy has no approximate cache: leave DualCache out"):
+        sampler.attach(TabularPolicy(3, 6))
+    renoising = EntropyBoundRenoising(6, steps=2)
+    renoising.cache = DualCache()
+    with pytest.raises(UserError, match="DualCache is for samplers that fill masks; EntropyBoundRenoising renoises"):
+        renoising.attach(tiny_policy(attn_implementation="sdpa"))
