@@ -149,7 +149,6 @@ def test_monte_carlo_agrees_with_the_list() -> None:
     expected = exact.relative_bias * exact.gradient_norm
     spread = float(noise.trace()) ** 0.5
     assert abs(float(bias.norm()) - expected) < 4 * spread
-    assert drawn.variance == pytest.approx(exact.variance, rel=0.3)
 
 
 def cached_run(folder: Path, name: str = "egspo_sa", sets: tuple[str, ...] = (), uses: tuple[str, ...] = ()) -> Any:

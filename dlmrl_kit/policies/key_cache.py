@@ -78,12 +78,25 @@ class KeyCache:
 
     def _find(self, key: Tensor) -> Tensor:
         """The entry of each row, int64 [B]; -1 where there is none."""
+        self._narrow(key.shape[1])
         if self.key is None or self.key.shape[1] != key.shape[1]:
             return torch.full_like(key[:, 0], -1)
         if torch.equal(self.key, key):
             return torch.arange(len(key), device=key.device)
         same = (key[:, None] == self.key).all(-1)
         return torch.where(same.any(-1), same.long().argmax(-1), -1)
+
+    def _narrow(self, width: int) -> None:
+        """Drops columns that are padding, at the left, where sequences have become shorter; and entries that need them.
+
+        Shared padding is left out of a forward, and there is more of it once the rows with long prompts are finished.
+        """
+        cut = 0 if self.key is None else self.key.shape[1] - width
+        if self.key is None or cut <= 0:
+            return
+        fits = (self.key[:, :cut] == PADDING).all(-1)
+        self.key = self.key[fits, cut:] if bool(fits.any()) else None
+        self.entries = [values[fits].narrow(-2, cut, width) for values in self.entries]
 
     def _window(
         self,
