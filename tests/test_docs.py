@@ -87,7 +87,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_component_and_recipe_is_documented() -> None:
     compose = (ROOT / "docs/compose-an-algorithm.md").read_text()
-    slots = {"sampler", "selector", "advantage", "likelihood", "loss", "regulariser"}
+    slots = {"sampler", "cache", "selector", "advantage", "likelihood", "correction", "loss", "regulariser"}
     own = [c for c in components() if c.package == "dlmrl_kit"]
     for component in own:
         assert component.summary, component.name
