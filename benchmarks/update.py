@@ -23,7 +23,7 @@ from tensordict import TensorDict
 from dlmrl_kit.policies.base import Policy
 
 BETA = 0.04
-MICRO_TOKENS = 1536
+MICRO_TOKENS = 768
 
 
 def make_updater(policy: Policy, size: Size) -> Any:

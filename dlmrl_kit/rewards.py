@@ -12,12 +12,22 @@ from dlmrl_kit.component import Component
 from dlmrl_kit.trajectory import gather_steps
 
 Score = Callable[[Tensor, Tensor], Tensor]
+Submit = Callable[[Tensor, Tensor], None]
+"""Begins to score what ``Score`` will be asked for."""
 
 
-class FinalReward(Component):
-    """Reads ``completion_ids``, ``example``; writes ``reward`` [B]."""
+class Reward(Component):
+    """Base class of reward stages; subclasses say what is scored, ``forward`` writes the rewards."""
 
     requires = ("score",)
+
+    def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """What is scored: completions int64 [N, L] and their example indices int64 [N]."""
+        raise NotImplementedError
+
+
+class FinalReward(Reward):
+    """Reads ``completion_ids``, ``example``; writes ``reward`` [B]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,17 +36,19 @@ class FinalReward(Component):
 
     def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
         """Adds the reward of each completion."""
-        return tensordict.set("reward", score(tensordict["completion_ids"], tensordict["example"]))
+        return tensordict.set("reward", score(*self.completions(tensordict)))
+
+    def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The final ones."""
+        return tensordict["completion_ids"], tensordict["example"]
 
 
-class SelectedReward(Component):
+class SelectedReward(Reward):
     """Reads ``("step", "greedy_ids")``, the selection and ``example``; writes ``("selected", "reward")`` [B, K].
 
     The reward of x_t with every masked position filled greedily in one go (EGSPO-SA's one-step denoising value), at the
     selected steps only; 0 in slots of weight 0.
     """
-
-    requires = ("score",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,21 +58,23 @@ class SelectedReward(Component):
     def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
         """Adds the reward of the one-step completion at each selected step."""
         used = tensordict["selected", "weight"] > 0
-        greedy = gather_steps(tensordict["step", "greedy_ids"], tensordict["selected", "step"])[used].long()
-        example = tensordict["example"][:, None].expand_as(used)[used]
-        reward = score(greedy, example)
+        reward = score(*self.completions(tensordict))
         out = torch.zeros(used.shape, dtype=reward.dtype, device=used.device)
         return tensordict.set(("selected", "reward"), out.masked_scatter(used, reward))
 
+    def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The one-step completions at the selected steps, row by row."""
+        used = tensordict["selected", "weight"] > 0
+        greedy = gather_steps(tensordict["step", "greedy_ids"], tensordict["selected", "step"])[used].long()
+        return greedy, tensordict["example"][:, None].expand_as(used)[used]
 
-class StepReward(Component):
+
+class StepReward(Reward):
     """Reads ``("step", "draft_ids")``, ``("step", "valid")`` and ``example``; writes ``("step", "reward")`` [B, T].
 
     The reward of each step's draft, x_t with every masked position filled with the step's draws (MDPO, arXiv
     2508.13148); 0 past the end of a row.
     """
-
-    requires = ("score",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +84,12 @@ class StepReward(Component):
     def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
         """Adds the reward of every draft."""
         valid = tensordict["step", "valid"]
-        drafts = tensordict["step", "draft_ids"][valid].long()
-        reward = score(drafts, tensordict["example"][:, None].expand_as(valid)[valid])
+        reward = score(*self.completions(tensordict))
         out = torch.zeros(valid.shape, dtype=reward.dtype, device=valid.device)
         return tensordict.set(("step", "reward"), out.masked_scatter(valid, reward))
+
+    def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The drafts of the steps that happened, row by row."""
+        valid = tensordict["step", "valid"]
+        drafts = tensordict["step", "draft_ids"][valid].long()
+        return drafts, tensordict["example"][:, None].expand_as(valid)[valid]

@@ -63,16 +63,19 @@ def test_a_token_budget_changes_nothing_but_memory(
     uses: list[str], sets: list[str], loss: Objective | None, tmp_path: Path
 ) -> None:
     def fresh() -> Run:
-        return new_run(tmp_path, "egspo", uses=uses, sets=[*SETS, *sets])
+        run = new_run(tmp_path, "egspo", uses=uses, sets=[*SETS, *sets])
+        run.policy.double()  # the square loss makes steps of 50: in single precision they differ by more than 1e-5
+        return run
 
     start = weights(fresh().policy)
     expected, metrics, all_at_once = moved(fresh(), None, loss)
     assert (expected - start).abs().max() > 1e-5
-    length = all_at_once // (6 * 3)
-    assert length > 16
+    batch = rollout(fresh())
+    length = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
+    assert all_at_once > 5 * length
     for budget in (1, 2 * length, 5 * length):
         found, same, largest = moved(fresh(), budget, loss)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
         assert largest <= max(budget, length)
         for name, value in metrics.items():
             assert same[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
@@ -104,7 +107,8 @@ def test_without_redraw_every_pass_sees_the_same_masks(tmp_path: Path) -> None:
 
 def batch(group: list[int]) -> TensorDict:
     size = len(group)
-    return TensorDict({"group": torch.tensor(group), "row": torch.arange(size)}, [size])
+    mask = torch.ones(size, 2, dtype=torch.bool)
+    return TensorDict({"group": torch.tensor(group), "row": torch.arange(size), "prompt_mask": mask}, [size])
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 6), st.booleans())
@@ -120,7 +124,7 @@ def test_minibatches_are_a_partition(group: list[int], parts: int, whole: bool) 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 8), st.booleans())
 def test_micro_batches_keep_to_their_size_and_groups(group: list[int], size: int, whole: bool) -> None:
     group = sorted(group)
-    cut = list(micro_batches(batch(group), size, whole))
+    cut = [part for _, part in micro_batches(batch(group), size, whole)]
     assert torch.cat([part["row"] for part in cut]).tolist() == list(range(len(group)))
     for part in cut:
         groups = set(part["group"].tolist())

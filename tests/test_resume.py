@@ -196,8 +196,8 @@ def test_components_that_draw_from_the_global_generator_resume_too(
 ) -> None:
     original = Run.collect
 
-    def collect(self: Run, update: int) -> Rollout:
-        rollout = original(self, update)
+    def collect(self: Run, update: int, *given: Any) -> Rollout:
+        rollout = original(self, update, *given)
         weight = rollout.kept["selected", "weight"]
         rollout.kept.set(("selected", "advantage"), torch.rand(weight.shape) - 0.5)
         return rollout

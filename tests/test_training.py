@@ -623,8 +623,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """From now on the rollouts of the updates in ``bad`` have NaN for advantages."""
     original = Run.collect
 
-    def collect(self: Run, update: int) -> Rollout:
-        rollout = original(self, update)
+    def collect(self: Run, update: int, *given: Any) -> Rollout:
+        rollout = original(self, update, *given)
         if update in bad:
             rollout.kept[ADVANTAGE].fill_(torch.nan)
         return rollout

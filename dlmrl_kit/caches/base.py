@@ -48,7 +48,7 @@ class Window:
     mask_id: int
     completion_length: int
     block_length: int
-    to_end: bool
+    to_end: bool = False
     before: int = 0
 
     def of(self, input_ids: Tensor) -> Span:
@@ -67,7 +67,7 @@ class Window:
 class Cache:
     """Base class of caches."""
 
-    to_end: bool
+    to_end: bool = False
     """Whether what comes after the current block is computed again in each step."""
 
     def window(self, mask_id: int, completion_length: int, block_length: int, shift: bool) -> Window:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.errors import UserError
+from dlmrl_kit.policies.fused_lora import fused
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.pruning import DECODERS, last_layer_at, prunable
@@ -56,6 +57,9 @@ class Policy(nn.Module):
 
     noise: Literal["mask", "uniform"] = "mask"
     """What an open position holds: the mask token, or a random token of the vocabulary."""
+
+    compiled = False
+    """Whether its transformer blocks are compiled (``compiling.compile_blocks``)."""
 
     def __init__(
         self,
@@ -246,6 +250,10 @@ class Policy(nn.Module):
     def merged(self) -> contextlib.AbstractContextManager[None]:
         """Within the context and without gradients, the adapter is in the weights: faster, equal up to rounding."""
         return contextlib.nullcontext() if self._adapter is None else merged(self._adapter)
+
+    def fused(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context, in which the weights must not change, an adapter takes fewer matrix products."""
+        return contextlib.nullcontext() if self._adapter is None else fused(self._adapter)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimiser updates."""

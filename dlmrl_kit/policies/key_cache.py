@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Span, Window
-from dlmrl_kit.policies.pruning import Rotary, attended, keys_values, queries
+from dlmrl_kit.policies.pruning import Rotary, attended, keys_values, queries, query_heads
 
 PADDING = -1
 
@@ -134,7 +134,7 @@ def anchor_states(body: Any, input_ids: Tensor, attention_mask: Tensor, with_sta
         own = keys_values(layer, normed, rotary)
         found += own
         if with_states or layer is not body.layers[-1]:
-            hidden = attended(layer, hidden, normed, rotary, None, own, mask)
+            hidden = attended(layer, hidden, query_heads(layer, normed, rotary), own, mask)
     return [*found, body.norm(hidden)] if with_states else found
 
 
@@ -157,7 +157,7 @@ def window_states(
         for whole, part in zip((keys, values), keys_values(layer, normed, rotary), strict=True):
             whole.scatter_(2, columns[:, None, :, None].expand_as(part), part)
         last = query if layer is body.layers[-1] else None
-        hidden = attended(layer, hidden, normed, rotary, last, (keys, values), mask)
+        hidden = attended(layer, hidden, query_heads(layer, normed, rotary, last), (keys, values), mask, last)
     return body.norm(hidden)  # type: ignore[no-any-return]
 
 

@@ -25,7 +25,7 @@ def merged(adapter: Any) -> Iterator[None]:
     data: dict[int, Tensor] = {}
     with torch.no_grad():
         for layer in adapter.modules():
-            weight = _mergeable(layer)
+            weight = mergeable(layer)
             if weight is not None:
                 first = id(weight) not in data  # layers of tied weights share their adapter, which is added once
                 kept.append((layer, weight, data.setdefault(id(weight), weight.data)))
@@ -40,7 +40,7 @@ def merged(adapter: Any) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-def _mergeable(layer: Any) -> Tensor | None:
+def mergeable(layer: Any) -> Tensor | None:
     """The base weight of a LoRA layer that can be merged; else None."""
     from peft.tuners.lora.layer import Linear
 

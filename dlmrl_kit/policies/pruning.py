@@ -76,8 +76,23 @@ def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 def _layer_at(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Rotary, query: Tensor) -> Tensor:
     """Output of a decoder layer [B, M, D] at the columns ``query`` [B, M] of its input [B, S, D]."""
     normed = layer.input_layernorm(hidden)
-    keys, values = keys_values(layer, normed, rotary)
-    return attended(layer, hidden, normed, rotary, query, (keys, values), mask)
+    asked = query_heads(layer, normed, rotary, query)
+    return attended(layer, hidden, asked, keys_values(layer, normed, rotary), mask, query)
+
+
+def query_heads(layer: Any, normed: Tensor, rotary: Rotary, query: Tensor | None = None) -> Tensor:
+    """Queries (rotated) [B, H, M, D / H] of a layer, from its normed input [B, S, D].
+
+    Args:
+        layer: of a decoder for which ``prunable`` holds.
+        normed: [B, S, D].
+        rotary: cosines and sines [B, S, D / H] (or [1, S, D / H]).
+        query: int64 [B, M], the columns; None: all, M = S.
+    """
+    if query is not None:
+        cosine, sine = (part.expand(len(normed), -1, -1) for part in rotary)
+        rotary, normed = (_columns(cosine, query), _columns(sine, query)), _columns(normed, query)
+    return _rotated(_heads(layer.self_attn, normed, "q"), *rotary)
 
 
 def keys_values(layer: Any, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -89,38 +104,34 @@ def keys_values(layer: Any, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Ten
 def attended(
     layer: Any,
     hidden: Tensor,
-    normed: Tensor,
-    rotary: Rotary,
-    query: Tensor | None,
+    queries: Tensor,
     keys_and_values: tuple[Tensor, Tensor],
     mask: Tensor | None,
+    query: Tensor | None = None,
 ) -> Tensor:
-    """Output of a decoder layer [B, M, D] at some of the columns of its input, given all keys and values.
+    """Output of a decoder layer [B, M, D], given its queries, keys and values.
 
     Args:
         layer: of a decoder for which ``prunable`` holds.
-        hidden, normed: its input [B, S, D], as it is and normed.
-        rotary: cosines and sines [B, S, D / H] (or [1, S, D / H]) of these columns.
-        query: int64 [B, M], the columns; None: all, M = S.
+        hidden: its input [B, S, D].
+        queries: [B, H, M, D / H].
         keys_and_values: [B, G, K, D / H] each.
         mask: bool [B, 1, 1, K], keys that count; None: all.
+        query: int64 [B, M], the columns of ``hidden`` that the queries are of; None: all, M = S.
     """
-    attention = layer.self_attn
-    if query is not None:
-        index = query[..., None]
-        cosine, sine = (part.expand(len(hidden), -1, -1) for part in rotary)
-        rotary = (_columns(cosine, index), _columns(sine, index))
-        hidden, normed = _columns(hidden, index), _columns(normed, index)
-    q = _rotated(_heads(attention, normed, "q"), *rotary)
-    k, v = keys_and_values
-    grouped = q.shape[1] != k.shape[1]
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scaling, enable_gqa=grouped)
-    out = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(-2))
+    attention, (keys, values) = layer.self_attn, keys_and_values
+    grouped = queries.shape[1] != keys.shape[1]
+    mixed = scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, scale=attention.scaling, enable_gqa=grouped
+    )
+    out = attention.o_proj(mixed.transpose(1, 2).flatten(-2))
+    out = out + (hidden if query is None else _columns(hidden, query))
     return out + layer.mlp(layer.post_attention_layernorm(out))
 
 
-def _columns(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+def _columns(values: Tensor, query: Tensor) -> Tensor:
+    """Columns int64 [B, M] of [B, S, D]: [B, M, D]."""
+    return values.gather(1, query[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _heads(attention: Any, hidden: Tensor, name: str) -> Tensor:

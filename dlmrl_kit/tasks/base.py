@@ -44,6 +44,10 @@ class BaseTask(ABC):
 
     SPLITS: ClassVar[tuple[str, ...]] = ("pretrain", "train", "heldout")
 
+    main_thread: bool = False
+    """Whether it scores in the main thread only, as scorers do that set signals. Others are called from a thread beside
+    the model, so that both work at the same time; never from two threads at once."""
+
     def label(self) -> str:
         """What the task is called in metrics. Default: the class name."""
         return type(self).__name__

@@ -74,6 +74,11 @@ class Mixture(BaseTask):
                 check(number == 0 or bool(self._orders[split].shares), self, f"num_{split}", number, taking_part)
             self._sizes[split] = number
 
+    @property
+    def main_thread(self) -> bool:  # type: ignore[override]
+        """Whether one of the tasks scores in the main thread only."""
+        return any(getattr(task, "main_thread", False) for task in self.tasks.values())
+
     def size(self, split: str) -> int:
         """Number of examples of a split.
 

@@ -91,6 +91,8 @@ class Pool:
         self._setup = pickle.dumps((load, memory))
         self._workers: list[_Worker | None] = [None] * workers
         self._lock = threading.Lock()
+        self._left: deque[int] = deque()
+        self._stopped = False
 
     def run(self, items: Sequence[Any], timeout: float) -> list[Any]:
         """Results of the function, each ``Failed`` where there is none.
@@ -100,11 +102,12 @@ class Pool:
             timeout: seconds for each.
 
         Raises:
-            WorkerError: the function cannot be loaded.
+            WorkerError: the function cannot be loaded, or ``stop`` was called meanwhile.
         """
         with self._lock:
             results: list[Any] = [None] * len(items)
-            left = deque(range(len(items)))
+            self._left = left = deque(range(len(items)))
+            self._stopped = False
             slots = range(min(len(self._workers), len(items)))
 
             def drive(slot: int) -> None:
@@ -119,21 +122,38 @@ class Pool:
 
             if len(slots) <= 1:
                 drive(0)
-                return results
-            with ThreadPoolExecutor(len(slots)) as threads:
-                try:
-                    list(threads.map(drive, slots))
-                except BaseException:
-                    left.clear()
-                    raise
+            else:
+                with ThreadPoolExecutor(len(slots)) as threads:
+                    try:
+                        list(threads.map(drive, slots))
+                    except BaseException:
+                        left.clear()
+                        raise
+            if self._stopped:
+                raise WorkerError("scoring was stopped")
             return results
 
     def _ask(self, slot: int, item: Any, timeout: float) -> Any:
         worker = self._workers[slot]
         if worker is None or not worker.alive():
-            self._workers[slot] = None  # in case the next one does not start
-            worker = self._workers[slot] = _Worker(self._setup)
+            self._workers[slot] = worker = _Worker()
+            try:
+                worker.load(self._setup)
+                if self._stopped:  # before this worker was there to be ended
+                    raise WorkerError("scoring was stopped")
+            except BaseException:
+                worker.kill()
+                self._workers[slot] = None
+                raise
         return worker.ask(item, timeout)
+
+    def stop(self) -> None:
+        """Ends the workers, also those that are working: a ``run`` in another thread raises ``WorkerError``."""
+        self._stopped = True
+        self._left.clear()
+        for worker in list(self._workers):
+            if worker is not None:
+                worker.kill()
 
     def close(self) -> None:
         """Ends the workers; the next ``run`` starts new ones."""
@@ -147,7 +167,7 @@ class Pool:
 class _Worker:
     """One process. Replies are read by a thread: waiting with a time limit on a pipe is not portable otherwise."""
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self) -> None:
         # The order of sets of strings must not differ between processes, and numerical libraries need no threads here.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         process = subprocess.Popen(
@@ -165,9 +185,11 @@ class _Worker:
         self._replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def load(self, setup: bytes) -> None:
+        """Loads the function; once, before anything is asked."""
         ready = self._exchange(setup, START_SECONDS)
         if isinstance(ready, Failed):
-            self.kill()
             details = f"\n{ready.details}" if ready.details else ""
             raise WorkerError(f"the scorer cannot be loaded: {ready.message}{details}")
 
@@ -263,9 +285,16 @@ def shared(load: Load, workers: int = 1, memory: int | None = None) -> Pool:
     return pool
 
 
+def stop_all() -> None:
+    """Ends all workers of this process, also those that are working; pools that are run again start new ones."""
+    for pool in list(_POOLS.values()):
+        pool.stop()
+
+
 @atexit.register
 def close_all() -> None:
-    """Ends all workers of this process."""
+    """Ends all workers of this process, and forgets the pools."""
+    stop_all()
     while _POOLS:
         _POOLS.popitem()[1].close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -32,20 +33,57 @@ def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator,
     return [part.to(trajectory.device) for part in order.tensor_split(sizes[:-1])]
 
 
-def micro_batches(minibatch: TensorDictBase, size: int, whole_groups: bool) -> Iterator[TensorDictBase]:
-    """Copies of at most ``size`` samples each; with ``whole_groups``, at least one group, groups never cut."""
+def length_order(batch: TensorDictBase, size: int) -> Tensor | None:
+    """Order in which rows whose prompts are of like length are together, the longest first: int64 [B].
+
+    Rows of equal length keep their order, so groups, which share their prompt, stay whole. None where nothing is to be
+    ordered: one piece of ``size`` rows holds all, or all prompts are of one length.
+    """
+    if len(batch) <= size:
+        return None
+    length = batch["prompt_mask"].sum(-1)
+    return None if bool((length == length[0]).all()) else length.argsort(descending=True, stable=True)
+
+
+def cut(batch: TensorDictBase, sizes: int | list[int], order: Tensor | None) -> Iterator[tuple[Tensor, TensorDictBase]]:
+    """Row indices and a copy of the rows of each piece.
+
+    Args:
+        batch: [B].
+        sizes: rows of every piece (the last one may be smaller), or of each.
+        order: int64 [B], of the rows; None: as they are.
+    """
+    rows = torch.arange(len(batch), device=batch["prompt_mask"].device) if order is None else order
+    first = 0
+    for index in rows.split(sizes):
+        yield index, batch[first : first + len(index)].copy() if order is None else batch[index]
+        first += len(index)
+
+
+def restored(pieces: list[Any], rows: list[Tensor]) -> Any:
+    """Pieces (tensors or TensorDicts), whose rows are those of the indices ``rows``, as one batch in its own order."""
+    whole: Any = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    index = torch.cat(rows)
+    in_order = len(index) < 2 or bool((index.diff() > 0).all())
+    return whole if in_order else whole[index.argsort()]
+
+
+def micro_batches(minibatch: TensorDictBase, size: int, whole_groups: bool) -> Iterator[tuple[Tensor, TensorDictBase]]:
+    """Row indices and copies of at most ``size`` samples each, those with prompts of like length together.
+
+    With ``whole_groups``, at least one group, groups never cut.
+    """
+    order = length_order(minibatch, size)
     if not whole_groups:
-        yield from (micro.copy() for micro in minibatch.split(size))
+        yield from cut(minibatch, size, order)
         return
-    counts = torch.unique_consecutive(minibatch["group"], return_counts=True)[1].tolist()
-    first = rows = 0
-    for count in counts:
-        if rows and rows + count > size:
-            yield minibatch[first : first + rows].copy()
-            first, rows = first + rows, 0
-        rows += count
-    if rows:
-        yield minibatch[first : first + rows].copy()
+    group = minibatch["group"] if order is None else minibatch["group"][order]
+    sizes = [0]
+    for count in torch.unique_consecutive(group, return_counts=True)[1].tolist():
+        if sizes[-1] and sizes[-1] + count > size:
+            sizes.append(0)
+        sizes[-1] += count
+    yield from cut(minibatch, sizes, order)
 
 
 def slot_pieces(micro: TensorDictBase, slots: int) -> list[tuple[Tensor, TensorDictBase]]:

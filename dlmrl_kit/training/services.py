@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +16,9 @@ from dlmrl_kit import seeding
 from dlmrl_kit.dataflow import Plan
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.rewards import Score
+from dlmrl_kit.rewards import Score, Submit
 from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.training.pieces import cut, length_order, restored
 from dlmrl_kit.trajectory import progress, states
 
 
@@ -25,7 +26,8 @@ from dlmrl_kit.trajectory import progress, states
 class Services:
     """Everything a component may require, for one update.
 
-    ``chunk``: samples per forward pass of restarted completions.
+    ``chunk``: samples per forward pass of restarted completions. ``submit``: begins to score in the background what
+    ``score`` will be asked for; None: all of it is scored when it is asked for.
     """
 
     policy: Policy
@@ -35,6 +37,7 @@ class Services:
     update: int
     chunk: int
     examples: Callable[[Tensor], list[Any]] | None = None
+    submit: Submit | None = None
 
     def call(self, component: Any, tensordict: TensorDictBase) -> TensorDictBase:
         """Runs a component with the services it requires."""
@@ -87,29 +90,82 @@ def plain(sampler: Sampler, **changes: Any) -> Sampler:
 
 @dataclass(frozen=True)
 class Rollout:
-    """``everything``: what was sampled, with rewards; ``kept``: what is trained, with the keys of all components."""
+    """``everything``: what was sampled, with rewards; ``kept``: what is trained, with the keys of all components.
+
+    ``scored``: whether what ``roll_out`` was to do meanwhile was done with ``kept``.
+    """
 
     everything: TensorDictBase
     kept: TensorDictBase
+    scored: bool = False
 
 
-def roll_out(plan: Plan, prompts: TensorDict, services: Services) -> Rollout:
+def roll_out(
+    plan: Plan, prompts: TensorDict, services: Services, meanwhile: Callable[[TensorDictBase], Any] | None = None
+) -> Rollout:
     """Runs the rollout components of a plan on prompts; the sampler in pieces of ``services.chunk`` samples.
 
-    Where a rollout filter keeps nothing, the components behind it do not run.
+    Prompts of like length are sampled together; the rollout is in the order of ``prompts``. With ``services.submit``,
+    what is to be scored is submitted as soon as it is known, and what needs no reward is done before rewards are waited
+    for. Where a rollout filter keeps nothing, the components behind it do not run.
+
+    Args:
+        plan: of the recipe.
+        prompts: [B], with the prompt keys.
+        services: of this update.
+        meanwhile: likelihoods of the selected steps; called before rewards are waited for, if they need none.
     """
-    sampler, *others = plan.rollout
+    trajectory, rewards = _sampled(plan, prompts, services)
+    late = {id(part) for part in plan.late}
+    with torch.no_grad():
+        _, trajectory = _completed([part for part in plan.rollout[1:] if id(part) not in late], trajectory, services)
+        _submit(rewards, trajectory, services)
+        scored = meanwhile is not None and plan.likelihood_early and len(trajectory) > 0
+        if meanwhile is not None and scored:
+            meanwhile(trajectory)
+        everything, trajectory = _completed(plan.late, trajectory, services)
+    return Rollout(everything, trajectory, scored)
+
+
+def _sampled(plan: Plan, prompts: TensorDict, services: Services) -> tuple[TensorDictBase, Sequence[Any]]:
+    """The trajectories of the prompts, in their order, and the reward stages that need more than these.
+
+    The others' completions are scored while the pieces behind them are sampled.
+    """
+    sampler = plan.rollout[0]
     generator = services.generator(type(sampler).__name__)
     given = {name: services._service(name, sampler) for name in sampler.requires if name not in ("policy", "generator")}
     given |= {"policy": services.policy, "generator": generator}
-    pieces = [sampler(piece, **given) for piece in prompts.split(services.chunk)]
-    trajectory: Any = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    rows, pieces = [], []
+    later: Sequence[Any] = plan.ahead
+    for index, piece in cut(prompts, services.chunk, length_order(prompts, services.chunk)):
+        rows.append(index)
+        pieces.append(sampler(piece, **given))
+        later = _submit(plan.ahead, pieces[-1], services)
+    return restored(pieces, rows), later
+
+
+def _submit(rewards: Sequence[Any], tensordict: TensorDictBase, services: Services) -> Sequence[Any]:
+    """Submits the completions of the reward stages whose keys are there; returns the other stages."""
+    if services.submit is None:
+        return ()
+    known = set(tensordict.keys(include_nested=True))
+    later = [part for part in rewards if not known.issuperset(part.in_keys)]
+    for part in rewards:
+        if part not in later:
+            services.submit(*part.completions(tensordict))
+    return later
+
+
+def _completed(
+    parts: Sequence[Any], trajectory: TensorDictBase, services: Services
+) -> tuple[TensorDictBase, TensorDictBase]:
+    """What was given, without what components behind the first filter add; and what filters keep, with everything."""
     everything = trajectory
-    with torch.no_grad():
-        for component in others:
-            if len(trajectory) == 0:
-                break
-            if isinstance(component, Filter) and everything is trajectory:
-                everything = trajectory.copy()
-            trajectory = services.call(component, trajectory)
-    return Rollout(everything, trajectory)
+    for component in parts:
+        if len(trajectory) == 0:
+            break
+        if isinstance(component, Filter) and everything is trajectory:
+            everything = trajectory.copy()
+        trajectory = services.call(component, trajectory)
+    return everything, trajectory

@@ -264,7 +264,8 @@ class Updater:
         totals = Totals()
         for minibatch in self.minibatches(trajectory, update):
             found = Totals()
-            loss = self._backward(minibatch, found)
+            with self.policy.fused():
+                loss = self._backward(minibatch, found)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
             totals.add("learning_rate", self.scheduler.get_last_lr()[0])
             if math.isfinite(loss) and math.isfinite(norm):

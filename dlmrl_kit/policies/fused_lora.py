@@ -1,0 +1,75 @@
+"""LoRA in the update with one matrix product forward and one back to the input, instead of three each.
+
+With W' = W + s B A, computed once for many states,
+
+    y = x W'^T,    dx = g W',    dA = s (g B)^T x,    dB = s g^T (x A^T)
+
+which is what peft's layers compute, up to rounding. Gradients of the frozen W are not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from dlmrl_kit.policies.merging import mergeable
+
+
+class _Product(torch.autograd.Function):
+    """y from x [..., in], W' [out, in], A [r, in], B [out, r], s and a bias; gradients of x, A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, whole: Tensor, a: Tensor, b: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, whole, a, b)
+        ctx.scale = scale
+        return linear(x, whole, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, whole, a, b = ctx.saved_tensors
+        g = gradients[0]
+        dx = g @ whole if ctx.needs_input_grad[0] else None
+        x, g = x.flatten(0, -2), g.flatten(0, -2)
+        da = ((g @ b).mT @ x).mul_(ctx.scale)
+        db = (g.mT @ (x @ a.mT)).mul_(ctx.scale)
+        return dx, None, da, db, None, None
+
+
+@contextlib.contextmanager
+def fused(adapter: Any) -> Iterator[None]:
+    """Within the context, LoRA layers of a peft model compute as above; the weights must not change meanwhile.
+
+    Layers that cannot be merged (see ``merging``) or have several adapters compute as before; so do all while the
+    adapter is switched off, and in mixed precision.
+
+    Args:
+        adapter: the ``PeftModel``.
+    """
+    changed = []
+    for layer in adapter.modules():
+        weight = mergeable(layer)
+        if weight is not None and len(layer.active_adapters) == 1:
+            name = layer.active_adapters[0]
+            with torch.no_grad():
+                whole = weight + layer.get_delta_weight(name)
+            layer.forward = functools.partial(_forward, layer, layer.forward, whole, name)
+            changed.append(layer)
+    try:
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _forward(layer: Any, plainly: Any, whole: Tensor, name: str, x: Tensor, *given: Any, **named: Any) -> Tensor:
+    if layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
+        return plainly(x, *given, **named)  # type: ignore[no-any-return]
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    product: Any = _Product.apply
+    return product(x, whole, a, b, layer.scaling[name], layer.get_base_layer().bias)  # type: ignore[no-any-return]
