@@ -45,6 +45,12 @@ def measure(size: Size, phase: str, implementation: str) -> float:
     return float(in_fresh_process(__file__, arguments))
 
 
+def grown(phase: str, sizes: dict[int, Size]) -> dict[str, Any]:
+    """Megabytes of the kit at some sizes, by what grows, and the log-log slope."""
+    found = [measure(size, phase, "kit") for size in sizes.values()]
+    return {"at": list(sizes), "megabytes": found, "slope": growth(list(sizes), found)}
+
+
 def main() -> None:
     """See the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,6 +58,7 @@ def main() -> None:
     parser.add_argument("--per-step", type=int, default=2)
     parser.add_argument("--phase", choices=PHASES, action="append")
     parser.add_argument("--steps-growth", action="store_true", help="also the kit's rollout over the number of steps")
+    parser.add_argument("--micro-growth", action="store_true", help="also the kit's update over the micro-batch")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -66,12 +73,14 @@ def main() -> None:
             rows.append({"vocab": vocab, "phase": phase, **found, "plain/kit": found["plain"] / found["kit"]})
     more = {}
     if given.steps_growth:
-        per_step = (8, 4, 2, 1)
-        sizes = [Size(vocab=32_000, per_step=number) for number in per_step]
-        found = [measure(size, "rollout", "kit") for size in sizes]
-        more = {"steps": [s.steps for s in sizes], "kit": found, "slope": growth([s.steps for s in sizes], found)}
-        print("kit's rollout over the number of steps:", more)
-    report("memory", given.out, rows, over_steps=more)
+        steps = {size.steps: size for size in (Size(vocab=32_000, per_step=number) for number in (8, 4, 2, 1))}
+        more["rollout over steps"] = grown("rollout", steps)
+    if given.micro_growth:
+        tokens = {number: Size(vocab=32_000, micro_tokens=number) for number in (768, 1536, 3072, 6144)}
+        more["update over tokens of a micro-batch"] = grown("update", tokens)
+    for name, values in more.items():
+        print(f"kit's {name}:", values)
+    report("memory", given.out, rows, growth=more)
 
 
 if __name__ == "__main__":

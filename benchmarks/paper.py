@@ -45,6 +45,18 @@ class Model:
             total -= rows * (length * per_token - everywhere - asked * per_token)
         return total
 
+    def window(self, rows: float, length: int, size: float) -> float:
+        """Operations of a forward of ``size`` positions of each row that see the keys and values of all."""
+        return rows * size * (2 * self.layer + 4 * length * self.hidden) * self.layers
+
+    def cached(self, rows: float, prompt: int, length: int, block: int, per_step: int, to_end: bool) -> float:
+        """Bodies of a rollout with an approximate cache: each block's anchor, then the window in each of its steps."""
+        total = 0.0
+        for begin in range(0, length, block):
+            window = length - begin if to_end else block
+            total += self.body(rows, prompt + length) + block // per_step * self.window(rows, prompt + length, window)
+        return total
+
     def project(self, positions: float) -> float:
         """Operations of the head."""
         return 2 * positions * self.head
@@ -89,6 +101,15 @@ def main() -> None:
         totals = [total + value for total, value in zip(totals, row, strict=True)]
         print(f"{phase:30} {row[0]:12.2f} {row[1]:12.2f} {row[2]:8.2f} {row[3]:21.2f}")
     print(f"{'update':30} {totals[0]:12.2f} {totals[1]:12.2f} {totals[2]:8.2f} {totals[3]:21.2f}")
+    for name, to_end in (("prefix cache", True), ("dual cache", False)):
+        work = model.cached(rows, given.prompt, given.length, given.block, given.per_step, to_end)
+        work += steps * model.project(rows * asked)
+        seconds = max(work / (given.tflops * 1e12), steps * model.weight_bytes / (given.bandwidth * 1e12))
+        exact = kit["rollout"] / (given.tflops * 1e12)
+        print(f"{'rollout, ' + name:30} {'':12} {work / 1e15:12.2f} {seconds:8.2f}", end="")
+        print(f"   {exact / seconds:.1f}x faster, then a correction like a reference pass")
+    cache = rows * size * model.layers * 2 * model.hidden * 2 / 1e9
+    print(f"keys and values of a cache, bfloat16: {cache:.2f} GB; weights {model.weight_bytes / 1e9:.2f} GB")
     distributions = rows * steps * given.per_step * model.vocab * 2 / 1e9
     logits = rows * size * model.vocab * 4 / 1e9
     step_logits = min(rows * given.block * model.vocab * 4 / 1e9, 1.074)

@@ -20,6 +20,7 @@ import torch
 from common import (
     Size,
     as_dict,
+    compiled,
     full_ids,
     interleaved,
     make_policy,
@@ -75,7 +76,9 @@ def plainly(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any
     return lambda: plain.rollout(policy, prompts, size, torch.Generator().manual_seed(1), plain.gumbel_draw)
 
 
-def measure(size: Size, repeats: int, with_plain: bool = True, with_caches: bool = False) -> dict[str, Any]:
+def measure(
+    size: Size, repeats: int, with_plain: bool = True, with_caches: bool = False, mode: str | None = None
+) -> dict[str, Any]:
     """Times of one size."""
     policy, prompts = make_policy(size), make_prompts(size)
     works = {
@@ -88,11 +91,15 @@ def measure(size: Size, repeats: int, with_plain: bool = True, with_caches: bool
     works |= {name: kit(policy, prompts, size, cache=cache) for name, cache in caches.items()}
     if with_plain:
         works["plain"] = plainly(policy, prompts, size)
+    if mode is not None:
+        works["compiled"], first = compiled(size, mode, lambda policy: kit(policy, prompts, size))
     seconds = interleaved(works, repeats)
     row = {"vocab": size.vocab, "hidden": size.hidden, "batch": size.batch, "length": size.length, "steps": size.steps}
     row |= seconds
     row |= {"kit/floor": seconds["kit"] / seconds["floor"], "greedy/floor": seconds["kit_greedy"] / seconds["floor"]}
     row |= {f"kit/{name}": seconds["kit"] / seconds[name] for name in caches}
+    if mode is not None:
+        row |= {"compiled/kit": seconds["compiled"] / seconds["kit"], "compiled_first": first}
     if with_plain:
         row |= {f"plain/{name}": seconds["plain"] / seconds[name] for name in ("kit", "kit_greedy")}
     return {**row, "size": as_dict(size)}
@@ -111,13 +118,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--caches", action="store_true")
+    parser.add_argument("--compile", metavar="MODE", help="also with compiled blocks, as Trainer.compile")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     given = parser.parse_args()
     sizes = {name: getattr(given, name) for name in ("hidden", "layers", "batch", "prompt", "length")}
     rows = []
     for vocab in given.vocab or (512, 32_000, 126_464):
         size = Size(vocab=vocab, per_step=given.per_step, **sizes)
-        rows.append(measure(size, given.repeats, not given.no_plain, given.caches))
+        rows.append(measure(size, given.repeats, not given.no_plain, given.caches, given.compile))
     printed = [{key: value for key, value in row.items() if key != "size"} for row in rows]
     report("rollout", given.out, printed)
     if len(rows) > 1:

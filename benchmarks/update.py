@@ -12,18 +12,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import plain
 import torch
-from common import Size, full_ids, growth, interleaved, make_policy, make_prompts, make_sampler, plot, report
+from common import Size, compiled, full_ids, growth, interleaved, make_policy, make_prompts, make_sampler, plot, report
 from tensordict import TensorDict
 
 from dlmrl_kit.policies.base import Policy
 
 BETA = 0.04
-MICRO_TOKENS = 768
 
 
 def make_updater(policy: Policy, size: Size) -> Any:
@@ -46,7 +46,7 @@ def make_updater(policy: Policy, size: Size) -> Any:
         likelihood=StepTokenLogProb(sampling_temperature=False),
         loss=StepPPO(clip_low=0.2, clip_high=0.5),
         regulariser=KLK3(BETA),
-        trainer=Trainer(micro_batch_size=size.batch, micro_batch_tokens=MICRO_TOKENS, max_grad_norm=1e9),
+        trainer=Trainer(micro_batch_size=size.batch, micro_batch_tokens=size.micro_tokens, max_grad_norm=1e9),
     )
     parameters = [parameter for _, parameter in policy.trainable()]
     optimiser = torch.optim.SGD(parameters, lr=0.0)  # the weights stay, so that every repeat does the same
@@ -72,7 +72,7 @@ def floor(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
     """Bodies forward and backward at K states per sample, and forward with the adapter off."""
     completion = torch.full((size.batch, size.length), policy.mask_id)
     ids, mask, position = (part.repeat(size.selected, 1) for part in full_ids(prompts, completion))
-    rows = max(1, MICRO_TOKENS // ids.shape[1])
+    rows = max(1, size.micro_tokens // ids.shape[1])
     parameters = [parameter for _, parameter in policy.trainable()]
 
     def work() -> None:
@@ -87,6 +87,17 @@ def floor(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
     return work
 
 
+def kit(updater: Any, run: TensorDict) -> Callable[[], Any]:
+    """The kit's update on a rollout."""
+    return lambda: updater.update(updater.prepare(run.clone()), 0)
+
+
+def kit_of(policy: Policy, size: Size) -> Callable[[], Any]:
+    """The kit's update of a policy on a rollout of its own."""
+    updater = make_updater(policy, size)
+    return kit(updater, trajectory(policy, make_prompts(size), size, updater))
+
+
 def works(size: Size, with_plain: bool = True) -> dict[str, Callable[[], Any]]:
     """What is timed, for one size."""
     policy, prompts = make_policy(size), make_prompts(size)
@@ -95,15 +106,12 @@ def works(size: Size, with_plain: bool = True) -> dict[str, Callable[[], Any]]:
     kept = as_plain(policy, run, size)
     advantage = run["advantage"][:, None].expand(-1, size.selected)
 
-    def kit() -> None:
-        updater.update(updater.prepare(run.clone()), 0)
-
     def plainly() -> None:
         plain.update(policy, prompts, kept, advantage, run["selected", "step"], BETA)
         for _, parameter in policy.trainable():
             parameter.grad = None
 
-    found = {"kit": kit, "floor": floor(policy, prompts, size)}
+    found = {"kit": kit(updater, run), "floor": floor(policy, prompts, size)}
     return {**found, "plain": plainly} if with_plain else found
 
 
@@ -116,16 +124,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--compile", metavar="MODE", help="also with compiled blocks, as Trainer.compile")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     given = parser.parse_args()
     rows = []
     for vocab in given.vocab or (512, 32_000):
         for selected in given.selected or (8,):
             size = replace(Size(vocab=vocab, hidden=given.hidden, batch=given.batch), selected=selected)
-            seconds = interleaved(works(size, not given.no_plain), given.repeats)
+            timed = works(size, not given.no_plain)
+            if given.compile:
+                timed["compiled"], first_run = compiled(size, given.compile, partial(kit_of, size=size))
+            seconds = interleaved(timed, given.repeats)
             row = {"vocab": vocab, "selected": selected, **seconds, "kit/floor": seconds["kit"] / seconds["floor"]}
             if "plain" in seconds:
                 row["plain/kit"] = seconds["plain"] / seconds["kit"]
+            if given.compile:
+                row |= {"compiled/kit": seconds["compiled"] / seconds["kit"], "compiled_first": first_run}
             rows.append(row)
     slopes = {}
     if given.selected and len(given.selected) > 1:

@@ -188,6 +188,11 @@ def entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * finite).sum(-1)
 
 
+def entropy_of_probs(probs: Tensor) -> Tensor:
+    """Shannon entropy in nats, [...] from probabilities [..., V], where no gradient is needed; in fewer passes."""
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log_().mul_(probs).sum(-1).neg_()
+
+
 class Certainty(NamedTuple):
     """What turns a position's logits into confidences; [N] each, without gradient.
 

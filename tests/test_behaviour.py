@@ -10,7 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import chi_square, chi_square_limit, log_odds, loop_probs
 
-from dlmrl_kit.behaviour import Behaviour, behaviour_log_probs, confidence, entropy, forbid, sample
+from dlmrl_kit.behaviour import (
+    Behaviour,
+    behaviour_log_probs,
+    confidence,
+    entropy,
+    entropy_of_probs,
+    forbid,
+    sample,
+)
 
 
 def slow(logits: list[float], forbidden: set[int], temperature: float, top_k: int, top_p: float) -> list[float]:
@@ -91,6 +99,16 @@ def test_tokens_of_probability_zero_are_never_drawn() -> None:
     tokens = sample(log_probs.expand(20_000, -1), torch.Generator().manual_seed(1))
     assert set(tokens.tolist()) == {1, 3}
     assert abs((tokens == 1).double().mean().item() - 0.3) < 0.02
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 1.0, 2.0]), st.integers(0, 4), st.sampled_from([1.0, 30.0]))
+def test_entropy_from_probabilities(seed: int, temperature: float, top_k: int, spread: float) -> None:
+    logits = spread * torch.randn(3, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    log_probs = behaviour_log_probs(logits, Behaviour(temperature, top_k))
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        found = entropy_of_probs(log_probs.exp().to(dtype))
+        torch.testing.assert_close(found.double(), entropy(log_probs), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(

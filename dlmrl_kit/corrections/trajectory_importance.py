@@ -1,7 +1,10 @@
 r"""Importance sampling of whole trajectories: w = min(product over all steps of rho_t, cap).
 
 Without a cap the expected gradient is that of exact rollouts, whatever was sampled from: the ratio of the probabilities
-of the trajectories. Its price is one exact forward for every step, and a variance that grows with their number.
+of the trajectories. Its price is one exact forward for every step, and a variance that grows with their number. The
+sampler must be able to take every action of the policy, which a cache may rule out: for samplers that pick positions by
+a score, without chance (``EntropyOrder``, ``MarginOrder``, ``ConfidenceThreshold``), and in rare cases for
+``LowConfidence`` (a token that can never be the most confident draw). No weight corrects that.
 """
 
 from __future__ import annotations

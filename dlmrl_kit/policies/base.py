@@ -354,7 +354,7 @@ def _sequences(
 
 def unpadded(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Left-padded prompts, int64 and bool [B, P], without the columns at the left that are padding in every row."""
-    if prompt_mask.shape[1] == 0 or bool(prompt_mask[:, 0].any()):
+    if prompt_mask.numel() == 0 or bool(prompt_mask[:, 0].any()):
         return prompt_ids, prompt_mask
     empty = int((~prompt_mask.any(0)).long().cumprod(0).sum())
     return prompt_ids[:, empty:], prompt_mask[:, empty:]

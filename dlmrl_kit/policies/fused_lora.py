@@ -10,8 +10,8 @@ which is what peft's layers compute, up to rounding. Gradients of the frozen W a
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -55,21 +55,21 @@ def fused(adapter: Any) -> Iterator[None]:
     for layer in adapter.modules():
         weight = mergeable(layer)
         if weight is not None and len(layer.active_adapters) == 1:
-            name = layer.active_adapters[0]
             with torch.no_grad():
-                whole = weight + layer.get_delta_weight(name)
-            layer.forward = functools.partial(_forward, layer, layer.forward, whole, name)
+                layer.whole = weight + layer.get_delta_weight(layer.active_adapters[0])
+            layer.forward = MethodType(_forward, layer)  # no closure: compiled blocks would be compiled for each
             changed.append(layer)
     try:
         yield
     finally:
         for layer in changed:
-            del layer.forward
+            del layer.forward, layer.whole
 
 
-def _forward(layer: Any, plainly: Any, whole: Tensor, name: str, x: Tensor, *given: Any, **named: Any) -> Tensor:
+def _forward(layer: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
     if layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
-        return plainly(x, *given, **named)  # type: ignore[no-any-return]
+        return type(layer).forward(layer, x, *given, **named)  # type: ignore[no-any-return]
+    name = layer.active_adapters[0]
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     product: Any = _Product.apply
-    return product(x, whole, a, b, layer.scaling[name], layer.get_base_layer().bias)  # type: ignore[no-any-return]
+    return product(x, layer.whole, a, b, layer.scaling[name], layer.get_base_layer().bias)  # type: ignore[no-any-return]

@@ -172,7 +172,7 @@ def _selected(trajectory: TensorDict, policy: Policy, real: Any, generator: torc
     found = {"step": step, "weight": (weight * used).to(real.keywords["dtype"]), "token_mask": mask}
     found["end"] = torch.minimum(step + 2, num_valid(trajectory)[:, None])
     found["reward"], found["advantage"] = real(batch, SLOTS).abs() * used, real(batch, SLOTS) * used
-    found["entropy"] = real(batch, SLOTS).abs() * used
+    found["entropy"], found["correction"] = real(batch, SLOTS).abs() * used, 1 + 0.1 * used
     old, old_token = -real(batch, SLOTS).abs(), -real(*mask.shape).abs()
     for name in ("old_log_prob", "log_prob", "ref_log_prob"):
         found[name] = (old if name.startswith("old") else old + 0.1 * real(batch, SLOTS)) * used
