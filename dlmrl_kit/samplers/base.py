@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -27,10 +27,22 @@ from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.component import Component, Key
 from dlmrl_kit.policies.base import Policy, completion_features, completion_logits, head_logits
 from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
-from dlmrl_kit.samplers.parts import merged, parts
+from dlmrl_kit.samplers.parts import merged, most_predictions, parts
 from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
 from dlmrl_kit.samplers.view import Decision, View, highest, token_log_prob
 from dlmrl_kit.validate import check
+
+
+class State(NamedTuple):
+    """Rows of a step: their numbers int64 [R] and states int64 [R, L]; the states with the best tokens where a position
+    is open and not ``asked``, int64 [R, L]; where predictions are wanted and positions may be committed, bool [R, L].
+    """
+
+    rows: Tensor
+    ids: Tensor
+    filled: Tensor
+    asked: Tensor
+    allowed: Tensor
 
 
 class Sampler(Component):
@@ -263,25 +275,52 @@ class Sampler(Component):
         greedy, draft = recorder.wants(("step", "greedy_ids")), recorder.wants(("step", "draft_ids"))
         asked = masked if greedy or draft else allowed
         features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, asked)
+        filled = ids
+        if greedy and not draft:  # of what cannot be committed only the best tokens are needed
+            inside = allowed[asked]
+            filled = ids.masked_scatter(asked & ~allowed, best_tokens(policy, features[~inside]))
+            features, asked = features[inside], allowed
         held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory
         for part, place in parts(asked.sum(-1), policy.vocab_size, held):
-            own = features[place]
-            logits = forbid(head_logits(policy, own), policy.forbidden_ids)
-            predicted = View(logits, self.behaviour, asked[part], own if self.needs_features else None)
-            if greedy:
-                best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
-                recorder.greedy(step, rows[part], ids[part].masked_scatter(masked[part], best))
-            view = predicted.narrow(allowed[part])
-            decision = self.decide(view, generator)
-            if draft:
-                recorder.draft(step, rows[part], drafted(ids[part], predicted, decision, generator))
-            recorder.step(step, rows[part], view, decision, self.action_log_prob(view, decision))
+            state = State(rows[part], ids[part], filled[part], asked[part], allowed[part])
+            self._take(step, state, features[place], recorder, policy, generator)
+
+    def _take(
+        self,
+        step: int,
+        state: State,
+        features: Tensor,
+        recorder: Recorder,
+        policy: Policy,
+        generator: torch.Generator | None,
+    ) -> None:
+        """The step in some rows; its logits are gone before those of the next rows are computed."""
+        predicted = self.seen(policy, features, state.asked)
+        if recorder.wants(("step", "greedy_ids")):
+            best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
+            recorder.greedy(step, state.rows, state.filled.masked_scatter(state.asked, best))
+        view = predicted.narrow(state.allowed)
+        decision = self.decide(view, generator)
+        if recorder.wants(("step", "draft_ids")):
+            recorder.draft(step, state.rows, drafted(state.ids, predicted, decision, generator))
+        recorder.step(step, state.rows, view, decision, self.action_log_prob(view, decision))
 
 
 def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor) -> Tensor:
     """Logits [N, V] at the completion positions marked in bool [B, L], forbidden tokens at -inf."""
     logits = completion_logits(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions)
     return forbid(logits, policy.forbidden_ids)
+
+
+def best_tokens(policy: Policy, features: Tensor) -> Tensor:
+    """The most probable tokens, int64 [N], from features [N, D]; few logits are in memory at once."""
+
+    def best(piece: Tensor) -> Tensor:
+        logits = forbid(head_logits(policy, piece), policy.forbidden_ids)
+        return by_rows(lambda part: part.argmax(-1), logits)
+
+    pieces = features.split(most_predictions(policy.vocab_size, features.device))
+    return torch.cat([best(piece) for piece in pieces if len(piece)] or [features.new_zeros(0, dtype=torch.int64)])
 
 
 def draw_tokens(view: View, committed: Tensor, generator: torch.Generator | None) -> Tensor:

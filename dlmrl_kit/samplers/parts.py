@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
-LOGITS_BYTES = {True: 64 * 2**20, False: 1024 * 2**20}
+LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}
 """Largest block of float32 logits of a step, on a CPU (True) and elsewhere."""
 
 
@@ -17,6 +18,11 @@ def merged(policy: Any) -> contextlib.AbstractContextManager[None]:
     """``Policy.merged``, of a policy that has it."""
     found = getattr(policy, "merged", None)
     return contextlib.nullcontext() if found is None else found()
+
+
+def most_predictions(vocab: int, device: torch.device) -> int:
+    """Predictions whose logits stay below ``LOGITS_BYTES``; at least 1."""
+    return max(1, LOGITS_BYTES[device.type == "cpu"] // (4 * vocab))
 
 
 def parts(count: Tensor, vocab: int, held: Tensor | None = None) -> Iterator[tuple[slice, slice]]:
@@ -30,7 +36,7 @@ def parts(count: Tensor, vocab: int, held: Tensor | None = None) -> Iterator[tup
     Yields:
         The rows, and the places of their predictions among all predictions.
     """
-    most = max(1, LOGITS_BYTES[count.device.type == "cpu"] // (4 * vocab))
+    most = most_predictions(vocab, count.device)
     ends = [0, *count.cumsum(0).tolist()]
     held_ends = ends if held is None else [0, *held.cumsum(0).tolist()]
     row = 0
