@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dlmrl_kit.errors import UserError
 from dlmrl_kit.policies.base import Policy, unpadded
+from dlmrl_kit.policies.compiling import uncompiled
 from dlmrl_kit.policies.finished_blocks import FinishedBlocks
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
@@ -92,7 +93,11 @@ class BlockCausalPolicy(Policy):
         own = torch.arange(allowed.shape[1], device=allowed.device)
         allowed[:, own, own + allowed.shape[2] - allowed.shape[1]] = True  # padding sees itself: no empty softmax
         flexible = self.attention == "flex_attention"  # compiled for each shape: not for the short steps of a rollout
-        with _using(self.model.config, "sdpa" if flexible and past_key_values is not None else self.attention):
+        cached = past_key_values is not None
+        with (
+            _using(self.model.config, "sdpa" if flexible and cached else self.attention),
+            uncompiled(self.compiled and cached),  # each block would be compiled for itself: it has its own keys
+        ):
             return self.model.get_decoder()(
                 input_ids=input_ids,
                 attention_mask={"full_attention": attention_mask_for(self.attention, allowed, self.model.dtype)},

@@ -155,7 +155,7 @@ def small_update(algorithm: Algorithm, source: Any, name: str) -> str:
     group = algorithm.trainer.group_size
     group = group if algorithm.sampler.group_size or group <= ROWS else ROWS
     changes = {"prompts_per_update": 1, "group_size": group, "minibatches": 1, "updates": 1, "device": "cpu"}
-    for key, value in {**changes, "precision": "float32"}.items():
+    for key, value in {**changes, "precision": "float32", "compile": None}.items():
         setattr(small.trainer, key, value)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

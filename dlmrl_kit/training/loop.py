@@ -16,6 +16,7 @@ from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.corrections.base import warning
 from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.files import write_atomic
+from dlmrl_kit.policies.compiling import compile_blocks
 from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
 from dlmrl_kit.recipe import Recipe, load_recipe
 from dlmrl_kit.scoring import Scorer
@@ -104,6 +105,8 @@ class Run:
         self.parameters = trained(self.policy, components)
         if algorithm.plan.needs_reference:
             self.policy.freeze_reference()
+        if self.trainer.compile is not None:
+            compile_blocks(self.policy, self.trainer.compile)
         self.updater = Updater(algorithm, self.policy, optimiser, scheduler)
         self.scorer = Scorer(algorithm.task, "train", self.policy)
         self.evaluations: dict[int, EvalResult] = {}

@@ -18,6 +18,9 @@ SCHEDULES: tuple[str, ...] = (
 )
 """The schedules of ``transformers.get_scheduler`` that need nothing but warm-up and number of steps."""
 
+COMPILE_MODES: tuple[str, ...] = ("default", "max-autotune-no-cudagraphs")
+"""Modes of ``torch.compile`` without CUDA graphs; see ``dlmrl_kit.policies.compiling``."""
+
 
 @register("trainer")
 class Trainer:
@@ -40,6 +43,8 @@ class Trainer:
         beta1, beta2, weight_decay: of AdamW.
         max_grad_norm: gradient clipping by global norm.
         precision: ``float32``, or ``bfloat16`` for autocast (weights and optimiser stay in float32).
+        compile: mode of ``torch.compile`` for the policy's transformer blocks: ``default`` or
+            ``max-autotune-no-cudagraphs``; None: they are not compiled.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
         seed: of everything random.
         eval_every: updates between evaluations on held-out puzzles; 0 evaluates at the start and the end only.
@@ -69,6 +74,7 @@ class Trainer:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         precision: Literal["float32", "bfloat16"] = "float32",
+        compile: str | None = None,
         device: str = "auto",
         seed: int = 0,
         eval_every: int = 20,
@@ -107,6 +113,8 @@ class Trainer:
         check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
         check_optimiser(self, learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm)
         check(precision in ("float32", "bfloat16"), self, "precision", precision, "'float32' or 'bfloat16'")
+        modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
+        check(compile is None or compile in COMPILE_MODES, self, "compile", compile, modes)
         check(eval_every >= 0, self, "eval_every", eval_every, "at least 0")
         self.updates = updates
         self.prompts_per_update = prompts_per_update
@@ -123,6 +131,7 @@ class Trainer:
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.precision = precision
+        self.compile = compile
         self.device = device
         self.seed = seed
         self.eval_every = eval_every
