@@ -9,8 +9,8 @@ import torch
 from core import SAMPLERS, TabularPolicy, make, prompts, roll_out, tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_pruning import CLASSES, model_of
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from dlmrl_kit.caches.base import Window
 from dlmrl_kit.caches.dual_cache import DualCache
@@ -26,25 +26,7 @@ from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.evaluation import evaluate
 
 MASK, PROMPT, LENGTH, BLOCK = 12, 3, 7, 3
-SIZES = {
-    "vocab_size": 13,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "is_causal": False,
-    "attn_implementation": "sdpa",
-}
-CLASSES = [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)]
-
-
-def model_of(config: Any, cls: Any, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    return cls(config(**{**SIZES, **changes})).double().eval()
-
-
-BODIES = [model_of(*pair).get_decoder() for pair in CLASSES]
+BODIES = [model_of(*pair, num_hidden_layers=3).get_decoder() for pair in CLASSES]
 
 
 def layer_by_layer(body: Any, ids: Tensor, mask: Tensor, window: Window) -> Tensor:

@@ -21,6 +21,7 @@ from dlmrl_kit.policies.fused_lora import fused
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.pruning import DECODERS, last_layer_at, prunable
+from dlmrl_kit.policies.pruning import positions as rotary_positions
 
 if TYPE_CHECKING:
     from dlmrl_kit.policies.layout import Layout
@@ -158,7 +159,7 @@ class Policy(nn.Module):
         """Final hidden states [B, S, D]; rotary positions count from each row's first real token."""
         if len(input_ids) == 0:  # transformers cannot reshape an empty batch
             return self.model.get_input_embeddings()(input_ids)
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
+        position_ids = rotary_positions(attention_mask)
         body = self.model.get_decoder()
         return body(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False

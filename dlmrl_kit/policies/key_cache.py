@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Span, Window
-from dlmrl_kit.policies.pruning import Rotary, attended, keys_values, queries, query_heads
+from dlmrl_kit.policies.pruning import attended, entered, keys_values, positions, queries, query_heads
 
 PADDING = -1
 
@@ -127,7 +127,7 @@ def anchor_states(body: Any, input_ids: Tensor, attention_mask: Tensor, with_sta
         input_ids, attention_mask: int64 and bool [B, S].
         with_states: without them, the last layer is not computed beyond its keys and values.
     """
-    hidden, rotary, mask = _entered(body, input_ids, _position(attention_mask), attention_mask)
+    hidden, rotary, mask = entered(body, input_ids, positions(attention_mask), attention_mask)
     found: list[Tensor] = []
     for layer in body.layers:
         normed = layer.input_layernorm(hidden)
@@ -150,7 +150,7 @@ def window_states(
         query: int64 [B, M], the positions within the window.
         entries: keys and values of each layer in turn, [B, G, S, D / H] each; those of the window are replaced.
     """
-    hidden, rotary, mask = _entered(body, tokens, _position(attention_mask).gather(1, columns), attention_mask)
+    hidden, rotary, mask = entered(body, tokens, positions(attention_mask).gather(1, columns), attention_mask)
     for number, layer in enumerate(body.layers):
         normed = layer.input_layernorm(hidden)
         keys, values = entries[2 * number], entries[2 * number + 1]
@@ -159,16 +159,3 @@ def window_states(
         last = query if layer is body.layers[-1] else None
         hidden = attended(layer, hidden, query_heads(layer, normed, rotary, last), (keys, values), mask, last)
     return body.norm(hidden)  # type: ignore[no-any-return]
-
-
-def _position(attention_mask: Tensor) -> Tensor:
-    return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
-
-
-def _entered(
-    body: Any, input_ids: Tensor, position: Tensor, attention_mask: Tensor
-) -> tuple[Tensor, Rotary, Tensor | None]:
-    """Embeddings and rotary angles of tokens, and the mask of the keys, None where all count."""
-    hidden = body.embed_tokens(input_ids)
-    mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :]
-    return hidden, body.rotary_emb(hidden, position_ids=position), mask

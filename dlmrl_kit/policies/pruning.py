@@ -47,15 +47,36 @@ def last_layer_at(body: Any, input_ids: Tensor, attention_mask: Tensor, row: Ten
     """
     row, column = torch.broadcast_tensors(row, column)
     query, slot = queries(row.reshape(-1), column.reshape(-1), len(input_ids))
-    position = (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
-    hidden = body.embed_tokens(input_ids)
-    rotary = body.rotary_emb(hidden, position_ids=position)
-    mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :]
+    position = positions(attention_mask)
+    hidden, rotary, mask = entered(body, input_ids, position, attention_mask)
     shared = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": position, "is_causal": False}
     for layer in body.layers[:-1]:
         hidden = layer(hidden, **shared)
     hidden = body.norm(_layer_at(body.layers[-1], hidden, mask, rotary, query))
     return hidden[row, slot.reshape(row.shape)]
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Rotary positions, int64 [B, S], from bool [B, S]: they count the real tokens."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
+
+
+def entered(
+    body: Any, input_ids: Tensor, position: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Rotary, Tensor | None]:
+    """What the first layer of a decoder gets.
+
+    Args:
+        body: a decoder for which ``prunable`` holds.
+        input_ids, position: int64 [B, W], tokens and their rotary positions.
+        attention_mask: bool [B, K], the keys that count.
+
+    Returns:
+        Embeddings [B, W, D], rotary angles, and the mask bool [B, 1, 1, K] of the keys; None where all count.
+    """
+    hidden = body.embed_tokens(input_ids)
+    mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :]
+    return hidden, body.rotary_emb(hidden, position_ids=position), mask
 
 
 def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:

@@ -33,12 +33,12 @@ from dlmrl_kit.samplers.view import Decision, View, highest, token_log_prob
 from dlmrl_kit.validate import check
 
 
-class State(NamedTuple):
+class Rows(NamedTuple):
     """Rows of a step: their numbers int64 [R] and states int64 [R, L]; the states with the best tokens where a position
     is open and not ``asked``, int64 [R, L]; where predictions are wanted and positions may be committed, bool [R, L].
     """
 
-    rows: Tensor
+    numbers: Tensor
     ids: Tensor
     filled: Tensor
     asked: Tensor
@@ -282,28 +282,28 @@ class Sampler(Component):
             features, asked = features[inside], allowed
         held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory
         for part, place in parts(asked.sum(-1), policy.vocab_size, held):
-            state = State(rows[part], ids[part], filled[part], asked[part], allowed[part])
-            self._take(step, state, features[place], recorder, policy, generator)
+            some = Rows(rows[part], ids[part], filled[part], asked[part], allowed[part])
+            self._take(step, some, features[place], recorder, policy, generator)
 
     def _take(
         self,
         step: int,
-        state: State,
+        some: Rows,
         features: Tensor,
         recorder: Recorder,
         policy: Policy,
         generator: torch.Generator | None,
     ) -> None:
         """The step in some rows; its logits are gone before those of the next rows are computed."""
-        predicted = self.seen(policy, features, state.asked)
+        predicted = self.seen(policy, features, some.asked)
         if recorder.wants(("step", "greedy_ids")):
             best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
-            recorder.greedy(step, state.rows, state.filled.masked_scatter(state.asked, best))
-        view = predicted.narrow(state.allowed)
+            recorder.greedy(step, some.numbers, some.filled.masked_scatter(some.asked, best))
+        view = predicted.narrow(some.allowed)
         decision = self.decide(view, generator)
         if recorder.wants(("step", "draft_ids")):
-            recorder.draft(step, state.rows, drafted(state.ids, predicted, decision, generator))
-        recorder.step(step, state.rows, view, decision, self.action_log_prob(view, decision))
+            recorder.draft(step, some.numbers, drafted(some.ids, predicted, decision, generator))
+        recorder.step(step, some.numbers, view, decision, self.action_log_prob(view, decision))
 
 
 def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor) -> Tensor:
