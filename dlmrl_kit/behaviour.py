@@ -188,9 +188,10 @@ def entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * finite).sum(-1)
 
 
-def entropy_of_probs(probs: Tensor) -> Tensor:
-    """Shannon entropy in nats, [...] from probabilities [..., V], where no gradient is needed; in fewer passes."""
-    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log_().mul_(probs).sum(-1).neg_()
+def entropy_(log_probs: Tensor) -> Tensor:
+    """As ``entropy``, where no gradient is needed; overwrites ``log_probs``, in half the time for it."""
+    probs = log_probs.exp()
+    return log_probs.clamp_min_(torch.finfo(log_probs.dtype).min).mul_(probs).sum(-1).neg_()
 
 
 class Certainty(NamedTuple):

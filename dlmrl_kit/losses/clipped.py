@@ -2,7 +2,9 @@ r"""The clipped surrogate of PPO (arXiv 1707.06347, eq. 7) for any unit that has
 
     rho = exp(new - old),    surrogate = min(rho A, clip(rho, 1 - low, 1 + high) A)
 
-A ratio that already moved further than the clip in the direction A asks for gets no gradient.
+A ratio that already moved further than the clip in the direction A asks for gets no gradient. Before the first update
+ratios are 1 up to the rounding of a forward in other batches: a range of 0 would drop the gradient of every unit that
+rounding moved that way, about half of them.
 """
 
 from __future__ import annotations

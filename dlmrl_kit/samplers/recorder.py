@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, behaviour_probs, by_rows, entropy_of_probs
+from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, entropy_
 from dlmrl_kit.component import Key
 from dlmrl_kit.policies.base import Policy
 
@@ -90,8 +90,9 @@ class Recorder:
         index, tokens = chosen.nonzero().squeeze(-1), decision.tokens[committed]
 
         def of_behaviour(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-            probs = behaviour_probs(logits, view.behaviour)
-            return entropy_of_probs(probs), probs.gather(-1, tokens[:, None]).squeeze(-1).log()
+            log_probs = behaviour_log_probs(logits, view.behaviour)
+            picked = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+            return entropy_(log_probs), picked
 
         def of_model(logits: Tensor, tokens: Tensor) -> Tensor:
             return logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
