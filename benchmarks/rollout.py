@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
 
 RECORDS = (("step", "model_log_prob"), ("step", "greedy_ids"))
 
@@ -43,8 +45,9 @@ RECORDS = (("step", "model_log_prob"), ("step", "greedy_ids"))
 def kit(
     policy: Policy, prompts: TensorDict, size: Size, records: tuple[Any, ...] = (), cache: Cache | None = None
 ) -> Callable[[], Any]:
-    """The kit's sampler."""
+    """The kit's sampler, with one-step completions where EGSPO's selector may choose."""
     sampler = make_sampler(size)
+    sampler.may_choose = partial(EntropyTopK(size.selected).kept, generator=None)
     sampler.cache = cache
     sampler.ask_for(records)
     return lambda: sampler.resume(

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.advantages.selected import STEP_ADVANTAGE, SelectedAdvantage
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rewards import FinalReward, Reward, SelectedReward, StepReward
+from dlmrl_kit.samplers.one_step import RECORDED_ALWAYS
 from dlmrl_kit.selectors.base import END
 from dlmrl_kit.values.base import OLD_VALUE, OldValue
 
 if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from torch import Tensor
+
     from dlmrl_kit.algorithm import Algorithm
     from dlmrl_kit.component import Key
 
@@ -26,6 +31,9 @@ PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example",
 
 RECORDED: Key = ("step", "log_prob")
 """The log-probability of each step under the distribution that it was sampled from."""
+
+GREEDY: Key = ("step", "greedy_ids")
+"""The one-step completions of each step."""
 
 ITERATION: Key = "iteration"
 """Written by the update, for estimators that draw new masks in each pass over a rollout."""
@@ -92,6 +100,7 @@ def plan(algorithm: Algorithm) -> Plan:
     estimators = [likelihood, *algorithm.values]
     _ask_rollout(rollout, wanted | recorded | {key for part in estimators for key in part.in_keys})
     ordered, available = _order(rollout)
+    algorithm.sampler.may_choose = _may_choose(algorithm.selector, ordered)
     available.add(ITERATION)
     for source in sorted(recorded, key=str):
         _require(likelihood, [source], available, ordered)
@@ -194,6 +203,13 @@ def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
         ordered.append(ready)
         pending.remove(ready)
     return ordered, available
+
+
+def _may_choose(selector: Any, ordered: list[Any]) -> Callable[[TensorDictBase], Tensor] | None:
+    """``Sampler.may_choose``: which steps of a rollout under way may need one-step completions; None: all of them."""
+    chosen_only = all(isinstance(part, SelectedReward) for part in ordered if GREEDY in part.in_keys)
+    known = getattr(selector, "nested", False) and {*selector.in_keys} <= {*RECORDED_ALWAYS}
+    return partial(selector.kept, generator=None) if chosen_only and known else None
 
 
 def _late(ordered: list[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], Callable[[set[Key]], bool]]:

@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.component import Component
+from dlmrl_kit.samplers.one_step import NOT_COMPUTED
 from dlmrl_kit.trajectory import gather_steps
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +49,9 @@ class SelectedReward(Reward):
 
     The reward of x_t with every masked position filled greedily in one go (EGSPO-SA's one-step denoising value), at the
     selected steps only; 0 in slots of weight 0.
+
+    Raises:
+        RuntimeError: a step was chosen that the selector had left out before: it is not ``nested`` as it says.
     """
 
     def __init__(self) -> None:
@@ -66,6 +70,11 @@ class SelectedReward(Reward):
         """The one-step completions at the selected steps, row by row."""
         used = tensordict["selected", "weight"] > 0
         greedy = gather_steps(tensordict["step", "greedy_ids"], tensordict["selected", "step"])[used].long()
+        if bool((greedy == NOT_COMPUTED).any()):
+            raise RuntimeError(
+                "a step was chosen that the selector had left out during the rollout: it says that it is nested, but "
+                "is not"
+            )
         return greedy, tensordict["example"][:, None].expand_as(used)[used]
 
 

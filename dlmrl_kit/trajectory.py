@@ -46,7 +46,7 @@ KEYS: dict[Key, KeySpec] = {
     ("step", "model_log_prob"): KeySpec("float32", "[B, T]", "committed tokens at temperature 1, unfiltered"),
     ("step", "state_ids"): KeySpec("int32", "[B, T, L]", "the states x_t, of samplers that renoise"),
     ("step", "accepted"): KeySpec("bool", "[B, T, L]", "positions accepted, of samplers that renoise"),
-    ("step", "greedy_ids"): KeySpec("int32", "[B, T, L]", "x_t with every masked position filled greedily"),
+    ("step", "greedy_ids"): KeySpec("int32", "[B, T, L]", "x_t filled greedily; -1 at steps that cannot be chosen"),
     ("step", "draft_ids"): KeySpec("int32", "[B, T, L]", "x_t with every masked position filled with the step's draws"),
     ("step", "reward"): KeySpec("float32", "[B, T]", "reward of the draft"),
     ("step", "advantage"): KeySpec("float32", "[B, T]", "advantage of every step, before steps are chosen"),

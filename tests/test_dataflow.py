@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tensordict import TensorDictBase
+import torch
+from tensordict import TensorDict, TensorDictBase
 from training_helpers import build, new_run, recipe
 
 from dlmrl_kit.component import Component, Key
@@ -229,6 +230,22 @@ def test_a_recipe_that_does_not_fit_is_refused_with_its_file() -> None:
     given = recipe(uses=["likelihood=StepLogProb", "loss=TokenPPO"])
     with pytest.raises(RecipeError, match=r"^/.*/recipes/egspo_sa\.gin: TokenPPO reads"):
         given.build()
+
+
+def test_one_step_completions_of_chosen_steps_only_where_nothing_else_reads_them() -> None:
+    """And where the choice is known to be nested from what a rollout under way holds."""
+    algorithm = build()
+    steps = {name: torch.ones(1, 20) for name in ("entropy", "num_committed")}
+    row = TensorDict({"step": {"valid": torch.ones(1, 20, dtype=torch.bool), **steps}}, [1])
+    assert algorithm.sampler.may_choose(row).tolist() == [[t < algorithm.selector.k for t in range(20)]]
+    algorithm.advantage.in_keys.append(("step", "greedy_ids"))
+    plan(algorithm)
+    assert algorithm.sampler.may_choose is None
+    algorithm = build()
+    algorithm.selector.in_keys.append("commit_step")
+    plan(algorithm)
+    assert algorithm.sampler.may_choose is None
+    assert build("ada_egspo").sampler.may_choose is None
 
 
 def test_what_was_asked_before_is_forgotten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,10 +15,14 @@ from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers import one_step, parts
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
+from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
+from dlmrl_kit.selectors.first_k import FirstK
 from dlmrl_kit.trajectory import committed_at, gather_steps, num_valid, state_at
 
 LENGTH = 7
@@ -34,17 +39,21 @@ settled = pytest.mark.parametrize("settings", SETTINGS, ids=str)
 
 
 class Counting(torch.nn.Module):
-    """A policy that counts the rows it is run on."""
+    """A policy that counts the rows it is run on and the predictions it makes."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self.policy, self.rows = policy, 0
+        self.policy, self.rows, self.predictions = policy, 0, 0
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(name) if name in ("policy", "_modules") else getattr(self.policy, name)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.policy.head(self.features(*inputs))
+        return self.head(self.features(*inputs))
+
+    def head(self, features: Tensor) -> Tensor:
+        self.predictions += len(features)
+        return self.policy.head(features)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         self.rows += len(input_ids)
@@ -124,6 +133,40 @@ def test_greedy_ids_fill_every_mask_of_the_rebuilt_state(cls: type[Sampler]) -> 
         logits[:, list(POLICY.forbidden_ids)] = -torch.inf
         expected = torch.where(state == POLICY.mask_id, logits.argmax(-1), state)
         assert data["step", "greedy_ids"][row, t].tolist() == expected.tolist()
+
+
+@every
+@pytest.mark.parametrize("limit", [None, 1])  # all rows at once; one row at a time
+def test_greedy_ids_only_where_the_selector_may_choose(
+    cls: type[Sampler], limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if limit is not None:
+        for module in (parts, one_step):
+            monkeypatch.setattr(module, "LOGITS_BYTES", {True: limit, False: limit})
+    selector, sampler = EntropyTopK(3), make(cls, 12, 1, block_length=4)
+    batch = prompts(POLICY, rows=8)
+    sampler.ask_for([("step", "greedy_ids")])
+    everything = roll_out(sampler, POLICY, batch, everything=False)
+    sampler.may_choose = partial(selector.kept, generator=None)
+    data = roll_out(sampler, POLICY, batch, everything=False)
+    assert (data.exclude(("step", "greedy_ids")) == everything.exclude(("step", "greedy_ids"))).all()
+    found, wanted = data["step", "greedy_ids"], everything["step", "greedy_ids"]
+    kept, known = selector.kept(data, None), (found == wanted).all(-1)
+    assert kept.any(-1).all()
+    assert known[kept].all()
+    assert (found[~known] == -1).all()
+    assert not known.all()
+
+
+def test_predictions_behind_the_block_are_made_for_steps_that_may_be_chosen() -> None:
+    """The head's share of the work, counted in positions."""
+    sampler, batch = make(LowConfidence, 12, 1, block_length=2, stop_at_eos=False), prompts(POLICY, rows=4)
+    sampler.ask_for([("step", "greedy_ids")])
+    for selector, behind in ((None, 2 * (10 + 8 + 6 + 4 + 2)), (FirstK(3), 10 + 10 + 8)):
+        sampler.may_choose = None if selector is None else partial(selector.kept, generator=None)
+        counting = Counting(POLICY)
+        sampler(batch.clone(), policy=counting, generator=torch.Generator().manual_seed(0))
+        assert counting.predictions == 4 * (6 * (2 + 1) + behind)
 
 
 @pytest.mark.parametrize("cls", [c for c in SAMPLERS if c not in (RandomOrder, PlackettLuceOrder)])

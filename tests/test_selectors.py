@@ -23,6 +23,7 @@ from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
 from dlmrl_kit.selectors.first_k import FirstK
 from dlmrl_kit.selectors.last_k import LastK
 from dlmrl_kit.selectors.random_steps import RandomSteps
+from dlmrl_kit.selectors.shrunk_steps import ShrunkSteps
 from dlmrl_kit.selectors.uniform_steps import UniformSteps
 
 STEP, WEIGHT = ("selected", "step"), ("selected", "weight")
@@ -190,6 +191,31 @@ def test_bound_counts_positions() -> None:
     assert chosen(run(EntropyBound(0.6), data)) == [[1, 2]]
     assert chosen(run(EntropyBound(0.0), data)) == [[0, 1, 2]]
     assert chosen(run(EntropyBound(100.0), data)) == [[1]]
+
+
+levels = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 3, width=32))  # ties are common
+
+
+@pytest.mark.parametrize("make", [EntropyTopK, FirstK, ShrunkSteps])
+@fast
+@given(rows=st.lists(st.lists(levels, min_size=1, max_size=8), min_size=1, max_size=3), k=st.integers(1, 4))
+def test_nested_selectors_never_take_back_what_they_left_out(
+    make: Callable[[int], Selector], rows: list[list[float]], k: int
+) -> None:
+    selector, data = make(k), trajectory(rows)
+    assert selector.nested
+    kept = selector.kept(data, None)
+    for t in range(1, kept.shape[1]):
+        beginning = TensorDict({"step": {name: data["step", name][:, :t] for name in data["step"]}}, [len(rows)])
+        assert (kept[:, :t] <= selector.kept(beginning, None)).all()
+
+
+@subsets
+def test_selectors_that_take_steps_back_do_not_say_that_they_are_nested(make: Callable[[int], Selector]) -> None:
+    selector, data = make(2), trajectory([[0.9, 0.1, 0.5, 3.0, 0.2, 2.0]])
+    beginnings = [selector.kept(trajectory([data[ENTROPY][0, :t].tolist()]), None)[0] for t in range(1, 7)]
+    once = all((beginnings[-1][: len(kept)] <= kept).all() for kept in beginnings)
+    assert once or not selector.nested
 
 
 floats = st.lists(st.lists(st.floats(0, 3, width=32), min_size=1, max_size=8), min_size=1, max_size=3)

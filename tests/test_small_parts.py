@@ -277,6 +277,10 @@ def test_rewards_of_the_final_and_of_the_one_step_completions() -> None:
         for i, e in enumerate((5, 0, 7))
     ]
     assert found["selected", "reward"].tolist() == expected
+    unknown = given.clone()
+    unknown["step", "greedy_ids"][1, 2] = -1  # as rollouts leave what the selector cannot choose
+    with pytest.raises(RuntimeError, match="nested"):
+        SelectedReward()(unknown, score=table_score)
     nothing = given.exclude("reward").set(("selected", "weight"), torch.zeros(3, 2))
     assert SelectedReward()(nothing, score=table_score)["selected", "reward"].tolist() == [[0.0, 0.0]] * 3
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,20 +27,19 @@ from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.component import Component, Key
 from dlmrl_kit.policies.base import Policy, completion_features, completion_logits, head_logits
 from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
-from dlmrl_kit.samplers.parts import merged, most_predictions, parts
+from dlmrl_kit.samplers.parts import merged, parts
 from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
 from dlmrl_kit.samplers.view import Decision, View, highest, token_log_prob
 from dlmrl_kit.validate import check
 
 
 class Rows(NamedTuple):
-    """Rows of a step: their numbers int64 [R] and states int64 [R, L]; the states with the best tokens where a position
-    is open and not ``asked``, int64 [R, L]; where predictions are wanted and positions may be committed, bool [R, L].
+    """Rows of a step: their numbers int64 [R] and states int64 [R, L]; where predictions are wanted and positions may
+    be committed, bool [R, L].
     """
 
     numbers: Tensor
     ids: Tensor
-    filled: Tensor
     asked: Tensor
     allowed: Tensor
 
@@ -76,6 +75,9 @@ class Sampler(Component):
 
     cache: Cache | None = None
     """What a rollout takes over from earlier steps, approximately (``dlmrl_kit.caches``); None: nothing."""
+
+    may_choose: Callable[[TensorDictBase], Tensor] | None = None
+    """``kept`` of a nested selector whose steps alone need ``("step", "greedy_ids")``; None: every step does."""
 
     begins_anywhere = False
     """Whether completions may begin inside a block of the policy that was attached."""
@@ -275,15 +277,16 @@ class Sampler(Component):
         greedy, draft = recorder.wants(("step", "greedy_ids")), recorder.wants(("step", "draft_ids"))
         asked = masked if greedy or draft else allowed
         features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, asked)
-        filled = ids
+        behind = features[:0]
         if greedy and not draft:  # of what cannot be committed only the best tokens are needed
             inside = allowed[asked]
-            filled = ids.masked_scatter(asked & ~allowed, best_tokens(policy, features[~inside]))
-            features, asked = features[inside], allowed
+            features, behind, asked = features[inside], features[~inside], allowed
         held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory
         for part, place in parts(asked.sum(-1), policy.vocab_size, held):
-            some = Rows(rows[part], ids[part], filled[part], asked[part], allowed[part])
+            some = Rows(rows[part], ids[part], asked[part], allowed[part])
             self._take(step, some, features[place], recorder, policy, generator)
+        if len(behind):
+            recorder.greedy_behind(step, rows, masked & ~allowed, behind)
 
     def _take(
         self,
@@ -298,7 +301,7 @@ class Sampler(Component):
         predicted = self.seen(policy, features, some.asked)
         if recorder.wants(("step", "greedy_ids")):
             best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
-            recorder.greedy(step, some.numbers, some.filled.masked_scatter(some.asked, best))
+            recorder.greedy(step, some.numbers, some.ids.masked_scatter(some.asked, best))
         view = predicted.narrow(some.allowed)
         decision = self.decide(view, generator)
         if recorder.wants(("step", "draft_ids")):
@@ -310,17 +313,6 @@ def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tens
     """Logits [N, V] at the completion positions marked in bool [B, L], forbidden tokens at -inf."""
     logits = completion_logits(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions)
     return forbid(logits, policy.forbidden_ids)
-
-
-def best_tokens(policy: Policy, features: Tensor) -> Tensor:
-    """The most probable tokens, int64 [N], from features [N, D]; few logits are in memory at once."""
-
-    def best(piece: Tensor) -> Tensor:
-        logits = forbid(head_logits(policy, piece), policy.forbidden_ids)
-        return by_rows(lambda part: part.argmax(-1), logits)
-
-    pieces = features.split(most_predictions(policy.vocab_size, features.device))
-    return torch.cat([best(piece) for piece in pieces if len(piece)] or [features.new_zeros(0, dtype=torch.int64)])
 
 
 def draw_tokens(view: View, committed: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, entropy_
 from dlmrl_kit.component import Key
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers.one_step import BehindTheBlock
 
 if TYPE_CHECKING:
     from dlmrl_kit.samplers.base import Sampler
@@ -58,6 +59,7 @@ class Recorder:
             elif key not in self._out and isinstance(key, tuple):
                 shape = (batch, length) if key[0] == "token" else like_steps
                 self._out[key] = torch.zeros(shape, dtype=real, device=device)
+        self._behind = BehindTheBlock(policy, self._out, sampler.may_choose)
 
     def wants(self, key: Key) -> bool:
         """Whether this key is to be recorded."""
@@ -66,11 +68,16 @@ class Recorder:
     def select(self, index: Tensor) -> None:
         """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
         self.ids = self.ids[index]
-        self._out = {key: value[index] for key, value in self._out.items()}
+        self._behind.complete()
+        self._out = self._behind.out = {key: value[index] for key, value in self._out.items()}
 
     def greedy(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the one-step greedy completions ids [R, L] of ``rows``."""
         self._out["step", "greedy_ids"][rows, step] = ids.int()
+
+    def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, features: Tensor) -> None:
+        """What these completions lack: features [N, D] at the positions (bool [R, L]) behind the block of ``rows``."""
+        self._behind.add(step, rows, positions, features)
 
     def draft(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the drafts ids [R, L] of ``rows``."""
@@ -129,6 +136,7 @@ class Recorder:
 
     def finish(self) -> dict[Any, Tensor]:
         """All keys; positions left open by a finished row hold the end-of-text token (padding if there is none)."""
+        self._behind.complete()
         policy = self._policy
         filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
         self._out["completion_ids"] = self.ids.masked_fill(self.ids == policy.mask_id, filler)

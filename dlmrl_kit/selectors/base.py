@@ -43,6 +43,10 @@ class Selector(Component):
     with_replacement: ClassVar[bool] = False
     """Whether a step may be chosen more than once in a row, each time with a weight of its own."""
 
+    nested: ClassVar[bool] = False
+    """Whether ``kept``, of the beginning of a row, leaves out no step that it keeps of the whole row. Then what only
+    chosen steps need is not computed for others during the rollout."""
+
     def __init__(self, *reads: Key) -> None:
         super().__init__()
         self.in_keys = [VALID, *reads]

@@ -32,6 +32,8 @@ class ShrunkSteps(Selector):
         ValueError: a value out of range.
     """
 
+    nested = True
+
     def __init__(self, shrink: int = 8) -> None:
         super().__init__()
         check(shrink >= 1, self, "shrink", shrink, "at least 1")

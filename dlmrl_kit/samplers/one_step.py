@@ -1,0 +1,103 @@
+"""One-step greedy completions: the best tokens behind the block, found only for the steps that can be chosen.
+
+Inside the block the logits are there anyway. Behind it the head would be asked for nothing else, at most of the masked
+positions; so the features wait until the selector has left a step out, or the rollout ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.behaviour import by_rows, forbid
+from dlmrl_kit.component import Key
+from dlmrl_kit.policies.base import Policy, head_logits
+from dlmrl_kit.samplers.parts import LOGITS_BYTES, most_predictions
+
+RECORDED_ALWAYS: tuple[Key, ...] = (("step", "valid"), ("step", "entropy"), ("step", "num_committed"))
+"""Keys of a rollout under way that ``Sampler.may_choose`` can read."""
+
+NOT_COMPUTED = -1
+"""In ``("step", "greedy_ids")``, at steps that the recipe's selector does not choose."""
+_FEW_BYTES = 2**20
+
+
+class Waiting(NamedTuple):
+    """A step's rows int64 [R], positions bool [R, L] behind the block, and features [N, D] there."""
+
+    step: int
+    rows: Tensor
+    positions: Tensor
+    features: Tensor
+
+    def at(self, kept: Tensor) -> Waiting:
+        """Some of the rows, bool [R]."""
+        inside = kept[self.positions.nonzero()[:, 0]]
+        return Waiting(self.step, self.rows[kept], self.positions[kept], self.features[inside])
+
+
+class BehindTheBlock:
+    """The positions behind the block, over a rollout.
+
+    Args:
+        policy: its head turns features into logits.
+        out: arrays of the trajectory; ``("step", "greedy_ids")`` is completed in place.
+        may_choose: ``Sampler.may_choose``.
+    """
+
+    def __init__(
+        self, policy: Policy, out: dict[Any, Tensor], may_choose: Callable[[TensorDictBase], Tensor] | None
+    ) -> None:
+        self.out = out
+        self._policy = policy
+        self._may_choose = may_choose
+        self._waiting: list[Waiting] = []
+        self._limit = _FEW_BYTES
+
+    def add(self, step: int, rows: Tensor, positions: Tensor, features: Tensor) -> None:
+        """A step that was recorded: features [N, D] at positions (bool [R, L]) of ``rows`` (int64 [R])."""
+        self._waiting.append(Waiting(step, rows, positions, features))
+        if self._bytes() > self._limit:
+            self._leave_out()
+            self._limit = max(2 * self._bytes(), _FEW_BYTES)  # so that few steps ask
+        if self._may_choose is None or self._limit > LOGITS_BYTES[features.device.type == "cpu"]:
+            self.complete()
+
+    def complete(self) -> None:
+        """Fills in the best tokens of every step that can be chosen."""
+        self._limit = _FEW_BYTES
+        self._leave_out()
+        for step, rows, positions, features in self._waiting:
+            stored = self.out["step", "greedy_ids"]
+            best = best_tokens(self._policy, features).int()
+            stored[rows, step] = stored[rows, step].masked_scatter(positions, best)
+        self._waiting = []
+
+    def _leave_out(self) -> None:
+        """Drops what the selector leaves out of the rows as far as they got."""
+        if self._may_choose is None or not self._waiting:
+            return
+        so_far = TensorDict({key: self.out[key] for key in RECORDED_ALWAYS}, [len(self.out["commit_step"])])
+        kept = self._may_choose(so_far)
+        for waiting in self._waiting:
+            dropped = waiting.rows[~kept[waiting.rows, waiting.step]]
+            self.out["step", "greedy_ids"][dropped, waiting.step] = NOT_COMPUTED
+        self._waiting = [waiting.at(kept[waiting.rows, waiting.step]) for waiting in self._waiting]
+
+    def _bytes(self) -> int:
+        return sum(waiting.features.nbytes for waiting in self._waiting)
+
+
+def best_tokens(policy: Policy, features: Tensor) -> Tensor:
+    """The most probable tokens, int64 [N], from features [N, D]; few logits are in memory at once."""
+
+    def best(piece: Tensor) -> Tensor:
+        logits = forbid(head_logits(policy, piece), policy.forbidden_ids)
+        return by_rows(lambda part: part.argmax(-1), logits)
+
+    pieces = features.split(most_predictions(policy.vocab_size, features.device))
+    return torch.cat([best(piece) for piece in pieces if len(piece)] or [features.new_zeros(0, dtype=torch.int64)])
