@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_audit import sampler_of
 from test_baselines import Stop, StopAfterTheFirstUpdate
+from tiny import recorded_calls
 from training_helpers import build, metric_rows, new_run, outcome, recipe, rollout
 
 from dlmrl_kit.advantages.group_mean import GroupMean
@@ -193,9 +194,10 @@ def test_the_update_weighs_steps_by_exact_over_recorded(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("likelihood", ["StepTokenLogProb", "StepLogProb"])
 @pytest.mark.parametrize("correction", ["TruncatedImportance", "TrajectoryImportance", "Uncorrected"])
-def test_old_and_new_agree_before_the_update(correction: str, tmp_path: Path) -> None:
-    run = cached_run(tmp_path, uses=(f"correction={correction}",))
+def test_old_and_new_agree_before_the_update(correction: str, likelihood: str, tmp_path: Path) -> None:
+    run = cached_run(tmp_path, uses=(f"correction={correction}", f"likelihood={likelihood}"))
     assert not [source for source in run.algorithm.plan.old.values() if source is not None]
     trajectory = run.updater.prepare(rollout(run))
     largest = run.updater.check_old(trajectory)
@@ -203,6 +205,18 @@ def test_old_and_new_agree_before_the_update(correction: str, tmp_path: Path) ->
     with torch.no_grad():
         new = run.updater._estimate(trajectory.clone())
     torch.testing.assert_close(new["selected", "log_prob"], trajectory["selected", "old_log_prob"])
+
+
+def test_what_the_correction_computed_is_not_computed_again(tmp_path: Path) -> None:
+    """Forwards before the update: the correction's, and the old ones only where they are another log-probability."""
+    found = {}
+    for likelihood in ("StepTokenLogProb", "StepLogProb"):
+        run = cached_run(tmp_path / likelihood, uses=(f"likelihood={likelihood}", "regulariser=none"))
+        trajectory = rollout(run)
+        with recorded_calls(run.policy) as calls:
+            run.updater.score(trajectory)
+        found[likelihood] = sum(len(ids) for ids, _, _ in calls) / int((trajectory["selected", "weight"] != 0).sum())
+    assert found == {"StepTokenLogProb": 2.0, "StepLogProb": 1.0}
 
 
 def test_records_of_another_distribution_are_noticed(tmp_path: Path) -> None:

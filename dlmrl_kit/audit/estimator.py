@@ -20,8 +20,8 @@ from torch import Tensor
 from dlmrl_kit.algorithm import Algorithm
 from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
 from dlmrl_kit.audit.pipeline import ExactServices, descended, terms_gradient
+from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.corrections.base import CORRECTION
-from dlmrl_kit.training.update import corrected
 
 MAX_TUPLES = 1_000_000
 MAX_SINGLE_TUPLES = 3_000

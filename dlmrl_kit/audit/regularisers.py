@@ -25,9 +25,9 @@ from dlmrl_kit.audit.pipeline import ExactServices, descended, under_policy
 from dlmrl_kit.audit.policies import SmallPolicy
 from dlmrl_kit.audit.scale import TOLERANCE
 from dlmrl_kit.audit.variants import exact_algorithm, swapped
+from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.base import replay
-from dlmrl_kit.training.update import corrected
 from dlmrl_kit.trajectory import every_step
 
 REFERENCE_SHIFT = 0.1

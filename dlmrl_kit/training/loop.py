@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 
 from dlmrl_kit import __version__
 from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.corrections.base import warning
 from dlmrl_kit.errors import CheckpointError, RecipeError
 from dlmrl_kit.files import write_atomic
@@ -29,7 +30,7 @@ from dlmrl_kit.training.plot import plot_curve
 from dlmrl_kit.training.results import EvalResult, Observer, RunResult
 from dlmrl_kit.training.services import Rollout, Services, roll_out
 from dlmrl_kit.training.start import start_policy, trained
-from dlmrl_kit.training.update import Updater, corrected
+from dlmrl_kit.training.update import Updater
 
 
 def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> RunResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from dlmrl_kit import dataflow, seeding
 from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.corrections.base import CORRECTION, diagnostics
-from dlmrl_kit.dataflow import RECORDED, plain_key, twin_key
+from dlmrl_kit.corrections.apply import add_correction, corrected
+from dlmrl_kit.dataflow import RECORDED, STEP, plain_key, twin_key
 from dlmrl_kit.errors import TrainingError
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.losses.base import LOG_PROB, WEIGHT, Objective, keep
+from dlmrl_kit.losses.base import LOG_PROB, OLD_LOG_PROB, WEIGHT, Objective, keep
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.training.pieces import micro_batches, restored, shuffled, slot_pieces
 from dlmrl_kit.training.start import trained
@@ -108,10 +108,9 @@ class Updater:
         For an estimator that draws new masks in each pass, all of it once for each further pass, under
         ``("pass", "1")``, ``("pass", "2")`` ...
         """
-        if self.algorithm.correction is not None:
-            self._add_correction(trajectory)
+        known = self._add_correction(trajectory) if self.algorithm.correction is not None else set()
         if not self.algorithm.likelihood.redraw:
-            return self._prepare(trajectory, 0)
+            return self._prepare(trajectory, 0, known)
         passes = [self._prepare(trajectory.copy(), i) for i in range(1, self.trainer.inner_iterations)]
         known = set(trajectory.keys(True, True)) - {dataflow.ITERATION}
         self._prepare(trajectory, 0)
@@ -119,12 +118,12 @@ class Updater:
             trajectory.set(("pass", str(i)), extra.exclude(*known))
         return trajectory
 
-    def _prepare(self, trajectory: TensorDictBase, iteration: int) -> TensorDictBase:
+    def _prepare(self, trajectory: TensorDictBase, iteration: int, known: Collection[Any] = ()) -> TensorDictBase:
         likelihood = self.algorithm.likelihood
         if dataflow.ITERATION in likelihood.in_keys:
             trajectory.set(dataflow.ITERATION, torch.full_like(trajectory["group"], iteration))
         likelihood.prepare(trajectory, sampler=self.algorithm.sampler, policy=self.policy)
-        recomputed = {key for key, source in self.plan.old.items() if source is None}
+        recomputed = {key for key, source in self.plan.old.items() if source is None} - {*known}
         if recomputed:
             self._add_twins(trajectory, [plain_key(key) for key in recomputed], "old_")
         for key, source in self.plan.old.items():
@@ -135,16 +134,17 @@ class Updater:
                 self._add_twins(trajectory, self.plan.reference, "ref_")
         return trajectory
 
-    def _add_correction(self, trajectory: TensorDictBase) -> None:
-        """Adds ``("selected", "correction")`` [B, K]: pi over what was sampled from, as the correction weighs it."""
-        correction, used = self.algorithm.correction, trajectory[WEIGHT] != 0
+    def _add_correction(self, trajectory: TensorDictBase) -> set[Any]:
+        """Adds ``("selected", "correction")``; returns old keys that it could add as well, from the same forwards."""
+        correction, likelihood = self.algorithm.correction, self.algorithm.likelihood
         scored = every_step(trajectory) if correction.every_step else trajectory
         log_prob = self._all_values(scored, [LOG_PROB], StepLogProb())[LOG_PROB]
-        happened = scored[WEIGHT] != 0
-        log_ratio = keep(log_prob - gather_steps(trajectory[RECORDED], scored["selected", "step"]), happened)
-        weights, truncated = (part.expand_as(used) for part in correction.weights(log_ratio, happened))
-        trajectory.set(CORRECTION, weights.to(trajectory[WEIGHT].dtype).clone())
-        self.correction_metrics = diagnostics(log_ratio[happened], weights[used], truncated[used])
+        self.correction_metrics = add_correction(trajectory, correction, scored, log_prob)
+        if OLD_LOG_PROB not in self.plan.old or type(likelihood) is not StepLogProb:
+            return set()
+        old = gather_steps(log_prob, trajectory[STEP]) if correction.every_step else log_prob
+        trajectory.set(OLD_LOG_PROB, keep(old, trajectory[WEIGHT] != 0))
+        return {OLD_LOG_PROB}
 
     def _recorded(self, trajectory: TensorDictBase, source: Any) -> Tensor:
         if source[0] == "token":
@@ -360,13 +360,6 @@ class Updater:
                 f"({norm}); training stopped before the weights are lost. Lower Trainer.learning_rate or "
                 "Trainer.max_grad_norm, or look at the advantages; the last checkpoint is intact"
             )
-
-
-def corrected(trajectory: TensorDictBase) -> TensorDictBase:
-    """The trajectory with its weights multiplied by ``("selected", "correction")``, where there is one."""
-    if CORRECTION not in trajectory.keys(True, True):
-        return trajectory
-    return trajectory.set(WEIGHT, trajectory[WEIGHT] * trajectory[CORRECTION])
 
 
 def _loss(output: TensorDictBase) -> Tensor:
