@@ -123,12 +123,17 @@ def make_sampler(size: Size) -> Any:
     return LowConfidence(size.length, size.per_step, size.block, size.temperature)
 
 
-def interleaved(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def interleaved(
+    works: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] | None = None
+) -> dict[str, float]:
     """Median seconds of each work, run in turn after one untimed round.
 
-    On a CPU with one thread, processor time of this process: on a busy machine wall time would measure the others.
+    By ``clock``; by default, on a CPU with one thread, processor time of this process: on a busy machine wall time
+    would measure the others.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
+    if clock is None:
+        processor = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+        clock = time.process_time if processor else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():

@@ -1,0 +1,85 @@
+"""Time of a training update with a slow scorer: rewards while the model works, and rewards waited for.
+
+    OMP_NUM_THREADS=1 python benchmarks/rewards.py --wait 0 --wait 0.01 --wait 0.05 --out results
+
+EGSPO-SA on 4x4 Sudoku. The scorer waits ``--wait`` seconds per completion, as one does that asks a sandbox or another
+process. Wall-clock time, since waiting takes no other; the gain is at most what scoring takes, and at most the time of
+sampling and of old and reference log-probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common import interleaved, report
+
+from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.tasks.sudoku import Sudoku4x4
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.results import Observer
+
+
+class Slow(Sudoku4x4):
+    """Waits for every completion that it scores.
+
+    Args:
+        wait: seconds per completion.
+        main_thread: score where the update waits for it.
+    """
+
+    def __init__(self, wait: float, main_thread: bool) -> None:
+        super().__init__()
+        self.wait = wait
+        self.main_thread = main_thread
+
+    def score_many(self, completions: Any, examples: Any) -> list[dict[str, float]]:
+        """The rewards, later."""
+        time.sleep(self.wait * len(completions))
+        return super().score_many(completions, examples)
+
+
+@contextlib.contextmanager
+def updates(wait: float, main_thread: bool, pieces: int) -> Iterator[Any]:
+    """A function that does the next update of a run."""
+    recipe = load_recipe("egspo_sa", uses=["logger=none"])
+    algorithm: Any = recipe.build()
+    algorithm.task = Slow(wait, main_thread)
+    algorithm.trainer.rollout_batch_size = algorithm.trainer.prompts_per_update * algorithm.trainer.group_size // pieces
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(algorithm, Path(folder), "benchmark", Observer())
+        numbers = iter(range(10**6))
+
+        def update() -> None:
+            rollout = run.collect(next(numbers), run.updater.score)
+            if not rollout.scored:
+                run.updater.score(rollout.kept)
+            run.updater.update(rollout.kept, 0)
+
+        yield update
+
+
+def main() -> None:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wait", type=float, action="append", help="seconds per completion")
+    parser.add_argument("--pieces", type=int, default=2, help="pieces of a rollout")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    given = parser.parse_args()
+    rows = []
+    for wait in given.wait or (0.0, 0.005, 0.02):
+        with updates(wait, False, given.pieces) as ahead, updates(wait, True, given.pieces) as waiting:
+            works = {"meanwhile": ahead, "waited for": waiting}
+            seconds = interleaved(works, given.repeats, clock=time.perf_counter)
+        rows.append({"wait": wait, **seconds, "gain": seconds["waited for"] / seconds["meanwhile"]})
+    report("rewards", given.out, rows)
+
+
+if __name__ == "__main__":
+    main()
