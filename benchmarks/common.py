@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dlmrl_kit.policies.base import Policy
 
 @dataclass(frozen=True)
 class Size:
-    """A problem: the sizes of the reference's measurements are the defaults."""
+    """A problem: the sizes of the reference's measurements are the defaults. ``mlp`` None: 8/3 of ``hidden``."""
 
     vocab: int = 32_000
     hidden: int = 256
@@ -37,6 +38,14 @@ class Size:
     micro_tokens: int = 768
     lora: int = 16
     temperature: float = 0.9
+    mlp: int | None = None
+    head: int = 64
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def generator(self, seed: int) -> torch.Generator:
+        """On the device."""
+        return torch.Generator(device=self.device).manual_seed(seed)
 
     @property
     def steps(self) -> int:
@@ -57,23 +66,27 @@ class Tokens:
 
 
 def make_policy(size: Size, seed: int = 0) -> Policy:
-    """A random bidirectional Llama with a LoRA adapter; logits of standard deviation 2, so that entropies differ."""
+    """A random bidirectional Llama with a LoRA adapter; logits of standard deviation 2, so that entropies differ.
+
+    It is made on its device, in its precision: an 8B model needs no second copy.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(  # type: ignore[call-arg]
         vocab_size=size.vocab,
         hidden_size=size.hidden,
-        intermediate_size=size.hidden * 8 // 3,
+        intermediate_size=size.mlp or size.hidden * 8 // 3,
         num_hidden_layers=size.layers,
-        num_attention_heads=max(1, size.hidden // 64),
-        num_key_value_heads=max(1, size.hidden // 64),
+        num_attention_heads=max(1, size.hidden // size.head),
+        num_key_value_heads=max(1, size.hidden // size.head),
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         is_causal=False,
         use_cache=False,
     )
-    model = LlamaForCausalLM(config)
+    with torch.device(size.device), default_dtype(getattr(torch, size.dtype)):
+        model = LlamaForCausalLM(config)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=2 * size.hidden**-0.5)
     policy = Policy(model, Tokens(size.vocab))
@@ -86,6 +99,17 @@ def make_policy(size: Size, seed: int = 0) -> Policy:
                 if "lora_B" in name:
                     parameter.normal_(std=0.02)
     return policy
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters made within the context have this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def compiled(size: Size, mode: str, make: Callable[[Policy], Callable[[], Any]]) -> tuple[Callable[[], Any], float]:
@@ -113,7 +137,7 @@ def make_prompts(size: Size, seed: int = 0) -> TensorDict:
     group = torch.arange(size.batch) * 2 // max(size.batch, 1)
     fields = {"prompt_ids": ids, "prompt_mask": torch.ones_like(ids, dtype=torch.bool), "group": group}
     seeds = {"example": group.clone(), "seed": torch.arange(size.batch)}
-    return TensorDict({**fields, **seeds}, [size.batch])
+    return TensorDict({**fields, **seeds}, [size.batch]).to(size.device)
 
 
 def make_sampler(size: Size) -> Any:
@@ -139,9 +163,16 @@ def interleaved(
         for name, work in works.items():
             started = clock()
             work()
+            synchronise()
             if repeat:
                 seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def synchronise() -> None:
+    """Waits until the GPU, if there is one, has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def growth(sizes: list[float], values: list[float]) -> float:

@@ -37,16 +37,16 @@ class Rollout:
 
 def gumbel_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
     """A token at every position by the Gumbel trick in float64, as LLaDA's released code."""
-    noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator)
+    noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator, device=logits.device)
     return (logits.double() - (-noise.log()).log()).argmax(-1)
 
 
 def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
     """A token at every allowed position by inverting the cumulative distribution, with the kit's noise."""
-    tokens = torch.zeros(allowed.shape, dtype=torch.int64)
+    tokens = torch.zeros_like(allowed, dtype=torch.int64)
     for row, position in allowed.nonzero().tolist():
         cumulative = logits[row, position].softmax(-1).cumsum(-1, dtype=torch.float64)
-        noise = torch.rand(1, dtype=torch.float64, generator=generator)
+        noise = torch.rand(1, dtype=torch.float64, generator=generator, device=logits.device)
         tokens[row, position] = torch.searchsorted(cumulative, noise * cumulative[-1], right=True)[0]
     return tokens
 
@@ -55,13 +55,13 @@ def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) ->
 def rollout(policy: Policy, prompts: TensorDict, size: Size, generator: torch.Generator, draw: Draw) -> Rollout:
     """Low-confidence remasking with its exact log-probability, every quantity from full logits."""
     width = prompts["prompt_ids"].shape[1]
-    x = torch.full((len(prompts), size.length), policy.mask_id)
+    x = torch.full((len(prompts), size.length), policy.mask_id, device=policy.device)
     out = Rollout(x, torch.full_like(x, size.steps))
-    block = torch.arange(size.length) // size.block
+    block = torch.arange(size.length, device=x.device) // size.block
     for step in range(size.steps):
         masked = x == policy.mask_id
         allowed = masked & (block == block[masked.long().argmax(-1)][:, None])
-        logits = full_logits(policy, prompts, x)[:, width:]
+        logits = full_logits(policy, prompts, x)[:, width:].float()
         tempered = logits / size.temperature
         out.greedy.append(torch.where(masked, logits.argmax(-1), x))
         drawn = draw(tempered, allowed, generator)
@@ -117,7 +117,7 @@ def step_log_prob(policy: Policy, prompts: TensorDict, run: Rollout, row: int, s
     width = prompts["prompt_ids"].shape[1]
     logits = full_logits(policy, prompts[row : row + 1], state(run, row, step, policy.mask_id))
     committed = run.commit_step[row] == step
-    log_probs = logits[0, width:].log_softmax(-1)
+    log_probs = logits[0, width:].float().log_softmax(-1)
     return log_probs[committed].gather(-1, run.completion[row][committed][:, None]).sum()
 
 

@@ -51,7 +51,7 @@ def kit(
     sampler.cache = cache
     sampler.ask_for(records)
     return lambda: sampler.resume(
-        prompts, sampler.fully_masked(prompts, policy), policy=policy, generator=torch.Generator().manual_seed(1)
+        prompts, sampler.fully_masked(prompts, policy), policy=policy, generator=size.generator(1)
     )
 
 
@@ -61,7 +61,7 @@ def floor(policy: Policy, prompts: TensorDict, size: Size, head: bool = True) ->
     if policy.adapter is not None:
         model = copy.deepcopy(policy.adapter).merge_and_unload()
     body, out = model.get_decoder(), model.get_output_embeddings()
-    completion = torch.full((size.batch, size.length), policy.mask_id)
+    completion = torch.full((size.batch, size.length), policy.mask_id, device=size.device)
     ids, mask, position = full_ids(prompts, completion)
 
     @torch.inference_mode()
@@ -76,7 +76,7 @@ def floor(policy: Policy, prompts: TensorDict, size: Size, head: bool = True) ->
 
 def plainly(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
     """The plain implementation."""
-    return lambda: plain.rollout(policy, prompts, size, torch.Generator().manual_seed(1), plain.gumbel_draw)
+    return lambda: plain.rollout(policy, prompts, size, size.generator(1), plain.gumbel_draw)
 
 
 def measure(

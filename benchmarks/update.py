@@ -56,8 +56,8 @@ def make_updater(policy: Policy, size: Size) -> Any:
 def trajectory(policy: Policy, prompts: TensorDict, size: Size, updater: Any) -> TensorDict:
     """A rollout with random rewards, the steps selected."""
     rollout = prompts.clone()
-    updater.algorithm.sampler(rollout, policy=policy, generator=torch.Generator().manual_seed(1))
-    rollout["reward"] = torch.rand(size.batch, generator=torch.Generator().manual_seed(2))
+    updater.algorithm.sampler(rollout, policy=policy, generator=size.generator(1))
+    rollout["reward"] = torch.rand(size.batch, generator=size.generator(2), device=size.device)
     updater.algorithm.selector(rollout)
     return updater.algorithm.advantage(rollout)
 
@@ -70,7 +70,7 @@ def as_plain(policy: Policy, run: TensorDict, size: Size) -> plain.Rollout:
 
 def floor(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
     """Bodies forward and backward at K states per sample, and forward with the adapter off."""
-    completion = torch.full((size.batch, size.length), policy.mask_id)
+    completion = torch.full((size.batch, size.length), policy.mask_id, device=size.device)
     ids, mask, position = (part.repeat(size.selected, 1) for part in full_ids(prompts, completion))
     rows = max(1, size.micro_tokens // ids.shape[1])
     parameters = [parameter for _, parameter in policy.trainable()]
@@ -98,9 +98,9 @@ def kit_of(policy: Policy, size: Size) -> Callable[[], Any]:
     return kit(updater, trajectory(policy, make_prompts(size), size, updater))
 
 
-def works(size: Size, with_plain: bool = True) -> dict[str, Callable[[], Any]]:
-    """What is timed, for one size."""
-    policy, prompts = make_policy(size), make_prompts(size)
+def works(size: Size, with_plain: bool = True, policy: Policy | None = None) -> dict[str, Callable[[], Any]]:
+    """What is timed, for one size; ``policy``: None for one of its own."""
+    policy, prompts = policy or make_policy(size), make_prompts(size)
     updater = make_updater(policy, size)
     run = trajectory(policy, prompts, size, updater)
     kept = as_plain(policy, run, size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import gpu
 import plain
 import rollout
 import update
 from common import Size, growth, interleaved, make_policy, make_prompts, make_sampler, masked_block_counts
+from other_device import other_device
 
 from dlmrl_kit import behaviour
 from dlmrl_kit.samplers import parts
@@ -142,6 +146,48 @@ def test_the_floor_heads_as_many_positions_as_the_sampler_asks() -> None:
     policy.features = counted  # type: ignore[method-assign]
     sampler(prompts.clone(), policy=policy, generator=torch.Generator().manual_seed(0))
     assert counts == masked_block_counts(SIZE)
+
+
+def test_the_gpu_benchmark_runs_on_a_device_of_its_own() -> None:
+    """Nothing of it, nor of the plain implementation and the floor, is left on the CPU."""
+    with other_device() as device:
+        size = replace(SIZE, device=str(device), batch=2, length=6, block=3, layers=1, selected=2)
+        rows = gpu.measure(size, repeats=1, with_plain=True, side=8)
+    of = {row["work"]: row for row in rows}
+    assert all(row["seconds"] > 0 and row["share_of_peak"] > 0 for row in rows)
+    assert of["rollout, DualCache"]["tera_operations"] < of["rollout, kit"]["tera_operations"]
+    assert of["rollout, kit"]["tera_operations"] < of["rollout, plain"]["tera_operations"]
+    assert of["update, kit"]["tera_operations"] < of["update, plain"]["tera_operations"]
+
+
+def test_operations_are_counted() -> None:
+    left, right = torch.ones(3, 5), torch.ones(5, 7)
+    assert gpu.operations(lambda: left @ right) == 2 * 3 * 5 * 7
+
+
+SMALL = ["--vocab", "40", "--hidden", "64", "--batch", "2", "--repeats", "1"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        (rollout, [*SMALL, "--prompt", "5", "--length", "8", "--layers", "1", "--caches", "--vocab", "50"]),
+        (update, [*SMALL, "--selected", "1", "--selected", "2"]),
+        (gpu, [*SMALL, "--layers", "1", "--mlp", "64", "--head", "32", "--prompt", "5", "--length", "8", "--lora", "2",
+               "--device", "cpu", "--dtype", "float32", "--side", "8"]),
+    ],
+)  # fmt: skip
+def test_the_scripts_print_and_write(
+    script: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["script", *arguments, "--out", str(tmp_path)])
+    script.main()
+    name = script.__name__
+    stored = json.loads((tmp_path / f"{name}.json").read_text())
+    assert stored["rows"]
+    header = capsys.readouterr().out.splitlines()[0].split()
+    assert header[0] == next(iter(stored["rows"][0]))
+    assert name == "gpu" or (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_growth_and_medians() -> None:
