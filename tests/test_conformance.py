@@ -156,6 +156,16 @@ class SelectsTwice(Selector):
         return step, torch.ones_like(step, dtype=torch.float64)
 
 
+class SaysNested(Selector):
+    """Takes the middle of a row: a longer row has another one."""
+
+    nested = True
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        valid = tensordict[VALID]
+        return valid & (torch.arange(valid.shape[1]) == valid.sum(-1, keepdim=True) // 2)
+
+
 class SelectsPastTheEnd(Selector):
     """Takes the last step of the longest row."""
 
@@ -702,6 +712,7 @@ FAULTS = [
     (Peeks, "check_reads_only_in_keys", "keys that it does not declare.*peeking is reading"),
     (ReadsUndeclared, "check_reads_only_in_keys", r"KeyError.*\(.*test_conformance.*or declare what it reads"),
     (SelectsTwice, "check_steps_distinct", r"\[0, 0\].*with_replacement = True"),
+    (SaysNested, "check_nested", "but not of its first . steps.*remove nested = True"),
     (SelectsPastTheEnd, "check_steps_happened", 'of a row that has . steps.*"valid"'),
     (UsesGlobalRandomState, "check_global_random_state", "random state of torch.*generator=generator"),
     (UsesPythonRandomState, "check_global_random_state", "random state of Python"),

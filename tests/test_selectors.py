@@ -196,7 +196,7 @@ def test_bound_counts_positions() -> None:
 levels = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 3, width=32))  # ties are common
 
 
-@pytest.mark.parametrize("make", [EntropyTopK, FirstK, ShrunkSteps])
+@pytest.mark.parametrize("make", [EntropyTopK, FirstK, LastK, ShrunkSteps])
 @fast
 @given(rows=st.lists(st.lists(levels, min_size=1, max_size=8), min_size=1, max_size=3), k=st.integers(1, 4))
 def test_nested_selectors_never_take_back_what_they_left_out(

@@ -25,6 +25,8 @@ class LastK(Selector):
         ValueError: a value out of range.
     """
 
+    nested = True
+
     def __init__(self, k: int = 8) -> None:
         super().__init__()
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")

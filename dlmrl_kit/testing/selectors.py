@@ -49,6 +49,28 @@ def check_steps_distinct(name: str, component: Any) -> None:
                 fail(name, f"selects steps {used} of one row: a step twice", fix)
 
 
+def check_nested(name: str, component: Any) -> None:
+    """If it says that it is ``nested``, it keeps of the beginning of a row all that it keeps of the row there."""
+    if not getattr(component, "nested", False):
+        return
+    given = inputs(name, component, world())
+    for seed in range(SEEDS):
+        order = torch.randperm(given[VALID].shape[1], generator=torch.Generator().manual_seed(seed))
+        tried = given.clone()
+        for key, value in tried["step"].items():
+            if ("step", key) != VALID:
+                tried.set(("step", key), value[:, order])
+        kept = component.kept(tried, None)
+        for length in range(1, len(order)):
+            beginning = tried.clone(recurse=False)
+            beginning.set("step", tried["step"].apply(lambda value, n=length: value[:, :n]))
+            lost = kept[:, :length] & ~component.kept(beginning, None)
+            if lost.any():
+                step = int(lost.nonzero()[0, 1])
+                problem = f"keeps step {step} of a row, but not of its first {length} steps: it is not nested"
+                fail(name, problem, "remove nested = True: what only kept steps need is made for those kept so far")
+
+
 def check_expected_weights(name: str, component: Any) -> None:
     """If registered as unbiased, the expected total weight of every step that happened is 1."""
     entry = entry_of(type(component))
@@ -108,4 +130,4 @@ def _drawn(name: str, component: Any, w: World) -> tuple[Tensor, Tensor]:
     return totals.mean(1), totals.std(1) / DRAWS**0.5
 
 
-CHECKS = (check_steps_happened, check_steps_distinct, check_expected_weights)
+CHECKS = (check_steps_happened, check_steps_distinct, check_nested, check_expected_weights)
