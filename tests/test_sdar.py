@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from dlmrl_kit.policies.finished_blocks import FinishedBlocks
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
+from dlmrl_kit.selectors.first_k import FirstK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 
 LENGTHS = (9, 4, 1, 6, 3)
@@ -228,6 +231,34 @@ def test_only_unfinished_blocks_are_computed(policy: Any) -> None:
     with Counted(policy) as tokens:
         sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0))
     assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.block_length}")
+def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any, sampler: Any) -> None:
+    """Made at the end, from the states; the rollout itself is the same bit for bit."""
+    sampler, selector = copy.copy(sampler), EntropyTopK(3)
+    sampler.ask_for([("step", "greedy_ids")])
+    everything = rollout(policy, sampler)
+    sampler.may_choose = partial(selector.kept, generator=None)
+    found = rollout(policy, sampler)
+    kept = selector.kept(found, None)
+    greedy, wanted = found["step", "greedy_ids"], everything["step", "greedy_ids"]
+    assert torch.equal(greedy[kept], wanted[kept])
+    assert (greedy[(greedy != wanted).any(-1)] == -1).all()
+    assert (greedy == -1).any()
+    torch.testing.assert_close(
+        found.exclude(("step", "greedy_ids")).to_dict(), everything.exclude(("step", "greedy_ids")).to_dict()
+    )
+
+
+def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
+    """As ``test_only_unfinished_blocks_are_computed``; then the first two states, whose blocks from the second on."""
+    sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
+    sampler.ask_for([("step", "greedy_ids")])
+    sampler.may_choose = partial(FirstK(2).kept, generator=None)
+    with Counted(policy) as tokens:
+        sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0))
+    assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4, 12, 12]
 
 
 def test_a_rollout_is_the_same_without_the_cache(policy: Any, uncached: None) -> None:

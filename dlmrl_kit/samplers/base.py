@@ -273,12 +273,14 @@ class Sampler(Component):
     ) -> None:
         ids = recorder.ids[rows]
         masked = ids == policy.mask_id
-        allowed = self.allowed(masked, block_offset(policy, prompt["prompt_mask"]))
+        offset = block_offset(policy, prompt["prompt_mask"])
+        allowed = self.allowed(masked, offset)
         greedy, draft = recorder.wants(("step", "greedy_ids")), recorder.wants(("step", "draft_ids"))
-        asked = masked if greedy or draft else allowed
+        later = greedy and not draft and offset is not None and self.may_choose is not None
+        asked = masked if (greedy or draft) and not later else allowed
         features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, asked)
-        behind = features[:0]
-        if greedy and not draft:  # of what cannot be committed only the best tokens are needed
+        behind: Tensor | TensorDictBase = prompt.select("prompt_ids", "prompt_mask") if later else features[:0]
+        if greedy and not draft and not later:  # of what cannot be committed only the best tokens are needed
             inside = allowed[asked]
             features, behind, asked = features[inside], features[~inside], allowed
         held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory

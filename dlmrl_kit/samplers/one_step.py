@@ -1,12 +1,13 @@
 """One-step greedy completions: the best tokens behind the block, found only for the steps that can be chosen.
 
 Inside the block the logits are there anyway. Behind it the head would be asked for nothing else, at most of the masked
-positions; so the features wait until the selector has left a step out, or the rollout ends.
+positions; so the features wait until the selector has left a step out, or the rollout ends. A policy that denoises
+block by block would run through whole blocks for nothing else: it is run again, on the states that were chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dlmrl_kit.behaviour import by_rows, forbid
 from dlmrl_kit.component import Key
-from dlmrl_kit.policies.base import Policy, head_logits
+from dlmrl_kit.policies.base import Policy, completion_features, head_logits
 from dlmrl_kit.samplers.parts import LOGITS_BYTES, most_predictions
 
 RECORDED_ALWAYS: tuple[Key, ...] = (("step", "valid"), ("step", "entropy"), ("step", "num_committed"))
@@ -27,17 +28,21 @@ _FEW_BYTES = 2**20
 
 
 class Waiting(NamedTuple):
-    """A step's rows int64 [R], positions bool [R, L] behind the block, and features [N, D] there."""
+    """Rows int64 [R] at steps int64 [R], and what the best tokens at the positions (bool [R, L]) behind the block are
+    found from: features [N, D] there; or prompts [R], with ``prompt_ids`` and ``prompt_mask``, to run the policy again.
+    """
 
-    step: int
     rows: Tensor
+    step: Tensor
     positions: Tensor
-    features: Tensor
+    source: Tensor | TensorDictBase
 
     def at(self, kept: Tensor) -> Waiting:
-        """Some of the rows, bool [R]."""
-        inside = kept[self.positions.nonzero()[:, 0]]
-        return Waiting(self.step, self.rows[kept], self.positions[kept], self.features[inside])
+        """Some of the rows, bool [R] or int64 [r]."""
+        wanted = kept
+        if isinstance(self.source, Tensor):
+            wanted = kept[self.positions.nonzero()[:, 0]]
+        return Waiting(self.rows[kept], self.step[kept], self.positions[kept], self.source[wanted])
 
 
 class BehindTheBlock:
@@ -58,24 +63,42 @@ class BehindTheBlock:
         self._waiting: list[Waiting] = []
         self._limit = _FEW_BYTES
 
-    def add(self, step: int, rows: Tensor, positions: Tensor, features: Tensor) -> None:
-        """A step that was recorded: features [N, D] at positions (bool [R, L]) of ``rows`` (int64 [R])."""
-        self._waiting.append(Waiting(step, rows, positions, features))
+    def add(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase, ids: Tensor) -> None:
+        """A step that was recorded; see ``Waiting``. ``ids``: int64 [B, L], as the trajectory is now."""
+        self._waiting.append(Waiting(rows, torch.full_like(rows, step), positions, source))
         if self._bytes() > self._limit:
             self._leave_out()
             self._limit = max(2 * self._bytes(), _FEW_BYTES)  # so that few steps ask
-        if self._may_choose is None or self._limit > LOGITS_BYTES[features.device.type == "cpu"]:
-            self.complete()
+        if self._may_choose is None or self._limit > LOGITS_BYTES[ids.device.type == "cpu"]:
+            self.complete(ids)
 
-    def complete(self) -> None:
+    def complete(self, ids: Tensor) -> None:
         """Fills in the best tokens of every step that can be chosen."""
-        self._limit = _FEW_BYTES
         self._leave_out()
-        for step, rows, positions, features in self._waiting:
+        for rows, step, positions, features in self._with_features(ids):
             stored = self.out["step", "greedy_ids"]
             best = best_tokens(self._policy, features).int()
             stored[rows, step] = stored[rows, step].masked_scatter(positions, best)
         self._waiting = []
+        self._limit = _FEW_BYTES
+
+    def _with_features(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Rows, steps, positions and features: those that were kept, then those that the policy gives now."""
+        again = []
+        for waiting in self._waiting:
+            if isinstance(waiting.source, Tensor):
+                yield waiting.rows, waiting.step, waiting.positions, waiting.source
+            else:
+                again.append(waiting.at(waiting.positions.any(-1)))
+        if not again:
+            return
+        whole = Waiting(*(torch.cat(parts) for parts in zip(*again, strict=True)))
+        for index in torch.arange(len(whole.rows), device=ids.device).split(len(ids)):
+            rows, step, positions, prompt = whole.at(index)
+            assert not isinstance(prompt, Tensor)
+            states = ids[rows].masked_fill(self.out["commit_step"][rows] >= step[:, None], self._policy.mask_id)
+            given = (prompt["prompt_ids"], prompt["prompt_mask"], states, positions)
+            yield rows, step, positions, completion_features(self._policy, *given)
 
     def _leave_out(self) -> None:
         """Drops what the selector leaves out of the rows as far as they got."""
@@ -83,13 +106,13 @@ class BehindTheBlock:
             return
         so_far = TensorDict({key: self.out[key] for key in RECORDED_ALWAYS}, [len(self.out["commit_step"])])
         kept = self._may_choose(so_far)
-        for waiting in self._waiting:
-            dropped = waiting.rows[~kept[waiting.rows, waiting.step]]
-            self.out["step", "greedy_ids"][dropped, waiting.step] = NOT_COMPUTED
+        for rows, step, _, _ in self._waiting:
+            dropped = ~kept[rows, step]
+            self.out["step", "greedy_ids"][rows[dropped], step[dropped]] = NOT_COMPUTED
         self._waiting = [waiting.at(kept[waiting.rows, waiting.step]) for waiting in self._waiting]
 
     def _bytes(self) -> int:
-        return sum(waiting.features.nbytes for waiting in self._waiting)
+        return sum(waiting.source.nbytes for waiting in self._waiting if isinstance(waiting.source, Tensor))
 
 
 def best_tokens(policy: Policy, features: Tensor) -> Tensor:

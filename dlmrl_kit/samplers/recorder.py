@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, entropy_
@@ -67,17 +68,17 @@ class Recorder:
 
     def select(self, index: Tensor) -> None:
         """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
+        self._behind.complete(self.ids)
         self.ids = self.ids[index]
-        self._behind.complete()
         self._out = self._behind.out = {key: value[index] for key, value in self._out.items()}
 
     def greedy(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the one-step greedy completions ids [R, L] of ``rows``."""
         self._out["step", "greedy_ids"][rows, step] = ids.int()
 
-    def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, features: Tensor) -> None:
-        """What these completions lack: features [N, D] at the positions (bool [R, L]) behind the block of ``rows``."""
-        self._behind.add(step, rows, positions, features)
+    def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase) -> None:
+        """What these completions lack, at positions (bool [R, L]) behind the block of ``rows``: see ``Waiting``."""
+        self._behind.add(step, rows, positions, source, self.ids)
 
     def draft(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the drafts ids [R, L] of ``rows``."""
@@ -136,7 +137,7 @@ class Recorder:
 
     def finish(self) -> dict[Any, Tensor]:
         """All keys; positions left open by a finished row hold the end-of-text token (padding if there is none)."""
-        self._behind.complete()
+        self._behind.complete(self.ids)
         policy = self._policy
         filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
         self._out["completion_ids"] = self.ids.masked_fill(self.ids == policy.mask_id, filler)
