@@ -55,6 +55,7 @@ class Plan:
     ``live_reference``: the same, computed inside each micro-batch.
     ``late``: components of the rollout that wait for rewards, or for others that do; the rest may run before them.
     ``ahead``: reward stages among them, whose completions are known without any reward.
+    ``may_choose``: for ``Sampler.may_choose`` while this plan's rollouts are sampled.
     ``likelihood_early``: whether old and reference log-probabilities wait for no reward, while something else does.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     live_reference: tuple[Key, ...] = ()
     late: tuple[Any, ...] = ()
     ahead: tuple[Any, ...] = ()
+    may_choose: Callable[[TensorDictBase], Tensor] | None = None
     likelihood_early: bool = False
 
     @property
@@ -100,7 +102,6 @@ def plan(algorithm: Algorithm) -> Plan:
     estimators = [likelihood, *algorithm.values]
     _ask_rollout(rollout, wanted | recorded | {key for part in estimators for key in part.in_keys})
     ordered, available = _order(rollout)
-    algorithm.sampler.may_choose = _may_choose(algorithm.selector, ordered)
     available.add(ITERATION)
     for source in sorted(recorded, key=str):
         _require(likelihood, [source], available, ordered)
@@ -114,6 +115,7 @@ def plan(algorithm: Algorithm) -> Plan:
     return Plan(
         late=late,
         ahead=ahead,
+        may_choose=_may_choose(algorithm.selector, ordered),
         likelihood_early=bool(late) and not needs_reward({*likelihood.in_keys, STEP, WEIGHT}),
         rollout=tuple(ordered),
         old=old,

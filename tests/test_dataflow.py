@@ -237,15 +237,24 @@ def test_one_step_completions_of_chosen_steps_only_where_nothing_else_reads_them
     algorithm = build()
     steps = {name: torch.ones(1, 20) for name in ("entropy", "num_committed")}
     row = TensorDict({"step": {"valid": torch.ones(1, 20, dtype=torch.bool), **steps}}, [1])
-    assert algorithm.sampler.may_choose(row).tolist() == [[t < algorithm.selector.k for t in range(20)]]
+    assert algorithm.plan.may_choose(row).tolist() == [[t < algorithm.selector.k for t in range(20)]]
     algorithm.advantage.in_keys.append(("step", "greedy_ids"))
-    plan(algorithm)
-    assert algorithm.sampler.may_choose is None
+    assert plan(algorithm).may_choose is None
     algorithm = build()
     algorithm.selector.in_keys.append("commit_step")
-    plan(algorithm)
-    assert algorithm.sampler.may_choose is None
-    assert build("ada_egspo").sampler.may_choose is None
+    assert plan(algorithm).may_choose is None
+    assert build("ada_egspo").plan.may_choose is None
+
+
+def test_a_run_makes_one_step_completions_of_chosen_steps(tmp_path: Any) -> None:
+    sets = ["Sampler.block_length = 4", "Sampler.tokens_per_step = 1", "Selector.k = 3"]
+    run = new_run(tmp_path, sets=sets)
+    trajectory = run.collect(0).everything
+    greedy = trajectory["step", "greedy_ids"]
+    made = (greedy != -1).all(-1)
+    assert made.gather(1, trajectory["selected", "step"]).all()
+    first_blocks = trajectory["step", "valid"][:, :12]  # nothing lies behind the last of four
+    assert torch.equal((made[:, :12] & first_blocks).sum(-1), run.algorithm.plan.may_choose(trajectory)[:, :12].sum(-1))
 
 
 def test_what_was_asked_before_is_forgotten() -> None:

@@ -133,6 +133,7 @@ def _sampled(plan: Plan, prompts: TensorDict, services: Services) -> tuple[Tenso
     The others' completions are scored while the pieces behind them are sampled.
     """
     sampler = plan.rollout[0]
+    sampler.may_choose = plan.may_choose
     generator = services.generator(type(sampler).__name__)
     given = {name: services._service(name, sampler) for name in sampler.requires if name not in ("policy", "generator")}
     given |= {"policy": services.policy, "generator": generator}
