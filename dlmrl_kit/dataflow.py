@@ -16,7 +16,7 @@ from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rewards import FinalReward, Reward, SelectedReward, StepReward
 from dlmrl_kit.samplers.one_step import RECORDED_ALWAYS
-from dlmrl_kit.selectors.base import END
+from dlmrl_kit.selectors.base import END, is_nested
 from dlmrl_kit.values.base import OLD_VALUE, OldValue
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
 def _may_choose(selector: Any, ordered: list[Any]) -> Callable[[TensorDictBase], Tensor] | None:
     """``Sampler.may_choose``: which steps of a rollout under way may need one-step completions; None: all of them."""
     chosen_only = all(isinstance(part, SelectedReward) for part in ordered if GREEDY in part.in_keys)
-    known = getattr(selector, "nested", False) and {*selector.in_keys} <= {*RECORDED_ALWAYS}
+    known = is_nested(selector) and {*selector.in_keys} <= {*RECORDED_ALWAYS}
     return partial(selector.kept, generator=None) if chosen_only and known else None
 
 

@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.selectors.all_steps import AllSteps
-from dlmrl_kit.selectors.base import Selector
+from dlmrl_kit.selectors.base import Selector, is_nested
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
 from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
@@ -209,6 +209,19 @@ def test_nested_selectors_never_take_back_what_they_left_out(
     for t in range(1, kept.shape[1]):
         beginning = TensorDict({"step": {name: data["step", name][:, :t] for name in names}}, [len(rows)])
         assert (kept[:, :t] <= selector.kept(beginning, None)).all()
+
+
+def test_a_subclass_that_chooses_otherwise_is_not_nested() -> None:
+    class Same(EntropyTopK):
+        pass
+
+    class Other(EntropyTopK):
+        def kept(self, tensordict: Any, generator: Any) -> Tensor:
+            return tensordict[VALID]
+
+    assert is_nested(Same())
+    assert not is_nested(Other())
+    assert not is_nested(EntropyImportance())
 
 
 @subsets

@@ -24,6 +24,7 @@ RECORDED_ALWAYS: tuple[Key, ...] = (("step", "valid"), ("step", "entropy"), ("st
 
 NOT_COMPUTED = -1
 """In ``("step", "greedy_ids")``, at steps that the recipe's selector does not choose."""
+
 _FEW_BYTES = 2**20
 
 
@@ -38,11 +39,9 @@ class Waiting(NamedTuple):
     source: Tensor | TensorDictBase
 
     def at(self, kept: Tensor) -> Waiting:
-        """Some of the rows, bool [R] or int64 [r]."""
-        wanted = kept
-        if isinstance(self.source, Tensor):
-            wanted = kept[self.positions.nonzero()[:, 0]]
-        return Waiting(self.rows[kept], self.step[kept], self.positions[kept], self.source[wanted])
+        """Some of the rows, bool [R]."""
+        inside = kept[self.positions.nonzero()[:, 0]] if isinstance(self.source, Tensor) else kept
+        return Waiting(self.rows[kept], self.step[kept], self.positions[kept], self.source[inside])
 
 
 class BehindTheBlock:
@@ -92,10 +91,8 @@ class BehindTheBlock:
                 again.append(waiting.at(waiting.positions.any(-1)))
         if not again:
             return
-        whole = Waiting(*(torch.cat(parts) for parts in zip(*again, strict=True)))
-        for index in torch.arange(len(whole.rows), device=ids.device).split(len(ids)):
-            rows, step, positions, prompt = whole.at(index)
-            assert not isinstance(prompt, Tensor)
+        batches: Any = (torch.cat(parts).split(len(ids)) for parts in zip(*again, strict=True))
+        for rows, step, positions, prompt in zip(*batches, strict=True):
             states = ids[rows].masked_fill(self.out["commit_step"][rows] >= step[:, None], self._policy.mask_id)
             given = (prompt["prompt_ids"], prompt["prompt_mask"], states, positions)
             yield rows, step, positions, completion_features(self._policy, *given)

@@ -10,7 +10,7 @@ replacement implements ``choose``. The helpers rank steps in float64, so that su
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -45,7 +45,7 @@ class Selector(Component):
 
     nested: ClassVar[bool] = False
     """Whether ``kept``, of the beginning of a row, leaves out no step that it keeps of the whole row. Then what only
-    chosen steps need is not computed for others during the rollout."""
+    chosen steps need is not computed for others during the rollout. To be said by the class that defines ``kept``."""
 
     def __init__(self, *reads: Key) -> None:
         super().__init__()
@@ -104,6 +104,14 @@ class Selector(Component):
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
         """First step behind the segment that starts at each chosen step: int64 [B, K]; here the next step."""
         return step + 1
+
+
+def is_nested(selector: Any) -> bool:
+    """Whether the class that chooses the steps says that it is ``nested``; a subclass that chooses otherwise is not."""
+    for cls in type(selector).__mro__:
+        if {"kept", "choose", "forward"} & {*vars(cls)}:
+            return bool(vars(cls).get("nested", False))
+    return False
 
 
 def valid_entropy(tensordict: TensorDictBase) -> Tensor:

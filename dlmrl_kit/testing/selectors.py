@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from dlmrl_kit.selectors.base import is_nested
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import inputs, outputs, run
 from dlmrl_kit.testing.subject import entry_of
@@ -51,7 +52,7 @@ def check_steps_distinct(name: str, component: Any) -> None:
 
 def check_nested(name: str, component: Any) -> None:
     """If it says that it is ``nested``, it keeps of the beginning of a row all that it keeps of the row there."""
-    if not getattr(component, "nested", False):
+    if not is_nested(component):
         return
     given = inputs(name, component, world())
     for seed in range(SEEDS):
