@@ -112,10 +112,10 @@ class Updater:
         if not self.algorithm.likelihood.redraw:
             return self._prepare(trajectory, 0, known)
         passes = [self._prepare(trajectory.copy(), i) for i in range(1, self.trainer.inner_iterations)]
-        known = set(trajectory.keys(True, True)) - {dataflow.ITERATION}
+        shared = set(trajectory.keys(True, True)) - {dataflow.ITERATION}
         self._prepare(trajectory, 0)
         for i, extra in enumerate(passes, 1):
-            trajectory.set(("pass", str(i)), extra.exclude(*known))
+            trajectory.set(("pass", str(i)), extra.exclude(*shared))
         return trajectory
 
     def _prepare(self, trajectory: TensorDictBase, iteration: int, known: Collection[Any] = ()) -> TensorDictBase:
