@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def make_policy(size: Size, seed: int = 0) -> Policy:
 
     It is made on its device, in its precision: an 8B model needs no second copy.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(seed)
     config = LlamaConfig(  # type: ignore[call-arg]
@@ -85,8 +84,8 @@ def make_policy(size: Size, seed: int = 0) -> Policy:
         is_causal=False,
         use_cache=False,
     )
-    with torch.device(size.device), default_dtype(getattr(torch, size.dtype)):
-        model = LlamaForCausalLM(config)
+    with torch.device(size.device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, size.dtype))
     with torch.no_grad():
         model.lm_head.weight.normal_(std=2 * size.hidden**-0.5)
     policy = Policy(model, Tokens(size.vocab))
@@ -99,17 +98,6 @@ def make_policy(size: Size, seed: int = 0) -> Policy:
                 if "lora_B" in name:
                     parameter.normal_(std=0.02)
     return policy
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Parameters made within the context have this type."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def compiled(size: Size, mode: str, make: Callable[[Policy], Callable[[], Any]]) -> tuple[Callable[[], Any], float]:

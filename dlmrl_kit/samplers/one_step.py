@@ -18,6 +18,7 @@ from dlmrl_kit.behaviour import by_rows, forbid
 from dlmrl_kit.component import Key
 from dlmrl_kit.policies.base import Policy, completion_features, head_logits
 from dlmrl_kit.samplers.parts import LOGITS_BYTES, most_predictions
+from dlmrl_kit.trajectory import state_at
 
 RECORDED_ALWAYS: tuple[Key, ...] = (("step", "valid"), ("step", "entropy"), ("step", "num_committed"))
 """Keys of a rollout under way that ``Sampler.may_choose`` can read."""
@@ -49,14 +50,14 @@ class BehindTheBlock:
 
     Args:
         policy: its head turns features into logits.
-        out: arrays of the trajectory; ``("step", "greedy_ids")`` is completed in place.
+        out: the recorder's arrays of the trajectory; ``("step", "greedy_ids")`` is completed in place.
         may_choose: ``Sampler.may_choose``.
     """
 
     def __init__(
         self, policy: Policy, out: dict[Any, Tensor], may_choose: Callable[[TensorDictBase], Tensor] | None
     ) -> None:
-        self.out = out
+        self._out = out
         self._policy = policy
         self._may_choose = may_choose
         self._waiting: list[Waiting] = []
@@ -75,7 +76,7 @@ class BehindTheBlock:
         """Fills in the best tokens of every step that can be chosen."""
         self._leave_out()
         for rows, step, positions, features in self._with_features(ids):
-            stored = self.out["step", "greedy_ids"]
+            stored = self._out["step", "greedy_ids"]
             best = best_tokens(self._policy, features).int()
             stored[rows, step] = stored[rows, step].masked_scatter(positions, best)
         self._waiting = []
@@ -93,19 +94,19 @@ class BehindTheBlock:
             return
         batches: Any = (torch.cat(parts).split(len(ids)) for parts in zip(*again, strict=True))
         for rows, step, positions, prompt in zip(*batches, strict=True):
-            states = ids[rows].masked_fill(self.out["commit_step"][rows] >= step[:, None], self._policy.mask_id)
-            given = (prompt["prompt_ids"], prompt["prompt_mask"], states, positions)
+            states = state_at(ids[rows], self._out["commit_step"][rows], step[:, None], self._policy.mask_id)
+            given = (prompt["prompt_ids"], prompt["prompt_mask"], states.squeeze(1), positions)
             yield rows, step, positions, completion_features(self._policy, *given)
 
     def _leave_out(self) -> None:
         """Drops what the selector leaves out of the rows as far as they got."""
         if self._may_choose is None or not self._waiting:
             return
-        so_far = TensorDict({key: self.out[key] for key in RECORDED_ALWAYS}, [len(self.out["commit_step"])])
+        so_far = TensorDict({key: self._out[key] for key in RECORDED_ALWAYS}, [len(self._out["commit_step"])])
         kept = self._may_choose(so_far)
         for rows, step, _, _ in self._waiting:
             dropped = ~kept[rows, step]
-            self.out["step", "greedy_ids"][rows[dropped], step[dropped]] = NOT_COMPUTED
+            self._out["step", "greedy_ids"][rows[dropped], step[dropped]] = NOT_COMPUTED
         self._waiting = [waiting.at(kept[waiting.rows, waiting.step]) for waiting in self._waiting]
 
     def _bytes(self) -> int:

@@ -70,7 +70,7 @@ class Recorder:
         """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
         self._behind.complete(self.ids)
         self.ids = self.ids[index]
-        self._out = self._behind.out = {key: value[index] for key, value in self._out.items()}
+        self._out.update({key: value[index] for key, value in self._out.items()})
 
     def greedy(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the one-step greedy completions ids [R, L] of ``rows``."""
