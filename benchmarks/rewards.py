@@ -19,10 +19,10 @@ from typing import Any
 
 from common import interleaved, report
 
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.core.results import Observer
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.results import Observer
 
 
 class Slow(Sudoku4x4):

@@ -29,7 +29,7 @@ BETA = 0.04
 def make_updater(policy: Policy, size: Size) -> Any:
     """The kit's updater for EGSPO with these sizes."""
     from dlmrl_kit.advantages.group_mean import GroupMean
-    from dlmrl_kit.algorithm import Algorithm
+    from dlmrl_kit.algorithm.algorithm import Algorithm
     from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
     from dlmrl_kit.losses.step_ppo import StepPPO
     from dlmrl_kit.regularisers.kl_k3 import KLK3

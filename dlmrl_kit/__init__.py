@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # read by torchrl when it is imported: it would print otherwise
 
 _LAZY = {
-    "register": "dlmrl_kit.registry",
-    "load_recipe": "dlmrl_kit.recipe",
-    "Algorithm": "dlmrl_kit.algorithm",
+    "register": "dlmrl_kit.core.registry",
+    "load_recipe": "dlmrl_kit.recipe.load",
+    "Algorithm": "dlmrl_kit.algorithm.algorithm",
     "Policy": "dlmrl_kit.policies.base",
     "train": "dlmrl_kit.training",
 }
@@ -24,10 +24,10 @@ _LAZY = {
 __all__ = ["Algorithm", "Policy", "__version__", "load_recipe", "register", "train"]
 
 if TYPE_CHECKING:
-    from dlmrl_kit.algorithm import Algorithm
+    from dlmrl_kit.algorithm.algorithm import Algorithm
+    from dlmrl_kit.core.registry import register
     from dlmrl_kit.policies.base import Policy
-    from dlmrl_kit.recipe import load_recipe
-    from dlmrl_kit.registry import register
+    from dlmrl_kit.recipe.load import load_recipe
     from dlmrl_kit.training import train
 
 

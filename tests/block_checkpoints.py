@@ -11,7 +11,7 @@ from checkpoints import DREAM_TEMPLATE, _qwen_tokenizer, fast_tokenizer
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from dlmrl_kit.policies.files import quiet
+from dlmrl_kit.policies.checkpoint_files import quiet
 
 BLOCK = 4
 CANVAS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlmrl_kit.plugins import GROUP
+from dlmrl_kit.recipe.plugins import GROUP
 
 SELECTOR = """
 from dlmrl_kit import register
@@ -52,7 +52,7 @@ SOURCES: dict[str, dict[str, str]] = {
     "function": {"__init__.py": "from dlmrl_kit import register\n\n@register('selector')\ndef pick(): ...\n"},
     "plain_class": {"__init__.py": "from dlmrl_kit import register\n\n@register('selector')\nclass Plain: ...\n"},
     "class_keys": {
-        "__init__.py": "from dlmrl_kit import register\nfrom dlmrl_kit.component import Component\n\n"
+        "__init__.py": "from dlmrl_kit import register\nfrom dlmrl_kit.core.component import Component\n\n"
         "@register('advantage')\nclass ClassKeys(Component):\n    in_keys = 'reward'\n    out_keys = ['advantage']\n"
     },
     "constructor_keys": {
@@ -90,7 +90,7 @@ REASONS = {
     "half": "ImportError: the second half is missing",
     "silent": "importing it registers no component",
     "function": "@register('selector') is for classes",
-    "plain_class": "selector 'plain_class.selector.Plain' must inherit from dlmrl_kit.component.Component",
+    "plain_class": "selector 'plain_class.selector.Plain' must inherit from dlmrl_kit.core.component.Component",
     "class_keys": "class_keys.advantage.ClassKeys: in_keys must be a list of keys, each a str or a tuple of str, got",
     "absent": "ModuleNotFoundError: No module named 'there_is_no_such_module'",
     "no_module": "'not a module!', which is no module to import",

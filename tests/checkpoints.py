@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from dlmrl_kit.policies.files import quiet
+from dlmrl_kit.policies.checkpoint_files import quiet
 
 CHARACTERS = "0123456789_:abc \n"
 LLADA_TEMPLATE = (

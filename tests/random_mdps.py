@@ -24,7 +24,8 @@ from dlmrl_kit.audit.estimator import Moments, moments
 from dlmrl_kit.audit.measure import Ground
 from dlmrl_kit.audit.pipeline import ExactServices
 from dlmrl_kit.audit.policies import SmallPolicy
-from dlmrl_kit.behaviour import Behaviour
+from dlmrl_kit.core.behaviour import Behaviour
+from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
@@ -33,7 +34,6 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.trajectory import every_step
 
 EXACT = 1e-8
 STATE_SCORE: tuple[type[Sampler], ...] = (EntropyOrder, MarginOrder, LeftToRight, ConfidenceThreshold, RandomOrder)

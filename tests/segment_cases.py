@@ -11,6 +11,7 @@ import torch
 from core import prompts, tiny_policy
 from tensordict import TensorDict
 
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.antithetic_elbo import AntitheticElbo
 from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
 from dlmrl_kit.likelihoods.coupled import Coupled
@@ -24,7 +25,6 @@ from dlmrl_kit.likelihoods.scheduled_mask import ScheduledMask
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.seeding import sample_seeds
 from dlmrl_kit.selectors.base import END, Selector
 
 LENGTH_OF_COMPLETIONS = 7

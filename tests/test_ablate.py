@@ -23,16 +23,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-import dlmrl_kit.experiments.run as scheduling
-from dlmrl_kit.cli import app
-from dlmrl_kit.errors import UserError
+import dlmrl_kit.experiments.runs as scheduling
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.experiments import Observer, ablate, make_design
 from dlmrl_kit.experiments.aggregate import COVERAGE, Estimate, estimate, interval
 from dlmrl_kit.experiments.compare import compare
-from dlmrl_kit.experiments.console import RichObserver
 from dlmrl_kit.experiments.design import Design
-from dlmrl_kit.experiments.run import Job
-from dlmrl_kit.recipe import load_recipe, recipes_dir
+from dlmrl_kit.experiments.runs import Job
+from dlmrl_kit.recipe.load import load_recipe, recipes_dir
+from dlmrl_kit.report.ablation_console import RichObserver
 from dlmrl_kit.training import train
 
 FAKE_RUN = """
@@ -407,7 +407,7 @@ def test_the_display_on_a_terminal(tmp_path: Path) -> None:
 
 @fake
 def test_more_variants_than_colours_are_drawn(tmp_path: Path) -> None:
-    from dlmrl_kit.experiments.plot import COLOURS, _look, plot_curves
+    from dlmrl_kit.experiments.curves import COLOURS, _look, plot_curves
 
     looks = [_look(number, "x" if number else "base") for number in range(1 + 3 * len(COLOURS))]
     assert len(set(looks)) == len(looks)
@@ -440,7 +440,7 @@ def test_stated_coverage_is_what_is_measured() -> None:
 
 def test_a_worker_ends_when_its_starter_is_gone() -> None:
     code = (
-        "import sys, threading, time; from dlmrl_kit.experiments.worker import end_with_starter; "
+        "import sys, threading, time; from dlmrl_kit.experiments.run_worker import end_with_starter; "
         "threading.Thread(target=end_with_starter, daemon=True).start(); print('up', flush=True); time.sleep(100)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -453,7 +453,7 @@ def test_a_worker_ends_when_its_starter_is_gone() -> None:
 
 
 def test_a_worker_refuses_a_recipe_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlmrl_kit.experiments import worker
+    from dlmrl_kit.experiments import run_worker as worker
 
     monkeypatch.setattr(worker, "end_with_starter", lambda: None)
     recipe = str(recipes_dir() / "egspo.gin")
@@ -479,7 +479,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def killed(arguments: list[str], moment: Callable[[], bool]) -> None:
     """Runs the command in a process group of its own and kills the whole group at some moment."""
-    command = [sys.executable, "-c", "from dlmrl_kit.cli import main; main()", "ablate", *arguments]
+    command = [sys.executable, "-c", "from dlmrl_kit.cli.app import main; main()", "ablate", *arguments]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not moment() and process.poll() is None and time.monotonic() < deadline:

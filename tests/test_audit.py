@@ -23,11 +23,13 @@ from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
 from dlmrl_kit.audit.pipeline import ExactServices
-from dlmrl_kit.cli import app
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.registry import components
+from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.losses.step_ppo import StepPPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
-from dlmrl_kit.registry import components
+from dlmrl_kit.rollout.services import Services, plain
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
@@ -42,8 +44,6 @@ from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
 from dlmrl_kit.selectors.first_k import FirstK
 from dlmrl_kit.selectors.last_k import LastK
 from dlmrl_kit.selectors.random_steps import RandomSteps
-from dlmrl_kit.training.services import Services, plain
-from dlmrl_kit.trajectory import every_step
 
 SAMPLERS = (
     EntropyOrder,

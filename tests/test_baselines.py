@@ -8,11 +8,11 @@ import pytest
 import torch
 from training_helpers import outcome, recipe
 
+from dlmrl_kit.core.results import Observer
 from dlmrl_kit.experiments.algorithms import component_table, training_recipes
 from dlmrl_kit.experiments.forwards import Forwards, count_forwards
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training.loop import resume, train
-from dlmrl_kit.training.results import Observer
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = training_recipes()

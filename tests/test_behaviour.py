@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import chi_square, chi_square_limit, log_odds, loop_probs
 
-from dlmrl_kit.behaviour import (
+from dlmrl_kit.core.behaviour import (
     Behaviour,
     behaviour_log_probs,
     confidence,

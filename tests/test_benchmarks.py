@@ -20,9 +20,9 @@ import update
 from common import Size, growth, interleaved, make_policy, make_prompts, make_sampler, masked_block_counts
 from other_device import other_device
 
-from dlmrl_kit import behaviour
+from dlmrl_kit.core import behaviour
+from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.samplers import parts
-from dlmrl_kit.trajectory import gather_steps
 
 SIZE = Size(vocab=40, hidden=64, layers=2, prompt=7, length=10, block=6, per_step=2, batch=4, selected=3, lora=4)
 WIDE = Size(vocab=2100, hidden=64, layers=2, prompt=5, length=9, block=4, per_step=3, batch=3, selected=2, lora=0)

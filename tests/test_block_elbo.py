@@ -13,13 +13,13 @@ from core import prompts, tiny_policy
 from tensordict import TensorDict
 from training_helpers import outcome, recipe
 
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
 from dlmrl_kit.likelihoods.block_elbo import BlockElbo
 from dlmrl_kit.likelihoods.elbo import Elbo
 from dlmrl_kit.likelihoods.segments import TOKEN_LOG_PROB, SegmentLikelihood
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.seeding import sample_seeds
 from dlmrl_kit.selectors.whole_sequence import WholeSequence
 from dlmrl_kit.training.loop import Run, resume, train
 

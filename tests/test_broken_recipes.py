@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dlmrl_kit.cli import app
+from dlmrl_kit.cli.app import app
 
 FOLDER = Path(__file__).parent / "broken_recipes"
 NAMES_A_LINE = {"missing_value", "empty", "unfilled_slot", "unwritten_key"}

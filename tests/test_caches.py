@@ -15,7 +15,7 @@ from torch import Tensor
 from dlmrl_kit.caches.base import Window
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.samplers.base import Sampler

@@ -13,11 +13,11 @@ from checkpoints import dream_checkpoint, llada_checkpoint, masked_checkpoint
 from core import tiny_policy
 from torch import Tensor
 
-from dlmrl_kit.env import Vocabulary
-from dlmrl_kit.errors import RecipeError, UserError
+from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.pretrained import Pretrained
-from dlmrl_kit.prompts import encode, prompt_batch
+from dlmrl_kit.rollout.environment import Vocabulary
+from dlmrl_kit.rollout.prompts import encode, prompt_batch
 from dlmrl_kit.tasks.base import prompt_text, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
 

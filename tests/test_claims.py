@@ -16,10 +16,10 @@ from dlmrl_kit.audit import Problem, audit_algorithm, audit_component, broken_cl
 from dlmrl_kit.audit.claims import PROBLEMS
 from dlmrl_kit.audit.enumeration import NOT_LISTED
 from dlmrl_kit.audit.scale import evaluated
+from dlmrl_kit.core.registry import Component, components, register, registered, unregister
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.losses.token_ppo import TokenPPO
-from dlmrl_kit.registry import Component, components, register, registered, unregister
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence

@@ -16,9 +16,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 import dlmrl_kit
-from dlmrl_kit.cli import app
+from dlmrl_kit.cli.app import app
 from dlmrl_kit.loggers.metrics_csv import read_metrics
-from dlmrl_kit.training.console import RichObserver
+from dlmrl_kit.report.run_console import RichObserver
 
 TINY = [
     *(
@@ -67,7 +67,7 @@ HEAVY = ("torch", "tensordict", "torchrl", "transformers", "gin", "matplotlib", 
 
 def test_importing_the_command_imports_nothing_heavy() -> None:
     result = python(
-        f"import sys, dlmrl_kit, dlmrl_kit.cli, dlmrl_kit.training.results\n"
+        f"import sys, dlmrl_kit, dlmrl_kit.cli.app, dlmrl_kit.core.results\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     assert result.stdout == "[]\n", result.stdout + result.stderr
@@ -76,7 +76,7 @@ def test_importing_the_command_imports_nothing_heavy() -> None:
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = f"""
 import sys
-from dlmrl_kit.cli import app
+from dlmrl_kit.cli.app import app
 try:
     app(["--help"])
 except SystemExit as end:
@@ -328,7 +328,7 @@ def test_show_explains_parameters_documented_in_the_base_class() -> None:
 
 
 def test_show_every_component() -> None:
-    from dlmrl_kit.registry import components
+    from dlmrl_kit.core.registry import components
 
     for component in components():
         result = dlmrl("show", component.gin_name)

@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 from training_helpers import build, new_run, rollout, sgd, weights
 from training_helpers import recipe as tiny_recipe
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies import compiling
 from dlmrl_kit.policies.adapter import blocks, lora_config
 from dlmrl_kit.policies.base import Policy
@@ -313,8 +313,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gin"
     file.write_text(tiny_recipe("egspo", sets, USES).text())
     script = (
-        "import sys; from pathlib import Path; from dlmrl_kit.recipe import load_recipe;"
-        "from dlmrl_kit.training import train, resume; from dlmrl_kit.training.results import Observer\n"
+        "import sys; from pathlib import Path; from dlmrl_kit.recipe.load import load_recipe;"
+        "from dlmrl_kit.training import train, resume; from dlmrl_kit.core.results import Observer\n"
         "class Stop(Observer):\n"
         "    def on_update(self, update, metrics):\n"
         "        if sys.argv[3] == 'stop' and update == 1: raise KeyboardInterrupt\n"

@@ -20,7 +20,9 @@ from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
-from dlmrl_kit.component import Component
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.registry import KINDS, components, register, unregister
+from dlmrl_kit.core.trajectory import KEYS
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.filters.success_range import SuccessRange
 from dlmrl_kit.likelihoods.base import Replay, replay
@@ -36,7 +38,6 @@ from dlmrl_kit.losses.sequence_ppo import SequencePPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.fixed_length import FixedLength
 from dlmrl_kit.normalisers.per_sequence import PerSequence
-from dlmrl_kit.registry import KINDS, components, register, unregister
 from dlmrl_kit.regularisers.kl_k1 import KLK1
 from dlmrl_kit.regularisers.kl_k3 import KLK3
 from dlmrl_kit.regularisers.token_kl_k3 import TokenKLK3
@@ -63,7 +64,6 @@ from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.testing import ConformanceError, check_component, checks_for, parametrize_with_checks
 from dlmrl_kit.testing.world import world
-from dlmrl_kit.trajectory import KEYS
 from dlmrl_kit.values.base import VALUE, Value
 
 CONFIGURED = [

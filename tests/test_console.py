@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dlmrl_kit.errors import CheckpointError
+from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.core.results import EvalResult, Observer, PretrainResult, RunResult, wilson_interval
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
-from dlmrl_kit.training.console import (
+from dlmrl_kit.report.run_console import (
     RichObserver,
     duration,
     printable,
@@ -23,8 +24,7 @@ from dlmrl_kit.training.console import (
     table_of_evaluation,
     table_of_samples,
 )
-from dlmrl_kit.training.plot import plot_curve, running_mean
-from dlmrl_kit.training.results import EvalResult, Observer, PretrainResult, RunResult, wilson_interval
+from dlmrl_kit.training.curve import plot_curve, running_mean
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 METRICS = {

@@ -24,11 +24,13 @@ from dlmrl_kit.audit.monte_carlo import sampled_gradients
 from dlmrl_kit.audit.pipeline import ExactServices
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
+from dlmrl_kit.core.errors import RecipeError, TrainingError
+from dlmrl_kit.core.results import Observer
+from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.corrections.base import diagnostics, warning
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 from dlmrl_kit.corrections.truncated_importance import TruncatedImportance
 from dlmrl_kit.corrections.uncorrected import Uncorrected
-from dlmrl_kit.errors import RecipeError, TrainingError
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
@@ -37,8 +39,6 @@ from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.last_k import LastK
 from dlmrl_kit.training.loop import resume, train
-from dlmrl_kit.training.results import Observer
-from dlmrl_kit.trajectory import gather_steps
 
 DEEP = Problem(vocab=2, length=4, block_length=2, policy="deep network", seed=4)
 CACHED = ("Sampler.block_length = 8", "CharacterLlama.num_layers = 2")

@@ -11,12 +11,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from training_helpers import build, new_run, recipe
 
-from dlmrl_kit.component import Component, Key
-from dlmrl_kit.dataflow import PROMPT_KEYS, Plan, plain_key, plan, twin_key
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.algorithm.dataflow import PROMPT_KEYS, Plan, plain_key, plan, twin_key
+from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.trajectory import KEYS
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.losses.base import Objective
-from dlmrl_kit.trajectory import KEYS
 
 STEP_REWARD: Key = ("selected", "reward")
 ORDERS: dict[str, list[str]] = {

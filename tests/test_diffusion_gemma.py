@@ -19,23 +19,23 @@ from tiny import chi_square, chi_square_limit
 from torch import Tensor
 
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
+from dlmrl_kit.audit.audit import audit_algorithm
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.audit.run import audit_algorithm
 from dlmrl_kit.audit.variants import exact_algorithm
-from dlmrl_kit.env import DenoisingEnv, SamplerPolicy
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.trajectory import progress, states
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.policies.diffusion_gemma import DiffusionGemmaPolicy
+from dlmrl_kit.policies.canvas_policy import DiffusionGemmaPolicy
+from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
+from dlmrl_kit.rollout.services import Services
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.training.services import Services
-from dlmrl_kit.trajectory import progress, states
 
 LENGTHS = (9, 3, 5, 1, 7)  # prompts longer and shorter than the sliding window of 6
 LENGTH = 2 * CANVAS

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dlmrl_kit.cli import app
-from dlmrl_kit.recipe import recipe_names
-from dlmrl_kit.registry import KINDS, components
-from dlmrl_kit.trajectory import keys_table
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.registry import KINDS, components
+from dlmrl_kit.core.trajectory import keys_table
+from dlmrl_kit.recipe.load import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

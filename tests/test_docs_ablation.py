@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dlmrl_kit.cli import app
-from dlmrl_kit.experiments.run import Job, Scheduler, recipe_file
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.experiments.runs import Job, Scheduler, recipe_file
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import train
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "run-an-ablation.md").read_text(encoding="utf-8")

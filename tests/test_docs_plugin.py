@@ -12,8 +12,8 @@ from pathlib import Path
 import installed
 import pytest
 
-from dlmrl_kit import plugins
-from dlmrl_kit.registry import KINDS
+from dlmrl_kit.core.registry import KINDS
+from dlmrl_kit.recipe import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ DRIVER = """
 import json, sys
 from typer.testing import CliRunner
 import pytest, torch
-from dlmrl_kit.cli import app
+from dlmrl_kit.cli.app import app
 torch.set_num_threads(1)
 results = []
 for program, *arguments in json.loads(sys.argv[1]):

@@ -15,16 +15,16 @@ from test_sdar import train
 from training_helpers import build
 from typer.testing import CliRunner
 
-from dlmrl_kit.cli import app
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.experiments.forwards import count_forwards
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.policies.families import family_of
-from dlmrl_kit.policies.files import read_config
+from dlmrl_kit.policies.checkpoint_files import read_config
+from dlmrl_kit.policies.load import family_of
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.skeleton import scaled_down, skeleton, small_policy
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import shapes
 from dlmrl_kit.training.dry_run import ScaledDown, small_update
 from dlmrl_kit.training.estimate import _layer, forwards, memory

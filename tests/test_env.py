@@ -18,9 +18,9 @@ from torchrl.modules import MaskedCategorical, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss, ReinforceLoss
 from torchrl.objectives.value import GAE
 
-from dlmrl_kit.env import DenoisingEnv, SamplerPolicy, Vocabulary, valid_steps
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.prompts import training_indices
+from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy, Vocabulary, valid_steps
+from dlmrl_kit.rollout.prompts import training_indices
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import Example, Task
 from tests.core import SAMPLERS, make, tiny_policy

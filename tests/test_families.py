@@ -26,10 +26,10 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.policies.families import family_of
+from dlmrl_kit.policies.load import family_of
 from dlmrl_kit.policies.pretrained import Pretrained
 
 Reference = Callable[[Tensor], Tensor]

@@ -15,12 +15,12 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from training_helpers import build, new_run, outcome, recipe, weights
 
+from dlmrl_kit.core.results import Observer
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.filters.drop_equal_rewards import DropEqualRewards
 from dlmrl_kit.filters.success_range import SuccessRange
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.training import resume, train
-from dlmrl_kit.training.results import Observer
 
 fast = settings(max_examples=60, deadline=None)
 rewards = st.sampled_from([0.0, 0.1, 0.5, 0.99, 1.0, 1.5])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from core import make, prompts, roll_out, tiny_policy
 
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods import head
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.samplers import parts
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.seeding import sample_seeds
 
 POLICY = tiny_policy()
 PIECE_TOKENS = 5

@@ -19,17 +19,17 @@ from training_helpers import metric_rows, new_run, outcome, recipe
 
 from dlmrl_kit.audit import audit_algorithm
 from dlmrl_kit.audit.variants import exact_algorithm
-from dlmrl_kit.behaviour import LOG_ZERO
-from dlmrl_kit.component import unattached
-from dlmrl_kit.env import SamplerPolicy
-from dlmrl_kit.errors import CheckpointError, UserError
+from dlmrl_kit.core.behaviour import LOG_ZERO
+from dlmrl_kit.core.component import unattached
+from dlmrl_kit.core.errors import CheckpointError, UserError
+from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.rollout.environment import SamplerPolicy
+from dlmrl_kit.rollout.services import plain
 from dlmrl_kit.samplers.learned_order import LearnedOrder
 from dlmrl_kit.samplers.view import Decision
 from dlmrl_kit.training.evaluation import evaluate_path
 from dlmrl_kit.training.loop import Run, resume, train
-from dlmrl_kit.training.results import EvalResult
-from dlmrl_kit.training.services import plain
 
 State = tuple[int, ...]
 Action = tuple[tuple[int, ...], tuple[int, ...]]

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlmrl_kit.errors import CheckpointError, UserError
+from dlmrl_kit.core.errors import CheckpointError, UserError
+from dlmrl_kit.core.registry import find
 from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV, read_metrics
 from dlmrl_kit.loggers.tensorboard import TensorBoard
 from dlmrl_kit.loggers.torchrl_logger import TorchRLLogger
-from dlmrl_kit.registry import find
 
 
 def drive(logger: Logger, folder: Path, updates: range, first_update: int, eval_every: int = 2) -> None:

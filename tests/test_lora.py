@@ -13,7 +13,7 @@ from checkpoints import dream_checkpoint, llada_checkpoint, llada_moe_checkpoint
 from core import tiny_policy
 from torch import Tensor, nn
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter import linear_names, lora_config, merged_state, pattern
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.pretrained import Pretrained

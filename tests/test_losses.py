@@ -33,7 +33,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 from torchrl.objectives.llm import GRPOLoss
 
-from dlmrl_kit.component import Component
+from dlmrl_kit.core.component import Component
 from dlmrl_kit.losses.base import Objective, max_over, mean_over
 from dlmrl_kit.losses.length_normalised_ppo import LengthNormalisedPPO
 from dlmrl_kit.losses.length_weighted_reinforce import LengthWeightedReinforce

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import train
 
 SETS = [

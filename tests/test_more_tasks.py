@@ -21,16 +21,16 @@ from typing import Any
 
 import pytest
 
-from dlmrl_kit.errors import RecipeError, UserError
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.tasks import reward_function, worker
 from dlmrl_kit.tasks.base import BaseTask, Example, component_means, split_of
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.json_lines import JsonLines
 from dlmrl_kit.tasks.mixture import MixedExample, Mixture
 from dlmrl_kit.tasks.reasoning_gym import EVALUATES_TEXT, REWARDS_ANYTHING, ReasoningGym
+from dlmrl_kit.tasks.reward_worker import Failed, WorkerError, shared
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.tasks.worker import Failed, WorkerError, shared
 from dlmrl_kit.testing import check_component
 
 ROOT = Path(__file__).parents[1]
@@ -286,7 +286,7 @@ def test_no_process_outlives_its_parent(functions: ModuleType) -> None:
     code = (
         f"import sys; sys.path.insert(0, {os.path.dirname(str(functions.__file__))!r})\n"
         "import os, signal, kit_test_scorers\n"
-        "from dlmrl_kit.tasks.worker import shared\n"
+        "from dlmrl_kit.tasks.reward_worker import shared\n"
         "pool = shared(kit_test_scorers.load)\n"
         "print(*pool.run(['pid'], 20), flush=True)\n"
         "if len(sys.argv) > 1: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -385,7 +385,7 @@ def test_refused_are_exactly_the_datasets_whose_scorer_can_evaluate_text() -> No
 GUARDED = """
 import json, os, sys
 from reasoning_gym.factory import DATASETS
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.tasks.gym_worker import Gym
 
 stdout = os.dup(1)

@@ -17,11 +17,11 @@ from training_helpers import build, new_run
 
 from dlmrl_kit.audit import audit_algorithm
 from dlmrl_kit.audit.enumeration import AuditError
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.demonstrators.answers import Answers
 from dlmrl_kit.demonstrators.base import Demonstrator
 from dlmrl_kit.demonstrators.chosen import Chosen
 from dlmrl_kit.demonstrators.mixed_sudoku_solvers import hasty
-from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.preference_pairs import PreferencePairs
 from dlmrl_kit.tasks.base import Example

@@ -18,15 +18,15 @@ from test_pretraining import tiny
 from torch import Tensor
 from training_helpers import recipe
 
+from dlmrl_kit.core.registry import components
+from dlmrl_kit.core.results import Observer
 from dlmrl_kit.corrections.apply import corrected
-from dlmrl_kit.env import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.experiments.algorithms import training_recipes
-from dlmrl_kit.pretraining import PretrainRun
-from dlmrl_kit.registry import components
+from dlmrl_kit.pretraining.loop import PretrainRun
+from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.results import Observer
 
 ONE = ["Trainer.updates = 1", "Trainer.inner_iterations = 1", "Trainer.minibatches = 1", "Trainer.eval_every = 0"]
 """One step of the optimiser: Adam's first one is the gradient's sign, and signs of zeros differ by rounding."""

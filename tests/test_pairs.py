@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.dataflow import plain_key
-from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.recipe import load_recipe
-from dlmrl_kit.registry import components, find
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import plain_key
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.registry import components, find
+from dlmrl_kit.core.results import Observer
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.results import Observer
 
 TINY = (
     "CharacterLlama.hidden_size = 16",

@@ -17,8 +17,9 @@ import pytest
 from broken_plugins import ENTRIES, KEPT, REASONS, SOURCES, distribution
 from typer.testing import CliRunner
 
-from dlmrl_kit import plugins, registry
-from dlmrl_kit.cli import app
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core import registry
+from dlmrl_kit.recipe import plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -50,18 +51,19 @@ class Ran:
 
 DRIVER = """
 import json, sys
-import dlmrl_kit, dlmrl_kit.cli, dlmrl_kit.recipe, dlmrl_kit.registry, dlmrl_kit.plugins
+import dlmrl_kit, dlmrl_kit.cli.app, dlmrl_kit.recipe.load, dlmrl_kit.core.registry, dlmrl_kit.recipe.plugins
 early = sorted(set(sys.modules) & set(json.loads(sys.argv[2])))
 from typer.testing import CliRunner
 import torch
 torch.set_num_threads(1)
 results = []
 for arguments in json.loads(sys.argv[1]):
-    result = CliRunner().invoke(dlmrl_kit.cli.app, arguments)
+    result = CliRunner().invoke(dlmrl_kit.cli.app.app, arguments)
     error = "" if result.exception is None or isinstance(result.exception, SystemExit) else repr(result.exception)
     results.append([result.exit_code, result.stdout, result.stderr + error])
 import gin
-from dlmrl_kit import plugins, registry
+from dlmrl_kit.recipe import plugins
+from dlmrl_kit.core import registry
 print(json.dumps({
     "early": early,
     "results": results,

@@ -12,10 +12,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import character_tokenizer
-from dlmrl_kit.policies.family.bidirectional import BIDIRECTIONAL
+from dlmrl_kit.policies.families.bidirectional import BIDIRECTIONAL
 from dlmrl_kit.policies.pretrained import Pretrained
 
 IDS = torch.tensor([[4, 5, 6, 7, 8], [9, 4, 4, 6, 5]])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from core import prompts, tiny_policy
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.pretrained import Pretrained
 

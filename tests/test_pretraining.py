@@ -14,20 +14,20 @@ import pytest
 import torch
 from training_helpers import killed, leftovers, outcome, process, spread, train_file, trained_alone
 
+from dlmrl_kit.core.errors import CheckpointError, RecipeError, TrainingError
+from dlmrl_kit.core.results import Observer
 from dlmrl_kit.demonstrators.answers import Answers
 from dlmrl_kit.demonstrators.mixed_sudoku_solvers import MixedSudokuSolvers, hasty
-from dlmrl_kit.errors import CheckpointError, RecipeError, TrainingError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama
-from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
-from dlmrl_kit.pretraining import PretrainRun, encode_demonstrations, pretrain
-from dlmrl_kit.recipe import Recipe, load_recipe
+from dlmrl_kit.pretraining.loop import PretrainRun, encode_demonstrations, pretrain
+from dlmrl_kit.pretraining.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import evaluate_path, train
 from dlmrl_kit.training.checkpoint import checkpoints
-from dlmrl_kit.training.results import Observer
 
 TINY = [
     "CharacterLlama.hidden_size = 16",
@@ -313,7 +313,7 @@ def test_a_run_is_reproducible_and_tells_its_losses(gin_file: Path, whole: Path,
 
 
 def test_the_loss_told_is_the_mean_of_the_last_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlmrl_kit.pretraining.RECENT", 4)
+    monkeypatch.setattr("dlmrl_kit.pretraining.loop.RECENT", 4)
     monkeypatch.setattr(PretrainRun, "_step", lambda self, data, step: float(step))
     told = Losses()
     pretrain(tiny(), tmp_path / "run", observer=told)

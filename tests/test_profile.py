@@ -23,20 +23,20 @@ from hypothesis import strategies as st
 from training_helpers import model_path, recipe
 from typer.testing import CliRunner, Result
 
-from dlmrl_kit.cli import app
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.losses.step_ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.rollout.scoring import Scorer
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree
-from dlmrl_kit.scoring import Scorer
 from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.training import profile as module
+from dlmrl_kit.training import profiling as module
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.profile import MODEL, PHASES, Clock, profile, report
+from dlmrl_kit.training.profiling import MODEL, PHASES, Clock, profile, report
 from dlmrl_kit.training.update import Updater
 
 # ------------------------------------------------------------------------------------------------- the clock
@@ -333,7 +333,7 @@ def test_filters_that_keep_nothing_leave_no_update() -> None:
 
 
 def test_recipes_for_pretraining_are_refused() -> None:
-    from dlmrl_kit.recipe import load_recipe
+    from dlmrl_kit.recipe.load import load_recipe
 
     with pytest.raises(RecipeError, match="pretrain_sudoku4x4 is a recipe for Pretraining: only training recipes"):
         profile(load_recipe("pretrain_sudoku4x4"), 1)

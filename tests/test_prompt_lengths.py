@@ -18,11 +18,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from training_helpers import new_run, rollout, sgd, weights
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.likelihoods.block_replay import BlockReplay
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.policies import base, block_causal
 from dlmrl_kit.policies.base import Policy, completion_logits, unpadded
+from dlmrl_kit.rollout.services import Services, roll_out
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree
@@ -30,7 +31,6 @@ from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.pieces import cut, length_order, micro_batches, restored
-from dlmrl_kit.training.services import Services, roll_out
 
 LENGTHS = (5, 2, 6, 1)
 EXTRA = 3

@@ -20,7 +20,8 @@ from dlmrl_kit.audit import Problem, exact_algorithm
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.pipeline import ExactServices, terms_gradient
 from dlmrl_kit.audit.policies import SmallPolicy
-from dlmrl_kit.behaviour import Behaviour
+from dlmrl_kit.core.behaviour import Behaviour
+from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.base import Likelihood, pack_tokens
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
@@ -34,7 +35,6 @@ from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.trajectory import every_step
 
 LOG_PROB = ("selected", "log_prob")
 SMALL_SHAPES = [(2, 2), (2, 3), (3, 2), (2, 4), (3, 3), (4, 2)]

@@ -25,6 +25,7 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.audit import Problem
+from dlmrl_kit.core.trajectory import every_step, state_at
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -40,7 +41,6 @@ from dlmrl_kit.selectors.first_k import FirstK
 from dlmrl_kit.selectors.last_k import LastK
 from dlmrl_kit.selectors.random_steps import RandomSteps
 from dlmrl_kit.selectors.uniform_steps import UniformSteps
-from dlmrl_kit.trajectory import every_step, state_at
 
 STEP, WEIGHT, VALID, ENTROPY = ("selected", "step"), ("selected", "weight"), ("step", "valid"), ("step", "entropy")
 SHAPES = [(2, 2), (3, 2), (2, 3), (4, 2), (2, 4), (3, 3), (4, 3)]

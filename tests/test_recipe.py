@@ -15,11 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlmrl_kit import gin_names, registry
-from dlmrl_kit import recipe as recipe_module
-from dlmrl_kit.errors import RecipeError, UserError
-from dlmrl_kit.gin_source import Ref, format_value
-from dlmrl_kit.recipe import Recipe, load_recipe, recipe_names
+from dlmrl_kit.core import registry
+from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.recipe import load as recipe_module
+from dlmrl_kit.recipe import names as gin_names
+from dlmrl_kit.recipe.load import Recipe, load_recipe, recipe_names
+from dlmrl_kit.recipe.source import Ref, format_value
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # an annotation that cannot be evaluated
@@ -180,7 +181,7 @@ DummyKL.coefficient = @DummyConstant()
 @pytest.fixture(scope="module", autouse=True)
 def _dummies() -> Iterator[None]:
     """Registers the dummies for this module only: other tests go through everything that is registered."""
-    from dlmrl_kit import algorithm
+    from dlmrl_kit.algorithm import algorithm
 
     patch = pytest.MonkeyPatch()
     patch.setattr(registry, "load_builtin", lambda: None)
@@ -265,7 +266,9 @@ class TestLoading:
         assert recipe_module.recipes_dir().name == "recipes"
 
     def test_import_is_cheap(self):
-        code = "import sys, dlmrl_kit.recipe; assert not {'torch', 'tensordict', 'transformers'} & set(sys.modules)"
+        code = (
+            "import sys, dlmrl_kit.recipe.load; assert not {'torch', 'tensordict', 'transformers'} & set(sys.modules)"
+        )
         subprocess.run([sys.executable, "-c", code], check=True)
 
     def test_builds(self, tmp_path: Path):
@@ -763,7 +766,7 @@ class TestErrors:
         refused_text(tmp_path, text, "s/DummyLoss", "s/DummyLoss.clip: DummyLoss.clip must be above 0")
 
     def test_error_of_the_algorithm_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        from dlmrl_kit import algorithm
+        from dlmrl_kit.algorithm import algorithm
 
         def plan(_: Any) -> None:
             raise RecipeError("nobody writes 'x'")

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from training_helpers import model_path, recipe
 
-from dlmrl_kit.recipe import load_recipe
-from dlmrl_kit.registry import components
+from dlmrl_kit.core.registry import components
+from dlmrl_kit.core.results import Observer, RunResult
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import train
-from dlmrl_kit.training.results import Observer, RunResult
 
 RECIPES = ["egspo", "egspo_sa", "ada_egspo", "grpo_steps", "reinforce_exact"]  # all others: test_baselines
 SAMPLERS = [

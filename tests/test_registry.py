@@ -11,13 +11,13 @@ import torch
 from tensordict import TensorDict
 from typer.testing import CliRunner
 
-from dlmrl_kit import contract, registry
-from dlmrl_kit.cli import app
-from dlmrl_kit.component import Component
-from dlmrl_kit.errors import RecipeError, RegistryError
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core import contract, registry
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.errors import RecipeError, RegistryError
+from dlmrl_kit.core.registry import KINDS, find, nearest, register
 from dlmrl_kit.losses.base import Objective
-from dlmrl_kit.recipe import load_recipe
-from dlmrl_kit.registry import KINDS, find, nearest, register
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.selectors.base import VALID, Selector
 
 ME = __name__.split(".", 1)[0]

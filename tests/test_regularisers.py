@@ -15,8 +15,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import LossModule
 
-from dlmrl_kit.behaviour import LOG_ZERO
-from dlmrl_kit.component import Component
+from dlmrl_kit.core.behaviour import LOG_ZERO
+from dlmrl_kit.core.component import Component
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.fixed_length import FixedLength
 from dlmrl_kit.normalisers.per_sequence import PerSequence

@@ -32,14 +32,14 @@ from training_helpers import (
     trained_alone,
 )
 
-from dlmrl_kit.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.results import EvalResult, Observer, RunResult
 from dlmrl_kit.loggers.metrics_csv import read_metrics
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.rollout.services import Rollout
 from dlmrl_kit.training import loop, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.results import EvalResult, Observer, RunResult
-from dlmrl_kit.training.services import Rollout
 from dlmrl_kit.training.start import trained
 
 SETS = [
@@ -137,7 +137,7 @@ def test_killed_at_random_moments_again_and_again(seed: int, gin_file: Path, who
 
 def test_the_command_line_resumes_what_was_killed(gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", "from dlmrl_kit.cli import main; main()", "train"]
+    command = [sys.executable, "-c", "from dlmrl_kit.cli.app import main; main()", "train"]
     options: dict[str, Any] = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, str(gin_file), "--out", str(folder)], **options) as first:
         deadline = time.monotonic() + 120

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import tiny_recipe
 
-from dlmrl_kit.errors import CheckpointError, RecipeError
-from dlmrl_kit.policies.families import SHIPPED
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.policies.load import SHIPPED
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import evaluate_path, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 
@@ -92,7 +92,7 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_result(
 ) -> None:
     folder = tmp_path / "run"
     (tmp_path / "tiny.gin").write_text(tiny_recipe(sets=SCHEDULED).text())
-    command = [sys.executable, "-c", "from dlmrl_kit.cli import main; main()", "train", str(tmp_path / "tiny.gin")]
+    command = [sys.executable, "-c", "from dlmrl_kit.cli.app import main; main()", "train", str(tmp_path / "tiny.gin")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--out", str(folder)], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

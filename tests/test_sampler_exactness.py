@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from tiny import chi_square, chi_square_limit, log_odds, loop_entropy, loop_probs
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, Behaviour
+from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb

@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from tiny import log_odds, loop_entropy, loop_probs, recorded_calls
 from torch import Tensor
 
+from dlmrl_kit.core.trajectory import KEYS
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
@@ -23,7 +24,6 @@ from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.samplers.view import View
-from dlmrl_kit.trajectory import KEYS
 
 LENGTH, ROWS = 7, 5
 POLICY: Policy = tiny_policy(characters="abcd", initializer_range=0.25).double()  # rounding decides nothing in float64

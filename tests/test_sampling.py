@@ -10,7 +10,8 @@ import torch
 from core import SAMPLERS, make, prompts, roll_out, tiny_policy
 from torch import Tensor
 
-from dlmrl_kit.component import Component
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.trajectory import committed_at, gather_steps, num_valid, state_at
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
@@ -23,7 +24,6 @@ from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
 from dlmrl_kit.selectors.first_k import FirstK
-from dlmrl_kit.trajectory import committed_at, gather_steps, num_valid, state_at
 
 LENGTH = 7
 POLICY = tiny_policy(characters="abcd", initializer_range=0.25)

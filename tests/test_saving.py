@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tiny_runs import TINY, tiny_run
 from typer.testing import CliRunner, Result
 
-from dlmrl_kit.cli import app
+from dlmrl_kit.cli.app import app
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.training.model_card import AUDIT
@@ -240,8 +240,8 @@ def test_uploads_that_cannot_work_are_refused_before_training(
 
 
 def test_a_base_on_the_hub_is_named_in_the_card(tmp_path: Path) -> None:
+    from dlmrl_kit.core.results import EvalResult, RunResult
     from dlmrl_kit.training.model_card import model_card
-    from dlmrl_kit.training.results import EvalResult, RunResult
 
     before, after = EvalResult("heldout", 8, 0.5, 0.5), EvalResult("heldout", 8, 0.75, 0.8, components={"cells": 0.9})
     result = RunResult(tmp_path, before, after, 10, 60.0, tmp_path / "model")

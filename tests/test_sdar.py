@@ -18,9 +18,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from typer.testing import CliRunner
 
-from dlmrl_kit.cli import app
-from dlmrl_kit.env import DenoisingEnv, SamplerPolicy
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.likelihoods.block_replay import BlockReplay, rounds
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
@@ -28,6 +27,7 @@ from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy, attention_mask_for
 from dlmrl_kit.policies.finished_blocks import FinishedBlocks
+from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder

@@ -12,7 +12,7 @@ from segment_loops import BITS, GOLDEN, combined, mix, uniform
 from tiny import chi_square, chi_square_limit
 from torch import Tensor
 
-from dlmrl_kit.seeding import combine_seeds, derive_seed, generator, sample_seeds, uniforms
+from dlmrl_kit.core.seeding import combine_seeds, derive_seed, generator, sample_seeds, uniforms
 
 seeds = st.integers(-(2**63), 2**63 - 1)
 fast = settings(max_examples=60, deadline=None)

@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from tiny import chi_square, chi_square_limit
 from torch import Tensor, nn
 
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.antithetic_elbo import AntitheticElbo
 from dlmrl_kit.likelihoods.coupled import Coupled
 from dlmrl_kit.likelihoods.coupled_elbo import CoupledElbo
@@ -25,7 +26,6 @@ from dlmrl_kit.likelihoods.random_mask import RandomMask
 from dlmrl_kit.likelihoods.sandwich import Sandwich
 from dlmrl_kit.likelihoods.segments import LOG_PROB, Copies, SegmentLikelihood, score
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.seeding import sample_seeds
 from dlmrl_kit.selectors.base import END
 from dlmrl_kit.selectors.whole_sequence import WholeSequence
 

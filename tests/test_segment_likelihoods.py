@@ -13,7 +13,7 @@ from core import tiny_policy
 from segment_cases import CASES, LENGTH_OF_COMPLETIONS, POLICY, WEIGHT, alike, estimated, rolled_out, selected
 from tiny import recorded_calls
 
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.likelihoods.coupled import Coupled
 from dlmrl_kit.likelihoods.elbo import Elbo
 from dlmrl_kit.likelihoods.mean_field import MeanField

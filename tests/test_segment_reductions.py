@@ -6,7 +6,7 @@ import pytest
 import torch
 from segment_cases import LENGTH_OF_COMPLETIONS, POLICY, WEIGHT, alike, estimated, rolled_out, selected
 
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
 from dlmrl_kit.likelihoods.elbo import Elbo
 from dlmrl_kit.likelihoods.mean_field import MeanField

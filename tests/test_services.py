@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tiny_runs import tiny_run
 from torch import Tensor
 
-from dlmrl_kit.training.services import Services
+from dlmrl_kit.rollout.services import Services
 
 
 def test_monte_carlo_restarts_from_finished_states_give_the_reward(tmp_path: Path) -> None:

@@ -17,24 +17,24 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from training_helpers import build, model_path, recipe
 
-from dlmrl_kit import seeding
-from dlmrl_kit.errors import CheckpointError, RecipeError, UserError
-from dlmrl_kit.files import atomic_folder, write_atomic
+from dlmrl_kit.algorithm.rewards import FinalReward, SelectedReward
+from dlmrl_kit.core import seeding
+from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
+from dlmrl_kit.core.files import atomic_folder, write_atomic
+from dlmrl_kit.core.registry import components
+from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama, character_tokenizer
-from dlmrl_kit.prompts import encode, prompt_batch, puzzles, require_puzzles, training_indices
-from dlmrl_kit.recipe import load_recipe
-from dlmrl_kit.registry import components
-from dlmrl_kit.rewards import FinalReward, SelectedReward
+from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.rollout.prompts import encode, prompt_batch, puzzles, require_puzzles, training_indices
+from dlmrl_kit.rollout.scoring import Scorer, completion_texts
+from dlmrl_kit.rollout.services import Services, plain
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.tasks.base import Example, Task
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import evaluate_path, train
 from dlmrl_kit.training.evaluation import evaluate, pass_at_k
-from dlmrl_kit.training.results import EvalResult
-from dlmrl_kit.training.services import Services, plain
-from dlmrl_kit.trajectory import state_at
 
 # ------------------------------------------------------------------------------------------- seeds
 

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlmrl_kit.registry import Claims, register
+from dlmrl_kit.core.registry import Claims, register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.tasks import arithmetic
 from dlmrl_kit.tasks.arithmetic import MAX_DEPTH, MAX_LENGTH, MAX_MAGNITUDE, evaluate, numbers
 from dlmrl_kit.tasks.base import Example, Task, split_of, weighted_mean
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.validate import check
 
 SMALL = {"num_pretrain": 60, "num_train": 60, "num_heldout": 30}
 SUDOKU = Sudoku4x4(**SMALL)
@@ -185,7 +185,7 @@ def test_tasks_can_be_pickled(task: Task) -> None:
 
 @both_tasks
 def test_registered(task: Task) -> None:
-    from dlmrl_kit import registry
+    from dlmrl_kit.core import registry
 
     entries = registry._COMPONENTS["task", type(task).__name__]
     assert [(entry.cls, entry.claims) for entry in entries] == [(type(task), Claims())]

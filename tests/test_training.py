@@ -15,23 +15,23 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from training_helpers import build, model_path, new_run, outcome, recipe, rollout, sgd, weights
 
-from dlmrl_kit import dataflow
-from dlmrl_kit.errors import CheckpointError, RecipeError, TrainingError, UserError
+from dlmrl_kit.algorithm import dataflow
+from dlmrl_kit.core.errors import CheckpointError, RecipeError, TrainingError, UserError
+from dlmrl_kit.core.registry import components
+from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.losses.step_ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.recipe import load_recipe
-from dlmrl_kit.registry import components
+from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.rollout.services import Rollout
 from dlmrl_kit.training import resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.optimiser import build_optimiser
-from dlmrl_kit.training.services import Rollout
 from dlmrl_kit.training.start import find_device
 from dlmrl_kit.training.trainer import SCHEDULES
 from dlmrl_kit.training.update import Totals, Updater
-from dlmrl_kit.trajectory import gather_steps
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")
 OTHERS = ("EntropyBoundRenoising", "PreferencePairs")  # no masks, no policy: tests of their own

@@ -22,8 +22,9 @@ from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.audit import Problem
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
-from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.groups import first_rows, number_in_group, partition, tree_level
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.groups import first_rows, number_in_group, partition, tree_level
+from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.losses.reinforce import Reinforce
@@ -36,7 +37,6 @@ from dlmrl_kit.schedules.polynomial import Polynomial
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.tree_levels import TreeLevels
 from dlmrl_kit.training.evaluation import evaluate
-from dlmrl_kit.trajectory import every_step
 
 LENGTH = 6
 POLICY = tiny_policy(characters="abcd", initializer_range=0.25).to(torch.float64)

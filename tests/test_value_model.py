@@ -17,7 +17,7 @@ from training_helpers import new_run, outcome, recipe
 from dlmrl_kit.advantages.step_gae import RETURN, TOKEN_ADVANTAGE, StepGAE
 from dlmrl_kit.audit import audit_algorithm
 from dlmrl_kit.audit.variants import exact_algorithm
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.losses.token_advantage_ppo import TokenAdvantagePPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.fixed_length import FixedLength

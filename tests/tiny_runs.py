@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.recipe import Recipe, load_recipe
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.results import Observer
+from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.results import Observer
 
 TINY = (
     "Sampler.tokens_per_step = 4",

@@ -23,18 +23,19 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-import dlmrl_kit.pretraining  # not only in the functions: the fork server imports this module once for all processes
+# not only in the functions: the fork server imports this module once for all processes
+import dlmrl_kit.pretraining.loop
 import dlmrl_kit.training.loop
-from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.files import write_atomic
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.results import Observer
 from dlmrl_kit.policies.characters import CharacterLlama
-from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
-from dlmrl_kit.prompts import encode
-from dlmrl_kit.recipe import Recipe, load_recipe
+from dlmrl_kit.pretraining.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.rollout.prompts import encode
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.results import Observer
 from dlmrl_kit.training.update import Updater
 
 TESTS = Path(__file__).parent
@@ -205,7 +206,7 @@ def train_file(path: Path, folder: Path, number: int) -> None:
     try:
         loaded = load_recipe(path)
         if loaded.root == "Pretraining":
-            dlmrl_kit.pretraining.pretrain(loaded, folder)
+            dlmrl_kit.pretraining.loop.pretrain(loaded, folder)
         elif (folder / "recipe.gin").exists():
             dlmrl_kit.training.loop.resume(folder)
         else:

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
 
 SELECTED: Key = ("selected", "advantage")
 TOKEN: Key = ("token", "advantage")

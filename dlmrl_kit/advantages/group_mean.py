@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage, group_mean
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 
 
 @register("advantage", paper="arXiv 2503.20783", unbiased=True, scale="1 - 1/G", under="groups of equal size G")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage, group_max, group_sum
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 
 
 @register("advantage", paper="arXiv 2507.08838", unbiased=False, under="weights that are nonlinear in the rewards")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage, group_max, group_mean, group_sum
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 
 
 @register("advantage", paper="arXiv 2402.03300", unbiased=False, under="divided by the group's standard deviation")

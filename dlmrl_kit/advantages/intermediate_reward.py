@@ -18,9 +18,9 @@ from torch import Tensor
 from dlmrl_kit.advantages.base import GroupAdvantage
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.selected import STEP_ADVANTAGE
-from dlmrl_kit.component import Component
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 
 
 @register(

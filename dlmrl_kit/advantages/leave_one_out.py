@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage, group_sum
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 
 
 @register("advantage", paper="arXiv 2402.14740", unbiased=True)

@@ -15,10 +15,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import SELECTED, WEIGHT
-from dlmrl_kit.component import Component
-from dlmrl_kit.registry import register
-from dlmrl_kit.trajectory import num_valid
-from dlmrl_kit.validate import check
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import num_valid
+from dlmrl_kit.core.validate import check
 
 
 @register("advantage", paper="arXiv 2410.01679", unbiased=True, under="restarts sample as the trajectory was sampled")

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from dlmrl_kit.advantages.base import SELECTED, WEIGHT, GroupAdvantage
 from dlmrl_kit.advantages.group_mean import GroupMean
-from dlmrl_kit.component import Component
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.constant import Constant
-from dlmrl_kit.validate import check
 
 
 @register(

@@ -6,8 +6,8 @@ import torch
 from tensordict import TensorDictBase
 
 from dlmrl_kit.advantages.base import SELECTED, WEIGHT
-from dlmrl_kit.component import Component, Key
-from dlmrl_kit.trajectory import gather_steps
+from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.trajectory import gather_steps
 
 STEP_ADVANTAGE: Key = ("step", "advantage")
 

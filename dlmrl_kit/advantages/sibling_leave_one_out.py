@@ -13,9 +13,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import SELECTED, WEIGHT, group_sum
-from dlmrl_kit.component import Component
-from dlmrl_kit.groups import LEVEL_STEP, NODE, first_rows, tree_level, tree_nodes
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.groups import LEVEL_STEP, NODE, first_rows, tree_level, tree_nodes
+from dlmrl_kit.core.registry import register
 
 
 @register("advantage", paper="arXiv 2512.09675", unbiased=True, under="trees of samples, every step with weight 1")
@@ -45,7 +45,7 @@ def sibling_advantages(reward: Tensor, node: Tensor, group: Tensor) -> Tensor:
 
     Args:
         reward: float64 [B].
-        node: int64 [B, D], as ``dlmrl_kit.groups.tree_nodes``.
+        node: int64 [B, D], as ``dlmrl_kit.core.groups.tree_nodes``.
         group: int64 [B], the root.
 
     Returns:

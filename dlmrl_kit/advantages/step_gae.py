@@ -18,10 +18,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import SELECTED, WEIGHT
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 from dlmrl_kit.values.base import OLD_VALUE, segment_tokens
 
 TOKEN_ADVANTAGE: Key = ("selected", "token_advantage")

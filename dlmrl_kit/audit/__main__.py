@@ -20,7 +20,7 @@ def regenerated(text: str) -> str:
 
 
 def _output(command: str) -> str:
-    from dlmrl_kit.cli import app
+    from dlmrl_kit.cli.app import app
 
     buffer, columns = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(WIDTH)

@@ -16,13 +16,13 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import ITERATION
 from dlmrl_kit.audit.pipeline import ExactServices, after_reward, updater
 from dlmrl_kit.audit.policies import SmallPolicy
-from dlmrl_kit.dataflow import ITERATION
+from dlmrl_kit.core.trajectory import every_step, num_valid
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.selectors.base import END
-from dlmrl_kit.trajectory import every_step, num_valid
 
 _CHUNK = 128
 _DRAWS = 100

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlmrl_kit.advantages.step_gae import TOKEN_ADVANTAGE, StepGAE
+from dlmrl_kit.audit.audit import audit_algorithm
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.report import AuditReport
-from dlmrl_kit.audit.run import audit_algorithm
 from dlmrl_kit.audit.scale import TOLERANCE, evaluated
 from dlmrl_kit.audit.variants import EXACT, claims_of, exact_algorithm
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.losses.base import LENGTH

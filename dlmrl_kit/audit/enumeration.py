@@ -15,9 +15,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Key
-from dlmrl_kit.errors import UserError
-from dlmrl_kit.groups import LEVEL_STEP, NODE
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.groups import LEVEL_STEP, NODE
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler, predict
 from dlmrl_kit.samplers.recorder import Recorder
@@ -51,7 +51,7 @@ def enumerate_trajectories(sampler: Sampler, policy: Policy, prompts: TensorDict
     """
     sampler.attach(policy)
     if sampler.noise == "uniform":
-        from dlmrl_kit.audit.renoising import enumerate_renoising
+        from dlmrl_kit.audit.enumerate_renoising import enumerate_renoising
 
         return enumerate_renoising(sampler, policy, prompts)
     ids = torch.full((len(prompts), sampler.completion_length), policy.mask_id, dtype=torch.int64)

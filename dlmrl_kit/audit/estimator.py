@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
 from dlmrl_kit.audit.pipeline import ExactServices, descended, terms_gradient
 from dlmrl_kit.corrections.apply import corrected

@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import NOT_LISTED, check_draws, enumerate_trajectories
 from dlmrl_kit.audit.estimator import Moments, TooLarge, moments

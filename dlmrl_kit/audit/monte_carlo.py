@@ -15,13 +15,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.pipeline import descended, updater
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.variants import exact_algorithm
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
-from dlmrl_kit.seeding import sample_seeds
-from dlmrl_kit.training.services import Services, roll_out
+from dlmrl_kit.rollout.services import Services, roll_out
 
 
 @dataclass(frozen=True)

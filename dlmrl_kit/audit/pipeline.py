@@ -14,12 +14,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.rewards import FinalReward
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.rewards import FinalReward
+from dlmrl_kit.core.trajectory import num_valid, states
 from dlmrl_kit.training.trainer import Trainer
 from dlmrl_kit.training.update import Updater
-from dlmrl_kit.trajectory import num_valid, states
 
 
 @dataclass

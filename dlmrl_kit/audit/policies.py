@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.caches.base import Cache, Span, Window
-from dlmrl_kit.component import Component
+from dlmrl_kit.core.component import Component
 from dlmrl_kit.policies.base import Policy
 
 PolicyKind = Literal["tabular", "network", "deep network"]

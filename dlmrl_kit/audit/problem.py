@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.audit.policies import PolicyKind, SmallPolicy
-from dlmrl_kit.seeding import sample_seeds
+from dlmrl_kit.core.seeding import sample_seeds
 
 RewardKind = Literal["random", "sparse", "parity"]
 

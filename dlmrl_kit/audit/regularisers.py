@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.bank import select
 from dlmrl_kit.audit.enumeration import NOT_LISTED, actions, repeated
 from dlmrl_kit.audit.measure import ZERO, Ground
@@ -25,10 +25,10 @@ from dlmrl_kit.audit.pipeline import ExactServices, descended, under_policy
 from dlmrl_kit.audit.policies import SmallPolicy
 from dlmrl_kit.audit.scale import TOLERANCE
 from dlmrl_kit.audit.variants import exact_algorithm, swapped
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.corrections.apply import corrected
-from dlmrl_kit.errors import RecipeError
 from dlmrl_kit.likelihoods.base import replay
-from dlmrl_kit.trajectory import every_step
 
 REFERENCE_SHIFT = 0.1
 """How far the reference policy is from the policy: standard deviation of a change of its weights."""

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.variants import EXACT, claims_of
 
 TOLERANCE = 1e-8

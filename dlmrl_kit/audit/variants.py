@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.component import Key, unattached
-from dlmrl_kit.groups import NODE
+from dlmrl_kit.core.component import Key, unattached
+from dlmrl_kit.core.groups import NODE
 from dlmrl_kit.likelihoods.base import Likelihood, Replay
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
@@ -225,6 +225,6 @@ def _words(slot: str, part: Any) -> str:
 
 def claims_of(part: Any) -> Any:
     """The registered ``Claims`` of a component's class, or None."""
-    from dlmrl_kit.registry import registered
+    from dlmrl_kit.core.registry import registered
 
     return next((entry.claims for entry in registered() if entry.cls is type(part)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 
 
 @register("cache", paper="arXiv 2505.22618")

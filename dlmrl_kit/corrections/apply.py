@@ -5,10 +5,10 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.algorithm.dataflow import RECORDED, STEP
+from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.corrections.base import CORRECTION, Correction, diagnostics
-from dlmrl_kit.dataflow import RECORDED, STEP
 from dlmrl_kit.losses.base import WEIGHT, keep
-from dlmrl_kit.trajectory import gather_steps
 
 
 def add_correction(

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.component import Key
 from dlmrl_kit.losses.base import keep
 from dlmrl_kit.losses.clipped import MAX_LOG_RATIO
 

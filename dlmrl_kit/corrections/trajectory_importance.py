@@ -14,10 +14,10 @@ import math
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.corrections.base import Correction, ratios
 from dlmrl_kit.losses.base import keep
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register("correction", paper="Kahn and Marshall 1953")

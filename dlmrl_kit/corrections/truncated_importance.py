@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.corrections.base import Correction, ratios
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register("correction", paper="Ionides 2008")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.corrections.base import Correction
-from dlmrl_kit.registry import register
 
 
 @register("correction")

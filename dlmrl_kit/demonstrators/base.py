@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.tasks.base import Example
 
 

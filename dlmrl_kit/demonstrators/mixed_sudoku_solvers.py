@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator
-from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.registry import register
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.validate import check
 
 _DIGITS = "1234"
 _PUZZLE = re.compile("[1-4_]{16}:")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.demonstrators.base import Demonstrator, field_of
-from dlmrl_kit.registry import register
 from dlmrl_kit.tasks.base import Example
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "ablate": "dlmrl_kit.experiments.ablation",
     "make_design": "dlmrl_kit.experiments.design",
-    "Observer": "dlmrl_kit.experiments.run",
+    "Observer": "dlmrl_kit.experiments.runs",
     "Summary": "dlmrl_kit.experiments.aggregate",
 }
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.experiments.ablation import ablate
     from dlmrl_kit.experiments.aggregate import Summary
     from dlmrl_kit.experiments.design import make_design
-    from dlmrl_kit.experiments.run import Observer
+    from dlmrl_kit.experiments.runs import Observer
 
 
 def __getattr__(name: str) -> Any:

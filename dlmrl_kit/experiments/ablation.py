@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.errors import CheckpointError, UserError
+from dlmrl_kit.core.errors import CheckpointError, UserError
+from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Summary, summarise, write_tables
+from dlmrl_kit.experiments.curves import plot_curves
 from dlmrl_kit.experiments.design import Design
-from dlmrl_kit.experiments.plot import plot_curves
-from dlmrl_kit.experiments.run import MAX_JOBS, Job, Observer, Scheduler, cores, jobs_of, recipe_file
-from dlmrl_kit.files import write_atomic
+from dlmrl_kit.experiments.runs import MAX_JOBS, Job, Observer, Scheduler, cores, jobs_of, recipe_file
 
 MANIFEST = "ablation.json"
 

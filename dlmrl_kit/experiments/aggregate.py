@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dlmrl_kit import __version__
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.experiments.design import BASE, Design
-from dlmrl_kit.experiments.run import Job
-from dlmrl_kit.files import write_atomic
+from dlmrl_kit.experiments.runs import Job
 from dlmrl_kit.loggers.metrics_csv import read_metrics
-from dlmrl_kit.training.results import EvalResult
 
 RESULTS, SUMMARY, SUMMARY_JSON = "results.csv", "summary.csv", "summary.json"
 RESAMPLES = 9999

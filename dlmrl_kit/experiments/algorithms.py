@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.recipe import load_recipe, recipe_names
+from dlmrl_kit.recipe.load import load_recipe, recipe_names
 
 SLOTS = ("sampler", "filter", "selector", "advantage", "likelihood", "value", "loss", "regulariser")
 """Slots that tell algorithms apart."""
@@ -60,7 +60,7 @@ def _relative(path: Path, page: Path) -> str:
 def audit_table(names: Iterable[str]) -> str:
     """What the audit says of each recipe's gradient, and model forwards per sample and update, in Markdown."""
     from dlmrl_kit.audit import audit_recipe
-    from dlmrl_kit.errors import UserError
+    from dlmrl_kit.core.errors import UserError
     from dlmrl_kit.experiments.forwards import count_forwards
 
     heads = ("recipe", "relative bias", "after scale", "scale", "variance x forwards", "rollout", "update", "verdict")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dlmrl_kit.recipe import Recipe
+from dlmrl_kit.recipe.load import Recipe
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dlmrl_kit import __version__
-from dlmrl_kit.errors import RecipeError, UserError
+from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.experiments.compare import Difference, compare, filling, namesakes
-from dlmrl_kit.gin_source import Ref
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
-from dlmrl_kit.recipe import Recipe, load_recipe
+from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.recipe.source import Ref
 
 BASE = "base"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.recipe import load_recipe
+from dlmrl_kit.recipe.load import load_recipe
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ def count_forwards(recipe: str, sets: Sequence[str] = ()) -> Forwards:
         recipe: name or path of a training recipe.
         sets: bindings that change it, as ``load_recipe``.
     """
+    from dlmrl_kit.core.results import Observer
     from dlmrl_kit.training.loop import Run
-    from dlmrl_kit.training.results import Observer
 
     small = ["Trainer.prompts_per_update = 4", "Trainer.device = 'cpu'"]
     algorithm = load_recipe(recipe, sets=[*small, *sets], uses=["logger=none", "filter=none"]).build()

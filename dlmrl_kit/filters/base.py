@@ -5,7 +5,7 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
 
 
 class Filter(Component):

@@ -9,8 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_max
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.filters.base import Filter
-from dlmrl_kit.registry import register
 
 
 @register("filter", paper="arXiv 2503.14476")

@@ -8,9 +8,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_mean
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.filters.base import Filter
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register("filter", paper="arXiv 2509.06949; arXiv 2505.15809")

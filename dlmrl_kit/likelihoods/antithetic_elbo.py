@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import combine_seeds, uniforms
 from dlmrl_kit.likelihoods.masking import count_from, first_of, inverse_share, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
-from dlmrl_kit.registry import register
-from dlmrl_kit.seeding import combine_seeds, uniforms
 
 
 @register(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
 
 

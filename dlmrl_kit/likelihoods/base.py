@@ -14,11 +14,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.trajectory import committed_at, gather_steps, progress, state_at, states
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.view import Decision
-from dlmrl_kit.trajectory import committed_at, gather_steps, progress, state_at, states
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import count_from, first_of, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.validate import check
 
 
 @register(

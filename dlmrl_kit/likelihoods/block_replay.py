@@ -13,12 +13,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.base import Replay, pack, replay
 from dlmrl_kit.likelihoods.head import token_log_probs
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
 
 LOG_PROB, TOKEN_LOG_PROB = ("selected", "log_prob"), ("selected", "token_log_prob")

@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import each_with, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register("likelihood", paper="arXiv 2506.20639", unbiased=False, under="weighted scores of states never visited")

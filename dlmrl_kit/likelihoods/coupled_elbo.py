@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.masking import count_from, first_of, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
-from dlmrl_kit.registry import register
 
 
 @register(

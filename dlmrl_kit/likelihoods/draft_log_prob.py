@@ -11,11 +11,11 @@ import dataclasses
 
 from tensordict import TensorDictBase
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, counted_positions
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.trajectory import gather_steps
 
 
 @register(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dlmrl_kit.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, forbid
+from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, forbid
 from dlmrl_kit.policies.base import Policy, head_logits
 from dlmrl_kit.samplers.parts import LOGITS_BYTES
 

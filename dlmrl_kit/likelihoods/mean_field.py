@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.segments import Copies, OneCopyLikelihood, Segments
-from dlmrl_kit.registry import register
 
 
 @register("likelihood", paper="arXiv 2504.12216", unbiased=False, under="exact only for completions of one step")

@@ -16,9 +16,9 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.masking import first_of, inverse_share, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
-from dlmrl_kit.registry import register
 
 
 @functools.cache

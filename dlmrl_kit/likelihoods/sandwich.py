@@ -23,11 +23,11 @@ import math
 import torch
 from torch import Tensor
 
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import count_from, first_of, inverse_share, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, prompt_masks
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 ADVANTAGE: Key = ("selected", "advantage")
 

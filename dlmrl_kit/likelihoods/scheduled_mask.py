@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import combine_seeds, uniforms
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import each_with, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
-from dlmrl_kit.registry import register
-from dlmrl_kit.seeding import combine_seeds, uniforms
-from dlmrl_kit.validate import check
 
 
 @register("likelihood", paper="arXiv 2505.15809", unbiased=False, under="scores tokens in states never visited")

@@ -15,14 +15,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Key
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.seeding import combine_seeds, uniforms
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.head import token_log_probs
 from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.seeding import combine_seeds, uniforms
-from dlmrl_kit.validate import check
 
 LOG_PROB: Key = ("selected", "log_prob")
 TOKEN_LOG_PROB: Key = ("selected", "token_log_prob")

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import entropy
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.behaviour import entropy
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.base import Likelihood, Replay
 from dlmrl_kit.likelihoods.head import recomputed
 from dlmrl_kit.policies.base import Policy, completion_features
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.blocks import block_offset
 from dlmrl_kit.samplers.parts import parts

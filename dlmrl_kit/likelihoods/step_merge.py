@@ -8,8 +8,8 @@ approximation within longer ones. With one segment it is ``MeanField``.
 
 from __future__ import annotations
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.segments import Copies, OneCopyLikelihood, Segments
-from dlmrl_kit.registry import register
 
 
 @register(

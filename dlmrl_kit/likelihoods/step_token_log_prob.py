@@ -12,12 +12,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, entropy
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.behaviour import LOG_ZERO, entropy
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.base import Likelihood, Replay, pack, pack_tokens
 from dlmrl_kit.likelihoods.head import token_log_probs
 from dlmrl_kit.policies.base import Policy, completion_features
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
 
 

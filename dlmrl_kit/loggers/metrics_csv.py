@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from dlmrl_kit.errors import CheckpointError
-from dlmrl_kit.files import write_atomic
+from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.loggers.base import Logger
-from dlmrl_kit.registry import register
 
 FILE = "metrics.csv"
 HEADER = ("update", "metric", "value")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.loggers.torchrl_logger import Forwarding, torchrl_logger
-from dlmrl_kit.registry import register
 
 
 @register("logger")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.errors import UserError
-from dlmrl_kit.files import write_atomic
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.loggers.base import Logger
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 BACKENDS = ("wandb", "mlflow", "trackio", "csv")
 RESUMABLE = frozenset({"wandb"})

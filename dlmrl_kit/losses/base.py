@@ -20,7 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import LossModule
 
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
 
 LOG_PROB: Key = ("selected", "log_prob")
 OLD_LOG_PROB: Key = ("selected", "old_log_prob")

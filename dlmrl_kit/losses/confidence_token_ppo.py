@@ -12,9 +12,9 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import OLD_TOKEN_LOG_PROB, keep, scored_tokens
 from dlmrl_kit.losses.token_ppo import TokenPPO
-from dlmrl_kit.registry import register
 
 
 @register(

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dlmrl_kit.advantages.base import group_max
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import LOG_PROB, REF_LOG_PROB, WEIGHT, Objective
 from dlmrl_kit.losses.sequence_base import sequence_log_prob, used_sequences
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 def best_and_worst(reward: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import ADVANTAGE, LENGTH, LOG_PROB, WEIGHT, Objective, keep, mean_over, weighted_sum
 from dlmrl_kit.losses.sequence_base import used_sequences
-from dlmrl_kit.registry import register
 
 
 @register(

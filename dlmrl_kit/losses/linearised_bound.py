@@ -19,6 +19,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
     ADVANTAGE,
     LENGTH,
@@ -33,8 +35,6 @@ from dlmrl_kit.losses.base import (
 )
 from dlmrl_kit.losses.clipped import DIAGNOSTICS, MAX_LOG_RATIO
 from dlmrl_kit.losses.sequence_base import sequence_length
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register(

@@ -11,8 +11,8 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, Objective, keep, mean_over, weighted_sum
-from dlmrl_kit.registry import register
 
 
 @register(

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
     LENGTH,
     LOG_PROB,
@@ -24,7 +25,6 @@ from dlmrl_kit.losses.base import (
     keep,
 )
 from dlmrl_kit.losses.clipped import DIAGNOSTICS, Surrogate, clipped_surrogate
-from dlmrl_kit.validate import check
 
 
 def used_sequences(weight: Tensor) -> Tensor:

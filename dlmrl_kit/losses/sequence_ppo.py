@@ -12,8 +12,8 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.sequence_base import ClippedSequences
-from dlmrl_kit.registry import register
 
 
 @register(

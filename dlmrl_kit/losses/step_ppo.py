@@ -12,10 +12,10 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, OLD_LOG_PROB, WEIGHT, Objective, weighted_sum
 from dlmrl_kit.losses.clipped import DIAGNOSTICS, clipped_surrogate
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register(

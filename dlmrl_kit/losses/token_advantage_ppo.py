@@ -11,10 +11,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.step_gae import TOKEN_ADVANTAGE
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import ADVANTAGE, TOKEN_MASK
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.registry import register
 from dlmrl_kit.values.base import check_by_position
 
 

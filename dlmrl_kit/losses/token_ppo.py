@@ -12,6 +12,8 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
     ADVANTAGE,
     OLD_TOKEN_LOG_PROB,
@@ -24,8 +26,6 @@ from dlmrl_kit.losses.base import (
 from dlmrl_kit.losses.clipped import DIAGNOSTICS, clipped_surrogate
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.per_token import PerToken
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register(

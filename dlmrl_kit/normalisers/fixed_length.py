@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register("normaliser", paper="arXiv 2503.20783; arXiv 2509.06949")

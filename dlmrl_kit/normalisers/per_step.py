@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.registry import register
 
 
 @register("normaliser", paper="arXiv 2509.06949")

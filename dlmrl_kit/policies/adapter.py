@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:

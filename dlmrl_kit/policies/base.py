@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.fused_lora import fused
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.merging import merged
@@ -109,7 +109,7 @@ class Policy(nn.Module):
         Raises:
             UserError: no such folder, or a family the kit does not know.
         """
-        from dlmrl_kit.policies.families import load
+        from dlmrl_kit.policies.load import load
 
         return load(path, **options)
 
@@ -212,7 +212,7 @@ class Policy(nn.Module):
         """Freezes the model and trains a peft adapter instead; the reference is then the base with the adapter off."""
         from peft import get_peft_model
 
-        from dlmrl_kit.policies.files import quiet
+        from dlmrl_kit.policies.checkpoint_files import quiet
 
         with quiet():
             self._adapter = get_peft_model(self.model, config)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.base import Policy, unpadded
 from dlmrl_kit.policies.compiling import uncompiled
 from dlmrl_kit.policies.finished_blocks import FinishedBlocks

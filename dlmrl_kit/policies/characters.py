@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 _SPECIAL = ["<pad>", "<mask>", "<eos>", "<unk>"]
 

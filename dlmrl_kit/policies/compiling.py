@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 
 if TYPE_CHECKING:
     from dlmrl_kit.policies.base import Policy
@@ -60,7 +60,7 @@ def check_compilable(policy: Policy) -> None:
     Raises:
         UserError: such a policy.
     """
-    from dlmrl_kit.policies.diffusion_gemma import DiffusionGemmaPolicy
+    from dlmrl_kit.policies.canvas_policy import DiffusionGemmaPolicy
 
     if isinstance(policy, DiffusionGemmaPolicy):
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.options import Attention, Dtype, Quantisation
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
 
 
 @register("policy")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter import merged_state, pattern
-from dlmrl_kit.policies.files import quiet
+from dlmrl_kit.policies.checkpoint_files import quiet
 from dlmrl_kit.policies.options import LoadOptions, write_told
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def load_merged(folder: str, options: LoadOptions) -> Policy:
     """
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
-    from dlmrl_kit.policies.families import load_folder
-    from dlmrl_kit.policies.files import read_config, resolve
+    from dlmrl_kit.policies.checkpoint_files import read_config, resolve
+    from dlmrl_kit.policies.load import load_folder
     from dlmrl_kit.policies.options import read_told
 
     config = PeftConfig.from_pretrained(folder)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import character_tokenizer
-from dlmrl_kit.policies.families import family_of
+from dlmrl_kit.policies.load import family_of
 from dlmrl_kit.policies.options import LoadOptions
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?+-*/=()[]{}<>'\"_#$%&@^|~`\\"
@@ -76,8 +76,8 @@ def skeleton(config: dict[str, Any], options: LoadOptions) -> Any:
 def wrapped(model: Any, config: dict[str, Any], options: LoadOptions) -> Policy:
     """The policy of a ``skeleton``, with a tokenizer of single characters in place of the checkpoint's."""
     from dlmrl_kit.policies.block_causal import BlockCausalPolicy
-    from dlmrl_kit.policies.diffusion_gemma import DiffusionGemmaPolicy
-    from dlmrl_kit.policies.family.masked_lm import MaskedLMPolicy
+    from dlmrl_kit.policies.canvas_policy import DiffusionGemmaPolicy
+    from dlmrl_kit.policies.families.masked_lm import MaskedLMPolicy
 
     kinds: dict[str, type[Policy]] = {
         "sdar": BlockCausalPolicy,

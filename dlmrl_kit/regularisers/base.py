@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import LOG_PROB, OLD_LOG_PROB, REF_LOG_PROB, WEIGHT, Term, keep, weighted_sum
-from dlmrl_kit.validate import check
 
 
 class Regulariser(Term):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Key
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.regularisers.base import Regulariser
 
 ENTROPY: Key = ("selected", "entropy")

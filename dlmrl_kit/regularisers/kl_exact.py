@@ -10,10 +10,10 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.behaviour import LOG_ZERO
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import TOKEN_MASK, WEIGHT, keep
-from dlmrl_kit.registry import register
 from dlmrl_kit.regularisers.base import Regulariser
 
 DISTRIBUTION: Key = ("selected", "distribution")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.regularisers.base import KLEstimator
 from dlmrl_kit.regularisers.kl_estimators import k1
 

@@ -20,15 +20,15 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_max, group_sum
-from dlmrl_kit.component import Key
-from dlmrl_kit.groups import LEVEL_STEP, NODE, partition, tree_level, tree_nodes
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.groups import LEVEL_STEP, NODE, partition, tree_level, tree_nodes
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import ADVANTAGE, TOKEN_LOG_PROB, TOKEN_MASK, WEIGHT, Term, keep
-from dlmrl_kit.registry import register
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.constant import Constant
 from dlmrl_kit.schedules.exponential import Exponential
 from dlmrl_kit.schedules.polynomial import Polynomial
-from dlmrl_kit.validate import check
 
 LEAST_TEMPERATURE = 1e-6
 

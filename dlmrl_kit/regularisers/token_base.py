@@ -12,6 +12,7 @@ from typing import Literal
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
     OLD_TOKEN_LOG_PROB,
     REF_TOKEN_LOG_PROB,
@@ -24,7 +25,6 @@ from dlmrl_kit.losses.base import (
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.per_token import PerToken
 from dlmrl_kit.regularisers.base import Regulariser, compared
-from dlmrl_kit.validate import check
 
 
 class TokenKLEstimator(Regulariser):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.regularisers.kl_estimators import k2
 from dlmrl_kit.regularisers.token_base import TokenKLEstimator
 

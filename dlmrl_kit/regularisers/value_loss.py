@@ -12,12 +12,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.step_gae import RETURN
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import TOKEN_MASK, WEIGHT, keep, scored_tokens
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.per_token import PerToken
-from dlmrl_kit.registry import register
 from dlmrl_kit.regularisers.base import Regulariser
-from dlmrl_kit.validate import check
 from dlmrl_kit.values.base import OLD_VALUE, VALUE, check_by_position
 
 

@@ -17,20 +17,20 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import (
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.core.behaviour import (
     Behaviour,
     by_rows,
     draw,
     forbid,
 )
-from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy, completion_features, completion_logits, head_logits
 from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
 from dlmrl_kit.samplers.parts import merged, parts
 from dlmrl_kit.samplers.recorder import OPTIONAL_KEYS, Recorder
 from dlmrl_kit.samplers.view import Decision, View, highest, token_log_prob
-from dlmrl_kit.validate import check
 
 
 class Rows(NamedTuple):

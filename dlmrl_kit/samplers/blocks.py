@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 
 
 def block_offset(policy: Any, prompt_mask: Tensor) -> Tensor | None:

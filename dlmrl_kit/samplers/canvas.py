@@ -9,8 +9,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, entropy
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.behaviour import LOG_ZERO, behaviour_log_probs, entropy
+from dlmrl_kit.core.component import Key
 from dlmrl_kit.policies.base import Policy
 
 if TYPE_CHECKING:

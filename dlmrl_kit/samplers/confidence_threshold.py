@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import confidence_of
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.behaviour import confidence_of
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import StateScoreSampler
 from dlmrl_kit.samplers.view import View, highest
-from dlmrl_kit.validate import check
 
 
 @register("sampler", paper="arXiv 2505.22618")

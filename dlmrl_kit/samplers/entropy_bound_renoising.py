@@ -14,10 +14,10 @@ import math
 import torch
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.canvas import State
 from dlmrl_kit.samplers.renoising import RenoisingSampler
-from dlmrl_kit.validate import check
 
 
 @register("sampler", paper="arXiv 2505.24857")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlmrl_kit.behaviour import by_rows, entropy
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.behaviour import by_rows, entropy
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.samplers.base import StateScoreSampler
 from dlmrl_kit.samplers.view import View
 

@@ -14,14 +14,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dlmrl_kit.behaviour import LOG_ZERO
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.behaviour import LOG_ZERO
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import draw_tokens
 from dlmrl_kit.samplers.plackett_luce_order import OrderedDraw
 from dlmrl_kit.samplers.view import Decision, View, rank_of, token_log_prob
-from dlmrl_kit.validate import check
 
 
 class OrderModule(nn.Module):

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import log_mass
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.behaviour import log_mass
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
 

@@ -14,11 +14,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import by_rows, forbid
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.behaviour import by_rows, forbid
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.policies.base import Policy, completion_features, head_logits
 from dlmrl_kit.samplers.parts import LOGITS_BYTES, most_predictions
-from dlmrl_kit.trajectory import state_at
 
 RECORDED_ALWAYS: tuple[Key, ...] = (("step", "valid"), ("step", "entropy"), ("step", "num_committed"))
 """Keys of a rollout under way that ``Sampler.may_choose`` can read."""

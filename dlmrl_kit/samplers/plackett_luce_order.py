@@ -12,11 +12,11 @@ import itertools
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import by_rows
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.behaviour import by_rows
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import StateScoreSampler, draw_tokens
 from dlmrl_kit.samplers.view import Decision, View, rank_of, subsets, token_log_prob
-from dlmrl_kit.validate import check
 
 _NOT_ALLOWED = -1e9
 

@@ -13,19 +13,19 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.groups import number_in_group
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator
 from dlmrl_kit.demonstrators.chosen import Chosen
 from dlmrl_kit.demonstrators.rejected import Rejected
-from dlmrl_kit.errors import RecipeError
-from dlmrl_kit.groups import number_in_group
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.prompts import encode_completions
-from dlmrl_kit.registry import register
+from dlmrl_kit.rollout.prompts import encode_completions
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.view import Decision, View
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.validate import check
 
 
 @register("sampler", paper="arXiv 2505.19223")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.samplers.base import StateScoreSampler
 from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
 

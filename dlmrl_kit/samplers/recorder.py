@@ -8,8 +8,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, entropy_
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, entropy_
+from dlmrl_kit.core.component import Key
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.one_step import BehindTheBlock
 

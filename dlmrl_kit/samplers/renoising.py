@@ -23,13 +23,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.behaviour import by_rows, draw, entropy
-from dlmrl_kit.component import Key
+from dlmrl_kit.core.behaviour import by_rows, draw, entropy
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler, predict
 from dlmrl_kit.samplers.canvas import CanvasRecorder, State
 from dlmrl_kit.samplers.view import Decision, View, token_log_prob
-from dlmrl_kit.validate import check
 
 
 @dataclass(frozen=True)

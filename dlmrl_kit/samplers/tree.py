@@ -11,12 +11,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.groups import LEVEL_STEP, NODE, first_rows, number_in_group, partition
+from dlmrl_kit.core.groups import LEVEL_STEP, NODE, first_rows, number_in_group, partition
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.recorder import Recorder
-from dlmrl_kit.validate import check
 
 
 @register("sampler", paper="arXiv 2512.09675")
@@ -34,7 +34,7 @@ class Tree(LowConfidence):
         branching: children of every node, at least 2.
 
     Reads ``prompt_ids``, ``prompt_mask`` and ``group``; writes as ``Sampler``, and ``("tree", "node")``,
-    ``("tree", "step")`` int64 [B, height] (see ``dlmrl_kit.groups``).
+    ``("tree", "step")`` int64 [B, height] (see ``dlmrl_kit.core.groups``).
 
     Raises:
         ValueError: a value out of range.

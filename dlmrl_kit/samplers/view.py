@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dlmrl_kit.behaviour import LOG_ZERO, Behaviour, Certainty, behaviour_log_probs, by_rows, certainty, draw
+from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, Certainty, behaviour_log_probs, by_rows, certainty, draw
 
 
 @dataclass(frozen=True)

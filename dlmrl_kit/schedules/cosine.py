@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.schedules.base import Schedule
-from dlmrl_kit.validate import check
 
 
 @register("schedule", paper="arXiv 1608.03983")

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.selectors.base import VALID, Selector
 
 

@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.selected import STEP_ADVANTAGE
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
 
 VALID: Key = ("step", "valid")
 ENTROPY: Key = ("step", "entropy")

@@ -19,7 +19,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import (
     ENTROPY,
     NUM_COMMITTED,
@@ -29,7 +30,6 @@ from dlmrl_kit.selectors.base import (
     tail_sum,
     valid_entropy,
 )
-from dlmrl_kit.validate import check
 
 
 @register("selector", paper="arXiv 2603.12554 (bound: this project)", unbiased=False, under="bias bounded by epsilon")

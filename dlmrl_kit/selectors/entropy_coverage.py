@@ -11,9 +11,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, descending_rank, tail_sum, valid_entropy
-from dlmrl_kit.validate import check
 
 _ROUNDING = 1 + 1e-9
 

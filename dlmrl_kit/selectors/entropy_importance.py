@@ -15,9 +15,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, valid_entropy
-from dlmrl_kit.validate import check
 
 
 @register("selector", paper="cousin of arXiv 2510.04019", unbiased=True)

@@ -6,9 +6,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, descending_rank, valid_entropy
-from dlmrl_kit.validate import check
 
 
 @register("selector", paper="arXiv 2603.12554", unbiased=False, under="drops the steps of low entropy")

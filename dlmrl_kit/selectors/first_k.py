@@ -6,9 +6,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import VALID, Selector
-from dlmrl_kit.validate import check
 
 
 @register("selector", unbiased=False, under="drops the later steps")

@@ -14,9 +14,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import VALID, Selector, descending_rank
-from dlmrl_kit.validate import check
 
 
 @register("selector", paper="Horvitz and Thompson 1952; a baseline in arXiv 2603.12554", unbiased=True)

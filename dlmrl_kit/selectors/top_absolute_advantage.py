@@ -11,9 +11,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.selected import STEP_ADVANTAGE
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import VALID, Selector, descending_rank
-from dlmrl_kit.validate import check
 
 
 @register("selector", paper="arXiv 2508.13148", unbiased=False, under="drops the steps of small advantage")

@@ -7,10 +7,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_sum
-from dlmrl_kit.groups import LEVEL_STEP, NODE, tree_level, tree_nodes
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.groups import LEVEL_STEP, NODE, tree_level, tree_nodes
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import num_valid
 from dlmrl_kit.selectors.base import VALID, Selector
-from dlmrl_kit.trajectory import num_valid
 
 
 @register(

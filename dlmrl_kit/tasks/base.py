@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsIndex, TypeAlias
 
-from dlmrl_kit.validate import check
+from dlmrl_kit.core.validate import check
 
 Prompt: TypeAlias = str | list[dict[str, str]]
 """A text, or a conversation: messages with ``role`` and ``content``, formatted with the tokenizer's chat template."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.tasks import arithmetic
 from dlmrl_kit.tasks.base import Example, Task, check_int, check_weights, reasoning_gym_dataset, weighted_mean
-from dlmrl_kit.validate import check
 
 
 @register("task")

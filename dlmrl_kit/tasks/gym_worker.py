@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 
 CHUNK = 500
 """Puzzles of one reasoning-gym dataset; the stream is one dataset after another."""

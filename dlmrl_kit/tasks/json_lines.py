@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from dlmrl_kit.registry import nearest, register
+from dlmrl_kit.core.registry import nearest, register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.tasks import reward_function
 from dlmrl_kit.tasks.base import (
     BaseTask,
@@ -23,8 +24,7 @@ from dlmrl_kit.tasks.base import (
     split_of,
     weighted_mean,
 )
-from dlmrl_kit.tasks.worker import Failed, Failures, Pool, WorkerError, shared
-from dlmrl_kit.validate import check
+from dlmrl_kit.tasks.reward_worker import Failed, Failures, Pool, WorkerError, shared
 
 
 @register("task")

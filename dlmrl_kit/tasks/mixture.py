@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_split, check_weights, score_many
-from dlmrl_kit.validate import check
 
 MAX_SIZE = 10**7
 """Largest size of a split that is worked out from weights."""

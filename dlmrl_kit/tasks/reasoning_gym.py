@@ -8,11 +8,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from dlmrl_kit.registry import nearest, register
+from dlmrl_kit.core.registry import nearest, register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.tasks.base import Example, Task, check_int, check_seconds, check_weights, weighted_mean
 from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Puzzle
-from dlmrl_kit.tasks.worker import Failed, Failures, Pool, WorkerError, shared
-from dlmrl_kit.validate import check
+from dlmrl_kit.tasks.reward_worker import Failed, Failures, Pool, WorkerError, shared
 
 EVALUATES_TEXT = frozenset(
     {

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from importlib.machinery import PathFinder
 from typing import Any
 
-from dlmrl_kit.errors import UserError
-from dlmrl_kit.registry import nearest
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.tasks.worker import search_path
+from dlmrl_kit.tasks.reward_worker import search_path
 
 MAX_COMPONENTS = 64
 

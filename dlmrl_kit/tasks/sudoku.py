@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dlmrl_kit.registry import register
+from dlmrl_kit.core.registry import register
 from dlmrl_kit.tasks.base import Example, Task, check_int, check_weights, reasoning_gym_dataset, weighted_mean
 
 _GRID = re.compile("[1-4]{16}")  # not \d, which also matches the digits of other scripts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlmrl_kit.audit import AuditReport, Problem, audit_algorithm, exact_algorithm
-from dlmrl_kit.errors import RecipeError
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.subject import build, entry_of

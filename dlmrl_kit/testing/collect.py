@@ -30,7 +30,7 @@ def _of_kind(kind: str) -> tuple[CheckFunction, ...]:
     from dlmrl_kit.testing import (
         advantages,
         claims,
-        dataflow,
+        declarations,
         filters,
         likelihoods,
         normalisers,
@@ -54,14 +54,14 @@ def _of_kind(kind: str) -> tuple[CheckFunction, ...]:
         "loss": (*terms.LOSS_CHECKS, *claims.CHECKS),
         "regulariser": terms.REGULARISER_CHECKS,
     }
-    return (*dataflow.CHECKS, *padding.CHECKS, *flowing[kind]) if kind in flowing else ()
+    return (*declarations.CHECKS, *padding.CHECKS, *flowing[kind]) if kind in flowing else ()
 
 
 def checks_for(component: Any) -> list[Check]:
     """The checks that apply to a component, an instance or a class.
 
     Raises:
-        ConformanceError: it is of no kind (see ``dlmrl_kit.registry.KINDS``).
+        ConformanceError: it is of no kind (see ``dlmrl_kit.core.registry.KINDS``).
     """
     cls = component if isinstance(component, type) else type(component)
     return [Check(function) for function in _functions(kind_of(cls))]

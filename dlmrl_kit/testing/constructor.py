@@ -9,8 +9,8 @@ import pickle
 import re
 from typing import Any
 
-from dlmrl_kit.registry import Claims, Parameter
-from dlmrl_kit.registry import Component as Entry
+from dlmrl_kit.core.registry import Claims, Parameter
+from dlmrl_kit.core.registry import Component as Entry
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import different, outputs
 from dlmrl_kit.testing.subject import BY_ANNOTATION, BY_NAME, entry_of, kind_of
@@ -90,7 +90,7 @@ def check_constructor_errors(name: str, component: Any) -> None:
                     fail(name, problem, 'add a section Raises with "ValueError: a value out of range."')
             except Exception as error:  # a constructor may raise anything
                 problem = f"raises {type(error).__name__} when built with {parameter.name}={value!r}: {error}"
-                fail(name, problem, "check the value first (dlmrl_kit.validate.check) and raise a ValueError")
+                fail(name, problem, "check the value first (dlmrl_kit.core.validate.check) and raise a ValueError")
 
 
 def check_copies(name: str, component: Any) -> None:

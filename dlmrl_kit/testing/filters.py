@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from dlmrl_kit.testing.core import attempt, fail
-from dlmrl_kit.testing.dataflow import ORDER
+from dlmrl_kit.testing.declarations import ORDER
 from dlmrl_kit.testing.running import equal, inputs, leaves
 from dlmrl_kit.testing.world import GROUP, World, world
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import different, inputs, outputs, run, variants
 from dlmrl_kit.testing.terms import PIECES, is_live
 from dlmrl_kit.testing.world import WEIGHT, world
-from dlmrl_kit.trajectory import gather_steps
 
 NOT_LIVE = frozenset({"token_mask"})
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.testing.core import attempt, fail
 
 LOCAL = "check an instance that works offline; a logger whose package is missing raises a UserError in open"

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.component import unattached
+from dlmrl_kit.core.component import unattached
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.testing.core import attempt, fail
@@ -104,7 +104,7 @@ def check_probabilities(name: str, component: Sampler) -> None:
     """On a problem of two tokens and three positions its probabilities sum to 1, and its draws follow them."""
     from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
     from dlmrl_kit.audit.problem import Problem
-    from dlmrl_kit.training.services import plain
+    from dlmrl_kit.rollout.services import plain
 
     problem = Problem(vocab=2, length=3)
     size = {"completion_length": 3, "block_length": min(3, component.block_length)}

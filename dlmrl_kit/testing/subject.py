@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from dlmrl_kit.registry import Component, registered
+from dlmrl_kit.core.registry import Component, registered
 from dlmrl_kit.testing.core import attempt, fail
 
 BASES: dict[str, str] = {

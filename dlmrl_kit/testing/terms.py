@@ -8,8 +8,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.component import Key
-from dlmrl_kit.dataflow import plain_key
+from dlmrl_kit.algorithm.dataflow import plain_key
+from dlmrl_kit.core.component import Key
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import Outputs, equal, inputs, leaves
 from dlmrl_kit.testing.world import GROUP, WEIGHT, world

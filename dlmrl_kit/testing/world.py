@@ -15,15 +15,15 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Key
-from dlmrl_kit.groups import number_in_group
+from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.groups import number_in_group
+from dlmrl_kit.core.seeding import sample_seeds
+from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, state_at
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.seeding import sample_seeds
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.trajectory import committed_at, masked_at, num_valid, state_at
 
 GROUP = (7, 2, 7, 5, 2, 7, 2, 5)
 """Prompt of each sample: interleaved, groups of different sizes, ids that are no indices."""

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dlmrl_kit.errors import CheckpointError
-from dlmrl_kit.files import atomic_folder
+from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.core.files import atomic_folder
 
 _NAME = re.compile(r"update-(\d+)")
 KEPT = 2

@@ -17,19 +17,19 @@ from typing import Any
 
 import torch
 
-from dlmrl_kit.algorithm import Algorithm
-from dlmrl_kit.dataflow import plan
-from dlmrl_kit.errors import RecipeError, TrainingError, UserError
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import plan
+from dlmrl_kit.core.errors import RecipeError, TrainingError, UserError
+from dlmrl_kit.core.results import Observer
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.policies.files import load_tokenizer
+from dlmrl_kit.policies.checkpoint_files import load_tokenizer
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.skeleton import SMALL, skeleton, small_policy, wrapped
-from dlmrl_kit.prompts import prompt_tokens
-from dlmrl_kit.recipe import Recipe
+from dlmrl_kit.recipe.load import Recipe
+from dlmrl_kit.rollout.prompts import prompt_tokens
 from dlmrl_kit.training.estimate import computed_positions, describe, forwards, memory
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.results import Observer
 from dlmrl_kit.training.shapes import find_config, local_folder
 
 PUZZLES = 8

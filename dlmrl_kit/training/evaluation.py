@@ -8,17 +8,17 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit import seeding
-from dlmrl_kit.behaviour import Behaviour
-from dlmrl_kit.errors import CheckpointError, RecipeError
+from dlmrl_kit.core import seeding
+from dlmrl_kit.core.behaviour import Behaviour
+from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.prompts import prompt_batch, require_puzzles
+from dlmrl_kit.rollout.prompts import prompt_batch, require_puzzles
+from dlmrl_kit.rollout.scoring import Scorer, completion_texts
+from dlmrl_kit.rollout.services import plain
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.scoring import Scorer, completion_texts
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.pieces import cut, length_order, restored
-from dlmrl_kit.training.results import EvalResult
-from dlmrl_kit.training.services import plain
 from dlmrl_kit.training.start import attach, load_components
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -163,7 +163,7 @@ def evaluate_path(
     Raises:
         UserError: nothing to evaluate at ``path``, or a broken recipe.
     """
-    from dlmrl_kit.recipe import load_recipe
+    from dlmrl_kit.recipe.load import load_recipe
 
     run = Path(path)
     model = path

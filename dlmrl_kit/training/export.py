@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.component import Component
-from dlmrl_kit.errors import UserError
-from dlmrl_kit.files import atomic_folder
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.files import atomic_folder
+from dlmrl_kit.core.results import RunResult
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.options import write_told
 from dlmrl_kit.training.model_card import model_card
-from dlmrl_kit.training.results import RunResult
 from dlmrl_kit.training.start import save_components
 
 MODEL, ADAPTER = "model", "adapter"

@@ -12,23 +12,23 @@ import torch
 from tensordict import TensorDictBase
 
 from dlmrl_kit import __version__
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.results import EvalResult, Observer, RunResult
+from dlmrl_kit.core.seeding import derive_seed, sample_seeds
 from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.corrections.base import warning
-from dlmrl_kit.errors import CheckpointError, RecipeError
-from dlmrl_kit.files import write_atomic
 from dlmrl_kit.policies.compiling import compile_blocks
-from dlmrl_kit.prompts import prompt_batch, require_puzzles, training_indices
-from dlmrl_kit.recipe import Recipe, load_recipe
-from dlmrl_kit.scoring import Scorer
-from dlmrl_kit.seeding import derive_seed, sample_seeds
+from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.rollout.prompts import prompt_batch, require_puzzles, training_indices
+from dlmrl_kit.rollout.scoring import Scorer
+from dlmrl_kit.rollout.services import Rollout, Services, roll_out
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
-from dlmrl_kit.training.plot import plot_curve
-from dlmrl_kit.training.results import EvalResult, Observer, RunResult
-from dlmrl_kit.training.services import Rollout, Services, roll_out
 from dlmrl_kit.training.start import start_policy, trained
 from dlmrl_kit.training.update import Updater
 

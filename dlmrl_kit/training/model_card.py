@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlmrl_kit import __version__
-from dlmrl_kit.training.results import EvalResult, RunResult
+from dlmrl_kit.core.results import EvalResult, RunResult
 
 AUDIT = "audit.json"
 """File in a run's folder whose verdict goes into the card: the output of ``dlmrl audit RECIPE --json``."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from dlmrl_kit.errors import UserError
-from dlmrl_kit.policies.files import SHIPPED, read_config
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.policies.checkpoint_files import SHIPPED, read_config
 
 SHAPES = Path(__file__).with_name("shapes.json")
 

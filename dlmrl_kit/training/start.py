@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dlmrl_kit.component import Component
-from dlmrl_kit.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.seeding import derive_seed
 from dlmrl_kit.training.optimiser import build_optimiser
 
 PREFIX = "component:"

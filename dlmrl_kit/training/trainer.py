@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dlmrl_kit.registry import register
-from dlmrl_kit.validate import check
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 
 SCHEDULES: tuple[str, ...] = (
     "constant",

@@ -17,18 +17,18 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit import dataflow, seeding
-from dlmrl_kit.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm, dataflow
+from dlmrl_kit.algorithm.dataflow import RECORDED, STEP, plain_key, twin_key
+from dlmrl_kit.core import seeding
+from dlmrl_kit.core.errors import TrainingError
+from dlmrl_kit.core.trajectory import every_step, gather_steps
 from dlmrl_kit.corrections.apply import add_correction, corrected
-from dlmrl_kit.dataflow import RECORDED, STEP, plain_key, twin_key
-from dlmrl_kit.errors import TrainingError
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.losses.base import LOG_PROB, OLD_LOG_PROB, WEIGHT, Objective, keep
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.training.pieces import micro_batches, restored, shuffled, slot_pieces
 from dlmrl_kit.training.start import trained
-from dlmrl_kit.trajectory import every_step, gather_steps
 
 
 @dataclass

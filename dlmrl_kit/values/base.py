@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.component import Component, Key
+from dlmrl_kit.core.component import Component, Key
 from dlmrl_kit.likelihoods.segments import counted_positions
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler

@@ -15,11 +15,11 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from dlmrl_kit.errors import UserError
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy, completion_features
-from dlmrl_kit.registry import register
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.validate import check
 from dlmrl_kit.values.base import VALUE, Value, segment_tokens
 
 

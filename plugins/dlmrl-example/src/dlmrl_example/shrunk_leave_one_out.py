@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from dlmrl_kit import register
 from dlmrl_kit.advantages.base import GroupAdvantage
-from dlmrl_kit.validate import check
+from dlmrl_kit.core.validate import check
 from torch import Tensor
 
 

@@ -14,8 +14,8 @@ import itertools
 
 import torch
 from dlmrl_kit import register
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, valid_entropy
-from dlmrl_kit.validate import check
 from tensordict import TensorDictBase
 from torch import Tensor
 

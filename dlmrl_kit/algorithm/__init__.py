@@ -1,0 +1,1 @@
+"""The algorithm: filled slots, and in which order they run."""

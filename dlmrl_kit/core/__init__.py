@@ -1,0 +1,1 @@
+"""What everything stands on: keys, components, the registry, trajectories, the behaviour distribution."""

@@ -1,0 +1,68 @@
+"""One run of an ablation, in a process of its own, which ends when the process that started it is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.experiments.runs import FAILURE
+
+
+def main(*, recipe: str, folder: str, seed: str, text: str, allow_imports: bool) -> None:
+    """Does the run or goes on with it; exits with 1 if it fails, and leaves the reason in the run folder.
+
+    Args:
+        recipe: gin file.
+        folder: run folder.
+        seed: the binding of the seed.
+        text: what the recipe must resolve to.
+        allow_imports: run the import statements of the recipe.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the starter decides what happens
+    threading.Thread(target=end_with_starter, daemon=True).start()
+    try:
+        _run(Path(recipe), Path(folder), seed, text, allow_imports)
+    except UserError as error:
+        _fail(Path(folder), str(error))
+    except Exception as error:
+        traceback.print_exc()
+        _fail(Path(folder), f"{type(error).__name__}: {error}")
+
+
+def end_with_starter() -> None:
+    """Ends this process, whatever it does, when its standard input ends. A run that is cut off can be resumed."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _run(recipe: Path, folder: Path, seed: str, text: str, allow_imports: bool) -> None:
+    from rich.console import Console
+
+    from dlmrl_kit.recipe.load import load_recipe
+    from dlmrl_kit.report.run_console import RichObserver
+    from dlmrl_kit.training import resume, train
+
+    started = (folder / "recipe.gin").is_file()
+    source, sets = (folder / "recipe.gin", []) if started else (recipe, [seed])
+    loaded = load_recipe(source, sets=sets, allow_imports=allow_imports)
+    if loaded.text(header=False) != text:
+        raise RecipeError(f"{loaded.source} is not the recipe of this run: was it, or the kit, changed meanwhile?")
+    with RichObserver(Console(highlight=False, width=120)) as observer:
+        if started:
+            resume(folder, observer=observer, allow_imports=allow_imports)
+        else:
+            train(loaded, folder, observer=observer)
+
+
+def _fail(folder: Path, error: str) -> None:
+    sys.stderr.write(f"error: {error}\n")
+    write_atomic(folder / FAILURE, json.dumps({"error": " ".join(error.split())}))
+    sys.exit(1)

@@ -1,0 +1,237 @@
+"""Running an ablation: one process per run, several at a time; a killed run resumes, a failed one stops no other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.experiments.design import Design, Variant
+from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
+
+RUNS, RECIPES = "runs", "recipes"
+LOG, FAILURE = "log.txt", "failed.json"
+MAX_JOBS = 8
+"""Runs at a time unless told otherwise, on a machine with at least as many cores."""
+
+Status = Literal["waiting", "running", "finished", "failed"]
+
+# The worker finds modules where this process does, and takes everything else from its standard input, too: that stays
+# open, and its end tells the worker that this process is gone.
+_START = "import json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task.pop('path'); "
+_COMMAND = (sys.executable, "-c", f"{_START}from dlmrl_kit.experiments.run_worker import main; main(**task)")
+_POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 10.0
+
+
+@dataclass
+class Job:
+    """One run of an ablation.
+
+    Attributes:
+        name: ``"selector-UniformSteps/seed-0"``.
+        folder: its run folder.
+        done: updates done, as far as known.
+        error: why it failed; "" if it did not.
+    """
+
+    name: str
+    variant: Variant
+    seed: int
+    folder: Path
+    status: Status = "waiting"
+    done: int = 0
+    error: str = ""
+
+    @property
+    def log(self) -> Path:
+        """What the run printed, over all attempts."""
+        return self.folder / LOG
+
+    def result(self) -> dict[str, Any]:
+        """The ``result.json`` of a finished run."""
+        data: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        return data
+
+
+class Observer:
+    """Told how an ablation goes; every method does nothing here."""
+
+    def on_start(self, jobs: list[Job], parallel: int, threads: int) -> None:
+        """The runs there are; some may be finished already."""
+
+    def on_status(self, job: Job) -> None:
+        """A run started, finished or failed."""
+
+    def on_progress(self, job: Job) -> None:
+        """A run has done more updates."""
+
+    def on_end(self) -> None:
+        """Nothing runs any more; also after an interrupt."""
+
+
+def jobs_of(design: Design, folder: Path) -> list[Job]:
+    """All runs of an ablation, those of the first seed first, with what is known of earlier attempts."""
+    jobs = []
+    for seed in design.seeds:
+        for variant in design.variants:
+            name = f"{variant.folder}/seed-{seed}"
+            job = Job(name, variant, seed, folder / RUNS / variant.folder / f"seed-{seed}")
+            if (job.folder / "result.json").is_file():
+                job.status, job.done = "finished", variant.updates
+            jobs.append(job)
+    return jobs
+
+
+def recipe_file(folder: Path, variant: Variant) -> Path:
+    """The resolved recipe of a variant, with the first seed."""
+    return folder / RECIPES / f"{variant.folder}.gin"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class Scheduler:
+    """Does the runs that are not finished.
+
+    Args:
+        folder: of the ablation.
+        parallel: runs at a time.
+        threads: of each run.
+        observer: told how it goes.
+        allow_imports: let recipes import modules.
+    """
+
+    folder: Path
+    parallel: int
+    threads: int
+    observer: Observer
+    allow_imports: bool = False
+    _running: list[tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=list)
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Returns when every run is finished or failed; an exception (an interrupt, say) ends the running ones."""
+        waiting = [job for job in jobs if job.status != "finished"]
+        try:
+            while waiting or self._running:
+                while waiting and len(self._running) < self.parallel:
+                    self._start(waiting.pop(0))
+                time.sleep(_POLL_SECONDS)
+                self._look()
+        finally:
+            self._stop()
+            self.observer.on_end()
+
+    def _start(self, job: Job) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / FAILURE).unlink(missing_ok=True)
+        task = {
+            "path": [str(entry) for entry in sys.path],
+            "recipe": str(recipe_file(self.folder, job.variant)),
+            "folder": str(job.folder),
+            "seed": f"{job.variant.seed_key}={job.seed}",
+            "text": job.variant.texts[job.seed],
+            "allow_imports": self.allow_imports,
+        }
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(
+                _COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
+            )
+        self._running.append((job, process))
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once; ``_look`` will see
+            process.stdin.write(json.dumps(task).encode() + b"\n")
+            process.stdin.flush()
+        job.status = "running"
+        self.observer.on_status(job)
+
+    def _look(self) -> None:
+        """Notes progress, and which runs have ended."""
+        for job, process in list(self._running):
+            code = process.poll()
+            if code is None:
+                done = updates_done(job.folder)
+                if done > job.done:
+                    job.done = done
+                    self.observer.on_progress(job)
+                continue
+            self._running.remove((job, process))
+            _close(process)
+            if (job.folder / "result.json").is_file():
+                job.status, job.done = "finished", job.variant.updates
+            else:
+                job.status, job.error = "failed", _failure(job, code)
+            self.observer.on_status(job)
+
+    def _stop(self) -> None:
+        for _, process in self._running:
+            process.terminate()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for job, process in self._running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            _close(process)
+            job.status = "waiting"
+        self._running.clear()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def updates_done(folder: Path) -> int:
+    """Updates that a run has logged so far, from the end of its ``metrics.csv``."""
+    try:
+        with (folder / METRICS).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4096))
+            lines = file.read().split(b"\n")[1:-1]
+    except OSError:
+        return 0
+    return max((_updates_of(line) for line in lines), default=0)
+
+
+def _updates_of(line: bytes) -> int:
+    update, _, rest = line.partition(b",")
+    # Metrics at update u are logged when u + 1 updates are done, an evaluation at u when u are.
+    return (int(update) + (not rest.startswith(b"eval/"))) if update.isdigit() else 0
+
+
+def _failure(job: Job, code: int) -> str:
+    """Why a run failed: what the worker wrote, or how its process ended; kept in the run folder."""
+    path = job.folder / FAILURE
+    if path.is_file():
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+    error = f"the process ended with exit code {code}" if code >= 0 else f"the process was killed by {_signal(-code)}"
+    write_atomic(path, json.dumps({"error": error}))
+    return error
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

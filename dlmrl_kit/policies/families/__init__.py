@@ -1,0 +1,1 @@
+"""Families of checkpoints: one module each, listed in ``dlmrl_kit.policies.load``."""

@@ -1,1 +1,0 @@
-"""Families of checkpoints: one module each, listed in ``dlmrl_kit.policies.families``."""

@@ -1,1 +1,0 @@
-"""Pre-training: how a denoiser learns from demonstrations."""

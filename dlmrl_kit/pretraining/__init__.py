@@ -1,0 +1,1 @@
+"""Pre-training a denoiser on demonstrations."""

@@ -1,0 +1,100 @@
+r"""Masked-diffusion pre-training (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992, eq. 3).
+
+    L = E_{t ~ U(0,1)} [ 1/t * 1/L * sum over masked i of -log p(x_i | x_t) ]
+
+Every completion token is masked with probability t, the prompt never; t is stratified over the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import check
+from dlmrl_kit.policies.base import Policy, completion_logits
+from dlmrl_kit.training.trainer import check_optimiser
+
+
+@register("pretrainer", paper="arXiv 2502.09992, eq. 3")
+class MaskedDiffusion:
+    """Settings of the pre-training loop: AdamW with a linear warm-up, then the schedule (by default a linear decay).
+
+    Args:
+        steps: optimiser steps.
+        batch_size: demonstrations per step.
+        learning_rate, beta1, beta2, weight_decay, max_grad_norm: of AdamW and gradient clipping.
+        warmup_steps: linear warm-up; then ``schedule``.
+        schedule: as ``Trainer``.
+        min_mask: smallest masking probability t, which bounds the weight 1/t.
+        device, seed: as ``Trainer``.
+        log_every, checkpoint_every: steps between log lines and between checkpoints.
+        eval_size: held-out puzzles decoded at the end.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1500,
+        batch_size: int = 128,
+        learning_rate: float = 2e-3,
+        schedule: str = "linear",
+        warmup_steps: int = 100,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+        min_mask: float = 0.03,
+        device: str = "auto",
+        seed: int = 0,
+        log_every: int = 50,
+        checkpoint_every: int = 250,
+        eval_size: int = 512,
+    ) -> None:
+        positive = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "log_every": log_every,
+            "checkpoint_every": checkpoint_every,
+            "eval_size": eval_size,
+        }
+        for name, value in positive.items():
+            check(value >= 1, self, name, value, "at least 1")
+        check_optimiser(self, learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm)
+        check(0 < min_mask < 1, self, "min_mask", min_mask, "in (0, 1)")
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.betas = (beta1, beta2)
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.min_mask = min_mask
+        self.device = device
+        self.seed = seed
+        self.log_every = log_every
+        self.checkpoint_every = checkpoint_every
+        self.eval_size = eval_size
+
+    def objective(
+        self,
+        policy: Policy,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The loss of one batch: int64 [B, P], bool [B, P], int64 [B, L] -> scalar."""
+        rows, length = completion_ids.shape
+        offsets = torch.arange(rows, device=completion_ids.device) / rows
+        shift = torch.rand(1, generator=generator, device=completion_ids.device)
+        level = ((shift + offsets) % 1).clamp(min=self.min_mask)[:, None]
+        noise = torch.rand(rows, length, generator=generator, device=completion_ids.device)
+        masked = noise < level
+        state = completion_ids.masked_fill(masked, policy.mask_id)
+        logits = completion_logits(policy, prompt_ids, prompt_mask, state, masked)
+        losses = torch.nn.functional.cross_entropy(logits.float(), completion_ids[masked], reduction="none")
+        return (losses / level.expand_as(masked)[masked]).sum() / (rows * length)

@@ -1,0 +1,1 @@
+"""Recipes: gin files that become algorithms."""

@@ -1,0 +1,287 @@
+"""Plugins: components from other packages, found by entry point.
+
+A distribution that declares
+
+    [project.entry-points."dlmrl_kit.components"]
+    acme = "acme_steps"
+
+has its module ``acme_steps`` imported when a recipe is loaded or the catalogue is asked for, once per process and never
+when the kit is imported; the module's ``@register`` decorators do the rest. A plugin goes in whole or not at all: if it
+raises while it is imported, or takes a name of the kit, it is reported (a ``PluginWarning``, and ``report``), nothing
+that it registered stays, and the kit works on without it. ``DLMRL_KIT_NO_PLUGINS=1`` turns plugins off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit.core import registry
+from dlmrl_kit.core.errors import RegistryError, UserError
+from dlmrl_kit.core.registry import Component
+
+GROUP = "dlmrl_kit.components"
+"""Entry-point group; the value of an entry is a module to import."""
+
+OFF_SWITCH = "DLMRL_KIT_NO_PLUGINS"
+"""Environment variable that turns plugins off, unless it is empty or 0."""
+
+_KIT = __name__.split(".", 1)[0]
+_HERE = str(Path(__file__).resolve().parent.parent) + os.sep
+_DATAFLOW_KINDS = frozenset(
+    {"sampler", "filter", "selector", "advantage", "likelihood", "value", "loss", "regulariser"}
+)
+
+
+class PluginWarning(UserWarning):
+    """A plugin that was skipped, or a name that two plugins share."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point of the group ``GROUP``.
+
+    ``distribution`` and ``version``: what pip installed. ``components``: gin names of those it brought.
+    ``problem``: why it was skipped; empty if it was not.
+    """
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    components: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def package(self) -> str:
+        """Top-level package of the module."""
+        return self.module.partition(":")[0].split(".", 1)[0].strip()
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version: ``acme-steps 0.1.0``."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+class _State:
+    """What this process has loaded. ``started`` is set first: a plugin may load recipes while it is imported."""
+
+    lock = threading.RLock()
+    started = False
+    plugins: tuple[Plugin, ...] = ()
+
+
+def disabled() -> bool:
+    """Whether the environment turns plugins off."""
+    return os.environ.get(OFF_SWITCH, "") not in ("", "0")
+
+
+def load() -> tuple[Plugin, ...]:
+    """Imports the installed plugins, the first time it is called; warns of those that are skipped.
+
+    Returns:
+        All plugins found, skipped ones included; none if plugins are turned off.
+    """
+    if disabled():
+        return ()
+    with _State.lock:
+        if _State.started:
+            return _State.plugins
+        _State.started = True
+        try:
+            registry.load_builtin()
+            installed = _installed()
+            packages = {plugin.package for plugin in installed}
+            for plugin in installed:
+                _State.plugins += (_load(plugin, packages - {plugin.package}),)
+        except BaseException:  # an interrupt: start again the next time
+            _State.started, _State.plugins = False, ()
+            raise
+    for line in report():
+        warnings.warn_explicit(line, PluginWarning, _KIT, 1)
+    return _State.plugins
+
+
+def report() -> list[str]:
+    """One line for each plugin that was skipped, and for each name that two plugins share; loads nothing."""
+    skipped = [
+        f"plugin {p.name!r} ({p.origin}, module {p.module}) is skipped: {p.problem}"
+        for p in _State.plugins
+        if p.problem
+    ]
+    return skipped + list(_shared_names())
+
+
+def hint() -> str:
+    """The end of a message that a component was not found: whether plugins may be the reason."""
+    if disabled():
+        return f"; plugins are turned off ({OFF_SWITCH} is set)"
+    skipped = [plugin.name for plugin in _State.plugins if plugin.problem]
+    return f"; skipped plugins: {', '.join(skipped)}" if skipped else ""
+
+
+def origin(component: Component) -> str:
+    """Where a component comes from: its package and, for a plugin's, the distribution and version."""
+    for plugin in _State.plugins:
+        if component.gin_name in plugin.components:
+            return f"{component.package} ({plugin.origin})"
+    return component.package
+
+
+def _shared_names() -> Iterator[str]:
+    owners: dict[str, list[Component]] = {}
+    for component in registry.registered():
+        if any(component.gin_name in plugin.components for plugin in _State.plugins):
+            owners.setdefault(component.name, []).append(component)
+    for name, found in sorted(owners.items()):
+        if len({c.package for c in found}) > 1:
+            by = " and by ".join(origin(c) for c in found)
+            spelt = " or ".join(f"@{c.gin_name}()" for c in found)
+            yield f"the name {name!r} is registered by {by}; in a recipe, write {spelt}"
+
+
+def _installed() -> list[Plugin]:
+    """The entry points of the group, sorted; of two distributions of one name, the first on the path counts."""
+    found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=GROUP)]
+    return sorted(found, key=lambda p: (p.distribution, p.name))
+
+
+def _distribution(entry: metadata.EntryPoint) -> tuple[str, str]:
+    try:
+        assert entry.dist is not None
+        return entry.dist.metadata["Name"] or "unknown distribution", entry.dist.version or ""
+    except Exception:  # no or broken METADATA
+        return "unknown distribution", ""
+
+
+def _load(plugin: Plugin, others: set[str]) -> Plugin:
+    """Imports a plugin's module, and takes everything back if that fails or its components cannot stay.
+
+    Components that its import registers in a package of ``others``, the other plugins, count as theirs.
+    """
+    before = _Snapshot()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output may be JSON
+            _import(plugin.module)
+        new = before.new_components()
+        _check(new)
+        own = [
+            c for c in registry.registered() if c.package == plugin.package or (c in new and c.package not in others)
+        ]
+        if not own:
+            raise RegistryError("importing it registers no component; decorate classes with @dlmrl_kit.register(kind)")
+    except KeyboardInterrupt:
+        before.restore(plugin)
+        raise
+    except BaseException as error:  # SystemExit and the like: no plugin ends the program
+        before.restore(plugin)
+        return replace(plugin, problem=_reason(error))
+    return replace(plugin, components=tuple(sorted(c.gin_name for c in own)))
+
+
+def _import(value: str) -> None:
+    module, colon, attribute = value.partition(":")
+    module, attribute = module.strip(), attribute.strip()
+    if not all(part.isidentifier() for part in [*module.split("."), *(attribute.split(".") if colon else [])]):
+        raise RegistryError(f"its entry point is {value!r}, which is no module to import")
+    if module.split(".", 1)[0] == _KIT:
+        raise RegistryError(f"its entry point is {value!r}, a module of the kit itself")
+    found: Any = importlib.import_module(module)
+    for name in attribute.split(".") if attribute else []:
+        found = getattr(found, name)
+
+
+class _Snapshot:
+    """The modules, components and gin names there were before a plugin was imported."""
+
+    def __init__(self) -> None:
+        import gin
+
+        self.modules = set(sys.modules)
+        self.components = {c.gin_name for c in registry.registered()}
+        self.gin_names = {name for name, _ in gin.config._REGISTRY.items()}
+
+    def new_components(self) -> list[Component]:
+        """Components registered since, besides the kit's own."""
+        return [c for c in registry.registered() if c.gin_name not in self.components and c.package != _KIT]
+
+    def restore(self, plugin: Plugin) -> None:
+        """Takes back what was registered since, and forgets the modules that did so: another plugin may need them."""
+        import gin
+
+        new = self.new_components()
+        packages = {plugin.package, *(c.package for c in new)} - {_KIT}
+        for component in new:
+            registry.unregister(component)
+        for name, configurable in list(gin.config._REGISTRY.items()):
+            wrapped = configurable.wrapped
+            if name not in self.gin_names and str(wrapped.__module__).split(".", 1)[0] in packages:
+                gin.config._REGISTRY.pop(name)
+                gin.config._INVERSE_REGISTRY.pop(wrapped, None)
+        for name in set(sys.modules) - self.modules:
+            if name.split(".", 1)[0] in packages:
+                del sys.modules[name]
+
+
+def _check(new: list[Component]) -> None:
+    """Whether the components that a plugin registered can stay.
+
+    Raises:
+        RegistryError: a name of the kit, or a class that does not fit its kind.
+    """
+    taken = _names_of_the_kit()
+    for component in new:
+        what = f"{component.kind} {component.gin_name!r}"
+        if component.name in taken:
+            raise RegistryError(
+                f"package {component.package!r} registers the {component.kind} {component.name!r}, a name that package "
+                f"{_KIT!r} has taken for its {taken[component.name]}; give the class another name"
+            )
+        if component.kind in _DATAFLOW_KINDS:
+            from dlmrl_kit.core.component import Component as Base
+
+            if not issubclass(component.cls, Base):
+                raise RegistryError(f"{what} must inherit from dlmrl_kit.core.component.Component")
+        try:
+            _ = component.parameters
+        except (TypeError, ValueError) as error:
+            raise RegistryError(f"the constructor of {what} has no readable signature: {error}") from error
+
+
+def _names_of_the_kit() -> dict[str, str]:
+    """What recipes may call by name, and what it is: a plugin of that name would change what the kit's recipes mean."""
+    from dlmrl_kit.recipe.names import ROOTS
+
+    own = [c for c in registry.registered() if c.package == _KIT]
+    bases = {b for c in own for b in c.cls.__mro__ if b.__module__.split(".", 1)[0] == _KIT}
+    names = {b.__name__: f"base class {b.__module__}.{b.__name__}" for b in bases}
+    names |= {root: f"root {root}" for root in ROOTS}
+    return names | {c.name: f"{c.kind} {c.gin_name}" for c in own}
+
+
+def _reason(error: BaseException) -> str:
+    """An exception on one line, with the line of the plugin that it came from."""
+    skip = (_HERE, "<frozen", importlib.__file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skip)]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{_text(error)}{where}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a plugin's exceptions are its own
+        message = "no readable message"
+    name = "" if isinstance(error, UserError) else type(error).__name__
+    text = ": ".join(part for part in (name, message) if part)
+    return text if len(text) <= 300 else text[:297] + "..."

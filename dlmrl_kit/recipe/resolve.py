@@ -1,0 +1,290 @@
+"""From bindings to the fully resolved recipe: what is dropped, what is an error, and the value of every parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import gin
+
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.registry import Parameter, nearest
+from dlmrl_kit.recipe.names import Names, required
+from dlmrl_kit.recipe.source import Binding, Ref, Where, format_value, leaves
+from dlmrl_kit.recipe.table import Node, Table
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A parameter of the resolved recipe.
+
+    ``key``: ``"a/GroupMean.eps"``. ``value``: references are ``Ref`` with full gin names. ``text``: the value as gin
+    text, None for a default that gin text cannot hold. ``gin_text``: the same with full gin names. ``where``: None
+    where the recipe does not bind it. ``is_default``: the value is the constructor's default, bound or not.
+    """
+
+    key: str
+    value: Any
+    text: str | None
+    gin_text: str | None
+    where: Where | None
+    is_default: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """A component of the resolved recipe with all its parameters.
+
+    ``name``: with scope, as written. ``gin_name``: in full. ``where``: the binding that refers to it; None for the
+    root.
+    """
+
+    name: str
+    scope: str
+    gin_name: str
+    cls: type
+    where: Where | None
+    parameters: dict[str, Bound]
+
+
+def resolve(table: Table) -> tuple[tuple[Block, ...], list[str]]:
+    """The components of a recipe with all their parameters, and notes on what was dropped.
+
+    Raises:
+        RecipeError: undefined macros, slots with the wrong filling, bindings that nothing uses, parameters that are
+            missing or of the wrong type.
+    """
+    table.check_macros()
+    nodes = table.reach()
+    _check_slots(table)
+    notes = _Cleaner(table, nodes).notes()
+    return tuple(_block(table, node, by) for node, by in nodes.items()), notes
+
+
+def shown(value: Any, names: Names, limit: int = 80) -> str:
+    """A value for a message: gin text with short names, cut at ``limit`` characters."""
+    try:
+        text = format_value(value, names.display)
+    except ValueError:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _check_slots(table: Table) -> None:
+    names = table.names
+    for slot in names.slots:
+        for binding in table.candidates(("", names.root), slot)[:1]:
+            value = table.expand(binding.value, binding)
+            fillings = value if slot in names.list_slots and isinstance(value, (list, tuple)) else [value]
+            if value is gin.REQUIRED or (value is None and slot in names.optional_slots):
+                continue
+            for filling in fillings:
+                _check_filling(names, slot, filling, binding.where)
+
+
+def _check_filling(names: Names, slot: str, filling: Any, where: Where) -> None:
+    key = names.key("", names.root, slot)
+    article = "an" if slot[0] in "aeiou" else "a"
+    if not isinstance(filling, Ref):
+        raise RecipeError(
+            f"{where}: {key} needs {article} {slot}, got {shown(filling, names)}; "
+            f"write {key} = @Name(); {names.of_kind(slot)}"
+        )
+    name = names.display(filling.name)
+    kind = names.components[filling.name].kind
+    if kind != slot:
+        kind_article = "an" if kind[0] in "aeiou" else "a"
+        raise RecipeError(
+            f"{where}: {key} needs {article} {slot}, {name} is {kind_article} {kind}; {names.of_kind(slot)}"
+        )
+
+
+class _Cleaner:
+    """Takes bindings that nothing uses out of the table: with a note if an override is the cause, else as an error."""
+
+    def __init__(self, table: Table, nodes: dict[Node, Binding | None]) -> None:
+        self.table = table
+        self.names = table.names
+        self.nodes = nodes
+        self.used: set[Binding] = set()
+        self.effective: set[Binding] = set()
+        for node in nodes:
+            for parameter in table.parameters(node):
+                found = table.candidates(node, parameter)
+                self.used.update(found)
+                self.effective.update(found[:1])
+        self.ever = table.ever_reached([("", table.names.root)])
+
+    def notes(self) -> list[str]:
+        """Removes what is not used from the table and says so, in the order of the recipe.
+
+        Raises:
+            RecipeError: a binding or macro that nothing uses, and that no override put out of use.
+        """
+        dropped: dict[Binding, str] = {}
+        for binding in self.table.live.values():
+            if binding.is_macro:
+                continue
+            if binding.where.command_line and binding not in self.effective:
+                self._no_effect(binding)
+            if binding not in self.used:
+                dropped[binding] = self._why_dropped(binding)
+        macros = self._unused_macros(list(dropped))
+        self.table.dropped = [replace(b, value=self.table.expand(b.value, b)) for b in dropped]
+        self.table.live = {k: b for k, b in self.table.live.items() if b not in dropped and b not in macros}
+        reasons = {**dropped, **macros}
+        return [f"dropped {self._statement(b)}: {reason}" for b, reason in reasons.items() if reason]
+
+    def _statement(self, binding: Binding) -> str:
+        return f"{self.table.key(binding)} = {shown(binding.value, self.names)}"
+
+    def _why_dropped(self, binding: Binding) -> str:
+        refusing = sorted({self.names.display(node[1]) for node in self.nodes if self.table.concerns(binding, node)})
+        if refusing:
+            return f"{' and '.join(refusing)} takes no parameter {binding.parameter}"
+        if not any(self.table.concerns(binding, node) for node in self.ever):
+            self._nothing_uses(binding)
+        for old, new in self._replacements():
+            gone = [n for n in self.table.nodes_in([old], old.scope) if n not in self.table.nodes_in([new], new.scope)]
+            if any(self.table.concerns(binding, node) for node in self.table.ever_reached(gone)):
+                return f"only the replaced {self._replaced(old, gone)} used it{self._carry_over(binding, new)}"
+        return "only a replaced component used it"
+
+    def _replacements(self) -> list[tuple[Binding, Binding]]:
+        return sorted(self.table.overridden, key=lambda pair: pair[0].name != self.names.root)
+
+    def _replaced(self, old: Binding, gone: list[Node]) -> str:
+        what = old.parameter if old.name == self.names.root else self.table.key(old)
+        return f"{what} {' and '.join(dict.fromkeys(self.names.display(name) for _, name in gone))}"
+
+    def _carry_over(self, binding: Binding, new: Binding) -> str:
+        # The same name need not mean the same thing, so nothing is carried over; but one may well expect it.
+        for scope, gin_name in self.table.nodes_in([new], new.scope):
+            bound = self.table.candidates((scope, gin_name), binding.parameter)
+            if binding.parameter in self.names.parameters(gin_name) and not bound:
+                return f"; {self.names.key(scope, gin_name, binding.parameter)} does not take the value over"
+        return ""
+
+    def _nothing_uses(self, binding: Binding) -> NoReturn:
+        raise RecipeError(f"{binding.where}: nothing uses {self._statement(binding)}: {self._unused_hint(binding)}")
+
+    def _unused_hint(self, binding: Binding) -> str:
+        name = self.names.display(binding.name)
+        unscoped = [node for node in self.nodes if binding.name in self.names.targets(node[1])]
+        if unscoped:
+            return f"{name} is used, but never in scope {binding.scope!r} (a reference @{binding.scope}/{name}() is)"
+        component = self.names.components.get(binding.name)
+        if component is None:
+            return f"no component of this recipe is based on {name}"
+        if component.kind not in self.names.slots:
+            return f"no component of this recipe refers to {name}"
+        present = [self.names.display(n) for _, n in self.nodes if self.names.components[n].kind == component.kind]
+        has = f" (its {component.kind} is {' and '.join(present)})" if present else ""
+        return f"this recipe does not use {name}{has}; --use {component.kind}={name} would put it in"
+
+    def _no_effect(self, binding: Binding) -> NoReturn:
+        concerned = [node for node in self.nodes if self.table.concerns(binding, node)]
+        winners = [w for node in concerned for w in self.table.candidates(node, binding.parameter)[:1]]
+        if winners:
+            hint = f"{self.table.key(winners[0])} ({winners[0].where}) comes before it"
+        elif concerned:
+            refusing = " and ".join(sorted({self.names.display(node[1]) for node in concerned}))
+            hint = f"{refusing} takes no parameter {binding.parameter}"
+        else:
+            hint = self._unused_hint(binding)
+        raise RecipeError(f"{binding.where} has no effect: {hint}")
+
+    def _unused_macros(self, dropped: list[Binding]) -> dict[Binding, str]:
+        table = self.table
+        in_use = table.macro_closure(b for b in table.live.values() if not b.is_macro and b not in dropped)
+        # Used once, by something dropped or overridden. Only what the command line did is worth a note: a recipe that
+        # overrides its base does so on purpose.
+        by_note = table.macro_closure([*dropped, *(old for old, new in table.overridden if new.where.command_line)])
+        silently = table.macro_closure(old for old, _ in table.overridden)
+        found: dict[Binding, str] = {}
+        for macro in table.live.values():
+            name = macro.parameter
+            if not macro.is_macro or name in in_use:
+                continue
+            if macro.where.command_line or name not in by_note | silently:
+                self._unused_macro(macro, in_use)
+            found[macro] = "only bindings that were dropped or overridden used it" if name in by_note else ""
+        return found
+
+    def _unused_macro(self, macro: Binding, in_use: set[str]) -> NoReturn:
+        hint = f"; {nearest(macro.parameter, in_use)}" if in_use else ""
+        raise RecipeError(
+            f"{macro.where}: nothing uses the macro {macro.parameter} in this recipe{hint} "
+            "(a parameter is written Component.parameter = value)"
+        )
+
+
+def _block(table: Table, node: Node, by: Binding | None) -> Block:
+    scope, gin_name = node
+    names = table.names
+    where = by.where if by else None
+    parameters = {}
+    for name in table.parameters(node):
+        spec = names.parameters(gin_name).get(name)
+        key = names.key(scope, gin_name, name)
+        for binding in table.candidates(node, name)[:1]:
+            value = table.expand(binding.value, binding)
+            if any(leaf is gin.REQUIRED for leaf in leaves(value)):
+                _missing(table, node, spec or Parameter(name, None, ""), binding.where)
+            parameters[name] = _bound(names, gin_name, key, spec, value, binding.where)
+            break
+        else:
+            if spec is not None and not required(spec):
+                parameters[name] = _default(names, key, spec)
+            elif spec is not None:
+                _missing(table, node, spec, where)
+    written = names.key(scope, "", names.display(gin_name))
+    return Block(written, scope, gin_name, names.class_of(gin_name), where, parameters)
+
+
+def _bound(names: Names, gin_name: str, key: str, spec: Parameter | None, value: Any, where: Where) -> Bound:
+    text = format_value(value, names.display)
+    default = spec is not None and _text_or_none(spec.default) == text
+    # A default may contradict its annotation (``x: int = None``), and a resolved recipe writes it out.
+    if spec is not None and not default and not names.fits(gin_name, spec.name, value):
+        raise RecipeError(f"{where}: {key} must be {spec.annotation}, got {shown(value, names)}{_bracket_hint(value)}")
+    return Bound(key, value, text, format_value(value), where, default)
+
+
+def _bracket_hint(value: Any) -> str:
+    if type(value) is list:
+        return " (square brackets make a list, round ones a tuple)"
+    if type(value) is tuple:
+        return " (round brackets make a tuple, square ones a list)"
+    return ""
+
+
+def _default(names: Names, key: str, spec: Parameter) -> Bound:
+    text = _text_or_none(spec.default)
+    return Bound(key, spec.default, text, text, None, True)
+
+
+def _text_or_none(value: Any) -> str | None:
+    try:
+        return format_value(value)
+    except ValueError:
+        return None
+
+
+def _missing(table: Table, node: Node, spec: Parameter, where: Where | None) -> NoReturn:
+    scope, gin_name = node
+    names = table.names
+    at = f"{where or table.source}: "
+    key = names.key(scope, gin_name, spec.name)
+    if gin_name == names.root:
+        raise RecipeError(
+            f"{at}{key} is required and not set: add `{key} = @Name()` to the recipe, or --use {spec.name}=Name; "
+            f"{names.of_kind(spec.name)}"
+        )
+    annotation = f" ({spec.annotation})" if spec.annotation and "_empty" not in spec.annotation else ""
+    # A swap tends to lose a value that its namesake needs; what it was is the best hint at what to set.
+    lost = [b for b in table.dropped if b.parameter == spec.name]
+    was = f" ({table.key(lost[0])}, which was dropped, was {shown(lost[0].value, names)})" if lost else ""
+    raise RecipeError(
+        f"{at}{key}{annotation} is required and not set: add `{key} = ...` to the recipe, or --set {key}=VALUE{was}"
+    )

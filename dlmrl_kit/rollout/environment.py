@@ -1,0 +1,319 @@
+"""The denoising MDP as a TorchRL environment, so that TorchRL's collectors and algorithms run on the kit's tasks.
+
+A batch of B rows. The state is a prompt and a partially masked completion, an action commits tokens, the reward is the
+task's, at the end of a row. Everything a step needs is in the TensorDict: the environment itself holds nothing but the
+number of puzzles drawn so far. Rows end at different steps, and a finished row stays as it is; in ``rollout`` pass
+``break_when_any_done=False, break_when_all_done=True`` and see ``valid_steps``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from dlmrl_kit.core.validate import check
+from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.rollout.prompts import encode, training_indices
+from dlmrl_kit.rollout.scoring import Scorer
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.blocks import check_noise
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the environment knows of a policy: its tokens. Unlike a policy, cheap to send to worker processes."""
+
+    tokenizer: Any
+    vocab_size: int
+    mask_id: int
+    eos_id: int | None
+    pad_id: int
+    forbidden_ids: tuple[int, ...]
+    device: torch.device
+    chat_template: bool = False
+    prefix_ids: tuple[int, ...] = ()
+    aligned_size: int | None = None
+    """Block size of a policy whose blocks are counted from the first token of the prompt."""
+
+    @classmethod
+    def of(cls, policy: Policy) -> Vocabulary:
+        """The vocabulary of a policy.
+
+        Raises:
+            UserError: a policy without masks.
+        """
+        check_noise(Sampler, policy)
+        forbidden = tuple(sorted({policy.mask_id, *policy.forbidden_ids}))
+        ids = (policy.mask_id, policy.eos_id, policy.pad_id)
+        aligned = policy.block_offset(torch.ones(1, 1, dtype=torch.bool)) is not None
+        how = (policy.chat_template, policy.prefix_ids, policy.block_size if aligned else None)
+        return cls(policy.tokenizer, policy.vocab_size, *ids, forbidden, policy.device, *how)
+
+    def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
+        """As ``Policy.block_offset``."""
+        return None if self.aligned_size is None else prompt_mask.sum(-1) % self.aligned_size
+
+
+class DenoisingEnv(EnvBase):
+    """Masked denoising of a task's prompts; V is the vocabulary size, L the completion length, P the prompt length.
+
+    Observations, also the state (all a step reads):
+
+    * ``prompt_ids`` int64 [B, P], ``prompt_mask`` bool [B, P]: left-padded to a fixed width;
+    * ``example`` int64 [B]: index of the puzzle in the split;
+    * ``completion_ids`` int64 [B, L]: x_t, masked where open. When a row ends, positions still open are filled with the
+      end-of-text token (padding if there is none), as samplers do;
+    * ``commit_step`` int16 [B, L]: step at which each position was committed; ``max_steps`` where it was not;
+    * ``steps_taken`` int64 [B, 1]: t;
+    * ``legal_positions`` bool [B, L]: positions that may be committed; none in a finished row;
+    * ``action_mask``: legal actions, for TorchRL's ``ActionMask`` and ``MaskedCategorical``; see below.
+
+    ``action``: int64 [B, L], a token for each position, the mask id to keep it masked; ``action_mask`` is bool
+    [B, L, V]; any combination of legal entries is legal, and a step that commits nothing counts. With
+    ``single_commit``: int64 [B], ``position * V + token``, one commit per step; ``action_mask`` is bool [B, L * V].
+    In a finished row every action is ignored; the mask then allows one: keep all masked, or action 0.
+
+    ``reward`` float32 [B, 1]: the task's reward in the step that ends a row, else 0. A row is ``terminated`` (and
+    ``done``) once it is complete as ``Sampler.running`` defines it, or after ``max_steps``.
+
+    Args:
+        task: a ``dlmrl_kit.tasks.base.Task``.
+        policy: a ``Policy``, of which the environment keeps the ``Vocabulary`` only, or a ``Vocabulary``.
+        completion_length, batch_size: L and B.
+        split: split of the task.
+        seed: of the order of the puzzles: passes over the split, each in a new order, as in training. Rows take the
+            next puzzles when they are reset. ``set_seed`` starts over.
+        single_commit: one commit per step, with a flat action.
+        block_length, stop_at_eos: as in ``Sampler``.
+        max_steps: T, after which a row ends in any case; default L.
+        prompt_length: P; default: the longest prompt of the split, for which all its puzzles are generated.
+        action_mask: whether to write ``action_mask``, and to keep the mask of the action spec up to date, so that its
+            random actions are legal. Without, a large vocabulary needs less memory, and a policy must be given.
+
+    Raises:
+        ValueError: a value out of range; on reset, a prompt longer than ``prompt_length``; on a step, an illegal action
+            (a position that is not legal, a forbidden token, an integer that is no action).
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        policy: Policy | Vocabulary,
+        completion_length: int,
+        *,
+        batch_size: int,
+        split: str = "train",
+        seed: int = 0,
+        single_commit: bool = False,
+        block_length: int | None = None,
+        stop_at_eos: bool = True,
+        max_steps: int | None = None,
+        prompt_length: int | None = None,
+        action_mask: bool = True,
+    ) -> None:
+        check(batch_size >= 1, self, "batch_size", batch_size, "at least 1")
+        check(max_steps is None or max_steps >= 1, self, "max_steps", max_steps, "at least 1, or None")
+        check(task.size(split) >= 1, self, "split", split, "a split that is not empty")
+        vocabulary: Any = policy if isinstance(policy, Vocabulary) else Vocabulary.of(policy)
+        super().__init__(device=vocabulary.device, batch_size=torch.Size([batch_size]))
+        self.task, self.split, self.vocabulary = task, split, vocabulary
+        self.rule = Sampler(completion_length, block_length=block_length, stop_at_eos=stop_at_eos)
+        self.completion_length, self.max_steps = completion_length, max_steps or completion_length
+        self.single_commit, self._write_mask = single_commit, action_mask
+        self.prompt_length = prompt_length or self._encode(range(task.size(split)))["prompt_ids"].shape[1]
+        self._allowed_tokens = torch.ones(vocabulary.vocab_size, dtype=torch.bool, device=self.device)
+        self._allowed_tokens[list(vocabulary.forbidden_ids)] = False
+        self._score = Scorer(task, split, vocabulary)
+        self._legal = torch.zeros(batch_size, completion_length, dtype=torch.bool, device=self.device)
+        self._make_specs()
+        self._set_seed(seed)
+
+    def _make_specs(self) -> None:
+        batch, length, vocab = self.batch_size[0], self.completion_length, self.vocabulary.vocab_size
+        flag = {"n": 2, "dtype": torch.bool, "device": self.device}
+        token = {"n": vocab, "dtype": torch.int64, "device": self.device}
+        specs = {
+            "prompt_ids": Categorical(shape=(batch, self.prompt_length), **token),
+            "prompt_mask": Categorical(shape=(batch, self.prompt_length), **flag),
+            "example": Categorical(self.task.size(self.split), shape=(batch,), device=self.device),
+            "completion_ids": Categorical(shape=(batch, length), **token),
+            "commit_step": Bounded(0, self.max_steps, (batch, length), self.device, torch.int16),
+            "steps_taken": Bounded(0, self.max_steps, (batch, 1), self.device, torch.int64),
+        }
+        self.state_spec = Composite({key: spec.clone() for key, spec in specs.items()}, shape=self.batch_size)
+        specs["legal_positions"] = Categorical(shape=(batch, length), **flag)
+        number, shape = (length * vocab, (batch,)) if self.single_commit else (vocab, (batch, length))
+        self.action_spec = Categorical(number, shape, self.device)
+        if self._write_mask:
+            specs["action_mask"] = Categorical(shape=(*shape, number), **flag)
+        self.observation_spec = Composite(specs, shape=self.batch_size)
+        self.reward_spec = Unbounded((batch, 1), device=self.device)
+
+    def legal_actions(self, legal_positions: Tensor) -> Tensor:
+        """``action_mask`` from ``legal_positions`` (bool [B, L]): bool [B, L, V], or [B, L * V] with single commits."""
+        legal = legal_positions[..., None] & self._allowed_tokens
+        if self.single_commit:
+            legal = legal.flatten(-2)
+            legal[..., 0] |= ~legal_positions.any(-1)
+        else:
+            legal[..., self.vocabulary.mask_id] = True
+        return legal
+
+    def _encode(self, indices: Any) -> dict[str, Tensor]:
+        return encode(self.vocabulary, [self.task.example(self.split, index).prompt for index in indices])
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed, self._drawn = seed or 0, 0
+
+    def _reset(self, tensordict: TensorDictBase | None, **_: Any) -> TensorDictBase:
+        batch, device = self.batch_size[0], self.device
+        asked = torch.ones(batch, dtype=torch.bool, device=device)
+        if tensordict is not None and tensordict.get("_reset", None) is not None:
+            asked = tensordict["_reset"].reshape(batch)
+        numbers = range(self._drawn, self._drawn + int(asked.sum()))
+        self._drawn = numbers.stop
+        size = self.task.size(self.split)
+        examples = [training_indices(size, 1, number, self._seed)[0] for number in numbers] or [0]
+        prompt = self._encode(examples)
+        width = prompt["prompt_ids"].shape[1]
+        check(width <= self.prompt_length, self, "prompt_length", self.prompt_length, f"at least {width}, for a prompt")
+        padding = self.prompt_length - width
+        ids = torch.nn.functional.pad(prompt["prompt_ids"], (padding, 0), value=self.vocabulary.pad_id)
+        mask = torch.nn.functional.pad(prompt["prompt_mask"], (padding, 0))
+        source = (asked.cumsum(0) - 1).clamp(min=0)  # rows not asked for get a copy, which TorchRL drops
+        shape = (batch, self.completion_length)
+        state = {
+            "prompt_ids": ids[source],
+            "prompt_mask": mask[source],
+            "example": torch.tensor(examples, device=device)[source],
+            "completion_ids": torch.full(shape, self.vocabulary.mask_id, device=device),
+            "commit_step": torch.full(shape, self.max_steps, dtype=torch.int16, device=device),
+            "steps_taken": torch.zeros(batch, 1, dtype=torch.int64, device=device),
+        }
+        return self._observe(state, asked)
+
+    def _observe(self, state: dict[str, Tensor], asked: Tensor | None = None) -> TensorDictBase:
+        legal = self._legal_positions(state)
+        if asked is not None:  # TorchRL's ActionMask reads the mask before it drops the rows that were not asked for
+            legal = torch.where(asked[:, None], legal, self._legal)
+        self._legal = legal
+        observed = {**state, "legal_positions": legal}
+        if self._write_mask:
+            observed["action_mask"] = self.legal_actions(legal)
+            self.input_spec["full_action_spec", "action"].update_mask(observed["action_mask"])
+        return TensorDict(observed, self.batch_size, device=self.device)
+
+    def _legal_positions(self, state: Any) -> Tensor:
+        """Bool [B, L]; a row has legal positions if and only if it is running."""
+        ids = state["completion_ids"]
+        running = self.rule.running(ids, self.vocabulary) & (state["steps_taken"].squeeze(-1) < self.max_steps)
+        offset = self.vocabulary.block_offset(state["prompt_mask"])
+        return self.rule.allowed(ids == self.vocabulary.mask_id, offset) & running[:, None]
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        before, steps, mask_id = tensordict["completion_ids"], tensordict["steps_taken"], self.vocabulary.mask_id
+        legal = self._legal_positions(tensordict)
+        was_running = legal.any(-1)
+        asked = tensordict.get("_step", None)
+        moving = was_running if asked is None else was_running & asked.reshape(was_running.shape)
+        tokens = self._tokens(tensordict["action"], legal, moving)
+        committed = tokens != mask_id
+        ids = torch.where(committed, tokens, before)
+        commit_step = torch.where(committed, steps.to(torch.int16), tensordict["commit_step"])
+        steps = steps + moving[:, None]
+        after = {key: tensordict[key] for key in ("prompt_ids", "prompt_mask", "example")}
+        after |= {"completion_ids": ids, "steps_taken": steps}
+        done = ~self._legal_positions(after).any(-1)
+        filler = self.vocabulary.eos_id if self.vocabulary.eos_id is not None else self.vocabulary.pad_id
+        ids = ids.masked_fill((ids == mask_id) & done[:, None], filler)
+        reward = torch.zeros(self.batch_size, device=self.device)
+        ended = done & was_running
+        if ended.any():
+            reward[ended] = self._score(ids[ended], tensordict["example"][ended])
+        after |= {"completion_ids": ids, "commit_step": commit_step}
+        after |= {"reward": reward[:, None], "done": done[:, None], "terminated": done[:, None].clone()}
+        return self._observe(after)
+
+    def _tokens(self, action: Tensor, legal: Tensor, moving: Tensor) -> Tensor:
+        """The action as tokens [B, L], the mask id where a position stays as it is; refuses illegal actions."""
+        vocab, mask_id = self.vocabulary.vocab_size, self.vocabulary.mask_id
+        valid = (action >= 0) & (action < self.action_spec.n)
+        if self.single_commit:
+            position, token = (action.where(valid, 0) // vocab)[:, None], (action.where(valid, 0) % vocab)[:, None]
+            fine = legal.gather(1, position) & self._allowed_tokens[token] & valid[:, None]
+            tokens = torch.full_like(legal, mask_id, dtype=torch.int64).scatter(1, position, token)
+        else:
+            tokens = action.where(valid, mask_id)
+            fine = ((tokens == mask_id) | (legal & self._allowed_tokens[tokens])) & valid
+        wrong = (~fine & moving[:, None]).nonzero()
+        if len(wrong):
+            row = int(wrong[0, 0])
+            raise ValueError(
+                f"illegal action in row {row}: {action[row].tolist()}, that is tokens {tokens[row].tolist()} "
+                f"({mask_id} keeps the mask); legal positions are {legal[row].nonzero().squeeze(-1).tolist()}, "
+                f"forbidden tokens {list(self.vocabulary.forbidden_ids)}; draw actions with action_mask"
+            )
+        return tokens.where(moving[:, None], mask_id)
+
+
+def valid_steps(rollout: TensorDictBase) -> Tensor:
+    """Steps that happened, bool [B, T], in a rollout [B, T] that began with a reset.
+
+    With ``break_when_all_done=True`` TorchRL repeats the last transition of a finished row, its reward included, until
+    the last row is done. Sums of rewards and losses must leave these copies out.
+    """
+    steps = rollout["steps_taken"].squeeze(-1)
+    return steps == torch.arange(steps.shape[-1], device=steps.device)
+
+
+class SamplerPolicy(TensorDictModuleBase):
+    """A kit sampler with a kit policy, as the policy of a ``DenoisingEnv``.
+
+    Writes ``action`` (see ``DenoisingEnv``) and ``action_log_prob`` [B], the exact log-probability of the step; 0 in
+    finished rows. Draws what the sampler itself would draw with the same generator.
+
+    Args:
+        sampler, policy: a sampler of the environment's completion length, and the denoiser.
+        generator: of the draws; None uses torch's.
+        single_commit: as the environment's.
+
+    Raises:
+        ValueError: a sampler of more than one commit per step for single commits.
+    """
+
+    def __init__(
+        self, sampler: Sampler, policy: Policy, generator: torch.Generator | None = None, single_commit: bool = False
+    ) -> None:
+        super().__init__()
+        check(sampler.noise == "mask", self, "sampler", sampler, "one that fills masks")
+        sampler.attach(policy)
+        check(not single_commit or sampler.max_commits == 1, self, "sampler", sampler, "one of 1 commit per step")
+        self.sampler, self.policy, self.generator, self.single_commit = sampler, policy, generator, single_commit
+        self.vocab_size = policy.vocab_size
+        self.in_keys = ["prompt_ids", "prompt_mask", "completion_ids"]
+        self.out_keys = ["action", "action_log_prob"]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Acts in the states of ``tensordict``."""
+        ids = tensordict["completion_ids"]
+        rows = self.sampler.running(ids, self.policy).nonzero().squeeze(-1)
+        action = torch.full_like(ids, self.policy.mask_id)
+        log_prob = torch.zeros(len(ids), device=ids.device)
+        if len(rows):
+            view = self.sampler.view(self.policy, tensordict.select("prompt_ids", "prompt_mask")[rows], ids[rows])
+            decision = self.sampler.decide(view, self.generator)
+            action[rows] = decision.tokens.where(decision.committed, self.policy.mask_id)
+            log_prob[rows] = self.sampler.action_log_prob(view, decision).to(log_prob.dtype)
+        if self.single_commit:
+            committed = action != self.policy.mask_id  # at most one position in each row
+            flat = torch.arange(ids.shape[1], device=ids.device) * self.vocab_size + action
+            action = (flat * committed).sum(-1)
+        return tensordict.update({"action": action, "action_log_prob": log_prob})
