@@ -8,14 +8,15 @@ from dlmrl_kit.recipe.plugins import GROUP
 
 SELECTOR = """
 from dlmrl_kit import register
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.core.keys import STEP_VALID
+from dlmrl_kit.selectors.base import Selector
 
 @register("selector")
 class {name}(Selector):
     '''Keeps every step. From {package}.'''
 
     def kept(self, tensordict, generator):
-        return tensordict[VALID]
+        return tensordict[STEP_VALID]
 """
 
 

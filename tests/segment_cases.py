@@ -11,6 +11,7 @@ import torch
 from core import prompts, tiny_policy
 from tensordict import TensorDict
 
+from dlmrl_kit.core.keys import SELECTED_END
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.antithetic_elbo import AntitheticElbo
 from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
@@ -25,7 +26,7 @@ from dlmrl_kit.likelihoods.scheduled_mask import ScheduledMask
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.selectors.base import END, Selector
+from dlmrl_kit.selectors.base import Selector
 
 LENGTH_OF_COMPLETIONS = 7
 POLICY = tiny_policy(hidden=16, layers=1, characters="abc", initializer_range=0.6).double()
@@ -61,7 +62,7 @@ CASES: dict[str, tuple[SegmentLikelihood, Loop]] = {
 def selected(data: TensorDict, selector: Selector) -> TensorDict:
     """A copy with the selection, and advantages of both signs."""
     data = data.clone()
-    selector.ask_for([END])
+    selector.ask_for([SELECTED_END])
     selector(data)
     generator = torch.Generator().manual_seed(2)
     data["selected", "advantage"] = torch.randn(data[WEIGHT].shape, generator=generator, dtype=torch.float64)

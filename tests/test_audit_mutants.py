@@ -13,9 +13,10 @@ from torch import Tensor
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.audit import AuditError, AuditReport, Problem, audit_algorithm, exact_algorithm
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.likelihoods.base import Replay
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, weighted_sum
+from dlmrl_kit.losses.base import weighted_sum
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.step_ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
@@ -47,13 +48,13 @@ class WrongSign(Reinforce):
 class MeanOverSteps(Reinforce):
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         value, diagnostics = super().total(tensordict)
-        return value / tensordict[WEIGHT].shape[1], diagnostics
+        return value / tensordict[SELECTED_WEIGHT].shape[1], diagnostics
 
 
 class NoWeight(Reinforce):
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        used = (tensordict[WEIGHT] > 0).double()
-        return -weighted_sum(tensordict[ADVANTAGE] * tensordict[LOG_PROB], used), {}
+        used = (tensordict[SELECTED_WEIGHT] > 0).double()
+        return -weighted_sum(tensordict[SELECTED_ADVANTAGE] * tensordict[SELECTED_LOG_PROB], used), {}
 
 
 class ClipsOnPolicy(StepPPO):
@@ -70,19 +71,19 @@ class NextStep(StepLogProb):
         last = tensordict["step", "valid"].sum(-1, keepdim=True) - 1
         shifted = tensordict.copy().set(("selected", "step"), torch.minimum(step + 1, last))
         found = super().forward(shifted, **services)
-        return tensordict.set(LOG_PROB, found[LOG_PROB])
+        return tensordict.set(SELECTED_LOG_PROB, found[SELECTED_LOG_PROB])
 
 
 class NoTemperature(StepLogProb):
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         view = sampler.view(policy, steps.prompt, steps.ids)
         cold = View(view.logits, type(view.behaviour)(), view.allowed)
-        return {LOG_PROB: sampler.action_log_prob(cold, steps.decision)}
+        return {SELECTED_LOG_PROB: sampler.action_log_prob(cold, steps.decision)}
 
 
 class NoOrderTerm(StepLogProb):
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
-        return {LOG_PROB: token_log_prob(sampler.view(policy, steps.prompt, steps.ids), steps.decision)}
+        return {SELECTED_LOG_PROB: token_log_prob(sampler.view(policy, steps.prompt, steps.ids), steps.decision)}
 
 
 class SkipsFirst(AllSteps):

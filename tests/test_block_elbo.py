@@ -13,11 +13,12 @@ from core import prompts, tiny_policy
 from tensordict import TensorDict
 from training_helpers import outcome, recipe
 
+from dlmrl_kit.core.keys import SELECTED_TOKEN_LOG_PROB
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
 from dlmrl_kit.likelihoods.block_elbo import BlockElbo
 from dlmrl_kit.likelihoods.elbo import Elbo
-from dlmrl_kit.likelihoods.segments import TOKEN_LOG_PROB, SegmentLikelihood
+from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.whole_sequence import WholeSequence
@@ -68,7 +69,7 @@ def test_every_slot_against_a_loop(likelihood: BlockElbo) -> None:
     assert likelihood.copies == math.ceil(LENGTH / likelihood.block_length)
     for b, k in itertools.product(range(len(data)), range(3)):
         values = loop(loops.Slot(likelihood, POLICY, sampler, data, b, k))
-        row = found[TOKEN_LOG_PROB][b, k].tolist()
+        row = found[SELECTED_TOKEN_LOG_PROB][b, k].tolist()
         assert row == pytest.approx([values.get(i, 0.0) for i in range(LENGTH)], abs=1e-6)
         assert found["selected", "log_prob"][b, k].item() == pytest.approx(sum(values.values()), abs=1e-6)
     ends = (data["completion_ids"] == POLICY.eos_id).any(-1)
@@ -82,7 +83,7 @@ def test_one_block_is_elbo_and_blocks_of_one_position_are_left_to_right(
 ) -> None:
     sampler, data = rolled_out(draws=3)
     found, expected = run(BlockElbo(block_length=block_length), sampler, data), run(limit, sampler, data)
-    for key in (("selected", "log_prob"), TOKEN_LOG_PROB, ("selected", "token_mask")):
+    for key in (("selected", "log_prob"), SELECTED_TOKEN_LOG_PROB, ("selected", "token_mask")):
         assert torch.allclose(found[key].double(), expected[key].double(), atol=1e-12, rtol=0)
 
 

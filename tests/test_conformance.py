@@ -21,8 +21,16 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    KEYS,
+    SELECTED_ADVANTAGE,
+    SELECTED_LOG_PROB,
+    SELECTED_VALUE,
+    SELECTED_WEIGHT,
+    STEP_ENTROPY,
+    STEP_VALID,
+)
 from dlmrl_kit.core.registry import KINDS, components, register, unregister
-from dlmrl_kit.core.trajectory import KEYS
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.filters.success_range import SuccessRange
 from dlmrl_kit.likelihoods.base import Replay, replay
@@ -30,7 +38,7 @@ from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
-from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, Objective, weighted_sum
+from dlmrl_kit.losses.base import Objective, weighted_sum
 from dlmrl_kit.losses.dpo import DPO
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
 from dlmrl_kit.losses.reinforce import Reinforce
@@ -50,7 +58,7 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.samplers.view import Decision, View, token_log_prob
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.linear import Linear
-from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, valid_entropy
+from dlmrl_kit.selectors.base import Selector, valid_entropy
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
 from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
@@ -64,7 +72,7 @@ from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.testing import ConformanceError, check_component, checks_for, parametrize_with_checks
 from dlmrl_kit.testing.world import world
-from dlmrl_kit.values.base import VALUE, Value
+from dlmrl_kit.values.base import Value
 
 CONFIGURED = [
     LowConfidence(12, 2),
@@ -112,18 +120,18 @@ class MutatesInput(Selector):
     """Clips the entropies it was given in place."""
 
     def __init__(self) -> None:
-        super().__init__(ENTROPY)
+        super().__init__(STEP_ENTROPY)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        return (tensordict[ENTROPY].clamp_(min=0.5) >= 0.5) & tensordict[VALID]
+        return (tensordict[STEP_ENTROPY].clamp_(min=0.5) >= 0.5) & tensordict[STEP_VALID]
 
 
 class WritesMore(Selector):
     """Leaves a note."""
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        tensordict.set(("step", "note"), tensordict[VALID])
-        return tensordict[VALID]
+        tensordict.set(("step", "note"), tensordict[STEP_VALID])
+        return tensordict[STEP_VALID]
 
 
 class WritesLess(GroupAdvantage):
@@ -138,7 +146,7 @@ class Peeks(Selector):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         reward = tensordict.get("reward", None)
-        return tensordict[VALID] if reward is None else tensordict[VALID] & (reward > 0.25)[:, None]
+        return tensordict[STEP_VALID] if reward is None else tensordict[STEP_VALID] & (reward > 0.25)[:, None]
 
 
 class ReadsUndeclared(Selector):
@@ -152,7 +160,7 @@ class SelectsTwice(Selector):
     """Trains the first step twice."""
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        step = torch.zeros_like(tensordict[VALID][:, :2], dtype=torch.int64)
+        step = torch.zeros_like(tensordict[STEP_VALID][:, :2], dtype=torch.int64)
         return step, torch.ones_like(step, dtype=torch.float64)
 
 
@@ -162,7 +170,7 @@ class SaysNested(Selector):
     nested = True
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1]) == valid.sum(-1, keepdim=True) // 2)
 
 
@@ -170,7 +178,7 @@ class SelectsPastTheEnd(Selector):
     """Takes the last step of the longest row."""
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         return torch.arange(valid.shape[1]).expand_as(valid) == valid.sum(-1).max() - 1
 
 
@@ -180,7 +188,7 @@ class UsesGlobalRandomState(Selector):
     requires = ("generator",)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        return tensordict[VALID] & (torch.rand(tensordict[VALID].shape) < 0.5)
+        return tensordict[STEP_VALID] & (torch.rand(tensordict[STEP_VALID].shape) < 0.5)
 
 
 class UsesPythonRandomState(Selector):
@@ -189,14 +197,14 @@ class UsesPythonRandomState(Selector):
     requires = ("generator",)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        return tensordict[VALID] & (torch.arange(tensordict[VALID].shape[1]) < random.randint(1, 9))
+        return tensordict[STEP_VALID] & (torch.arange(tensordict[STEP_VALID].shape[1]) < random.randint(1, 9))
 
 
 class LooksAtPlaceInBatch(Selector):
     """Keeps more steps of later rows."""
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1]) <= torch.arange(len(valid))[:, None])
 
 
@@ -204,11 +212,11 @@ class ReadsPadding(Selector):
     """Does not look where a row ends when it sums entropies."""
 
     def __init__(self) -> None:
-        super().__init__(ENTROPY)
+        super().__init__(STEP_ENTROPY)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        entropy = tensordict[ENTROPY]
-        return (entropy >= entropy.mean(-1, keepdim=True)) & tensordict[VALID]
+        entropy = tensordict[STEP_ENTROPY]
+        return (entropy >= entropy.mean(-1, keepdim=True)) & tensordict[STEP_VALID]
 
 
 class Undocumented(Selector):
@@ -219,7 +227,7 @@ class Undocumented(Selector):
         self.share = share
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        return tensordict[VALID] & (torch.arange(tensordict[VALID].shape[1]) < 2)
+        return tensordict[STEP_VALID] & (torch.arange(tensordict[STEP_VALID].shape[1]) < 2)
 
 
 class UndocumentedError(Undocumented):
@@ -252,7 +260,7 @@ class WrongDtype(FirstK):
 
     def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
         super().forward(tensordict)
-        return tensordict.set(WEIGHT, tensordict[WEIGHT].double())
+        return tensordict.set(SELECTED_WEIGHT, tensordict[SELECTED_WEIGHT].double())
 
 
 class WrongShape(LeaveOneOut):
@@ -296,8 +304,10 @@ class LeaksGradient(Reinforce):
     """Does not detach the advantage."""
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = tensordict[WEIGHT]
-        product = torch.where(weight > 0, tensordict[ADVANTAGE], 0) * torch.where(weight > 0, tensordict[LOG_PROB], 0)
+        weight = tensordict[SELECTED_WEIGHT]
+        product = torch.where(weight > 0, tensordict[SELECTED_ADVANTAGE], 0) * torch.where(
+            weight > 0, tensordict[SELECTED_LOG_PROB], 0
+        )
         return -weighted_sum(product, weight), {"log_prob": product.mean()}
 
 
@@ -320,17 +330,21 @@ class IgnoresWeights(Reinforce):
     """Gives every used slot the weight 1."""
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        return super().total(tensordict.clone().set(WEIGHT, (tensordict[WEIGHT] > 0).float()))
+        return super().total(tensordict.clone().set(SELECTED_WEIGHT, (tensordict[SELECTED_WEIGHT] > 0).float()))
 
 
 class MultipliesPadding(Objective):
     """Multiplies by the weight and nothing more."""
 
     def __init__(self) -> None:
-        super().__init__([LOG_PROB, ADVANTAGE, WEIGHT])
+        super().__init__([SELECTED_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT])
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        return -(tensordict[WEIGHT].detach() * tensordict[ADVANTAGE].detach() * tensordict[LOG_PROB]).sum(), {}
+        return -(
+            tensordict[SELECTED_WEIGHT].detach()
+            * tensordict[SELECTED_ADVANTAGE].detach()
+            * tensordict[SELECTED_LOG_PROB]
+        ).sum(), {}
 
 
 class NotScalar(TokenPPO):
@@ -338,7 +352,7 @@ class NotScalar(TokenPPO):
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         total, diagnostics = super().total(tensordict)
-        return total, {**diagnostics, "ratio": tensordict[ADVANTAGE].sum(-1)}
+        return total, {**diagnostics, "ratio": tensordict[SELECTED_ADVANTAGE].sum(-1)}
 
 
 class CutsSequences(SequencePPO):
@@ -446,7 +460,9 @@ class PlainValue(Value):
     def forward(self, tensordict: TensorDictBase, *, policy: Any, sampler: Any) -> TensorDictBase:
         steps = replay(tensordict, policy.mask_id)
         state = torch.nn.functional.one_hot(steps.ids, policy.vocab_size).to(next(policy.parameters()).dtype)
-        return tensordict.set(VALUE, steps.scatter(torch.where(steps.decision.committed, self.summary(state), 0.0)))
+        return tensordict.set(
+            SELECTED_VALUE, steps.scatter(torch.where(steps.decision.committed, self.summary(state), 0.0))
+        )
 
 
 class NoValueHead(PlainValue):
@@ -502,7 +518,11 @@ class CentresOverBatch(StepLogProb):
 
     def estimate(self, steps: Replay, policy: Any, sampler: Any) -> dict[Any, Tensor]:
         found = super().estimate(steps, policy, sampler)
-        return {**found, LOG_PROB: found[LOG_PROB] - (found[LOG_PROB].mean() if len(found[LOG_PROB]) else 0)}
+        return {
+            **found,
+            SELECTED_LOG_PROB: found[SELECTED_LOG_PROB]
+            - (found[SELECTED_LOG_PROB].mean() if len(found[SELECTED_LOG_PROB]) else 0),
+        }
 
 
 class ForgetsOrder(StepLogProb):
@@ -510,7 +530,7 @@ class ForgetsOrder(StepLogProb):
 
     def estimate(self, steps: Replay, policy: Any, sampler: Any) -> dict[Any, Tensor]:
         view = sampler.view(policy, steps.prompt, steps.ids)
-        return {**super().estimate(steps, policy, sampler), LOG_PROB: token_log_prob(view, steps.decision)}
+        return {**super().estimate(steps, policy, sampler), SELECTED_LOG_PROB: token_log_prob(view, steps.decision)}
 
 
 class NoOrderTerm(LowConfidence):
@@ -669,7 +689,7 @@ class RemembersCalls(FirstK):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         RemembersCalls.calls = getattr(RemembersCalls, "calls", 0) + 1
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1]) == RemembersCalls.calls % 2)
 
 
@@ -702,7 +722,7 @@ class LosesItsValue(Schedule):
 
 class SilentSelector(Selector):
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        return tensordict[VALID]
+        return tensordict[STEP_VALID]
 
 
 FAULTS = [
@@ -845,7 +865,7 @@ def first_two(unbiased_weight: bool) -> type[Selector]:
         requires = ("generator",)
 
         def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-            valid = tensordict[VALID]
+            valid = tensordict[STEP_VALID]
             heads = torch.rand(len(valid), 1, generator=generator) < 0.5
             return valid & torch.where(heads, torch.arange(valid.shape[1]) < 1, torch.arange(valid.shape[1]) == 1)
 
@@ -910,7 +930,7 @@ class Doubled(StepLogProb):
 
     def estimate(self, steps: Replay, policy: Any, sampler: Any) -> dict[Any, Tensor]:
         found = super().estimate(steps, policy, sampler)
-        return {**found, LOG_PROB: 2 * found[LOG_PROB] - found[LOG_PROB].detach()}
+        return {**found, SELECTED_LOG_PROB: 2 * found[SELECTED_LOG_PROB] - found[SELECTED_LOG_PROB].detach()}
 
 
 @pytest.mark.parametrize(("kind", "cls"), [("advantage", Standardised), ("loss", WrongSign), ("likelihood", Doubled)])
@@ -1021,13 +1041,13 @@ def test_checks_are_named_and_explained() -> None:
 
 def test_the_world_is_padded_everywhere() -> None:
     full = world().full
-    steps, used = full[VALID].sum(-1), full[WEIGHT] > 0
-    assert (steps < full[VALID].shape[1]).sum() >= 2
+    steps, used = full[STEP_VALID].sum(-1), full[SELECTED_WEIGHT] > 0
+    assert (steps < full[STEP_VALID].shape[1]).sum() >= 2
     assert used.any(-1).tolist() == [True] * 7 + [False]
     assert (used.sum(-1) < used.shape[1]).any()
     renoised = {("step", "state_ids"), ("step", "accepted")}  # of samplers that renoise: states that cannot be rebuilt
     assert set(KEYS) - renoised <= set(full.keys(True, True))
-    assert (full["commit_step"] == full[VALID].shape[1]).any()
+    assert (full["commit_step"] == full[STEP_VALID].shape[1]).any()
 
 
 def test_nothing_needs_pytest_until_it_is_asked_for() -> None:

@@ -12,9 +12,9 @@ from tensordict import TensorDict, TensorDictBase
 from training_helpers import build, new_run, recipe
 
 from dlmrl_kit.algorithm.dataflow import PROMPT_KEYS, Plan, plain_key, plan, twin_key
-from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.trajectory import KEYS
+from dlmrl_kit.core.keys import KEYS, Key
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.losses.base import Objective
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.keys import keys_table
 from dlmrl_kit.core.registry import KINDS, components
-from dlmrl_kit.core.trajectory import keys_table
 from dlmrl_kit.recipe.load import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,8 @@ import pytest
 
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.tasks import reward_function, worker
+from dlmrl_kit.tasks import reward_function
+from dlmrl_kit.tasks import reward_worker as worker
 from dlmrl_kit.tasks.base import BaseTask, Example, component_means, split_of
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.json_lines import JsonLines

@@ -15,10 +15,11 @@ from dlmrl_kit.cli.app import app
 from dlmrl_kit.core import contract, registry
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError, RegistryError
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import KINDS, find, nearest, register
 from dlmrl_kit.losses.base import Objective
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 ME = __name__.split(".", 1)[0]
 Register = Callable[..., Any]
@@ -290,8 +291,8 @@ class TestRuntime:
         @register("selector")
         class Careless(Selector):
             def kept(self, tensordict: TensorDict, generator: Any) -> Any:
-                tensordict.set("scratch", tensordict[VALID].sum(-1))
-                return tensordict[VALID]
+                tensordict.set("scratch", tensordict[STEP_VALID].sum(-1))
+                return tensordict[STEP_VALID]
 
         small = ["CharacterLlama.hidden_size=16", "CharacterLlama.num_layers=1", "Trainer.eval_size=2"]
         small += ["Sudoku4x4.num_train=8", "Sudoku4x4.num_heldout=8", "Sudoku4x4.num_pretrain=8"]

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from tiny import log_odds, loop_entropy, loop_probs, recorded_calls
 from torch import Tensor
 
-from dlmrl_kit.core.trajectory import KEYS
+from dlmrl_kit.core.keys import KEYS
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold

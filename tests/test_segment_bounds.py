@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from tiny import chi_square, chi_square_limit
 from torch import Tensor, nn
 
+from dlmrl_kit.core.keys import SELECTED_END, SELECTED_LOG_PROB
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.antithetic_elbo import AntitheticElbo
 from dlmrl_kit.likelihoods.coupled import Coupled
@@ -24,9 +25,8 @@ from dlmrl_kit.likelihoods.elbo import Elbo
 from dlmrl_kit.likelihoods.quadrature_elbo import QuadratureElbo, gauss_legendre
 from dlmrl_kit.likelihoods.random_mask import RandomMask
 from dlmrl_kit.likelihoods.sandwich import Sandwich
-from dlmrl_kit.likelihoods.segments import LOG_PROB, Copies, SegmentLikelihood, score
+from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, score
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.selectors.base import END
 from dlmrl_kit.selectors.whole_sequence import WholeSequence
 
 SIZE = 4
@@ -46,7 +46,7 @@ def batch(rows: int, draws: int, completion: Sequence[int] = COMPLETION) -> Tens
     data["step", "valid"] = torch.ones(rows, length, dtype=torch.bool)
     data["seed"] = sample_seeds(rows, "cpu", 3)
     selector = WholeSequence(draws)
-    selector.ask_for([END])
+    selector.ask_for([SELECTED_END])
     selector(data)
     data[WEIGHT] = data[WEIGHT].double()
     data["selected", "advantage"] = torch.ones(rows, draws, dtype=torch.float64)
@@ -123,7 +123,8 @@ def test_elbo_sizes_are_stratified() -> None:
 def test_stratified_draws_spread_less_than_single_ones() -> None:
     rows = 4000
     single, four = (
-        Elbo()(batch(rows, draws), policy=POLICY, sampler=SAMPLER)[LOG_PROB].detach().mean(-1) for draws in (1, 4)
+        Elbo()(batch(rows, draws), policy=POLICY, sampler=SAMPLER)[SELECTED_LOG_PROB].detach().mean(-1)
+        for draws in (1, 4)
     )
     assert single.mean().item() == pytest.approx(LOWER, abs=5 * single.std().item() / rows**0.5)
     assert four.mean().item() == pytest.approx(LOWER, abs=5 * four.std().item() / rows**0.5)
@@ -241,7 +242,7 @@ class CountPolicy(nn.Module):
 def estimate(likelihood: SegmentLikelihood, g: Any, length: int, draws: int) -> float:
     data = batch(1, draws, [0] * length)
     policy: Any = CountPolicy(g, length)
-    return likelihood(data, policy=policy, sampler=RandomOrder(length))[LOG_PROB].mean().item()
+    return likelihood(data, policy=policy, sampler=RandomOrder(length))[SELECTED_LOG_PROB].mean().item()
 
 
 def test_quadrature_of_a_polynomial_integrand() -> None:

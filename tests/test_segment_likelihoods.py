@@ -14,13 +14,13 @@ from segment_cases import CASES, LENGTH_OF_COMPLETIONS, POLICY, WEIGHT, alike, e
 from tiny import recorded_calls
 
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK, SEQUENCE_LENGTH
 from dlmrl_kit.likelihoods.coupled import Coupled
 from dlmrl_kit.likelihoods.elbo import Elbo
 from dlmrl_kit.likelihoods.mean_field import MeanField
 from dlmrl_kit.likelihoods.random_mask import RandomMask
 from dlmrl_kit.likelihoods.sandwich import Sandwich
 from dlmrl_kit.likelihoods.scheduled_mask import ScheduledMask
-from dlmrl_kit.likelihoods.segments import LENGTH, LOG_PROB, TOKEN_LOG_PROB, TOKEN_MASK
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
@@ -44,15 +44,17 @@ def test_equals_the_loop(name: str, stop_at_eos: bool, selector: Selector) -> No
     for b in range(6):
         for k in range(data[WEIGHT].shape[1]):
             if data[WEIGHT][b, k] == 0:
-                assert not any(found[key][b, k].any() for key in (LOG_PROB, TOKEN_LOG_PROB, TOKEN_MASK))
+                assert not any(
+                    found[key][b, k].any() for key in (SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK)
+                )
                 continue
             slot = loops.Slot(likelihood, POLICY, sampler, data, b, k)
             wanted = loop(slot)
             tokens = torch.tensor([wanted.get(i, 0.0) for i in slot.positions], dtype=torch.float64)
-            alike(found[TOKEN_LOG_PROB][b, k], tokens)
-            alike(found[LOG_PROB][b, k], tokens.sum())
-            assert found[TOKEN_MASK][b, k].nonzero().flatten().tolist() == sorted(wanted)
-        assert found[LENGTH][b].item() == len(slot.counted())
+            alike(found[SELECTED_TOKEN_LOG_PROB][b, k], tokens)
+            alike(found[SELECTED_LOG_PROB][b, k], tokens.sum())
+            assert found[SELECTED_TOKEN_MASK][b, k].nonzero().flatten().tolist() == sorted(wanted)
+        assert found[SEQUENCE_LENGTH][b].item() == len(slot.counted())
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False])
@@ -70,8 +72,8 @@ def test_what_counts(stop_at_eos: bool) -> None:
         (True, committed),
     ):
         found = estimated(MeanField(after_eos=after_eos), sampler, data)
-        assert torch.equal(found[TOKEN_MASK][:, 0], mask)
-        assert torch.equal(found[LENGTH], mask.sum(-1))
+        assert torch.equal(found[SELECTED_TOKEN_MASK][:, 0], mask)
+        assert torch.equal(found[SEQUENCE_LENGTH], mask.sum(-1))
 
 
 @every
@@ -80,10 +82,10 @@ def test_no_batch_padding_or_slot_changes_masks_or_numbers(name: str) -> None:
     sampler, data = rolled_out(LowConfidence, 2, True)
     data = selected(data, WholeSequence(3))
     whole = estimated(likelihood, sampler, data)
-    keys = (LOG_PROB, TOKEN_LOG_PROB, TOKEN_MASK)
+    keys = (SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK)
     for rows in ([2], [5, 0, 3], [1, 1]):
         part = estimated(likelihood, sampler, data[rows])
-        for key in (*keys, LENGTH):
+        for key in (*keys, SEQUENCE_LENGTH):
             alike(part[key], whole[key][rows])
     wider = data.clone()
     for key, filler in (("prompt_ids", POLICY.pad_id), ("prompt_mask", False)):
@@ -108,13 +110,16 @@ def test_masks_are_new_in_each_pass_only_if_redrawn(name: str) -> None:
     data = selected(data, WholeSequence(2))
     later = data.clone()
     later["iteration"] += 1
-    same = torch.equal(estimated(likelihood, sampler, data)[LOG_PROB], estimated(likelihood, sampler, later)[LOG_PROB])
+    same = torch.equal(
+        estimated(likelihood, sampler, data)[SELECTED_LOG_PROB],
+        estimated(likelihood, sampler, later)[SELECTED_LOG_PROB],
+    )
     assert same != likelihood.redraw
     assert ("iteration" in likelihood.in_keys) == likelihood.redraw
     if not likelihood.redraw:
         alike(
-            estimated(likelihood, sampler, data.exclude("iteration"))[LOG_PROB],
-            estimated(likelihood, sampler, data)[LOG_PROB],
+            estimated(likelihood, sampler, data.exclude("iteration"))[SELECTED_LOG_PROB],
+            estimated(likelihood, sampler, data)[SELECTED_LOG_PROB],
         )
 
 
@@ -127,7 +132,7 @@ def test_slots_of_a_sample_and_samples_have_masks_of_their_own(name: str) -> Non
     sampler, data = rolled_out(LowConfidence, 2, True)
     row = data[[5] * 6].clone()
     row["seed"] = data["seed"]
-    found = estimated(likelihood, sampler, selected(row, WholeSequence(3)))[LOG_PROB]
+    found = estimated(likelihood, sampler, selected(row, WholeSequence(3)))[SELECTED_LOG_PROB]
     assert len(found.flatten().unique()) >= 6
 
 
@@ -160,15 +165,15 @@ def test_a_segment_of_tokens_that_do_not_count_scores_nothing() -> None:
     sampler, data = rolled_out(LowConfidence, 2, False)
     data = selected(data, AllSteps())
     found = estimated(Elbo(), sampler, data)
-    empty = (data[WEIGHT] > 0) & ~found[TOKEN_MASK].any(-1)
+    empty = (data[WEIGHT] > 0) & ~found[SELECTED_TOKEN_MASK].any(-1)
     assert empty.any()
     for name, (likelihood, _) in CASES.items():
         found = estimated(likelihood, sampler, data)
-        for key in (LOG_PROB, TOKEN_LOG_PROB):
+        for key in (SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB):
             assert found[key].isfinite().all(), name
         if not likelihood.after_eos:
-            assert not found[LOG_PROB][empty].any()
-            assert not found[TOKEN_MASK][empty].any()
+            assert not found[SELECTED_LOG_PROB][empty].any()
+            assert not found[SELECTED_TOKEN_MASK][empty].any()
 
 
 def test_impossible_tokens_are_floored_with_finite_gradients() -> None:
@@ -177,7 +182,7 @@ def test_impossible_tokens_are_floored_with_finite_gradients() -> None:
     data = selected(rolled_out(RandomOrder, 2, False)[1], WholeSequence(2))
     for likelihood, _ in CASES.values():
         policy.zero_grad()
-        total = likelihood(data.clone(), policy=policy, sampler=sampler)[LOG_PROB]
+        total = likelihood(data.clone(), policy=policy, sampler=sampler)[SELECTED_LOG_PROB]
         assert (total.min() < -90) == likelihood.sampling_temperature
         assert total.isfinite().all()
         total.sum().backward()

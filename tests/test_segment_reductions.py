@@ -7,13 +7,13 @@ import torch
 from segment_cases import LENGTH_OF_COMPLETIONS, POLICY, WEIGHT, alike, estimated, rolled_out, selected
 
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK, SEQUENCE_LENGTH
 from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
 from dlmrl_kit.likelihoods.elbo import Elbo
 from dlmrl_kit.likelihoods.mean_field import MeanField
 from dlmrl_kit.likelihoods.random_mask import RandomMask
 from dlmrl_kit.likelihoods.sandwich import Sandwich
 from dlmrl_kit.likelihoods.scheduled_mask import ScheduledMask
-from dlmrl_kit.likelihoods.segments import LENGTH, LOG_PROB, TOKEN_LOG_PROB, TOKEN_MASK
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.samplers.left_to_right import LeftToRight
@@ -31,7 +31,7 @@ def test_merging_all_steps_is_mean_field() -> None:
         wanted = estimated(MeanField(**options), sampler, selected(data, WholeSequence()))
         for selector in (EqualSegments(1), ShrunkSteps(sampler.max_steps)):
             found = estimated(StepMerge(**options), sampler, selected(data, selector))
-            for key in (LOG_PROB, TOKEN_LOG_PROB, TOKEN_MASK, LENGTH):
+            for key in (SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK, SEQUENCE_LENGTH):
                 assert torch.equal(found[key], wanted[key])
 
 
@@ -45,13 +45,13 @@ def test_merging_no_steps_is_step_replay(tempered: bool, eos: bool, tokens_per_s
         given = selected(data, selector)
         found = estimated(StepMerge(tempered, after_eos=eos), sampler, given)
         replayed = StepTokenLogProb(tempered)
-        wanted = replayed(given.clone(), policy=POLICY, sampler=sampler)[LOG_PROB].detach()
+        wanted = replayed(given.clone(), policy=POLICY, sampler=sampler)[SELECTED_LOG_PROB].detach()
         assert (given[WEIGHT] > 0).all()
         if tokens_per_step == 1:
-            assert torch.equal(found[LOG_PROB], wanted)
-        torch.testing.assert_close(found[LOG_PROB], wanted, rtol=1e-14, atol=1e-14)
-        source = replayed.recorded[LOG_PROB]
-        alike(found[LOG_PROB], data[source].gather(1, given["selected", "step"]))
+            assert torch.equal(found[SELECTED_LOG_PROB], wanted)
+        torch.testing.assert_close(found[SELECTED_LOG_PROB], wanted, rtol=1e-14, atol=1e-14)
+        source = replayed.recorded[SELECTED_LOG_PROB]
+        alike(found[SELECTED_LOG_PROB], data[source].gather(1, given["selected", "step"]))
 
 
 @pytest.mark.parametrize("tempered", [True, False])
@@ -59,12 +59,12 @@ def test_merging_no_steps_is_step_replay(tempered: bool, eos: bool, tokens_per_s
 def test_autoregressive_order_is_the_replay_of_a_left_to_right_trajectory(tempered: bool, stop_at_eos: bool) -> None:
     sampler, data = rolled_out(LeftToRight, 1, stop_at_eos)
     steps = selected(data, AllSteps())
-    replayed = StepTokenLogProb(tempered)(steps, policy=POLICY, sampler=sampler)[LOG_PROB].detach()
+    replayed = StepTokenLogProb(tempered)(steps, policy=POLICY, sampler=sampler)[SELECTED_LOG_PROB].detach()
     whole = estimated(AutoregressiveOrder(tempered, after_eos=True), sampler, selected(data, WholeSequence()))
-    alike(whole[LOG_PROB][:, 0], replayed.sum(-1))
-    alike(whole[LOG_PROB][:, 0], data["step", "token_log_prob" if tempered else "model_log_prob"].sum(-1))
+    alike(whole[SELECTED_LOG_PROB][:, 0], replayed.sum(-1))
+    alike(whole[SELECTED_LOG_PROB][:, 0], data["step", "token_log_prob" if tempered else "model_log_prob"].sum(-1))
     parts = estimated(AutoregressiveOrder(tempered, after_eos=True), sampler, selected(data, EqualSegments(3)))
-    alike(parts[LOG_PROB].sum(-1), replayed.sum(-1))
+    alike(parts[SELECTED_LOG_PROB].sum(-1), replayed.sum(-1))
 
 
 def test_autoregressive_order_does_not_depend_on_the_order_of_decoding() -> None:
@@ -77,7 +77,7 @@ def test_autoregressive_order_does_not_depend_on_the_order_of_decoding() -> None
         for after_eos in (True, False):
             likelihood = AutoregressiveOrder(after_eos=after_eos)
             a, b = (estimated(likelihood, sampler, selected(td, WholeSequence())) for td in (data, reversed_))
-            assert torch.equal(a[LOG_PROB], b[LOG_PROB])
+            assert torch.equal(a[SELECTED_LOG_PROB], b[SELECTED_LOG_PROB])
 
 
 def test_random_masks_of_one_ratio_reduce_to_mean_field() -> None:
@@ -86,11 +86,11 @@ def test_random_masks_of_one_ratio_reduce_to_mean_field() -> None:
     wanted = estimated(MeanField(), sampler, data)
     for likelihood in (RandomMask(lower=1.0, upper=1.0), ScheduledMask(2)):
         found = estimated(likelihood, sampler, data)  # the second and last pass
-        for key in (LOG_PROB, TOKEN_LOG_PROB, TOKEN_MASK, LENGTH):
+        for key in (SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK, SEQUENCE_LENGTH):
             assert torch.equal(found[key], wanted[key])
     none = estimated(RandomMask(lower=0.0, upper=0.0), sampler, data)
-    assert not none[TOKEN_MASK].any()
-    assert not none[LOG_PROB].any()
+    assert not none[SELECTED_TOKEN_MASK].any()
+    assert not none[SELECTED_LOG_PROB].any()
 
 
 def test_a_schedule_masks_more_in_each_pass() -> None:
@@ -118,11 +118,11 @@ def test_sandwich_with_equal_bounds_is_the_lower_bound_of_the_same_masks() -> No
     found = estimated(equal, sampler, data)
     positive = data.clone()
     positive["selected", "advantage"] = torch.ones_like(data["selected", "advantage"])
-    alike(found[LOG_PROB], estimated(Sandwich(block_length=3), sampler, positive)[LOG_PROB])
-    mixed = estimated(Sandwich(block_length=3), sampler, data)[LOG_PROB]
+    alike(found[SELECTED_LOG_PROB], estimated(Sandwich(block_length=3), sampler, positive)[SELECTED_LOG_PROB])
+    mixed = estimated(Sandwich(block_length=3), sampler, data)[SELECTED_LOG_PROB]
     below = data["selected", "advantage"] <= 0
-    assert torch.equal(mixed[~below], found[LOG_PROB][~below])
-    assert (mixed[below] != found[LOG_PROB][below]).sum() >= 5  # a single token has one bound
+    assert torch.equal(mixed[~below], found[SELECTED_LOG_PROB][~below])
+    assert (mixed[below] != found[SELECTED_LOG_PROB][below]).sum() >= 5  # a single token has one bound
 
     single = Sandwich(block_length=LENGTH_OF_COMPLETIONS, mix_weight=0.0, num_copies=1, prompt_mask_share=0.0)
     segments = single.segments(data, POLICY, sampler)
@@ -138,10 +138,10 @@ def test_sandwich_takes_the_sign_of_each_slot_and_zero_is_not_positive() -> None
     sampler, data = rolled_out(RandomOrder, 2, True)
     data = selected(data, WholeSequence(2))
     data["selected", "advantage"] = torch.tensor([[0.0, 1e-9]] * 6, dtype=torch.float64)
-    upper, lower = (estimated(Sandwich(mix_weight=w), sampler, data)[LOG_PROB] for w in (1.0, 0.0))
+    upper, lower = (estimated(Sandwich(mix_weight=w), sampler, data)[SELECTED_LOG_PROB] for w in (1.0, 0.0))
     assert torch.equal(upper[:, 1], lower[:, 1])
     assert (upper[:, 0] != lower[:, 0]).all()
-    half = estimated(Sandwich(mix_weight=0.5), sampler, data)[LOG_PROB]
+    half = estimated(Sandwich(mix_weight=0.5), sampler, data)[SELECTED_LOG_PROB]
     alike(half, (upper + lower) / 2)
 
 

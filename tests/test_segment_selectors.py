@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
+from dlmrl_kit.core.keys import SELECTED_END, STEP_VALID
 from dlmrl_kit.selectors.all_steps import AllSteps
-from dlmrl_kit.selectors.base import END, VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.selectors.equal_segments import EqualSegments
 from dlmrl_kit.selectors.first_k import FirstK
 from dlmrl_kit.selectors.shrunk_steps import ShrunkSteps
@@ -33,7 +34,7 @@ def trajectory(steps: list[int], spare: int = 0, dtype: torch.dtype = torch.floa
 
 
 def run(selector: Selector, data: TensorDict) -> TensorDict:
-    selector.ask_for([END])
+    selector.ask_for([SELECTED_END])
     return selector(data.clone())  # type: ignore[return-value]
 
 
@@ -41,7 +42,9 @@ def segments(selector: Selector, data: TensorDict) -> list[list[Segment]]:
     """Start, end and weight of the used slots of each row; the others must be zero and last."""
     found = run(selector, data)
     rows = []
-    for step, end, weight in zip(found[STEP].tolist(), found[END].tolist(), found[WEIGHT].tolist(), strict=True):
+    for step, end, weight in zip(
+        found[STEP].tolist(), found[SELECTED_END].tolist(), found[WEIGHT].tolist(), strict=True
+    ):
         used = sum(w != 0 for w in weight)
         assert all(weight[:used])
         assert step[used:] == [0] * (len(step) - used)
@@ -105,12 +108,12 @@ def test_contract(name: str, steps: list[int], number: int) -> None:
     result = selector(data)
     assert result is data
     assert set(data.keys(True, True)) == set(before.keys(True, True)) | {STEP, WEIGHT}, "end only on demand"
-    assert torch.equal(data[VALID], before[VALID])
+    assert torch.equal(data[STEP_VALID], before[STEP_VALID])
     assert (data[STEP].dtype, data[WEIGHT].dtype) == (torch.int64, torch.float32)
     asked = run(selector, before)
-    assert asked[END].dtype == torch.int64
-    assert asked[END].shape == asked[STEP].shape == asked[WEIGHT].shape
-    asked[END] += 1  # memory of its own
+    assert asked[SELECTED_END].dtype == torch.int64
+    assert asked[SELECTED_END].shape == asked[STEP].shape == asked[WEIGHT].shape
+    asked[SELECTED_END] += 1  # memory of its own
     assert run(selector, trajectory(steps, dtype=torch.float64))[WEIGHT].dtype == torch.float64
     order = list(reversed(range(len(steps))))
     assert torch.equal(run(selector, before[order])[STEP], asked[STEP][order])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
-from dlmrl_kit.core.trajectory import KEYS, committed_at, gather_steps, masked_at, num_valid, state_at
+from dlmrl_kit.core.keys import KEYS
+from dlmrl_kit.core.trajectory import committed_at, gather_steps, masked_at, num_valid, state_at
 
 MASK = 99
 B, K, L, T = 4, 5, 6, 7

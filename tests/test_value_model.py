@@ -14,10 +14,11 @@ from tensordict import TensorDict
 from torch import Tensor
 from training_helpers import new_run, outcome, recipe
 
-from dlmrl_kit.advantages.step_gae import RETURN, TOKEN_ADVANTAGE, StepGAE
+from dlmrl_kit.advantages.step_gae import StepGAE
 from dlmrl_kit.audit import audit_algorithm
 from dlmrl_kit.audit.variants import exact_algorithm
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.keys import SELECTED_OLD_VALUE, SELECTED_RETURN, SELECTED_TOKEN_ADVANTAGE, SELECTED_VALUE
 from dlmrl_kit.losses.token_advantage_ppo import TokenAdvantagePPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.fixed_length import FixedLength
@@ -31,7 +32,7 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.shrunk_steps import ShrunkSteps
 from dlmrl_kit.training.loop import Run, resume, train
 from dlmrl_kit.training.update import Totals
-from dlmrl_kit.values.base import OLD_VALUE, VALUE, OldValue
+from dlmrl_kit.values.base import OldValue
 from dlmrl_kit.values.token_value import TokenValue
 
 LENGTH = 8
@@ -84,7 +85,7 @@ class Opinionated(TokenValue):
 def test_token_values_against_a_loop(after_eos: bool) -> None:
     sampler, data = rolled_out()
     value = Opinionated(after_eos, batch_size=5)
-    found = value(data.clone(), policy=POLICY, sampler=sampler)[VALUE]
+    found = value(data.clone(), policy=POLICY, sampler=sampler)[SELECTED_VALUE]
     assert value.head is not None
     weight = value.head.weight[0]
     expected = torch.zeros_like(found)
@@ -107,13 +108,13 @@ def test_values_start_at_zero_and_give_the_policy_no_gradient() -> None:
     sampler, data = rolled_out()
     value = TokenValue()
     value.attach(POLICY)
-    found = value(data.clone(), policy=POLICY, sampler=sampler)[VALUE]
+    found = value(data.clone(), policy=POLICY, sampler=sampler)[SELECTED_VALUE]
     assert torch.equal(found, torch.zeros_like(found))
     parameters = [p for _, p in POLICY.trainable()]
     gradient = torch.autograd.grad(found.sum(), [*parameters, *value.parameters()], allow_unused=True)
     assert all(part is None for part in gradient[:-1])
     assert gradient[-1].abs().max() > 0
-    old = OldValue(Opinionated())(data.clone(), policy=POLICY, sampler=sampler)[OLD_VALUE]
+    old = OldValue(Opinionated())(data.clone(), policy=POLICY, sampler=sampler)[SELECTED_OLD_VALUE]
     assert not old.requires_grad
     with pytest.raises(UserError, match="hidden size 16; this one has 32"):
         value.attach(tiny_policy())
@@ -128,7 +129,7 @@ def loop_gae(
     """Advantages of steps by slot; advantages and returns of tokens by (slot, position)."""
     steps = [(k, counted(data, b, k)) for k in range(data["selected", "weight"].shape[1])]
     steps = [(k, tokens) for k, tokens in steps if tokens]
-    value = {(k, i): float(data[OLD_VALUE][b, k, i]) for k, tokens in steps for i in tokens}
+    value = {(k, i): float(data[SELECTED_OLD_VALUE][b, k, i]) for k, tokens in steps for i in tokens}
     found: dict[str, Any] = {"step": {}, "token": {}, "return": {}}
     next_value = next_advantage = next_return = 0.0
     for place, (k, tokens) in reversed(list(enumerate(steps))):
@@ -152,7 +153,7 @@ def advantages(data: TensorDict, gamma: float, lam: float) -> TensorDict:
 def with_values(data: TensorDict) -> TensorDict:
     """Values everywhere, where no token counts too."""
     shape = (*data["selected", "weight"].shape, LENGTH)
-    data[OLD_VALUE] = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    data[SELECTED_OLD_VALUE] = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     return data
 
 
@@ -161,7 +162,10 @@ def with_values(data: TensorDict) -> TensorDict:
 def test_step_gae_against_a_loop(shrink: int, gamma: float, lam: float) -> None:
     data = with_values(rolled_out(shrink)[1])
     found = advantages(data, gamma, lam)
-    expected = {key: torch.zeros_like(found[key]) for key in (("selected", "advantage"), TOKEN_ADVANTAGE, RETURN)}
+    expected = {
+        key: torch.zeros_like(found[key])
+        for key in (("selected", "advantage"), SELECTED_TOKEN_ADVANTAGE, SELECTED_RETURN)
+    }
     for b in range(len(data)):
         loop = loop_gae(data, b, gamma, lam)
         for key, name in zip(expected, ("step", "token", "return"), strict=True):
@@ -179,9 +183,9 @@ def test_without_discount_every_token_is_credited_with_the_reward_beyond_its_val
     found = advantages(data, 1.0, 1.0)
     for b, k in slots(data):
         for i in counted(data, b, k):
-            assert found[RETURN][b, k, i].item() == pytest.approx(data["reward"][b].item(), abs=1e-12)
-            expected = (data["reward"][b] - data[OLD_VALUE][b, k, i]).item()
-            assert found[TOKEN_ADVANTAGE][b, k, i].item() == pytest.approx(expected, abs=1e-12)
+            assert found[SELECTED_RETURN][b, k, i].item() == pytest.approx(data["reward"][b].item(), abs=1e-12)
+            expected = (data["reward"][b] - data[SELECTED_OLD_VALUE][b, k, i]).item()
+            assert found[SELECTED_TOKEN_ADVANTAGE][b, k, i].item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [EntropyOrder(3, temperature=0.8), RandomOrder(3)], ids=["entropy", "random"])
@@ -238,7 +242,7 @@ def test_the_value_loss_against_a_loop(normaliser: Any) -> None:
     data, clip = batch(), 0.3
     live = data["selected", "value"].clone().requires_grad_()
     term = ValueLoss(0.7, clip, normaliser)
-    found = term(data.clone().set(VALUE, live))
+    found = term(data.clone().set(SELECTED_VALUE, live))
     (gradient,) = torch.autograd.grad(found["loss_value"], live)
     expected, slope, bound = 0.0, torch.zeros_like(live), 0
     for t, share in loop_shares(data, normaliser).items():
@@ -261,7 +265,7 @@ def test_the_loss_of_single_tokens_against_a_loop(normaliser: Any) -> None:
     expected = 0.0
     for t, share in loop_shares(data, normaliser).items():
         ratio = float((data["selected", "token_log_prob"][t] - data["selected", "old_token_log_prob"][t]).exp())
-        advantage = float(data[TOKEN_ADVANTAGE][t])
+        advantage = float(data[SELECTED_TOKEN_ADVANTAGE][t])
         expected -= share * min(ratio * advantage, min(max(ratio, 0.8), 1.4) * advantage)
     assert found.item() == pytest.approx(expected, abs=1e-12)
 
@@ -269,7 +273,7 @@ def test_the_loss_of_single_tokens_against_a_loop(normaliser: Any) -> None:
 def test_equal_advantages_within_a_step_give_token_ppo() -> None:
     data = batch(2)
     spread = data["selected", "advantage"][..., None].expand(5, 3, 6).clone()
-    found = TokenAdvantagePPO()(data.clone().set(TOKEN_ADVANTAGE, spread))
+    found = TokenAdvantagePPO()(data.clone().set(SELECTED_TOKEN_ADVANTAGE, spread))
     expected = TokenPPO()(data)
     assert {key: value.item() for key, value in found.items()} == {key: value.item() for key, value in expected.items()}
 

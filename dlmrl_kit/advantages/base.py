@@ -12,11 +12,17 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Component, Key
-
-SELECTED: Key = ("selected", "advantage")
-TOKEN: Key = ("token", "advantage")
-WEIGHT: Key = ("selected", "weight")
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    ADVANTAGE,
+    COMPLETION_IDS,
+    GROUP,
+    REWARD,
+    SELECTED_ADVANTAGE,
+    SELECTED_WEIGHT,
+    TOKEN_ADVANTAGE,
+    Key,
+)
 
 
 class GroupAdvantage(Component):
@@ -31,18 +37,18 @@ class GroupAdvantage(Component):
         ValueError: ``ask_for`` names another key.
     """
 
-    optional_keys = (SELECTED, TOKEN)
+    optional_keys = (SELECTED_ADVANTAGE, TOKEN_ADVANTAGE)
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys: list[Key] = ["reward", "group"]
-        self.out_keys = ["advantage"]
+        self.in_keys: list[Key] = [REWARD, GROUP]
+        self.out_keys = [ADVANTAGE]
 
     def ask_for(self, keys: Iterable[Key]) -> None:
         """As ``Component``; the keys that give the asked shapes become ``in_keys``."""
         super().ask_for(keys)
-        shapes: dict[Key, Key] = {SELECTED: WEIGHT, TOKEN: "completion_ids"}
-        self.in_keys = ["reward", "group", *(shapes[key] for key in self.asked)]
+        shapes: dict[Key, Key] = {SELECTED_ADVANTAGE: SELECTED_WEIGHT, TOKEN_ADVANTAGE: COMPLETION_IDS}
+        self.in_keys = [REWARD, GROUP, *(shapes[key] for key in self.asked)]
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
         """Advantage of each return: [B] or [B, N] from returns of that shape and int64 [B]."""
@@ -50,12 +56,12 @@ class GroupAdvantage(Component):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes ``advantage``, and what was asked for."""
-        advantage = self.estimate(tensordict["reward"], tensordict["group"])
-        if SELECTED in self.asked:
-            tensordict.set(SELECTED, torch.where(tensordict[WEIGHT] > 0, advantage[:, None], 0.0))
-        if TOKEN in self.asked:
-            tensordict.set(TOKEN, advantage[:, None].repeat(1, tensordict["completion_ids"].shape[1]))
-        return tensordict.set("advantage", advantage)
+        advantage = self.estimate(tensordict[REWARD], tensordict[GROUP])
+        if SELECTED_ADVANTAGE in self.asked:
+            tensordict.set(SELECTED_ADVANTAGE, torch.where(tensordict[SELECTED_WEIGHT] > 0, advantage[:, None], 0.0))
+        if TOKEN_ADVANTAGE in self.asked:
+            tensordict.set(TOKEN_ADVANTAGE, advantage[:, None].repeat(1, tensordict[COMPLETION_IDS].shape[1]))
+        return tensordict.set(ADVANTAGE, advantage)
 
 
 def group_sum(values: Tensor, group: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
 from dlmrl_kit.advantages.group_z_score import GroupZScore
-from dlmrl_kit.advantages.selected import STEP_ADVANTAGE
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import GROUP, REWARD, STEP_ADVANTAGE, STEP_REWARD, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 
@@ -47,14 +47,14 @@ class IntermediateReward(Component):
         super().__init__()
         check(baseline is None or isinstance(baseline, GroupAdvantage), self, "baseline", baseline, "a group advantage")
         self.baseline = baseline if baseline is not None else GroupZScore()
-        self.in_keys = ["reward", "group", ("step", "valid"), ("step", "reward")]
+        self.in_keys = [REWARD, GROUP, STEP_VALID, STEP_REWARD]
         self.out_keys = [STEP_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Returns of every step, compared within the group."""
-        valid, reward = tensordict["step", "valid"], tensordict["reward"]
-        rewards = torch.where(valid, tensordict["step", "reward"], reward[:, None]).double()
-        advantage = self.baseline.estimate(step_returns(rewards), tensordict["group"]).to(reward.dtype)
+        valid, reward = tensordict[STEP_VALID], tensordict[REWARD]
+        rewards = torch.where(valid, tensordict[STEP_REWARD], reward[:, None]).double()
+        advantage = self.baseline.estimate(step_returns(rewards), tensordict[GROUP]).to(reward.dtype)
         return tensordict.set(STEP_ADVANTAGE, torch.where(valid, advantage, 0.0))
 
 

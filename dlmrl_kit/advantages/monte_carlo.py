@@ -14,8 +14,19 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import SELECTED, WEIGHT
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    EXAMPLE,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    REWARD,
+    SELECTED_ADVANTAGE,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
+    STEP_VALID,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
 from dlmrl_kit.core.validate import check
@@ -48,25 +59,25 @@ class MonteCarlo(Component):
         self.n = n
         self.n_baseline = n_baseline
         self.in_keys = [
-            "prompt_ids",
-            "prompt_mask",
-            "example",
-            "completion_ids",
-            "commit_step",
-            "reward",
-            ("step", "valid"),
-            ("selected", "step"),
-            WEIGHT,
+            PROMPT_IDS,
+            PROMPT_MASK,
+            EXAMPLE,
+            COMPLETION_IDS,
+            COMMIT_STEP,
+            REWARD,
+            STEP_VALID,
+            SELECTED_STEP,
+            SELECTED_WEIGHT,
         ]
-        self.out_keys = [SELECTED]
+        self.out_keys = [SELECTED_ADVANTAGE]
 
     def forward(
         self, tensordict: TensorDictBase, *, restart: Callable[[TensorDictBase, Tensor, int], Tensor]
     ) -> TensorDictBase:
         """Restarts at step + 1, and at step for the baseline."""
-        used = tensordict[WEIGHT] > 0
-        step = torch.where(used, tensordict["selected", "step"], num_valid(tensordict)[:, None])
+        used = tensordict[SELECTED_WEIGHT] > 0
+        step = torch.where(used, tensordict[SELECTED_STEP], num_valid(tensordict)[:, None])
         advantage = restart(tensordict, torch.where(used, step + 1, step), self.n).mean(-1)
         if self.n_baseline > 0:
             advantage = advantage - restart(tensordict, step, self.n_baseline).mean(-1)
-        return tensordict.set(SELECTED, torch.where(used, advantage, 0.0))
+        return tensordict.set(SELECTED_ADVANTAGE, torch.where(used, advantage, 0.0))

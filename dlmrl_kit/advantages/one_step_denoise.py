@@ -18,9 +18,18 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import SELECTED, WEIGHT, GroupAdvantage
+from dlmrl_kit.advantages.base import GroupAdvantage
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    GROUP,
+    REWARD,
+    SELECTED_ADVANTAGE,
+    SELECTED_REWARD,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
+    STEP_VALID,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.schedules.base import Schedule
@@ -65,27 +74,27 @@ class OneStepDenoise(Component):
         self.normalise = normalise
         self.baseline = baseline if baseline is not None else GroupMean()
         self.in_keys = [
-            "reward",
-            "group",
-            ("step", "valid"),
-            ("selected", "step"),
-            WEIGHT,
-            ("selected", "reward"),
+            REWARD,
+            GROUP,
+            STEP_VALID,
+            SELECTED_STEP,
+            SELECTED_WEIGHT,
+            SELECTED_REWARD,
         ]
-        self.out_keys = [SELECTED]
+        self.out_keys = [SELECTED_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Returns of every time step, compared within the group, read off at the chosen steps."""
-        reward, step, used = tensordict["reward"], tensordict["selected", "step"], tensordict[WEIGHT] > 0
-        num_steps = tensordict["step", "valid"].shape[1]
-        value = nearest_value(tensordict["selected", "reward"].double(), step, used, reward.double(), num_steps)
+        reward, step, used = tensordict[REWARD], tensordict[SELECTED_STEP], tensordict[SELECTED_WEIGHT] > 0
+        num_steps = tensordict[STEP_VALID].shape[1]
+        value = nearest_value(tensordict[SELECTED_REWARD].double(), step, used, reward.double(), num_steps)
         time = torch.arange(num_steps, device=reward.device, dtype=torch.float64)
         lam = self.lam(time / max(num_steps - 1, 1))
         returns = (1 + lam) * reward[:, None] - lam * value
         if self.normalise:
             returns = returns / (1 + lam)
-        advantage = self.baseline.estimate(returns, tensordict["group"]).gather(1, step).to(reward.dtype)
-        return tensordict.set(SELECTED, torch.where(used, advantage, 0.0))
+        advantage = self.baseline.estimate(returns, tensordict[GROUP]).gather(1, step).to(reward.dtype)
+        return tensordict.set(SELECTED_ADVANTAGE, torch.where(used, advantage, 0.0))
 
 
 def nearest_value(value: Tensor, step: Tensor, used: Tensor, fallback: Tensor, num_steps: int) -> Tensor:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 
-from dlmrl_kit.advantages.base import SELECTED, WEIGHT
-from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_STEP, SELECTED_WEIGHT, STEP_ADVANTAGE
 from dlmrl_kit.core.trajectory import gather_steps
-
-STEP_ADVANTAGE: Key = ("step", "advantage")
 
 
 class SelectedAdvantage(Component):
@@ -20,10 +18,10 @@ class SelectedAdvantage(Component):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = [STEP_ADVANTAGE, ("selected", "step"), WEIGHT]
-        self.out_keys = [SELECTED]
+        self.in_keys = [STEP_ADVANTAGE, SELECTED_STEP, SELECTED_WEIGHT]
+        self.out_keys = [SELECTED_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Reads the advantages off at the chosen steps."""
-        advantage = gather_steps(tensordict[STEP_ADVANTAGE], tensordict["selected", "step"])
-        return tensordict.set(SELECTED, torch.where(tensordict[WEIGHT] > 0, advantage, 0.0))
+        advantage = gather_steps(tensordict[STEP_ADVANTAGE], tensordict[SELECTED_STEP])
+        return tensordict.set(SELECTED_ADVANTAGE, torch.where(tensordict[SELECTED_WEIGHT] > 0, advantage, 0.0))

@@ -12,9 +12,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import SELECTED, WEIGHT, group_sum
+from dlmrl_kit.advantages.base import group_sum
 from dlmrl_kit.core.component import Component
-from dlmrl_kit.core.groups import LEVEL_STEP, NODE, first_rows, tree_level, tree_nodes
+from dlmrl_kit.core.groups import first_rows, tree_level, tree_nodes
+from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_ADVANTAGE, SELECTED_STEP, SELECTED_WEIGHT, TREE_NODE, TREE_STEP
 from dlmrl_kit.core.registry import register
 
 
@@ -29,15 +30,15 @@ class SiblingLeaveOneOut(Component):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = ["reward", "group", NODE, LEVEL_STEP, ("selected", "step"), WEIGHT]
-        self.out_keys = [SELECTED]
+        self.in_keys = [REWARD, GROUP, TREE_NODE, TREE_STEP, SELECTED_STEP, SELECTED_WEIGHT]
+        self.out_keys = [SELECTED_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Values from the leaves up, then their differences, read off at the chosen steps."""
-        reward, used = tensordict["reward"], tensordict[WEIGHT] > 0
-        advantage = sibling_advantages(reward.double(), tree_nodes(tensordict), tensordict["group"])
-        chosen = advantage.to(reward.dtype).gather(1, tree_level(tensordict, tensordict["selected", "step"]))
-        return tensordict.set(SELECTED, torch.where(used, chosen, 0.0))
+        reward, used = tensordict[REWARD], tensordict[SELECTED_WEIGHT] > 0
+        advantage = sibling_advantages(reward.double(), tree_nodes(tensordict), tensordict[GROUP])
+        chosen = advantage.to(reward.dtype).gather(1, tree_level(tensordict, tensordict[SELECTED_STEP]))
+        return tensordict.set(SELECTED_ADVANTAGE, torch.where(used, chosen, 0.0))
 
 
 def sibling_advantages(reward: Tensor, node: Tensor, group: Tensor) -> Tensor:

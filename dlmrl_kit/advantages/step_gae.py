@@ -17,15 +17,24 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import SELECTED, WEIGHT
-from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    REWARD,
+    SELECTED_ADVANTAGE,
+    SELECTED_END,
+    SELECTED_OLD_VALUE,
+    SELECTED_RETURN,
+    SELECTED_STEP,
+    SELECTED_TOKEN_ADVANTAGE,
+    SELECTED_WEIGHT,
+    Key,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.values.base import OLD_VALUE, segment_tokens
-
-TOKEN_ADVANTAGE: Key = ("selected", "token_advantage")
-RETURN: Key = ("selected", "return")
+from dlmrl_kit.values.base import segment_tokens
 
 
 @register(
@@ -55,7 +64,7 @@ class StepGAE(Component):
     """
 
     requires = ("policy",)
-    optional_keys = (TOKEN_ADVANTAGE, RETURN)
+    optional_keys = (SELECTED_TOKEN_ADVANTAGE, SELECTED_RETURN)
 
     def __init__(self, gamma: float = 1.0, lam: float = 1.0, after_eos: bool = False) -> None:
         super().__init__()
@@ -64,15 +73,15 @@ class StepGAE(Component):
         self.gamma = gamma
         self.lam = lam
         self.after_eos = after_eos
-        selection: list[Key] = [("selected", "step"), ("selected", "end"), WEIGHT, OLD_VALUE]
-        self.in_keys = ["reward", "completion_ids", "commit_step", *selection]
-        self.out_keys = [SELECTED]
+        selection: list[Key] = [SELECTED_STEP, SELECTED_END, SELECTED_WEIGHT, SELECTED_OLD_VALUE]
+        self.in_keys = [REWARD, COMPLETION_IDS, COMMIT_STEP, *selection]
+        self.out_keys = [SELECTED_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase, *, policy: Policy) -> TensorDictBase:
         """Writes the advantages, and what was asked for."""
-        reward = tensordict["reward"]
+        reward = tensordict[REWARD]
         tokens = segment_tokens(tensordict, policy.eos_id, self.after_eos)
-        value = torch.where(tokens, tensordict[OLD_VALUE].double(), 0.0)
+        value = torch.where(tokens, tensordict[SELECTED_OLD_VALUE].double(), 0.0)
         count = tokens.sum(-1)
         there = count > 0
         step_value = value.sum(-1) / count.clamp(min=1)
@@ -94,11 +103,13 @@ class StepGAE(Component):
         next_value = after(step_value)
         delta = step_reward - step_value + self.gamma * next_value
         advantage = torch.where(there, discounted(delta, self.gamma * self.lam), 0.0)
-        tensordict.set(SELECTED, advantage.to(reward.dtype))
-        if TOKEN_ADVANTAGE in self.asked:
+        tensordict.set(SELECTED_ADVANTAGE, advantage.to(reward.dtype))
+        if SELECTED_TOKEN_ADVANTAGE in self.asked:
             target = step_reward + self.gamma * (next_value + self.lam * after(advantage))
-            tensordict.set(TOKEN_ADVANTAGE, torch.where(tokens, target[..., None] - value, 0.0).to(reward.dtype))
-        if RETURN in self.asked:
+            tensordict.set(
+                SELECTED_TOKEN_ADVANTAGE, torch.where(tokens, target[..., None] - value, 0.0).to(reward.dtype)
+            )
+        if SELECTED_RETURN in self.asked:
             target = step_reward + self.gamma * after(discounted(step_reward, self.gamma))
-            tensordict.set(RETURN, torch.where(tokens, target[..., None], 0.0).to(reward.dtype))
+            tensordict.set(SELECTED_RETURN, torch.where(tokens, target[..., None], 0.0).to(reward.dtype))
         return tensordict

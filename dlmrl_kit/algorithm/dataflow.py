@@ -11,37 +11,46 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dlmrl_kit.advantages.selected import STEP_ADVANTAGE, SelectedAdvantage
+from dlmrl_kit.advantages.selected import SelectedAdvantage
 from dlmrl_kit.algorithm.rewards import FinalReward, Reward, SelectedReward, StepReward
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import (
+    EXAMPLE,
+    GROUP,
+    ITERATION,
+    PROGRESS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    REWARD,
+    SEED,
+    SELECTED_DISTRIBUTION,
+    SELECTED_END,
+    SELECTED_OLD_VALUE,
+    SELECTED_REWARD,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
+    STEP_ADVANTAGE,
+    STEP_GREEDY_IDS,
+    STEP_LOG_PROB,
+    STEP_REWARD,
+)
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.samplers.one_step import RECORDED_ALWAYS
-from dlmrl_kit.selectors.base import END, is_nested
-from dlmrl_kit.values.base import OLD_VALUE, OldValue
+from dlmrl_kit.selectors.base import is_nested
+from dlmrl_kit.values.base import OldValue
 
 if TYPE_CHECKING:
     from tensordict import TensorDictBase
     from torch import Tensor
 
     from dlmrl_kit.algorithm.algorithm import Algorithm
-    from dlmrl_kit.core.component import Key
+    from dlmrl_kit.core.keys import Key
 
-PROMPT_KEYS: tuple[Key, ...] = ("prompt_ids", "prompt_mask", "group", "example", "seed", "progress")
+PROMPT_KEYS: tuple[Key, ...] = (PROMPT_IDS, PROMPT_MASK, GROUP, EXAMPLE, SEED, PROGRESS)
 """Keys of a batch of prompts, before the sampler runs."""
 
-RECORDED: Key = ("step", "log_prob")
-"""The log-probability of each step under the distribution that it was sampled from."""
 
-GREEDY: Key = ("step", "greedy_ids")
-"""The one-step completions of each step."""
-
-ITERATION: Key = "iteration"
-"""Written by the update, for estimators that draw new masks in each pass over a rollout."""
-
-STEP: Key = ("selected", "step")
-WEIGHT: Key = ("selected", "weight")
-
-LIVE_KEYS: frozenset[Key] = frozenset({("selected", "distribution")})
+LIVE_KEYS: frozenset[Key] = frozenset({SELECTED_DISTRIBUTION})
 """Likelihood keys too large to keep: computed inside a micro-batch, never stored; they have no ``old_`` twin."""
 
 
@@ -116,7 +125,7 @@ def plan(algorithm: Algorithm) -> Plan:
         late=late,
         ahead=ahead,
         may_choose=_may_choose(algorithm.selector, ordered),
-        likelihood_early=bool(late) and not needs_reward({*likelihood.in_keys, STEP, WEIGHT}),
+        likelihood_early=bool(late) and not needs_reward({*likelihood.in_keys, SELECTED_STEP, SELECTED_WEIGHT}),
         rollout=tuple(ordered),
         old=old,
         reference=tuple(k for k in reference if k not in LIVE_KEYS),
@@ -148,9 +157,9 @@ def _check_correction(algorithm: Algorithm) -> None:
     if correction is None:
         return
     name = _label(correction)
-    if RECORDED not in algorithm.sampler.written_keys():
+    if STEP_LOG_PROB not in algorithm.sampler.written_keys():
         raise RecipeError(f"{name} corrects what was sampled from the policy; {_label(algorithm.sampler)} is not")
-    if correction.single_steps and END in algorithm.likelihood.in_keys:
+    if correction.single_steps and SELECTED_END in algorithm.likelihood.in_keys:
         raise RecipeError(
             f"{name} weighs single denoising steps, but {_label(algorithm.likelihood)} scores several as one; take "
             "TrajectoryImportance (as many exact forwards as steps), Uncorrected (biased), or no cache"
@@ -168,14 +177,14 @@ def _recorded(algorithm: Algorithm, key: Key) -> Key | None:
 
 
 def _rollout_components(algorithm: Algorithm) -> list[Any]:
-    scored = [] if "reward" in algorithm.sampler.out_keys else [FinalReward()]  # offline data knows what is better
+    scored = [] if REWARD in algorithm.sampler.out_keys else [FinalReward()]  # offline data knows what is better
     parts: list[Any] = [algorithm.sampler, *scored, *algorithm.filters, algorithm.selector, algorithm.advantage]
     reads = {key for part in parts for key in part.in_keys}
-    if ("step", "reward") in reads:
+    if STEP_REWARD in reads:
         parts.insert(parts.index(algorithm.selector), StepReward())
-    if ("selected", "reward") in reads:
+    if SELECTED_REWARD in reads:
         parts.insert(-1, SelectedReward())
-    if OLD_VALUE in reads:
+    if SELECTED_OLD_VALUE in reads:
         parts[-1:-1] = [OldValue(value) for value in algorithm.values]
     if STEP_ADVANTAGE in algorithm.advantage.out_keys:
         parts.append(SelectedAdvantage())
@@ -209,7 +218,7 @@ def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
 
 def _may_choose(selector: Any, ordered: list[Any]) -> Callable[[TensorDictBase], Tensor] | None:
     """``Sampler.may_choose``: which steps of a rollout under way may need one-step completions; None: all of them."""
-    chosen_only = all(isinstance(part, SelectedReward) for part in ordered if GREEDY in part.in_keys)
+    chosen_only = all(isinstance(part, SelectedReward) for part in ordered if STEP_GREEDY_IDS in part.in_keys)
     known = is_nested(selector) and {*selector.in_keys} <= {*RECORDED_ALWAYS}
     return partial(selector.kept, generator=None) if chosen_only and known else None
 

@@ -9,6 +9,18 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    COMPLETION_IDS,
+    EXAMPLE,
+    REWARD,
+    SELECTED_REWARD,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
+    STEP_DRAFT_IDS,
+    STEP_GREEDY_IDS,
+    STEP_REWARD,
+    STEP_VALID,
+)
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.samplers.one_step import NOT_COMPUTED
 
@@ -32,16 +44,16 @@ class FinalReward(Reward):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = ["completion_ids", "example"]
-        self.out_keys = ["reward"]
+        self.in_keys = [COMPLETION_IDS, EXAMPLE]
+        self.out_keys = [REWARD]
 
     def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
         """Adds the reward of each completion."""
-        return tensordict.set("reward", score(*self.completions(tensordict)))
+        return tensordict.set(REWARD, score(*self.completions(tensordict)))
 
     def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The final ones."""
-        return tensordict["completion_ids"], tensordict["example"]
+        return tensordict[COMPLETION_IDS], tensordict[EXAMPLE]
 
 
 class SelectedReward(Reward):
@@ -56,26 +68,26 @@ class SelectedReward(Reward):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = [("step", "greedy_ids"), ("selected", "step"), ("selected", "weight"), "example"]
-        self.out_keys = [("selected", "reward")]
+        self.in_keys = [STEP_GREEDY_IDS, SELECTED_STEP, SELECTED_WEIGHT, EXAMPLE]
+        self.out_keys = [SELECTED_REWARD]
 
     def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
         """Adds the reward of the one-step completion at each selected step."""
-        used = tensordict["selected", "weight"] > 0
+        used = tensordict[SELECTED_WEIGHT] > 0
         reward = score(*self.completions(tensordict))
         out = torch.zeros(used.shape, dtype=reward.dtype, device=used.device)
-        return tensordict.set(("selected", "reward"), out.masked_scatter(used, reward))
+        return tensordict.set(SELECTED_REWARD, out.masked_scatter(used, reward))
 
     def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The one-step completions at the selected steps, row by row."""
-        used = tensordict["selected", "weight"] > 0
-        greedy = gather_steps(tensordict["step", "greedy_ids"], tensordict["selected", "step"])[used].long()
+        used = tensordict[SELECTED_WEIGHT] > 0
+        greedy = gather_steps(tensordict[STEP_GREEDY_IDS], tensordict[SELECTED_STEP])[used].long()
         if bool((greedy == NOT_COMPUTED).any()):
             raise RuntimeError(
                 "a step was chosen that the selector had left out during the rollout: it says that it is nested, but "
                 "is not"
             )
-        return greedy, tensordict["example"][:, None].expand_as(used)[used]
+        return greedy, tensordict[EXAMPLE][:, None].expand_as(used)[used]
 
 
 class StepReward(Reward):
@@ -87,18 +99,18 @@ class StepReward(Reward):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = [("step", "draft_ids"), ("step", "valid"), "example"]
-        self.out_keys = [("step", "reward")]
+        self.in_keys = [STEP_DRAFT_IDS, STEP_VALID, EXAMPLE]
+        self.out_keys = [STEP_REWARD]
 
     def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
         """Adds the reward of every draft."""
-        valid = tensordict["step", "valid"]
+        valid = tensordict[STEP_VALID]
         reward = score(*self.completions(tensordict))
         out = torch.zeros(valid.shape, dtype=reward.dtype, device=valid.device)
-        return tensordict.set(("step", "reward"), out.masked_scatter(valid, reward))
+        return tensordict.set(STEP_REWARD, out.masked_scatter(valid, reward))
 
     def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The drafts of the steps that happened, row by row."""
-        valid = tensordict["step", "valid"]
-        drafts = tensordict["step", "draft_ids"][valid].long()
-        return drafts, tensordict["example"][:, None].expand_as(valid)[valid]
+        valid = tensordict[STEP_VALID]
+        drafts = tensordict[STEP_DRAFT_IDS][valid].long()
+        return drafts, tensordict[EXAMPLE][:, None].expand_as(valid)[valid]

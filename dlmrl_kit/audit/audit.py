@@ -17,6 +17,7 @@ from dlmrl_kit.audit.report import Attribution, AuditReport, Spread
 from dlmrl_kit.audit.scale import known_scales, matching
 from dlmrl_kit.audit.variants import Cause, causes, exact_algorithm, shrunk, swapped
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import STEP_LOG_PROB
 from dlmrl_kit.recipe.load import load_recipe
 
 
@@ -67,7 +68,7 @@ def audit_algorithm(
     Raises:
         AuditError: a sampler that contradicts its own log-probability, or one that does not sample from the policy.
     """
-    if ("step", "log_prob") not in algorithm.sampler.written_keys():
+    if STEP_LOG_PROB not in algorithm.sampler.written_keys():
         sampler = type(algorithm.sampler).__name__
         raise AuditError(f"{sampler} does not sample from the policy: there is no gradient of its reward to audit")
     threads = torch.get_num_threads()

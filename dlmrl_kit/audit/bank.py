@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.algorithm.dataflow import ITERATION
 from dlmrl_kit.audit.pipeline import ExactServices, after_reward, updater
 from dlmrl_kit.audit.policies import SmallPolicy
+from dlmrl_kit.core.keys import ITERATION, REWARD, SELECTED_END, SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT
 from dlmrl_kit.core.trajectory import every_step, num_valid
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.selectors.base import END
 
 _CHUNK = 128
 _DRAWS = 100
@@ -54,10 +53,10 @@ class Bank:
 
 def true_gradient(trajectories: TensorDictBase, policy: SmallPolicy, sampler: Any, num_prompts: int) -> Tensor:
     """Gradient [P] of J by automatic differentiation of the sum of P(trajectory) * R."""
-    steps = StepLogProb()(every_step(trajectories), policy=policy, sampler=sampler)["selected", "log_prob"]
+    steps = StepLogProb()(every_step(trajectories), policy=policy, sampler=sampler)[SELECTED_LOG_PROB]
     total = steps.sum(-1)  # of what depends on the policy: the draws of a renoising sampler's noise are not in it
     weight = (total - total.detach()).exp() * trajectories["probability"]
-    return policy.flat_gradient((weight * trajectories["reward"]).sum() / num_prompts)
+    return policy.flat_gradient((weight * trajectories[REWARD]).sum() / num_prompts)
 
 
 def select(algorithm: Algorithm, services: ExactServices, trajectories: TensorDictBase) -> Bank:
@@ -76,26 +75,26 @@ def select(algorithm: Algorithm, services: ExactServices, trajectories: TensorDi
         shares.append(share[rows])
     source = torch.cat(index)
     bank = trajectories[source].copy()
-    bank.set(("selected", "step"), torch.cat(steps)).set(("selected", "weight"), torch.cat(weights))
-    if END in algorithm.selector.asked:
-        bank.set(END, algorithm.selector.ends(bank, bank["selected", "step"]))
+    bank.set(SELECTED_STEP, torch.cat(steps)).set(SELECTED_WEIGHT, torch.cat(weights))
+    if SELECTED_END in algorithm.selector.asked:
+        bank.set(SELECTED_END, algorithm.selector.ends(bank, bank[SELECTED_STEP]))
     for component in after_reward(algorithm):
         if component not in (*algorithm.filters, algorithm.selector, algorithm.advantage):
             bank = services.call(component, bank)
     with torch.no_grad():
         bank = updater(algorithm, services.problem).score(bank)
     units = _number_units(bank)
-    forwards = num_valid(bank).double() + algorithm.likelihood.copies * (bank["selected", "weight"] > 0).sum(-1)
+    forwards = num_valid(bank).double() + algorithm.likelihood.copies * (bank[SELECTED_WEIGHT] > 0).sum(-1)
     if algorithm.correction is not None:
-        again = num_valid(bank) if algorithm.correction.every_step else (bank["selected", "weight"] > 0).sum(-1)
+        again = num_valid(bank) if algorithm.correction.every_step else (bank[SELECTED_WEIGHT] > 0).sum(-1)
         forwards = forwards + again
     return Bank(bank, units, bank["probability"] * torch.cat(shares), forwards)
 
 
 def _number_units(bank: TensorDictBase) -> Tensor:
     """Adds ``("selected", "unit")``, 0 in empty slots; returns the units, int64 [U, 3]."""
-    step, used = bank["selected", "step"], bank["selected", "weight"] > 0
-    end = bank["selected", "end"] if ("selected", "end") in bank.keys(True) else step + 1
+    step, used = bank[SELECTED_STEP], bank[SELECTED_WEIGHT] > 0
+    end = bank[SELECTED_END] if SELECTED_END in bank.keys(True) else step + 1
     code = torch.stack([bank["trajectory"][:, None].expand_as(step), step, end], dim=-1)[used]
     units, index = torch.unique(code, dim=0, return_inverse=True)
     bank.set(("selected", "unit"), torch.zeros_like(step).masked_scatter(used, index))
@@ -151,8 +150,8 @@ def jacobian(algorithm: Algorithm, services: ExactServices, trajectories: Tensor
     """The recipe's likelihood for every unit, with derivatives."""
     policy = services.problem.denoiser
     before = trajectories[units[:, 0]].copy()
-    before.set(("selected", "step"), units[:, 1:2]).set(END, units[:, 2:])
-    before.set(("selected", "weight"), torch.ones(len(units), 1, dtype=torch.float64))
+    before.set(SELECTED_STEP, units[:, 1:2]).set(SELECTED_END, units[:, 2:])
+    before.set(SELECTED_WEIGHT, torch.ones(len(units), 1, dtype=torch.float64))
     before.set(ITERATION, torch.zeros(len(units), dtype=torch.int64))
     known = set(before.keys(True, True))
     algorithm.likelihood.prepare(before, sampler=services.sampler, policy=policy)

@@ -8,20 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlmrl_kit.advantages.step_gae import TOKEN_ADVANTAGE, StepGAE
+from dlmrl_kit.advantages.step_gae import StepGAE
 from dlmrl_kit.audit.audit import audit_algorithm
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.report import AuditReport
 from dlmrl_kit.audit.scale import TOLERANCE, evaluated
 from dlmrl_kit.audit.variants import EXACT, claims_of, exact_algorithm
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import SELECTED_OLD_VALUE, SELECTED_TOKEN_ADVANTAGE, SEQUENCE_LENGTH
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-from dlmrl_kit.losses.base import LENGTH
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.values.base import OLD_VALUE
 from dlmrl_kit.values.token_value import TokenValue
 
 STEPS = 16
@@ -66,11 +65,11 @@ def audit_component(kind: str, component: Any, problems: Sequence[Problem] = PRO
 def companions(component: Any) -> dict[str, Any]:
     """What a component needs beside the exact ones, by slot: a value model, advantages of single tokens, lengths."""
     reads = set(component.in_keys)
-    if TOKEN_ADVANTAGE in reads:
+    if SELECTED_TOKEN_ADVANTAGE in reads:
         return {"likelihood": StepMerge(), "advantage": StepGAE(), "value": [TokenValue()]}
-    if LENGTH in reads:
+    if SEQUENCE_LENGTH in reads:
         return {"likelihood": StepMerge()}
-    return {"value": [TokenValue()]} if OLD_VALUE in reads else {}
+    return {"value": [TokenValue()]} if SELECTED_OLD_VALUE in reads else {}
 
 
 def _audit(sampler: Sampler, problems: Sequence[Problem], parts: dict[str, Any]) -> AuditReport:

@@ -15,15 +15,26 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.core.groups import LEVEL_STEP, NODE
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    GROUP,
+    STEP_DRAFT_IDS,
+    STEP_GREEDY_IDS,
+    STEP_LOG_PROB,
+    STEP_STATE_IDS,
+    TOKEN_COMMIT_RANK,
+    TREE_NODE,
+    TREE_STEP,
+    Key,
+)
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler, predict
 from dlmrl_kit.samplers.recorder import Recorder
 from dlmrl_kit.samplers.view import Decision, View
 
-NOT_LISTED: frozenset[Key] = frozenset({("step", "draft_ids"), NODE, LEVEL_STEP})
+NOT_LISTED: frozenset[Key] = frozenset({STEP_DRAFT_IDS, TREE_NODE, TREE_STEP})
 """Keys of a rollout that are no function of one sample's actions: draws that were thrown away, trees of samples."""
 
 NOTHING = 1e-30
@@ -71,7 +82,7 @@ def enumerate_trajectories(sampler: Sampler, policy: Policy, prompts: TensorDict
             new = torch.arange(len(index) - len(source), len(index))
             recorder.select(index)
             origin, probability = origin[index], probability[index]
-            if recorder.wants(("step", "greedy_ids")):
+            if recorder.wants(STEP_GREEDY_IDS):
                 recorder.greedy(step, new, _greedy(policy, prompt, states)[source])
             recorder.step(step, new, repeated(view, source), decision, log_prob)
             probability[new] *= log_prob.exp()
@@ -159,7 +170,7 @@ def check_draws(sampler: Sampler, policy: Policy, prompts: TensorDictBase, liste
     if -1 in found:
         raise AuditError(f"{name} drew a trajectory that its position_choices and action_log_prob say cannot happen")
     index = torch.tensor(found)
-    difference = (sampled["step", "log_prob"] - listed["step", "log_prob"][index]).abs().max().item()
+    difference = (sampled[STEP_LOG_PROB] - listed[STEP_LOG_PROB][index]).abs().max().item()
     if difference > 1e-9:
         raise AuditError(f"{name} records another log-probability than its action_log_prob gives (by {difference:.3g})")
     expected = draws * listed["probability"]
@@ -170,9 +181,9 @@ def check_draws(sampler: Sampler, policy: Policy, prompts: TensorDictBase, liste
 
 
 def _codes(trajectories: TensorDictBase) -> list[tuple[int, ...]]:
-    parts = [trajectories["group"][:, None], trajectories["completion_ids"], trajectories["commit_step"].long()]
-    if ("step", "state_ids") in trajectories.keys(True, True):
-        parts.append(trajectories["step", "state_ids"].long().flatten(1))
-    if ("token", "commit_rank") in trajectories.keys(True, True):
-        parts.append(trajectories["token", "commit_rank"].long())
+    parts = [trajectories[GROUP][:, None], trajectories[COMPLETION_IDS], trajectories[COMMIT_STEP].long()]
+    if STEP_STATE_IDS in trajectories.keys(True, True):
+        parts.append(trajectories[STEP_STATE_IDS].long().flatten(1))
+    if TOKEN_COMMIT_RANK in trajectories.keys(True, True):
+        parts.append(trajectories[TOKEN_COMMIT_RANK].long())
     return [tuple(row) for row in torch.cat(parts, -1).tolist()]

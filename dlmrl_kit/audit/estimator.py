@@ -20,8 +20,8 @@ from torch import Tensor
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
 from dlmrl_kit.audit.pipeline import ExactServices, descended, terms_gradient
+from dlmrl_kit.core.keys import GROUP, SELECTED_CORRECTION, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.corrections.apply import corrected
-from dlmrl_kit.corrections.base import CORRECTION
 
 MAX_TUPLES = 1_000_000
 MAX_SINGLE_TUPLES = 3_000
@@ -111,7 +111,7 @@ def _single(algorithm: Algorithm, services: ExactServices, bank: Bank, index: Te
     written = set(algorithm.selector.written_keys()) if random else set()
     keep = {k for k in rows.keys(True, True) if not (isinstance(k, tuple) and k[0] == "selected") or k in written}
     group = torch.zeros(len(index), dtype=torch.int64)
-    batch = rows.select(*keep).set("group", group)
+    batch = rows.select(*keep).set(GROUP, group)
     skip = (algorithm.selector,) if random else ()
     return -terms_gradient(algorithm, services, batch, [algorithm.loss], skip)
 
@@ -142,10 +142,10 @@ class _Together:
     ) -> None:
         self.algorithm, self.services, self.bank, self.group_size = algorithm, services, bank, group_size
         self.derivative: Jacobian = jacobian(algorithm, services, trajectories, bank.units)
-        self.num_steps = trajectories["step", "valid"].shape[1]
+        self.num_steps = trajectories[STEP_VALID].shape[1]
         loss, advantage = algorithm.loss, algorithm.advantage
-        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", "reward", CORRECTION}
-        self.rows = table(bank.rows, needed | {("step", "valid"), ("selected", "unit"), ("selected", "weight")})
+        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", "reward", SELECTED_CORRECTION}
+        self.rows = table(bank.rows, needed | {STEP_VALID, ("selected", "unit"), SELECTED_WEIGHT})
         full = corrected(self._with_likelihood(self.rows.copy(), torch.arange(len(self.rows))))
         self.counts = torch.tensor([float(loss.count(full[i : i + 1])) for i in range(len(full))]).double()
         self.keys = [key for key in self.derivative.rows if key in set(loss.in_keys)]
@@ -157,7 +157,7 @@ class _Together:
     def _with_likelihood(self, rows: TensorDictBase, index: Tensor) -> TensorDictBase:
         """Adds the likelihood's keys at the selected steps; zeros in empty slots."""
         unit = rows["selected", "unit"]
-        used = rows["selected", "weight"] > 0
+        used = rows[SELECTED_WEIGHT] > 0
         have = set(rows.keys(True, True))
         for key, value in self.derivative.values.items():
             if key in have:
@@ -170,7 +170,7 @@ class _Together:
         """d loss / d keys of every tuple [M, columns], negated, and model forwards [M]."""
         count, group_size = index.shape
         batch = self.rows[index.flatten()].copy()
-        batch.set("group", torch.arange(count).repeat_interleave(group_size))
+        batch.set(GROUP, torch.arange(count).repeat_interleave(group_size))
         kept = torch.ones(count * group_size, dtype=torch.bool)
         for component in self.algorithm.filters:
             kept &= component.keep(batch)

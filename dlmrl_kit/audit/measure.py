@@ -22,6 +22,7 @@ from dlmrl_kit.audit.estimator import Moments, TooLarge, moments
 from dlmrl_kit.audit.monte_carlo import sampled_gradients
 from dlmrl_kit.audit.pipeline import ExactServices, expected_rewards
 from dlmrl_kit.audit.problem import Problem
+from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, REWARD
 from dlmrl_kit.samplers.base import Sampler
 
 DRAWS = 2048
@@ -103,7 +104,7 @@ class Ground:
         policy, prompts = self.problem.denoiser, self.problem.batch()
         listed = enumerate_trajectories(sampler, policy, prompts)
         check_draws(sampler, policy, prompts, listed, DRAWS)
-        listed.set("reward", self.problem.score(listed["completion_ids"], listed["example"]))
+        listed.set(REWARD, self.problem.score(listed[COMPLETION_IDS], listed[EXAMPLE]))
         listed.set("trajectory", torch.arange(len(listed)))
         return listed, expected_rewards(listed, policy.mask_id)
 

@@ -19,6 +19,7 @@ from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.pipeline import descended, updater
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.variants import exact_algorithm
+from dlmrl_kit.core.keys import SEED
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 from dlmrl_kit.rollout.services import Services, roll_out
@@ -57,7 +58,7 @@ def sampled_gradients(algorithm: Algorithm, problem: Problem, group_size: int, b
         services = Services(problem.denoiser, reference.sampler, problem.score, seed, i, chunk=10**6)
         q = i % problem.prompts
         asked = prompts[q * group_size : (q + 1) * group_size].copy()
-        asked.set("seed", sample_seeds(group_size, "cpu", seed, i))
+        asked.set(SEED, sample_seeds(group_size, "cpu", seed, i))
         batch = roll_out(reference.plan, asked, services).kept
         exact.append(_gradient(reference, problem, batch.copy()))
         rows = batch.select(*algorithm.sampler.written_keys(), *prompts.keys())

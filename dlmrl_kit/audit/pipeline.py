@@ -17,6 +17,7 @@ from torch import Tensor
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.rewards import FinalReward
 from dlmrl_kit.audit.problem import Problem
+from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.core.trajectory import num_valid, states
 from dlmrl_kit.training.trainer import Trainer
 from dlmrl_kit.training.update import Updater
@@ -58,7 +59,7 @@ class ExactServices:
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
         """The ``restart`` service, [B, K, n]: the expected reward, n times the same; 0 in slots of weight 0."""
-        used = tensordict["selected", "weight"] > 0
+        used = tensordict[SELECTED_WEIGHT] > 0
         left = (num_valid(tensordict)[:, None] - step).clamp(min=0)
         forwards = n * (left * used).sum(-1).double()
         self.restarts = forwards if self.restarts is None else self.restarts + forwards
@@ -68,13 +69,13 @@ class ExactServices:
 
 def expected_rewards(trajectories: TensorDictBase, mask_id: int) -> Tensor:
     """``values`` of ``ExactServices``, from trajectories with ``probability`` and ``reward``."""
-    probability, reward = trajectories["probability"], trajectories["reward"]
-    num_steps = trajectories["step", "valid"].shape[1]
+    probability, reward = trajectories["probability"], trajectories[REWARD]
+    num_steps = trajectories[STEP_VALID].shape[1]
     columns = []
     for step in range(num_steps + 1):
         at = torch.full((len(reward), 1), step)
         state = states(trajectories, at, mask_id).squeeze(1)
-        code = torch.cat([trajectories["group"][:, None], state], -1)
+        code = torch.cat([trajectories[GROUP][:, None], state], -1)
         index = torch.unique(code, dim=0, return_inverse=True)[1]
         sums = torch.zeros(2, int(index.max()) + 1, dtype=torch.float64)
         sums = sums.index_add(1, index, torch.stack([probability * reward, probability]))

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.audit.policies import PolicyKind, SmallPolicy
+from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.seeding import sample_seeds
 
 RewardKind = Literal["random", "sparse", "parity"]
@@ -78,7 +79,7 @@ class Problem:
         """The prompts, each ``copies`` times in a row; ``group`` and ``example`` are the index of the prompt."""
         index = torch.arange(self.prompts).repeat_interleave(copies)
         prompt = index[:, None]
-        keys = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt).bool(), "group": index, "example": index}
+        keys = {PROMPT_IDS: prompt, PROMPT_MASK: torch.ones_like(prompt).bool(), "group": index, "example": index}
         keys["progress"] = torch.full(index.shape, 0.5, dtype=torch.float64)
         return TensorDict({**keys, "seed": sample_seeds(len(index), "cpu", self.seed)}, [len(index)])
 

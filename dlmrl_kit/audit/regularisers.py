@@ -26,6 +26,7 @@ from dlmrl_kit.audit.policies import SmallPolicy
 from dlmrl_kit.audit.scale import TOLERANCE
 from dlmrl_kit.audit.variants import exact_algorithm, swapped
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import GROUP, SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.likelihoods.base import replay
@@ -144,7 +145,7 @@ class _Expected:
         self.rows, self.share = bank.rows, bank.probability / problem.prompts
         batch = self.rows.copy()
         if set(term.in_keys) & set(whole.advantage.written_keys()):
-            if "group" in whole.advantage.in_keys:
+            if GROUP in whole.advantage.in_keys:
                 raise NotImplementedError(
                     f"{type(term).__name__} reads what {type(whole.advantage).__name__} makes of groups"
                 )
@@ -165,9 +166,9 @@ class _Expected:
 
     def _action_log_probs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability of every action in every selected state: policy (with gradient), reference; weight; [n]."""
-        rows = every_step(self.rows).set(("selected", "weight"), self._step_weights())
+        rows = every_step(self.rows).set(SELECTED_WEIGHT, self._step_weights())
         steps = replay(rows, self.policy.mask_id)
-        weight = (rows["selected", "weight"] * self.share[:, None])[steps.slots]
+        weight = (rows[SELECTED_WEIGHT] * self.share[:, None])[steps.slots]
         source, decision, new = actions(
             self.sampler, self.sampler.view(self.policy, steps.prompt, steps.ids), self.policy
         )
@@ -178,10 +179,10 @@ class _Expected:
 
     def _step_weights(self) -> Tensor:
         """Weight of each step: the sum over the slots that stand for it, [N, T]."""
-        rows, time = self.rows, torch.arange(self.rows["step", "valid"].shape[1])
-        step, weight = rows["selected", "step"][..., None], rows["selected", "weight"][..., None]
-        end = rows.get(("selected", "end"), rows["selected", "step"] + 1)[..., None]
-        return (weight * ((step <= time) & (time < end))).sum(1) * rows["step", "valid"]
+        rows, time = self.rows, torch.arange(self.rows[STEP_VALID].shape[1])
+        step, weight = rows[SELECTED_STEP][..., None], rows[SELECTED_WEIGHT][..., None]
+        end = rows.get(SELECTED_END, rows[SELECTED_STEP] + 1)[..., None]
+        return (weight * ((step <= time) & (time < end))).sum(1) * rows[STEP_VALID]
 
 
 def combined(audits: list[RegulariserAudit]) -> RegulariserAudit:

@@ -17,8 +17,8 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.core.component import Key, unattached
-from dlmrl_kit.core.groups import NODE
+from dlmrl_kit.core.component import unattached
+from dlmrl_kit.core.keys import SELECTED_LOG_PROB, TREE_NODE, Key
 from dlmrl_kit.likelihoods.base import Likelihood, Replay
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
@@ -69,7 +69,7 @@ class Shifted(Likelihood):
 
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """Only ``("selected", "log_prob")``."""
-        key = ("selected", "log_prob")
+        key = SELECTED_LOG_PROB
         terms = [sign * part.estimate(steps, policy, sampler)[key] for sign, part in self.parts]
         return {key: terms[0] + terms[1] + terms[2]}
 
@@ -81,7 +81,7 @@ def exact_algorithm(sampler: Any, regulariser: Any = None, **swaps: Any) -> Algo
         RecipeError: the components do not fit together.
     """
     parts = {slot: make() for slot, make in EXACT.items()}
-    if NODE in sampler.out_keys:  # other leaves of a tree share the sample's own actions
+    if TREE_NODE in sampler.out_keys:  # other leaves of a tree share the sample's own actions
         parts["advantage"] = SiblingLeaveOneOut()
     parts |= swaps
     parts = {slot: [*part] if isinstance(part, list) else copy.copy(part) for slot, part in parts.items()}

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tensordict.nn import TensorDictModuleBase
 
-Key: TypeAlias = str | tuple[str, ...]
+from dlmrl_kit.core.keys import Key
 
 SERVICES: dict[str, str] = {
     "policy": "the current denoiser, dlmrl_kit.policies.base.Policy",

@@ -11,10 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
-
-NODE: Key = ("tree", "node")
-LEVEL_STEP: Key = ("tree", "step")
+from dlmrl_kit.core.keys import GROUP, TREE_NODE, TREE_STEP
 
 
 def partition(*ids: Tensor) -> Tensor:
@@ -38,10 +35,10 @@ def number_in_group(group: Tensor) -> Tensor:
 
 def tree_nodes(tensordict: TensorDictBase) -> Tensor:
     """The nodes of every depth, a number for each of the whole batch's: int64 [B, D]."""
-    group, node = tensordict["group"], tensordict[NODE]
+    group, node = tensordict[GROUP], tensordict[TREE_NODE]
     return torch.stack([partition(group, column) for column in node.unbind(-1)], -1)
 
 
 def tree_level(tensordict: TensorDictBase, step: Tensor) -> Tensor:
     """The level, 0 .. D - 1, that each step belongs to: int64 [B, K] from int64 [B, K]."""
-    return (tensordict[LEVEL_STEP][:, None, :] <= step[:, :, None]).sum(-1) - 1
+    return (tensordict[TREE_STEP][:, None, :] <= step[:, :, None]).sum(-1) - 1

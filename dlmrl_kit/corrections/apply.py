@@ -5,10 +5,10 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.dataflow import RECORDED, STEP
+from dlmrl_kit.core.keys import SELECTED_CORRECTION, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.corrections.base import CORRECTION, Correction, diagnostics
-from dlmrl_kit.losses.base import WEIGHT, keep
+from dlmrl_kit.corrections.base import Correction, diagnostics
+from dlmrl_kit.losses.base import keep
 
 
 def add_correction(
@@ -25,15 +25,15 @@ def add_correction(
     Returns:
         Diagnostics, see ``dlmrl_kit.corrections.base``.
     """
-    used, happened = trajectory[WEIGHT] != 0, scored[WEIGHT] != 0
-    log_ratio = keep(log_prob - gather_steps(trajectory[RECORDED], scored[STEP]), happened)
+    used, happened = trajectory[SELECTED_WEIGHT] != 0, scored[SELECTED_WEIGHT] != 0
+    log_ratio = keep(log_prob - gather_steps(trajectory[STEP_LOG_PROB], scored[SELECTED_STEP]), happened)
     weights, truncated = (part.expand_as(used) for part in correction.weights(log_ratio, happened))
-    trajectory.set(CORRECTION, weights.to(trajectory[WEIGHT].dtype).clone())
+    trajectory.set(SELECTED_CORRECTION, weights.to(trajectory[SELECTED_WEIGHT].dtype).clone())
     return diagnostics(log_ratio[happened], weights[used], truncated[used])
 
 
 def corrected(trajectory: TensorDictBase) -> TensorDictBase:
     """The trajectory with its weights multiplied by ``("selected", "correction")``, where there is one."""
-    if CORRECTION not in trajectory.keys(True, True):
+    if SELECTED_CORRECTION not in trajectory.keys(True, True):
         return trajectory
-    return trajectory.set(WEIGHT, trajectory[WEIGHT] * trajectory[CORRECTION])
+    return trajectory.set(SELECTED_WEIGHT, trajectory[SELECTED_WEIGHT] * trajectory[SELECTED_CORRECTION])

@@ -15,11 +15,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
 from dlmrl_kit.losses.base import keep
 from dlmrl_kit.losses.clipped import MAX_LOG_RATIO
-
-CORRECTION: Key = ("selected", "correction")
 
 POOR_SAMPLE_SIZE = 0.5
 """An effective sample size below this share of the samples is worth a warning."""

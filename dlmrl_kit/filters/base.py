@@ -5,7 +5,8 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import GROUP, REWARD, Key
 
 
 class Filter(Component):
@@ -17,7 +18,7 @@ class Filter(Component):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = ["reward", "group"]
+        self.in_keys = [REWARD, GROUP]
         self.out_keys: list[Key] = []
 
     def keep(self, tensordict: TensorDictBase) -> Tensor:

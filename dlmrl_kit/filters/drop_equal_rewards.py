@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_max
+from dlmrl_kit.core.keys import GROUP, REWARD
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.filters.base import Filter
 
@@ -22,5 +23,5 @@ class DropEqualRewards(Filter):
 
     def keep(self, tensordict: TensorDictBase) -> Tensor:
         """Where the group's highest reward is above its lowest: bool [B]."""
-        reward, group = tensordict["reward"], tensordict["group"]
+        reward, group = tensordict[REWARD], tensordict[GROUP]
         return group_max(reward, group) > -group_max(-reward, group)

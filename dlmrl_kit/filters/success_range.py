@@ -8,6 +8,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_mean
+from dlmrl_kit.core.keys import GROUP, REWARD
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.filters.base import Filter
@@ -37,6 +38,6 @@ class SuccessRange(Filter):
 
     def keep(self, tensordict: TensorDictBase) -> Tensor:
         """Where the group's share of rewards of at least ``success`` is in the range: bool [B]."""
-        solved = (tensordict["reward"] >= self.success).double()
-        share = group_mean(solved, tensordict["group"])
+        solved = (tensordict[REWARD] >= self.success).double()
+        share = group_mean(solved, tensordict[GROUP])
         return (share >= self.low) & (share <= self.high)

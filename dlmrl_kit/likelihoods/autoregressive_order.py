@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 
+from dlmrl_kit.core.keys import COMPLETION_IDS
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 from dlmrl_kit.policies.base import Policy
@@ -34,7 +35,7 @@ class AutoregressiveOrder(SegmentLikelihood):
 
     def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
         """As ``SegmentLikelihood``; from here on, ``copies`` is the length of the completions."""
-        self.copies = tensordict["completion_ids"].shape[1]
+        self.copies = tensordict[COMPLETION_IDS].shape[1]
         return super().prepare(tensordict, sampler=sampler, policy=policy)
 
     def masks(self, segments: Segments) -> Copies:

@@ -14,7 +14,20 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SELECTED_LOG_PROB,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
+    STEP_ACCEPTED,
+    STEP_STATE_IDS,
+    TOKEN_COMMIT_RANK,
+    Key,
+)
 from dlmrl_kit.core.trajectory import committed_at, gather_steps, progress, state_at, states
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
@@ -42,17 +55,17 @@ class Replay:
 
 def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
     """Rebuilds the selected steps of a trajectory batch."""
-    slots = tensordict["selected", "weight"] > 0
+    slots = tensordict[SELECTED_WEIGHT] > 0
     row, column = slots.nonzero(as_tuple=True)
-    step = tensordict["selected", "step"][row, column][:, None]
-    commit_step = tensordict["commit_step"][row]
-    tokens = tensordict["completion_ids"][row]
-    rank = tensordict.get(("token", "commit_rank"), None)
+    step = tensordict[SELECTED_STEP][row, column][:, None]
+    commit_step = tensordict[COMMIT_STEP][row]
+    tokens = tensordict[COMPLETION_IDS][row]
+    rank = tensordict.get(TOKEN_COMMIT_RANK, None)
     prompt = TensorDict(
-        {"prompt_ids": tensordict["prompt_ids"][row], "prompt_mask": tensordict["prompt_mask"][row]}, [len(row)]
+        {PROMPT_IDS: tensordict[PROMPT_IDS][row], PROMPT_MASK: tensordict[PROMPT_MASK][row]}, [len(row)]
     )
     committed = committed_at(commit_step, step).squeeze(1)
-    if ("step", "state_ids") in tensordict.keys(include_nested=True):
+    if STEP_STATE_IDS in tensordict.keys(include_nested=True):
         return _renoised(tensordict[row], step, prompt, committed.any(-1), slots)
     ids = state_at(tokens, commit_step, step, mask_id).squeeze(1)
     return Replay(prompt, ids, Decision(committed, tokens, None if rank is None else rank[row].long()), slots)
@@ -60,7 +73,7 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
 
 def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, slots: Tensor) -> Replay:
     """``replay`` of a renoising sampler: R trajectories ``rows``, the step int64 [R, 1] of each; see ``progress``."""
-    committed = gather_steps(rows["step", "accepted"], step).squeeze(1)
+    committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
     prompt.update({"steps_in_block": progress(rows, step)["steps_in_block"].squeeze(1), "final": final})
     prompt.set("committed", committed)
     ids, after = states(rows, step, -1).squeeze(1), states(rows, step + 1, -1).squeeze(1)
@@ -100,14 +113,14 @@ class Likelihood(Component):
     def __init__(self) -> None:
         super().__init__()
         self.in_keys = [
-            "prompt_ids",
-            "prompt_mask",
-            "completion_ids",
-            "commit_step",
-            ("selected", "step"),
-            ("selected", "weight"),
+            PROMPT_IDS,
+            PROMPT_MASK,
+            COMPLETION_IDS,
+            COMMIT_STEP,
+            SELECTED_STEP,
+            SELECTED_WEIGHT,
         ]
-        self.out_keys = [("selected", "log_prob")]
+        self.out_keys = [SELECTED_LOG_PROB]
 
     @property
     def recorded(self) -> dict[Key, Key]:

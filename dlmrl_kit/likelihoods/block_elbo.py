@@ -19,6 +19,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import COMPLETION_IDS
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import count_from, first_of, partly_masked
@@ -62,7 +63,7 @@ class BlockElbo(SegmentLikelihood):
 
     def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
         """As ``SegmentLikelihood``; from here on, ``copies`` is the number of blocks."""
-        self.copies = -(-tensordict["completion_ids"].shape[1] // self.block_length)
+        self.copies = -(-tensordict[COMPLETION_IDS].shape[1] // self.block_length)
         return super().prepare(tensordict, sampler=sampler, policy=policy)
 
     def masks(self, segments: Segments) -> Copies:

@@ -13,6 +13,15 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SELECTED_LOG_PROB,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.base import Replay, pack, replay
 from dlmrl_kit.likelihoods.head import token_log_probs
@@ -21,7 +30,7 @@ from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.samplers.base import Sampler
 
-LOG_PROB, TOKEN_LOG_PROB = ("selected", "log_prob"), ("selected", "token_log_prob")
+LOG_PROB, TOKEN_LOG_PROB = SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB
 
 
 @register(
@@ -43,7 +52,7 @@ class BlockReplay(StepTokenLogProb):
 
     def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
         """Adds the written keys, [B, K, ...]."""
-        plain = {LOG_PROB, TOKEN_LOG_PROB, ("selected", "token_mask")}
+        plain = {LOG_PROB, TOKEN_LOG_PROB, SELECTED_TOKEN_MASK}
         aligned = isinstance(policy, BlockCausalPolicy) and sampler.block_length == policy.block_size
         if not aligned or not set(self.asked) <= plain or type(sampler).view is not Sampler.view:
             return super().forward(tensordict, policy=policy, sampler=sampler)
@@ -59,16 +68,16 @@ class BlockReplay(StepTokenLogProb):
 
     def _replay(self, tensordict: TensorDictBase, steps: Replay, policy: BlockCausalPolicy, sampler: Sampler) -> Tensor:
         """Log-probability of every token of a selected step when it was committed, 0 elsewhere: [B, L]."""
-        tokens, prompt_mask = tensordict["completion_ids"], tensordict["prompt_mask"]
+        tokens, prompt_mask = tensordict[COMPLETION_IDS], tensordict[PROMPT_MASK]
         chosen = steps.scatter(steps.decision.committed.long()).any(1)
-        turn = rounds(tensordict["commit_step"].long(), policy.block_offset(prompt_mask), policy.block_size)
+        turn = rounds(tensordict[COMMIT_STEP].long(), policy.block_offset(prompt_mask), policy.block_size)
         count = int(turn[chosen].max()) + 1 if bool(chosen.any()) else 0
         turns = torch.arange(count, device=tokens.device)[:, None]
         scored = (turn[:, None] == turns) & chosen[:, None]
         row, number = scored.any(-1).nonzero(as_tuple=True)
         noised = tokens[row].masked_fill(turn[row] >= number[:, None], policy.mask_id)
         scored = scored[row, number]
-        features = policy.replayed(tensordict["prompt_ids"][row], prompt_mask[row], tokens[row], noised, scored)
+        features = policy.replayed(tensordict[PROMPT_IDS][row], prompt_mask[row], tokens[row], noised, scored)
         behaviour: Any = sampler.behaviour if self.sampling_temperature else None
         picked = token_log_probs(policy, features, tokens[row][scored], behaviour)
         flat, position = scored.nonzero(as_tuple=True)

@@ -11,6 +11,7 @@ import dataclasses
 
 from tensordict import TensorDictBase
 
+from dlmrl_kit.core.keys import SELECTED_STEP, STEP_DRAFT_IDS
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, counted_positions
@@ -36,12 +37,12 @@ class DraftLogProb(SegmentLikelihood):
 
     def __init__(self, sampling_temperature: bool = True, after_eos: bool = False) -> None:
         super().__init__(sampling_temperature, after_eos)
-        self.in_keys = [*self.in_keys, ("step", "draft_ids")]
+        self.in_keys = [*self.in_keys, STEP_DRAFT_IDS]
 
     def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
         """The used slots, whose tokens are those of the draft."""
         segments = super().segments(tensordict, policy, sampler)
-        drafts = gather_steps(tensordict["step", "draft_ids"], tensordict["selected", "step"])
+        drafts = gather_steps(tensordict[STEP_DRAFT_IDS], tensordict[SELECTED_STEP])
         tokens = drafts[segments.slots].long()
         counted = counted_positions(tokens, policy.eos_id, self.after_eos)
         return dataclasses.replace(segments, tokens=tokens, counted=counted)

@@ -23,13 +23,11 @@ import math
 import torch
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import count_from, first_of, inverse_share, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, prompt_masks
-
-ADVANTAGE: Key = ("selected", "advantage")
 
 
 @register("likelihood", paper="arXiv 2510.09541", unbiased=False, under="bounds of the sequence log-probability")
@@ -73,7 +71,7 @@ class Sandwich(SegmentLikelihood):
         check(block_length >= 1, self, "block_length", block_length, "at least 1")
         check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
         check(0 <= earlier_mask_share <= 1, self, "earlier_mask_share", earlier_mask_share, "in [0, 1]")
-        self.in_keys = [*self.in_keys, ADVANTAGE]
+        self.in_keys = [*self.in_keys, SELECTED_ADVANTAGE]
         self.copies = self.num_copies = num_copies
         self.beta = beta
         self.mix_weight = mix_weight
@@ -101,7 +99,7 @@ class Sandwich(SegmentLikelihood):
         upper = upper_bound(log_probs, weight, copies.scored, self.beta)
         some = copies.scored.any(1)
         upper = upper * (segments.targets.sum(-1).double() / some.sum(-1).clamp(min=1)).to(upper.dtype)[:, None]
-        mix = self.mix_weight * (segments.per_slot(ADVANTAGE) <= 0).to(upper.dtype)[:, None]
+        mix = self.mix_weight * (segments.per_slot(SELECTED_ADVANTAGE) <= 0).to(upper.dtype)[:, None]
         tokens = mix * upper + (1 - mix) * lower
         return tokens.sum(-1), tokens
 

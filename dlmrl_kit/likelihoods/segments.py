@@ -15,19 +15,29 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    ITERATION,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SEED,
+    SELECTED_END,
+    SELECTED_LOG_PROB,
+    SELECTED_STEP,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+    SELECTED_WEIGHT,
+    SEQUENCE_LENGTH,
+    Key,
+)
 from dlmrl_kit.core.seeding import combine_seeds, uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.head import token_log_probs
 from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
-
-LOG_PROB: Key = ("selected", "log_prob")
-TOKEN_LOG_PROB: Key = ("selected", "token_log_prob")
-TOKEN_MASK: Key = ("selected", "token_mask")
-LENGTH: Key = ("sequence", "length")
 
 
 @dataclass(frozen=True)
@@ -139,14 +149,14 @@ class SegmentLikelihood(Likelihood):
     update.
     """
 
-    optional_keys = (TOKEN_MASK, TOKEN_LOG_PROB, LENGTH)
+    optional_keys = (SELECTED_TOKEN_MASK, SELECTED_TOKEN_LOG_PROB, SEQUENCE_LENGTH)
 
     def __init__(self, sampling_temperature: bool = True, after_eos: bool = False, redraw: bool = False) -> None:
         super().__init__()
         self.sampling_temperature = sampling_temperature
         self.after_eos = after_eos
         self.redraw = redraw
-        self.in_keys = [*self.in_keys, ("selected", "end"), "seed", *(["iteration"] if redraw else [])]
+        self.in_keys = [*self.in_keys, SELECTED_END, SEED, *(["iteration"] if redraw else [])]
 
     @property
     def recorded(self) -> dict[Key, Key]:
@@ -176,17 +186,17 @@ class SegmentLikelihood(Likelihood):
 
     def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
         """Adds what was asked for and does not depend on the policy's weights: token mask and length."""
-        if TOKEN_MASK in self.asked:
+        if SELECTED_TOKEN_MASK in self.asked:
             segments = self.segments(tensordict, policy, sampler)
-            tensordict.set(TOKEN_MASK, segments.scatter(self.token_mask(self.masks(segments), segments)))
-        if LENGTH in self.asked:
-            tensordict.set(LENGTH, self.counted(tensordict, policy, sampler).sum(-1))
+            tensordict.set(SELECTED_TOKEN_MASK, segments.scatter(self.token_mask(self.masks(segments), segments)))
+        if SEQUENCE_LENGTH in self.asked:
+            tensordict.set(SEQUENCE_LENGTH, self.counted(tensordict, policy, sampler).sum(-1))
         return tensordict
 
     def counted(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Tensor:
         """Positions that are scored in one segment or another: committed ones that count, bool [B, L]."""
-        counted = counted_positions(tensordict["completion_ids"], policy.eos_id, self.after_eos)
-        return counted & (tensordict["commit_step"] < sampler.max_steps)
+        counted = counted_positions(tensordict[COMPLETION_IDS], policy.eos_id, self.after_eos)
+        return counted & (tensordict[COMMIT_STEP] < sampler.max_steps)
 
     def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
         """The used slots of a batch.
@@ -199,18 +209,18 @@ class SegmentLikelihood(Likelihood):
                 f"{type(self).__name__} scores masked copies, but {type(sampler).__name__} denoises {sampler.noise} "
                 "noise; a likelihood of single steps, such as StepLogProb, fits"
             )
-        slots = tensordict["selected", "weight"] > 0
+        slots = tensordict[SELECTED_WEIGHT] > 0
         row, column = slots.nonzero(as_tuple=True)
-        seed = tensordict["seed"]
+        seed = tensordict[SEED]
         if self.redraw:
-            seed = combine_seeds(seed, tensordict["iteration"])
+            seed = combine_seeds(seed, tensordict[ITERATION])
         return Segments(
-            prompt_ids=tensordict["prompt_ids"][row],
-            prompt_mask=tensordict["prompt_mask"][row],
-            tokens=tensordict["completion_ids"][row],
-            commit_step=tensordict["commit_step"][row].long(),
-            start=tensordict["selected", "step"][slots],
-            end=tensordict["selected", "end"][slots],
+            prompt_ids=tensordict[PROMPT_IDS][row],
+            prompt_mask=tensordict[PROMPT_MASK][row],
+            tokens=tensordict[COMPLETION_IDS][row],
+            commit_step=tensordict[COMMIT_STEP][row].long(),
+            start=tensordict[SELECTED_STEP][slots],
+            end=tensordict[SELECTED_END][slots],
             counted=self.counted(tensordict, policy, sampler)[row],
             draw=column,
             draws=slots.shape[1],
@@ -225,9 +235,9 @@ class SegmentLikelihood(Likelihood):
         copies = self.masks(segments)
         log_probs = score(segments, copies, policy, sampler, self.sampling_temperature)
         total, tokens = self.combine(log_probs, copies, segments)
-        tensordict.set(LOG_PROB, segments.scatter(total))
-        if TOKEN_LOG_PROB in self.asked:
-            tensordict.set(TOKEN_LOG_PROB, segments.scatter(tokens))
+        tensordict.set(SELECTED_LOG_PROB, segments.scatter(total))
+        if SELECTED_TOKEN_LOG_PROB in self.asked:
+            tensordict.set(SELECTED_TOKEN_LOG_PROB, segments.scatter(tokens))
         return tensordict
 
 

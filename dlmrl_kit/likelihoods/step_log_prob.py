@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import entropy
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK, SELECTED_ENTROPY, SELECTED_LOG_PROB, STEP_LOG_PROB, Key
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.base import Likelihood, Replay
 from dlmrl_kit.likelihoods.head import recomputed
@@ -27,16 +27,16 @@ class StepLogProb(Likelihood):
     [B, K], on demand ``("selected", "entropy")`` [B, K].
     """
 
-    optional_keys = (("selected", "entropy"),)
+    optional_keys = (SELECTED_ENTROPY,)
 
     @property
     def recorded(self) -> dict[Key, Key]:
         """The sampler records exactly this log-probability."""
-        return {("selected", "log_prob"): ("step", "log_prob")}
+        return {SELECTED_LOG_PROB: STEP_LOG_PROB}
 
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """Predictions at every position the sampler could have committed, then its own ``action_log_prob``."""
-        keys: list[Any] = [("selected", "log_prob"), *self.asked]
+        keys: list[Any] = [SELECTED_LOG_PROB, *self.asked]
         found = self._in_pieces(steps, policy, sampler) if type(sampler).view is Sampler.view else []
         if len(found) <= 1:  # one piece holds all; a sampler with a view of its own is not cut
             found = [self._score(sampler.view(policy, steps.prompt, steps.ids), steps.decision, sampler)]
@@ -44,7 +44,7 @@ class StepLogProb(Likelihood):
 
     def _in_pieces(self, steps: Replay, policy: Policy, sampler: Sampler) -> list[tuple[Tensor, ...]]:
         """What ``_score`` gives for each piece of the states whose logits fit in memory; nothing for a single piece."""
-        prompt_ids, prompt_mask = steps.prompt["prompt_ids"], steps.prompt["prompt_mask"]
+        prompt_ids, prompt_mask = steps.prompt[PROMPT_IDS], steps.prompt[PROMPT_MASK]
         allowed = sampler.allowed(steps.ids == policy.mask_id, block_offset(policy, prompt_mask))
         pieces = list(parts(allowed.sum(-1), policy.vocab_size))
         if len(pieces) <= 1:
@@ -60,7 +60,7 @@ class StepLogProb(Likelihood):
     def _score(self, view: View, decision: Decision, sampler: Sampler) -> tuple[Tensor, ...]:
         """Log-probability of the actions and, where it is asked for, entropy at the positions committed: [R] each."""
         log_prob = sampler.action_log_prob(view, decision)
-        if ("selected", "entropy") not in self.asked:
+        if SELECTED_ENTROPY not in self.asked:
             return (log_prob,)
         chosen = decision.committed[view.allowed]
         total = view.row_sum(entropy(view.log_probs[chosen]), view.index[0][chosen])

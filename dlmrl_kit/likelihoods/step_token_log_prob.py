@@ -13,7 +13,17 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, entropy
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import (
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SELECTED_DISTRIBUTION,
+    SELECTED_ENTROPY,
+    SELECTED_LOG_PROB,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+    Key,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.base import Likelihood, Replay, pack, pack_tokens
 from dlmrl_kit.likelihoods.head import token_log_probs
@@ -40,10 +50,10 @@ class StepTokenLogProb(Likelihood):
     """
 
     optional_keys = (
-        ("selected", "token_mask"),
-        ("selected", "token_log_prob"),
-        ("selected", "distribution"),
-        ("selected", "entropy"),
+        SELECTED_TOKEN_MASK,
+        SELECTED_TOKEN_LOG_PROB,
+        SELECTED_DISTRIBUTION,
+        SELECTED_ENTROPY,
     )
 
     def __init__(self, sampling_temperature: bool = True) -> None:
@@ -54,46 +64,46 @@ class StepTokenLogProb(Likelihood):
     def recorded(self) -> dict[Key, Key]:
         """Step sums and single tokens, under the behaviour distribution or under softmax(logits)."""
         step, token = ("token_log_prob", "log_prob") if self.sampling_temperature else ("model_log_prob",) * 2
-        return {("selected", "log_prob"): ("step", step), ("selected", "token_log_prob"): ("token", token)}
+        return {SELECTED_LOG_PROB: ("step", step), SELECTED_TOKEN_LOG_PROB: ("token", token)}
 
     def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
         """Adds ``("selected", "token_mask")`` if asked: which of the C slots of a step hold a committed position."""
-        if ("selected", "token_mask") in self.asked:
-            ones = torch.ones_like(tensordict["completion_ids"], dtype=torch.bool)
-            tensordict.set(("selected", "token_mask"), pack_tokens(tensordict, ones, sampler.max_commits))
+        if SELECTED_TOKEN_MASK in self.asked:
+            ones = torch.ones_like(tensordict[COMPLETION_IDS], dtype=torch.bool)
+            tensordict.set(SELECTED_TOKEN_MASK, pack_tokens(tensordict, ones, sampler.max_commits))
         return tensordict
 
     def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """Predictions at the committed positions only."""
         committed = steps.decision.committed
         plain = type(sampler).view is Sampler.view  # a sampler with a view of its own makes the predictions itself
-        if plain and not {("selected", "distribution"), ("selected", "entropy")} & set(self.asked):
+        if plain and not {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & set(self.asked):
             return self._without_distributions(steps, policy, sampler)
         view = sampler.view(policy, steps.prompt, steps.ids, committed)
         log_probs = view.log_probs if self.sampling_temperature else view.logits.log_softmax(-1)
         tokens = steps.decision.tokens[committed]
         picked = log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
         row = view.index[0]
-        out: dict[Any, Tensor] = {("selected", "log_prob"): view.row_sum(picked, row)}
+        out: dict[Any, Tensor] = {SELECTED_LOG_PROB: view.row_sum(picked, row)}
         width = sampler.max_commits
         for key in self.asked:
-            if key == ("selected", "token_log_prob"):
+            if key == SELECTED_TOKEN_LOG_PROB:
                 out[key] = pack(picked, committed, width)
-            elif key == ("selected", "distribution"):
+            elif key == SELECTED_DISTRIBUTION:
                 out[key] = pack(log_probs, committed, width)
-            elif key == ("selected", "entropy"):
+            elif key == SELECTED_ENTROPY:
                 out[key] = view.row_sum(entropy(view.log_probs), row) / committed.sum(-1)
         return out
 
     def _without_distributions(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
         """The same where nothing but the tokens' log-probabilities is asked for: no logits are kept."""
         committed = steps.decision.committed
-        prompt_ids, prompt_mask = steps.prompt["prompt_ids"], steps.prompt["prompt_mask"]
+        prompt_ids, prompt_mask = steps.prompt[PROMPT_IDS], steps.prompt[PROMPT_MASK]
         features = completion_features(policy, prompt_ids, prompt_mask, steps.ids, committed)
         behaviour = sampler.behaviour if self.sampling_temperature else None
         picked = token_log_probs(policy, features, steps.decision.tokens[committed], behaviour)
         row = committed.nonzero(as_tuple=True)[0]
-        out: dict[Any, Tensor] = {("selected", "log_prob"): picked.new_zeros(len(committed)).index_add(0, row, picked)}
-        if ("selected", "token_log_prob") in self.asked:
-            out["selected", "token_log_prob"] = pack(picked, committed, sampler.max_commits)
+        out: dict[Any, Tensor] = {SELECTED_LOG_PROB: picked.new_zeros(len(committed)).index_add(0, row, picked)}
+        if SELECTED_TOKEN_LOG_PROB in self.asked:
+            out[SELECTED_TOKEN_LOG_PROB] = pack(picked, committed, sampler.max_commits)
         return out

@@ -20,19 +20,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import LossModule
 
-from dlmrl_kit.core.component import Component, Key
-
-LOG_PROB: Key = ("selected", "log_prob")
-OLD_LOG_PROB: Key = ("selected", "old_log_prob")
-REF_LOG_PROB: Key = ("selected", "ref_log_prob")
-ADVANTAGE: Key = ("selected", "advantage")
-WEIGHT: Key = ("selected", "weight")
-TOKEN_MASK: Key = ("selected", "token_mask")
-TOKEN_LOG_PROB: Key = ("selected", "token_log_prob")
-OLD_TOKEN_LOG_PROB: Key = ("selected", "old_token_log_prob")
-REF_TOKEN_LOG_PROB: Key = ("selected", "ref_token_log_prob")
-SEQUENCE_ADVANTAGE: Key = "advantage"
-LENGTH: Key = ("sequence", "length")
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
 
 
 def keep(values: Tensor, mask: Tensor) -> Tensor:
@@ -56,7 +45,7 @@ def mean_over(values: Tensor, mask: Tensor) -> Tensor:
 
 def scored_tokens(tensordict: TensorDictBase) -> Tensor:
     """The tokens of the slots of non-zero weight: bool [B, K, C]."""
-    return tensordict[TOKEN_MASK] & (tensordict[WEIGHT] != 0)[..., None]
+    return tensordict[SELECTED_TOKEN_MASK] & (tensordict[SELECTED_WEIGHT] != 0)[..., None]
 
 
 def max_over(values: Tensor, mask: Tensor) -> Tensor:
@@ -88,7 +77,7 @@ class Term(Component, LossModule):
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The denominator of this batch, an int64 scalar: its number of samples B."""
-        weight = tensordict[WEIGHT]
+        weight = tensordict[SELECTED_WEIGHT]
         return torch.full((), weight.shape[0], dtype=torch.int64, device=weight.device)
 
     def mean(self, total: Tensor, tensordict: TensorDictBase) -> Tensor:
@@ -112,7 +101,7 @@ class Objective(Term):
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """How many units the diagnostics are means over, here the used slots: an integer scalar."""
-        return (tensordict[WEIGHT] != 0).sum()
+        return (tensordict[SELECTED_WEIGHT] != 0).sum()
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The numerator of the loss (a scalar, a plain sum over samples) and the diagnostics."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import SELECTED_OLD_TOKEN_LOG_PROB
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import OLD_TOKEN_LOG_PROB, keep, scored_tokens
+from dlmrl_kit.losses.base import keep, scored_tokens
 from dlmrl_kit.losses.token_ppo import TokenPPO
 
 
@@ -31,5 +32,5 @@ class ConfidenceTokenPPO(TokenPPO):
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
         """The advantage of the slot times the token's confidence, [B, K, C]."""
-        old = keep(tensordict[OLD_TOKEN_LOG_PROB], scored_tokens(tensordict)).detach()
+        old = keep(tensordict[SELECTED_OLD_TOKEN_LOG_PROB], scored_tokens(tensordict)).detach()
         return super().token_advantage(tensordict) * old.exp()

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dlmrl_kit.advantages.base import group_max
+from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import LOG_PROB, REF_LOG_PROB, WEIGHT, Objective
+from dlmrl_kit.losses.base import Objective
 from dlmrl_kit.losses.sequence_base import sequence_log_prob, used_sequences
 
 
@@ -85,14 +86,14 @@ class DPO(Objective):
 
     def __init__(self, beta: float = 0.2) -> None:
         names = ["preference_accuracy", "preference_margin"]
-        super().__init__([LOG_PROB, REF_LOG_PROB, WEIGHT, "reward", "group"], names)
+        super().__init__([SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT, REWARD, GROUP], names)
         check(0 < beta < math.inf, self, "beta", beta, "positive and finite")
         self.beta = beta
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The number of groups that have a pair, an int64 scalar."""
-        group = tensordict["group"]
-        best, _ = best_and_worst(tensordict["reward"], group, used_sequences(tensordict[WEIGHT]))
+        group = tensordict[GROUP]
+        best, _ = best_and_worst(tensordict[REWARD], group, used_sequences(tensordict[SELECTED_WEIGHT]))
         return torch.full((), len(torch.unique(group[best])), dtype=torch.int64, device=group.device)
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
@@ -101,10 +102,12 @@ class DPO(Objective):
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over groups of the mean over their pairs of -log sigmoid(margin)."""
-        weight, group = tensordict[WEIGHT], tensordict["group"]
-        best, worst = best_and_worst(tensordict["reward"], group, used_sequences(weight))
+        weight, group = tensordict[SELECTED_WEIGHT], tensordict[GROUP]
+        best, worst = best_and_worst(tensordict[REWARD], group, used_sequences(weight))
         row, column, share = preference_pairs(best, worst, group)
-        log_prob, reference = (sequence_log_prob(tensordict[key], weight) for key in (LOG_PROB, REF_LOG_PROB))
+        log_prob, reference = (
+            sequence_log_prob(tensordict[key], weight) for key in (SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB)
+        )
         relative = self.beta * (log_prob - reference.detach())
         margin = relative[row] - relative[column]
         share = share.to(margin.dtype)

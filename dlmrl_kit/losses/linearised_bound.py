@@ -19,14 +19,16 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import (
+    SELECTED_ADVANTAGE,
+    SELECTED_LOG_PROB,
+    SELECTED_OLD_LOG_PROB,
+    SELECTED_WEIGHT,
+    SEQUENCE_LENGTH,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
-    ADVANTAGE,
-    LENGTH,
-    LOG_PROB,
-    OLD_LOG_PROB,
-    WEIGHT,
     Objective,
     keep,
     max_over,
@@ -64,7 +66,10 @@ class LinearisedBound(Objective):
     slotwise = True
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0) -> None:
-        super().__init__([LOG_PROB, OLD_LOG_PROB, ADVANTAGE, WEIGHT, LENGTH], DIAGNOSTICS)
+        super().__init__(
+            [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT, SEQUENCE_LENGTH],
+            DIAGNOSTICS,
+        )
         check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
         check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
         check(1 < dual_clip < math.inf, self, "dual_clip", dual_clip, "above 1 and finite")
@@ -74,10 +79,10 @@ class LinearisedBound(Objective):
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the weighted sum of the bounds of the slots."""
-        weight = tensordict[WEIGHT]
+        weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
-        advantage = keep(tensordict[ADVANTAGE], used).detach()
-        difference = keep(tensordict[LOG_PROB], used) - keep(tensordict[OLD_LOG_PROB], used).detach()
+        advantage = keep(tensordict[SELECTED_ADVANTAGE], used).detach()
+        difference = keep(tensordict[SELECTED_LOG_PROB], used) - keep(tensordict[SELECTED_OLD_LOG_PROB], used).detach()
         difference = difference / sequence_length(tensordict)[:, None]
         bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio = torch.where(advantage >= 0, 1 + difference, bounded.exp())

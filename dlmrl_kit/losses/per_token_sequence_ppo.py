@@ -11,8 +11,8 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import SEQUENCE_LENGTH
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import LENGTH
 from dlmrl_kit.losses.sequence_base import ClippedSequences, sequence_length
 
 
@@ -34,7 +34,7 @@ class PerTokenSequencePPO(ClippedSequences):
     """
 
     def __init__(self, clip_low: float = 0.5, clip_high: float = 0.5) -> None:
-        super().__init__(clip_low, clip_high, [LENGTH])
+        super().__init__(clip_low, clip_high, [SEQUENCE_LENGTH])
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the sum of the surrogates of the samples, each over its length."""

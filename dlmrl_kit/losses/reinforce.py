@@ -11,8 +11,9 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, WEIGHT, Objective, keep, mean_over, weighted_sum
+from dlmrl_kit.losses.base import Objective, keep, mean_over, weighted_sum
 
 
 @register(
@@ -31,12 +32,12 @@ class Reinforce(Objective):
     slotwise = True
 
     def __init__(self) -> None:
-        super().__init__([LOG_PROB, ADVANTAGE, WEIGHT], ["log_prob"])
+        super().__init__([SELECTED_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT], ["log_prob"])
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the sum of weight * advantage * log-probability."""
-        weight = tensordict[WEIGHT]
+        weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
-        log_prob = keep(tensordict[LOG_PROB], used)
-        advantage = keep(tensordict[ADVANTAGE], used).detach()
+        log_prob = keep(tensordict[SELECTED_LOG_PROB], used)
+        advantage = keep(tensordict[SELECTED_ADVANTAGE], used).detach()
         return -weighted_sum(advantage * log_prob, weight), {"log_prob": mean_over(log_prob, used)}

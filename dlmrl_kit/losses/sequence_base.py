@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import (
+    ADVANTAGE,
+    SELECTED_LOG_PROB,
+    SELECTED_OLD_LOG_PROB,
+    SELECTED_WEIGHT,
+    SEQUENCE_LENGTH,
+    Key,
+)
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
-    LENGTH,
-    LOG_PROB,
-    OLD_LOG_PROB,
-    SEQUENCE_ADVANTAGE,
-    WEIGHT,
     Objective,
     keep,
 )
@@ -39,7 +41,7 @@ def sequence_log_prob(log_prob: Tensor, weight: Tensor) -> Tensor:
 
 def sequence_length(tensordict: TensorDictBase) -> Tensor:
     """The length of each completion in tokens, at least 1, as a real number: [B]."""
-    return tensordict[LENGTH].clamp(min=1).to(tensordict[WEIGHT].dtype)
+    return tensordict[SEQUENCE_LENGTH].clamp(min=1).to(tensordict[SELECTED_WEIGHT].dtype)
 
 
 class ClippedSequences(Objective):
@@ -59,7 +61,7 @@ class ClippedSequences(Objective):
     """
 
     def __init__(self, clip_low: float, clip_high: float, in_keys: Sequence[Key] = ()) -> None:
-        super().__init__([LOG_PROB, OLD_LOG_PROB, SEQUENCE_ADVANTAGE, WEIGHT, *in_keys], DIAGNOSTICS)
+        super().__init__([SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, ADVANTAGE, SELECTED_WEIGHT, *in_keys], DIAGNOSTICS)
         check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
         check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
         self.clip_low = clip_low
@@ -67,15 +69,15 @@ class ClippedSequences(Objective):
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """The number of samples that have a slot of non-zero weight."""
-        return used_sequences(tensordict[WEIGHT]).sum()
+        return used_sequences(tensordict[SELECTED_WEIGHT]).sum()
 
     def surrogates(self, tensordict: TensorDictBase, divisor: Tensor | float = 1.0) -> Surrogate:
         """The clipped surrogate of each sample, [B]; ``divisor`` [B]: of the log-ratio, before it is exponentiated."""
-        weight = tensordict[WEIGHT]
+        weight = tensordict[SELECTED_WEIGHT]
         return clipped_surrogate(
-            sequence_log_prob(tensordict[LOG_PROB], weight) / divisor,
-            sequence_log_prob(tensordict[OLD_LOG_PROB], weight) / divisor,
-            tensordict[SEQUENCE_ADVANTAGE],
+            sequence_log_prob(tensordict[SELECTED_LOG_PROB], weight) / divisor,
+            sequence_log_prob(tensordict[SELECTED_OLD_LOG_PROB], weight) / divisor,
+            tensordict[ADVANTAGE],
             used_sequences(weight),
             self.clip_low,
             self.clip_high,

@@ -12,9 +12,10 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import ADVANTAGE, LOG_PROB, OLD_LOG_PROB, WEIGHT, Objective, weighted_sum
+from dlmrl_kit.losses.base import Objective, weighted_sum
 from dlmrl_kit.losses.clipped import DIAGNOSTICS, clipped_surrogate
 
 
@@ -43,7 +44,7 @@ class StepPPO(Objective):
     slotwise = True
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.5) -> None:
-        super().__init__([LOG_PROB, OLD_LOG_PROB, ADVANTAGE, WEIGHT], DIAGNOSTICS)
+        super().__init__([SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT], DIAGNOSTICS)
         check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
         check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
         self.clip_low = clip_low
@@ -51,11 +52,11 @@ class StepPPO(Objective):
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the weighted sum of the surrogates of the selected steps."""
-        weight = tensordict[WEIGHT]
+        weight = tensordict[SELECTED_WEIGHT]
         surrogate = clipped_surrogate(
-            tensordict[LOG_PROB],
-            tensordict[OLD_LOG_PROB],
-            tensordict[ADVANTAGE],
+            tensordict[SELECTED_LOG_PROB],
+            tensordict[SELECTED_OLD_LOG_PROB],
+            tensordict[SELECTED_ADVANTAGE],
             weight != 0,
             self.clip_low,
             self.clip_high,

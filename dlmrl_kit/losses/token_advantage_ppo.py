@@ -10,9 +10,8 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.step_gae import TOKEN_ADVANTAGE
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_TOKEN_ADVANTAGE, SELECTED_TOKEN_MASK
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import ADVANTAGE, TOKEN_MASK
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.values.base import check_by_position
@@ -39,9 +38,9 @@ class TokenAdvantagePPO(TokenPPO):
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, normaliser: Normaliser | None = None) -> None:
         super().__init__(clip_low, clip_high, normaliser)
-        self.in_keys = [TOKEN_ADVANTAGE if key == ADVANTAGE else key for key in self.in_keys]
+        self.in_keys = [SELECTED_TOKEN_ADVANTAGE if key == SELECTED_ADVANTAGE else key for key in self.in_keys]
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
         """The advantage of each token, [B, K, L]."""
-        check_by_position(self, tensordict[TOKEN_MASK], tensordict[TOKEN_ADVANTAGE])
-        return tensordict[TOKEN_ADVANTAGE]
+        check_by_position(self, tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_TOKEN_ADVANTAGE])
+        return tensordict[SELECTED_TOKEN_ADVANTAGE]

@@ -12,14 +12,16 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import (
+    SELECTED_ADVANTAGE,
+    SELECTED_OLD_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+    SELECTED_WEIGHT,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
-    ADVANTAGE,
-    OLD_TOKEN_LOG_PROB,
-    TOKEN_LOG_PROB,
-    TOKEN_MASK,
-    WEIGHT,
     Objective,
     scored_tokens,
 )
@@ -57,7 +59,16 @@ class TokenPPO(Objective):
     """
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, normaliser: Normaliser | None = None) -> None:
-        super().__init__([TOKEN_LOG_PROB, OLD_TOKEN_LOG_PROB, TOKEN_MASK, ADVANTAGE, WEIGHT], DIAGNOSTICS)
+        super().__init__(
+            [
+                SELECTED_TOKEN_LOG_PROB,
+                SELECTED_OLD_TOKEN_LOG_PROB,
+                SELECTED_TOKEN_MASK,
+                SELECTED_ADVANTAGE,
+                SELECTED_WEIGHT,
+            ],
+            DIAGNOSTICS,
+        )
         check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
         check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
@@ -68,7 +79,7 @@ class TokenPPO(Objective):
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The normaliser's denominator of this batch, a scalar."""
-        return self.normaliser.count(scored_tokens(tensordict), tensordict[WEIGHT].detach())
+        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """The number of tokens."""
@@ -76,18 +87,18 @@ class TokenPPO(Objective):
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
         """The advantage of each token, [B, K, C]: that of its slot."""
-        return tensordict[ADVANTAGE][..., None].expand(tensordict[TOKEN_MASK].shape)
+        return tensordict[SELECTED_ADVANTAGE][..., None].expand(tensordict[SELECTED_TOKEN_MASK].shape)
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the weighted sum of the surrogates of the tokens."""
         mask = scored_tokens(tensordict)
         surrogate = clipped_surrogate(
-            tensordict[TOKEN_LOG_PROB],
-            tensordict[OLD_TOKEN_LOG_PROB],
+            tensordict[SELECTED_TOKEN_LOG_PROB],
+            tensordict[SELECTED_OLD_TOKEN_LOG_PROB],
             self.token_advantage(tensordict),
             mask,
             self.clip_low,
             self.clip_high,
         )
-        total = self.normaliser.total(surrogate.value, mask, tensordict[WEIGHT].detach())
+        total = self.normaliser.total(surrogate.value, mask, tensordict[SELECTED_WEIGHT].detach())
         return -total, surrogate.diagnostics

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import LOG_PROB, OLD_LOG_PROB, REF_LOG_PROB, WEIGHT, Term, keep, weighted_sum
+from dlmrl_kit.losses.base import Term, keep, weighted_sum
 
 
 class Regulariser(Term):
@@ -39,7 +39,7 @@ class Regulariser(Term):
     """-1 for a bonus: the mean is then subtracted."""
 
     def __init__(self, coefficient: float, in_keys: Sequence[Key], loss_key: str, mean_key: str) -> None:
-        super().__init__([*in_keys, WEIGHT], [loss_key, mean_key])
+        super().__init__([*in_keys, SELECTED_WEIGHT], [loss_key, mean_key])
         check(0 <= coefficient < math.inf, self, "coefficient", coefficient, "at least 0 and finite")
         self.coefficient = coefficient
 
@@ -49,7 +49,7 @@ class Regulariser(Term):
 
     def total(self, tensordict: TensorDictBase) -> Tensor:
         """The numerator of the mean, a scalar: here the weighted sum over the selected steps."""
-        return weighted_sum(self.per_step(tensordict), tensordict[WEIGHT])
+        return weighted_sum(self.per_step(tensordict), tensordict[SELECTED_WEIGHT])
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The term of this batch, and its mean before it is multiplied."""
@@ -88,8 +88,8 @@ class KLEstimator(Regulariser):
     """
 
     def __init__(self, coefficient: float = 0.04, to: Literal["reference", "old"] = "reference") -> None:
-        name, other = compared(self, to, REF_LOG_PROB, OLD_LOG_PROB)
-        super().__init__(coefficient, [LOG_PROB, other], f"loss_{name}", name)
+        name, other = compared(self, to, SELECTED_REF_LOG_PROB, SELECTED_OLD_LOG_PROB)
+        super().__init__(coefficient, [SELECTED_LOG_PROB, other], f"loss_{name}", name)
         self.to_key = other
 
     def estimate(self, log_ratio: Tensor) -> Tensor:
@@ -98,5 +98,5 @@ class KLEstimator(Regulariser):
 
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
         """The estimate at each selected step, [B, K]."""
-        used = tensordict[WEIGHT] != 0
-        return self.estimate(keep(tensordict[LOG_PROB], used) - keep(tensordict[self.to_key], used).detach())
+        used = tensordict[SELECTED_WEIGHT] != 0
+        return self.estimate(keep(tensordict[SELECTED_LOG_PROB], used) - keep(tensordict[self.to_key], used).detach())

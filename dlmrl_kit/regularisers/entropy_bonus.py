@@ -10,11 +10,9 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import SELECTED_ENTROPY
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.regularisers.base import Regulariser
-
-ENTROPY: Key = ("selected", "entropy")
 
 
 @register("regulariser", paper="arXiv 1602.01783")
@@ -34,8 +32,8 @@ class EntropyBonus(Regulariser):
     sign = -1.0
 
     def __init__(self, coefficient: float = 0.01) -> None:
-        super().__init__(coefficient, [ENTROPY], "loss_entropy", "entropy_bonus")
+        super().__init__(coefficient, [SELECTED_ENTROPY], "loss_entropy", "entropy_bonus")
 
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
         """The entropy of each selected step, [B, K]."""
-        return tensordict[ENTROPY]
+        return tensordict[SELECTED_ENTROPY]

@@ -11,13 +11,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import LOG_ZERO
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import SELECTED_DISTRIBUTION, SELECTED_REF_DISTRIBUTION, SELECTED_TOKEN_MASK, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import TOKEN_MASK, WEIGHT, keep
+from dlmrl_kit.losses.base import keep
 from dlmrl_kit.regularisers.base import Regulariser
-
-DISTRIBUTION: Key = ("selected", "distribution")
-REF_DISTRIBUTION: Key = ("selected", "ref_distribution")
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -49,10 +46,12 @@ class KLExact(Regulariser):
     """
 
     def __init__(self, coefficient: float = 0.04) -> None:
-        super().__init__(coefficient, [DISTRIBUTION, REF_DISTRIBUTION, TOKEN_MASK], "loss_kl", "kl")
+        super().__init__(
+            coefficient, [SELECTED_DISTRIBUTION, SELECTED_REF_DISTRIBUTION, SELECTED_TOKEN_MASK], "loss_kl", "kl"
+        )
 
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
         """KL of each selected step: [B, K], summed over its committed positions."""
-        mask = tensordict[TOKEN_MASK] & (tensordict[WEIGHT] != 0)[..., None]
-        kl = categorical_kl(tensordict[DISTRIBUTION][mask], tensordict[REF_DISTRIBUTION][mask])
+        mask = tensordict[SELECTED_TOKEN_MASK] & (tensordict[SELECTED_WEIGHT] != 0)[..., None]
+        kl = categorical_kl(tensordict[SELECTED_DISTRIBUTION][mask], tensordict[SELECTED_REF_DISTRIBUTION][mask])
         return kl.new_zeros(mask.shape).masked_scatter(mask, kl).sum(-1)

@@ -20,11 +20,23 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_max, group_sum
-from dlmrl_kit.core.component import Key
-from dlmrl_kit.core.groups import LEVEL_STEP, NODE, partition, tree_level, tree_nodes
+from dlmrl_kit.core.groups import partition, tree_level, tree_nodes
+from dlmrl_kit.core.keys import (
+    COMPLETION_IDS,
+    GROUP,
+    PROGRESS,
+    SELECTED_ADVANTAGE,
+    SELECTED_STEP,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+    SELECTED_WEIGHT,
+    TREE_NODE,
+    TREE_STEP,
+    Key,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import ADVANTAGE, TOKEN_LOG_PROB, TOKEN_MASK, WEIGHT, Term, keep
+from dlmrl_kit.losses.base import Term, keep
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.constant import Constant
 from dlmrl_kit.schedules.exponential import Exponential
@@ -59,8 +71,14 @@ class SelfDistillation(Term):
     needs_groups: ClassVar[bool] = True
 
     def __init__(self, coefficient: float | Schedule | None = None, tau: float | Schedule | None = None) -> None:
-        tree: list[Key] = ["group", NODE, LEVEL_STEP, "completion_ids", "progress"]
-        selected: list[Key] = [TOKEN_LOG_PROB, TOKEN_MASK, ADVANTAGE, WEIGHT, ("selected", "step")]
+        tree: list[Key] = ["group", TREE_NODE, TREE_STEP, COMPLETION_IDS, "progress"]
+        selected: list[Key] = [
+            SELECTED_TOKEN_LOG_PROB,
+            SELECTED_TOKEN_MASK,
+            SELECTED_ADVANTAGE,
+            SELECTED_WEIGHT,
+            SELECTED_STEP,
+        ]
         super().__init__([*selected, *tree], ["loss_self_distillation", "self_distillation"])
         published = Exponential(0.0, 3e-3, 2.0), Polynomial(2.0, 0.0, 0.7)
         self.coefficient = self._schedule("coefficient", published[0] if coefficient is None else coefficient)
@@ -82,8 +100,8 @@ class SelfDistillation(Term):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The term of this batch, and its mean before it is multiplied."""
         parent, part = self._targets(tensordict)
-        log_prob = tensordict[TOKEN_LOG_PROB].flatten(0, 1)
-        tokens = tensordict["completion_ids"].repeat_interleave(tensordict[WEIGHT].shape[1], 0)
+        log_prob = tensordict[SELECTED_TOKEN_LOG_PROB].flatten(0, 1)
+        tokens = tensordict[COMPLETION_IDS].repeat_interleave(tensordict[SELECTED_WEIGHT].shape[1], 0)
         share = part / group_sum(part, parent).masked_fill(part == 0, 1)  # of a child in the target of its parent
         position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         same = partition(parent[:, None].expand_as(tokens).flatten(), position.flatten(), tokens.flatten())
@@ -91,7 +109,7 @@ class SelfDistillation(Term):
         log_target = keep(target, part > 0).masked_fill(part == 0, 1).log().to(log_prob.dtype)
         total = (share.to(log_prob.dtype) * (log_target - keep(log_prob, part > 0))).sum()
         mean = self.mean(total, tensordict)
-        coefficient = self.coefficient(tensordict["progress"].detach()).amax()
+        coefficient = self.coefficient(tensordict[PROGRESS].detach()).amax()
         return TensorDict({"loss_self_distillation": coefficient * mean, "self_distillation": mean.detach()})
 
     def _targets(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -101,25 +119,25 @@ class SelfDistillation(Term):
             The slots' parents, int64 [N], and their parts in the target of each position, float64 [N, L], which are not
             normalised.
         """
-        mask, weight = tensordict[TOKEN_MASK], tensordict[WEIGHT].detach()
-        length = tensordict["completion_ids"].shape[-1]
+        mask, weight = tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_WEIGHT].detach()
+        length = tensordict[COMPLETION_IDS].shape[-1]
         if mask.shape[-1] != length:
             raise ValueError(
                 "SelfDistillation compares the children of a parent position by position: it needs a likelihood that "
                 f"scores positions, such as StepMerge; token_mask is {list(mask.shape)}, completions have "
                 f"{length} positions"
             )
-        step = tensordict["selected", "step"]
+        step = tensordict[SELECTED_STEP]
         level = tree_level(tensordict, step)
-        starts = tensordict[LEVEL_STEP].gather(1, level) == step
-        above = torch.cat([torch.zeros_like(tensordict["group"])[:, None], tree_nodes(tensordict)], 1).gather(1, level)
-        group = tensordict["group"][:, None].expand_as(level)
+        starts = tensordict[TREE_STEP].gather(1, level) == step
+        above = torch.cat([torch.zeros_like(tensordict[GROUP])[:, None], tree_nodes(tensordict)], 1).gather(1, level)
+        group = tensordict[GROUP][:, None].expand_as(level)
         parent = partition(group.flatten(), level.flatten(), above.flatten())
         used = (starts & (weight != 0)).flatten()
         child = keep(weight.flatten().double(), used)
-        advantage = keep(tensordict[ADVANTAGE].detach().flatten().double(), used)
+        advantage = keep(tensordict[SELECTED_ADVANTAGE].detach().flatten().double(), used)
         good = used & (advantage > 0) & (group_sum(child, parent) > 1 + 1e-6)
-        tau = self.tau(tensordict["progress"].detach().double()).amax().clamp(min=LEAST_TEMPERATURE)
+        tau = self.tau(tensordict[PROGRESS].detach().double()).amax().clamp(min=LEAST_TEMPERATURE)
         scaled = (advantage / tau).masked_fill(~good, -math.inf)
         most = group_max(scaled, parent).masked_fill(~good, 0)
         mass = keep((scaled - most).exp() * child, good)

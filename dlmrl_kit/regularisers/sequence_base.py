@@ -13,7 +13,14 @@ from typing import Literal
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.losses.base import LENGTH, LOG_PROB, OLD_LOG_PROB, REF_LOG_PROB, WEIGHT, keep
+from dlmrl_kit.core.keys import (
+    SELECTED_LOG_PROB,
+    SELECTED_OLD_LOG_PROB,
+    SELECTED_REF_LOG_PROB,
+    SELECTED_WEIGHT,
+    SEQUENCE_LENGTH,
+)
+from dlmrl_kit.losses.base import keep
 from dlmrl_kit.losses.sequence_base import sequence_length, sequence_log_prob
 from dlmrl_kit.regularisers.base import Regulariser, compared
 
@@ -36,8 +43,8 @@ class SequenceKLEstimator(Regulariser):
     slotwise = False
 
     def __init__(self, coefficient: float = 0.01, to: Literal["reference", "old"] = "reference") -> None:
-        name, other = compared(self, to, REF_LOG_PROB, OLD_LOG_PROB)
-        super().__init__(coefficient, [LOG_PROB, other, LENGTH], f"loss_{name}", name)
+        name, other = compared(self, to, SELECTED_REF_LOG_PROB, SELECTED_OLD_LOG_PROB)
+        super().__init__(coefficient, [SELECTED_LOG_PROB, other, SEQUENCE_LENGTH], f"loss_{name}", name)
         self.to_key = other
 
     def estimate(self, log_ratio: Tensor) -> Tensor:
@@ -46,7 +53,7 @@ class SequenceKLEstimator(Regulariser):
 
     def total(self, tensordict: TensorDictBase) -> Tensor:
         """Sum over samples of the estimate at the sequence log-ratio, each over its length."""
-        weight = tensordict[WEIGHT]
+        weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
-        difference = keep(tensordict[LOG_PROB], used) - keep(tensordict[self.to_key], used).detach()
+        difference = keep(tensordict[SELECTED_LOG_PROB], used) - keep(tensordict[self.to_key], used).detach()
         return (self.estimate(sequence_log_prob(difference, weight)) / sequence_length(tensordict)).sum()

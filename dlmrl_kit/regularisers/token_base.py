@@ -12,13 +12,15 @@ from typing import Literal
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import (
+    SELECTED_OLD_TOKEN_LOG_PROB,
+    SELECTED_REF_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+    SELECTED_WEIGHT,
+)
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
-    OLD_TOKEN_LOG_PROB,
-    REF_TOKEN_LOG_PROB,
-    TOKEN_LOG_PROB,
-    TOKEN_MASK,
-    WEIGHT,
     keep,
     scored_tokens,
 )
@@ -50,8 +52,8 @@ class TokenKLEstimator(Regulariser):
         to: Literal["reference", "old"] = "reference",
         normaliser: Normaliser | None = None,
     ) -> None:
-        name, other = compared(self, to, REF_TOKEN_LOG_PROB, OLD_TOKEN_LOG_PROB)
-        super().__init__(coefficient, [TOKEN_LOG_PROB, other, TOKEN_MASK], f"loss_{name}", name)
+        name, other = compared(self, to, SELECTED_REF_TOKEN_LOG_PROB, SELECTED_OLD_TOKEN_LOG_PROB)
+        super().__init__(coefficient, [SELECTED_TOKEN_LOG_PROB, other, SELECTED_TOKEN_MASK], f"loss_{name}", name)
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
         self.to_key = other
         self.normaliser = normaliser if normaliser is not None else PerToken()
@@ -63,10 +65,10 @@ class TokenKLEstimator(Regulariser):
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The normaliser's denominator of this batch, a scalar."""
-        return self.normaliser.count(scored_tokens(tensordict), tensordict[WEIGHT].detach())
+        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
 
     def total(self, tensordict: TensorDictBase) -> Tensor:
         """The normaliser's numerator of the estimates."""
         mask = scored_tokens(tensordict)
-        log_ratio = keep(tensordict[TOKEN_LOG_PROB], mask) - keep(tensordict[self.to_key], mask).detach()
-        return self.normaliser.total(self.estimate(log_ratio), mask, tensordict[WEIGHT].detach())
+        log_ratio = keep(tensordict[SELECTED_TOKEN_LOG_PROB], mask) - keep(tensordict[self.to_key], mask).detach()
+        return self.normaliser.total(self.estimate(log_ratio), mask, tensordict[SELECTED_WEIGHT].detach())

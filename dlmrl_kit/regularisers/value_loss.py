@@ -11,14 +11,20 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.step_gae import RETURN
+from dlmrl_kit.core.keys import (
+    SELECTED_OLD_VALUE,
+    SELECTED_RETURN,
+    SELECTED_TOKEN_MASK,
+    SELECTED_VALUE,
+    SELECTED_WEIGHT,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import TOKEN_MASK, WEIGHT, keep, scored_tokens
+from dlmrl_kit.losses.base import keep, scored_tokens
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.per_token import PerToken
 from dlmrl_kit.regularisers.base import Regulariser
-from dlmrl_kit.values.base import OLD_VALUE, VALUE, check_by_position
+from dlmrl_kit.values.base import check_by_position
 
 
 @register("regulariser", paper="arXiv 2509.06949; arXiv 2005.12729")
@@ -39,7 +45,12 @@ class ValueLoss(Regulariser):
     """
 
     def __init__(self, coefficient: float = 1.0, clip: float = 0.2, normaliser: Normaliser | None = None) -> None:
-        super().__init__(coefficient, [VALUE, OLD_VALUE, RETURN, TOKEN_MASK], "loss_value", "value_error")
+        super().__init__(
+            coefficient,
+            [SELECTED_VALUE, SELECTED_OLD_VALUE, SELECTED_RETURN, SELECTED_TOKEN_MASK],
+            "loss_value",
+            "value_error",
+        )
         check(clip >= 0, self, "clip", clip, "at least 0")
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
         self.clip = clip
@@ -48,14 +59,14 @@ class ValueLoss(Regulariser):
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The normaliser's denominator of this batch, a scalar."""
-        return self.normaliser.count(scored_tokens(tensordict), tensordict[WEIGHT].detach())
+        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
 
     def total(self, tensordict: TensorDictBase) -> Tensor:
         """The normaliser's numerator of the errors."""
-        check_by_position(self, tensordict[TOKEN_MASK], tensordict[VALUE])
+        check_by_position(self, tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_VALUE])
         mask = scored_tokens(tensordict)
-        value = keep(tensordict[VALUE], mask)
-        old, target = (keep(tensordict[key], mask).detach() for key in (OLD_VALUE, RETURN))
+        value = keep(tensordict[SELECTED_VALUE], mask)
+        old, target = (keep(tensordict[key], mask).detach() for key in (SELECTED_OLD_VALUE, SELECTED_RETURN))
         clipped = old + (value - old).clamp(-self.clip, self.clip)
         error = 0.5 * torch.maximum((value - target).square(), (clipped - target).square())
-        return self.normaliser.total(error, mask, tensordict[WEIGHT].detach())
+        return self.normaliser.total(error, mask, tensordict[SELECTED_WEIGHT].detach())

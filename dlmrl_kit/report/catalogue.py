@@ -169,7 +169,7 @@ def _parameters(component: Component) -> Table:
 
 
 def _keys_table(keys: dict[str, Iterable[Any]]) -> Table:
-    from dlmrl_kit.core.trajectory import KEYS
+    from dlmrl_kit.core.keys import KEYS
 
     table = _table("", "key", "type", "meaning")
     for heading, entries in keys.items():

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.rollout.prompts import encode, training_indices
@@ -127,7 +128,7 @@ class DenoisingEnv(EnvBase):
         self.rule = Sampler(completion_length, block_length=block_length, stop_at_eos=stop_at_eos)
         self.completion_length, self.max_steps = completion_length, max_steps or completion_length
         self.single_commit, self._write_mask = single_commit, action_mask
-        self.prompt_length = prompt_length or self._encode(range(task.size(split)))["prompt_ids"].shape[1]
+        self.prompt_length = prompt_length or self._encode(range(task.size(split)))[PROMPT_IDS].shape[1]
         self._allowed_tokens = torch.ones(vocabulary.vocab_size, dtype=torch.bool, device=self.device)
         self._allowed_tokens[list(vocabulary.forbidden_ids)] = False
         self._score = Scorer(task, split, vocabulary)
@@ -140,11 +141,11 @@ class DenoisingEnv(EnvBase):
         flag = {"n": 2, "dtype": torch.bool, "device": self.device}
         token = {"n": vocab, "dtype": torch.int64, "device": self.device}
         specs = {
-            "prompt_ids": Categorical(shape=(batch, self.prompt_length), **token),
-            "prompt_mask": Categorical(shape=(batch, self.prompt_length), **flag),
+            PROMPT_IDS: Categorical(shape=(batch, self.prompt_length), **token),
+            PROMPT_MASK: Categorical(shape=(batch, self.prompt_length), **flag),
             "example": Categorical(self.task.size(self.split), shape=(batch,), device=self.device),
-            "completion_ids": Categorical(shape=(batch, length), **token),
-            "commit_step": Bounded(0, self.max_steps, (batch, length), self.device, torch.int16),
+            COMPLETION_IDS: Categorical(shape=(batch, length), **token),
+            COMMIT_STEP: Bounded(0, self.max_steps, (batch, length), self.device, torch.int16),
             "steps_taken": Bounded(0, self.max_steps, (batch, 1), self.device, torch.int64),
         }
         self.state_spec = Composite({key: spec.clone() for key, spec in specs.items()}, shape=self.batch_size)
@@ -182,19 +183,19 @@ class DenoisingEnv(EnvBase):
         size = self.task.size(self.split)
         examples = [training_indices(size, 1, number, self._seed)[0] for number in numbers] or [0]
         prompt = self._encode(examples)
-        width = prompt["prompt_ids"].shape[1]
+        width = prompt[PROMPT_IDS].shape[1]
         check(width <= self.prompt_length, self, "prompt_length", self.prompt_length, f"at least {width}, for a prompt")
         padding = self.prompt_length - width
-        ids = torch.nn.functional.pad(prompt["prompt_ids"], (padding, 0), value=self.vocabulary.pad_id)
-        mask = torch.nn.functional.pad(prompt["prompt_mask"], (padding, 0))
+        ids = torch.nn.functional.pad(prompt[PROMPT_IDS], (padding, 0), value=self.vocabulary.pad_id)
+        mask = torch.nn.functional.pad(prompt[PROMPT_MASK], (padding, 0))
         source = (asked.cumsum(0) - 1).clamp(min=0)  # rows not asked for get a copy, which TorchRL drops
         shape = (batch, self.completion_length)
         state = {
-            "prompt_ids": ids[source],
-            "prompt_mask": mask[source],
+            PROMPT_IDS: ids[source],
+            PROMPT_MASK: mask[source],
             "example": torch.tensor(examples, device=device)[source],
-            "completion_ids": torch.full(shape, self.vocabulary.mask_id, device=device),
-            "commit_step": torch.full(shape, self.max_steps, dtype=torch.int16, device=device),
+            COMPLETION_IDS: torch.full(shape, self.vocabulary.mask_id, device=device),
+            COMMIT_STEP: torch.full(shape, self.max_steps, dtype=torch.int16, device=device),
             "steps_taken": torch.zeros(batch, 1, dtype=torch.int64, device=device),
         }
         return self._observe(state, asked)
@@ -212,13 +213,13 @@ class DenoisingEnv(EnvBase):
 
     def _legal_positions(self, state: Any) -> Tensor:
         """Bool [B, L]; a row has legal positions if and only if it is running."""
-        ids = state["completion_ids"]
+        ids = state[COMPLETION_IDS]
         running = self.rule.running(ids, self.vocabulary) & (state["steps_taken"].squeeze(-1) < self.max_steps)
-        offset = self.vocabulary.block_offset(state["prompt_mask"])
+        offset = self.vocabulary.block_offset(state[PROMPT_MASK])
         return self.rule.allowed(ids == self.vocabulary.mask_id, offset) & running[:, None]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        before, steps, mask_id = tensordict["completion_ids"], tensordict["steps_taken"], self.vocabulary.mask_id
+        before, steps, mask_id = tensordict[COMPLETION_IDS], tensordict["steps_taken"], self.vocabulary.mask_id
         legal = self._legal_positions(tensordict)
         was_running = legal.any(-1)
         asked = tensordict.get("_step", None)
@@ -226,18 +227,18 @@ class DenoisingEnv(EnvBase):
         tokens = self._tokens(tensordict["action"], legal, moving)
         committed = tokens != mask_id
         ids = torch.where(committed, tokens, before)
-        commit_step = torch.where(committed, steps.to(torch.int16), tensordict["commit_step"])
+        commit_step = torch.where(committed, steps.to(torch.int16), tensordict[COMMIT_STEP])
         steps = steps + moving[:, None]
-        after = {key: tensordict[key] for key in ("prompt_ids", "prompt_mask", "example")}
-        after |= {"completion_ids": ids, "steps_taken": steps}
+        after = {key: tensordict[key] for key in (PROMPT_IDS, PROMPT_MASK, "example")}
+        after |= {COMPLETION_IDS: ids, "steps_taken": steps}
         done = ~self._legal_positions(after).any(-1)
         filler = self.vocabulary.eos_id if self.vocabulary.eos_id is not None else self.vocabulary.pad_id
         ids = ids.masked_fill((ids == mask_id) & done[:, None], filler)
         reward = torch.zeros(self.batch_size, device=self.device)
         ended = done & was_running
         if ended.any():
-            reward[ended] = self._score(ids[ended], tensordict["example"][ended])
-        after |= {"completion_ids": ids, "commit_step": commit_step}
+            reward[ended] = self._score(ids[ended], tensordict[EXAMPLE][ended])
+        after |= {COMPLETION_IDS: ids, COMMIT_STEP: commit_step}
         after |= {"reward": reward[:, None], "done": done[:, None], "terminated": done[:, None].clone()}
         return self._observe(after)
 
@@ -297,18 +298,18 @@ class SamplerPolicy(TensorDictModuleBase):
         check(not single_commit or sampler.max_commits == 1, self, "sampler", sampler, "one of 1 commit per step")
         self.sampler, self.policy, self.generator, self.single_commit = sampler, policy, generator, single_commit
         self.vocab_size = policy.vocab_size
-        self.in_keys = ["prompt_ids", "prompt_mask", "completion_ids"]
+        self.in_keys = [PROMPT_IDS, PROMPT_MASK, COMPLETION_IDS]
         self.out_keys = ["action", "action_log_prob"]
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Acts in the states of ``tensordict``."""
-        ids = tensordict["completion_ids"]
+        ids = tensordict[COMPLETION_IDS]
         rows = self.sampler.running(ids, self.policy).nonzero().squeeze(-1)
         action = torch.full_like(ids, self.policy.mask_id)
         log_prob = torch.zeros(len(ids), device=ids.device)
         if len(rows):
-            view = self.sampler.view(self.policy, tensordict.select("prompt_ids", "prompt_mask")[rows], ids[rows])
+            view = self.sampler.view(self.policy, tensordict.select(PROMPT_IDS, PROMPT_MASK)[rows], ids[rows])
             decision = self.sampler.decide(view, self.generator)
             action[rows] = decision.tokens.where(decision.committed, self.policy.mask_id)
             log_prob[rows] = self.sampler.action_log_prob(view, decision).to(log_prob.dtype)

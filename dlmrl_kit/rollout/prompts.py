@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.seeding import generator
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.tasks.base import Prompt
@@ -24,7 +25,7 @@ def encode(policy: Policy, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]
     width = max(len(row) for row in rows)
     ids = torch.tensor([[policy.pad_id] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    return {"prompt_ids": ids.to(policy.device), "prompt_mask": mask.to(policy.device)}
+    return {PROMPT_IDS: ids.to(policy.device), PROMPT_MASK: mask.to(policy.device)}
 
 
 def prompt_tokens(policy: Any, prompt: Prompt) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from dlmrl_kit.algorithm.dataflow import Plan
 from dlmrl_kit.algorithm.rewards import Score, Submit
 from dlmrl_kit.core import seeding
+from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK, SELECTED_WEIGHT
 from dlmrl_kit.core.trajectory import progress, states
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.policies.base import Policy
@@ -59,19 +60,19 @@ class Services:
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
         """Rewards float32 [B, K, n] of n completions sampled from each x_step; 0 in slots of weight 0."""
-        slots = tensordict["selected", "weight"] > 0
+        slots = tensordict[SELECTED_WEIGHT] > 0
         ids = states(tensordict, step, self.policy.mask_id)
         rows = slots.nonzero(as_tuple=True)[0].repeat_interleave(n)
         if len(rows) == 0:  # nothing to split into pieces
             return torch.zeros((*slots.shape, n), device=ids.device)
         ids = ids[slots].repeat_interleave(n, dim=0)
-        source = tensordict.select("prompt_ids", "prompt_mask", "example")[rows]
+        source = tensordict.select(PROMPT_IDS, PROMPT_MASK, "example")[rows]
         source.update({key: value[slots].repeat_interleave(n, 0) for key, value in progress(tensordict, step).items()})
         sampler = plain(self.sampler)
         rewards = [
             self.score(
-                sampler.resume(prompt, part, policy=self.policy, generator=self._restart_noise)["completion_ids"],
-                prompt["example"],
+                sampler.resume(prompt, part, policy=self.policy, generator=self._restart_noise)[COMPLETION_IDS],
+                prompt[EXAMPLE],
             )
             for prompt, part in zip(source.split(self.chunk), ids.split(self.chunk), strict=True)
         ]

@@ -24,7 +24,20 @@ from dlmrl_kit.core.behaviour import (
     draw,
     forbid,
 )
-from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    STEP_DRAFT_IDS,
+    STEP_ENTROPY,
+    STEP_GREEDY_IDS,
+    STEP_LOG_PROB,
+    STEP_NUM_COMMITTED,
+    STEP_VALID,
+    Key,
+)
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy, completion_features, completion_logits, head_logits
 from dlmrl_kit.samplers.blocks import block_offset, check_blocks, most_steps, prefix_cache
@@ -104,14 +117,14 @@ class Sampler(Component):
         self.block_length = min(block_length or completion_length, completion_length)
         self.stop_at_eos = stop_at_eos
         self.behaviour = Behaviour(temperature, top_k, top_p)
-        self.in_keys = ["prompt_ids", "prompt_mask"]
+        self.in_keys = [PROMPT_IDS, PROMPT_MASK]
         self.out_keys = [
-            "completion_ids",
-            "commit_step",
-            ("step", "valid"),
-            ("step", "log_prob"),
-            ("step", "entropy"),
-            ("step", "num_committed"),
+            COMPLETION_IDS,
+            COMMIT_STEP,
+            STEP_VALID,
+            STEP_LOG_PROB,
+            STEP_ENTROPY,
+            STEP_NUM_COMMITTED,
         ]
 
     @property
@@ -185,9 +198,9 @@ class Sampler(Component):
     def view(self, policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor | None = None) -> View:
         """Runs the policy on states ids [B, L]; predictions at ``positions`` (bool [B, L], default: ``allowed``)."""
         if positions is None:
-            positions = self.allowed(ids == policy.mask_id, block_offset(policy, prompt["prompt_mask"]))
+            positions = self.allowed(ids == policy.mask_id, block_offset(policy, prompt[PROMPT_MASK]))
         return self.seen(
-            policy, completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions), positions
+            policy, completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, positions), positions
         )
 
     def seen(self, policy: Policy, features: Tensor, positions: Tensor) -> View:
@@ -210,7 +223,7 @@ class Sampler(Component):
     def fully_masked(self, prompt: TensorDictBase, policy: Policy) -> Tensor:
         """x_0 of every row: int64 [B, L]."""
         shape = (prompt.shape[0], self.completion_length)
-        return torch.full(shape, policy.mask_id, dtype=torch.int64, device=prompt["prompt_ids"].device)
+        return torch.full(shape, policy.mask_id, dtype=torch.int64, device=prompt[PROMPT_IDS].device)
 
     def resume(
         self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
@@ -273,13 +286,13 @@ class Sampler(Component):
     ) -> None:
         ids = recorder.ids[rows]
         masked = ids == policy.mask_id
-        offset = block_offset(policy, prompt["prompt_mask"])
+        offset = block_offset(policy, prompt[PROMPT_MASK])
         allowed = self.allowed(masked, offset)
-        greedy, draft = recorder.wants(("step", "greedy_ids")), recorder.wants(("step", "draft_ids"))
+        greedy, draft = recorder.wants(STEP_GREEDY_IDS), recorder.wants(STEP_DRAFT_IDS)
         later = greedy and not draft and offset is not None and self.may_choose is not None
         asked = masked if (greedy or draft) and not later else allowed
-        features = completion_features(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, asked)
-        behind: Tensor | TensorDictBase = prompt.select("prompt_ids", "prompt_mask") if later else features[:0]
+        features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, asked)
+        behind: Tensor | TensorDictBase = prompt.select(PROMPT_IDS, PROMPT_MASK) if later else features[:0]
         if greedy and not draft and not later:  # of what cannot be committed only the best tokens are needed
             inside = allowed[asked]
             features, behind, asked = features[inside], features[~inside], allowed
@@ -301,19 +314,19 @@ class Sampler(Component):
     ) -> None:
         """The step in some rows; its logits are gone before those of the next rows are computed."""
         predicted = self.seen(policy, features, some.asked)
-        if recorder.wants(("step", "greedy_ids")):
+        if recorder.wants(STEP_GREEDY_IDS):
             best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
             recorder.greedy(step, some.numbers, some.ids.masked_scatter(some.asked, best))
         view = predicted.narrow(some.allowed)
         decision = self.decide(view, generator)
-        if recorder.wants(("step", "draft_ids")):
+        if recorder.wants(STEP_DRAFT_IDS):
             recorder.draft(step, some.numbers, drafted(some.ids, predicted, decision, generator))
         recorder.step(step, some.numbers, view, decision, self.action_log_prob(view, decision))
 
 
 def predict(policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor) -> Tensor:
     """Logits [N, V] at the completion positions marked in bool [B, L], forbidden tokens at -inf."""
-    logits = completion_logits(policy, prompt["prompt_ids"], prompt["prompt_mask"], ids, positions)
+    logits = completion_logits(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, positions)
     return forbid(logits, policy.forbidden_ids)
 
 

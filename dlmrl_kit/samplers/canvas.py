@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, behaviour_log_probs, entropy
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, STEP_DRAFT_IDS, STEP_MODEL_LOG_PROB, Key
 from dlmrl_kit.policies.base import Policy
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class CanvasRecorder:
         kinds = {"valid": torch.bool, "num_committed": torch.int64, "accepted": torch.bool}
         kinds |= {name: torch.int32 for name in ("state_ids", "greedy_ids", "draft_ids")}
         wide = ("accepted", "state_ids", "greedy_ids", "draft_ids")
-        self._out: dict[Any, Tensor] = {"commit_step": never.masked_fill(~state.open, -1)}
+        self._out: dict[Any, Tensor] = {COMMIT_STEP: never.masked_fill(~state.open, -1)}
         for key in keys:
             if isinstance(key, tuple):
                 shape = (batch, num_steps, length) if key[1] in wide else (batch, num_steps)
@@ -118,14 +118,14 @@ class CanvasRecorder:
             "greedy_ids": self._filled(state, outlook, outlook.best).int(),
             "token_log_prob": _picked(view, behaviour, tokens[committed], row),
         }
-        if self.wants(("step", "model_log_prob")):
+        if self.wants(STEP_MODEL_LOG_PROB):
             values["model_log_prob"] = _picked(view, logits.log_softmax(-1), tokens[committed], row)
         for name, value in values.items():
             if self.wants(("step", name)):
                 stored = self._out["step", name]
                 stored[rows, step] = value.to(stored.dtype)
         done = outlook.view.allowed & outlook.final[:, None]
-        self._out["commit_step"][rows] = self._out["commit_step"][rows].masked_fill(done, step)
+        self._out[COMMIT_STEP][rows] = self._out[COMMIT_STEP][rows].masked_fill(done, step)
         after = state.after(outlook, tokens)
         self.state = State(
             *(
@@ -136,11 +136,11 @@ class CanvasRecorder:
 
     def draft(self, step: int, rows: Tensor, state: State, outlook: Outlook, drawn: Tensor) -> None:
         """Records the canvas with a draw at every position, ``drawn`` [R, L]."""
-        self._out["step", "draft_ids"][rows, step] = self._filled(state, outlook, drawn).int()
+        self._out[STEP_DRAFT_IDS][rows, step] = self._filled(state, outlook, drawn).int()
 
     def finish(self) -> dict[Any, Tensor]:
         """All keys; positions left open by a finished row hold the end of text (padding if there is none)."""
-        self._out["completion_ids"] = self.state.ids.masked_fill(self.state.open, self._filler)
+        self._out[COMPLETION_IDS] = self.state.ids.masked_fill(self.state.open, self._filler)
         return {key: self._out[key] for key in self._keys}
 
     @property

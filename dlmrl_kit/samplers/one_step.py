@@ -15,12 +15,21 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows, forbid
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    STEP_ENTROPY,
+    STEP_GREEDY_IDS,
+    STEP_NUM_COMMITTED,
+    STEP_VALID,
+    Key,
+)
 from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.policies.base import Policy, completion_features, head_logits
 from dlmrl_kit.samplers.parts import LOGITS_BYTES, most_predictions
 
-RECORDED_ALWAYS: tuple[Key, ...] = (("step", "valid"), ("step", "entropy"), ("step", "num_committed"))
+RECORDED_ALWAYS: tuple[Key, ...] = (STEP_VALID, STEP_ENTROPY, STEP_NUM_COMMITTED)
 """Keys of a rollout under way that ``Sampler.may_choose`` can read."""
 
 NOT_COMPUTED = -1
@@ -76,7 +85,7 @@ class BehindTheBlock:
         """Fills in the best tokens of every step that can be chosen."""
         self._leave_out()
         for rows, step, positions, features in self._with_features(ids):
-            stored = self._out["step", "greedy_ids"]
+            stored = self._out[STEP_GREEDY_IDS]
             best = best_tokens(self._policy, features).int()
             stored[rows, step] = stored[rows, step].masked_scatter(positions, best)
         self._waiting = []
@@ -94,19 +103,19 @@ class BehindTheBlock:
             return
         batches: Any = (torch.cat(parts).split(len(ids)) for parts in zip(*again, strict=True))
         for rows, step, positions, prompt in zip(*batches, strict=True):
-            states = state_at(ids[rows], self._out["commit_step"][rows], step[:, None], self._policy.mask_id)
-            given = (prompt["prompt_ids"], prompt["prompt_mask"], states.squeeze(1), positions)
+            states = state_at(ids[rows], self._out[COMMIT_STEP][rows], step[:, None], self._policy.mask_id)
+            given = (prompt[PROMPT_IDS], prompt[PROMPT_MASK], states.squeeze(1), positions)
             yield rows, step, positions, completion_features(self._policy, *given)
 
     def _leave_out(self) -> None:
         """Drops what the selector leaves out of the rows as far as they got."""
         if self._may_choose is None or not self._waiting:
             return
-        so_far = TensorDict({key: self._out[key] for key in RECORDED_ALWAYS}, [len(self._out["commit_step"])])
+        so_far = TensorDict({key: self._out[key] for key in RECORDED_ALWAYS}, [len(self._out[COMMIT_STEP])])
         kept = self._may_choose(so_far)
         for rows, step, _, _ in self._waiting:
             dropped = ~kept[rows, step]
-            self._out["step", "greedy_ids"][rows[dropped], step[dropped]] = NOT_COMPUTED
+            self._out[STEP_GREEDY_IDS][rows[dropped], step[dropped]] = NOT_COMPUTED
         self._waiting = [waiting.at(kept[waiting.rows, waiting.step]) for waiting in self._waiting]
 
     def _bytes(self) -> int:

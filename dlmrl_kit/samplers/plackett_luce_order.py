@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows
+from dlmrl_kit.core.keys import TOKEN_COMMIT_RANK
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import StateScoreSampler, draw_tokens
@@ -38,7 +39,7 @@ class OrderedDraw(StateScoreSampler):
         stop_at_eos: bool,
     ) -> None:
         super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
-        self.out_keys = [*self.out_keys, ("token", "commit_rank")]
+        self.out_keys = [*self.out_keys, TOKEN_COMMIT_RANK]
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """Ordered draw of positions by the Gumbel-top-k trick, then their tokens."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.groups import number_in_group
+from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, GROUP, REWARD, STEP_NUM_COMMITTED, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator
@@ -71,8 +72,8 @@ class PreferencePairs(Sampler):
             check(value is None or isinstance(value, Demonstrator), self, name, value, "a demonstrator")
         self.chosen = chosen if chosen is not None else Chosen()
         self.rejected = rejected if rejected is not None else Rejected()
-        self.in_keys = [*self.in_keys, "group", "example"]
-        self.out_keys = ["completion_ids", "commit_step", ("step", "valid"), ("step", "num_committed"), "reward"]
+        self.in_keys = [*self.in_keys, GROUP, EXAMPLE]
+        self.out_keys = [COMPLETION_IDS, COMMIT_STEP, STEP_VALID, STEP_NUM_COMMITTED, REWARD]
 
     @property
     def group_size(self) -> int:
@@ -93,26 +94,26 @@ class PreferencePairs(Sampler):
         generator: torch.Generator | None = None,
     ) -> TensorDictBase:
         """Draws a completion for every row from its demonstrator."""
-        member = number_in_group(tensordict["group"])
+        member = number_in_group(tensordict[GROUP])
         preferred = member % 2 == 0
         noise = torch.rand(len(member), generator=generator, device=member.device, dtype=torch.float64).tolist()
         texts = [
             demonstration(self.chosen if good else self.rejected, example, chance)
-            for good, example, chance in zip(preferred.tolist(), examples(tensordict["example"]), noise, strict=True)
+            for good, example, chance in zip(preferred.tolist(), examples(tensordict[EXAMPLE]), noise, strict=True)
         ]
         ids, lengths = encode_completions(policy, texts, self.completion_length)
         filled = self.completion_length if policy.eos_id is not None else lengths[:, None]
         committed = torch.arange(self.completion_length, device=ids.device).expand_as(ids) < filled
         valid = torch.arange(self.max_steps, device=ids.device).expand(len(ids), -1) == 0
-        pair = zip(tensordict["group"].tolist(), (member // 2).tolist(), strict=True)
+        pair = zip(tensordict[GROUP].tolist(), (member // 2).tolist(), strict=True)
         reward = preferred & differs(list(pair), texts).to(ids.device)
         dtype = next(policy.parameters()).dtype
         return tensordict.update(
             {
-                "completion_ids": ids,
-                "commit_step": torch.where(committed, 0, self.max_steps).to(torch.int16),
-                ("step", "valid"): valid.clone(),
-                ("step", "num_committed"): valid * committed.sum(-1, keepdim=True),
+                COMPLETION_IDS: ids,
+                COMMIT_STEP: torch.where(committed, 0, self.max_steps).to(torch.int16),
+                STEP_VALID: valid.clone(),
+                STEP_NUM_COMMITTED: valid * committed.sum(-1, keepdim=True),
                 "reward": reward.to(dtype if dtype == torch.float64 else torch.float32),
             }
         )

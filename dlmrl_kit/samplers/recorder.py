@@ -9,7 +9,22 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, entropy_
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    STEP_DRAFT_IDS,
+    STEP_ENTROPY,
+    STEP_GREEDY_IDS,
+    STEP_LOG_PROB,
+    STEP_MODEL_LOG_PROB,
+    STEP_NUM_COMMITTED,
+    STEP_TOKEN_LOG_PROB,
+    STEP_VALID,
+    TOKEN_COMMIT_RANK,
+    TOKEN_LOG_PROB,
+    TOKEN_MODEL_LOG_PROB,
+    Key,
+)
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.one_step import BehindTheBlock
 
@@ -18,12 +33,12 @@ if TYPE_CHECKING:
     from dlmrl_kit.samplers.view import Decision, View
 
 OPTIONAL_KEYS: tuple[Key, ...] = (
-    ("step", "token_log_prob"),
-    ("step", "model_log_prob"),
-    ("step", "greedy_ids"),
-    ("step", "draft_ids"),
-    ("token", "log_prob"),
-    ("token", "model_log_prob"),
+    STEP_TOKEN_LOG_PROB,
+    STEP_MODEL_LOG_PROB,
+    STEP_GREEDY_IDS,
+    STEP_DRAFT_IDS,
+    TOKEN_LOG_PROB,
+    TOKEN_MODEL_LOG_PROB,
 )
 
 
@@ -48,14 +63,14 @@ class Recorder:
         real = dtype if dtype == torch.float64 else torch.float32
         never = torch.full(ids.shape, self._num_steps, dtype=torch.int16, device=device)
         self._out: dict[Any, Tensor] = {
-            "commit_step": never.masked_fill(ids != policy.mask_id, -1),
-            ("step", "valid"): torch.zeros(like_steps, dtype=torch.bool, device=device),
-            ("step", "num_committed"): torch.zeros(like_steps, dtype=torch.int64, device=device),
+            COMMIT_STEP: never.masked_fill(ids != policy.mask_id, -1),
+            STEP_VALID: torch.zeros(like_steps, dtype=torch.bool, device=device),
+            STEP_NUM_COMMITTED: torch.zeros(like_steps, dtype=torch.int64, device=device),
         }
         for key in self._keys:
-            if key in (("step", "greedy_ids"), ("step", "draft_ids")):
+            if key in (STEP_GREEDY_IDS, STEP_DRAFT_IDS):
                 self._out[key] = torch.zeros((*like_steps, length), dtype=torch.int32, device=device)
-            elif key == ("token", "commit_rank"):
+            elif key == TOKEN_COMMIT_RANK:
                 self._out[key] = torch.zeros((batch, length), dtype=torch.int16, device=device)
             elif key not in self._out and isinstance(key, tuple):
                 shape = (batch, length) if key[0] == "token" else like_steps
@@ -74,7 +89,7 @@ class Recorder:
 
     def greedy(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the one-step greedy completions ids [R, L] of ``rows``."""
-        self._out["step", "greedy_ids"][rows, step] = ids.int()
+        self._out[STEP_GREEDY_IDS][rows, step] = ids.int()
 
     def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase) -> None:
         """What these completions lack, at positions (bool [R, L]) behind the block of ``rows``: see ``Waiting``."""
@@ -82,17 +97,17 @@ class Recorder:
 
     def draft(self, step: int, rows: Tensor, ids: Tensor) -> None:
         """Stores the drafts ids [R, L] of ``rows``."""
-        self._out["step", "draft_ids"][rows, step] = ids.int()
+        self._out[STEP_DRAFT_IDS][rows, step] = ids.int()
 
     def step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
         """Applies a decision to ``rows`` and records it."""
         committed = decision.committed
         count = committed.sum(-1)
         self.ids[rows] = torch.where(committed, decision.tokens, self.ids[rows])
-        self._out["commit_step"][rows] = self._out["commit_step"][rows].masked_fill(committed, step)
-        self._out["step", "valid"][rows, step] = True
-        self._out["step", "num_committed"][rows, step] = count
-        self._out["step", "log_prob"][rows, step] = log_prob
+        self._out[COMMIT_STEP][rows] = self._out[COMMIT_STEP][rows].masked_fill(committed, step)
+        self._out[STEP_VALID][rows, step] = True
+        self._out[STEP_NUM_COMMITTED][rows, step] = count
+        self._out[STEP_LOG_PROB][rows, step] = log_prob
         chosen = committed[view.allowed]
         local = view.index[0][chosen]
         index, tokens = chosen.nonzero().squeeze(-1), decision.tokens[committed]
@@ -106,13 +121,13 @@ class Recorder:
             return logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
 
         entropies, picked = by_rows(of_behaviour, view.logits, tokens, at=index)
-        self._out["step", "entropy"][rows, step] = view.row_sum(entropies, local) / count
+        self._out[STEP_ENTROPY][rows, step] = view.row_sum(entropies, local) / count
         self._record_tokens("log_prob", "token_log_prob", picked, step, rows, view, committed, local)
-        if self.wants(("step", "model_log_prob")) or self.wants(("token", "model_log_prob")):
+        if self.wants(STEP_MODEL_LOG_PROB) or self.wants(TOKEN_MODEL_LOG_PROB):
             picked = by_rows(of_model, view.logits, tokens, at=index)
             self._record_tokens("model_log_prob", "model_log_prob", picked, step, rows, view, committed, local)
         if decision.rank is not None:
-            stored = self._out["token", "commit_rank"]
+            stored = self._out[TOKEN_COMMIT_RANK]
             stored[rows] = torch.where(committed, decision.rank.to(stored.dtype), stored[rows])
 
     def _record_tokens(
@@ -140,5 +155,5 @@ class Recorder:
         self._behind.complete(self.ids)
         policy = self._policy
         filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
-        self._out["completion_ids"] = self.ids.masked_fill(self.ids == policy.mask_id, filler)
+        self._out[COMPLETION_IDS] = self.ids.masked_fill(self.ids == policy.mask_id, filler)
         return {key: self._out[key] for key in self._keys}

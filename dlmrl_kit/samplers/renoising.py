@@ -24,7 +24,15 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows, draw, entropy
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import (
+    STEP_ACCEPTED,
+    STEP_DRAFT_IDS,
+    STEP_GREEDY_IDS,
+    STEP_MODEL_LOG_PROB,
+    STEP_STATE_IDS,
+    STEP_TOKEN_LOG_PROB,
+    Key,
+)
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler, predict
@@ -67,10 +75,10 @@ class RenoisingSampler(Sampler):
     noise: ClassVar[str] = "uniform"
     records_tokens: ClassVar[bool] = False
     optional_keys: ClassVar[tuple[Key, ...]] = (
-        ("step", "token_log_prob"),
-        ("step", "model_log_prob"),
-        ("step", "greedy_ids"),
-        ("step", "draft_ids"),
+        STEP_TOKEN_LOG_PROB,
+        STEP_MODEL_LOG_PROB,
+        STEP_GREEDY_IDS,
+        STEP_DRAFT_IDS,
     )
 
     def __init__(
@@ -92,7 +100,7 @@ class RenoisingSampler(Sampler):
         self.steps = steps
         self.first_temperature = first_temperature
         self.last_temperature = last_temperature
-        self.out_keys = [*self.out_keys, ("step", "state_ids"), ("step", "accepted")]
+        self.out_keys = [*self.out_keys, STEP_STATE_IDS, STEP_ACCEPTED]
 
     @property
     def max_steps(self) -> int:
@@ -209,13 +217,13 @@ class RenoisingSampler(Sampler):
         fresh = self.allowed(state.open) & (state.ids == policy.mask_id)
         state = state.with_ids(torch.where(fresh, _uniform(state.ids, vocabulary, generator), state.ids))
         outlook = self.look(policy, prompt, state)
-        asked = outlook.view.allowed if recorder.wants(("step", "draft_ids")) else outlook.committed
+        asked = outlook.view.allowed if recorder.wants(STEP_DRAFT_IDS) else outlook.committed
         drawn = torch.where(outlook.final[:, None], outlook.best, self._drawn(outlook.view, asked, generator))
         noise = _uniform(state.ids, vocabulary, generator)
         tokens = torch.where(outlook.committed, drawn, noise)
         log_prob = self.action_log_prob(outlook.view, Decision(outlook.committed, tokens))
         recorder.step(step, rows, state, outlook, tokens, log_prob)
-        if recorder.wants(("step", "draft_ids")):
+        if recorder.wants(STEP_DRAFT_IDS):
             recorder.draft(step, rows, state, outlook, drawn)
 
     def _drawn(self, view: View, positions: Tensor, generator: torch.Generator | None) -> Tensor:

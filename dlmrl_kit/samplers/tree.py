@@ -11,7 +11,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.groups import LEVEL_STEP, NODE, first_rows, number_in_group, partition
+from dlmrl_kit.core.groups import first_rows, number_in_group, partition
+from dlmrl_kit.core.keys import GROUP, TREE_NODE, TREE_STEP
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy
@@ -57,8 +58,8 @@ class Tree(LowConfidence):
         check(branching >= 2, self, "branching", branching, "at least 2")
         self.height = height
         self.branching = branching
-        self.in_keys = [*self.in_keys, "group"]
-        self.out_keys = [*self.out_keys, NODE, LEVEL_STEP]
+        self.in_keys = [*self.in_keys, GROUP]
+        self.out_keys = [*self.out_keys, TREE_NODE, TREE_STEP]
 
     @property
     def group_size(self) -> int:
@@ -70,7 +71,7 @@ class Tree(LowConfidence):
     ) -> TensorDictBase:
         """Grows the tree of every group, level by level."""
         self.attach(policy)
-        group = tensordict["group"]
+        group = tensordict[GROUP]
         below = self.branching ** torch.arange(self.height - 1, -1, -1, device=group.device)
         node = number_in_group(group)[:, None] // below
         bounds = torch.arange(self.height + 1, device=group.device) * self.max_steps // self.height
@@ -78,7 +79,7 @@ class Tree(LowConfidence):
             recorder = self._grow(tensordict, node, bounds.tolist(), policy, generator)
             written = recorder.finish()
         tensordict.update({key: value.clone() for key, value in written.items()})
-        return tensordict.set(NODE, node).set(LEVEL_STEP, bounds[:-1].expand_as(node).clone())
+        return tensordict.set(TREE_NODE, node).set(TREE_STEP, bounds[:-1].expand_as(node).clone())
 
     def _grow(
         self,
@@ -91,7 +92,7 @@ class Tree(LowConfidence):
         """The recorder of all samples; a level takes the steps between two ``bounds``, once for each of its nodes."""
         recorder, above = None, None
         for level in range(self.height):
-            at = partition(tensordict["group"], node[:, level])
+            at = partition(tensordict[GROUP], node[:, level])
             rows = first_rows(at)
             prompt = tensordict[rows]
             if recorder is None or above is None:

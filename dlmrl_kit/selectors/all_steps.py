@@ -6,8 +6,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 
 @register("selector", unbiased=True)
@@ -23,4 +24,4 @@ class AllSteps(Selector):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The steps that happened, bool [B, T]."""
-        return tensordict[VALID]
+        return tensordict[STEP_VALID]

@@ -16,13 +16,16 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.selected import STEP_ADVANTAGE
-from dlmrl_kit.core.component import Component, Key
-
-VALID: Key = ("step", "valid")
-ENTROPY: Key = ("step", "entropy")
-NUM_COMMITTED: Key = ("step", "num_committed")
-END: Key = ("selected", "end")
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    SELECTED_END,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
+    STEP_ADVANTAGE,
+    STEP_ENTROPY,
+    STEP_VALID,
+    Key,
+)
 
 
 class Selector(Component):
@@ -38,7 +41,7 @@ class Selector(Component):
     needs.
     """
 
-    optional_keys = (END,)
+    optional_keys = (SELECTED_END,)
     slots: int | None = None
     with_replacement: ClassVar[bool] = False
     """Whether a step may be chosen more than once in a row, each time with a weight of its own."""
@@ -49,8 +52,8 @@ class Selector(Component):
 
     def __init__(self, *reads: Key) -> None:
         super().__init__()
-        self.in_keys = [VALID, *reads]
-        self.out_keys = [("selected", "step"), ("selected", "weight")]
+        self.in_keys = [STEP_VALID, *reads]
+        self.out_keys = [SELECTED_STEP, SELECTED_WEIGHT]
 
     def most_slots(self, steps: int) -> int:
         """K at the most, for trajectories of up to ``steps`` steps."""
@@ -66,7 +69,7 @@ class Selector(Component):
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Steps int64 [B, K] and weights float64 [B, K]."""
-        return self.packed(self.kept(tensordict, generator), tensordict[VALID])
+        return self.packed(self.kept(tensordict, generator), tensordict[STEP_VALID])
 
     def packed(self, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Steps int64 [B, K] and weights float64 [B, K] of a subset: bool [B, T] of the steps that happened [B, T]."""
@@ -93,12 +96,12 @@ class Selector(Component):
     def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
         """Chooses steps; ``generator`` is used by selectors that list it in ``requires``."""
         step, weight = self.choose(tensordict, generator)
-        scores = [tensordict.get(key, None) for key in (ENTROPY, STEP_ADVANTAGE)]
+        scores = [tensordict.get(key, None) for key in (STEP_ENTROPY, STEP_ADVANTAGE)]
         double = any(score is not None and score.dtype == torch.float64 for score in scores)
         real = torch.float64 if double else torch.float32
-        tensordict.set(("selected", "step"), step).set(("selected", "weight"), weight.to(real))
-        if END in self.asked:
-            tensordict.set(END, self.ends(tensordict, step))
+        tensordict.set(SELECTED_STEP, step).set(SELECTED_WEIGHT, weight.to(real))
+        if SELECTED_END in self.asked:
+            tensordict.set(SELECTED_END, self.ends(tensordict, step))
         return tensordict
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
@@ -116,7 +119,7 @@ def is_nested(selector: Any) -> bool:
 
 def valid_entropy(tensordict: TensorDictBase) -> Tensor:
     """Mean entropy of each step, float64 [B, T], 0 past the end of a row."""
-    return tensordict[ENTROPY].double().clamp(min=0).masked_fill(~tensordict[VALID], 0)
+    return tensordict[STEP_ENTROPY].double().clamp(min=0).masked_fill(~tensordict[STEP_VALID], 0)
 
 
 def descending_rank(values: Tensor, valid: Tensor) -> Tensor:

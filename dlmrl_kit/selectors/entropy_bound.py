@@ -19,12 +19,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_NUM_COMMITTED, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import (
-    ENTROPY,
-    NUM_COMMITTED,
-    VALID,
     Selector,
     descending_rank,
     tail_sum,
@@ -48,12 +46,12 @@ class EntropyBound(Selector):
     """
 
     def __init__(self, epsilon: float = 1.0) -> None:
-        super().__init__(ENTROPY, NUM_COMMITTED)
+        super().__init__(STEP_ENTROPY, STEP_NUM_COMMITTED)
         check(epsilon >= 0, self, "epsilon", epsilon, "at least 0")
         self.epsilon = epsilon
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """All but the longest tail of the ranking that holds at most epsilon (steps past the end hold nothing)."""
-        summed = valid_entropy(tensordict) * tensordict[NUM_COMMITTED]
-        rank = descending_rank(summed, tensordict[VALID])
+        summed = valid_entropy(tensordict) * tensordict[STEP_NUM_COMMITTED]
+        rank = descending_rank(summed, tensordict[STEP_VALID])
         return (tail_sum(summed, rank) > self.epsilon) | (rank == 0)

@@ -11,9 +11,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, descending_rank, tail_sum, valid_entropy
+from dlmrl_kit.selectors.base import Selector, descending_rank, tail_sum, valid_entropy
 
 _ROUNDING = 1 + 1e-9
 
@@ -34,7 +35,7 @@ class EntropyCoverage(Selector):
     """
 
     def __init__(self, alpha: float = 0.7, max_steps: int | None = None) -> None:
-        super().__init__(ENTROPY)
+        super().__init__(STEP_ENTROPY)
         check(0 < alpha <= 1, self, "alpha", alpha, "in (0, 1]")
         check(
             max_steps is None or (isinstance(max_steps, int) and max_steps >= 1),
@@ -53,7 +54,7 @@ class EntropyCoverage(Selector):
         Steps past the end rank last and hold nothing.
         """
         entropy = valid_entropy(tensordict)
-        rank = descending_rank(entropy, tensordict[VALID])
+        rank = descending_rank(entropy, tensordict[STEP_VALID])
         spare = (1 - self.alpha) * entropy.sum(-1, keepdim=True) * _ROUNDING
         kept = (tail_sum(entropy, rank) > spare) | (rank == 0)
         if self.max_steps is not None:

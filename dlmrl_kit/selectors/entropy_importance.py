@@ -15,9 +15,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, valid_entropy
+from dlmrl_kit.selectors.base import Selector, valid_entropy
 
 
 @register("selector", paper="cousin of arXiv 2510.04019", unbiased=True)
@@ -40,7 +41,7 @@ class EntropyImportance(Selector):
     with_replacement = True
 
     def __init__(self, k: int = 8, floor: float = 0.05) -> None:
-        super().__init__(ENTROPY)
+        super().__init__(STEP_ENTROPY)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
         self.k = k
@@ -48,7 +49,7 @@ class EntropyImportance(Selector):
 
     def probabilities(self, tensordict: TensorDictBase) -> Tensor:
         """q_t, float64 [B, T]; 0 past the end of a row."""
-        valid, entropy = tensordict[VALID], valid_entropy(tensordict)
+        valid, entropy = tensordict[STEP_VALID], valid_entropy(tensordict)
         uniform = valid.double() / valid.sum(-1, keepdim=True)
         total = entropy.sum(-1, keepdim=True)
         share = torch.where(total > 0, entropy / total, uniform)
@@ -56,7 +57,7 @@ class EntropyImportance(Selector):
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draws by inverting the cumulative distribution with float64 noise."""
-        valid, q = tensordict[VALID], self.probabilities(tensordict)
+        valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
         noise = torch.rand((len(q), self.k), generator=generator, device=q.device, dtype=torch.float64)
         step = torch.searchsorted(q.cumsum(-1), noise.sort(-1).values, right=True)
         step = torch.minimum(step, valid.sum(-1, keepdim=True) - 1)

@@ -6,9 +6,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, descending_rank, valid_entropy
+from dlmrl_kit.selectors.base import Selector, descending_rank, valid_entropy
 
 
 @register("selector", paper="arXiv 2603.12554", unbiased=False, under="drops the steps of low entropy")
@@ -28,11 +29,11 @@ class EntropyTopK(Selector):
     nested = True
 
     def __init__(self, k: int = 8) -> None:
-        super().__init__(ENTROPY)
+        super().__init__(STEP_ENTROPY)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         self.k = self.slots = k
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The k steps that rank first, bool [B, T]."""
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         return (descending_rank(valid_entropy(tensordict), valid) < self.k) & valid

@@ -6,10 +6,11 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 
 @register(
@@ -40,18 +41,18 @@ class EqualSegments(Selector):
 
     def _bounds(self, tensordict: TensorDictBase) -> Tensor:
         """First step of each segment and, last, the number of steps: int64 [B, n + 1]; segments may be empty."""
-        index = torch.arange(self.n + 1, device=tensordict[VALID].device)
+        index = torch.arange(self.n + 1, device=tensordict[STEP_VALID].device)
         return index * num_valid(tensordict)[:, None] // self.n
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The first step of each segment that is not empty."""
         bounds = self._bounds(tensordict)
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         starts = torch.zeros(valid.shape[0], valid.shape[1] + 1, dtype=torch.bool, device=valid.device)
         return starts.scatter(1, bounds[:, :-1], True)[:, :-1] & valid
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
         """The start of the next segment that is not empty, or the number of steps."""
         bounds = self._bounds(tensordict)
-        later = torch.where(bounds[:, None, :] > step[:, :, None], bounds[:, None, :], tensordict[VALID].shape[1])
+        later = torch.where(bounds[:, None, :] > step[:, :, None], bounds[:, None, :], tensordict[STEP_VALID].shape[1])
         return later.amin(-1)

@@ -6,9 +6,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 
 @register("selector", unbiased=False, under="drops the earlier steps")
@@ -34,6 +35,6 @@ class LastK(Selector):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """Steps from n - k on, bool [B, T]."""
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         first = valid.sum(-1, keepdim=True) - self.k
         return (torch.arange(valid.shape[-1], device=valid.device) >= first) & valid

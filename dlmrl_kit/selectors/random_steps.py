@@ -14,9 +14,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import VALID, Selector, descending_rank
+from dlmrl_kit.selectors.base import Selector, descending_rank
 
 
 @register("selector", paper="Horvitz and Thompson 1952; a baseline in arXiv 2603.12554", unbiased=True)
@@ -42,7 +43,7 @@ class RandomSteps(Selector):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The k steps with the largest uniform noise, bool [B, T]."""
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         noise = torch.rand(valid.shape, generator=generator, device=valid.device, dtype=torch.float64)
         return (descending_rank(noise, valid) < self.k) & valid
 
@@ -52,7 +53,7 @@ class RandomSteps(Selector):
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
         """All subsets of min(k, n) steps, equally likely."""
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         num_steps, count = valid.shape[-1], valid.sum(-1).clamp(max=self.k)
         sets = [s for size in sorted(set(count.tolist())) for s in itertools.combinations(range(num_steps), size)]
         found = []

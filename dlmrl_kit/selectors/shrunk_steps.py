@@ -6,10 +6,11 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 
 @register(
@@ -41,7 +42,7 @@ class ShrunkSteps(Selector):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """Every ``shrink``-th step."""
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1], device=valid.device) % self.shrink == 0)
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:

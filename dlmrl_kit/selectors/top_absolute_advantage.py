@@ -10,10 +10,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.selected import STEP_ADVANTAGE
+from dlmrl_kit.core.keys import STEP_ADVANTAGE, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import VALID, Selector, descending_rank
+from dlmrl_kit.selectors.base import Selector, descending_rank
 
 
 @register("selector", paper="arXiv 2508.13148", unbiased=False, under="drops the steps of small advantage")
@@ -39,5 +39,5 @@ class TopAbsoluteAdvantage(Selector):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The k steps that rank first, bool [B, T]."""
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         return (descending_rank(tensordict[STEP_ADVANTAGE].abs(), valid) < self.k) & valid

@@ -7,10 +7,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import group_sum
-from dlmrl_kit.core.groups import LEVEL_STEP, NODE, tree_level, tree_nodes
+from dlmrl_kit.core.groups import tree_level, tree_nodes
+from dlmrl_kit.core.keys import GROUP, STEP_VALID, TREE_NODE, TREE_STEP
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 
 @register(
@@ -31,12 +32,12 @@ class TreeLevels(Selector):
     """
 
     def __init__(self) -> None:
-        super().__init__("group", NODE, LEVEL_STEP)
+        super().__init__(GROUP, TREE_NODE, TREE_STEP)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The first step of each level, as far as the sample gets."""
-        valid = tensordict[VALID]
-        return torch.zeros_like(valid).scatter(1, tensordict[LEVEL_STEP], True) & valid
+        valid = tensordict[STEP_VALID]
+        return torch.zeros_like(valid).scatter(1, tensordict[TREE_STEP], True) & valid
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Levels, each with 1 over the number of samples below its node."""
@@ -47,6 +48,6 @@ class TreeLevels(Selector):
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
         """The first step of the next level, or the number of steps."""
-        start = tensordict[LEVEL_STEP][:, None, :]
-        later = torch.where(start > step[:, :, None], start, tensordict[VALID].shape[1]).amin(-1)
+        start = tensordict[TREE_STEP][:, None, :]
+        later = torch.where(start > step[:, :, None], start, tensordict[STEP_VALID].shape[1]).amin(-1)
         return torch.minimum(later, num_valid(tensordict)[:, None])

@@ -6,9 +6,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 
 @register("selector", paper="arXiv 2603.12554", unbiased=False, under="drops the steps in between")
@@ -32,7 +33,7 @@ class UniformSteps(Selector):
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The evenly spaced steps, rounded half up in integers, bool [B, T]."""
-        valid = tensordict[VALID]
+        valid = tensordict[STEP_VALID]
         last = valid.sum(-1, keepdim=True) - 1
         gaps = last.clamp(max=self.k - 1)
         j = torch.minimum(torch.arange(valid.shape[-1], device=valid.device), gaps)

@@ -6,10 +6,11 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import VALID, Selector
+from dlmrl_kit.selectors.base import Selector
 
 
 @register(
@@ -46,7 +47,7 @@ class WholeSequence(Selector):
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Step 0 in every slot of a row that has steps."""
-        some = tensordict[VALID].any(-1, keepdim=True).double()
+        some = tensordict[STEP_VALID].any(-1, keepdim=True).double()
         weight = some.expand(-1, self.draws) / self.draws
         return torch.zeros_like(weight, dtype=torch.int64), weight
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dlmrl_kit.core.keys import GROUP, SELECTED_REWARD
 from dlmrl_kit.testing.core import fail
 from dlmrl_kit.testing.running import different, inputs, leaves, run
 from dlmrl_kit.testing.world import world
@@ -17,7 +18,7 @@ def check_group_names(name: str, component: Any) -> None:
     given = inputs(name, component, w)
     if "group" not in leaves(given):
         return
-    renamed = given.clone().set("group", 1000 - 13 * given["group"])
+    renamed = given.clone().set(GROUP, 1000 - 13 * given[GROUP])
     if (key := different(run(name, component, given.clone(), w), run(name, component, renamed, w), 1e-5)) is not None:
         fix = "compare samples with equal ids (advantages.base.group_mean, group_sum); do not reshape to [groups, G]"
         fail(name, f"writes other values of {key!r} when the groups have other ids", fix)
@@ -27,7 +28,7 @@ def check_equal_returns(name: str, component: Any) -> None:
     """Where all rewards are equal, a spread of 0 makes no NaN."""
     w = world()
     given = inputs(name, component, w)
-    for key in ("reward", ("selected", "reward")):
+    for key in ("reward", SELECTED_REWARD):
         if key in leaves(given):
             given.set(key, torch.full_like(given[key], 0.5))
     for key, value in run(name, component, given, w).items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.component import SERVICES
 from dlmrl_kit.core.contract import malformed
-from dlmrl_kit.core.trajectory import KEYS
+from dlmrl_kit.core.keys import KEYS, SELECTED_WEIGHT
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.testing.core import fail
 from dlmrl_kit.testing.running import (
@@ -106,8 +106,8 @@ def _sizes(component: Any, given: TensorDict, w: World) -> dict[str, int]:
         sizes = {"T": w.sampler.max_steps, "L": w.sampler.completion_length, "C": w.sampler.max_commits}
         if isinstance(component, SegmentLikelihood):  # a token of a segment may be anywhere in the completion
             sizes["C"] = w.sampler.completion_length
-        if ("selected", "weight") not in written(component):
-            sizes["K"] = w.full["selected", "weight"].shape[1]
+        if SELECTED_WEIGHT not in written(component):
+            sizes["K"] = w.full[SELECTED_WEIGHT].shape[1]
     return {"B": len(given), "V": w.policy.vocab_size, **sizes}
 
 

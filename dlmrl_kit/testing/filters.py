@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
+from dlmrl_kit.core.keys import GROUP, REWARD
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.declarations import ORDER
 from dlmrl_kit.testing.running import equal, inputs, leaves
-from dlmrl_kit.testing.world import GROUP, World, world
+from dlmrl_kit.testing.world import GROUPS, World, world
 
 ROW = "row"
 REWARDS: tuple[tuple[float, ...], ...] = (
@@ -28,9 +29,9 @@ def _cases(name: str, component: Any) -> Iterator[tuple[TensorDict, World]]:
     """Rollouts with different rewards; ``row`` numbers the samples."""
     for rewards in (None, *REWARDS):
         w = world()
-        given = inputs(name, component, w).set(ROW, torch.arange(len(GROUP)))
+        given = inputs(name, component, w).set(ROW, torch.arange(len(GROUPS)))
         if rewards is not None and "reward" in leaves(given):
-            given.set("reward", torch.tensor(rewards, dtype=w.dtype))
+            given.set(REWARD, torch.tensor(rewards, dtype=w.dtype))
         yield given, w
 
 
@@ -59,11 +60,11 @@ def check_whole_groups(name: str, component: Any) -> None:
     """All samples of a prompt are kept, or none: an advantage compares them."""
     for given, w in _cases(name, component):
         rows = kept_rows(name, component, given, w)
-        groups = {GROUP[row] for row in rows}
-        cut = [row for row, group in enumerate(GROUP) if group in groups and row not in rows]
+        groups = {GROUPS[row] for row in rows}
+        cut = [row for row, group in enumerate(GROUPS) if group in groups and row not in rows]
         if cut:
             problem = (
-                f"keeps part of a group: not sample {cut[0]}, whose group {GROUP[cut[0]]} has others that it keeps"
+                f"keeps part of a group: not sample {cut[0]}, whose group {GROUPS[cut[0]]} has others that it keeps"
             )
             fail(name, problem, "decide by group (advantages.base.group_mean, group_max) and keep or drop all of it")
 
@@ -81,7 +82,7 @@ def check_keeps_by_content(name: str, component: Any) -> None:
             fail(name, problem, "treat samples by their group and rewards, never by their place in the batch")
         renamed = given.clone()
         if "group" in leaves(given):
-            renamed.set("group", 1000 - 13 * given["group"])
+            renamed.set(GROUP, 1000 - 13 * given[GROUP])
         if (other := kept_rows(name, component, renamed, w)) != straight:
             problem = f"keeps samples {straight}, and {other} when the groups have other ids"
             fail(name, problem, "ids of groups are names, not indices; compare them for equality only")

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from dlmrl_kit.core.keys import SELECTED_STEP, SELECTED_WEIGHT
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import different, inputs, outputs, run, variants
 from dlmrl_kit.testing.terms import PIECES, is_live
-from dlmrl_kit.testing.world import WEIGHT, world
+from dlmrl_kit.testing.world import world
 
 NOT_LIVE = frozenset({"token_mask"})
 
@@ -59,14 +60,14 @@ def check_recorded(name: str, component: Any) -> None:
         recorded = dict(component.recorded)
     component.ask_for([key for key in recorded if key in component.optional_keys])
     found = outputs(name, component, w)
-    used = w.full[WEIGHT] > 0
+    used = w.full[SELECTED_WEIGHT] > 0
     for key, source in recorded.items():
         if key not in found or source not in w.full.keys(True, True):
             fail(name, f"maps {key!r} to {source!r} in recorded", fix)
         if source[0] == "token":
             old = pack_tokens(w.full, w.full[source], w.sampler.max_commits)
         else:
-            old = gather_steps(w.full[source], w.full["selected", "step"])
+            old = gather_steps(w.full[source], w.full[SELECTED_STEP])
         worst = (found[key] - old).abs()[used].max().item()
         if not worst < 1e-3:
             problem = f"writes {key!r} that differs from what the sampler recorded as {source!r} by {worst:.3g}"

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.keys import SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK, SELECTED_WEIGHT
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import equal
-from dlmrl_kit.testing.world import GROUP, WEIGHT, world
+from dlmrl_kit.testing.world import GROUPS, world
 
 Case = tuple[Tensor, Tensor, Tensor]
-PIECES = tuple((row,) for row in range(len(GROUP)))
+PIECES = tuple((row,) for row in range(len(GROUPS)))
 """Micro-batches of one sample each."""
 
 
@@ -21,9 +22,9 @@ def _cases() -> Iterator[Case]:
     """Values with gradient-like noise, masks and weights: float32, float64, and a batch without any token."""
     for dtype in (torch.float32, torch.float64):
         full = world(dtype).full
-        weight = full[WEIGHT]
-        mask = full["selected", "token_mask"] & (weight != 0)[..., None]
-        values = full["selected", "token_log_prob"]
+        weight = full[SELECTED_WEIGHT]
+        mask = full[SELECTED_TOKEN_MASK] & (weight != 0)[..., None]
+        values = full[SELECTED_TOKEN_LOG_PROB]
         yield values, mask, weight
         yield values, torch.zeros_like(mask), weight
         yield values, torch.zeros_like(mask), torch.zeros_like(weight)

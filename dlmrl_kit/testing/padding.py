@@ -8,10 +8,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.keys import COMMIT_STEP, PROMPT_IDS, PROMPT_MASK, SELECTED_TOKEN_MASK, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.testing.core import fail
 from dlmrl_kit.testing.running import Outputs, different, inputs, is_term, leaves, run, variants
 from dlmrl_kit.testing.terms import gradients
-from dlmrl_kit.testing.world import VALID, WEIGHT, World, world
+from dlmrl_kit.testing.world import World, world
 
 PER_TOKEN = ("token_log_prob", "old_token_log_prob", "ref_token_log_prob", "distribution", "ref_distribution")
 """Selected keys that are padded token by token too, where ``token_mask`` is False."""
@@ -47,17 +48,17 @@ def _check_gradients(name: str, component: Any, given: TensorDict, spoilt: Tenso
 def spoil(key: Any, value: Tensor, full: TensorDictBase) -> Tensor:
     """The value with garbage wherever it is padding."""
     part, leaf = key if isinstance(key, tuple) and len(key) == 2 else (key, "")
-    if part == "prompt_ids":
-        return torch.where(full["prompt_mask"], value, 5)
+    if part == PROMPT_IDS:
+        return torch.where(full[PROMPT_MASK], value, 5)
     if part == "step" and leaf != "valid":
-        return _garbage(value, ~full[VALID])
+        return _garbage(value, ~full[STEP_VALID])
     if part == "token":
-        return _garbage(value, full["commit_step"] >= full[VALID].shape[1])
+        return _garbage(value, full[COMMIT_STEP] >= full[STEP_VALID].shape[1])
     if part == "selected" and leaf == "step":
-        return torch.where(full[WEIGHT] > 0, value, full[VALID].shape[1] - 1)
+        return torch.where(full[SELECTED_WEIGHT] > 0, value, full[STEP_VALID].shape[1] - 1)
     if part == "selected" and leaf != "weight":
-        value = _garbage(value, full[WEIGHT] == 0)
-        return _garbage(value, ~full["selected", "token_mask"]) if leaf in PER_TOKEN else value
+        value = _garbage(value, full[SELECTED_WEIGHT] == 0)
+        return _garbage(value, ~full[SELECTED_TOKEN_MASK]) if leaf in PER_TOKEN else value
     return value
 
 
@@ -73,8 +74,8 @@ def _counting(found: Outputs, given: TensorDictBase, w: World, term: bool) -> Ou
     found = {key: value.detach() for key, value in found.items()}
     if term:
         return found
-    weight = found.get(WEIGHT, given.get(WEIGHT, w.full[WEIGHT]))
-    used = {"selected": weight > 0, "step": found.get(VALID, w.full[VALID])}
+    weight = found.get(SELECTED_WEIGHT, given.get(SELECTED_WEIGHT, w.full[SELECTED_WEIGHT]))
+    used = {"selected": weight > 0, "step": found.get(STEP_VALID, w.full[STEP_VALID])}
     return {key: _kept(value, used.get(key[0])) if isinstance(key, tuple) else value for key, value in found.items()}
 
 

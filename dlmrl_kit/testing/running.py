@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
 from dlmrl_kit.core.contract import TERMS
+from dlmrl_kit.core.keys import Key
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.subject import kind_of
 from dlmrl_kit.testing.world import World

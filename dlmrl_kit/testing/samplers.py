@@ -9,11 +9,20 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.core.component import unattached
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    SELECTED_ENTROPY,
+    STEP_ACCEPTED,
+    STEP_LOG_PROB,
+    STEP_NUM_COMMITTED,
+    STEP_VALID,
+)
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import inputs, outputs
-from dlmrl_kit.testing.world import VALID, world
+from dlmrl_kit.testing.world import world
 
 SEEDS, DRAWS = 3, 400
 
@@ -23,7 +32,7 @@ def check_commits(name: str, component: Sampler) -> None:
     for seed in range(SEEDS):
         w = world()
         found = outputs(name, component, w, seed)
-        ids, commit, valid = found["completion_ids"], found["commit_step"].long(), found[VALID]
+        ids, commit, valid = found[COMPLETION_IDS], found[COMMIT_STEP].long(), found[STEP_VALID]
         steps = torch.arange(valid.shape[1])
         if not torch.equal(valid, steps < valid.sum(-1, keepdim=True)):
             fail(name, "leaves gaps between steps", "steps happen from 0 on, one after another, until the row is done")
@@ -34,10 +43,10 @@ def check_commits(name: str, component: Sampler) -> None:
         ended = (eos & ~never).long().cumsum(-1) > 0
         if (never & ~ended).any():
             fail(name, "never commits some position of a text that did not end", "commit every position before the end")
-        accepted = found.get(("step", "accepted"))  # of samplers that renoise, which commit a position many times
+        accepted = found.get(STEP_ACCEPTED)  # of samplers that renoise, which commit a position many times
         counted = (commit[..., None] == steps).sum(1) if accepted is None else accepted.sum(-1)
-        if not torch.equal(counted, found["step", "num_committed"]):
-            says = "commit_step" if accepted is None else '("step", "accepted")'
+        if not torch.equal(counted, found[STEP_NUM_COMMITTED]):
+            says = COMMIT_STEP if accepted is None else '("step", "accepted")'
             fail(name, f'has ("step", "num_committed") other than {says} says', "count the positions of each step")
         if (counted[valid] < 1).any() or (counted[~valid] > 0).any() or counted.max() > component.max_commits:
             problem = f"commits {counted.unique().tolist()} positions in a step"
@@ -49,7 +58,7 @@ def check_forbidden_tokens(name: str, component: Sampler) -> None:
     for seed in range(SEEDS):
         w = world()
         found = outputs(name, component, w, seed)
-        committed = found["completion_ids"][found["commit_step"] < component.max_steps]
+        committed = found[COMPLETION_IDS][found[COMMIT_STEP] < component.max_steps]
         forbidden = torch.isin(committed, torch.tensor(w.policy.forbidden_ids))
         if forbidden.any():
             fix = "draw from view.log_probs, in which forbidden tokens have probability 0"
@@ -58,16 +67,16 @@ def check_forbidden_tokens(name: str, component: Sampler) -> None:
 
 def check_recorded_log_prob(name: str, component: Sampler) -> None:
     """The recorded log-probability and entropy of every step are those recomputed from the stored trajectory."""
-    if ("step", "log_prob") not in component.out_keys:  # the completions are not the policy's
+    if STEP_LOG_PROB not in component.out_keys:  # the completions are not the policy's
         return
     w = world()
     given = inputs(name, component, w)
     trajectory = given.clone().update(_nested(outputs(name, component, w), len(given)))
-    valid = trajectory[VALID]
+    valid = trajectory[STEP_VALID]
     steps = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
     trajectory["selected"] = TensorDict({"step": steps, "weight": valid.float()}, [len(given)])
     likelihood = StepLogProb()
-    likelihood.ask_for([("selected", "entropy")])
+    likelihood.ask_for([SELECTED_ENTROPY])
     fix = "make action_log_prob a function of the state and the decision alone, with everything that is needed stored"
     with attempt(name, "recomputing its log-probabilities from the trajectory", fix), torch.no_grad():
         again = likelihood(trajectory, policy=w.policy, sampler=component)
@@ -75,7 +84,7 @@ def check_recorded_log_prob(name: str, component: Sampler) -> None:
         worst = (again["selected", key] - trajectory["step", key]).abs()[valid].max().item()
         if not worst < 1e-3:
             fail(name, f'records ("step", "{key}") that differs from the recomputed one by {worst:.3g}', fix)
-    if (trajectory["step", "log_prob"][valid] > 1e-5).any():
+    if (trajectory[STEP_LOG_PROB][valid] > 1e-5).any():
         fail(name, "records a log-probability above 0", "return the log-probability of the whole action, no density")
 
 
@@ -86,7 +95,7 @@ def _nested(found: dict[Any, Tensor], rows: int) -> TensorDict:
 def check_resume(name: str, component: Sampler) -> None:
     """It goes on from any state: what was filled stays, and has commit_step -1."""
     w = world()
-    ids = outputs(name, component, w)["completion_ids"]
+    ids = outputs(name, component, w)[COMPLETION_IDS]
     keep = torch.arange(ids.shape[1]) % 2 == 0
     text = ids.masked_fill(ids == w.policy.eos_id, 5) if w.policy.eos_id is not None else ids
     start = text.masked_fill(~keep, w.policy.mask_id)
@@ -94,9 +103,9 @@ def check_resume(name: str, component: Sampler) -> None:
     with attempt(name, "resumed from a state half filled", fix):
         generator = torch.Generator().manual_seed(0)
         found = component.resume(inputs(name, component, w), start, policy=w.policy, generator=generator)
-    if not torch.equal(found["completion_ids"][:, keep], start[:, keep]) or (found["commit_step"][:, keep] != -1).any():
+    if not torch.equal(found[COMPLETION_IDS][:, keep], start[:, keep]) or (found[COMMIT_STEP][:, keep] != -1).any():
         fail(name, "changes positions that were filled when it resumed", fix)
-    if (found["completion_ids"] == w.policy.mask_id).any():
+    if (found[COMPLETION_IDS] == w.policy.mask_id).any():
         fail(name, "leaves masks when it resumes", fix)
 
 

@@ -8,13 +8,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from dlmrl_kit.core.keys import SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.selectors.base import is_nested
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import inputs, outputs, run
 from dlmrl_kit.testing.subject import entry_of
-from dlmrl_kit.testing.world import VALID, WEIGHT, World, world
+from dlmrl_kit.testing.world import World, world
 
-STEP = ("selected", "step")
 DRAWS, SEEDS, FEW = 3000, 5, 4
 """Copies of each row in one draw; seeds tried; steps of the short trajectory that expectations are taken on."""
 
@@ -24,15 +24,15 @@ def check_steps_happened(name: str, component: Any) -> None:
     for seed in range(SEEDS):
         w = world()
         found = outputs(name, component, w, seed)
-        step, weight = found[STEP], found[WEIGHT]
+        step, weight = found[SELECTED_STEP], found[SELECTED_WEIGHT]
         if not (weight.isfinite() & (weight >= 0)).all():
             fail(name, "gives weights that are negative or not finite", "give importance weights, 0 in slots not used")
         if (step[weight == 0] != 0).any():
             fail(name, "puts a step into a slot of weight 0", "slots that a row does not need have step 0 and weight 0")
-        past = (step < 0) | (step >= w.full[VALID].sum(-1, keepdim=True))
+        past = (step < 0) | (step >= w.full[STEP_VALID].sum(-1, keepdim=True))
         if past.any():
             row = int(past.any(-1).nonzero()[0])
-            steps, length = step[row].tolist(), int(w.full[VALID][row].sum())
+            steps, length = step[row].tolist(), int(w.full[STEP_VALID][row].sum())
             fix = 'select among the steps where ("step", "valid") is True, and give the slots that are left weight 0'
             fail(name, f"selects steps {steps} of a row that has {length} steps", fix)
 
@@ -43,7 +43,7 @@ def check_steps_distinct(name: str, component: Any) -> None:
         return
     for seed in range(SEEDS):
         found = outputs(name, component, world(), seed)
-        for steps, weights in zip(found[STEP].tolist(), found[WEIGHT].tolist(), strict=True):
+        for steps, weights in zip(found[SELECTED_STEP].tolist(), found[SELECTED_WEIGHT].tolist(), strict=True):
             used = [step for step, weight in zip(steps, weights, strict=True) if weight > 0]
             if len(set(used)) < len(used):
                 fix = "select distinct steps; or, if drawing with replacement is meant, set with_replacement = True"
@@ -56,10 +56,10 @@ def check_nested(name: str, component: Any) -> None:
         return
     given = inputs(name, component, world())
     for seed in range(SEEDS):
-        order = torch.randperm(given[VALID].shape[1], generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(given[STEP_VALID].shape[1], generator=torch.Generator().manual_seed(seed))
         tried = given.clone()
         for key, value in tried["step"].items():
-            if ("step", key) != VALID:
+            if ("step", key) != STEP_VALID:
                 tried.set(("step", key), value[:, order])
         kept = component.kept(tried, None)
         for length in range(1, len(order)):
@@ -78,7 +78,7 @@ def check_expected_weights(name: str, component: Any) -> None:
     if entry is None or entry.claims.unbiased is not True or entry.claims.scale != "1":
         return
     w = _short()
-    valid = w.full[VALID]
+    valid = w.full[STEP_VALID]
     mean, error = _listed(name, component, w) or _drawn(name, component, w)
     off = ((mean - valid.double()).abs() > 5 * error + 1e-6).nonzero().tolist()
     if off:
@@ -95,7 +95,7 @@ def _short() -> World:
     w = world()
     w.full.set("step", w.full["step"].apply(lambda value: value[:, :FEW].clone()))
     for row, length in enumerate((4, 1, 3, 2, 4, 4, 2, 3)):
-        w.full[VALID][row, length:] = False
+        w.full[STEP_VALID][row, length:] = False
     return w
 
 
@@ -127,7 +127,7 @@ def _drawn(name: str, component: Any, w: World) -> tuple[Tensor, Tensor]:
     given: TensorDict = inputs(name, component, w)
     rows = torch.arange(len(given)).repeat_interleave(DRAWS)
     found = run(name, component, given[rows], w)
-    totals = _total(found[STEP], found[WEIGHT]).reshape(len(given), DRAWS, FEW)
+    totals = _total(found[SELECTED_STEP], found[SELECTED_WEIGHT]).reshape(len(given), DRAWS, FEW)
     return totals.mean(1), totals.std(1) / DRAWS**0.5
 
 

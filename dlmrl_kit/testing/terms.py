@@ -9,19 +9,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.algorithm.dataflow import plain_key
-from dlmrl_kit.core.component import Key
+from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_VALUE, SELECTED_WEIGHT, Key
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import Outputs, equal, inputs, leaves
-from dlmrl_kit.testing.world import GROUP, WEIGHT, world
+from dlmrl_kit.testing.world import GROUPS, world
 from dlmrl_kit.training.pieces import slot_pieces
-from dlmrl_kit.values.base import VALUE
 
-TOKEN_MASK: Key = ("selected", "token_mask")
 LIVE = frozenset({"log_prob", "token_log_prob", "distribution", "entropy", "value"})
 """Selected keys that a likelihood or a value model writes with gradient."""
 PIECES = ((0, 1, 2), (7,), (3, 4, 5, 6))
 """Micro-batches; sample 7 selected no step at all."""
-WHOLE_GROUPS = tuple(tuple(row for row, group in enumerate(GROUP) if group == own) for own in dict.fromkeys(GROUP))
+WHOLE_GROUPS = tuple(tuple(row for row, group in enumerate(GROUPS) if group == own) for own in dict.fromkeys(GROUPS))
 """Micro-batches that cut no group."""
 
 
@@ -108,7 +106,7 @@ def check_micro_batches(name: str, component: Any) -> None:
 def check_slotwise(name: str, component: Any) -> None:
     """If it says ``slotwise``, samples may be cut between their slots: the pieces add up, value and gradient."""
     given = inputs(name, component, world())
-    if not getattr(component, "slotwise", False) or WEIGHT not in leaves(given):
+    if not getattr(component, "slotwise", False) or SELECTED_WEIGHT not in leaves(given):
         return
     fix = (
         "set slotwise = False, unless total is a plain sum over slots: no function of a sum over the slots of a sample"
@@ -139,9 +137,11 @@ def _check_sum(name: str, component: Any, given: TensorDict, parts: list[tuple[T
 def check_diagnostics(name: str, component: Any) -> None:
     """Diagnostics are means over ``units`` (names that end in ``_max``: maxima), so those of micro-batches combine."""
     given = inputs(name, component, world())
-    if TOKEN_MASK in leaves(given):  # steps of one token beside those of two
-        mask = given[TOKEN_MASK]
-        given.set(TOKEN_MASK, mask & ((mask.cumsum(-1) != 1) | (torch.arange(len(GROUP)) % 3 > 0)[:, None, None]))
+    if SELECTED_TOKEN_MASK in leaves(given):  # steps of one token beside those of two
+        mask = given[SELECTED_TOKEN_MASK]
+        given.set(
+            SELECTED_TOKEN_MASK, mask & ((mask.cumsum(-1) != 1) | (torch.arange(len(GROUPS)) % 3 > 0)[:, None, None])
+        )
     pieces = [given[list(rows)] for rows in pieces_of(component)]
     whole, parts = leaves(component(given)), [leaves(component(piece)) for piece in pieces]
     units = [float(component.units(piece)) for piece in pieces]
@@ -163,10 +163,12 @@ def check_diagnostics(name: str, component: Any) -> None:
 def check_weights_matter(name: str, component: Any) -> None:
     """The selector's weights matter: other weights give another loss or gradient."""
     given = inputs(name, component, world())
-    if WEIGHT not in leaves(given):
+    if SELECTED_WEIGHT not in leaves(given):
         fix = 'read ("selected", "weight"): multiply each slot by its weight, which is 0 for padding'
         fail(name, 'does not read ("selected", "weight")', fix)
-    other = given.clone().set(WEIGHT, given[WEIGHT] * (1 + torch.arange(given[WEIGHT].shape[1])))
+    other = given.clone().set(
+        SELECTED_WEIGHT, given[SELECTED_WEIGHT] * (1 + torch.arange(given[SELECTED_WEIGHT].shape[1]))
+    )
     before, after = ([loss_of(component, td), *gradients(component, td).values()] for td in (given, other))
     if all(equal(a, b, 1e-6) for a, b in zip(before, after, strict=True)):
         fix = 'multiply each slot by ("selected", "weight"): an unbiased selector relies on it'
@@ -177,7 +179,7 @@ def check_zero_at_reference(name: str, component: Any) -> None:
     """A KL is 0 where the policy is what it is compared with (regularisers that read a ref_ or old_ key)."""
     given = inputs(name, component, world())
     twins = [key for key in component.in_keys if plain_key(key) != key and is_live(plain_key(key))]
-    twins = [key for key in twins if plain_key(key) != VALUE]  # a value is compared with a return
+    twins = [key for key in twins if plain_key(key) != SELECTED_VALUE]  # a value is compared with a return
     for key in twins:
         if plain_key(key) in component.in_keys:
             given.set(key, given[plain_key(key)].clone())

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from dlmrl_kit.core.keys import SELECTED_VALUE
 from dlmrl_kit.testing.core import fail
 from dlmrl_kit.testing.likelihoods import check_samples_independent
 from dlmrl_kit.testing.running import inputs, run
 from dlmrl_kit.testing.world import world
-from dlmrl_kit.values.base import VALUE
 
 
 def check_own_parameters(name: str, component: Any) -> None:
@@ -30,18 +30,18 @@ def check_own_parameters(name: str, component: Any) -> None:
 def check_value_gradient(name: str, component: Any) -> None:
     """The values are finite, with a finite gradient that reaches its own parameters."""
     w = world()
-    found = run(name, component, inputs(name, component, w), w)[VALUE]
+    found = run(name, component, inputs(name, component, w), w)[SELECTED_VALUE]
     own = [p for p in component.parameters() if p.requires_grad]
     fix = "compute the values with the modules that attach made, and detach none of them"
     if not found.isfinite().all():
         fail(name, "writes values that are not finite", "replace padding before any arithmetic (torch.where)")
     if not found.requires_grad:
-        fail(name, f"writes {VALUE!r} without gradient", fix)
+        fail(name, f"writes {SELECTED_VALUE!r} without gradient", fix)
     gradient = [g for g in torch.autograd.grad(found.sum(), own, allow_unused=True) if g is not None] if own else []
     if not all(g.isfinite().all() for g in gradient):
-        fail(name, f"has a gradient of {VALUE!r} that is not finite", "mask before exp and log")
+        fail(name, f"has a gradient of {SELECTED_VALUE!r} that is not finite", "mask before exp and log")
     if not any(g.abs().max() > 0 for g in gradient):
-        fail(name, f"writes {VALUE!r} whose gradient does not reach its own parameters", fix)
+        fail(name, f"writes {SELECTED_VALUE!r} whose gradient does not reach its own parameters", fix)
 
 
 CHECKS = (check_own_parameters, check_value_gradient, check_samples_independent)

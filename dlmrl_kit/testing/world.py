@@ -15,8 +15,26 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Key
 from dlmrl_kit.core.groups import number_in_group
+from dlmrl_kit.core.keys import (
+    ADVANTAGE,
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    EXAMPLE,
+    GROUP,
+    ITERATION,
+    PROGRESS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    REWARD,
+    SELECTED_WEIGHT,
+    SEQUENCE_LENGTH,
+    STEP_ADVANTAGE,
+    STEP_REWARD,
+    STEP_VALID,
+    TOKEN_ADVANTAGE,
+    TOKEN_COMMIT_RANK,
+)
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, state_at
 from dlmrl_kit.policies.base import Policy
@@ -25,13 +43,11 @@ from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.base import Example
 
-GROUP = (7, 2, 7, 5, 2, 7, 2, 5)
+GROUPS = (7, 2, 7, 5, 2, 7, 2, 5)
 """Prompt of each sample: interleaved, groups of different sizes, ids that are no indices."""
 LENGTH, TOKENS_PER_STEP, PROMPT, SLOTS = 18, 2, 5, 5
 SCORES = 997
 """Size of the table of rewards; a prime."""
-WEIGHT: Key = ("selected", "weight")
-VALID: Key = ("step", "valid")
 
 
 @dataclass(frozen=True)
@@ -49,12 +65,12 @@ class World:
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
         """The ``restart`` service: rewards [B, K, n] from a table, a function of the state; 0 where the weight is."""
-        ids = state_at(tensordict["completion_ids"], tensordict["commit_step"], step, self.policy.mask_id)
-        code = (_code(ids) + 31 * tensordict["example"][:, None])[..., None] + 7919 * torch.arange(n)
+        ids = state_at(tensordict[COMPLETION_IDS], tensordict[COMMIT_STEP], step, self.policy.mask_id)
+        code = (_code(ids) + 31 * tensordict[EXAMPLE][:, None])[..., None] + 7919 * torch.arange(n)
         # a finished state has one completion, so that all n rewards are its own
-        done = ~masked_at(tensordict["commit_step"], step).any(-1)
+        done = ~masked_at(tensordict[COMMIT_STEP], step).any(-1)
         rewards = torch.where(done[..., None], self._table()[code[..., :1] % SCORES], self._table()[code % SCORES])
-        return rewards * (tensordict[WEIGHT] > 0)[..., None]
+        return rewards * (tensordict[SELECTED_WEIGHT] > 0)[..., None]
 
     def examples(self, example: Tensor) -> list[Example]:
         """The ``examples`` service: a puzzle for each index, with a preferred and another completion."""
@@ -110,11 +126,11 @@ def _made(dtype: torch.dtype) -> tuple[Policy, Sampler, TensorDict]:
 def prompts(policy: Policy) -> TensorDict:
     """Left-padded prompts of different lengths, the same for the samples of a group."""
     generator = torch.Generator().manual_seed(1)
-    group = torch.tensor(GROUP)
-    ids = torch.randint(4, policy.vocab_size, (max(GROUP) + 1, PROMPT), generator=generator)[group]
+    group = torch.tensor(GROUPS)
+    ids = torch.randint(4, policy.vocab_size, (max(GROUPS) + 1, PROMPT), generator=generator)[group]
     mask = torch.arange(PROMPT) >= (group % 4)[:, None]
-    keys = {"prompt_ids": ids.masked_fill(~mask, policy.pad_id), "prompt_mask": mask, "group": group}
-    return TensorDict({**keys, "example": group + 3, "seed": sample_seeds(len(GROUP), "cpu", 5)}, [len(GROUP)])
+    keys = {PROMPT_IDS: ids.masked_fill(~mask, policy.pad_id), PROMPT_MASK: mask, "group": group}
+    return TensorDict({**keys, "example": group + 3, "seed": sample_seeds(len(GROUPS), "cpu", 5)}, [len(GROUPS)])
 
 
 def _rollout(policy: Policy, sampler: Sampler) -> TensorDict:
@@ -123,7 +139,7 @@ def _rollout(policy: Policy, sampler: Sampler) -> TensorDict:
     asked.ask_for(asked.optional_keys)
     for seed in range(1000):
         found = asked(prompts(policy), policy=policy, generator=torch.Generator().manual_seed(seed))
-        steps = found[VALID].sum(-1)
+        steps = found[STEP_VALID].sum(-1)
         if (steps < sampler.max_steps - 1).sum() >= 2 and (steps == sampler.max_steps).any() and steps.min() >= 2:
             return found
     raise RuntimeError("no rollout in which some rows end early")
@@ -132,33 +148,33 @@ def _rollout(policy: Policy, sampler: Sampler) -> TensorDict:
 def _complete(trajectory: TensorDict, policy: Policy, dtype: torch.dtype) -> TensorDict:
     """Adds every key that no sampler writes."""
     generator = torch.Generator().manual_seed(2)
-    batch, length = trajectory["completion_ids"].shape
+    batch, length = trajectory[COMPLETION_IDS].shape
     real = functools.partial(torch.randn, generator=generator, dtype=dtype)
-    trajectory["reward"] = torch.randint(0, 5, (batch,), generator=generator).to(dtype) / 4
-    trajectory["advantage"] = real(batch)
-    trajectory["iteration"] = torch.zeros(batch, dtype=torch.int64)
-    trajectory["sequence", "length"] = (trajectory["commit_step"] < trajectory[VALID].shape[1]).sum(-1)
-    trajectory["token", "advantage"] = real(batch, length)
+    trajectory[REWARD] = torch.randint(0, 5, (batch,), generator=generator).to(dtype) / 4
+    trajectory[ADVANTAGE] = real(batch)
+    trajectory[ITERATION] = torch.zeros(batch, dtype=torch.int64)
+    trajectory[SEQUENCE_LENGTH] = (trajectory[COMMIT_STEP] < trajectory[STEP_VALID].shape[1]).sum(-1)
+    trajectory[TOKEN_ADVANTAGE] = real(batch, length)
     order = torch.rand(batch, length, generator=generator).argsort(-1)
-    trajectory["token", "commit_rank"] = (order % TOKENS_PER_STEP).to(torch.int16)
+    trajectory[TOKEN_COMMIT_RANK] = (order % TOKENS_PER_STEP).to(torch.int16)
     trajectory["selected"] = TensorDict(_selected(trajectory, policy, real, generator), [batch])
-    trajectory["progress"] = torch.full((batch,), 0.25, dtype=dtype)
-    trajectory["step", "reward"] = torch.randint(0, 5, trajectory[VALID].shape, generator=generator).to(dtype) / 4
-    trajectory["step", "advantage"] = real(*trajectory[VALID].shape)
+    trajectory[PROGRESS] = torch.full((batch,), 0.25, dtype=dtype)
+    trajectory[STEP_REWARD] = torch.randint(0, 5, trajectory[STEP_VALID].shape, generator=generator).to(dtype) / 4
+    trajectory[STEP_ADVANTAGE] = real(*trajectory[STEP_VALID].shape)
     trajectory["tree"] = _tree(trajectory)
     return trajectory
 
 
 def _tree(trajectory: TensorDict) -> TensorDict:
     """Nodes of trees of height 2 with two children per node, as far as a group has samples."""
-    number = number_in_group(trajectory["group"])
+    number = number_in_group(trajectory[GROUP])
     node = torch.stack([number // 2, number], -1)
-    first = torch.tensor([0, trajectory[VALID].shape[1] // 2])
+    first = torch.tensor([0, trajectory[STEP_VALID].shape[1] // 2])
     return TensorDict({"node": node, "step": first.expand_as(node).clone()}, trajectory.batch_size)
 
 
 def _selected(trajectory: TensorDict, policy: Policy, real: Any, generator: torch.Generator) -> dict[str, Tensor]:
-    valid = trajectory[VALID]
+    valid = trajectory[STEP_VALID]
     batch, num_steps = valid.shape
     noise = torch.rand(batch, num_steps, generator=generator).masked_fill(~valid, 2)
     step = noise.argsort(-1)[:, :SLOTS]
@@ -168,7 +184,7 @@ def _selected(trajectory: TensorDict, policy: Policy, real: Any, generator: torc
     used = step < num_steps
     step = step.masked_fill(~used, 0)
     weight = 0.5 + torch.rand(batch, SLOTS, generator=generator)
-    mask = committed_at(trajectory["commit_step"], step) & used[..., None]  # tokens by position
+    mask = committed_at(trajectory[COMMIT_STEP], step) & used[..., None]  # tokens by position
     found = {"step": step, "weight": (weight * used).to(real.keywords["dtype"]), "token_mask": mask}
     found["end"] = torch.minimum(step + 2, num_valid(trajectory)[:, None])
     found["reward"], found["advantage"] = real(batch, SLOTS).abs() * used, real(batch, SLOTS) * used

@@ -20,6 +20,7 @@ import torch
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import plan
 from dlmrl_kit.core.errors import RecipeError, TrainingError, UserError
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_WEIGHT, TOKEN_ADVANTAGE
 from dlmrl_kit.core.results import Observer
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import Policy
@@ -195,12 +196,12 @@ def _short(sampler: Any, source: Any) -> Any:
 def _credited(trajectory: Any) -> None:
     """Random advantages where there are none, so that gradients flow."""
     generator = torch.Generator().manual_seed(0)
-    for key in (("selected", "advantage"), "advantage", ("token", "advantage")):
+    for key in (SELECTED_ADVANTAGE, "advantage", TOKEN_ADVANTAGE):
         found = trajectory.get(key, None)
         if found is not None and not bool((found != 0).any()):
             noise = torch.randn(found.shape, generator=generator).to(found)
-            if key == ("selected", "advantage"):
-                noise = noise * (trajectory["selected", "weight"] > 0)
+            if key == SELECTED_ADVANTAGE:
+                noise = noise * (trajectory[SELECTED_WEIGHT] > 0)
             trajectory.set(key, noise)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.behaviour import Behaviour
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.rollout.prompts import prompt_batch, require_puzzles
@@ -80,9 +81,9 @@ def evaluate(
     rows, pieces = [], []
     for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)):
         rows.append(index)
-        pieces.append(decoder.decode(piece, policy=policy, generator=generator)["completion_ids"])
+        pieces.append(decoder.decode(piece, policy=policy, generator=generator)[COMPLETION_IDS])
     ids = restored(pieces, rows)
-    scores = Scorer(task, split, policy).components(ids, prompts["example"])
+    scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
     texts = completion_texts(policy, ids)
     return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
 

@@ -15,6 +15,16 @@ from dlmrl_kit import __version__
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.keys import (
+    COMPLETION_IDS,
+    EXAMPLE,
+    PROGRESS,
+    SEED,
+    SELECTED_WEIGHT,
+    STEP_ENTROPY,
+    STEP_NUM_COMMITTED,
+    STEP_VALID,
+)
 from dlmrl_kit.core.results import EvalResult, Observer, RunResult
 from dlmrl_kit.core.seeding import derive_seed, sample_seeds
 from dlmrl_kit.corrections.apply import corrected
@@ -170,7 +180,7 @@ class Run:
         if len(trajectory):
             metrics |= self._learn(trajectory, update, rollout.scored)
         seconds = time.perf_counter() - started
-        committed = int(rollout.everything["step", "num_committed"].sum())
+        committed = int(rollout.everything[STEP_NUM_COMMITTED].sum())
         metrics |= {"seconds": seconds, "tokens_per_second": committed / seconds}
         self._log(update, metrics)
         done = update + 1
@@ -212,9 +222,9 @@ class Run:
         self.scorer.forget()
         indices = training_indices(task.size("train"), trainer.prompts_per_update, update, trainer.seed)
         prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
-        prompts.set("seed", sample_seeds(len(prompts), self.policy.device, trainer.seed, update, "samples"))
+        prompts.set(SEED, sample_seeds(len(prompts), self.policy.device, trainer.seed, update, "samples"))
         progress = torch.full((len(prompts),), update / trainer.updates, device=self.policy.device)
-        prompts.set("progress", progress)
+        prompts.set(PROGRESS, progress)
         with self.scorer.ahead() as submit, self.updater.autocast():
             services = Services(
                 self.policy,
@@ -230,9 +240,9 @@ class Run:
 
     def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         trajectory, kept = rollout.everything, rollout.kept
-        scores = self.scorer.components(trajectory["completion_ids"], trajectory["example"])
+        scores = self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE])
         means = component_means(scores)
-        valid = trajectory["step", "valid"]
+        valid = trajectory[STEP_VALID]
         return {
             "reward": means.pop("reward"),
             "accuracy": means.pop("solved"),
@@ -240,7 +250,7 @@ class Run:
             **_mean_entropy(trajectory),
             "steps": valid.float().sum(-1).mean().item(),
             **({"kept": len(kept) / len(trajectory)} if self.algorithm.filters else {}),
-            **({"selected_steps": (kept["selected", "weight"] > 0).float().sum(-1).mean().item()} if len(kept) else {}),
+            **({"selected_steps": (kept[SELECTED_WEIGHT] > 0).float().sum(-1).mean().item()} if len(kept) else {}),
         }
 
     def _evaluate(self, done: int) -> None:
@@ -292,5 +302,5 @@ class Run:
 
 def _mean_entropy(trajectory: TensorDictBase) -> dict[str, float]:
     """Mean entropy of the steps; nothing where the completions are not the policy's."""
-    entropy, valid = trajectory.get(("step", "entropy"), None), trajectory["step", "valid"]
+    entropy, valid = trajectory.get(STEP_ENTROPY, None), trajectory[STEP_VALID]
     return {} if entropy is None else {"entropy": (entropy * valid).sum().item() / max(int(valid.sum()), 1)}

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-WEIGHT = ("selected", "weight")
+from dlmrl_kit.core.keys import GROUP, PROMPT_MASK, SELECTED_WEIGHT
 
 
 def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator, whole_groups: bool) -> list[Tensor]:
@@ -21,7 +21,7 @@ def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator,
         generator: on the CPU.
         whole_groups: keep the samples of a group together.
     """
-    group = trajectory["group"].cpu() if whole_groups else torch.arange(len(trajectory))
+    group = trajectory[GROUP].cpu() if whole_groups else torch.arange(len(trajectory))
     index = torch.unique(group, return_inverse=True)[1]
     place = torch.randperm(int(index.max()) + 1, generator=generator)
     if not whole_groups:
@@ -41,7 +41,7 @@ def length_order(batch: TensorDictBase, size: int) -> Tensor | None:
     """
     if len(batch) <= size:
         return None
-    length = batch["prompt_mask"].sum(-1)
+    length = batch[PROMPT_MASK].sum(-1)
     return None if bool((length == length[0]).all()) else length.argsort(descending=True, stable=True)
 
 
@@ -53,7 +53,7 @@ def cut(batch: TensorDictBase, sizes: int | list[int], order: Tensor | None) -> 
         sizes: rows of every piece (the last one may be smaller), or of each.
         order: int64 [B], of the rows; None: as they are.
     """
-    rows = torch.arange(len(batch), device=batch["prompt_mask"].device) if order is None else order
+    rows = torch.arange(len(batch), device=batch[PROMPT_MASK].device) if order is None else order
     first = 0
     for index in rows.split(sizes):
         yield index, batch[first : first + len(index)].copy() if order is None else batch[index]
@@ -77,7 +77,7 @@ def micro_batches(minibatch: TensorDictBase, size: int, whole_groups: bool) -> I
     if not whole_groups:
         yield from cut(minibatch, size, order)
         return
-    group = minibatch["group"] if order is None else minibatch["group"][order]
+    group = minibatch[GROUP] if order is None else minibatch[GROUP][order]
     sizes = [0]
     for count in torch.unique_consecutive(group, return_counts=True)[1].tolist():
         if sizes[-1] and sizes[-1] + count > size:
@@ -92,7 +92,7 @@ def slot_pieces(micro: TensorDictBase, slots: int) -> list[tuple[Tensor, TensorD
     Returns:
         Row indices and a copy of these rows, in which the weights of the slots of other pieces are 0.
     """
-    weight = micro[WEIGHT]
+    weight = micro[SELECTED_WEIGHT]
     used = weight != 0
     number = used.flatten().long().cumsum(0).reshape(used.shape) - 1
     piece = torch.where(used, number // slots, -1)
@@ -101,6 +101,6 @@ def slot_pieces(micro: TensorDictBase, slots: int) -> list[tuple[Tensor, TensorD
         mine = piece == i
         rows = mine.any(-1).nonzero().squeeze(-1)
         part = micro[rows].copy()
-        part.set(WEIGHT, torch.where(mine, weight, 0.0)[rows])
+        part.set(SELECTED_WEIGHT, torch.where(mine, weight, 0.0)[rows])
         found.append((rows, part))
     return found

@@ -18,14 +18,24 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, dataflow
-from dlmrl_kit.algorithm.dataflow import RECORDED, STEP, plain_key, twin_key
+from dlmrl_kit.algorithm.dataflow import plain_key, twin_key
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import TrainingError
+from dlmrl_kit.core.keys import (
+    COMPLETION_IDS,
+    GROUP,
+    PROMPT_MASK,
+    SELECTED_LOG_PROB,
+    SELECTED_OLD_LOG_PROB,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
+    STEP_LOG_PROB,
+)
 from dlmrl_kit.core.trajectory import every_step, gather_steps
 from dlmrl_kit.corrections.apply import add_correction, corrected
 from dlmrl_kit.likelihoods.base import pack_tokens
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.losses.base import LOG_PROB, OLD_LOG_PROB, WEIGHT, Objective, keep
+from dlmrl_kit.losses.base import Objective, keep
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.training.pieces import micro_batches, restored, shuffled, slot_pieces
 from dlmrl_kit.training.start import trained
@@ -121,7 +131,7 @@ class Updater:
     def _prepare(self, trajectory: TensorDictBase, iteration: int, known: Collection[Any] = ()) -> TensorDictBase:
         likelihood = self.algorithm.likelihood
         if dataflow.ITERATION in likelihood.in_keys:
-            trajectory.set(dataflow.ITERATION, torch.full_like(trajectory["group"], iteration))
+            trajectory.set(dataflow.ITERATION, torch.full_like(trajectory[GROUP], iteration))
         likelihood.prepare(trajectory, sampler=self.algorithm.sampler, policy=self.policy)
         recomputed = {key for key, source in self.plan.old.items() if source is None} - {*known}
         if recomputed:
@@ -138,19 +148,19 @@ class Updater:
         """Adds ``("selected", "correction")``; returns old keys that it could add as well, from the same forwards."""
         correction, likelihood = self.algorithm.correction, self.algorithm.likelihood
         scored = every_step(trajectory) if correction.every_step else trajectory
-        log_prob = self._all_values(scored, [LOG_PROB], StepLogProb())[LOG_PROB]
+        log_prob = self._all_values(scored, [SELECTED_LOG_PROB], StepLogProb())[SELECTED_LOG_PROB]
         self.correction_metrics = add_correction(trajectory, correction, scored, log_prob)
-        if OLD_LOG_PROB not in self.plan.old or type(likelihood) is not StepLogProb:
+        if SELECTED_OLD_LOG_PROB not in self.plan.old or type(likelihood) is not StepLogProb:
             return set()
-        old = gather_steps(log_prob, trajectory[STEP]) if correction.every_step else log_prob
-        trajectory.set(OLD_LOG_PROB, keep(old, trajectory[WEIGHT] != 0))
-        return {OLD_LOG_PROB}
+        old = gather_steps(log_prob, trajectory[SELECTED_STEP]) if correction.every_step else log_prob
+        trajectory.set(SELECTED_OLD_LOG_PROB, keep(old, trajectory[SELECTED_WEIGHT] != 0))
+        return {SELECTED_OLD_LOG_PROB}
 
     def _recorded(self, trajectory: TensorDictBase, source: Any) -> Tensor:
         if source[0] == "token":
             return pack_tokens(trajectory, trajectory[source], self.algorithm.sampler.max_commits)
-        values = gather_steps(trajectory[source], trajectory["selected", "step"])
-        return values.masked_fill(trajectory["selected", "weight"] == 0, 0.0)
+        values = gather_steps(trajectory[source], trajectory[SELECTED_STEP])
+        return values.masked_fill(trajectory[SELECTED_WEIGHT] == 0, 0.0)
 
     def _add_twins(self, trajectory: TensorDictBase, keys: Any, prefix: str) -> None:
         """Runs the likelihood without gradients and stores its keys under names with a prefix."""
@@ -174,10 +184,10 @@ class Updater:
     def _pieces(self, micro: TensorDictBase) -> list[tuple[Tensor, TensorDictBase]]:
         """The micro-batch cut between slots so that each piece keeps to the token budget; one piece without budget."""
         budget = self.trainer.micro_batch_tokens
-        length = int(micro["prompt_mask"].any(0).sum()) + micro["completion_ids"].shape[1] if budget else 0
+        length = int(micro[PROMPT_MASK].any(0).sum()) + micro[COMPLETION_IDS].shape[1] if budget else 0
         slots = max(budget // (length * self.algorithm.likelihood.copies), 1) if budget else 0
-        if not slots or int((micro["selected", "weight"] != 0).sum()) <= slots:
-            return [(torch.arange(len(micro), device=micro["group"].device), micro)]
+        if not slots or int((micro[SELECTED_WEIGHT] != 0).sum()) <= slots:
+            return [(torch.arange(len(micro), device=micro[GROUP].device), micro)]
         return slot_pieces(micro, slots)
 
     def _values(self, micro: TensorDictBase, keys: Any, estimators: Sequence[Any] | None = None) -> dict[Any, Tensor]:
@@ -229,16 +239,16 @@ class Updater:
         """
         sampler, size = self.algorithm.sampler, self.trainer.micro_batch_size
         if self.algorithm.correction is not None:
-            micro = trajectory[: max(size // trajectory[WEIGHT].shape[1], 1)].copy()
-            recorded = gather_steps(micro[RECORDED], micro["selected", "step"])
+            micro = trajectory[: max(size // trajectory[SELECTED_WEIGHT].shape[1], 1)].copy()
+            recorded = gather_steps(micro[STEP_LOG_PROB], micro[SELECTED_STEP])
             with torch.no_grad(), self.autocast(), sampler.as_sampled(self.policy):
-                again = self._estimate(micro, [StepLogProb()])[LOG_PROB]
-            yield again, recorded, micro[WEIGHT] > 0, RECORDED, "the distribution it samples from"
+                again = self._estimate(micro, [StepLogProb()])[SELECTED_LOG_PROB]
+            yield again, recorded, micro[SELECTED_WEIGHT] > 0, STEP_LOG_PROB, "the distribution it samples from"
             return
         micro = trajectory[:size].copy()
         with torch.no_grad(), self.autocast():
             estimated = self._estimate(micro)
-        used = estimated[WEIGHT] > 0
+        used = estimated[SELECTED_WEIGHT] > 0
         for key, source in self.plan.old.items():
             if source is not None:
                 yield estimated[plain_key(key)], estimated[key], used, source, type(self.algorithm.likelihood).__name__
@@ -309,7 +319,7 @@ class Updater:
         outputs = [term(micro) for term in self.terms]
         shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
         total = torch.stack([_loss(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
-        if total.requires_grad or bool((micro["selected", "weight"] != 0).any()):
+        if total.requires_grad or bool((micro[SELECTED_WEIGHT] != 0).any()):
             total.backward()
         for term, output, share, labels in zip(self.terms, outputs, shares, self._labels, strict=True):
             for name, value in output.items():

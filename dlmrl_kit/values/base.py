@@ -10,13 +10,20 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Component, Key
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SELECTED_OLD_VALUE,
+    SELECTED_STEP,
+    SELECTED_VALUE,
+    SELECTED_WEIGHT,
+)
 from dlmrl_kit.likelihoods.segments import counted_positions
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
-
-VALUE: Key = ("selected", "value")
-OLD_VALUE: Key = ("selected", "old_value")
 
 
 class Value(Component):
@@ -30,14 +37,14 @@ class Value(Component):
     def __init__(self) -> None:
         super().__init__()
         self.in_keys = [
-            "prompt_ids",
-            "prompt_mask",
-            "completion_ids",
-            "commit_step",
-            ("selected", "step"),
-            ("selected", "weight"),
+            PROMPT_IDS,
+            PROMPT_MASK,
+            COMPLETION_IDS,
+            COMMIT_STEP,
+            SELECTED_STEP,
+            SELECTED_WEIGHT,
         ]
-        self.out_keys = [VALUE]
+        self.out_keys = [SELECTED_VALUE]
 
 
 class OldValue(Component):
@@ -49,13 +56,13 @@ class OldValue(Component):
         super().__init__()
         self.value = value
         self.in_keys = list(value.in_keys)
-        self.out_keys = [OLD_VALUE]
+        self.out_keys = [SELECTED_OLD_VALUE]
 
     def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
         """Runs the value model on a copy and keeps its values."""
         with torch.no_grad():
             found = self.value(tensordict.copy(), policy=policy, sampler=sampler)
-        return tensordict.set(OLD_VALUE, found[VALUE])
+        return tensordict.set(SELECTED_OLD_VALUE, found[SELECTED_VALUE])
 
 
 def segment_tokens(tensordict: TensorDictBase, eos_id: int | None, after_eos: bool) -> Tensor:
@@ -66,10 +73,10 @@ def segment_tokens(tensordict: TensorDictBase, eos_id: int | None, after_eos: bo
         eos_id: the end of text.
         after_eos: whether positions behind the first end of text count.
     """
-    commit_step = tensordict["commit_step"][:, None]
+    commit_step = tensordict[COMMIT_STEP][:, None]
     start, end = (tensordict["selected", name][..., None] for name in ("step", "end"))
-    inside = (commit_step >= start) & (commit_step < end) & (tensordict["selected", "weight"] > 0)[..., None]
-    return inside & counted_positions(tensordict["completion_ids"], eos_id, after_eos)[:, None]
+    inside = (commit_step >= start) & (commit_step < end) & (tensordict[SELECTED_WEIGHT] > 0)[..., None]
+    return inside & counted_positions(tensordict[COMPLETION_IDS], eos_id, after_eos)[:, None]
 
 
 def check_by_position(component: object, token_mask: Tensor, values: Tensor) -> None:

@@ -16,11 +16,21 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SELECTED_END,
+    SELECTED_STEP,
+    SELECTED_VALUE,
+    SELECTED_WEIGHT,
+)
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.values.base import VALUE, Value, segment_tokens
+from dlmrl_kit.values.base import Value, segment_tokens
 
 
 @register("value", paper="arXiv 2509.06949")
@@ -49,7 +59,7 @@ class TokenValue(Value):
         self.after_eos = after_eos
         self.batch_size = batch_size
         self.learning_rate = learning_rate
-        self.in_keys = [*self.in_keys, ("selected", "end")]
+        self.in_keys = [*self.in_keys, SELECTED_END]
         self.register_module("head", None)
 
     def attach(self, policy: Policy) -> None:
@@ -72,24 +82,24 @@ class TokenValue(Value):
         """Adds the values."""
         self.attach(policy)
         assert self.head is not None
-        slots = tensordict["selected", "weight"] > 0
+        slots = tensordict[SELECTED_WEIGHT] > 0
         targets = segment_tokens(tensordict, policy.eos_id, self.after_eos)[slots]
         features = self._features(tensordict, slots, targets, policy).to(self.head.weight.dtype)
         values = self.head(features).squeeze(-1).to(features.dtype)
         flat = values.new_zeros(targets.shape).masked_scatter(targets, values)
         out = flat.new_zeros((*slots.shape, targets.shape[1])).index_put(slots.nonzero(as_tuple=True), flat)
-        return tensordict.set(VALUE, out)
+        return tensordict.set(SELECTED_VALUE, out)
 
     @torch.no_grad()
     def _features(self, tensordict: TensorDictBase, slots: Tensor, targets: Tensor, policy: Policy) -> Tensor:
         """What the head reads at the targets (bool [R, L]) of the used slots, in the states at their starts: [N, D]."""
         some = targets.any(-1)
-        row, start = slots.nonzero(as_tuple=True)[0][some], tensordict["selected", "step"][slots][some]
+        row, start = slots.nonzero(as_tuple=True)[0][some], tensordict[SELECTED_STEP][slots][some]
         targets, found = targets[some], []
         for part in torch.arange(len(row), device=row.device).split(self.batch_size):
             own = row[part]
-            masked = tensordict["commit_step"][own] >= start[part][:, None]
-            ids = tensordict["completion_ids"][own].masked_fill(masked, policy.mask_id)
-            prompt = tensordict["prompt_ids"][own], tensordict["prompt_mask"][own]
+            masked = tensordict[COMMIT_STEP][own] >= start[part][:, None]
+            ids = tensordict[COMPLETION_IDS][own].masked_fill(masked, policy.mask_id)
+            prompt = tensordict[PROMPT_IDS][own], tensordict[PROMPT_MASK][own]
             found.append(completion_features(policy, *prompt, ids, targets[part]))
         return torch.cat(found) if found else torch.zeros(0, policy.feature_size, device=row.device)

@@ -14,8 +14,9 @@ import itertools
 
 import torch
 from dlmrl_kit import register
+from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import ENTROPY, VALID, Selector, valid_entropy
+from dlmrl_kit.selectors.base import Selector, valid_entropy
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class StratifiedEntropy(Selector):
     requires = ("generator",)
 
     def __init__(self, k: int = 4, floor: float = 0.2) -> None:
-        super().__init__(ENTROPY)
+        super().__init__(STEP_ENTROPY)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
         self.k = k
@@ -58,7 +59,7 @@ class StratifiedEntropy(Selector):
 
     def probabilities(self, tensordict: TensorDictBase) -> Tensor:
         """q_t, float64 [B, T]: sums to 1 over each stratum, 0 past the end of a row."""
-        valid, entropy = tensordict[VALID], valid_entropy(tensordict)
+        valid, entropy = tensordict[STEP_VALID], valid_entropy(tensordict)
         _, stratum = self.strata(valid)
         size, total = _sum_by(valid.double(), stratum, self.k), _sum_by(entropy, stratum, self.k)
         share = torch.where(total > 0, entropy / total, 1 / size)
@@ -66,7 +67,7 @@ class StratifiedEntropy(Selector):
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Inverts the cumulative distribution, which rises by 1 over each stratum, at j + noise for stratum j."""
-        valid, q = tensordict[VALID], self.probabilities(tensordict)
+        valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
         number, _ = self.strata(valid)
         steps = valid.sum(-1, keepdim=True)
         slot = torch.arange(min(self.k, valid.shape[-1]), device=q.device)
@@ -81,7 +82,7 @@ class StratifiedEntropy(Selector):
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Every selection that ``choose`` can make: steps [B, K], weights [B, K], probability [B]; for exact tests."""
-        valid, q = tensordict[VALID], self.probabilities(tensordict)
+        valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
         number, stratum = self.strata(valid)
         found = []
         for size in sorted(set(number.flatten().tolist())):
