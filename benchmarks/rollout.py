@@ -37,7 +37,7 @@ from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
+from dlmrl_kit.selectors.top_k import EntropyTopK
 
 RECORDS = (("step", "model_log_prob"), ("step", "greedy_ids"))
 

@@ -31,10 +31,10 @@ def make_updater(policy: Policy, size: Size) -> Any:
     from dlmrl_kit.advantages.group_mean import GroupMean
     from dlmrl_kit.algorithm.algorithm import Algorithm
     from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-    from dlmrl_kit.losses.step_ppo import StepPPO
-    from dlmrl_kit.regularisers.kl_k3 import KLK3
-    from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
-    from dlmrl_kit.training.trainer import Trainer
+    from dlmrl_kit.losses.ppo import StepPPO
+    from dlmrl_kit.regularisers.kl import KLK3
+    from dlmrl_kit.selectors.top_k import EntropyTopK
+    from dlmrl_kit.trainers.trainer import Trainer
     from dlmrl_kit.training.update import Updater
 
     algorithm = Algorithm(

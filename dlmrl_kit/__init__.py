@@ -17,16 +17,18 @@ _LAZY = {
     "register": "dlmrl_kit.core.registry",
     "load_recipe": "dlmrl_kit.recipe.load",
     "Algorithm": "dlmrl_kit.algorithm.algorithm",
-    "Policy": "dlmrl_kit.policies.base",
+    "Policy": "dlmrl_kit.core.policy",
+    "load_policy": "dlmrl_kit.policies.load",
     "train": "dlmrl_kit.training",
 }
 
-__all__ = ["Algorithm", "Policy", "__version__", "load_recipe", "register", "train"]
+__all__ = ["Algorithm", "Policy", "__version__", "load_policy", "load_recipe", "register", "train"]
 
 if TYPE_CHECKING:
     from dlmrl_kit.algorithm.algorithm import Algorithm
+    from dlmrl_kit.core.policy import Policy
     from dlmrl_kit.core.registry import register
-    from dlmrl_kit.policies.base import Policy
+    from dlmrl_kit.policies.load import load_policy
     from dlmrl_kit.recipe.load import load_recipe
     from dlmrl_kit.training import train
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import GroupAdvantage, group_max
+from dlmrl_kit.advantages.base import GroupAdvantage
+from dlmrl_kit.core.groups import group_max
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.advantages.group_softmax import GroupSoftmax
 from dlmrl_kit.advantages.group_z_score import GroupZScore
@@ -24,9 +25,9 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.schedules.base import Schedule
-from dlmrl_kit.schedules.constant import Constant
-from dlmrl_kit.schedules.cosine import Cosine
-from dlmrl_kit.schedules.linear import Linear
+from dlmrl_kit.schedules.curves import Constant
+from dlmrl_kit.schedules.curves import Cosine
+from dlmrl_kit.schedules.curves import Linear
 
 SELECTED, TOKEN = ("selected", "advantage"), ("token", "advantage")
 fast = settings(max_examples=60, deadline=None)

@@ -27,7 +27,7 @@ from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.registry import components
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-from dlmrl_kit.losses.step_ppo import StepPPO
+from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.rollout.services import Services, plain
 from dlmrl_kit.samplers.base import Sampler
@@ -38,11 +38,11 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.schedules.linear import Linear
+from dlmrl_kit.schedules.curves import Linear
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
-from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
-from dlmrl_kit.selectors.first_k import FirstK
-from dlmrl_kit.selectors.last_k import LastK
+from dlmrl_kit.selectors.top_k import EntropyTopK
+from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.k_steps import LastK
 from dlmrl_kit.selectors.random_steps import RandomSteps
 
 SAMPLERS = (

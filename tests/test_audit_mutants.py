@@ -18,7 +18,7 @@ from dlmrl_kit.likelihoods.base import Replay
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.losses.base import weighted_sum
 from dlmrl_kit.losses.reinforce import Reinforce
-from dlmrl_kit.losses.step_ppo import StepPPO
+from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence, order_term

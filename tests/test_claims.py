@@ -25,7 +25,7 @@ from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.selectors.equal_segments import EqualSegments
 from dlmrl_kit.selectors.random_steps import RandomSteps
-from dlmrl_kit.selectors.top_absolute_advantage import TopAbsoluteAdvantage
+from dlmrl_kit.selectors.top_k import TopAbsoluteAdvantage
 from dlmrl_kit.selectors.tree_levels import TreeLevels
 
 SLOTS = ("selector", "advantage", "likelihood", "loss")

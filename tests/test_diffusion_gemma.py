@@ -30,7 +30,7 @@ from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.policies.canvas_policy import DiffusionGemmaPolicy
+from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
 from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.rollout.services import Services
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising

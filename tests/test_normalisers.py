@@ -19,10 +19,10 @@ from torch import Tensor
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.normalisers.fixed_length import FixedLength
-from dlmrl_kit.normalisers.per_sequence import PerSequence
-from dlmrl_kit.normalisers.per_step import PerStep
-from dlmrl_kit.normalisers.per_token import PerToken
+from dlmrl_kit.normalisers.means import FixedLength
+from dlmrl_kit.normalisers.means import PerSequence
+from dlmrl_kit.normalisers.means import PerStep
+from dlmrl_kit.normalisers.means import PerToken
 from dlmrl_kit.training.pieces import slot_pieces
 
 fast = settings(max_examples=40, deadline=None)

@@ -26,13 +26,13 @@ from typer.testing import CliRunner, Result
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
-from dlmrl_kit.losses.step_ppo import StepPPO
+from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.rollout.scoring import Scorer
+from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree
-from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
+from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import profiling as module
 from dlmrl_kit.training.loop import Run

@@ -30,17 +30,17 @@ from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.schedules.linear import Linear
+from dlmrl_kit.schedules.curves import Linear
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
 from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
-from dlmrl_kit.selectors.entropy_top_k import EntropyTopK
-from dlmrl_kit.selectors.first_k import FirstK
-from dlmrl_kit.selectors.last_k import LastK
+from dlmrl_kit.selectors.top_k import EntropyTopK
+from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.k_steps import LastK
 from dlmrl_kit.selectors.random_steps import RandomSteps
-from dlmrl_kit.selectors.uniform_steps import UniformSteps
+from dlmrl_kit.selectors.k_steps import UniformSteps
 
 STEP, WEIGHT, VALID, ENTROPY = ("selected", "step"), ("selected", "weight"), ("step", "valid"), ("step", "entropy")
 SHAPES = [(2, 2), (3, 2), (2, 3), (4, 2), (2, 4), (3, 3), (4, 3)]

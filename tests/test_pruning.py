@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from dlmrl_kit.policies.pruning import last_layer_at, prunable
+from dlmrl_kit.policies.last_layer import last_layer_at, prunable
 
 SIZES = {
     "vocab_size": 13,

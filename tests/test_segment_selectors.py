@@ -15,7 +15,7 @@ from dlmrl_kit.core.keys import SELECTED_END, STEP_VALID
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.selectors.equal_segments import EqualSegments
-from dlmrl_kit.selectors.first_k import FirstK
+from dlmrl_kit.selectors.k_steps import FirstK
 from dlmrl_kit.selectors.shrunk_steps import ShrunkSteps
 from dlmrl_kit.selectors.whole_sequence import WholeSequence
 

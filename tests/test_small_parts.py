@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from training_helpers import build, model_path, recipe
 
-from dlmrl_kit.algorithm.rewards import FinalReward, SelectedReward
+from dlmrl_kit.rollout.rewards import FinalReward, SelectedReward
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
@@ -27,8 +27,8 @@ from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama, character_tokenizer
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.rollout.prompts import encode, prompt_batch, puzzles, require_puzzles, training_indices
-from dlmrl_kit.rollout.scoring import Scorer, completion_texts
+from dlmrl_kit.rollout.prompts import encode, prompt_batch, examples, require_examples, training_indices
+from dlmrl_kit.rollout.rewards import Scorer, completion_texts
 from dlmrl_kit.rollout.services import Services, plain
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.base import Example, Task
@@ -199,7 +199,7 @@ def test_prompts_are_left_padded_and_repeated(digits: Policy) -> None:
 
 def test_splits_without_enough_puzzles_are_refused() -> None:
     with pytest.raises(RecipeError, match="Numbers: the heldout split is empty; set num_heldout"):
-        require_puzzles(Numbers(), "train", "heldout")
+        require_examples(Numbers(), "train", "heldout")
     task = Sudoku4x4(1, 1, num_train=10**6)
     task.max_misses = 3  # type: ignore[misc]
     with pytest.raises(RecipeError, match="num_train is 1000000, but only"):

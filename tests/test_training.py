@@ -21,7 +21,7 @@ from dlmrl_kit.core.registry import components
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-from dlmrl_kit.losses.step_ppo import StepPPO
+from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.rollout.services import Rollout
@@ -30,7 +30,7 @@ from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.start import find_device
-from dlmrl_kit.training.trainer import SCHEDULES
+from dlmrl_kit.trainers.trainer import SCHEDULES
 from dlmrl_kit.training.update import Totals, Updater
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")

@@ -31,9 +31,9 @@ from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.regularisers.self_distillation import SelfDistillation
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree
-from dlmrl_kit.schedules.constant import Constant
-from dlmrl_kit.schedules.exponential import Exponential
-from dlmrl_kit.schedules.polynomial import Polynomial
+from dlmrl_kit.schedules.curves import Constant
+from dlmrl_kit.schedules.curves import Exponential
+from dlmrl_kit.schedules.curves import Polynomial
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.tree_levels import TreeLevels
 from dlmrl_kit.training.evaluation import evaluate

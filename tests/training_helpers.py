@@ -30,7 +30,7 @@ from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import Observer
 from dlmrl_kit.policies.characters import CharacterLlama
-from dlmrl_kit.pretraining.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.rollout.prompts import encode
 from dlmrl_kit.tasks.sudoku import Sudoku4x4

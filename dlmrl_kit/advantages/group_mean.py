@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import GroupAdvantage, group_mean
+from dlmrl_kit.advantages.base import GroupAdvantage
+from dlmrl_kit.core.groups import group_mean
 from dlmrl_kit.core.registry import register
 
 

@@ -15,9 +15,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import GroupAdvantage
+from dlmrl_kit.advantages.base import Advantage, GroupAdvantage
 from dlmrl_kit.advantages.group_z_score import GroupZScore
-from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import GROUP, REWARD, STEP_ADVANTAGE, STEP_REWARD, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
@@ -29,7 +28,7 @@ from dlmrl_kit.core.validate import check
     unbiased=False,
     under="the rewards of drafts stand for the reward of the completion",
 )
-class IntermediateReward(Component):
+class IntermediateReward(Advantage):
     """Credits every step with the gain in reward of its draft and the mean reward of the drafts after it.
 
     Args:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import GroupAdvantage, group_sum
+from dlmrl_kit.advantages.base import GroupAdvantage
+from dlmrl_kit.core.groups import group_sum
 from dlmrl_kit.core.registry import register
 
 

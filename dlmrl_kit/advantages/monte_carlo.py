@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Component
+from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
@@ -33,7 +33,7 @@ from dlmrl_kit.core.validate import check
 
 
 @register("advantage", paper="arXiv 2410.01679", unbiased=True, under="restarts sample as the trajectory was sampled")
-class MonteCarlo(Component):
+class MonteCarlo(Advantage):
     """Average reward of completions restarted after a step, minus that of completions restarted before it.
 
     Args:

@@ -18,9 +18,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import GroupAdvantage
+from dlmrl_kit.advantages.base import Advantage, GroupAdvantage
 from dlmrl_kit.advantages.group_mean import GroupMean
-from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import (
     GROUP,
     REWARD,
@@ -33,7 +32,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.schedules.base import Schedule
-from dlmrl_kit.schedules.constant import Constant
+from dlmrl_kit.schedules.curves import Constant
 
 
 @register(
@@ -43,7 +42,7 @@ from dlmrl_kit.schedules.constant import Constant
     scale="1 - 1/G",
     under="normalise=True and baseline GroupMean; scale 1 with LeaveOneOut; 1 + lambda times that with normalise=False",
 )
-class OneStepDenoise(Component):
+class OneStepDenoise(Advantage):
     """Credits a step with the reward beyond the one-step greedy completion of its state, group-centred per time step.
 
     Args:

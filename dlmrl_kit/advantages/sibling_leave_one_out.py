@@ -12,15 +12,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import group_sum
-from dlmrl_kit.core.component import Component
-from dlmrl_kit.core.groups import first_rows, tree_level, tree_nodes
+from dlmrl_kit.advantages.base import Advantage
+from dlmrl_kit.core.groups import first_rows, group_sum, tree_level, tree_nodes
 from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_ADVANTAGE, SELECTED_STEP, SELECTED_WEIGHT, TREE_NODE, TREE_STEP
 from dlmrl_kit.core.registry import register
 
 
 @register("advantage", paper="arXiv 2512.09675", unbiased=True, under="trees of samples, every step with weight 1")
-class SiblingLeaveOneOut(Component):
+class SiblingLeaveOneOut(Advantage):
     """Value of a sample's node against those of the node's siblings, for every level of a tree of samples.
 
     Reads ``reward`` [B], ``group`` int64 [B], the ``tree`` keys, ``("selected", "step")`` int64 [B, K] and

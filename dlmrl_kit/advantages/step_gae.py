@@ -13,11 +13,13 @@ so that A_t is the mean of the advantages of its tokens. With gamma = lam = 1 th
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Component
+from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
@@ -31,9 +33,9 @@ from dlmrl_kit.core.keys import (
     SELECTED_WEIGHT,
     Key,
 )
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.values.base import segment_tokens
 
 
@@ -43,7 +45,7 @@ from dlmrl_kit.values.base import segment_tokens
     unbiased=True,
     under="gamma = lam = 1, and samplers that choose positions from the state alone",
 )
-class StepGAE(Component):
+class StepGAE(Advantage):
     """Credits every step, and every token of it, with the reward beyond what a value model expected.
 
     Args:
@@ -77,7 +79,7 @@ class StepGAE(Component):
         self.in_keys = [REWARD, COMPLETION_IDS, COMMIT_STEP, *selection]
         self.out_keys = [SELECTED_ADVANTAGE]
 
-    def forward(self, tensordict: TensorDictBase, *, policy: Policy) -> TensorDictBase:
+    def forward(self, tensordict: TensorDictBase, *, policy: Policy, keys: Collection[Key] = ()) -> TensorDictBase:
         """Writes the advantages, and what was asked for."""
         reward = tensordict[REWARD]
         tokens = segment_tokens(tensordict, policy.eos_id, self.after_eos)
@@ -104,12 +106,12 @@ class StepGAE(Component):
         delta = step_reward - step_value + self.gamma * next_value
         advantage = torch.where(there, discounted(delta, self.gamma * self.lam), 0.0)
         tensordict.set(SELECTED_ADVANTAGE, advantage.to(reward.dtype))
-        if SELECTED_TOKEN_ADVANTAGE in self.asked:
+        if SELECTED_TOKEN_ADVANTAGE in keys:
             target = step_reward + self.gamma * (next_value + self.lam * after(advantage))
             tensordict.set(
                 SELECTED_TOKEN_ADVANTAGE, torch.where(tokens, target[..., None] - value, 0.0).to(reward.dtype)
             )
-        if SELECTED_RETURN in self.asked:
+        if SELECTED_RETURN in keys:
             target = step_reward + self.gamma * after(discounted(step_reward, self.gamma))
             tensordict.set(SELECTED_RETURN, torch.where(tokens, target[..., None], 0.0).to(reward.dtype))
         return tensordict

@@ -1,18 +1,17 @@
 """The dataflow check: who writes what is read, in which order components run, and which on-demand keys are needed.
 
-Runs when an ``Algorithm`` is built, before anything expensive: a recipe in which a component reads a key that none
-before it writes is refused, with the components that would write it.
+Runs before anything expensive: a recipe in which a component reads a key that none before it writes is refused, with
+the components that would write it. The answer is a ``Plan``; components are not changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from dlmrl_kit.advantages.selected import SelectedAdvantage
-from dlmrl_kit.algorithm.rewards import FinalReward, Reward, SelectedReward, StepReward
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import (
     EXAMPLE,
@@ -33,49 +32,80 @@ from dlmrl_kit.core.keys import (
     STEP_GREEDY_IDS,
     STEP_LOG_PROB,
     STEP_REWARD,
+    Key,
 )
+from dlmrl_kit.core.registry import components
 from dlmrl_kit.filters.base import Filter
+from dlmrl_kit.rollout.rewards import FinalReward, Reward, SelectedReward, StepReward
+from dlmrl_kit.samplers.base import MayChoose
 from dlmrl_kit.samplers.one_step import RECORDED_ALWAYS
-from dlmrl_kit.selectors.base import is_nested
+from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.values.base import OldValue
-
-if TYPE_CHECKING:
-    from tensordict import TensorDictBase
-    from torch import Tensor
-
-    from dlmrl_kit.algorithm.algorithm import Algorithm
-    from dlmrl_kit.core.keys import Key
 
 PROMPT_KEYS: tuple[Key, ...] = (PROMPT_IDS, PROMPT_MASK, GROUP, EXAMPLE, SEED, PROGRESS)
 """Keys of a batch of prompts, before the sampler runs."""
-
 
 LIVE_KEYS: frozenset[Key] = frozenset({SELECTED_DISTRIBUTION})
 """Likelihood keys too large to keep: computed inside a micro-batch, never stored; they have no ``old_`` twin."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to run, in order.
+class Stage:
+    """A component at its place in an update.
 
-    ``rollout``: components that complete a trajectory (sampler, rewards, selector, advantage).
+    ``slot``: what it is there for. ``keys``: the on-demand keys that others read.
+    """
+
+    slot: str
+    component: Component
+    keys: tuple[Key, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Key, ...]:
+        """What it reads here."""
+        return self.component.reads(self.keys)
+
+    @property
+    def writes(self) -> tuple[Key, ...]:
+        """What it writes here."""
+        return self.component.writes(self.keys)
+
+    @property
+    def name(self) -> str:
+        """Of the component's class."""
+        return type(self.component).__name__
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs in an update, in order.
+
+    ``sampler``; ``before_rewards``: stages that need no reward; ``with_rewards``: those that do, or wait for others that
+    do. ``announced``: reward stages among them whose completions are known without any reward.
+    ``likelihood``, ``values``: computed under the current policy in each micro-batch.
     ``old``: old key -> the sampler's key that recorded it, or None where the likelihood must be run before the update.
     ``reference``: likelihood keys wanted under the reference policy, computed once per rollout.
     ``live_reference``: the same, computed inside each micro-batch.
-    ``late``: components of the rollout that wait for rewards, or for others that do; the rest may run before them.
-    ``ahead``: reward stages among them, whose completions are known without any reward.
-    ``may_choose``: for ``Sampler.may_choose`` while this plan's rollouts are sampled.
-    ``likelihood_early``: whether old and reference log-probabilities wait for no reward, while something else does.
+    ``may_choose``: for ``Sampler.forward``. ``likelihood_early``: whether old and reference log-probabilities wait for
+    no reward, while something else does.
     """
 
-    rollout: tuple[Any, ...]
-    old: dict[Key, Key | None] = field(default_factory=dict)
-    reference: tuple[Key, ...] = ()
-    live_reference: tuple[Key, ...] = ()
-    late: tuple[Any, ...] = ()
-    ahead: tuple[Any, ...] = ()
-    may_choose: Callable[[TensorDictBase], Tensor] | None = None
-    likelihood_early: bool = False
+    sampler: Stage
+    before_rewards: tuple[Stage, ...]
+    with_rewards: tuple[Stage, ...]
+    announced: tuple[Reward, ...]
+    likelihood: Stage
+    values: tuple[Stage, ...]
+    old: dict[Key, Key | None]
+    reference: tuple[Key, ...]
+    live_reference: tuple[Key, ...]
+    may_choose: MayChoose | None
+    likelihood_early: bool
+
+    @property
+    def rollout(self) -> tuple[Stage, ...]:
+        """The stages that complete a trajectory, in the order they run."""
+        return (self.sampler, *self.before_rewards, *self.with_rewards)
 
     @property
     def needs_reference(self) -> bool:
@@ -83,62 +113,61 @@ class Plan:
         return bool(self.reference or self.live_reference)
 
 
-def plan(algorithm: Algorithm) -> Plan:
-    """Orders the components of an algorithm and asks each for the on-demand keys that others read.
+def make_plan(algorithm: Algorithm) -> Plan:
+    """Orders the components of an algorithm, and finds the on-demand keys that each is to write for others.
 
     Raises:
-        RecipeError: a key that is read and never written, or written twice; groups that are not the sampler's.
+        RecipeError: a key that is read and never written, or written twice; groups that are not the sampler's; a cache
+            without a correction, or a correction that does not fit.
     """
     _check_groups(algorithm)
     _check_correction(algorithm)
-    terms = [algorithm.loss, *algorithm.regularisers]
-    likelihood = algorithm.likelihood
-    wanted = {key for term in terms for key in term.in_keys}
-    wanted_from_likelihood = {plain_key(key) for key in wanted} & set(_can_write(likelihood))
-    likelihood.ask_for([key for key in likelihood.optional_keys if key in wanted_from_likelihood])
-
+    terms = [Stage("loss", algorithm.loss), *(Stage("regulariser", term) for term in algorithm.regularisers)]
+    wanted = {key for term in terms for key in term.reads}
+    likelihood = _asked(Stage("likelihood", algorithm.likelihood), {plain_key(key) for key in wanted})
+    estimated = {plain_key(key) for key in wanted} & {*likelihood.component.out_keys, *likelihood.keys}
     old = {
         key: _recorded(algorithm, plain_key(key))
         for key in sorted(wanted, key=str)
-        if _prefixed(key, "old_") and plain_key(key) in wanted_from_likelihood - LIVE_KEYS
+        if _prefixed(key, "old_") and plain_key(key) in estimated - LIVE_KEYS
     }
-    reference = [
-        plain_key(k) for k in sorted(wanted, key=str) if _prefixed(k, "ref_") and plain_key(k) in wanted_from_likelihood
-    ]
+    twins = [plain_key(k) for k in sorted(wanted, key=str) if _prefixed(k, "ref_") and plain_key(k) in estimated]
     recorded = {source for source in old.values() if source is not None}
 
-    rollout = _rollout_components(algorithm)
-    estimators = [likelihood, *algorithm.values]
-    _ask_rollout(rollout, wanted | recorded | {key for part in estimators for key in part.in_keys})
-    ordered, available = _order(rollout)
-    available.add(ITERATION)
+    values = tuple(Stage("value", value) for value in algorithm.values)
+    later = wanted | recorded | {key for stage in (likelihood, *values) for key in stage.reads}
+    ordered, available = _order(_ask_each(_rollout_stages(algorithm), later))
+    available.add(ITERATION)  # the update writes it, for likelihoods that draw new masks in each pass
     for source in sorted(recorded, key=str):
-        _require(likelihood, [source], available, ordered)
-    for part in estimators:
-        _require(part, part.in_keys, available, ordered)
-        _add(part, available)
-    available |= set(old) | {twin_key(k, "ref_") for k in reference}
+        _require(likelihood.name, [source], available, ordered)
+    for stage in (likelihood, *values):
+        _require(stage.name, stage.reads, available, ordered)
+        _add(stage, available)
+    available |= set(old) | {twin_key(k, "ref_") for k in twins}
     for term in terms:
-        _require(term, term.in_keys, available, [*ordered, *estimators])
-    late, ahead, needs_reward = _late(ordered)
+        _require(term.name, term.reads, available, [*ordered, likelihood, *values])
+
+    waiting = _Waiting(ordered[1:])
     return Plan(
-        late=late,
-        ahead=ahead,
-        may_choose=_may_choose(algorithm.selector, ordered),
-        likelihood_early=bool(late) and not needs_reward({*likelihood.in_keys, SELECTED_STEP, SELECTED_WEIGHT}),
-        rollout=tuple(ordered),
+        sampler=ordered[0],
+        before_rewards=tuple(stage for stage in ordered[1:] if stage not in waiting.late),
+        with_rewards=tuple(waiting.late),
+        announced=tuple(waiting.announced),
+        likelihood=likelihood,
+        values=values,
         old=old,
-        reference=tuple(k for k in reference if k not in LIVE_KEYS),
-        live_reference=tuple(k for k in reference if k in LIVE_KEYS),
+        reference=tuple(k for k in twins if k not in LIVE_KEYS),
+        live_reference=tuple(k for k in twins if k in LIVE_KEYS),
+        may_choose=_may_choose(algorithm.selector, ordered),
+        likelihood_early=bool(waiting.late) and not waiting.awaits({*likelihood.reads, SELECTED_STEP, SELECTED_WEIGHT}),
     )
 
 
 def _check_groups(algorithm: Algorithm) -> None:
     """Refuses a trainer whose groups, or pieces of a rollout, are not those that the sampler makes together."""
-    size, trainer = getattr(algorithm.sampler, "group_size", None), algorithm.trainer
-    if size is None or trainer is None:
+    size, trainer, name = algorithm.sampler.group_size, algorithm.trainer, type(algorithm.sampler).__name__
+    if size is None or trainer is None:  # the audit has no trainer
         return
-    name = _label(algorithm.sampler)
     if trainer.group_size != size:
         raise RecipeError(
             f"{name} makes {size} samples of each prompt together, but Trainer.group_size is {trainer.group_size}; set "
@@ -152,17 +181,25 @@ def _check_groups(algorithm: Algorithm) -> None:
 
 
 def _check_correction(algorithm: Algorithm) -> None:
-    """Refuses a correction of samples without log-probability, or of single steps where slots stand for several."""
+    """Refuses a cache without correction; a correction of samples without log-probability, or of single steps where an
+    entry of the selection stands for several.
+    """
     correction = algorithm.correction
     if correction is None:
+        if algorithm.cache is not None:
+            raise RecipeError(
+                f"{type(algorithm.cache).__name__} samples from another distribution than the policy: fill the slot "
+                "correction with TruncatedImportance, TrajectoryImportance or Uncorrected (biased)"
+            )
         return
-    name = _label(correction)
-    if STEP_LOG_PROB not in algorithm.sampler.written_keys():
-        raise RecipeError(f"{name} corrects what was sampled from the policy; {_label(algorithm.sampler)} is not")
+    name = type(correction).__name__
+    if STEP_LOG_PROB not in algorithm.sampler.writes():
+        sampler = type(algorithm.sampler).__name__
+        raise RecipeError(f"{name} corrects what was sampled from the policy; {sampler} is not")
     if correction.single_steps and SELECTED_END in algorithm.likelihood.in_keys:
         raise RecipeError(
-            f"{name} weighs single denoising steps, but {_label(algorithm.likelihood)} scores several as one; take "
-            "TrajectoryImportance (as many exact forwards as steps), Uncorrected (biased), or no cache"
+            f"{name} weighs single denoising steps, but {type(algorithm.likelihood).__name__} scores several as one; "
+            "take TrajectoryImportance (as many exact forwards as steps), Uncorrected (biased), or no cache"
         )
 
 
@@ -171,112 +208,128 @@ def _recorded(algorithm: Algorithm, key: Key) -> Key | None:
     if algorithm.correction is not None:  # what was recorded is not the policy's
         return None
     source = algorithm.likelihood.recorded.get(key)
-    if source is not None and source[0] == "token" and not getattr(algorithm.sampler, "records_tokens", True):
+    if source is not None and source[0] == "token" and not algorithm.sampler.records_tokens:
         return None
-    return source  # type: ignore[no-any-return]
+    return source
 
 
-def _rollout_components(algorithm: Algorithm) -> list[Any]:
-    scored = [] if REWARD in algorithm.sampler.out_keys else [FinalReward()]  # offline data knows what is better
-    parts: list[Any] = [algorithm.sampler, *scored, *algorithm.filters, algorithm.selector, algorithm.advantage]
-    reads = {key for part in parts for key in part.in_keys}
+def _rollout_stages(algorithm: Algorithm) -> list[Stage]:
+    """The sampler, what scores its completions, and the components between it and the advantage, in recipe order."""
+    stages = [Stage("sampler", algorithm.sampler)]
+    if REWARD not in algorithm.sampler.out_keys:  # offline data knows what is better
+        stages.append(Stage("reward", FinalReward()))
+    stages += [Stage("filter", part) for part in algorithm.filters]
+    selector, advantage = Stage("selector", algorithm.selector), Stage("advantage", algorithm.advantage)
+    reads = {key for stage in (*stages, selector, advantage) for key in stage.reads}
     if STEP_REWARD in reads:
-        parts.insert(parts.index(algorithm.selector), StepReward())
+        stages.append(Stage("reward", StepReward()))
+    stages.append(selector)
     if SELECTED_REWARD in reads:
-        parts.insert(-1, SelectedReward())
+        stages.append(Stage("reward", SelectedReward()))
     if SELECTED_OLD_VALUE in reads:
-        parts[-1:-1] = [OldValue(value) for value in algorithm.values]
+        stages += [Stage("value", OldValue(value)) for value in algorithm.values]
+    stages.append(advantage)
     if STEP_ADVANTAGE in algorithm.advantage.out_keys:
-        parts.append(SelectedAdvantage())
-    return parts
+        stages.append(Stage("advantage", SelectedAdvantage()))
+    return stages
 
 
-def _ask_rollout(parts: list[Any], wanted: set[Key]) -> None:
-    """Asks for optional keys until nothing changes: a component that was asked for more may read more itself."""
-    always = {key for part in parts for key in part.out_keys}
+def _asked(stage: Stage, reads: Iterable[Key]) -> Stage:
+    """The stage, to write those of its on-demand keys that are among ``reads``."""
+    return replace(stage, keys=tuple(key for key in stage.component.optional_keys if key in set(reads)))
+
+
+def _ask_each(stages: list[Stage], later: set[Key]) -> list[Stage]:
+    """Asks for on-demand keys until nothing changes: a component that was asked for more may read more itself."""
+    always = {key for stage in stages for key in stage.component.out_keys}
     while True:
-        reads = wanted | {key for part in parts for key in part.in_keys}
-        before = [part.asked for part in parts]
-        for part in parts:
-            part.ask_for([key for key in part.optional_keys if key in reads - always])
-        if before == [part.asked for part in parts]:
-            return
+        reads = later | {key for stage in stages for key in stage.reads}
+        asked = [_asked(stage, reads - always) for stage in stages]
+        if asked == stages:
+            return stages
+        stages = asked
 
 
-def _order(parts: list[Any]) -> tuple[list[Any], set[Key]]:
-    """Parts in an order in which each reads only what was written before; the sampler's place is first."""
-    pending, available = list(parts), set(PROMPT_KEYS)
-    ordered: list[Any] = []
+def _order(stages: list[Stage]) -> tuple[list[Stage], set[Key]]:
+    """Stages in an order in which each reads only what was written before; the sampler's place is first."""
+    pending, available = list(stages), set(PROMPT_KEYS)
+    ordered: list[Stage] = []
     while pending:
-        ready = next((part for part in pending if set(part.in_keys) <= available), pending[0])
-        _require(ready, ready.in_keys, available, ordered)
+        ready = next((stage for stage in pending if set(stage.reads) <= available), pending[0])
+        _require(ready.name, ready.reads, available, ordered)
         _add(ready, available)
         ordered.append(ready)
         pending.remove(ready)
     return ordered, available
 
 
-def _may_choose(selector: Any, ordered: list[Any]) -> Callable[[TensorDictBase], Tensor] | None:
-    """``Sampler.may_choose``: which steps of a rollout under way may need one-step completions; None: all of them."""
-    chosen_only = all(isinstance(part, SelectedReward) for part in ordered if STEP_GREEDY_IDS in part.in_keys)
-    known = is_nested(selector) and {*selector.in_keys} <= {*RECORDED_ALWAYS}
-    return partial(selector.kept, generator=None) if chosen_only and known else None
+def _may_choose(selector: Selector, ordered: list[Stage]) -> MayChoose | None:
+    """Which steps of a rollout under way may need one-step completions; None: all of them."""
+    chosen_only = all(
+        isinstance(stage.component, SelectedReward) for stage in ordered if STEP_GREEDY_IDS in stage.reads
+    )
+    known = selector.nested and {*selector.in_keys} <= {*RECORDED_ALWAYS}
+    return (lambda so_far: selector.kept(so_far, None)) if chosen_only and known else None
 
 
-def _late(ordered: list[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], Callable[[set[Key]], bool]]:
-    """``Plan.late`` and ``Plan.ahead``, and whether some keys are there only when rewards are.
+class _Waiting:
+    """Which stages wait for rewards. Behind a filter everything does: it runs on the samples that are kept.
 
-    Behind a filter everything is late: it runs on the samples that are kept.
+    ``late``: those that wait, or wait for others that do. ``announced``: reward components among them whose completions
+    are known without any reward.
     """
-    late: list[Any] = []
-    ahead: list[Any] = []
-    awaited: set[Key] = set()
-    filtered = False
-    for part in ordered[1:]:
-        reads_late = bool(awaited & {*part.in_keys})
-        if isinstance(part, Reward) and not reads_late and not filtered:
-            ahead.append(part)
-        filtered = filtered or isinstance(part, Filter)
-        if reads_late or filtered or {"score", "restart"} & {*part.requires}:
-            late.append(part)
-            awaited |= {*part.written_keys()}
-    return tuple(late), tuple(ahead), lambda keys: filtered or bool(awaited & keys)
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.late: list[Stage] = []
+        self.announced: list[Reward] = []
+        self._awaited: set[Key] = set()
+        self._filtered = False
+        for stage in stages:
+            reads_late = bool(self._awaited & {*stage.reads})
+            if isinstance(stage.component, Reward) and not reads_late and not self._filtered:
+                self.announced.append(stage.component)
+            self._filtered = self._filtered or isinstance(stage.component, Filter)
+            if reads_late or self._filtered or {"score", "restart"} & {*stage.component.requires}:
+                self.late.append(stage)
+                self._awaited |= {*stage.writes}
+
+    def awaits(self, keys: set[Key]) -> bool:
+        """Whether some of the keys are there only when rewards are."""
+        return self._filtered or bool(self._awaited & keys)
 
 
-def _add(writer: Any, available: set[Key]) -> None:
+def _add(writer: Stage, available: set[Key]) -> None:
     """Adds what a component writes to the keys there are.
 
     Raises:
         RecipeError: it writes a key that is there already.
     """
-    written = set(writer.written_keys())
+    written = set(writer.writes)
     if written & available:
         twice = _names(sorted(written & available, key=str))
-        raise RecipeError(f"{_label(writer)} writes {twice}, which a component before it has already written")
+        raise RecipeError(f"{writer.name} writes {twice}, which a component before it has already written")
     available |= written
 
 
-def _require(reader: Any, keys: Any, available: set[Key], before: list[Any]) -> None:
+def _require(reader: str, keys: Iterable[Key], available: set[Key], before: Sequence[Stage]) -> None:
     missing = [key for key in keys if key not in available]
     if not missing:
         return
     key = missing[0]
     if _prefixed(key, "old_") and plain_key(key) in LIVE_KEYS:
         raise RecipeError(
-            f"{_label(reader)} reads {_names([key])}, which is never kept: whole distributions are too large to store "
-            f"with a trajectory; there is ('selected', 'ref_{plain_key(key)[1]}')"
+            f"{reader} reads {_names([key])}, which is never kept: whole distributions are too large to store with a "
+            f"trajectory; there is ('selected', 'ref_{plain_key(key)[1]}')"
         )
     writers = _writers(plain_key(key))
     hint = f"components that write it: {', '.join(writers)}" if writers else "no registered component writes it"
     raise RecipeError(
-        f"{_label(reader)} reads {_names([key])}, which no component before it writes "
-        f"(before it run {', '.join(_label(part) for part in before) or 'none'}); {hint}"
+        f"{reader} reads {_names([key])}, which no component before it writes "
+        f"(before it run {', '.join(stage.name for stage in before) or 'none'}); {hint}"
     )
 
 
 def _writers(key: Key) -> list[str]:
-    from dlmrl_kit.core.registry import components
-
     found = []
     for component in components():
         keys = component.keys()
@@ -285,16 +338,8 @@ def _writers(key: Key) -> list[str]:
     return found
 
 
-def _label(part: Any) -> str:
-    return type(part).__name__
-
-
-def _names(keys: Any) -> str:
+def _names(keys: Iterable[Key]) -> str:
     return ", ".join(repr(key) for key in keys)
-
-
-def _can_write(part: Any) -> tuple[Key, ...]:
-    return (*part.out_keys, *part.optional_keys)
 
 
 def _prefixed(key: Key, prefix: str) -> bool:

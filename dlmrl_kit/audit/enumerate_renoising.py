@@ -15,7 +15,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.audit.enumeration import check_sums, fill, repeated
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.samplers.canvas import CanvasRecorder, State
 from dlmrl_kit.samplers.renoising import Outlook, RenoisingSampler, noise_tokens
 from dlmrl_kit.samplers.view import Decision

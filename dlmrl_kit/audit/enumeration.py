@@ -29,7 +29,7 @@ from dlmrl_kit.core.keys import (
     TREE_STEP,
     Key,
 )
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.samplers.base import Sampler, predict
 from dlmrl_kit.samplers.recorder import Recorder
 from dlmrl_kit.samplers.view import Decision, View

@@ -15,11 +15,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.algorithm.rewards import FinalReward
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.core.trajectory import num_valid, states
-from dlmrl_kit.training.trainer import Trainer
+from dlmrl_kit.rollout.rewards import FinalReward
+from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.update import Updater
 
 

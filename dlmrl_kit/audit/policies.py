@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dlmrl_kit.caches.base import Cache, Span, Window
 from dlmrl_kit.core.component import Component
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.core.policy import Policy
 
 PolicyKind = Literal["tabular", "network", "deep network"]
 

@@ -19,11 +19,11 @@ from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.component import unattached
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, TREE_NODE, Key
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.likelihoods.base import Likelihood, Replay
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.base import Selector

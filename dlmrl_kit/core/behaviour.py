@@ -17,6 +17,9 @@ from torch import Tensor
 LOG_ZERO = -100.0
 """Floor for the log-probability of an action that the current policy cannot take (exp(-100) is 0 for every ratio)."""
 
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are clamped to +-20 (ratios to 2e-9 .. 5e8) so that none overflows; beyond it the gradient is 0."""
+
 
 @dataclass(frozen=True)
 class Behaviour:

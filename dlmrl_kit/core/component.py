@@ -1,86 +1,120 @@
-"""The base class of components: a TensorDict module with declared keys, on-demand keys and declared services.
+"""The base class of components: a TensorDict module with declared keys and declared services.
 
-A component reads ``in_keys`` and adds ``out_keys``; it never overwrites a key it did not write. Keys in
-``optional_keys`` cost time or memory and are written only after ``ask_for`` named them: the recipe's dataflow check
-asks for those that a later component lists in its ``in_keys``. What is not data - the policy, a random generator, a
-reward function - is a *service*, listed in ``requires`` and passed by keyword:
-``component(tensordict, policy=policy, generator=generator)``.
+A component reads ``in_keys`` and adds ``out_keys``; it never overwrites a key that it did not write. Keys in
+``optional_keys`` cost time or memory: a component that has some takes ``keys``, those of them that a later component
+reads, and writes these too. What is not data - the policy, a random generator, a reward function - is a *service*,
+listed in ``requires`` and passed by name:
+
+    component(tensordict, policy=policy, generator=generator, keys=[("step", "greedy_ids")])
+
+A component keeps nothing between calls but its settings and the modules that it trains, so that algorithms may share
+it.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+import inspect
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from tensordict.nn import TensorDictModuleBase
 
 from dlmrl_kit.core.keys import Key
+from dlmrl_kit.core.policy import Policy
 
 SERVICES: dict[str, str] = {
-    "policy": "the current denoiser, dlmrl_kit.policies.base.Policy",
+    "policy": "the current denoiser, dlmrl_kit.core.policy.Policy",
     "sampler": "the recipe's sampler (its behaviour distribution and action log-probability)",
-    "generator": "a torch.Generator seeded from (seed, update, component kind)",
-    "examples": "examples(example) -> list of dlmrl_kit.tasks.base.Example: the puzzles of indices int64 [N]",
+    "generator": "a torch.Generator seeded from (seed, update, component class)",
+    "examples": "examples(example) -> list of dlmrl_kit.tasks.base.Example: the examples of indices int64 [N]",
     "score": "score(ids, example) -> float32 [N]: rewards of completions int64 [N, L] for example indices [N]",
     "restart": "restart(tensordict, step, n) -> float32 [B, K, n]: rewards of n completions sampled from x_step",
 }
+"""What a component may list in ``requires``."""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the trajectories are that a component's settings were made for.
+
+    Args:
+        length: L, positions of a completion.
+        steps: T, denoising steps at most.
+        block_length: positions of a block.
+        tokens_per_step: positions that a step commits at most.
+    """
+
+    length: int
+    steps: int
+    block_length: int
+    tokens_per_step: int
+
+    def scale_steps(self, count: int, to: Sizes) -> int:
+        """A number of denoising steps in proportion: at least 1; fewer than all steps where it was before."""
+        return max(1, min(round(count * to.steps / self.steps), to.steps if count >= self.steps else to.steps - 1))
+
+    def scale_length(self, count: int, to: Sizes) -> int:
+        """A number of positions in proportion: at least 1; fewer than all where it was before."""
+        return max(1, min(round(count * to.length / self.length), to.length if count >= self.length else to.length - 1))
 
 
 class Component(TensorDictModuleBase):
-    """Base class of samplers, selectors, advantages, likelihoods and regularisers.
+    """Base class of samplers, filters, selectors, advantages, likelihoods, value models, losses and regularisers.
 
     Subclasses set ``in_keys`` and ``out_keys`` (class attributes, or in the constructor when they depend on it), and
-    implement ``forward(tensordict, **services) -> tensordict``.
+    implement ``forward(tensordict, **services) -> tensordict``. Every parameter of the constructor is kept under its
+    own name, so that ``rebuilt`` can make a component again with other settings.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
+    """Services that ``forward`` takes; see ``SERVICES``."""
     optional_keys: ClassVar[tuple[Key, ...]] = ()
+    """Keys that ``forward`` writes only where its argument ``keys`` names them."""
     learning_rate: float | None = None
     """Of the modules it trains itself; None: the trainer's."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._asked: tuple[Key, ...] = ()
+    def reads(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
+        """What it reads when it is asked for the on-demand ``keys``: ``in_keys``, unless a subclass says more."""
+        return tuple(self.in_keys)
 
-    @property
-    def asked(self) -> tuple[Key, ...]:
-        """The optional keys this component was asked to write."""
-        return self._asked
+    def writes(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
+        """``out_keys`` and the on-demand keys among ``keys``, in the order of ``optional_keys``."""
+        return (*self.out_keys, *(key for key in self.optional_keys if key in keys))
 
-    def ask_for(self, keys: Iterable[Key]) -> None:
-        """Asks for optional keys on top of ``out_keys`` (replaces what was asked before).
-
-        Raises:
-            ValueError: a key this component cannot write.
-        """
-        keys = tuple(dict.fromkeys(keys))
-        unknown = [k for k in keys if k not in self.optional_keys]
-        if unknown:
-            raise ValueError(f"{type(self).__name__} cannot write {unknown}; on demand it writes {self.optional_keys}")
-        self._asked = keys
-
-    def attach(self, policy: Any) -> None:
+    def attach(self, policy: Policy) -> None:
         """Called when the policy is loaded: a component that trains modules of its own creates them here.
 
         Its parameters are then trained beside the policy's, with the same optimiser, and kept in checkpoints. Further
         calls change nothing.
 
         Args:
-            policy: ``dlmrl_kit.policies.base.Policy``, on its device.
+            policy: on its device.
         """
 
-    def written_keys(self) -> tuple[Key, ...]:
-        """``out_keys`` and the optional keys that were asked for."""
-        return (*self.out_keys, *self._asked)
+    def resized(self: C, before: Sizes, after: Sizes) -> C:
+        """The component for trajectories of other sizes, for the audit's small problems; here as it is.
+
+        A component whose settings count denoising steps or positions (k, segments, a block length) overrides it: what
+        keeps 8 of 64 steps is to keep about one in eight of any number. The audit names what it could not resize.
+        """
+        return self
 
 
-C = TypeVar("C")
+def rebuilt(component: C, **changes: Any) -> C:
+    """A component made again from its own settings, some of them changed; modules it trains are not taken over.
 
+    Args:
+        component: keeps every parameter of its constructor under its own name.
+        changes: new values by parameter.
 
-def unattached(component: C) -> C:
-    """A shallow copy without the modules that ``attach`` created, so that it can be attached to another policy."""
-    twin = copy.copy(component)
-    modules = getattr(component, "_modules", {})
-    twin.__dict__["_modules"] = {name: part if isinstance(part, Component) else None for name, part in modules.items()}
-    return twin
+    Raises:
+        AttributeError: it does not keep a parameter.
+        ValueError: a value out of range.
+    """
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [name for name, p in inspect.signature(type(component)).parameters.items() if p.kind in kinds]
+    kept = {name: getattr(component, name) for name in names if name not in changes}
+    return type(component)(**kept, **changes)

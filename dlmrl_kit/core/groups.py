@@ -42,3 +42,22 @@ def tree_nodes(tensordict: TensorDictBase) -> Tensor:
 def tree_level(tensordict: TensorDictBase, step: Tensor) -> Tensor:
     """The level, 0 .. D - 1, that each step belongs to: int64 [B, K] from int64 [B, K]."""
     return (tensordict[TREE_STEP][:, None, :] <= step[:, :, None]).sum(-1) - 1
+
+
+def group_sum(values: Tensor, group: Tensor) -> Tensor:
+    """Sum over the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    ids, index = torch.unique(group, return_inverse=True)
+    return values.new_zeros(len(ids), *values.shape[1:]).index_add(0, index, values)[index]
+
+
+def group_mean(values: Tensor, group: Tensor) -> Tensor:
+    """Mean over the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    return group_sum(values, group) / group_sum(torch.ones_like(values), group)
+
+
+def group_max(values: Tensor, group: Tensor) -> Tensor:
+    """Largest value of the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    ids, index = torch.unique(group, return_inverse=True)
+    rows = index.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    most = values.new_full((len(ids), *values.shape[1:]), -torch.inf)
+    return most.scatter_reduce(0, rows, values, "amax")[index]

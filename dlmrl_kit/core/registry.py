@@ -43,14 +43,14 @@ KINDS: dict[str, Kind] = {
         Kind("advantage", "advantages", "how much better an action was than expected"),
         Kind("likelihood", "likelihoods", "the log-probability of a step, token or sequence under the current policy"),
         Kind("value", "values", "a value model trained beside the policy"),
-        Kind("loss", "losses", "the objective that is descended"),
+        Kind("loss", "losses", "the objective that is minimised"),
         Kind("regulariser", "regularisers", "a term added to the loss: KL, entropy"),
         Kind("normaliser", "normalisers", "what a sum over tokens is divided by"),
         Kind("schedule", "schedules", "a number that depends on the denoising step"),
-        Kind("trainer", "training", "the training loop: optimiser, batches, checkpoints, evaluation"),
+        Kind("trainer", "trainers", "the training loop: optimiser, batches, checkpoints, evaluation"),
         Kind("logger", "loggers", "where metrics go"),
         Kind("demonstrator", "demonstrators", "whose completions a denoiser is pre-trained on"),
-        Kind("pretrainer", "pretraining", "the pre-training objective and its loop settings"),
+        Kind("pretrainer", "pretrainers", "the pre-training objective and its loop settings"),
     )
 }
 

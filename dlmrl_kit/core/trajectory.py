@@ -55,7 +55,7 @@ def states(tensordict: TensorDictBase, step: Tensor, mask_id: int) -> Tensor:
     return torch.where(happened[..., None], found, tokens[:, None, :])
 
 
-def progress(tensordict: TensorDictBase, step: Tensor) -> dict[str, Tensor]:
+def canvas_state(tensordict: TensorDictBase, step: Tensor) -> dict[str, Tensor]:
     """What a state of a renoising sampler is besides its tokens: ``open`` bool [B, K, L], ``steps_in_block`` [B, K].
 
     Empty for samplers that fill masks, whose states are tokens alone. ``step``: int64 [B, K].
@@ -84,3 +84,8 @@ def every_step(tensordict: TensorDictBase) -> TensorDictBase:
     step = torch.arange(valid.shape[1], device=valid.device).expand_as(valid).masked_fill(~valid, 0)
     batch = tensordict.copy()
     return batch.set(SELECTED_STEP, step).set(SELECTED_WEIGHT, valid.to(torch.float64))
+
+
+def where_used(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` where ``mask``, 0 elsewhere; what is dropped gets gradient 0 even if it is not finite."""
+    return torch.where(mask, values, 0.0)

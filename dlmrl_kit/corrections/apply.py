@@ -6,9 +6,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_CORRECTION, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB
-from dlmrl_kit.core.trajectory import gather_steps
+from dlmrl_kit.core.trajectory import gather_steps, where_used
 from dlmrl_kit.corrections.base import Correction, diagnostics
-from dlmrl_kit.losses.base import keep
 
 
 def add_correction(
@@ -26,7 +25,7 @@ def add_correction(
         Diagnostics, see ``dlmrl_kit.corrections.base``.
     """
     used, happened = trajectory[SELECTED_WEIGHT] != 0, scored[SELECTED_WEIGHT] != 0
-    log_ratio = keep(log_prob - gather_steps(trajectory[STEP_LOG_PROB], scored[SELECTED_STEP]), happened)
+    log_ratio = where_used(log_prob - gather_steps(trajectory[STEP_LOG_PROB], scored[SELECTED_STEP]), happened)
     weights, truncated = (part.expand_as(used) for part in correction.weights(log_ratio, happened))
     trajectory.set(SELECTED_CORRECTION, weights.to(trajectory[SELECTED_WEIGHT].dtype).clone())
     return diagnostics(log_ratio[happened], weights[used], truncated[used])

@@ -11,12 +11,13 @@ the one before it, which starts at 1 as ever.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
 
-from dlmrl_kit.losses.base import keep
-from dlmrl_kit.losses.clipped import MAX_LOG_RATIO
+from dlmrl_kit.core.behaviour import MAX_LOG_RATIO
+from dlmrl_kit.core.trajectory import where_used
 
 POOR_SAMPLE_SIZE = 0.5
 """An effective sample size below this share of the samples is worth a warning."""
@@ -24,14 +25,15 @@ MANY_TRUNCATED = 0.2
 """So is a share of truncated weights above this."""
 
 
-class Correction:
+class Correction(ABC):
     """Base class of corrections."""
 
     every_step: ClassVar[bool] = False
     """Whether it needs log pi of every step, not only of those selected: as many forwards as an exact rollout."""
     single_steps: ClassVar[bool] = True
-    """Whether a slot must stand for one step, which it weighs."""
+    """Whether an entry of a selection must stand for one step, which it weighs."""
 
+    @abstractmethod
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         """Importance weights of steps.
 
@@ -43,12 +45,11 @@ class Correction:
             Weights [B, N] or [B, 1] that multiply those of the selected steps, without gradient; and bool of the same
             shape, where they were truncated.
         """
-        raise NotImplementedError
 
 
 def ratios(log_ratio: Tensor, used: Tensor) -> Tensor:
     """rho, [B, N], 1 where there is no step; log-ratios are clamped to +-20 so that none overflows."""
-    return keep(log_ratio, used).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return where_used(log_ratio, used).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def diagnostics(drifts: Tensor, weights: Tensor, truncated: Tensor) -> dict[str, float]:

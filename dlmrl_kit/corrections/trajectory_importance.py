@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.corrections.base import Correction, ratios
-from dlmrl_kit.losses.base import keep
 
 
 @register("correction", paper="Kahn and Marshall 1953")
@@ -40,6 +40,6 @@ class TrajectoryImportance(Correction):
 
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         """min(product of rho, cap), [B, 1], and where the product was larger."""
-        total = keep(log_ratio, used).sum(-1, keepdim=True)
+        total = where_used(log_ratio, used).sum(-1, keepdim=True)
         rho = ratios(total, torch.ones_like(total, dtype=torch.bool)).detach()
         return rho.clamp(max=self.cap), rho > self.cap

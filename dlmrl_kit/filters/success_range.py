@@ -7,7 +7,7 @@ import math
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import group_mean
+from dlmrl_kit.core.groups import group_mean
 from dlmrl_kit.core.keys import GROUP, REWARD
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check

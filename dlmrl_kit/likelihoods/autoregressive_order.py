@@ -8,13 +8,9 @@ The log-probability of decoding one token per step from left to right, whatever 
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
 
-from dlmrl_kit.core.keys import COMPLETION_IDS
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Sampler
 
 
 @register("likelihood", paper="arXiv 2601.15165", unbiased=False, under="exact for LeftToRight, one token per step")
@@ -33,10 +29,9 @@ class AutoregressiveOrder(SegmentLikelihood):
     def __init__(self, sampling_temperature: bool = True, after_eos: bool = False) -> None:
         super().__init__(sampling_temperature, after_eos)
 
-    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
-        """As ``SegmentLikelihood``; from here on, ``copies`` is the length of the completions."""
-        self.copies = tensordict[COMPLETION_IDS].shape[1]
-        return super().prepare(tensordict, sampler=sampler, policy=policy)
+    def forwards(self, length: int) -> int:
+        """One for each position."""
+        return length
 
     def masks(self, segments: Segments) -> Copies:
         """Copy l: the first l positions visible, position l scored."""

@@ -7,8 +7,9 @@ what it makes of their logits.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -28,8 +29,8 @@ from dlmrl_kit.core.keys import (
     TOKEN_COMMIT_RANK,
     Key,
 )
-from dlmrl_kit.core.trajectory import committed_at, gather_steps, progress, state_at, states
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, state_at, states
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.view import Decision
 
@@ -72,9 +73,9 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
 
 
 def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, slots: Tensor) -> Replay:
-    """``replay`` of a renoising sampler: R trajectories ``rows``, the step int64 [R, 1] of each; see ``progress``."""
+    """``replay`` of a renoising sampler: R trajectories ``rows``, the step int64 [R, 1] of each; see ``canvas_state``."""
     committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
-    prompt.update({"steps_in_block": progress(rows, step)["steps_in_block"].squeeze(1), "final": final})
+    prompt.update({"steps_in_block": canvas_state(rows, step)["steps_in_block"].squeeze(1), "final": final})
     prompt.set("committed", committed)
     ids, after = states(rows, step, -1).squeeze(1), states(rows, step + 1, -1).squeeze(1)
     return Replay(prompt, ids, Decision(committed, after), slots)
@@ -94,25 +95,24 @@ def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tenso
     return steps.scatter(pack(values[row][steps.decision.committed], steps.decision.committed, width))
 
 
-class Likelihood(Component):
-    """Base class of likelihood estimators.
+class Likelihood(Component, ABC):
+    """Base class of likelihood estimators: they write ``("selected", "log_prob")`` [B, K] and, on demand, other keys.
 
-    ``forward(tensordict, policy=, sampler=)`` writes ``("selected", "log_prob")`` [B, K] and, on demand, the optional
-    keys. Under the policy that generated the trajectory the same numbers are known from the rollout: ``recorded`` maps
+    Under the policy that generated the trajectory the same numbers may be known from the rollout: ``recorded`` maps
     each key that has an ``old_`` twin to the sampler's key that holds it.
     """
 
     requires = ("policy", "sampler")
     redraw: bool = False
     """Whether it reads ``iteration``: its masks are drawn anew in each pass over a rollout."""
-    copies: int = 1
-    """Model forwards per selected slot."""
     random_masks: bool = False
     """Whether what it computes depends on ``seed``."""
+    sampling_temperature: bool = True
+    """Whether it scores with the sampler's behaviour distribution, or else with softmax(logits)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = [
+        self.in_keys: list[Key] = [
             PROMPT_IDS,
             PROMPT_MASK,
             COMPLETION_IDS,
@@ -120,25 +120,44 @@ class Likelihood(Component):
             SELECTED_STEP,
             SELECTED_WEIGHT,
         ]
-        self.out_keys = [SELECTED_LOG_PROB]
+        self.out_keys: list[Key] = [SELECTED_LOG_PROB]
 
     @property
     def recorded(self) -> dict[Key, Key]:
         """Estimated key -> key in which the sampler records the same quantity under the behaviour policy."""
-        raise NotImplementedError
+        return {}
 
-    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
-        """Adds keys that do not depend on the policy; by default there are none."""
+    def forwards(self, length: int) -> int:
+        """Model forwards for each entry of a selection, for completions of ``length`` positions."""
+        return 1
+
+    def prepare(
+        self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds those of ``keys`` that do not depend on the policy's weights, once per rollout; here there are none."""
         return tensordict
 
-    def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
-        """All keys asked for, flat: [R, ...] each."""
-        raise NotImplementedError
+    @abstractmethod
+    def forward(  # type: ignore[override]
+        self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds ``out_keys`` and the on-demand ``keys``, with gradient: [B, K, ...] each, 0 where the weight is."""
 
-    def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
-        """Adds the written keys, [B, K, ...]."""
+
+class StepLikelihood(Likelihood):
+    """Base class of likelihoods of single denoising steps: subclasses implement ``estimate``."""
+
+    @abstractmethod
+    def estimate(
+        self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> dict[Key, Tensor]:
+        """``out_keys`` and ``keys`` of the R replayed steps, flat: [R, ...] each."""
+
+    def forward(  # type: ignore[override]
+        self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds ``out_keys`` and the on-demand ``keys``; see ``Likelihood.forward``."""
         steps = replay(tensordict, policy.mask_id)
-        estimated = self.estimate(steps, policy, sampler)
-        for key, values in estimated.items():
+        for key, values in self.estimate(steps, policy, sampler, keys).items():
             tensordict.set(key, steps.scatter(values))
         return tensordict

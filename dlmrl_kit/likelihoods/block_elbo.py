@@ -16,16 +16,13 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.keys import COMPLETION_IDS
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import count_from, first_of, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Sampler
 
 
 @register(
@@ -61,10 +58,13 @@ class BlockElbo(SegmentLikelihood):
         check(block_length >= 1, self, "block_length", block_length, "at least 1")
         self.block_length = block_length
 
-    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
-        """As ``SegmentLikelihood``; from here on, ``copies`` is the number of blocks."""
-        self.copies = -(-tensordict[COMPLETION_IDS].shape[1] // self.block_length)
-        return super().prepare(tensordict, sampler=sampler, policy=policy)
+    def forwards(self, length: int) -> int:
+        """One for each block."""
+        return -(-length // self.block_length)
+
+    def resized(self, before: Sizes, after: Sizes) -> BlockElbo:
+        """Blocks of the same share of the completion."""
+        return rebuilt(self, block_length=before.scale_length(self.block_length, after))
 
     def masks(self, segments: Segments) -> Copies:
         """Copy b: x tokens of block b masked, and all later blocks."""

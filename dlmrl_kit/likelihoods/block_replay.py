@@ -7,7 +7,7 @@ a row needs as many forwards of P + 2 L tokens as the most steps of a block, not
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from tensordict import TensorDictBase
@@ -18,19 +18,19 @@ from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     PROMPT_IDS,
     PROMPT_MASK,
+    SELECTED_DISTRIBUTION,
+    SELECTED_ENTROPY,
     SELECTED_LOG_PROB,
     SELECTED_TOKEN_LOG_PROB,
-    SELECTED_TOKEN_MASK,
+    Key,
 )
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.likelihoods.base import Replay, pack, replay
 from dlmrl_kit.likelihoods.head import token_log_probs
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.samplers.base import Sampler
-
-LOG_PROB, TOKEN_LOG_PROB = SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB
 
 
 @register(
@@ -50,20 +50,20 @@ class BlockReplay(StepTokenLogProb):
         sampling_temperature: as ``StepTokenLogProb``.
     """
 
-    def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
-        """Adds the written keys, [B, K, ...]."""
-        plain = {LOG_PROB, TOKEN_LOG_PROB, SELECTED_TOKEN_MASK}
-        aligned = isinstance(policy, BlockCausalPolicy) and sampler.block_length == policy.block_size
-        if not aligned or not set(self.asked) <= plain or type(sampler).view is not Sampler.view:
-            return super().forward(tensordict, policy=policy, sampler=sampler)
-        assert isinstance(policy, BlockCausalPolicy)
+    def forward(  # type: ignore[override]
+        self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds ``out_keys`` and the on-demand ``keys``; see ``Likelihood.forward``."""
+        fills_masks = sampler.noise == "mask" and not {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & {*keys}
+        if not (fills_masks and isinstance(policy, BlockCausalPolicy) and sampler.block_length == policy.block_size):
+            return super().forward(tensordict, policy=policy, sampler=sampler, keys=keys)
         steps = replay(tensordict, policy.mask_id)
         log_probs = self._replay(tensordict, steps, policy, sampler)
         row, committed = steps.slots.nonzero(as_tuple=True)[0], steps.decision.committed
         own = log_probs[row]
-        tensordict.set(LOG_PROB, steps.scatter((own * committed).sum(-1)))
-        if TOKEN_LOG_PROB in self.asked:
-            tensordict.set(TOKEN_LOG_PROB, steps.scatter(pack(own[committed], committed, sampler.max_commits)))
+        tensordict.set(SELECTED_LOG_PROB, steps.scatter((own * committed).sum(-1)))
+        if SELECTED_TOKEN_LOG_PROB in keys:
+            tensordict.set(SELECTED_TOKEN_LOG_PROB, steps.scatter(pack(own[committed], committed, sampler.max_commits)))
         return tensordict
 
     def _replay(self, tensordict: TensorDictBase, steps: Replay, policy: BlockCausalPolicy, sampler: Sampler) -> Tensor:
@@ -78,7 +78,7 @@ class BlockReplay(StepTokenLogProb):
         noised = tokens[row].masked_fill(turn[row] >= number[:, None], policy.mask_id)
         scored = scored[row, number]
         features = policy.replayed(tensordict[PROMPT_IDS][row], prompt_mask[row], tokens[row], noised, scored)
-        behaviour: Any = sampler.behaviour if self.sampling_temperature else None
+        behaviour = sampler.behaviour if self.sampling_temperature else None
         picked = token_log_probs(policy, features, tokens[row][scored], behaviour)
         flat, position = scored.nonzero(as_tuple=True)
         return picked.new_zeros(tokens.shape).index_put((row[flat], position), picked)

@@ -33,7 +33,6 @@ class Coupled(SegmentLikelihood):
         ValueError: a value out of range.
     """
 
-    copies = 3
     random_masks = True
 
     def __init__(
@@ -53,6 +52,10 @@ class Coupled(SegmentLikelihood):
     def ratio(self, segments: Segments) -> Tensor:
         """Mask ratio of the first of each slot's pair: float64 [R]."""
         return self.lower + (self.upper - self.lower) * segments.uniforms("ratio")
+
+    def forwards(self, length: int) -> int:
+        """One for each copy."""
+        return 3
 
     def masks(self, segments: Segments) -> Copies:
         """All tokens masked, some of them, the others."""

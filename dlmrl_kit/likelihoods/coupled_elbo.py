@@ -34,8 +34,11 @@ class CoupledElbo(SegmentLikelihood):
     Reads and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens, ``token_log_prob`` its parts.
     """
 
-    copies = 2
     random_masks = True
+
+    def forwards(self, length: int) -> int:
+        """One for each copy."""
+        return 2
 
     def masks(self, segments: Segments) -> Copies:
         """k of the tokens masked, and the others."""

@@ -12,10 +12,10 @@ import dataclasses
 from tensordict import TensorDictBase
 
 from dlmrl_kit.core.keys import SELECTED_STEP, STEP_DRAFT_IDS
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, counted_positions
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 
 

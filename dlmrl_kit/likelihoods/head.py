@@ -7,18 +7,25 @@ more in the backward pass: memory holds one piece's logits, whatever the vocabul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, forbid
-from dlmrl_kit.policies.base import Policy, head_logits
-from dlmrl_kit.samplers.parts import LOGITS_BYTES
+from dlmrl_kit.core.policy import Policy, most_predictions
+from dlmrl_kit.samplers.base import Process
 
 
-def token_log_probs(policy: Policy, features: Tensor, tokens: Tensor, behaviour: Behaviour | None) -> Tensor:
+def token_log_probs(
+    policy: Policy,
+    features: Tensor,
+    tokens: Tensor,
+    behaviour: Behaviour | None,
+    process: Process | None = None,
+) -> Tensor:
     """Log-probability of one token at each position, at least ``LOG_ZERO``; differentiable.
 
     Args:
@@ -26,25 +33,32 @@ def token_log_probs(policy: Policy, features: Tensor, tokens: Tensor, behaviour:
         features: [N, D].
         tokens: int64 [N].
         behaviour: the distribution, or None for softmax(logits).
+        process: what is done to the logits before, as ``Sampler.processing`` gives; None: nothing.
 
     Returns:
         [N].
     """
 
-    def pick(features: Tensor, tokens: Tensor) -> Tensor:
-        logits = forbid(head_logits(policy, features), policy.forbidden_ids)
+    def pick(features: Tensor, tokens: Tensor, part: slice = slice(None)) -> Tensor:
+        logits = forbid(policy.head(features), policy.forbidden_ids)
+        if process is not None:
+            logits = process(logits, part)
         log_probs = logits.log_softmax(-1) if behaviour is None else behaviour_log_probs(logits, behaviour)
         return log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
 
-    most = max(1, LOGITS_BYTES[features.device.type == "cpu"] // (4 * policy.vocab_size))
+    most = most_predictions(policy.vocab_size, features.device)
     if len(features) <= most:
         return pick(features, tokens)
-    pieces = zip(features.split(most), tokens.split(most), strict=True)
-    return torch.cat([recomputed(pick, *piece) for piece in pieces])
+    parts = [slice(first, first + most) for first in range(0, len(features), most)]
+    return torch.cat([recomputed(partial(pick, part=part), features[part], tokens[part]) for part in parts])
 
 
-def recomputed(function: Callable[..., Any], *given: Tensor) -> Any:
+T = TypeVar("T")
+
+
+def recomputed(function: Callable[..., T], *given: Tensor) -> T:
     """``function(*given)``, whose intermediate results are not kept for the backward pass but computed again."""
     if not torch.is_grad_enabled():
         return function(*given)
-    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return found

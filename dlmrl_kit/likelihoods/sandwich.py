@@ -23,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import SELECTED_ADVANTAGE
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
@@ -72,24 +73,32 @@ class Sandwich(SegmentLikelihood):
         check(0 <= prompt_mask_share <= 1, self, "prompt_mask_share", prompt_mask_share, "in [0, 1]")
         check(0 <= earlier_mask_share <= 1, self, "earlier_mask_share", earlier_mask_share, "in [0, 1]")
         self.in_keys = [*self.in_keys, SELECTED_ADVANTAGE]
-        self.copies = self.num_copies = num_copies
+        self.num_copies = num_copies
         self.beta = beta
         self.mix_weight = mix_weight
         self.block_length = block_length
         self.prompt_mask_share = prompt_mask_share
         self.earlier_mask_share = earlier_mask_share
 
+    def forwards(self, length: int) -> int:
+        """One for each copy."""
+        return self.num_copies
+
+    def resized(self, before: Sizes, after: Sizes) -> Sandwich:
+        """Blocks of the same share of the completion."""
+        return rebuilt(self, block_length=before.scale_length(self.block_length, after))
+
     def masks(self, segments: Segments) -> Copies:
         """M copies, each with a block of its own as far as there are enough."""
         targets = segments.targets[:, None]
         block = torch.arange(targets.shape[-1], device=targets.device) // self.block_length
-        drawn = drawn_blocks(segments, self.block_length, self.copies)[..., None]
+        drawn = drawn_blocks(segments, self.block_length, self.num_copies)[..., None]
         inside = targets & (block == drawn)
-        count = count_from(segments.uniforms("count", self.copies), 1, inside.sum(-1))
-        chosen = first_of(inside, segments.position_uniforms("order", self.copies), count)
-        now_and_then = segments.position_uniforms("earlier", self.copies) < self.earlier_mask_share
+        count = count_from(segments.uniforms("count", self.num_copies), 1, inside.sum(-1))
+        chosen = first_of(inside, segments.position_uniforms("order", self.num_copies), count)
+        now_and_then = segments.position_uniforms("earlier", self.num_copies) < self.earlier_mask_share
         copies = partly_masked(segments, chosen | (block > drawn) | ((block < drawn) & now_and_then))
-        masked = prompt_masks(segments, self.prompt_mask_share, self.copies)
+        masked = prompt_masks(segments, self.prompt_mask_share, self.num_copies)
         return dataclasses.replace(copies, prompt_masked=masked)
 
     def combine(self, log_probs: Tensor, copies: Copies, segments: Segments) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ reference policy see the same ones.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +34,11 @@ from dlmrl_kit.core.keys import (
     SEQUENCE_LENGTH,
     Key,
 )
+from dlmrl_kit.core.policy import Policy, completion_features
 from dlmrl_kit.core.seeding import combine_seeds, uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.head import token_log_probs
-from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
 
 
@@ -158,14 +160,9 @@ class SegmentLikelihood(Likelihood):
         self.redraw = redraw
         self.in_keys = [*self.in_keys, SELECTED_END, SEED, *(["iteration"] if redraw else [])]
 
-    @property
-    def recorded(self) -> dict[Key, Key]:
-        """None."""
-        return {}
-
+    @abstractmethod
     def masks(self, segments: Segments) -> Copies:
         """The masked copies of each segment."""
-        raise NotImplementedError
 
     def weights(self, copies: Copies, segments: Segments) -> Tensor:
         """Weight of each copy: broadcastable to [R, M, L]; here 1."""
@@ -184,19 +181,21 @@ class SegmentLikelihood(Likelihood):
         """Which entries of the tokens' log-probabilities count: bool [R, L]."""
         return copies.scored.any(1)
 
-    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
+    def prepare(
+        self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
         """Adds what was asked for and does not depend on the policy's weights: token mask and length."""
-        if SELECTED_TOKEN_MASK in self.asked:
+        if SELECTED_TOKEN_MASK in keys:
             segments = self.segments(tensordict, policy, sampler)
             tensordict.set(SELECTED_TOKEN_MASK, segments.scatter(self.token_mask(self.masks(segments), segments)))
-        if SEQUENCE_LENGTH in self.asked:
+        if SEQUENCE_LENGTH in keys:
             tensordict.set(SEQUENCE_LENGTH, self.counted(tensordict, policy, sampler).sum(-1))
         return tensordict
 
     def counted(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Tensor:
         """Positions that are scored in one segment or another: committed ones that count, bool [B, L]."""
         counted = counted_positions(tensordict[COMPLETION_IDS], policy.eos_id, self.after_eos)
-        return counted & (tensordict[COMMIT_STEP] < sampler.max_steps)
+        return counted & (tensordict[COMMIT_STEP] < sampler.num_steps(policy))
 
     def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
         """The used slots of a batch.
@@ -229,14 +228,16 @@ class SegmentLikelihood(Likelihood):
             batch=tensordict,
         )
 
-    def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
-        """Adds the log-probabilities, [B, K] and [B, K, L]."""
+    def forward(  # type: ignore[override]
+        self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds the log-probabilities, [B, K] and [B, K, L]; see ``Likelihood.forward``."""
         segments = self.segments(tensordict, policy, sampler)
         copies = self.masks(segments)
         log_probs = score(segments, copies, policy, sampler, self.sampling_temperature)
         total, tokens = self.combine(log_probs, copies, segments)
         tensordict.set(SELECTED_LOG_PROB, segments.scatter(total))
-        if SELECTED_TOKEN_LOG_PROB in self.asked:
+        if SELECTED_TOKEN_LOG_PROB in keys:
             tensordict.set(SELECTED_TOKEN_LOG_PROB, segments.scatter(tokens))
         return tensordict
 

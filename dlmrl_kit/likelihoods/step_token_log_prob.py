@@ -6,7 +6,7 @@ Leaves out which positions were committed: exact for samplers that choose positi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from tensordict import TensorDictBase
@@ -24,10 +24,10 @@ from dlmrl_kit.core.keys import (
     SELECTED_TOKEN_MASK,
     Key,
 )
+from dlmrl_kit.core.policy import Policy, completion_features
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.likelihoods.base import Likelihood, Replay, pack, pack_tokens
+from dlmrl_kit.likelihoods.base import Replay, StepLikelihood, pack, pack_tokens
 from dlmrl_kit.likelihoods.head import token_log_probs
-from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
 
 
@@ -37,7 +37,7 @@ from dlmrl_kit.samplers.base import Sampler
     unbiased=True,
     under="samplers that choose positions from the state alone, with sampling_temperature=True",
 )
-class StepTokenLogProb(Likelihood):
+class StepTokenLogProb(StepLikelihood):
     """Sum over the committed positions of the log-probability of their tokens, one forward per selected step.
 
     Args:
@@ -66,44 +66,47 @@ class StepTokenLogProb(Likelihood):
         step, token = ("token_log_prob", "log_prob") if self.sampling_temperature else ("model_log_prob",) * 2
         return {SELECTED_LOG_PROB: ("step", step), SELECTED_TOKEN_LOG_PROB: ("token", token)}
 
-    def prepare(self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy) -> TensorDictBase:
-        """Adds ``("selected", "token_mask")`` if asked: which of the C slots of a step hold a committed position."""
-        if SELECTED_TOKEN_MASK in self.asked:
+    def prepare(
+        self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds ``("selected", "token_mask")`` if asked: which of the C entries of a step hold a committed position."""
+        if SELECTED_TOKEN_MASK in keys:
             ones = torch.ones_like(tensordict[COMPLETION_IDS], dtype=torch.bool)
             tensordict.set(SELECTED_TOKEN_MASK, pack_tokens(tensordict, ones, sampler.max_commits))
         return tensordict
 
-    def estimate(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
-        """Predictions at the committed positions only."""
+    def estimate(
+        self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> dict[Key, Tensor]:
+        """Predictions at the committed positions only; no logits are kept where no distribution is asked for."""
+        if {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & {*keys}:
+            return self._with_distributions(steps, policy, sampler, keys)
+        committed, prompt = steps.decision.committed, steps.prompt
+        features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], steps.ids, committed)
+        behaviour = sampler.behaviour if self.sampling_temperature else None
+        process = sampler.processing(prompt, committed)
+        picked = token_log_probs(policy, features, steps.decision.tokens[committed], behaviour, process)
+        row = committed.nonzero(as_tuple=True)[0]
+        out: dict[Key, Tensor] = {SELECTED_LOG_PROB: picked.new_zeros(len(committed)).index_add(0, row, picked)}
+        if SELECTED_TOKEN_LOG_PROB in keys:
+            out[SELECTED_TOKEN_LOG_PROB] = pack(picked, committed, sampler.max_commits)
+        return out
+
+    def _with_distributions(
+        self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key]
+    ) -> dict[Key, Tensor]:
+        """The same with whole distributions in memory."""
         committed = steps.decision.committed
-        plain = type(sampler).view is Sampler.view  # a sampler with a view of its own makes the predictions itself
-        if plain and not {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & set(self.asked):
-            return self._without_distributions(steps, policy, sampler)
         view = sampler.view(policy, steps.prompt, steps.ids, committed)
         log_probs = view.log_probs if self.sampling_temperature else view.logits.log_softmax(-1)
         tokens = steps.decision.tokens[committed]
         picked = log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
-        row = view.index[0]
-        out: dict[Any, Tensor] = {SELECTED_LOG_PROB: view.row_sum(picked, row)}
-        width = sampler.max_commits
-        for key in self.asked:
-            if key == SELECTED_TOKEN_LOG_PROB:
-                out[key] = pack(picked, committed, width)
-            elif key == SELECTED_DISTRIBUTION:
-                out[key] = pack(log_probs, committed, width)
-            elif key == SELECTED_ENTROPY:
-                out[key] = view.row_sum(entropy(view.log_probs), row) / committed.sum(-1)
-        return out
-
-    def _without_distributions(self, steps: Replay, policy: Policy, sampler: Sampler) -> dict[Any, Tensor]:
-        """The same where nothing but the tokens' log-probabilities is asked for: no logits are kept."""
-        committed = steps.decision.committed
-        prompt_ids, prompt_mask = steps.prompt[PROMPT_IDS], steps.prompt[PROMPT_MASK]
-        features = completion_features(policy, prompt_ids, prompt_mask, steps.ids, committed)
-        behaviour = sampler.behaviour if self.sampling_temperature else None
-        picked = token_log_probs(policy, features, steps.decision.tokens[committed], behaviour)
-        row = committed.nonzero(as_tuple=True)[0]
-        out: dict[Any, Tensor] = {SELECTED_LOG_PROB: picked.new_zeros(len(committed)).index_add(0, row, picked)}
-        if SELECTED_TOKEN_LOG_PROB in self.asked:
-            out[SELECTED_TOKEN_LOG_PROB] = pack(picked, committed, sampler.max_commits)
+        row, width = view.index[0], sampler.max_commits
+        out: dict[Key, Tensor] = {SELECTED_LOG_PROB: view.row_sum(picked, row)}
+        if SELECTED_TOKEN_LOG_PROB in keys:
+            out[SELECTED_TOKEN_LOG_PROB] = pack(picked, committed, width)
+        if SELECTED_DISTRIBUTION in keys:
+            out[SELECTED_DISTRIBUTION] = pack(log_probs, committed, width)
+        if SELECTED_ENTROPY in keys:
+            out[SELECTED_ENTROPY] = view.row_sum(entropy(view.log_probs), row) / committed.sum(-1)
         return out

@@ -6,14 +6,15 @@ so micro-batches accumulate exactly, values and gradients alike:
 
     loss(batch) = sum_m loss(micro_m) * count(micro_m) / sum_m count(micro_m)
 
-A slot of weight 0 is padding: it is replaced *before* any arithmetic, so whatever it holds (NaN and infinities
+A segment of weight 0 is padding: it is replaced *before* any arithmetic, so whatever it holds (NaN and infinities
 included) reaches neither the value nor the gradient.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -21,30 +22,26 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 
 from dlmrl_kit.core.component import Component
-from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
-
-
-def keep(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` where ``mask``, 0 elsewhere; what is dropped gets gradient 0 even if it is not finite."""
-    return torch.where(mask, values, 0.0)
+from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, SEQUENCE_LENGTH, Key
+from dlmrl_kit.core.trajectory import where_used
 
 
 def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
-    """Scalar sum of weight * value; slots of weight 0 count exactly nothing, and weights get no gradient.
+    """Scalar sum of weight * value; segments of weight 0 count exactly nothing, and weights get no gradient.
 
     Args:
         values, weight: the same shape.
     """
-    return (keep(values, weight != 0) * weight.detach()).sum()
+    return (where_used(values, weight != 0) * weight.detach()).sum()
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
     """Scalar mean of ``values`` over ``mask``; 0 where the mask is empty."""
-    return keep(values, mask).sum() / mask.sum().clamp(min=1)
+    return where_used(values, mask).sum() / mask.sum().clamp(min=1)
 
 
 def scored_tokens(tensordict: TensorDictBase) -> Tensor:
-    """The tokens of the slots of non-zero weight: bool [B, K, C]."""
+    """The tokens of the segments of non-zero weight: bool [B, K, C]."""
     return tensordict[SELECTED_TOKEN_MASK] & (tensordict[SELECTED_WEIGHT] != 0)[..., None]
 
 
@@ -52,6 +49,21 @@ def max_over(values: Tensor, mask: Tensor) -> Tensor:
     """Scalar maximum of ``values`` over ``mask``; 0 where the mask is empty."""
     kept = values[mask]
     return kept.max() if kept.numel() else values.new_zeros(())
+
+
+def used_sequences(weight: Tensor) -> Tensor:
+    """The samples that have a slot of non-zero weight: bool [B] from [B, K]."""
+    return (weight != 0).any(-1)
+
+
+def sequence_log_prob(log_prob: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sum over the slots of each sample: [B] from [B, K] and [B, K]; weights get no gradient."""
+    return (where_used(log_prob, weight != 0) * weight.detach()).sum(-1)
+
+
+def sequence_length(tensordict: TensorDictBase) -> Tensor:
+    """The length of each completion in tokens, at least 1, as a real number: [B]."""
+    return tensordict[SEQUENCE_LENGTH].clamp(min=1).to(tensordict[SELECTED_WEIGHT].dtype)
 
 
 class Term(Component, LossModule):
@@ -65,15 +77,24 @@ class Term(Component, LossModule):
         out_keys: keys of the returned TensorDict, the loss first.
     """
 
-    slotwise: bool = False
-    """Whether ``total`` is a sum over the slots of a sample, so that a sample may be cut between its slots."""
+    segmentwise: bool = False
+    """Whether ``total`` is a sum over the selected segments of a sample, so that a sample may be cut between them."""
     needs_groups: ClassVar[bool] = False
     """Whether a minibatch must hold whole groups."""
 
-    def __init__(self, in_keys: Sequence[Key], out_keys: Sequence[Key]) -> None:
+    def __init__(self, in_keys: Sequence[Key], out_keys: Sequence[str]) -> None:
         super().__init__()
-        self.in_keys: list[Any] = list(in_keys)
-        self.out_keys: list[Any] = list(out_keys)
+        self.in_keys: list[Key] = list(in_keys)
+        self.out_keys: list[str] = list(out_keys)
+
+    @property
+    def additive_keys(self) -> list[str]:
+        """What ``forward`` returns as a numerator over ``count``, so that it adds up over micro-batches."""
+        return list(self.out_keys)
+
+    def units(self, tensordict: TensorDictBase) -> Tensor:
+        """How many units its other values are means over, here the used segments: an integer scalar."""
+        return (tensordict[SELECTED_WEIGHT] != 0).sum()
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The denominator of this batch, an int64 scalar: its number of samples B."""
@@ -99,13 +120,14 @@ class Objective(Term):
     def __init__(self, in_keys: Sequence[Key], diagnostics: Sequence[str] = ()) -> None:
         super().__init__(in_keys, ["loss_objective", *diagnostics])
 
-    def units(self, tensordict: TensorDictBase) -> Tensor:
-        """How many units the diagnostics are means over, here the used slots: an integer scalar."""
-        return (tensordict[SELECTED_WEIGHT] != 0).sum()
+    @property
+    def additive_keys(self) -> list[str]:
+        """The loss; diagnostics are means over ``units``."""
+        return ["loss_objective"]
 
+    @abstractmethod
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The numerator of the loss (a scalar, a plain sum over samples) and the diagnostics."""
-        raise NotImplementedError
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The loss of this batch and its diagnostics."""

@@ -17,12 +17,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dlmrl_kit.advantages.base import group_max
+from dlmrl_kit.core.groups import group_max
 from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import Objective
-from dlmrl_kit.losses.sequence_base import sequence_log_prob, used_sequences
+from dlmrl_kit.losses.base import Objective, sequence_log_prob, used_sequences
 
 
 def best_and_worst(reward: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_WEIGHT, SEQUENCE_LENGTH
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import Objective, keep, mean_over, weighted_sum
-from dlmrl_kit.losses.sequence_base import used_sequences
+from dlmrl_kit.core.trajectory import where_used
+from dlmrl_kit.losses.base import Objective, mean_over, used_sequences, weighted_sum
 
 
 @register(
@@ -29,10 +29,10 @@ class LengthWeightedReinforce(Objective):
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "advantage")`` and ``("selected", "weight")``,
     all [B, K], and ``("sequence", "length")`` int64 [B]. Returns ``loss_objective`` and ``log_prob`` (mean over the
-    slots of non-zero weight). ``count`` is the tokens of the samples that have a slot of non-zero weight.
+    segments of non-zero weight). ``count`` is the tokens of the samples that have a segment of non-zero weight.
     """
 
-    slotwise = True
+    segmentwise = True
 
     def __init__(self) -> None:
         super().__init__([SELECTED_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT, SEQUENCE_LENGTH], ["log_prob"])
@@ -45,6 +45,6 @@ class LengthWeightedReinforce(Objective):
         """Minus the sum of weight * advantage * log-probability."""
         weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
-        log_prob = keep(tensordict[SELECTED_LOG_PROB], used)
-        advantage = keep(tensordict[SELECTED_ADVANTAGE], used).detach()
+        log_prob = where_used(tensordict[SELECTED_LOG_PROB], used)
+        advantage = where_used(tensordict[SELECTED_ADVANTAGE], used).detach()
         return -weighted_sum(advantage * log_prob, weight), {"log_prob": mean_over(log_prob, used)}

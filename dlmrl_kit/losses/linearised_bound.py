@@ -19,6 +19,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.behaviour import MAX_LOG_RATIO
 from dlmrl_kit.core.keys import (
     SELECTED_ADVANTAGE,
     SELECTED_LOG_PROB,
@@ -27,16 +28,15 @@ from dlmrl_kit.core.keys import (
     SEQUENCE_LENGTH,
 )
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
-    Objective,
-    keep,
     max_over,
     mean_over,
+    sequence_length,
     weighted_sum,
 )
-from dlmrl_kit.losses.clipped import DIAGNOSTICS, MAX_LOG_RATIO
-from dlmrl_kit.losses.sequence_base import sequence_length
+from dlmrl_kit.losses.ppo import ClippedObjective
 
 
 @register(
@@ -46,43 +46,40 @@ from dlmrl_kit.losses.sequence_base import sequence_length
     scale="1 / length",
     under="proportional to Reinforce before the first update where all completions have the same length",
 )
-class LinearisedBound(Objective):
-    """Clipped lower bound of the length-normalised sequence objective, a sum over slots, averaged over samples.
+class LinearisedBound(ClippedObjective):
+    """Clipped lower bound of the length-normalised sequence objective, a sum over segments, averaged over samples.
 
     Args:
         clip_low: g is clipped at 1 - clip_low; in [0, 1].
         clip_high: g is clipped at 1 + clip_high; at least 0.
-        dual_clip: c, above 1: where the advantage is negative, a slot counts at least c times the advantage.
+        dual_clip: c, above 1: where the advantage is negative, a segment counts at least c times the advantage.
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "old_log_prob")``, ``("selected", "advantage")``
     and ``("selected", "weight")``, all [B, K], and ``("sequence", "length")`` int64 [B]. Returns ``loss_objective``
-    and, over the slots of non-zero weight, ``ratio`` (mean of g), ``ratio_max``, ``clip_fraction`` (share where a clip
+    and, over the segments of non-zero weight, ``ratio`` (mean of g), ``ratio_max``, ``clip_fraction`` (share where a clip
     binds) and ``approx_kl`` (of the ratio per token). ``count`` is B.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    slotwise = True
+    segmentwise = True
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0) -> None:
-        super().__init__(
-            [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT, SEQUENCE_LENGTH],
-            DIAGNOSTICS,
-        )
-        check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
-        check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
+        keys = [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT, SEQUENCE_LENGTH]
+        super().__init__(clip_low, clip_high, keys)
         check(1 < dual_clip < math.inf, self, "dual_clip", dual_clip, "above 1 and finite")
-        self.clip_low = clip_low
-        self.clip_high = clip_high
         self.dual_clip = dual_clip
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the weighted sum of the bounds of the slots."""
+        """Minus the weighted sum of the bounds of the segments."""
         weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
-        advantage = keep(tensordict[SELECTED_ADVANTAGE], used).detach()
-        difference = keep(tensordict[SELECTED_LOG_PROB], used) - keep(tensordict[SELECTED_OLD_LOG_PROB], used).detach()
+        advantage = where_used(tensordict[SELECTED_ADVANTAGE], used).detach()
+        difference = (
+            where_used(tensordict[SELECTED_LOG_PROB], used)
+            - where_used(tensordict[SELECTED_OLD_LOG_PROB], used).detach()
+        )
         difference = difference / sequence_length(tensordict)[:, None]
         bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio = torch.where(advantage >= 0, 1 + difference, bounded.exp())

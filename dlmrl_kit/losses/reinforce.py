@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import Objective, keep, mean_over, weighted_sum
+from dlmrl_kit.core.trajectory import where_used
+from dlmrl_kit.losses.base import Objective, mean_over, weighted_sum
 
 
 @register(
@@ -26,10 +27,10 @@ class Reinforce(Objective):
     """Policy gradient: minus advantage times log-probability, summed over steps, averaged over samples.
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "advantage")`` and ``("selected", "weight")``,
-    all [B, K]. Returns ``loss_objective`` and ``log_prob`` (mean over the slots of non-zero weight). ``count`` is B.
+    all [B, K]. Returns ``loss_objective`` and ``log_prob`` (mean over the segments of non-zero weight). ``count`` is B.
     """
 
-    slotwise = True
+    segmentwise = True
 
     def __init__(self) -> None:
         super().__init__([SELECTED_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT], ["log_prob"])
@@ -38,6 +39,6 @@ class Reinforce(Objective):
         """Minus the sum of weight * advantage * log-probability."""
         weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
-        log_prob = keep(tensordict[SELECTED_LOG_PROB], used)
-        advantage = keep(tensordict[SELECTED_ADVANTAGE], used).detach()
+        log_prob = where_used(tensordict[SELECTED_LOG_PROB], used)
+        advantage = where_used(tensordict[SELECTED_ADVANTAGE], used).detach()
         return -weighted_sum(advantage * log_prob, weight), {"log_prob": mean_over(log_prob, used)}

@@ -3,8 +3,15 @@ r"""Token-level PPO (d1, arXiv 2504.12216): one ratio per committed token.
     rho_bkc = exp(log pi_bkc - log pi_old_bkc)
     L = -sum_bkc share_bkc w_bk min(rho_bkc A_bk, clip(rho_bkc, 1 - low, 1 + high) A_bk) / count
 
-The tokens are those of the slots of non-zero weight; shares and count are the normaliser's: by default 1 and the number
-of tokens, those of a slot counted with its weight.
+The tokens are those of the segments of non-zero weight; shares and count are the normaliser's: by default 1 and the
+number of tokens, those of a segment counted with its weight.
+
+    TokenPPO            A_bk of the segment
+    TokenAdvantagePPO   A_bkl, an advantage of its own for every token       TraceRL with a value model, arXiv 2509.06949
+    ConfidenceTokenPPO  A_bk * pi_old_bkc, the token's probability when drawn                     MDPO, arXiv 2508.13148
+
+At the sampling temperature pi_old is the confidence of MDPO's released code. Tokens that were drawn by chance then
+count less than those the policy was sure of.
 """
 
 from __future__ import annotations
@@ -15,19 +22,19 @@ from torch import Tensor
 from dlmrl_kit.core.keys import (
     SELECTED_ADVANTAGE,
     SELECTED_OLD_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_ADVANTAGE,
     SELECTED_TOKEN_LOG_PROB,
     SELECTED_TOKEN_MASK,
     SELECTED_WEIGHT,
 )
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import (
-    Objective,
-    scored_tokens,
-)
-from dlmrl_kit.losses.clipped import DIAGNOSTICS, clipped_surrogate
+from dlmrl_kit.losses.base import scored_tokens
+from dlmrl_kit.losses.ppo import ClippedObjective, clipped_surrogate
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.normalisers.per_token import PerToken
+from dlmrl_kit.normalisers.means import PerToken
+from dlmrl_kit.values.base import check_by_position
 
 
 @register(
@@ -37,7 +44,7 @@ from dlmrl_kit.normalisers.per_token import PerToken
     scale="B / number of tokens",
     under="proportional to Reinforce before the first update, with token-wise exact log-probabilities",
 )
-class TokenPPO(Objective):
+class TokenPPO(ClippedObjective):
     """Clipped surrogate with the ratio of single tokens, averaged over the tokens of the batch (see ``normaliser``).
 
     With a fixed number of tokens per batch the mean only scales the gradient of the sum; a number that varies with the
@@ -50,7 +57,7 @@ class TokenPPO(Objective):
 
     Reads ``("selected", "token_log_prob")`` (with gradient), ``("selected", "old_token_log_prob")`` and
     ``("selected", "token_mask")``, all [B, K, C]; ``("selected", "advantage")`` and ``("selected", "weight")``, both
-    [B, K]. Returns ``loss_objective`` and, over the tokens of the slots of non-zero weight, ``ratio`` (mean),
+    [B, K]. Returns ``loss_objective`` and, over the tokens of the segments of non-zero weight, ``ratio`` (mean),
     ``ratio_max``, ``clip_fraction`` (share where the clip binds) and ``approx_kl`` (estimate of KL(old || new)).
     ``count`` is the normaliser's.
 
@@ -59,23 +66,17 @@ class TokenPPO(Objective):
     """
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, normaliser: Normaliser | None = None) -> None:
-        super().__init__(
-            [
-                SELECTED_TOKEN_LOG_PROB,
-                SELECTED_OLD_TOKEN_LOG_PROB,
-                SELECTED_TOKEN_MASK,
-                SELECTED_ADVANTAGE,
-                SELECTED_WEIGHT,
-            ],
-            DIAGNOSTICS,
-        )
-        check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
-        check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
+        keys = [
+            SELECTED_TOKEN_LOG_PROB,
+            SELECTED_OLD_TOKEN_LOG_PROB,
+            SELECTED_TOKEN_MASK,
+            SELECTED_ADVANTAGE,
+            SELECTED_WEIGHT,
+        ]
+        super().__init__(clip_low, clip_high, keys)
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
-        self.clip_low = clip_low
-        self.clip_high = clip_high
         self.normaliser = normaliser if normaliser is not None else PerToken()
-        self.slotwise = self.normaliser.slotwise
+        self.segmentwise = self.normaliser.segmentwise
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """The normaliser's denominator of this batch, a scalar."""
@@ -102,3 +103,50 @@ class TokenPPO(Objective):
         )
         total = self.normaliser.total(surrogate.value, mask, tensordict[SELECTED_WEIGHT].detach())
         return -total, surrogate.diagnostics
+
+
+@register(
+    "loss",
+    paper="arXiv 2509.06949",
+    unbiased=False,
+    scale="B / number of tokens",
+    under="as TokenPPO, with unbiased advantages of tokens",
+)
+class TokenAdvantagePPO(TokenPPO):
+    """Clipped surrogate with ratio and advantage of single tokens.
+
+    For likelihoods of segments (``StepMerge``), whose tokens are by position, as the advantages are.
+
+    Arguments, returns as ``TokenPPO``. Reads ``("selected", "token_advantage")`` [B, K, L] instead of
+    ``("selected", "advantage")``.
+
+    Raises:
+        ValueError: a value out of range; when run, tokens that are not by position.
+    """
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, normaliser: Normaliser | None = None) -> None:
+        super().__init__(clip_low, clip_high, normaliser)
+        self.in_keys = [SELECTED_TOKEN_ADVANTAGE if key == SELECTED_ADVANTAGE else key for key in self.in_keys]
+
+    def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
+        """The advantage of each token, [B, K, L]."""
+        check_by_position(self, tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_TOKEN_ADVANTAGE])
+        return tensordict[SELECTED_TOKEN_ADVANTAGE]
+
+
+@register(
+    "loss",
+    paper="arXiv 2508.13148",
+    unbiased=False,
+    under="weights every token with its own probability",
+)
+class ConfidenceTokenPPO(TokenPPO):
+    """Clipped surrogate with the ratio of single tokens, each weighted with its probability under the old policy.
+
+    Arguments, reads, returns, raises as ``TokenPPO``.
+    """
+
+    def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
+        """The advantage of the slot times the token's confidence, [B, K, C]."""
+        old = where_used(tensordict[SELECTED_OLD_TOKEN_LOG_PROB], scored_tokens(tensordict)).detach()
+        return super().token_advantage(tensordict) * old.exp()

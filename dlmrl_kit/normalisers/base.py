@@ -1,6 +1,6 @@
 r"""Normalisers: what a weighted sum over tokens is divided by.
 
-    loss = sum over slots k and tokens c of weight_k * share_kc * value_kc / count
+    loss = sum over segments k and tokens c of weight_k * share_kc * value_kc / count
 
 The weights are the selector's. Numerator and count are additive over samples, so that micro-batches accumulate exactly
 (see ``losses.base``).
@@ -17,16 +17,16 @@ from torch import Tensor
 class Normaliser:
     """Base class of normalisers.
 
-    ``slotwise``: whether the share of a token does not depend on the other slots of its sample.
+    ``segmentwise``: whether the share of a token does not depend on the other segments of its sample.
     """
 
-    slotwise: ClassVar[bool] = True
+    segmentwise: ClassVar[bool] = True
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
         """Share of each token, 0 where the mask is False.
 
         Args:
-            mask: bool [B, K, C], the tokens that count; none in slots of weight 0.
+            mask: bool [B, K, C], the tokens that count; none in segments of weight 0.
             weight: real [B, K], the selector's, without gradient.
 
         Returns:

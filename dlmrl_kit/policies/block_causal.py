@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.base import Policy, unpadded
+from dlmrl_kit.core.policy import unpadded
 from dlmrl_kit.policies.compiling import uncompiled
 from dlmrl_kit.policies.finished_blocks import FinishedBlocks
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of any shape."""
@@ -27,12 +28,12 @@ PADDING = -1
 """Block of a padding position."""
 
 
-class BlockCausalPolicy(Policy):
+class BlockCausalPolicy(TransformersPolicy):
     """A denoiser whose attention is block-causal.
 
     Args:
         model: a transformers decoder with a language-model head; its config has ``block_size``.
-        tokenizer, arguments: as ``Policy``.
+        tokenizer, arguments: as ``TransformersPolicy``.
 
     Raises:
         UserError: no block size, or an attention implementation that takes no mask.
@@ -116,7 +117,7 @@ class BlockCausalPolicy(Policy):
             self._cache = outer
 
     def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """As ``Policy.hidden_at``; within ``prefix_cache`` and without gradients, from cached prefixes."""
+        """As ``TransformersPolicy.hidden_at``; within ``prefix_cache`` and without gradients, from cached prefixes."""
         if self._cache is None or torch.is_grad_enabled():
             return self.hidden(input_ids, attention_mask)[row, column]
         return self._cache.hidden_at(self, input_ids, attention_mask, row.expand_as(column), column)

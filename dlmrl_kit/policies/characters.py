@@ -6,13 +6,14 @@ from typing import Any
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 _SPECIAL = ["<pad>", "<mask>", "<eos>", "<unk>"]
 
 
 @register("policy")
-class CharacterLlama:
+class CharacterLlama(PolicySource):
     """A randomly initialised transformers Llama with ``is_causal=False`` whose tokens are single characters.
 
     Args:
@@ -53,9 +54,8 @@ class CharacterLlama:
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.max_length = max_length
-        self.mask_id = None
 
-    def load(self) -> Policy:
+    def load(self) -> TransformersPolicy:
         """Builds the model with random weights (torch's global generator) and its tokenizer."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,7 +76,7 @@ class CharacterLlama:
             eos_token_id=tokenizer.eos_token_id,
             mask_token_id=tokenizer.mask_token_id,
         )
-        return Policy(LlamaForCausalLM(config), tokenizer)
+        return TransformersPolicy(LlamaForCausalLM(config), tokenizer)
 
 
 def character_tokenizer(characters: str) -> Any:

@@ -11,15 +11,12 @@ output of the one before, which it reads (pytorch issue 152887, open in torch 2.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
-
-if TYPE_CHECKING:
-    from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 BACKEND = "inductor"
 """What turns graphs into code."""
@@ -28,7 +25,7 @@ STATES = 128
 """How often blocks may be compiled: 36 combinations of the above for a kind of block; torch's own limit is 8."""
 
 
-def compile_blocks(policy: Policy, mode: str) -> None:
+def compile_blocks(policy: TransformersPolicy, mode: str) -> None:
     """Compiles the transformer blocks of a policy and of its frozen reference, each when it is first used.
 
     The block that computes the asked positions only (see ``pruning``), forwards with cached keys, embeddings and head
@@ -44,7 +41,7 @@ def compile_blocks(policy: Policy, mode: str) -> None:
     from dlmrl_kit.policies.adapter import blocks
 
     check_compilable(policy)
-    models = [policy.model, *([] if policy._reference is None else [policy._reference])]
+    models = [policy.model, *([] if policy.frozen is None else [policy.frozen])]
     found = [block for model in models for block in blocks(model).values()]
     check_compiler(policy.device)
     config = torch._dynamo.config
@@ -54,13 +51,13 @@ def compile_blocks(policy: Policy, mode: str) -> None:
     policy.compiled = True
 
 
-def check_compilable(policy: Policy) -> None:
+def check_compilable(policy: TransformersPolicy) -> None:
     """Refuses policies whose blocks cannot share compiled code.
 
     Raises:
         UserError: such a policy.
     """
-    from dlmrl_kit.policies.canvas_policy import DiffusionGemmaPolicy
+    from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
 
     if isinstance(policy, DiffusionGemmaPolicy):
         raise UserError(

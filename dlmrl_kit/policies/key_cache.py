@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlmrl_kit.caches.base import Span, Window
-from dlmrl_kit.policies.pruning import attended, entered, keys_values, positions, queries, query_heads
+from dlmrl_kit.core.window import Span, Window
+from dlmrl_kit.policies.last_layer import attended, entered, keys_values, positions, queries, query_heads
 
 PADDING = -1
 

@@ -4,7 +4,7 @@ A family is a module of ``dlmrl_kit.policies.families`` with two functions and a
 
     SUPPORTED: str                      # what it reads, for the error when nothing matches
     def matches(config: dict[str, Any]) -> bool
-    def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy
+    def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy
 
 ``config`` is the checkpoint's ``config.json`` as it is; ``source`` is a local folder with the checkpoint's files (those
 of a hub id are downloaded first). No code of the checkpoint is ever run. ``FAMILIES`` is asked from the top; the first
@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.policies.checkpoint_files import SHIPPED, read_config, resolve
+from dlmrl_kit.policies.checkpoint_files import read_config, resolve
 from dlmrl_kit.policies.options import LoadOptions, read_told
-
-__all__ = ["FAMILIES", "SHIPPED", "family_of", "load"]
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 FAMILIES: tuple[str, ...] = (
     "llada_moe",
@@ -54,8 +52,18 @@ def family_of(config: dict[str, Any]) -> Any:
     )
 
 
-def load(path: str | Path, **options: Any) -> Policy:
-    """See ``Policy.from_pretrained``."""
+def load_policy(path: str | Path, **options: Any) -> TransformersPolicy:
+    """Loads a denoiser from a checkpoint folder (or hub id); its ``config.json`` decides the family, never its name.
+
+    Args:
+        path: a checkpoint in transformers' layout or in its family's own, a peft adapter's folder (the adapter is
+            merged into its base), ``shipped:NAME`` for a denoiser inside the package, or a hub id.
+        options: see ``dlmrl_kit.policies.options.LoadOptions``: ``mask_id``, ``shift_logits``, ``forbidden_ids``,
+            ``chat_template``, ``block_size``, ``dtype``, ``attention``, ``quantisation``.
+
+    Raises:
+        UserError: no such folder, or a family the kit does not know.
+    """
     given = LoadOptions(**options)
     source = resolve(path)
     try:
@@ -71,7 +79,7 @@ def load(path: str | Path, **options: Any) -> Policy:
         raise UserError(f"cannot load a denoiser from {path}: {error}") from error
 
 
-def load_folder(source: str, config: dict[str, Any], options: LoadOptions, name: str) -> Policy:
+def load_folder(source: str, config: dict[str, Any], options: LoadOptions, name: str) -> TransformersPolicy:
     """Loads a checkpoint folder with the options that were saved with it, where none are given.
 
     Args:
@@ -80,6 +88,6 @@ def load_folder(source: str, config: dict[str, Any], options: LoadOptions, name:
         options: as given by the user.
         name: the path or hub id as the user wrote it, which adapters will name as their base.
     """
-    policy: Policy = family_of(config).load(source, config, options.over(read_told(source)))
+    policy: TransformersPolicy = family_of(config).load(source, config, options.over(read_told(source)))
     policy.name = name
     return policy

@@ -1,4 +1,4 @@
-"""How a checkpoint is to be loaded: what ``Policy.from_pretrained`` takes besides the path."""
+"""How a checkpoint is to be loaded: what ``load_policy`` takes besides the path."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class LoadOptions:
         return arguments
 
     def policy_arguments(self) -> dict[str, Any]:
-        """What the constructor of ``Policy`` is given."""
+        """What the constructor of ``TransformersPolicy`` is given."""
         return {
             "mask_id": self.mask_id,
             "shift_logits": self.shift_logits,

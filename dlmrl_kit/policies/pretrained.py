@@ -5,12 +5,14 @@ from __future__ import annotations
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.load import load_policy
 from dlmrl_kit.policies.options import Attention, Dtype, Quantisation
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 
 @register("policy")
-class Pretrained:
+class Pretrained(PolicySource):
     """A checkpoint as the starting point: all of its weights are trained, or a LoRA adapter on top of them.
 
     LoRA (arXiv 2106.09685) adapts every linear projection of attention and MLP, never the head or embeddings. There is
@@ -75,14 +77,14 @@ class Pretrained:
         self.quantisation = quantisation
         self.gradient_checkpointing = gradient_checkpointing
 
-    def load(self) -> Policy:
+    def load(self) -> TransformersPolicy:
         """Reads the checkpoint, adds the adapter and sets gradient checkpointing.
 
         Raises:
             UserError: the checkpoint cannot be read, or an option cannot be had on this machine.
         """
         try:
-            policy = Policy.from_pretrained(
+            policy = load_policy(
                 self.path,
                 mask_id=self.mask_id,
                 forbidden_ids=self.forbidden_ids,

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -14,9 +14,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter import merged_state, pattern
 from dlmrl_kit.policies.checkpoint_files import quiet
 from dlmrl_kit.policies.options import LoadOptions, write_told
-
-if TYPE_CHECKING:
-    from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 SHARD = "5GB"
 """Largest size of a file of weights."""
@@ -24,7 +22,7 @@ SHARD = "5GB"
 _PEFT = "base_model.model."
 
 
-def save_transformers(policy: Policy, folder: Path) -> None:
+def save_transformers(policy: TransformersPolicy, folder: Path) -> None:
     """Writes a folder that transformers loads: weights, ``config.json``, generation settings, tokenizer."""
     policy.model.config.mask_token_id = policy.mask_id
     if policy.shift_logits:
@@ -34,7 +32,7 @@ def save_transformers(policy: Policy, folder: Path) -> None:
     write_told(folder, policy.told)
 
 
-def save_own_layout(policy: Policy, folder: Path) -> None:
+def save_own_layout(policy: TransformersPolicy, folder: Path) -> None:
     """Writes the family's tensor names and the small files that the checkpoint came with."""
     layout = policy.layout
     if layout is None:
@@ -58,7 +56,7 @@ def save_own_layout(policy: Policy, folder: Path) -> None:
     return write_told(folder, policy.told)
 
 
-def _save_weights(policy: Policy, folder: Path) -> None:
+def _save_weights(policy: TransformersPolicy, folder: Path) -> None:
     # Tensors that were renamed on loading would be named back under a config.json that does not fit them.
     renamed = policy.layout is not None and bool(policy.layout.names)
     with quiet(), _as_unquantised(policy.model):
@@ -83,7 +81,7 @@ def _as_unquantised(model: Any) -> Iterator[None]:
         model.hf_quantizer, model.config.quantization_config = quantizer, settings
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
+def save_adapter(policy: TransformersPolicy, folder: Path) -> None:
     """Writes a peft folder: adapter weights and configuration in the family's module names, and the tokenizer.
 
     Raises:
@@ -107,7 +105,7 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     write_told(folder, policy.told)
 
 
-def load_merged(folder: str, options: LoadOptions) -> Policy:
+def load_merged(folder: str, options: LoadOptions) -> TransformersPolicy:
     """The policy of a peft folder: its base checkpoint with the adapter merged into the weights.
 
     Raises:
@@ -160,7 +158,7 @@ def _renamed(state: dict[str, Tensor], rename: Any) -> dict[str, Tensor]:
     return renamed
 
 
-def _restored(state: dict[str, Tensor], policy: Policy) -> dict[str, Tensor]:
+def _restored(state: dict[str, Tensor], policy: TransformersPolicy) -> dict[str, Tensor]:
     """Adapter weights under transformers' module names, whichever of the two they have."""
     if policy.layout is None:
         return state

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import character_tokenizer
 from dlmrl_kit.policies.load import family_of
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?+-*/=()[]{}<>'\"_#$%&@^|~`\\"
 
@@ -73,20 +73,22 @@ def skeleton(config: dict[str, Any], options: LoadOptions) -> Any:
     return builders[name]()
 
 
-def wrapped(model: Any, config: dict[str, Any], options: LoadOptions) -> Policy:
+def wrapped(model: Any, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
     """The policy of a ``skeleton``, with a tokenizer of single characters in place of the checkpoint's."""
     from dlmrl_kit.policies.block_causal import BlockCausalPolicy
-    from dlmrl_kit.policies.canvas_policy import DiffusionGemmaPolicy
+    from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
     from dlmrl_kit.policies.families.masked_lm import MaskedLMPolicy
 
-    kinds: dict[str, type[Policy]] = {
+    kinds: dict[str, type[TransformersPolicy]] = {
         "sdar": BlockCausalPolicy,
         "diffusion_gemma": DiffusionGemmaPolicy,
         "masked_lm": MaskedLMPolicy,
     }
     tokenizer = stand_in()
     model.config.mask_token_id = tokenizer.mask_token_id
-    return kinds.get(_name(family_of(config)), Policy)(model, tokenizer, chat_template=options.chat_template)
+    return kinds.get(_name(family_of(config)), TransformersPolicy)(
+        model, tokenizer, chat_template=options.chat_template
+    )
 
 
 def stand_in() -> Any:
@@ -127,7 +129,7 @@ def scaled_down(config: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
-def small_policy(config: dict[str, Any], options: LoadOptions) -> Policy:
+def small_policy(config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
     """A policy of ``scaled_down(config)`` with random weights.
 
     Raises:

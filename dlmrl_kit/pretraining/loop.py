@@ -9,50 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gin
 import torch
 from torch import Tensor
 
+from dlmrl_kit.algorithm.algorithm import Pretraining
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, TrainingError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult, Observer, PretrainResult
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.demonstrators.base import encode_completions
+from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.rollout.prompts import encode, encode_completions, puzzles, require_puzzles, training_indices
+from dlmrl_kit.rollout import prompts
+from dlmrl_kit.rollout.prompts import encode, require_examples, training_indices
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.start import start_policy, trained
 
 RECENT = 50
 """Steps that a reported loss is the mean of."""
-
-
-@gin.configurable(module="dlmrl_kit")
-class Pretraining:
-    """What ``dlmrl pretrain`` runs; the root of a pre-training recipe.
-
-    Args:
-        task: puzzles; the ``pretrain`` split is learned, the ``heldout`` split evaluated.
-        demonstrator: whose completions are learned.
-        policy: the denoiser at its start.
-        pretrainer: loss and loop settings.
-        sampler: for the final evaluation; its ``completion_length`` is the length that completions are padded to.
-    """
-
-    def __init__(
-        self,
-        task: Any = gin.REQUIRED,
-        demonstrator: Any = gin.REQUIRED,
-        policy: Any = gin.REQUIRED,
-        pretrainer: Any = gin.REQUIRED,
-        sampler: Any = gin.REQUIRED,
-    ) -> None:
-        self.task = task
-        self.demonstrator = demonstrator
-        self.policy = policy
-        self.pretrainer = pretrainer
-        self.sampler = sampler
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,7 @@ def encode_demonstrations(task: Any, demonstrator: Any, policy: Policy, length: 
         RecipeError: fewer puzzles than the task promises, a demonstration longer than ``length`` tokens, or one with
             characters that are not in the vocabulary.
     """
-    examples = puzzles(task, "pretrain", range(task.size("pretrain")))
+    examples = prompts.examples(task, "pretrain", range(task.size("pretrain")))
     alternatives = [demonstrator.demonstrations(example) for example in examples]
     texts = [text for entries in alternatives for text, _ in entries]
     padded, _ = encode_completions(policy, texts, length)
@@ -123,7 +99,7 @@ class PretrainRun:
         self.started = time.perf_counter()
         self.done = 0
         self.losses: list[float] = []  # the last RECENT ones
-        require_puzzles(built.task, "pretrain", "heldout")
+        require_examples(built.task, "pretrain", "heldout")
         self.policy, self.optimiser, self.scheduler = start_policy(built.policy, self.settings, self.settings.steps)
         self.parameters = [p for _, p in self.policy.trainable()]
 
@@ -200,7 +176,7 @@ class PretrainRun:
         greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
         model = self.folder / "model"
         with atomic_folder(model) as temporary:
-            self.policy.save_pretrained(temporary)
+            save_transformers(self.policy, temporary)
         result = PretrainResult(
             folder=self.folder,
             model=model,

@@ -34,6 +34,9 @@ from dlmrl_kit.recipe.resolve import Block, Bound, resolve
 from dlmrl_kit.recipe.source import Binding, Import, Ref, Where, parse, read, read_text
 from dlmrl_kit.recipe.table import Table
 
+DEFAULT_CORRECTION = "TruncatedImportance"
+"""What corrects a cached rollout, where a recipe does not say."""
+
 _GIN_LOCK = threading.RLock()
 _CALL = re.compile(r"\n  In call to configurable '(?P<name>[^']+)' \(.*?\)(?: in scope '(?P<scope>[^']+)')?(?=\n|$)")
 
@@ -90,6 +93,8 @@ class Recipe:
         Raises:
             RecipeError: a component refuses a value or cannot be constructed, or the components do not fit together.
         """
+        from dlmrl_kit.algorithm.dataflow import make_plan
+
         lines = [
             f"{block.scope + '/' if block.scope else ''}{block.gin_name}.{name} = {bound.gin_text}"
             for block in self.blocks
@@ -101,7 +106,10 @@ class Recipe:
             try:
                 with gin.config_scope(None):
                     gin.parse_config(lines)
-                    return self.blocks[0].cls()
+                    built = self.blocks[0].cls()
+                    if self.root == "Algorithm":
+                        make_plan(built)
+                    return built
             except Exception as error:  # components may raise anything; a recipe must not end in a traceback
                 raise RecipeError(_build_message(self, error)) from error
             finally:
@@ -140,6 +148,7 @@ def load_recipe(
     table = Table(names, str(path))
     for binding in [*contents.bindings, *(_use(use, names) for use in uses), *(_set(text) for text in sets)]:
         table.add(binding)
+    _fill_in(table)
     blocks, notes = resolve(table)
     return Recipe(
         name=path.stem,
@@ -149,6 +158,17 @@ def load_recipe(
         overrides=(*(f"--use {shlex.quote(u)}" for u in uses), *(f"--set {shlex.quote(s)}" for s in sets)),
         imports=tuple(dict.fromkeys(statement.text for statement in contents.imports)),
     )
+
+
+def _fill_in(table: Table) -> None:
+    """Puts a correction beside a cache, where the recipe says nothing of one: cached samples are not the policy's."""
+    root = ("", table.names.root)
+    if "cache" not in table.names.slots:
+        return
+    cache = table.candidates(root, "cache")[:1]
+    correction = table.candidates(root, "correction")[:1]
+    if any(isinstance(binding.value, Ref) for binding in cache) and not correction:
+        table.add(Binding("", table.names.root, "correction", Ref("", DEFAULT_CORRECTION, True), cache[0].where))
 
 
 def _root(bindings: list[Binding]) -> str:

@@ -17,7 +17,7 @@ from dlmrl_kit.core.registry import Claims, Component, Parameter
 from dlmrl_kit.recipe import types as gin_types
 from dlmrl_kit.recipe.source import Ref, Where, leaves
 
-ROOTS = {"Algorithm": "dlmrl_kit.algorithm.algorithm", "Pretraining": "dlmrl_kit.pretraining.loop"}
+ROOTS = {"Algorithm": "dlmrl_kit.algorithm.algorithm", "Pretraining": "dlmrl_kit.algorithm.algorithm"}
 """What a recipe may start from, and the module that defines it; its constructor's parameters are the slots."""
 
 

@@ -1,40 +1,43 @@
-r"""Regularisers: terms added to the loss, summed over selected steps and averaged over samples as the losses are.
+r"""Regularisers: terms added to the loss, summed over selected segments and averaged over samples as the losses are.
 
     loss = coefficient * (1/B) sum_b sum_k w_bk value_bk
 
-They accumulate over micro-batches exactly (see ``losses.base``), and padded slots (weight 0) count exactly nothing.
+They accumulate over micro-batches exactly (see ``losses.base``), and padding (weight 0) counts exactly nothing.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import Term, keep, weighted_sum
+from dlmrl_kit.losses.base import Term, scored_tokens, weighted_sum
+from dlmrl_kit.normalisers.base import Normaliser
+from dlmrl_kit.normalisers.means import PerToken
 
 
 class Regulariser(Term):
-    """Base class of regularisers. Subclasses implement ``per_step``; or ``total``, and ``count`` if that is not B.
+    """Base class of regularisers. Subclasses implement ``total``, and ``count`` if that is not B.
 
     Args:
         coefficient: multiplies the mean; at least 0.
-        in_keys: keys that ``per_step`` reads; the weight is added.
+        in_keys: keys that ``total`` reads; the weight is added.
         loss_key: name of the term in the loss, ``loss_`` and something.
         mean_key: name of the mean before it is multiplied.
 
-    Writes the scalars ``loss_key`` (to be descended) and ``mean_key`` (detached).
+    Writes the scalars ``loss_key`` (to be minimised) and ``mean_key`` (detached).
 
     Raises:
         ValueError: a value out of range.
     """
 
-    slotwise = True
+    segmentwise = True
     sign: ClassVar[float] = 1.0
     """-1 for a bonus: the mean is then subtracted."""
 
@@ -43,13 +46,9 @@ class Regulariser(Term):
         check(0 <= coefficient < math.inf, self, "coefficient", coefficient, "at least 0 and finite")
         self.coefficient = coefficient
 
-    def per_step(self, tensordict: TensorDictBase) -> Tensor:
-        """The regularised quantity of each selected step, [B, K], with gradient."""
-        raise NotImplementedError
-
+    @abstractmethod
     def total(self, tensordict: TensorDictBase) -> Tensor:
-        """The numerator of the mean, a scalar: here the weighted sum over the selected steps."""
-        return weighted_sum(self.per_step(tensordict), tensordict[SELECTED_WEIGHT])
+        """The numerator of the mean, a scalar with gradient."""
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The term of this batch, and its mean before it is multiplied."""
@@ -58,45 +57,54 @@ class Regulariser(Term):
         return TensorDict({loss_key: self.sign * self.coefficient * mean, mean_key: mean.detach()})
 
 
-def compared(component: object, to: str, reference: Key, old: Key) -> tuple[str, Key]:
-    """Name of a KL to ``"reference"`` or ``"old"``, and which of the two keys it reads.
+class StepRegulariser(Regulariser):
+    """Base class of regularisers that are a weighted sum over the selected steps: subclasses implement ``per_step``.
 
-    Raises:
-        ValueError: ``to`` is neither.
+    Arguments, writes, raises as ``Regulariser``.
     """
-    check(to in ("reference", "old"), component, "to", to, "'reference' or 'old'")
-    return ("kl", reference) if to == "reference" else ("kl_old", old)
+
+    @abstractmethod
+    def per_step(self, tensordict: TensorDictBase) -> Tensor:
+        """The regularised quantity of each selected step, [B, K], with gradient."""
+
+    def total(self, tensordict: TensorDictBase) -> Tensor:
+        """The weighted sum over the selected steps."""
+        return weighted_sum(self.per_step(tensordict), tensordict[SELECTED_WEIGHT])
 
 
-class KLEstimator(Regulariser):
-    """Base class of single-sample estimators of KL(pi || reference), functions of d = log pi - log reference.
-
-    The states are held fixed: how the policy changes the states that later steps meet is not differentiated (arXiv
-    2506.09477 discusses this for sequences). The expectations that subclasses name are under samples of the current pi;
-    after an update on the same batch the samples are the old policy's, and they hold only approximately.
+class TokenRegulariser(Regulariser):
+    """Base class of regularisers of single tokens: subclasses implement ``per_token``.
 
     Args:
-        coefficient: multiplies the mean; at least 0.
-        to: ``"reference"``, the frozen reference policy, or ``"old"``, the policy that generated the batch.
-
-    Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "ref_log_prob")`` or
-    ``("selected", "old_log_prob")``, and ``("selected", "weight")``, all [B, K]. Returns ``loss_kl`` and ``kl``
-    (``loss_kl_old`` and ``kl_old`` for ``"old"``).
+        coefficient, in_keys, loss_key, mean_key: as ``Regulariser``; the token mask is read too.
+        normaliser: what the sum over tokens is divided by; None means ``PerToken()``.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    def __init__(self, coefficient: float = 0.04, to: Literal["reference", "old"] = "reference") -> None:
-        name, other = compared(self, to, SELECTED_REF_LOG_PROB, SELECTED_OLD_LOG_PROB)
-        super().__init__(coefficient, [SELECTED_LOG_PROB, other], f"loss_{name}", name)
-        self.to_key = other
+    def __init__(
+        self,
+        coefficient: float,
+        in_keys: Sequence[Key],
+        loss_key: str,
+        mean_key: str,
+        normaliser: Normaliser | None,
+    ) -> None:
+        super().__init__(coefficient, [*in_keys, SELECTED_TOKEN_MASK], loss_key, mean_key)
+        check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
+        self.normaliser = normaliser if normaliser is not None else PerToken()
+        self.segmentwise = self.normaliser.segmentwise
 
-    def estimate(self, log_ratio: Tensor) -> Tensor:
-        """The estimator at log pi - log reference, element-wise."""
-        raise NotImplementedError
+    @abstractmethod
+    def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
+        """The regularised quantity of each token in ``mask`` (bool [B, K, C]), [B, K, C], with gradient."""
 
-    def per_step(self, tensordict: TensorDictBase) -> Tensor:
-        """The estimate at each selected step, [B, K]."""
-        used = tensordict[SELECTED_WEIGHT] != 0
-        return self.estimate(keep(tensordict[SELECTED_LOG_PROB], used) - keep(tensordict[self.to_key], used).detach())
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """The normaliser's denominator of this batch, a scalar."""
+        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
+
+    def total(self, tensordict: TensorDictBase) -> Tensor:
+        """The normaliser's numerator."""
+        mask = scored_tokens(tensordict)
+        return self.normaliser.total(self.per_token(tensordict, mask), mask, tensordict[SELECTED_WEIGHT].detach())

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_ENTROPY
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.regularisers.base import Regulariser
+from dlmrl_kit.regularisers.base import StepRegulariser
 
 
 @register("regulariser", paper="arXiv 1602.01783")
-class EntropyBonus(Regulariser):
+class EntropyBonus(StepRegulariser):
     """Rewards entropy: minus the mean entropy (nats) of the behaviour distribution of the selected steps.
 
     Args:

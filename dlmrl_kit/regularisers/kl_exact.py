@@ -13,8 +13,8 @@ from torch import Tensor
 from dlmrl_kit.core.behaviour import LOG_ZERO
 from dlmrl_kit.core.keys import SELECTED_DISTRIBUTION, SELECTED_REF_DISTRIBUTION, SELECTED_TOKEN_MASK, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.losses.base import keep
-from dlmrl_kit.regularisers.base import Regulariser
+from dlmrl_kit.core.trajectory import where_used
+from dlmrl_kit.regularisers.base import StepRegulariser
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     Tokens with p = 0 (log-probability -inf) count 0 in value and gradient; where q = 0 < p, log q is ``LOG_ZERO``.
     """
     possible = log_p != -float("inf")
-    finite = keep(log_p, possible)
-    return keep(finite.exp() * (finite - log_q.detach().clamp(min=LOG_ZERO)), possible).sum(-1)
+    finite = where_used(log_p, possible)
+    return where_used(finite.exp() * (finite - log_q.detach().clamp(min=LOG_ZERO)), possible).sum(-1)
 
 
 @register("regulariser", paper="arXiv 2603.12554")
-class KLExact(Regulariser):
+class KLExact(StepRegulariser):
     """KL(pi || reference) summed over the vocabulary at every committed position, with its exact gradient.
 
     It is the KL of the tokens given the state and the positions committed; the choice of positions is not part of it.

@@ -19,8 +19,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import group_max, group_sum
-from dlmrl_kit.core.groups import partition, tree_level, tree_nodes
+from dlmrl_kit.core.groups import group_max, group_sum, partition, tree_level, tree_nodes
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     GROUP,
@@ -35,12 +34,11 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import Term, keep
+from dlmrl_kit.losses.base import Term
 from dlmrl_kit.schedules.base import Schedule
-from dlmrl_kit.schedules.constant import Constant
-from dlmrl_kit.schedules.exponential import Exponential
-from dlmrl_kit.schedules.polynomial import Polynomial
+from dlmrl_kit.schedules.curves import Constant, Exponential, Polynomial
 
 LEAST_TEMPERATURE = 1e-6
 
@@ -106,8 +104,8 @@ class SelfDistillation(Term):
         position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         same = partition(parent[:, None].expand_as(tokens).flatten(), position.flatten(), tokens.flatten())
         target = group_sum(share.flatten(), same).reshape(share.shape)
-        log_target = keep(target, part > 0).masked_fill(part == 0, 1).log().to(log_prob.dtype)
-        total = (share.to(log_prob.dtype) * (log_target - keep(log_prob, part > 0))).sum()
+        log_target = where_used(target, part > 0).masked_fill(part == 0, 1).log().to(log_prob.dtype)
+        total = (share.to(log_prob.dtype) * (log_target - where_used(log_prob, part > 0))).sum()
         mean = self.mean(total, tensordict)
         coefficient = self.coefficient(tensordict[PROGRESS].detach()).amax()
         return TensorDict({"loss_self_distillation": coefficient * mean, "self_distillation": mean.detach()})
@@ -134,11 +132,11 @@ class SelfDistillation(Term):
         group = tensordict[GROUP][:, None].expand_as(level)
         parent = partition(group.flatten(), level.flatten(), above.flatten())
         used = (starts & (weight != 0)).flatten()
-        child = keep(weight.flatten().double(), used)
-        advantage = keep(tensordict[SELECTED_ADVANTAGE].detach().flatten().double(), used)
+        child = where_used(weight.flatten().double(), used)
+        advantage = where_used(tensordict[SELECTED_ADVANTAGE].detach().flatten().double(), used)
         good = used & (advantage > 0) & (group_sum(child, parent) > 1 + 1e-6)
         tau = self.tau(tensordict[PROGRESS].detach().double()).amax().clamp(min=LEAST_TEMPERATURE)
         scaled = (advantage / tau).masked_fill(~good, -math.inf)
         most = group_max(scaled, parent).masked_fill(~good, 0)
-        mass = keep((scaled - most).exp() * child, good)
+        mass = where_used((scaled - most).exp() * child, good)
         return parent, mass[:, None] * mask.flatten(0, 1)

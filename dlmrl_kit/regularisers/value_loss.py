@@ -1,4 +1,4 @@
-r"""Clipped value loss (PPO, as in arXiv 2005.12729; TraceRL, arXiv 2509.06949): what a value model descends.
+r"""Clipped value loss (PPO, as in arXiv 2005.12729; TraceRL, arXiv 2509.06949): what a value model minimises.
 
     loss = coefficient * sum_bkl share_bkl w_bk 1/2 max( (V - G)^2, (V_old + clip(V - V_old, -c, c) - G)^2 ) / count
 
@@ -16,19 +16,17 @@ from dlmrl_kit.core.keys import (
     SELECTED_RETURN,
     SELECTED_TOKEN_MASK,
     SELECTED_VALUE,
-    SELECTED_WEIGHT,
 )
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import keep, scored_tokens
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.normalisers.per_token import PerToken
-from dlmrl_kit.regularisers.base import Regulariser
+from dlmrl_kit.regularisers.base import TokenRegulariser
 from dlmrl_kit.values.base import check_by_position
 
 
 @register("regulariser", paper="arXiv 2509.06949; arXiv 2005.12729")
-class ValueLoss(Regulariser):
+class ValueLoss(TokenRegulariser):
     """Squared error of the values of tokens, no smaller than with the change of the value clipped.
 
     Args:
@@ -45,28 +43,15 @@ class ValueLoss(Regulariser):
     """
 
     def __init__(self, coefficient: float = 1.0, clip: float = 0.2, normaliser: Normaliser | None = None) -> None:
-        super().__init__(
-            coefficient,
-            [SELECTED_VALUE, SELECTED_OLD_VALUE, SELECTED_RETURN, SELECTED_TOKEN_MASK],
-            "loss_value",
-            "value_error",
-        )
+        keys = [SELECTED_VALUE, SELECTED_OLD_VALUE, SELECTED_RETURN]
+        super().__init__(coefficient, keys, "loss_value", "value_error", normaliser)
         check(clip >= 0, self, "clip", clip, "at least 0")
-        check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
         self.clip = clip
-        self.normaliser = normaliser if normaliser is not None else PerToken()
-        self.slotwise = self.normaliser.slotwise
 
-    def count(self, tensordict: TensorDictBase) -> Tensor:
-        """The normaliser's denominator of this batch, a scalar."""
-        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
-
-    def total(self, tensordict: TensorDictBase) -> Tensor:
-        """The normaliser's numerator of the errors."""
+    def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
+        """The error of each token's value, [B, K, L]."""
         check_by_position(self, tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_VALUE])
-        mask = scored_tokens(tensordict)
-        value = keep(tensordict[SELECTED_VALUE], mask)
-        old, target = (keep(tensordict[key], mask).detach() for key in (SELECTED_OLD_VALUE, SELECTED_RETURN))
+        value = where_used(tensordict[SELECTED_VALUE], mask)
+        old, target = (where_used(tensordict[key], mask).detach() for key in (SELECTED_OLD_VALUE, SELECTED_RETURN))
         clipped = old + (value - old).clamp(-self.clip, self.clip)
-        error = 0.5 * torch.maximum((value - target).square(), (clipped - target).square())
-        return self.normaliser.total(error, mask, tensordict[SELECTED_WEIGHT].detach())
+        return 0.5 * torch.maximum((value - target).square(), (clipped - target).square())

@@ -19,10 +19,10 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.rollout.prompts import encode, training_indices
-from dlmrl_kit.rollout.scoring import Scorer
+from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.blocks import check_noise
 

@@ -1,21 +1,20 @@
-"""Batches of prompts: which puzzles an update trains on, encoded and left-padded."""
+"""Batches of prompts: which examples an update trains on, encoded and left-padded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
+from dlmrl_kit.core.policy import Vocabulary
 from dlmrl_kit.core.seeding import generator
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.tasks.base import Prompt
+from dlmrl_kit.tasks.base import BaseTask, Example, Prompt
 
 
-def encode(policy: Policy, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+def encode(policy: Vocabulary, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
     """``prompt_ids`` int64 [N, P] and ``prompt_mask`` bool [N, P], left-padded, on the policy's device.
 
     Raises:
@@ -28,7 +27,7 @@ def encode(policy: Policy, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]
     return {PROMPT_IDS: ids.to(policy.device), PROMPT_MASK: mask.to(policy.device)}
 
 
-def prompt_tokens(policy: Any, prompt: Prompt) -> list[int]:
+def prompt_tokens(policy: Vocabulary, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, as the policy's family wants it.
 
     A conversation, and any prompt of a policy with ``chat_template``, goes through the tokenizer's chat template and
@@ -39,10 +38,10 @@ def prompt_tokens(policy: Any, prompt: Prompt) -> list[int]:
     """
     tokenizer = policy.tokenizer
     conversation = not isinstance(prompt, str)
-    if not conversation and not getattr(policy, "chat_template", False):
+    if not conversation and not policy.chat_template:
         ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return [*getattr(policy, "prefix_ids", ()), *ids]
-    if not getattr(tokenizer, "chat_template", None):
+        return [*policy.prefix_ids, *ids]
+    if not tokenizer.chat_template:
         raise RecipeError("the prompt is a conversation, but the policy's tokenizer has no chat template")
     messages = prompt if conversation else [{"role": "user", "content": prompt}]
     try:
@@ -53,13 +52,13 @@ def prompt_tokens(policy: Any, prompt: Prompt) -> list[int]:
     return formatted
 
 
-def prompt_batch(task: Any, split: str, indices: list[int], policy: Policy, group_size: int = 1) -> TensorDict:
+def prompt_batch(task: BaseTask, split: str, indices: list[int], policy: Vocabulary, group_size: int = 1) -> TensorDict:
     """Prompts repeated ``group_size`` times: TensorDict [len(indices) * group_size] with the prompt keys.
 
     Raises:
-        RecipeError: the task has fewer distinct puzzles than its split is to hold.
+        RecipeError: the task has fewer distinct examples than its split is to hold.
     """
-    encoded = encode(policy, [example.prompt for example in puzzles(task, split, indices)])
+    encoded = encode(policy, [example.prompt for example in examples(task, split, indices)])
     group = torch.arange(len(indices), device=policy.device)
     batch = TensorDict(
         {**encoded, "group": group, "example": torch.tensor(indices, device=policy.device)}, [len(indices)]
@@ -67,11 +66,11 @@ def prompt_batch(task: Any, split: str, indices: list[int], policy: Policy, grou
     return batch[group.repeat_interleave(group_size)]
 
 
-def puzzles(task: Any, split: str, indices: Iterable[int]) -> list[Any]:
+def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example]:
     """Examples of a task.
 
     Raises:
-        RecipeError: the task has fewer distinct puzzles than its split is to hold.
+        RecipeError: the task has fewer distinct examples than its split is to hold.
     """
     try:
         return [task.example(split, index) for index in indices]
@@ -79,31 +78,8 @@ def puzzles(task: Any, split: str, indices: Iterable[int]) -> list[Any]:
         raise RecipeError(str(error)) from error
 
 
-def encode_completions(policy: Policy, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Completions as a policy would write them: end-of-text tokens fill what is left (padding if there are none).
-
-    Returns:
-        int64 [N, length] on the policy's device, and the number of tokens of each text, int64 [N].
-
-    Raises:
-        RecipeError: a text of more than ``length`` tokens, or one with characters that are not in the vocabulary.
-    """
-    encoded = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    tokens = [len(row) for row in encoded]
-    if max(tokens) > length:
-        raise RecipeError(
-            f"a demonstration has {max(tokens)} tokens, more than the sampler's completion_length = {length}"
-        )
-    unknown = policy.tokenizer.unk_token_id
-    if unknown is not None and (foreign := [text for text, row in zip(texts, encoded, strict=True) if unknown in row]):
-        raise RecipeError(f"the policy's tokenizer has no tokens for some of the demonstration {foreign[0]!r}")
-    filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
-    padded = torch.tensor([row + [filler] * (length - len(row)) for row in encoded], device=policy.device)
-    return padded, torch.tensor(tokens, device=policy.device)
-
-
-def require_puzzles(task: Any, *splits: str) -> None:
-    """Refuses a task without puzzles in one of ``splits``.
+def require_examples(task: BaseTask, *splits: str) -> None:
+    """Refuses a task without examples in one of ``splits``.
 
     Raises:
         RecipeError: an empty split.

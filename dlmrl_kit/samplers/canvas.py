@@ -1,21 +1,33 @@
-"""States of renoising samplers, and the recorder of their trajectories."""
+"""What a renoising sampler works on: its states, what it sees in them, and the recorder of its trajectories."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.behaviour import LOG_ZERO, behaviour_log_probs, entropy
-from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, STEP_DRAFT_IDS, STEP_MODEL_LOG_PROB, Key
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
+from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.samplers.recorder import Recorder
+from dlmrl_kit.samplers.view import Decision, View
 
-if TYPE_CHECKING:
-    from dlmrl_kit.samplers.renoising import Outlook
-    from dlmrl_kit.samplers.view import View
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a step sees and settles before it draws: R rows.
+
+    ``view``: predictions at the canvas, at the temperature of the step; where the step is the last of its block, all
+    mass on the most probable token. ``committed``: bool [R, L], the positions accepted, or all of the canvas in the
+    last step. ``final``: bool [R], whether it is the last step. ``best``: int64 [R, L], the most probable tokens.
+    """
+
+    view: View
+    committed: Tensor
+    final: Tensor
+    best: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class State:
 
     @classmethod
     def of(cls, prompt: TensorDictBase, ids: Tensor, mask_id: int) -> State:
-        """The state that ``ids`` [B, L] and the keys ``open`` and ``steps_in_block`` of ``prompt`` describe."""
+        """The state that ``ids`` [B, L] and what ``prompt`` holds of ``core.trajectory.canvas_state`` describe."""
         masked = ids == mask_id
         still_open = prompt.get("open", None)
         steps = prompt.get("steps_in_block", None)
@@ -64,68 +76,33 @@ class State:
         )
 
 
-class CanvasRecorder:
-    """The arrays of a renoising trajectory in the making.
+class CanvasRecorder(Recorder):
+    """Trajectories of a renoising sampler: the arrays, and the ``state`` as it is now.
 
     Args:
-        keys: what to record.
-        num_steps: T.
+        policy: the denoiser.
         state: the start.
-        policy: for its mask and end-of-text ids.
+        num_steps: T.
+        keys: what to record.
     """
 
-    def __init__(self, keys: tuple[Key, ...], num_steps: int, state: State, policy: Policy) -> None:
+    def __init__(self, policy: Policy, state: State, num_steps: int, keys: Collection[Key]) -> None:
+        super().__init__(policy, state.open, num_steps, keys)
         self.state = state
-        self._keys, self._policy = keys, policy
-        batch, length = state.ids.shape
-        device = state.ids.device
-        dtype = next(policy.parameters()).dtype
-        real = dtype if dtype == torch.float64 else torch.float32
-        never = torch.full((batch, length), num_steps, dtype=torch.int16, device=device)
-        kinds = {"valid": torch.bool, "num_committed": torch.int64, "accepted": torch.bool}
-        kinds |= {name: torch.int32 for name in ("state_ids", "greedy_ids", "draft_ids")}
-        wide = ("accepted", "state_ids", "greedy_ids", "draft_ids")
-        self._out: dict[Any, Tensor] = {COMMIT_STEP: never.masked_fill(~state.open, -1)}
-        for key in keys:
-            if isinstance(key, tuple):
-                shape = (batch, num_steps, length) if key[1] in wide else (batch, num_steps)
-                self._out[key] = torch.zeros(shape, dtype=kinds.get(key[1], real), device=device)
-
-    def wants(self, key: Key) -> bool:
-        """Whether this key is to be recorded."""
-        return key in self._keys
 
     def select(self, index: Tensor) -> None:
         """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
         self.state = self.state.at(index)
-        self._out = {key: value[index] for key, value in self._out.items()}
+        self.select_arrays(index)
 
     def step(self, step: int, rows: Tensor, state: State, outlook: Outlook, tokens: Tensor, log_prob: Tensor) -> None:
         """Records a step of ``rows`` from ``state`` that put ``tokens`` [R, L] on the canvas, and takes it."""
         view, committed = outlook.view, outlook.committed
-        count = committed.sum(-1)
-        chosen = committed[view.allowed]
-        row = view.index[0][chosen]
-        logits = view.logits[chosen]
-        behaviour = behaviour_log_probs(logits, view.behaviour)
-        values = {
-            "valid": torch.ones_like(outlook.final),
-            "log_prob": log_prob,
-            "entropy": view.row_sum(entropy(behaviour), row) / count,
-            "num_committed": count,
-            "state_ids": state.ids.int(),
-            "accepted": committed,
-            "greedy_ids": self._filled(state, outlook, outlook.best).int(),
-            "token_log_prob": _picked(view, behaviour, tokens[committed], row),
-        }
-        if self.wants(STEP_MODEL_LOG_PROB):
-            values["model_log_prob"] = _picked(view, logits.log_softmax(-1), tokens[committed], row)
-        for name, value in values.items():
-            if self.wants(("step", name)):
-                stored = self._out["step", name]
-                stored[rows, step] = value.to(stored.dtype)
-        done = outlook.view.allowed & outlook.final[:, None]
-        self._out[COMMIT_STEP][rows] = self._out[COMMIT_STEP][rows].masked_fill(done, step)
+        self.put_step(step, rows, view, Decision(committed, tokens), log_prob)
+        self.put(STEP_STATE_IDS, step, rows, state.ids)
+        self.put(STEP_ACCEPTED, step, rows, committed)
+        self.put(STEP_GREEDY_IDS, step, rows, self._filled(state, outlook, outlook.best))
+        self.commit(step, rows, view.allowed & outlook.final[:, None])
         after = state.after(outlook, tokens)
         self.state = State(
             *(
@@ -136,22 +113,13 @@ class CanvasRecorder:
 
     def draft(self, step: int, rows: Tensor, state: State, outlook: Outlook, drawn: Tensor) -> None:
         """Records the canvas with a draw at every position, ``drawn`` [R, L]."""
-        self._out[STEP_DRAFT_IDS][rows, step] = self._filled(state, outlook, drawn).int()
+        self.put(STEP_DRAFT_IDS, step, rows, self._filled(state, outlook, drawn))
 
-    def finish(self) -> dict[Any, Tensor]:
+    def finish(self) -> dict[Key, Tensor]:
         """All keys; positions left open by a finished row hold the end of text (padding if there is none)."""
-        self._out[COMPLETION_IDS] = self.state.ids.masked_fill(self.state.open, self._filler)
-        return {key: self._out[key] for key in self._keys}
-
-    @property
-    def _filler(self) -> int:
-        return self._policy.eos_id if self._policy.eos_id is not None else self._policy.pad_id
+        return self.finished(self.state.ids, self.state.open)
 
     def _filled(self, state: State, outlook: Outlook, tokens: Tensor) -> Tensor:
         """The canvas with ``tokens``; the text ends where no block has begun."""
         canvas = outlook.view.allowed
-        return torch.where(canvas, tokens, state.ids.masked_fill(state.open & ~canvas, self._filler))
-
-
-def _picked(view: View, log_probs: Tensor, tokens: Tensor, row: Tensor) -> Tensor:
-    return view.row_sum(log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO), row)
+        return torch.where(canvas, tokens, state.ids.masked_fill(state.open & ~canvas, self.policy.filler_id))

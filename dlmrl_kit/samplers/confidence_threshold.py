@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import confidence_of
+from dlmrl_kit.core.component import Sizes
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.base import Sampler, with_parameters_of
+from dlmrl_kit.samplers.mask import StateScoreSampler
 from dlmrl_kit.samplers.view import View, highest
 
 
@@ -17,27 +21,22 @@ class ConfidenceThreshold(StateScoreSampler):
     """Commits all positions whose best token has probability at least ``threshold``; at least the most confident one.
 
     Args:
-        completion_length: L, number of positions to fill.
+        completion_length, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
         threshold: on max_v softmax(logits)[v], in (0, 1].
-        block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    def __init__(
-        self,
-        completion_length: int,
-        threshold: float = 0.9,
-        block_length: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_at_eos: bool = True,
-    ) -> None:
-        super().__init__(completion_length, 1, block_length, temperature, top_k, top_p, stop_at_eos)
+    @with_parameters_of(Sampler)
+    def __init__(self, completion_length: int, *decoding: Any, threshold: float = 0.9, **named: Any) -> None:
+        super().__init__(completion_length, 1, *decoding, **named)
         check(0 < threshold <= 1, self, "threshold", threshold, "in (0, 1]")
         self.threshold = threshold
+
+    def resized(self, before: Sizes, after: Sizes) -> Sampler:
+        """As ``Sampler``: how many positions a step commits is not one of its settings."""
+        return Sampler.resized(self, before, after)
 
     @property
     def max_commits(self) -> int:

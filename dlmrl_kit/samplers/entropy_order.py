@@ -6,13 +6,13 @@ from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows, entropy
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.mask import StateScoreSampler
 from dlmrl_kit.samplers.view import View
 
 
 @register("sampler", paper="arXiv 2508.15487")
 class EntropyOrder(StateScoreSampler):
-    """Commits the positions of lowest entropy of softmax(logits). Arguments as ``Sampler``."""
+    """Commits the positions of lowest entropy of softmax(logits). Arguments as ``MaskSampler``."""
 
     def scores(self, view: View) -> Tensor:
         """Minus the entropy in nats, [N]."""

@@ -10,16 +10,18 @@ Its last layer starts at zero: the order is uniform before the first update.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.behaviour import LOG_ZERO
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import draw_tokens
+from dlmrl_kit.samplers.base import with_parameters_of
+from dlmrl_kit.samplers.mask import MaskSampler, draw_tokens
 from dlmrl_kit.samplers.plackett_luce_order import OrderedDraw
 from dlmrl_kit.samplers.view import Decision, View, rank_of, token_log_prob
 
@@ -68,7 +70,7 @@ class LearnedOrder(OrderedDraw):
     gradient reaches the module and, through the features, the policy.
 
     Args:
-        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``MaskSampler``.
         width: hidden units of the module, at least 1.
         learning_rate: of the module, positive; None: the trainer's.
 
@@ -79,19 +81,9 @@ class LearnedOrder(OrderedDraw):
     needs_features = True
     order: OrderModule | None
 
-    def __init__(
-        self,
-        completion_length: int,
-        tokens_per_step: int = 1,
-        block_length: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_at_eos: bool = True,
-        width: int = 64,
-        learning_rate: float | None = None,
-    ) -> None:
-        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+    @with_parameters_of(MaskSampler)
+    def __init__(self, *decoding: Any, width: int = 64, learning_rate: float | None = None, **named: Any) -> None:
+        super().__init__(*decoding, **named)
         check(width >= 1, self, "width", width, "at least 1")
         positive = learning_rate is None or 0 < learning_rate < math.inf
         check(positive, self, "learning_rate", learning_rate, "positive and finite, or None")
@@ -107,9 +99,7 @@ class LearnedOrder(OrderedDraw):
         """
         super().attach(policy)
         if self.order is None:
-            dtype = next(policy.parameters()).dtype
-            module = OrderModule(policy.feature_size, self.width)
-            self.order = module.to(policy.device, torch.float64 if dtype == torch.float64 else torch.float32)
+            self.order = OrderModule(policy.feature_size, self.width).to(policy.device, policy.real_dtype)
         elif self.order.feature_size != policy.feature_size:
             raise UserError(
                 f"{type(self).__name__} was attached to a policy of hidden size {self.order.feature_size}; "

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.mask import StateScoreSampler
 from dlmrl_kit.samplers.view import View
 
 
 @register("sampler", paper="arXiv 2601.15165")
 class LeftToRight(StateScoreSampler):
-    """Commits the leftmost masked positions. Arguments as ``Sampler``."""
+    """Commits the leftmost masked positions. Arguments as ``MaskSampler``."""
 
     def scores(self, view: View) -> Tensor:
         """Minus the position, [N]."""

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from dlmrl_kit.core.behaviour import log_mass
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
 
 
 @register("sampler", paper="arXiv 2502.09992")
-class LowConfidence(Sampler):
-    """LLaDA's remasking: draws everywhere, keeps the most confident draws. Arguments as ``Sampler``."""
+class LowConfidence(MaskSampler):
+    """LLaDA's remasking: draws everywhere, keeps the most confident draws. Arguments as ``MaskSampler``."""
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """Draws a token at each of the N positions and commits the most confident ones of each row."""

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.mask import StateScoreSampler
 from dlmrl_kit.samplers.view import View
 
 
 @register("sampler", paper="arXiv 2502.06768")
 class MarginOrder(StateScoreSampler):
-    """Commits the positions with the largest probability margin of softmax(logits). Arguments as ``Sampler``."""
+    """Commits the positions with the largest probability margin of softmax(logits). Arguments as ``MaskSampler``."""
 
     def scores(self, view: View) -> Tensor:
         """Probability of the best token minus that of the second best, [N]."""

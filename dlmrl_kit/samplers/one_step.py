@@ -7,7 +7,7 @@ block by block would run through whole blocks for nothing else: it is run again,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +25,12 @@ from dlmrl_kit.core.keys import (
     STEP_VALID,
     Key,
 )
+from dlmrl_kit.core.policy import LOGITS_BYTES, Policy, completion_features, most_predictions
 from dlmrl_kit.core.trajectory import state_at
-from dlmrl_kit.policies.base import Policy, completion_features, head_logits
-from dlmrl_kit.samplers.parts import LOGITS_BYTES, most_predictions
+from dlmrl_kit.samplers.base import MayChoose
 
 RECORDED_ALWAYS: tuple[Key, ...] = (STEP_VALID, STEP_ENTROPY, STEP_NUM_COMMITTED)
-"""Keys of a rollout under way that ``Sampler.may_choose`` can read."""
+"""Keys of a rollout under way that ``may_choose`` of ``Sampler.forward`` can read."""
 
 NOT_COMPUTED = -1
 """In ``("step", "greedy_ids")``, at steps that the recipe's selector does not choose."""
@@ -60,12 +60,10 @@ class BehindTheBlock:
     Args:
         policy: its head turns features into logits.
         out: the recorder's arrays of the trajectory; ``("step", "greedy_ids")`` is completed in place.
-        may_choose: ``Sampler.may_choose``.
+        may_choose: ``may_choose`` of ``Sampler.forward``.
     """
 
-    def __init__(
-        self, policy: Policy, out: dict[Any, Tensor], may_choose: Callable[[TensorDictBase], Tensor] | None
-    ) -> None:
+    def __init__(self, policy: Policy, out: dict[Key, Tensor], may_choose: MayChoose | None) -> None:
         self._out = out
         self._policy = policy
         self._may_choose = may_choose
@@ -126,7 +124,7 @@ def best_tokens(policy: Policy, features: Tensor) -> Tensor:
     """The most probable tokens, int64 [N], from features [N, D]; few logits are in memory at once."""
 
     def best(piece: Tensor) -> Tensor:
-        logits = forbid(head_logits(policy, piece), policy.forbidden_ids)
+        logits = forbid(policy.head(piece), policy.forbidden_ids)
         return by_rows(lambda part: part.argmax(-1), logits)
 
     pieces = features.split(most_predictions(policy.vocab_size, features.device))

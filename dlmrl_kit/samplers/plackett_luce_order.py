@@ -8,6 +8,7 @@ The action is the *ordered* draw, so the order within a step is stored in ``("to
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from dlmrl_kit.core.behaviour import by_rows
 from dlmrl_kit.core.keys import TOKEN_COMMIT_RANK
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.base import StateScoreSampler, draw_tokens
+from dlmrl_kit.samplers.base import with_parameters_of
+from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens
 from dlmrl_kit.samplers.view import Decision, View, rank_of, subsets, token_log_prob
 
 _NOT_ALLOWED = -1e9
@@ -25,20 +27,12 @@ _NOT_ALLOWED = -1e9
 class OrderedDraw(StateScoreSampler):
     """Base class of samplers that draw positions in proportion to exp(``scores``), one after another.
 
-    Writes as ``Sampler``, and ``("token", "commit_rank")``.
+    Arguments as ``MaskSampler``. Writes as ``Sampler``, and ``("token", "commit_rank")``.
     """
 
-    def __init__(
-        self,
-        completion_length: int,
-        tokens_per_step: int,
-        block_length: int | None,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        stop_at_eos: bool,
-    ) -> None:
-        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+    @with_parameters_of(MaskSampler)
+    def __init__(self, *decoding: Any, **named: Any) -> None:
+        super().__init__(*decoding, **named)
         self.out_keys = [*self.out_keys, TOKEN_COMMIT_RANK]
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
@@ -73,25 +67,16 @@ class PlackettLuceOrder(OrderedDraw):
     """Draws positions in proportion to exp(h), h = log max_v softmax(logits)[v] / ``order_temperature``.
 
     Args:
-        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``MaskSampler``.
         order_temperature: of the position scores; small approaches greedy order, large approaches random order.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    def __init__(
-        self,
-        completion_length: int,
-        tokens_per_step: int = 1,
-        block_length: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_at_eos: bool = True,
-        order_temperature: float = 1.0,
-    ) -> None:
-        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+    @with_parameters_of(MaskSampler)
+    def __init__(self, *decoding: Any, order_temperature: float = 1.0, **named: Any) -> None:
+        super().__init__(*decoding, **named)
         check(order_temperature > 0, self, "order_temperature", order_temperature, "positive")
         self.order_temperature = order_temperature
 

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.groups import number_in_group
-from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, GROUP, REWARD, STEP_NUM_COMMITTED, STEP_VALID
+from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, GROUP, REWARD, STEP_NUM_COMMITTED, STEP_VALID, Key
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.demonstrators.base import Demonstrator
+from dlmrl_kit.demonstrators.base import Demonstrator, encode_completions
 from dlmrl_kit.demonstrators.chosen import Chosen
 from dlmrl_kit.demonstrators.rejected import Rejected
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.rollout.prompts import encode_completions
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.base import Sampler, with_parameters_of
 from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.view import Decision, View
 from dlmrl_kit.tasks.base import Example
 
@@ -39,7 +39,7 @@ class PreferencePairs(Sampler):
     ``stop_at_eos`` are for that.
 
     Args:
-        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``MaskSampler``.
         chosen: a demonstrator; None means ``Chosen()``, the field "chosen" of a task's examples.
         rejected: a demonstrator; None means ``Rejected()``, the field "rejected".
 
@@ -52,22 +52,23 @@ class PreferencePairs(Sampler):
         RecipeError: when run, a completion longer than ``completion_length`` or with unknown characters.
     """
 
+    group_size = 2
     requires = ("policy", "generator", "examples")
     optional_keys = ()
 
+    @with_parameters_of(MaskSampler)
     def __init__(
         self,
         completion_length: int,
         tokens_per_step: int = 1,
-        block_length: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_at_eos: bool = True,
+        *decoding: Any,
         chosen: Demonstrator | None = None,
         rejected: Demonstrator | None = None,
+        **named: Any,
     ) -> None:
-        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+        super().__init__(completion_length, *decoding, **named)
+        check(tokens_per_step >= 1, self, "tokens_per_step", tokens_per_step, "at least 1")
+        self.tokens_per_step = tokens_per_step
         for name, value in (("chosen", chosen), ("rejected", rejected)):
             check(value is None or isinstance(value, Demonstrator), self, name, value, "a demonstrator")
         self.chosen = chosen if chosen is not None else Chosen()
@@ -76,9 +77,22 @@ class PreferencePairs(Sampler):
         self.out_keys = [COMPLETION_IDS, COMMIT_STEP, STEP_VALID, STEP_NUM_COMMITTED, REWARD]
 
     @property
-    def group_size(self) -> int:
-        """A pair."""
-        return 2
+    def decoder(self) -> LowConfidence:
+        """The sampler that evaluation decodes with."""
+        return LowConfidence(
+            self.completion_length,
+            self.tokens_per_step,
+            self.block_length,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.stop_at_eos,
+        )
+
+    @property
+    def max_steps(self) -> int:
+        """T: that of the decoder, though a pair has one step."""
+        return self.decoder.max_steps
 
     @property
     def max_commits(self) -> int:
@@ -92,6 +106,7 @@ class PreferencePairs(Sampler):
         policy: Policy,
         examples: Callable[[Tensor], list[Example]],
         generator: torch.Generator | None = None,
+        **recording: Any,
     ) -> TensorDictBase:
         """Draws a completion for every row from its demonstrator."""
         member = number_in_group(tensordict[GROUP])
@@ -107,26 +122,21 @@ class PreferencePairs(Sampler):
         valid = torch.arange(self.max_steps, device=ids.device).expand(len(ids), -1) == 0
         pair = zip(tensordict[GROUP].tolist(), (member // 2).tolist(), strict=True)
         reward = preferred & differs(list(pair), texts).to(ids.device)
-        dtype = next(policy.parameters()).dtype
         return tensordict.update(
             {
                 COMPLETION_IDS: ids,
                 COMMIT_STEP: torch.where(committed, 0, self.max_steps).to(torch.int16),
                 STEP_VALID: valid.clone(),
                 STEP_NUM_COMMITTED: valid * committed.sum(-1, keepdim=True),
-                "reward": reward.to(dtype if dtype == torch.float64 else torch.float32),
+                REWARD: reward.to(policy.real_dtype),
             }
         )
 
     def resume(
         self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
-    ) -> dict[Any, Tensor]:
+    ) -> dict[Key, Tensor]:
         """Completes with the policy, by low-confidence remasking; as ``Sampler.resume``."""
-        decoder = LowConfidence(
-            self.completion_length, self.tokens_per_step, self.block_length, stop_at_eos=self.stop_at_eos
-        )
-        decoder.behaviour = self.behaviour
-        return decoder.resume(prompt, ids, policy=policy, generator=generator)
+        return self.decoder.resume(prompt, ids, policy=policy, generator=generator)
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """There is none.
@@ -150,9 +160,9 @@ def demonstration(demonstrator: Demonstrator, example: Example, chance: float) -
     return possible[-1][0]
 
 
-def differs(pair: list[Any], texts: list[str]) -> Tensor:
+def differs(pair: list[tuple[int, int]], texts: list[str]) -> Tensor:
     """Which rows are of a pair of two texts: bool [B]; ``pair`` names the pair of each row."""
-    found: dict[Any, set[str]] = {}
+    found: dict[tuple[int, int], set[str]] = {}
     for name, text in zip(pair, texts, strict=True):
         found.setdefault(name, set()).add(text)
     return torch.tensor([len(found[name]) > 1 for name in pair])

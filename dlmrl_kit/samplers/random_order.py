@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.samplers.base import StateScoreSampler
+from dlmrl_kit.samplers.mask import StateScoreSampler
 from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
 
 
 @register("sampler", paper="arXiv 2406.07524")
 class RandomOrder(StateScoreSampler):
-    """Commits positions chosen uniformly at random. Arguments as ``Sampler``.
+    """Commits positions chosen uniformly at random. Arguments as ``MaskSampler``.
 
     Exact log-probability: token part minus log C(m, k), for k of m positions.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
 
 import torch
 from tensordict import TensorDictBase
@@ -12,9 +12,8 @@ from dlmrl_kit.core.behaviour import LOG_ZERO, behaviour_log_probs, by_rows, ent
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
-    STEP_DRAFT_IDS,
+    KEYS,
     STEP_ENTROPY,
-    STEP_GREEDY_IDS,
     STEP_LOG_PROB,
     STEP_MODEL_LOG_PROB,
     STEP_NUM_COMMITTED,
@@ -25,92 +24,59 @@ from dlmrl_kit.core.keys import (
     TOKEN_MODEL_LOG_PROB,
     Key,
 )
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.samplers.base import MayChoose
 from dlmrl_kit.samplers.one_step import BehindTheBlock
+from dlmrl_kit.samplers.view import Decision, View
 
-if TYPE_CHECKING:
-    from dlmrl_kit.samplers.base import Sampler
-    from dlmrl_kit.samplers.view import Decision, View
+RECORDED = ("step", "token")
+"""First parts of the keys that a recorder makes room for; a sampler adds other keys itself."""
 
-OPTIONAL_KEYS: tuple[Key, ...] = (
-    STEP_TOKEN_LOG_PROB,
-    STEP_MODEL_LOG_PROB,
-    STEP_GREEDY_IDS,
-    STEP_DRAFT_IDS,
-    TOKEN_LOG_PROB,
-    TOKEN_MODEL_LOG_PROB,
-)
+DTYPES = {"bool": torch.bool, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64}
+"""Of arrays that hold no real numbers; those are in the policy's precision."""
 
 
 class Recorder:
-    """The arrays of a trajectory in the making.
+    """The arrays of trajectories in the making; ``core.keys`` says of what shape and dtype each is.
 
     Args:
-        sampler: its ``written_keys`` say what to record; keys of a kind that is not known here it adds itself.
-        policy: for its mask and end-of-text ids.
-        ids: int64 [B, L], the start state.
+        policy: for its precision and filler token.
+        still_open: bool [B, L], positions that are not final at the start.
+        num_steps: T.
+        keys: what to record.
     """
 
-    def __init__(self, sampler: Sampler, policy: Policy, ids: Tensor) -> None:
-        self.ids = ids.clone()
-        self._policy = policy
-        self._keys = tuple(key for key in sampler.written_keys() if isinstance(key, str) or key[0] in ("step", "token"))
-        self._num_steps = sampler.max_steps
-        batch, length = ids.shape
-        like_steps = (batch, self._num_steps)
-        device = ids.device
-        dtype = next(policy.parameters()).dtype
-        real = dtype if dtype == torch.float64 else torch.float32
-        never = torch.full(ids.shape, self._num_steps, dtype=torch.int16, device=device)
-        self._out: dict[Any, Tensor] = {
-            COMMIT_STEP: never.masked_fill(ids != policy.mask_id, -1),
-            STEP_VALID: torch.zeros(like_steps, dtype=torch.bool, device=device),
-            STEP_NUM_COMMITTED: torch.zeros(like_steps, dtype=torch.int64, device=device),
-        }
-        for key in self._keys:
-            if key in (STEP_GREEDY_IDS, STEP_DRAFT_IDS):
-                self._out[key] = torch.zeros((*like_steps, length), dtype=torch.int32, device=device)
-            elif key == TOKEN_COMMIT_RANK:
-                self._out[key] = torch.zeros((batch, length), dtype=torch.int16, device=device)
-            elif key not in self._out and isinstance(key, tuple):
-                shape = (batch, length) if key[0] == "token" else like_steps
-                self._out[key] = torch.zeros(shape, dtype=real, device=device)
-        self._behind = BehindTheBlock(policy, self._out, sampler.may_choose)
+    def __init__(self, policy: Policy, still_open: Tensor, num_steps: int, keys: Collection[Key]) -> None:
+        self.num_steps = num_steps
+        self.policy = policy
+        self.keys = tuple(key for key in keys if isinstance(key, str) or key[0] in RECORDED)
+        batch, length = still_open.shape
+        axes = {"B": batch, "T": num_steps, "L": length}
+        never = torch.full(still_open.shape, num_steps, dtype=torch.int16, device=still_open.device)
+        self.out: dict[Key, Tensor] = {COMMIT_STEP: never.masked_fill(~still_open, -1)}
+        for key in (STEP_VALID, STEP_NUM_COMMITTED, *self.keys):
+            if isinstance(key, tuple):
+                dtype = DTYPES.get(KEYS[key].dtype, policy.real_dtype)
+                shape = [axes[letter] for letter in KEYS[key].axes]
+                self.out[key] = torch.zeros(shape, dtype=dtype, device=still_open.device)
 
     def wants(self, key: Key) -> bool:
         """Whether this key is to be recorded."""
-        return key in self._keys
+        return key in self.keys
 
-    def select(self, index: Tensor) -> None:
-        """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
-        self._behind.complete(self.ids)
-        self.ids = self.ids[index]
-        self._out.update({key: value[index] for key, value in self._out.items()})
+    def put(self, key: Key, step: int, rows: Tensor, values: Tensor) -> None:
+        """Stores values [R, ...] of a step of ``rows`` (int64 [R]), if the key is to be recorded."""
+        if key in self.out:
+            stored = self.out[key]
+            stored[rows, step] = values.to(stored.dtype)
 
-    def greedy(self, step: int, rows: Tensor, ids: Tensor) -> None:
-        """Stores the one-step greedy completions ids [R, L] of ``rows``."""
-        self._out[STEP_GREEDY_IDS][rows, step] = ids.int()
-
-    def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase) -> None:
-        """What these completions lack, at positions (bool [R, L]) behind the block of ``rows``: see ``Waiting``."""
-        self._behind.add(step, rows, positions, source, self.ids)
-
-    def draft(self, step: int, rows: Tensor, ids: Tensor) -> None:
-        """Stores the drafts ids [R, L] of ``rows``."""
-        self._out[STEP_DRAFT_IDS][rows, step] = ids.int()
-
-    def step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
-        """Applies a decision to ``rows`` and records it."""
+    def put_step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
+        """Stores what a decision in the states of ``view`` says of the step itself and of its tokens."""
         committed = decision.committed
-        count = committed.sum(-1)
-        self.ids[rows] = torch.where(committed, decision.tokens, self.ids[rows])
-        self._out[COMMIT_STEP][rows] = self._out[COMMIT_STEP][rows].masked_fill(committed, step)
-        self._out[STEP_VALID][rows, step] = True
-        self._out[STEP_NUM_COMMITTED][rows, step] = count
-        self._out[STEP_LOG_PROB][rows, step] = log_prob
         chosen = committed[view.allowed]
-        local = view.index[0][chosen]
-        index, tokens = chosen.nonzero().squeeze(-1), decision.tokens[committed]
+        row, index = view.index[0][chosen], chosen.nonzero().squeeze(-1)
+        tokens = decision.tokens[committed]
+        count = committed.sum(-1)
 
         def of_behaviour(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             log_probs = behaviour_log_probs(logits, view.behaviour)
@@ -121,39 +87,94 @@ class Recorder:
             return logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
 
         entropies, picked = by_rows(of_behaviour, view.logits, tokens, at=index)
-        self._out[STEP_ENTROPY][rows, step] = view.row_sum(entropies, local) / count
-        self._record_tokens("log_prob", "token_log_prob", picked, step, rows, view, committed, local)
+        self.put(STEP_VALID, step, rows, torch.ones_like(count, dtype=torch.bool))
+        self.put(STEP_NUM_COMMITTED, step, rows, count)
+        self.put(STEP_LOG_PROB, step, rows, log_prob)
+        self.put(STEP_ENTROPY, step, rows, view.row_sum(entropies, row) / count)
+        found = {TOKEN_LOG_PROB: picked, STEP_TOKEN_LOG_PROB: picked}
         if self.wants(STEP_MODEL_LOG_PROB) or self.wants(TOKEN_MODEL_LOG_PROB):
-            picked = by_rows(of_model, view.logits, tokens, at=index)
-            self._record_tokens("model_log_prob", "model_log_prob", picked, step, rows, view, committed, local)
-        if decision.rank is not None:
-            stored = self._out[TOKEN_COMMIT_RANK]
-            stored[rows] = torch.where(committed, decision.rank.to(stored.dtype), stored[rows])
+            of_policy = by_rows(of_model, view.logits, tokens, at=index)
+            found |= {TOKEN_MODEL_LOG_PROB: of_policy, STEP_MODEL_LOG_PROB: of_policy}
+        self._put_tokens(found, step, rows, view, committed, row)
 
-    def _record_tokens(
-        self,
-        token_name: str,
-        step_name: str,
-        picked: Tensor,
-        step: int,
-        rows: Tensor,
-        view: View,
-        committed: Tensor,
-        local: Tensor,
+    def _put_tokens(
+        self, found: Mapping[Key, Tensor], step: int, rows: Tensor, view: View, committed: Tensor, row: Tensor
     ) -> None:
-        per_token, per_step = ("token", token_name), ("step", step_name)
-        if not (self.wants(per_token) or self.wants(per_step)):
-            return
-        picked = picked.clamp(min=LOG_ZERO)
-        if self.wants(per_step):
-            self._out[per_step][rows, step] = view.row_sum(picked, local)
-        if self.wants(per_token):
-            self._out[per_token][rows] = self._out[per_token][rows].masked_scatter(committed, picked)
+        """Stores log-probabilities [n] of the committed tokens, of ``row`` [n], per position or summed per step."""
+        for key, values in found.items():
+            if self.wants(key):
+                least = values.clamp(min=LOG_ZERO)
+                if key[0] == "step":
+                    self.put(key, step, rows, view.row_sum(least, row))
+                else:
+                    self.out[key][rows] = self.out[key][rows].masked_scatter(committed, least)
 
-    def finish(self) -> dict[Any, Tensor]:
+    def commit(self, step: int, rows: Tensor, positions: Tensor) -> None:
+        """Notes that positions (bool [R, L]) of ``rows`` are final from this step on."""
+        self.out[COMMIT_STEP][rows] = self.out[COMMIT_STEP][rows].masked_fill(positions, step)
+
+    def select_arrays(self, index: Tensor) -> None:
+        """Replaces the rows of all arrays by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
+        self.out.update({key: value[index] for key, value in self.out.items()})
+
+    def finished(self, ids: Tensor, still_open: Tensor) -> dict[Key, Tensor]:
         """All keys; positions left open by a finished row hold the end-of-text token (padding if there is none)."""
-        self._behind.complete(self.ids)
-        policy = self._policy
-        filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
-        self._out[COMPLETION_IDS] = self.ids.masked_fill(self.ids == policy.mask_id, filler)
-        return {key: self._out[key] for key in self._keys}
+        self.out[COMPLETION_IDS] = ids.masked_fill(still_open, self.policy.filler_id)
+        return {key: self.out[key] for key in self.keys}
+
+
+class MaskRecorder(Recorder):
+    """Trajectories of a sampler that fills masks: the arrays, and the states ``ids`` int64 [B, L] as they are now.
+
+    Args:
+        policy: the denoiser.
+        ids: int64 [B, L], the start state.
+        num_steps: T.
+        keys: what to record.
+        may_choose: as ``Sampler.forward``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        ids: Tensor,
+        num_steps: int,
+        keys: Collection[Key],
+        may_choose: MayChoose | None = None,
+    ) -> None:
+        super().__init__(policy, ids == policy.mask_id, num_steps, keys)
+        self.ids = ids.clone()
+        self.may_choose = may_choose
+        self._behind: BehindTheBlock | None = None
+
+    def select(self, index: Tensor) -> None:
+        """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
+        self._complete()
+        self.ids = self.ids[index]
+        self.select_arrays(index)
+
+    def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase) -> None:
+        """Notes what the one-step completions of ``rows`` lack behind the block, at positions bool [R, L]; ``source``:
+        as ``one_step.Waiting``.
+        """
+        if self._behind is None:
+            self._behind = BehindTheBlock(self.policy, self.out, self.may_choose)
+        self._behind.add(step, rows, positions, source, self.ids)
+
+    def step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
+        """Applies a decision to ``rows`` and records it."""
+        self.ids[rows] = torch.where(decision.committed, decision.tokens, self.ids[rows])
+        self.commit(step, rows, decision.committed)
+        self.put_step(step, rows, view, decision, log_prob)
+        if decision.rank is not None:
+            stored = self.out[TOKEN_COMMIT_RANK]
+            stored[rows] = torch.where(decision.committed, decision.rank.to(stored.dtype), stored[rows])
+
+    def finish(self) -> dict[Key, Tensor]:
+        """All keys; positions left open by a finished row hold the end-of-text token (padding if there is none)."""
+        self._complete()
+        return self.finished(self.ids, self.ids == self.policy.mask_id)
+
+    def _complete(self) -> None:
+        if self._behind is not None:
+            self._behind.complete(self.ids)

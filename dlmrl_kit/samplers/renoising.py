@@ -16,15 +16,20 @@ accepted, ``("step", "accepted")``. ``commit_step`` of a position is the last st
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Collection
+from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.behaviour import by_rows, draw, entropy
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.core.behaviour import by_rows, draw, entropy, forbid
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import (
+    PROMPT_IDS,
+    PROMPT_MASK,
     STEP_ACCEPTED,
     STEP_DRAFT_IDS,
     STEP_GREEDY_IDS,
@@ -33,26 +38,14 @@ from dlmrl_kit.core.keys import (
     STEP_TOKEN_LOG_PROB,
     Key,
 )
+from dlmrl_kit.core.policy import Policy, completion_logits
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Sampler, predict
-from dlmrl_kit.samplers.canvas import CanvasRecorder, State
+from dlmrl_kit.samplers.base import MayChoose, Process, Sampler
+from dlmrl_kit.samplers.canvas import CanvasRecorder, Outlook, State
 from dlmrl_kit.samplers.view import Decision, View, token_log_prob
 
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a step sees and settles before it draws: R rows.
-
-    ``view``: predictions at the canvas, at the temperature of the step; where the step is the last of its block, all
-    mass on the most probable token. ``committed``: bool [R, L], the positions accepted, or all of the canvas in the
-    last step. ``final``: bool [R], whether it is the last step. ``best``: int64 [R, L], the most probable tokens.
-    """
-
-    view: View
-    committed: Tensor
-    final: Tensor
-    best: Tensor
+LISTED_STEPS = 2
+"""Denoising steps of a block with which the trajectories are few enough to be listed."""
 
 
 class RenoisingSampler(Sampler):
@@ -72,7 +65,7 @@ class RenoisingSampler(Sampler):
         ValueError: a value out of range.
     """
 
-    noise: ClassVar[str] = "uniform"
+    noise: ClassVar[Literal["mask", "uniform"]] = "uniform"
     records_tokens: ClassVar[bool] = False
     optional_keys: ClassVar[tuple[Key, ...]] = (
         STEP_TOKEN_LOG_PROB,
@@ -93,7 +86,7 @@ class RenoisingSampler(Sampler):
         top_p: float,
         stop_at_eos: bool,
     ) -> None:
-        super().__init__(completion_length, 1, block_length, temperature, top_k, top_p, stop_at_eos)
+        super().__init__(completion_length, block_length, temperature, top_k, top_p, stop_at_eos)
         check(steps >= 1, self, "steps", steps, "at least 1")
         for name, value in (("first_temperature", first_temperature), ("last_temperature", last_temperature)):
             check(0 < value < math.inf, self, name, value, "positive and finite")
@@ -112,14 +105,21 @@ class RenoisingSampler(Sampler):
         """A step may accept a whole block."""
         return self.block_length
 
+    def resized(self, before: Sizes, after: Sizes) -> Sampler:
+        """A new sampler for completions of ``after.length``, with so few steps that its trajectories can be listed."""
+        block = min(after.block_length, after.length)
+        steps = min(self.steps, LISTED_STEPS)
+        return rebuilt(self, completion_length=after.length, block_length=block, steps=steps)
+
+    @abstractmethod
     def accepted(self, entropies: Tensor) -> Tensor:
         """Positions that a step accepts: bool [R, L], at least one in each row.
 
         Args:
             entropies: [R, L], of the predictions, in nats; infinite outside of the canvas.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def finished(self, entropies: Tensor, best: Tensor, state: State) -> Tensor:
         """Rows whose block is finished by this step, before its ``steps`` are over: bool [R].
 
@@ -128,7 +128,6 @@ class RenoisingSampler(Sampler):
             best: int64 [R, L], the most probable tokens of the canvas.
             state: before the step.
         """
-        raise NotImplementedError
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Sum over accepted positions of log p(token), [R]."""
@@ -149,51 +148,79 @@ class RenoisingSampler(Sampler):
     def look(self, policy: Policy, prompt: TensorDictBase, state: State) -> Outlook:
         """Predicts the canvas of every row, and settles what is accepted."""
         canvas = self.allowed(state.open)
-        view = self._processed(predict(policy, prompt, state.ids, canvas), canvas, state.steps)
+        logits = completion_logits(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], state.ids, canvas)
+        steps = state.steps[canvas.nonzero(as_tuple=True)[0]]
+        view = View(self._cooled(forbid(logits, policy.forbidden_ids), steps), self.behaviour, canvas)
         best = view.dense(view.logits.argmax(-1), 0)
         entropies = view.dense(by_rows(_entropy_of_logits, view.logits), torch.inf)
         final = (state.steps == self.steps - 1) | self.finished(entropies, best, state)
         committed = torch.where(final[:, None], canvas, self.accepted(entropies))
-        return Outlook(_greedy_rows(view, final), committed, final, best)
+        settled = View(_greedy_rows(view.logits, final[view.index[0]]), view.behaviour, view.allowed)
+        return Outlook(settled, committed, final, best)
 
-    def view(self, policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor | None = None) -> View:
-        """Predictions of a step that was taken, at ``positions`` (bool [R, L], default: the positions accepted).
+    def asked_positions(self, policy: Policy, prompt: TensorDictBase, ids: Tensor) -> Tensor:
+        """The positions that the steps accepted, ``committed`` of ``prompt``."""
+        committed: Tensor = prompt["committed"]
+        return committed
+
+    def processing(self, prompt: TensorDictBase, positions: Tensor) -> Process | None:
+        """Divides logits by the temperature of their step; in the last step of a block all mass is on the best token.
 
         Args:
-            policy: the denoiser.
-            prompt: holds, besides the prompts, ``steps_in_block``, ``final`` and ``committed`` of the steps
-                (``likelihoods.base.replay``).
-            ids: int64 [R, L], their states.
-            positions: where.
+            prompt: [R], holds ``steps_in_block`` and ``final`` (``likelihoods.base.replay``).
+            positions: bool [R, L], where logits are given.
         """
-        if positions is None:
-            positions = prompt["committed"]
-        view = self._processed(predict(policy, prompt, ids, positions), positions, prompt["steps_in_block"])
-        return _greedy_rows(view, prompt["final"])
-
-    def _processed(self, logits: Tensor, positions: Tensor, steps: Tensor) -> View:
-        temperature = self.temperature_at(steps).to(logits.dtype)
         row = positions.nonzero(as_tuple=True)[0]
-        return View(logits / temperature[row][:, None], self.behaviour, positions)
+        steps, last = prompt["steps_in_block"][row], prompt["final"][row]
+
+        def process(logits: Tensor, part: slice) -> Tensor:
+            return _greedy_rows(self._cooled(logits, steps[part]), last[part])
+
+        return process
+
+    def _cooled(self, logits: Tensor, steps: Tensor) -> Tensor:
+        """Logits [n, V] over the temperature after ``steps`` (int64 [n]) denoising steps of the block."""
+        return logits / self.temperature_at(steps).to(logits.dtype)[:, None]
+
+    def forward(  # type: ignore[override]
+        self,
+        tensordict: TensorDictBase,
+        *,
+        policy: Policy,
+        generator: torch.Generator | None = None,
+        keys: Collection[Key] = (),
+        cache: Cache | None = None,
+        may_choose: MayChoose | None = None,
+    ) -> TensorDictBase:
+        """Generates a completion for every row, from noise; see ``Sampler.forward``. Every step has its predictions."""
+        ids = self.fully_masked(tensordict, policy)
+        return tensordict.update(self._denoise(tensordict, ids, policy, generator, self.writes(keys), cache))
 
     def resume(
         self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
-    ) -> dict[Any, Tensor]:
+    ) -> dict[Key, Tensor]:
         """Completes sequences.
 
         Args:
             prompt: holds ``prompt_ids`` and ``prompt_mask``; ``open`` (bool [B, L], default: the masked positions) and
                 ``steps_in_block`` (int64 [B], default: 0) where a block is half decoded.
-            ids: int64 [B, L], masked where nothing is drawn yet; steps are counted from this state.
-            policy, generator: services.
-
-        Returns:
-            The keys this sampler writes. Positions that were not open get ``commit_step`` -1.
+            ids, policy, generator: as ``Sampler.resume``, which also says what is returned.
         """
+        return self._denoise(prompt, ids, policy, generator, self.writes())
+
+    def _denoise(
+        self,
+        prompt: TensorDictBase,
+        ids: Tensor,
+        policy: Policy,
+        generator: torch.Generator | None,
+        keys: Collection[Key],
+        cache: Cache | None = None,
+    ) -> dict[Key, Tensor]:
         self.attach(policy)
-        with self.rolling_out(policy):
+        with self.rolling_out(policy, cache):
             state = State.of(prompt, ids, policy.mask_id)
-            recorder = CanvasRecorder(self.written_keys(), self.max_steps, state, policy)
+            recorder = CanvasRecorder(policy, state, self.max_steps, keys)
             vocabulary = noise_tokens(policy)
             for step in range(self.max_steps):
                 rows = self.still_running(recorder.state, policy).nonzero().squeeze(-1)
@@ -231,14 +258,13 @@ class RenoisingSampler(Sampler):
         return torch.zeros_like(positions, dtype=torch.int64).masked_scatter(positions, tokens)
 
 
-def _greedy_rows(view: View, rows: Tensor) -> View:
-    """The view with all mass on the most probable token in ``rows`` (bool [R])."""
-    last = rows[view.index[0]]
+def _greedy_rows(logits: Tensor, last: Tensor) -> Tensor:
+    """Logits [N, V] with all mass on the most probable token where ``last`` (bool [N])."""
     if not bool(last.any()):
-        return view
-    best = view.logits.argmax(-1, keepdim=True)
-    certain = torch.full_like(view.logits, -torch.inf).scatter(-1, best, 0.0)
-    return View(torch.where(last[:, None], certain, view.logits), view.behaviour, view.allowed)
+        return logits
+    best = logits.argmax(-1, keepdim=True)
+    certain = torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+    return torch.where(last[:, None], certain, logits)
 
 
 def _entropy_of_logits(logits: Tensor) -> Tensor:

@@ -7,17 +7,23 @@ leaves are the group's completions, and what several leaves share is sampled onc
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.groups import first_rows, number_in_group, partition
-from dlmrl_kit.core.keys import GROUP, TREE_NODE, TREE_STEP
+from dlmrl_kit.core.keys import GROUP, TREE_NODE, TREE_STEP, Key
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.samplers.base import MayChoose, with_parameters_of
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.samplers.recorder import Recorder
+from dlmrl_kit.samplers.mask import MaskSampler
+from dlmrl_kit.samplers.recorder import MaskRecorder
 
 
 @register("sampler", paper="arXiv 2512.09675")
@@ -30,7 +36,7 @@ class Tree(LowConfidence):
     others need.
 
     Args:
-        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+        completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``MaskSampler``.
         height: levels of the tree, at least 1; if there are more than steps, some have no step and fork for nothing.
         branching: children of every node, at least 2.
 
@@ -41,42 +47,35 @@ class Tree(LowConfidence):
         ValueError: a value out of range.
     """
 
-    def __init__(
-        self,
-        completion_length: int,
-        tokens_per_step: int = 1,
-        block_length: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_at_eos: bool = True,
-        height: int = 2,
-        branching: int = 2,
-    ) -> None:
-        super().__init__(completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos)
+    @with_parameters_of(MaskSampler)
+    def __init__(self, *decoding: Any, height: int = 2, branching: int = 2, **named: Any) -> None:
+        super().__init__(*decoding, **named)
         check(height >= 1, self, "height", height, "at least 1")
         check(branching >= 2, self, "branching", branching, "at least 2")
         self.height = height
         self.branching = branching
+        self.group_size = branching**height
         self.in_keys = [*self.in_keys, GROUP]
         self.out_keys = [*self.out_keys, TREE_NODE, TREE_STEP]
 
-    @property
-    def group_size(self) -> int:
-        """The leaves of a tree."""
-        return int(self.branching**self.height)
-
-    def forward(
-        self, tensordict: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
+    def forward(  # type: ignore[override]
+        self,
+        tensordict: TensorDictBase,
+        *,
+        policy: Policy,
+        generator: torch.Generator | None = None,
+        keys: Collection[Key] = (),
+        cache: Cache | None = None,
+        may_choose: MayChoose | None = None,
     ) -> TensorDictBase:
-        """Grows the tree of every group, level by level."""
+        """Grows the tree of every group, level by level; see ``Sampler.forward``."""
         self.attach(policy)
         group = tensordict[GROUP]
         below = self.branching ** torch.arange(self.height - 1, -1, -1, device=group.device)
         node = number_in_group(group)[:, None] // below
-        bounds = torch.arange(self.height + 1, device=group.device) * self.max_steps // self.height
-        with self.rolling_out(policy):
-            recorder = self._grow(tensordict, node, bounds.tolist(), policy, generator)
+        bounds = torch.arange(self.height + 1, device=group.device) * self.num_steps(policy) // self.height
+        with self.rolling_out(policy, cache):
+            recorder = self._grow(tensordict, node, bounds.tolist(), policy, generator, self.writes(keys), may_choose)
             written = recorder.finish()
         tensordict.update({key: value.clone() for key, value in written.items()})
         return tensordict.set(TREE_NODE, node).set(TREE_STEP, bounds[:-1].expand_as(node).clone())
@@ -88,7 +87,9 @@ class Tree(LowConfidence):
         bounds: list[int],
         policy: Policy,
         generator: torch.Generator | None,
-    ) -> Recorder:
+        keys: Collection[Key],
+        may_choose: MayChoose | None,
+    ) -> MaskRecorder:
         """The recorder of all samples; a level takes the steps between two ``bounds``, once for each of its nodes."""
         recorder, above = None, None
         for level in range(self.height):
@@ -96,7 +97,8 @@ class Tree(LowConfidence):
             rows = first_rows(at)
             prompt = tensordict[rows]
             if recorder is None or above is None:
-                recorder = Recorder(self, policy, self.fully_masked(prompt, policy))
+                ids = self.fully_masked(prompt, policy)
+                recorder = MaskRecorder(policy, ids, bounds[-1], keys, may_choose)
             else:
                 recorder.select(above[rows])
             self.advance(range(*bounds[level : level + 2]), prompt, recorder, policy, generator)

@@ -4,12 +4,13 @@ The policy gradient is a sum over steps; a selector replaces it by a weighted su
 
     sum_{t < n} g_t   ->   sum_k weight_k * g_{step_k}.
 
-Most selectors keep a subset: they implement ``kept``, and the base class packs it into slots. One that draws with
+Most selectors keep a subset: they implement ``kept``, and the base class packs it into K entries. One that draws with
 replacement implements ``choose``. The helpers rank steps in float64, so that sums of entropies compare exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -27,40 +28,50 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 
+LISTED_DRAWS = 2
+"""Steps that a random selector draws on the audit's small problems: all of its outcomes are listed there."""
+
 
 class Selector(Component):
-    """Base class of selectors; see the module docstring.
+    """Base class of selectors. Subclasses implement ``kept``, or ``choose``; those of segments ``ends`` too.
 
     Args:
         reads: keys read besides ``("step", "valid")`` bool [B, T].
 
     Writes ``("selected", "step")`` int64 [B, K], in ascending order of time, and ``("selected", "weight")`` [B, K]:
     float32, or float64 in a trajectory whose entropies or advantages are; on demand ``("selected", "end")`` int64
-    [B, K]: a slot stands for the steps from ``step`` up to, not including, ``end`` - here the one step. Slots a row
-    does not need come last, with step 0 and weight 0. ``slots``: K is min(slots, T); None means as many as the batch
-    needs.
+    [B, K]: an entry stands for the steps from ``step`` up to, not including, ``end`` - here the one step. Entries that
+    a row does not need come last, with step 0 and weight 0.
     """
 
     optional_keys = (SELECTED_END,)
-    slots: int | None = None
     with_replacement: ClassVar[bool] = False
     """Whether a step may be chosen more than once in a row, each time with a weight of its own."""
-
+    segments: ClassVar[bool] = False
+    """Whether an entry may stand for several steps; ``ends`` then says for which."""
     nested: ClassVar[bool] = False
     """Whether ``kept``, of the beginning of a row, leaves out no step that it keeps of the whole row. Then what only
-    chosen steps need is not computed for others during the rollout. To be said by the class that defines ``kept``."""
+    chosen steps need is not computed for others during the rollout. A subclass that chooses otherwise has to say it
+    again."""
+    max_selected: int | None = None
+    """K is at most this; None: as many as the batch needs."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "nested" not in vars(cls) and {"kept", "choose", "forward"} & {*vars(cls)}:
+            cls.nested = False
 
     def __init__(self, *reads: Key) -> None:
         super().__init__()
-        self.in_keys = [STEP_VALID, *reads]
-        self.out_keys = [SELECTED_STEP, SELECTED_WEIGHT]
+        self.in_keys: list[Key] = [STEP_VALID, *reads]
+        self.out_keys: list[Key] = [SELECTED_STEP, SELECTED_WEIGHT]
 
-    def most_slots(self, steps: int) -> int:
+    def most_selected(self, steps: int) -> int:
         """K at the most, for trajectories of up to ``steps`` steps."""
-        return steps if self.slots is None else min(self.slots, steps)
+        return steps if self.max_selected is None else min(self.max_selected, steps)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """Which steps are chosen: bool [B, T], at most ``slots`` per row, none that is not valid."""
+        """Which steps are chosen: bool [B, T], at most ``max_selected`` per row, none that is not valid."""
         raise NotImplementedError
 
     def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
@@ -73,7 +84,7 @@ class Selector(Component):
 
     def packed(self, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Steps int64 [B, K] and weights float64 [B, K] of a subset: bool [B, T] of the steps that happened [B, T]."""
-        width = int(kept.sum(-1).max()) if self.slots is None else min(self.slots, kept.shape[-1])
+        width = int(kept.sum(-1).max()) if self.max_selected is None else min(self.max_selected, kept.shape[-1])
         order = (~kept).int().sort(dim=-1, stable=True).indices[:, :width]
         used = kept.gather(-1, order)
         return order.masked_fill(~used, 0), self.weights(kept, valid) * used
@@ -93,28 +104,26 @@ class Selector(Component):
         step, weight = self.choose(tensordict, None)
         return [(step, weight, weight.new_ones(len(weight)))]
 
-    def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        generator: torch.Generator | None = None,
+        keys: Collection[Key] = (),
+    ) -> TensorDictBase:
         """Chooses steps; ``generator`` is used by selectors that list it in ``requires``."""
         step, weight = self.choose(tensordict, generator)
         scores = [tensordict.get(key, None) for key in (STEP_ENTROPY, STEP_ADVANTAGE)]
         double = any(score is not None and score.dtype == torch.float64 for score in scores)
         real = torch.float64 if double else torch.float32
         tensordict.set(SELECTED_STEP, step).set(SELECTED_WEIGHT, weight.to(real))
-        if SELECTED_END in self.asked:
+        if SELECTED_END in keys:
             tensordict.set(SELECTED_END, self.ends(tensordict, step))
         return tensordict
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
         """First step behind the segment that starts at each chosen step: int64 [B, K]; here the next step."""
         return step + 1
-
-
-def is_nested(selector: Any) -> bool:
-    """Whether the class that chooses the steps says that it is ``nested``; a subclass that chooses otherwise is not."""
-    for cls in type(selector).__mro__:
-        if {"kept", "choose", "forward"} & {*vars(cls)}:
-            return bool(vars(cls).get("nested", False))
-    return False
 
 
 def valid_entropy(tensordict: TensorDictBase) -> Tensor:

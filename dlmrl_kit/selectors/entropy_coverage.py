@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
@@ -46,6 +47,11 @@ class EntropyCoverage(Selector):
         )
         self.alpha = alpha
         self.max_steps = max_steps
+
+    def resized(self, before: Sizes, after: Sizes) -> EntropyCoverage:
+        """The same share of the entropy, and of the steps at most."""
+        most = None if self.max_steps is None else before.scale_steps(self.max_steps, after)
+        return rebuilt(self, max_steps=most)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The steps without which less than alpha would be covered, bool [B, T].

@@ -15,10 +15,11 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import Selector, valid_entropy
+from dlmrl_kit.selectors.base import LISTED_DRAWS, Selector, valid_entropy
 
 
 @register("selector", paper="cousin of arXiv 2510.04019", unbiased=True)
@@ -46,6 +47,10 @@ class EntropyImportance(Selector):
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
         self.k = k
         self.floor = floor
+
+    def resized(self, before: Sizes, after: Sizes) -> EntropyImportance:
+        """The same share of the steps, two at most: more draws have too many outcomes to list, and the same mean."""
+        return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def probabilities(self, tensordict: TensorDictBase) -> Tensor:
         """q_t, float64 [B, T]; 0 past the end of a row."""

@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
@@ -27,17 +28,22 @@ class EqualSegments(Selector):
     Args:
         n: number of segments, at least 1. 1 is the whole completion, as many as there are steps is ``AllSteps``.
 
-    Reads ``("step", "valid")``. Writes as ``Selector``; a slot is the first step of its segment.
+    Reads ``("step", "valid")``. Writes as ``Selector``; an entry is the first step of its segment.
 
     Raises:
         ValueError: a value out of range.
     """
 
+    segments = True
+
     def __init__(self, n: int = 8) -> None:
         super().__init__()
         check(n >= 1, self, "n", n, "at least 1")
-        self.n = n
-        self.slots = n
+        self.n = self.max_selected = n
+
+    def resized(self, before: Sizes, after: Sizes) -> EqualSegments:
+        """As many segments for each step; fewer than there are steps, where that was so."""
+        return rebuilt(self, n=before.scale_steps(self.n, after))
 
     def _bounds(self, tensordict: TensorDictBase) -> Tensor:
         """First step of each segment and, last, the number of steps: int64 [B, n + 1]; segments may be empty."""

@@ -14,32 +14,25 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import Selector, descending_rank
+from dlmrl_kit.selectors.base import LISTED_DRAWS, descending_rank
+from dlmrl_kit.selectors.k_steps import KSteps
 
 
 @register("selector", paper="Horvitz and Thompson 1952; a baseline in arXiv 2603.12554", unbiased=True)
-class RandomSteps(Selector):
+class RandomSteps(KSteps):
     """Keeps k steps drawn uniformly without replacement, each with weight n / min(k, n).
 
-    Args:
-        k: steps per row; a row with fewer keeps them all, with weight 1.
-
-    Reads ``("step", "valid")`` bool [B, T]. Service: ``generator``.
-    Writes ``("selected", "step")`` int64 [B, K], ``("selected", "weight")`` [B, K], K = min(k, T).
-
-    Raises:
-        ValueError: a value out of range.
+    Arguments, reads, writes, raises as ``KSteps``. Service: ``generator``.
     """
 
     requires = ("generator",)
 
-    def __init__(self, k: int = 8) -> None:
-        super().__init__()
-        check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
-        self.k = self.slots = k
+    def resized(self, before: Sizes, after: Sizes) -> RandomSteps:
+        """The same share of the steps, two at most: more draws have too many outcomes to list, and the same mean."""
+        return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """The k steps with the largest uniform noise, bool [B, T]."""

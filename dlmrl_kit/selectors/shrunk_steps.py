@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
@@ -27,18 +28,23 @@ class ShrunkSteps(Selector):
     Args:
         shrink: steps per segment, at least 1; 1 is ``AllSteps``.
 
-    Reads ``("step", "valid")``. Writes as ``Selector``; a slot is the first step of its segment.
+    Reads ``("step", "valid")``. Writes as ``Selector``; an entry is the first step of its segment.
 
     Raises:
         ValueError: a value out of range.
     """
 
     nested = True
+    segments = True
 
     def __init__(self, shrink: int = 8) -> None:
         super().__init__()
         check(shrink >= 1, self, "shrink", shrink, "at least 1")
         self.shrink = shrink
+
+    def resized(self, before: Sizes, after: Sizes) -> ShrunkSteps:
+        """Segments of the same share of the steps; of two steps at least, where they had several."""
+        return rebuilt(self, shrink=max(before.scale_steps(self.shrink, after), min(self.shrink, 2)))
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
         """Every ``shrink``-th step."""

@@ -6,8 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import group_sum
-from dlmrl_kit.core.groups import tree_level, tree_nodes
+from dlmrl_kit.core.groups import group_sum, tree_level, tree_nodes
 from dlmrl_kit.core.keys import GROUP, STEP_VALID, TREE_NODE, TREE_STEP
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import num_valid
@@ -27,9 +26,11 @@ class TreeLevels(Selector):
     transitions count the same. With ``AllSteps`` instead they count as often as samples share them, which is the policy
     gradient.
 
-    Reads ``("step", "valid")``, ``group`` and the ``tree`` keys. Writes as ``Selector``; a slot is the first step of
+    Reads ``("step", "valid")``, ``group`` and the ``tree`` keys. Writes as ``Selector``; an entry is the first step of
     its level.
     """
+
+    segments = True
 
     def __init__(self) -> None:
         super().__init__(GROUP, TREE_NODE, TREE_STEP)

@@ -20,33 +20,34 @@ from dlmrl_kit.selectors.base import Selector
     under="segments of several steps: a step likelihood scores the first only, segment likelihoods are approximate",
 )
 class WholeSequence(Selector):
-    """One slot for all steps from the first to the last, ``draws`` times with weight 1 / draws.
+    """One entry for all steps from the first to the last, ``draws`` times with weight 1 / draws.
 
-    A likelihood with random masks draws new ones for each slot: the draws are its Monte Carlo samples. Nothing is left
+    A likelihood with random masks draws new ones for each entry: the draws are its Monte Carlo samples. Nothing is left
     out: the gradient is as good as the likelihood's estimate of the whole completion.
 
     Args:
         draws: K, at least 1.
 
-    Reads ``("step", "valid")``. Writes as ``Selector``; every slot starts at step 0 and ends behind the last step.
+    Reads ``("step", "valid")``. Writes as ``Selector``; every entry starts at step 0 and ends behind the last step.
 
     Raises:
         ValueError: a value out of range.
     """
 
     with_replacement = True
+    segments = True
 
     def __init__(self, draws: int = 1) -> None:
         super().__init__()
         check(draws >= 1, self, "draws", draws, "at least 1")
         self.draws = draws
 
-    def most_slots(self, steps: int) -> int:
+    def most_selected(self, steps: int) -> int:
         """The draws, however many steps there are."""
         return self.draws
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Step 0 in every slot of a row that has steps."""
+        """Step 0 in every entry of a row that has steps."""
         some = tensordict[STEP_VALID].any(-1, keepdim=True).double()
         weight = some.expand(-1, self.draws) / self.draws
         return torch.zeros_like(weight, dtype=torch.int64), weight

@@ -35,9 +35,9 @@ from dlmrl_kit.core.keys import (
     TOKEN_ADVANTAGE,
     TOKEN_COMMIT_RANK,
 )
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, state_at
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence

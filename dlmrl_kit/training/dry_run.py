@@ -21,9 +21,9 @@ from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import plan
 from dlmrl_kit.core.errors import RecipeError, TrainingError, UserError
 from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_WEIGHT, TOKEN_ADVANTAGE
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import Observer
 from dlmrl_kit.policies.adapter import lora_config
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.checkpoint_files import load_tokenizer
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.skeleton import SMALL, skeleton, small_policy, wrapped

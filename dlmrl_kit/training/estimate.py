@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.policies.base import Policy, text_config
+from dlmrl_kit.core.policy import Policy, text_config
 from dlmrl_kit.samplers.parts import LOGITS_BYTES
 
 NF4_BYTES = 0.57

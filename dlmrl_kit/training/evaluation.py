@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.behaviour import Behaviour
+from dlmrl_kit.core.batches import cut, length_order, restored
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult
-from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.rollout.prompts import prompt_batch, require_puzzles
-from dlmrl_kit.rollout.scoring import Scorer, completion_texts
-from dlmrl_kit.rollout.services import plain
+from dlmrl_kit.policies.load import load_policy
+from dlmrl_kit.rollout.prompts import prompt_batch, require_examples
+from dlmrl_kit.rollout.rewards import Scorer, completion_texts
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.tasks.base import component_means
-from dlmrl_kit.training.pieces import cut, length_order, restored
+from dlmrl_kit.tasks.base import BaseTask, component_means
 from dlmrl_kit.training.start import attach, load_components
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -36,7 +35,7 @@ def pass_at_k(solved: int, samples: int, k: int) -> float:
 def evaluate(
     policy: Policy,
     sampler: Sampler,
-    task: Any,
+    task: BaseTask,
     *,
     split: str = "heldout",
     size: int = 256,
@@ -45,15 +44,14 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
 ) -> EvalResult:
-    """Decodes the first ``size`` puzzles of a split and scores them.
+    """Decodes the first ``size`` examples of a split and scores them.
 
     Args:
-        policy, sampler, task: of a recipe; the sampler's temperature is replaced, its filters are dropped at 0, and its
-            cache is left out.
+        policy, sampler, task: of a recipe; the sampler decodes at ``temperature``, at 0 without its filters.
         split: ``train``, ``heldout`` or ``pretrain``.
-        size: puzzles; at most the split's size.
+        size: examples; at most the split's size.
         temperature: 0 decodes greedily.
-        samples_per_prompt: completions per puzzle, for pass@k.
+        samples_per_prompt: completions per example, for pass@k.
         seed: of the sampling noise.
         batch_size: completions decoded at once.
 
@@ -62,20 +60,13 @@ def evaluate(
     """
     if samples_per_prompt > 1 and temperature == 0:
         raise RecipeError(
-            "several samples per puzzle at temperature 0 would all be the same; give a temperature above 0"
+            "several samples per example at temperature 0 would all be the same; give a temperature above 0"
         )
     if split not in task.SPLITS:
         raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
-    require_puzzles(task, split)
+    require_examples(task, split)
     size = min(size, task.size(split))
-    behaviour = sampler.behaviour
-    decoder = plain(
-        sampler,
-        cache=None,
-        behaviour=Behaviour(
-            temperature, behaviour.top_k if temperature else 0, behaviour.top_p if temperature else 1.0
-        ),
-    )
+    decoder = sampler.at_temperature(temperature)
     generator = seeding.generator(policy.device, seed, "evaluate")
     prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt)
     rows, pieces = [], []
@@ -176,7 +167,7 @@ def evaluate_path(
     elif not path.startswith("shipped:") and not run.is_dir() and not _HUB_ID.fullmatch(path):
         raise CheckpointError(f"no run or model folder at {path}")
     algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports).build()
-    policy = Policy.from_pretrained(model, mask_id=algorithm.policy.mask_id)
+    policy = load_policy(model, mask_id=algorithm.policy.mask_id)
     attach([algorithm.sampler], policy)
     load_components(Path(model), [algorithm.sampler])
     return evaluate(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import atomic_folder
 from dlmrl_kit.core.results import RunResult
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.options import write_told
+from dlmrl_kit.policies.saving import save_adapter, save_own_layout
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.training.model_card import model_card
 from dlmrl_kit.training.start import save_components
 
@@ -20,7 +21,9 @@ MODEL, ADAPTER = "model", "adapter"
 """Folders of a run: the model in the layout of its family, and with LoRA the adapter."""
 
 
-def export(policy: Policy, result: RunResult, *, recipe: str, task: Any, components: Iterable[Component] = ()) -> None:
+def export(
+    policy: TransformersPolicy, result: RunResult, *, recipe: str, task: BaseTask, components: Iterable[Component] = ()
+) -> None:
     """Writes ``model/``, with an adapter merged, and ``adapter/`` where there is one, each with its model card.
 
     Args:
@@ -30,14 +33,13 @@ def export(policy: Policy, result: RunResult, *, recipe: str, task: Any, compone
         task: that was trained.
         components: what they trained beside the policy goes into ``model/components.safetensors``.
     """
-    folders = {MODEL: policy.save_own_layout}
+    folders = {MODEL: save_own_layout}
     if policy.adapter is not None:
-        folders[ADAPTER] = policy.save_adapter
-    label = task.label() if hasattr(task, "label") else type(task).__name__
+        folders[ADAPTER] = save_adapter
     for name, save in folders.items():
-        card = model_card(result, recipe=recipe, task=label, base=policy.name, adapter=name == ADAPTER)
+        card = model_card(result, recipe=recipe, task=task.label(), base=policy.name, adapter=name == ADAPTER)
         with atomic_folder(result.folder / name) as temporary:
-            save(temporary)
+            save(policy, temporary)
             if name == MODEL:
                 save_components(temporary, components)
             write_told(temporary, policy.told, decoding=result.after.decoding)

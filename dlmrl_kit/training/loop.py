@@ -1,46 +1,27 @@
-"""The training loop: roll out, score, descend, evaluate, checkpoint. Killed runs resume to the same result."""
+"""The training loop: update, log, evaluate, checkpoint. Killed runs resume to the same result."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from tensordict import TensorDictBase
 
 from dlmrl_kit import __version__
 from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.files import write_atomic
-from dlmrl_kit.core.keys import (
-    COMPLETION_IDS,
-    EXAMPLE,
-    PROGRESS,
-    SEED,
-    SELECTED_WEIGHT,
-    STEP_ENTROPY,
-    STEP_NUM_COMMITTED,
-    STEP_VALID,
-)
 from dlmrl_kit.core.results import EvalResult, Observer, RunResult
-from dlmrl_kit.core.seeding import derive_seed, sample_seeds
-from dlmrl_kit.corrections.apply import corrected
-from dlmrl_kit.corrections.base import warning
 from dlmrl_kit.policies.compiling import compile_blocks
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.rollout.prompts import prompt_batch, require_puzzles, training_indices
-from dlmrl_kit.rollout.scoring import Scorer
-from dlmrl_kit.rollout.services import Rollout, Services, roll_out
-from dlmrl_kit.tasks.base import component_means
+from dlmrl_kit.rollout.prompts import require_examples
+from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
 from dlmrl_kit.training.start import start_policy, trained
-from dlmrl_kit.training.update import Updater
+from dlmrl_kit.training.update import Update
 
 
 def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> RunResult:
@@ -108,21 +89,20 @@ class Run:
         self.folder = folder
         self.name = name
         self.observer = observer
-        require_puzzles(algorithm.task, "train", "heldout")
+        plan = make_plan(algorithm)
+        require_examples(algorithm.task, "train", "heldout")
         components = algorithm.components
         self.policy, optimiser, scheduler = start_policy(
             algorithm.policy, self.trainer, self.trainer.optimiser_steps, components
         )
+        check_cache(algorithm.sampler, self.policy, algorithm.cache)
         self.parameters = trained(self.policy, components)
-        if algorithm.plan.needs_reference:
+        if plan.needs_reference:
             self.policy.freeze_reference()
         if self.trainer.compile is not None:
             compile_blocks(self.policy, self.trainer.compile)
-        self.updater = Updater(algorithm, self.policy, optimiser, scheduler)
-        self.scorer = Scorer(algorithm.task, "train", self.policy)
+        self.update = Update(algorithm, plan, self.policy, optimiser, scheduler, observer.on_message)
         self.evaluations: dict[int, EvalResult] = {}
-        self.checked = False
-        self.warned = False
 
     def run(self) -> RunResult:
         """Trains to the end; returns what was reached."""
@@ -137,8 +117,8 @@ class Run:
         try:
             if 0 not in self.evaluations:
                 self._evaluate(0)
-            for update in range(first, total):
-                self._update(update)
+            for number in range(first, total):
+                self.step(number)
         finally:
             for logger in self.algorithm.loggers:
                 logger.close()
@@ -150,10 +130,10 @@ class Run:
         first = 0
         if found:
             first, counters = load_checkpoint(
-                found[-1][1], self.parameters, self.updater.optimiser, self.updater.scheduler
+                found[-1][1], self.parameters, self.update.optimiser, self.update.scheduler
             )
-            self.updater.skipped = int(counters["skipped"])
-            self.updater.skipped_in_a_row = int(counters["skipped_in_a_row"])
+            self.update.skipped = int(counters["skipped"])
+            self.update.skipped_in_a_row = int(counters["skipped_in_a_row"])
         stored = self.folder / "evaluations.json"
         if stored.is_file():
             entries = {int(k): EvalResult.from_json(v) for k, v in json.loads(stored.read_text()).items()}
@@ -162,96 +142,31 @@ class Run:
             raise CheckpointError(f"{stored} is missing or lost the evaluation before training; start a new run")
         return first
 
-    def _info(self) -> dict[str, Any]:
-        trainable = sum(p.numel() for _, p in self.policy.trainable())
+    def _info(self) -> dict[str, int | str]:
         return {
-            "parameters": sum(p.numel() for p in self.policy.model.parameters()),
-            "trainable": trainable,
+            "parameters": self.policy.num_parameters,
+            "trainable": sum(p.numel() for _, p in self.policy.trainable()),
             "device": str(self.policy.device),
             "samples_per_update": self.trainer.prompts_per_update * self.trainer.group_size,
         }
 
-    def _update(self, update: int) -> None:
+    def step(self, number: int) -> None:
+        """One update, its metrics, and the evaluation and checkpoint that are due after it."""
         started = time.perf_counter()
-        torch.manual_seed(derive_seed(self.trainer.seed, update))
-        rollout = self.collect(update, self._score_early)
-        trajectory = rollout.kept
-        metrics = self._rollout_metrics(rollout)
-        if len(trajectory):
-            metrics |= self._learn(trajectory, update, rollout.scored)
+        metrics = self.update(number)
         seconds = time.perf_counter() - started
-        committed = int(rollout.everything[STEP_NUM_COMMITTED].sum())
-        metrics |= {"seconds": seconds, "tokens_per_second": committed / seconds}
-        self._log(update, metrics)
-        done = update + 1
+        metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
+        self._log(number, metrics)
+        done = number + 1
         if done == self.trainer.updates or (self.trainer.eval_every and done % self.trainer.eval_every == 0):
             self._evaluate(done)
         if done == self.trainer.updates or done % self.trainer.checkpoint_every == 0:
             self._save(done)
 
-    def _score_early(self, trajectory: TensorDictBase) -> None:
-        """Old and reference log-probabilities, within the rollout: there is no other difference."""
-        with torch.autocast(self.policy.device.type, enabled=False):
-            self.updater.score(trajectory)
-
-    def _learn(self, trajectory: TensorDictBase, update: int, scored: bool = False) -> dict[str, float]:
-        """The optimiser steps on what a rollout kept; ``scored``: it has old and reference log-probabilities."""
-        if not scored:
-            self.updater.score(trajectory)
-        corrected(trajectory)
-        if not self.checked:
-            self.checked = True
-            largest = self.updater.check_old(trajectory)
-            self.observer.on_message(
-                f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})"
-            )
-        poor = warning(self.updater.correction_metrics)
-        if poor is not None and not self.warned:
-            self.warned = True
-            self.observer.on_message(f"warning: {poor}")
-        return self.updater.update(trajectory, update)
-
     def _save(self, done: int) -> None:
-        updater = self.updater
-        counters: dict[str, float] = {"skipped": updater.skipped, "skipped_in_a_row": updater.skipped_in_a_row}
-        save_checkpoint(self.folder, done, self.parameters, updater.optimiser, updater.scheduler, counters)
-
-    def collect(self, update: int, meanwhile: Callable[[TensorDictBase], Any] | None = None) -> Rollout:
-        """The rollout of one update: prompts, trajectories, rewards, selection, advantages; as ``roll_out``."""
-        trainer, task = self.trainer, self.algorithm.task
-        self.scorer.forget()
-        indices = training_indices(task.size("train"), trainer.prompts_per_update, update, trainer.seed)
-        prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
-        prompts.set(SEED, sample_seeds(len(prompts), self.policy.device, trainer.seed, update, "samples"))
-        progress = torch.full((len(prompts),), update / trainer.updates, device=self.policy.device)
-        prompts.set(PROGRESS, progress)
-        with self.scorer.ahead() as submit, self.updater.autocast():
-            services = Services(
-                self.policy,
-                self.algorithm.sampler,
-                self.scorer,
-                trainer.seed,
-                update,
-                trainer.rollout_batch_size or len(prompts),
-                self.scorer.examples,
-                submit,
-            )
-            return roll_out(self.algorithm.plan, prompts, services, meanwhile)
-
-    def _rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
-        trajectory, kept = rollout.everything, rollout.kept
-        scores = self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE])
-        means = component_means(scores)
-        valid = trajectory[STEP_VALID]
-        return {
-            "reward": means.pop("reward"),
-            "accuracy": means.pop("solved"),
-            **{f"reward/{name}": value for name, value in means.items()},
-            **_mean_entropy(trajectory),
-            "steps": valid.float().sum(-1).mean().item(),
-            **({"kept": len(kept) / len(trajectory)} if self.algorithm.filters else {}),
-            **({"selected_steps": (kept[SELECTED_WEIGHT] > 0).float().sum(-1).mean().item()} if len(kept) else {}),
-        }
+        update = self.update
+        counters: dict[str, float] = {"skipped": update.skipped, "skipped_in_a_row": update.skipped_in_a_row}
+        save_checkpoint(self.folder, done, self.parameters, update.optimiser, update.scheduler, counters)
 
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler
@@ -282,7 +197,7 @@ class Run:
             updates=self.trainer.updates,
             seconds=seconds,
             model=self.folder / MODEL,
-            skipped=self.updater.skipped,
+            skipped=self.update.skipped,
         )
         export(self.policy, result, recipe=self.name, task=self.algorithm.task, components=self.algorithm.components)
         summary = {
@@ -298,9 +213,3 @@ class Run:
         write_atomic(stored, json.dumps(summary, indent=1))  # last: a run that has it is complete
         self.observer.on_end(result)
         return result
-
-
-def _mean_entropy(trajectory: TensorDictBase) -> dict[str, float]:
-    """Mean entropy of the steps; nothing where the completions are not the policy's."""
-    entropy, valid = trajectory.get(STEP_ENTROPY, None), trajectory[STEP_VALID]
-    return {} if entropy is None else {"entropy": (entropy * valid).sum().item() / max(int(valid.sum()), 1)}

@@ -37,7 +37,7 @@ def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter:
         "## Audit of the gradient estimator",
         str(audit["verdict"]) if audit else f"Not audited (no {AUDIT} in the run's folder).",
         "## How to load it",
-        '```python\nfrom dlmrl_kit.policies.base import Policy\n\npolicy = Policy.from_pretrained("PATH")\n```',
+        '```python\nfrom dlmrl_kit import load_policy\n\npolicy = load_policy("PATH")\n```',
     ]
     if stored.is_file():
         parts += ["## Recipe", f"```\n{stored.read_text(encoding='utf-8').strip()}\n```"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 
 def build_optimiser(
@@ -19,8 +20,8 @@ def build_optimiser(
     warmup_steps: int,
     total_steps: int,
     others: Sequence[tuple[list[nn.Parameter], float]] = (),
-) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW (weight decay on matrices only) and one of ``trainer.SCHEDULES`` over ``total_steps`` optimiser steps.
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """AdamW (weight decay on matrices only), and one of ``trainers.base.SCHEDULES`` over ``total_steps`` steps.
 
     ``others``: parameters with a learning rate of their own, which follows the same schedule.
     """

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LRScheduler
 
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import derive_seed
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.trainers.base import OptimiserSettings
 from dlmrl_kit.training.optimiser import build_optimiser
 
 PREFIX = "component:"
@@ -24,13 +27,13 @@ COMPONENTS = "components.safetensors"
 
 
 def start_policy(
-    source: Any, settings: Any, total_steps: int, components: Iterable[Component] = ()
-) -> tuple[Policy, torch.optim.Optimizer, Any]:
+    source: PolicySource, settings: OptimiserSettings, total_steps: int, components: Iterable[Component] = ()
+) -> tuple[TransformersPolicy, torch.optim.Optimizer, LRScheduler]:
     """Loads the policy reproducibly, in float32 on its device, and builds optimiser and schedule.
 
     Args:
-        source: a policy component.
-        settings: a ``Trainer`` or pretrainer, for seed, device and the optimiser's settings.
+        source: where the policy comes from.
+        settings: seed, device and the optimiser's settings.
         total_steps: optimiser steps of the whole run.
         components: that may train modules of their own; they are attached to the policy.
 
@@ -38,7 +41,7 @@ def start_policy(
         UserError: no such checkpoint or device.
     """
     torch.manual_seed(derive_seed(settings.seed, "init"))
-    policy: Policy = source.load()
+    policy = source.load()
     policy.to(find_device(settings.device))
     to_full_precision(policy)
     components = list(components)

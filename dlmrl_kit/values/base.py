@@ -21,8 +21,8 @@ from dlmrl_kit.core.keys import (
     SELECTED_VALUE,
     SELECTED_WEIGHT,
 )
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.likelihoods.segments import counted_positions
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.samplers.base import Sampler
 
 

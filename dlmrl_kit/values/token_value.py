@@ -26,9 +26,9 @@ from dlmrl_kit.core.keys import (
     SELECTED_VALUE,
     SELECTED_WEIGHT,
 )
+from dlmrl_kit.core.policy import Policy, completion_features
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy, completion_features
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.values.base import Value, segment_tokens
 
@@ -69,8 +69,8 @@ class TokenValue(Value):
             UserError: the head belongs to a policy of another hidden size.
         """
         if self.head is None:
-            dtype = torch.float64 if next(policy.parameters()).dtype == torch.float64 else torch.float32
-            self.head = nn.Linear(policy.feature_size, 1, bias=False, device=policy.device, dtype=dtype)
+            size = policy.feature_size
+            self.head = nn.Linear(size, 1, bias=False, device=policy.device, dtype=policy.real_dtype)
             nn.init.zeros_(self.head.weight)
         elif self.head.in_features != policy.feature_size:
             raise UserError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.checkpoint_files import load_model, load_tokenizer, without_remote_code
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 SUPPORTED = "Llama, Qwen2 and Qwen3 saved by transformers (model types llama, qwen2, qwen3, qwen3_moe)"
 
@@ -19,7 +19,7 @@ def matches(config: dict[str, Any]) -> bool:
     return config.get("model_type") in BIDIRECTIONAL and without_remote_code(config)
 
 
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
+def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
     """Loads the checkpoint; causal ones attend both ways from here on."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,4 +27,4 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
     settings.is_causal = False
     settings.use_cache = False
     model = load_model(AutoModelForCausalLM, source, options, config=settings)
-    return Policy(model, load_tokenizer(source, config), **options.policy_arguments())
+    return TransformersPolicy(model, load_tokenizer(source, config), **options.policy_arguments())

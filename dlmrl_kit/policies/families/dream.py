@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.checkpoint_files import load_model, load_tokenizer
 from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 SUPPORTED = "Dream 7B, Dream-Coder and DiffuCoder (model type Dream)"
 
@@ -21,7 +21,7 @@ def matches(config: dict[str, Any]) -> bool:
     return str(config.get("model_type")).lower() == "dream" or "DreamModel" in classes
 
 
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
+def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
     """Loads the weights into ``Qwen2ForCausalLM``; position i - 1 predicts token i.
 
     Raises:
@@ -32,7 +32,7 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
     model = load_model(Qwen2ForCausalLM, source, options, config=qwen2_config(config), strict=True)
     # Dream's own tokenizer class is Qwen2's but for its name.
     tokenizer = load_tokenizer(source, config, Qwen2Tokenizer)
-    return Policy(model, tokenizer, layout=Layout(read_files(source)), **options.policy_arguments())
+    return TransformersPolicy(model, tokenizer, layout=Layout(read_files(source)), **options.policy_arguments())
 
 
 def qwen2_config(config: dict[str, Any]) -> Any:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.checkpoint_files import load_model, load_tokenizer
 from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 SUPPORTED = "LLaDA 8B and 1.5 (model type llada)"
 
@@ -60,7 +60,7 @@ def matches(config: dict[str, Any]) -> bool:
     return "LLaDAModelLM" in classes or (config.get("model_type") == "llada" and "d_model" in config)
 
 
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
+def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
     """Loads the weights, shard by shard, into ``LlamaForCausalLM``.
 
     Raises:
@@ -74,7 +74,7 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
     )
     tokenizer = load_tokenizer(source, config)
     name_mask(tokenizer, config)
-    return Policy(model, tokenizer, layout=layout, **options.policy_arguments())
+    return TransformersPolicy(model, tokenizer, layout=layout, **options.policy_arguments())
 
 
 def llama_config(config: dict[str, Any]) -> Any:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.checkpoint_files import load_model, load_tokenizer
 from dlmrl_kit.policies.families.llada import name_mask
 from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 SUPPORTED = "LLaDA-MoE (LLaDAMoEModelLM)"
 
@@ -41,7 +41,7 @@ def matches(config: dict[str, Any]) -> bool:
     ).startswith("llada2")
 
 
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
+def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
     """Loads the weights into ``Qwen3MoeForCausalLM``.
 
     Raises:
@@ -53,7 +53,7 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
     model = load_model(Qwen3MoeForCausalLM, source, options, config=qwen3_moe_config(config), strict=True)
     tokenizer = load_tokenizer(source, config)
     name_mask(tokenizer, config)
-    return Policy(model, tokenizer, layout=layout, **options.policy_arguments())
+    return TransformersPolicy(model, tokenizer, layout=layout, **options.policy_arguments())
 
 
 def qwen3_moe_config(config: dict[str, Any]) -> Any:

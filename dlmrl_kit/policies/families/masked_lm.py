@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.checkpoint_files import load_model, load_tokenizer, without_remote_code
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 SUPPORTED = "masked language models that transformers has a class for (BERT, RoBERTa, DistilBERT, ModernBERT ...)"
 
@@ -32,7 +32,7 @@ def matches(config: dict[str, Any]) -> bool:
     return known and without_remote_code(config) and not any(name.endswith("ForCausalLM") for name in classes)
 
 
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
+def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
     """Loads the checkpoint.
 
     Raises:
@@ -49,7 +49,7 @@ def load(source: str, config: dict[str, Any], options: LoadOptions) -> Policy:
     return MaskedLMPolicy(model, tokenizer, **options.policy_arguments())
 
 
-class MaskedLMPolicy(Policy):
+class MaskedLMPolicy(TransformersPolicy):
     """A denoiser around a masked language model. Plain prompts begin with the class token, as in its training."""
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:

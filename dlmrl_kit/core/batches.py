@@ -1,15 +1,17 @@
-"""How a rollout is cut: into minibatches, micro-batches of samples, and pieces of a sample's slots."""
+"""How a batch is cut: into minibatches, micro-batches of samples, and pieces of a sample's selected segments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.keys import GROUP, PROMPT_MASK, SELECTED_WEIGHT
+
+B = TypeVar("B", Tensor, TensorDictBase)
 
 
 def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator, whole_groups: bool) -> list[Tensor]:
@@ -60,9 +62,9 @@ def cut(batch: TensorDictBase, sizes: int | list[int], order: Tensor | None) -> 
         first += len(index)
 
 
-def restored(pieces: list[Any], rows: list[Tensor]) -> Any:
+def restored(pieces: list[B], rows: list[Tensor]) -> B:
     """Pieces (tensors or TensorDicts), whose rows are those of the indices ``rows``, as one batch in its own order."""
-    whole: Any = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     index = torch.cat(rows)
     in_order = len(index) < 2 or bool((index.diff() > 0).all())
     return whole if in_order else whole[index.argsort()]
@@ -86,16 +88,16 @@ def micro_batches(minibatch: TensorDictBase, size: int, whole_groups: bool) -> I
     yield from cut(minibatch, sizes, order)
 
 
-def slot_pieces(micro: TensorDictBase, slots: int) -> list[tuple[Tensor, TensorDictBase]]:
-    """A micro-batch cut into pieces of at most ``slots`` used slots, in order.
+def segment_pieces(micro: TensorDictBase, most: int) -> list[tuple[Tensor, TensorDictBase]]:
+    """A micro-batch cut into pieces of at most ``most`` used segments, in order.
 
     Returns:
-        Row indices and a copy of these rows, in which the weights of the slots of other pieces are 0.
+        Row indices and a copy of these rows, in which the weights of the segments of other pieces are 0.
     """
     weight = micro[SELECTED_WEIGHT]
     used = weight != 0
     number = used.flatten().long().cumsum(0).reshape(used.shape) - 1
-    piece = torch.where(used, number // slots, -1)
+    piece = torch.where(used, number // most, -1)
     found = []
     for i in range(int(piece.max()) + 1 if used.any() else 0):
         mine = piece == i

@@ -6,30 +6,20 @@ from typing import Literal
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-
-SCHEDULES: tuple[str, ...] = (
-    "constant",
-    "constant_with_warmup",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "inverse_sqrt",
-)
-"""The schedules of ``transformers.get_scheduler`` that need nothing but warm-up and number of steps."""
+from dlmrl_kit.trainers.base import OptimiserSettings
 
 COMPILE_MODES: tuple[str, ...] = ("default", "max-autotune-no-cudagraphs")
-"""Modes of ``torch.compile`` without CUDA graphs; see ``dlmrl_kit.policies.compiling``."""
+"""Modes of ``torch.compile`` without CUDA graphs; see ``policies.compiling``."""
 
 
 @register("trainer")
-class Trainer:
+class Trainer(OptimiserSettings):
     """How often, how much and how fast to train. AdamW; one rollout per update.
 
     Args:
         updates: rollouts to generate and learn from.
-        prompts_per_update: puzzles per rollout.
-        group_size: G, completions per puzzle.
+        prompts_per_update: prompts per rollout.
+        group_size: G, completions per prompt.
         inner_iterations: passes over each rollout.
         minibatches: optimiser steps per pass; the samples of a rollout are split among them.
         micro_batch_size: samples per forward and backward pass; gradients are accumulated, results do not change.
@@ -47,8 +37,8 @@ class Trainer:
             ``max-autotune-no-cudagraphs``; None: they are not compiled.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
         seed: of everything random.
-        eval_every: updates between evaluations on held-out puzzles; 0 evaluates at the start and the end only.
-        eval_size: held-out puzzles per evaluation.
+        eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
+        eval_size: held-out examples per evaluation.
         checkpoint_every: updates between checkpoints.
         max_skipped: updates with a non-finite loss or gradient in a row before training stops.
 
@@ -82,6 +72,9 @@ class Trainer:
         checkpoint_every: int = 10,
         max_skipped: int = 5,
     ) -> None:
+        super().__init__(
+            learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm, device, seed
+        )
         positive = {
             "updates": updates,
             "prompts_per_update": prompts_per_update,
@@ -111,7 +104,6 @@ class Trainer:
         )
         samples = prompts_per_update * group_size
         check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
-        check_optimiser(self, learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm)
         check(precision in ("float32", "bfloat16"), self, "precision", precision, "'float32' or 'bfloat16'")
         modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
         check(compile is None or compile in COMPILE_MODES, self, "compile", compile, modes)
@@ -124,16 +116,8 @@ class Trainer:
         self.micro_batch_size = micro_batch_size
         self.micro_batch_tokens = micro_batch_tokens
         self.rollout_batch_size = rollout_batch_size
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
-        self.betas = (beta1, beta2)
-        self.weight_decay = weight_decay
-        self.max_grad_norm = max_grad_norm
         self.precision = precision
         self.compile = compile
-        self.device = device
-        self.seed = seed
         self.eval_every = eval_every
         self.eval_size = eval_size
         self.checkpoint_every = checkpoint_every
@@ -143,24 +127,3 @@ class Trainer:
     def optimiser_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.updates * self.inner_iterations * self.minibatches
-
-
-def check_optimiser(
-    component: object,
-    learning_rate: float,
-    schedule: str,
-    warmup_steps: int,
-    betas: tuple[float, float],
-    weight_decay: float,
-    max_grad_norm: float,
-) -> None:
-    """Raises ``ValueError`` unless AdamW, this schedule and gradient clipping can run with these settings."""
-    check(learning_rate > 0, component, "learning_rate", learning_rate, "positive")
-    for name, beta in zip(("beta1", "beta2"), betas, strict=True):
-        check(0 <= beta < 1, component, name, beta, "in [0, 1)")
-    check(weight_decay >= 0, component, "weight_decay", weight_decay, "at least 0")
-    check(max_grad_norm > 0, component, "max_grad_norm", max_grad_norm, "positive")
-    check(schedule in SCHEDULES, component, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
-    check(warmup_steps >= 0, component, "warmup_steps", warmup_steps, "at least 0")
-    allowed = warmup_steps == 0 or schedule != "constant"
-    check(allowed, component, "warmup_steps", warmup_steps, "0 with schedule 'constant' (or take constant_with_warmup)")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.policy import Policy, completion_logits
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import Policy, completion_logits
-from dlmrl_kit.training.trainer import check_optimiser
+from dlmrl_kit.pretrainers.base import Pretrainer
 
 
 @register("pretrainer", paper="arXiv 2502.09992, eq. 3")
-class MaskedDiffusion:
+class MaskedDiffusion(Pretrainer):
     """Settings of the pre-training loop: AdamW with a linear warm-up, then the schedule (by default a linear decay).
 
     Args:
@@ -29,7 +29,7 @@ class MaskedDiffusion:
         min_mask: smallest masking probability t, which bounds the weight 1/t.
         device, seed: as ``Trainer``.
         log_every, checkpoint_every: steps between log lines and between checkpoints.
-        eval_size: held-out puzzles decoded at the end.
+        eval_size: held-out examples decoded at the end.
 
     Raises:
         ValueError: a value out of range.
@@ -53,31 +53,23 @@ class MaskedDiffusion:
         checkpoint_every: int = 250,
         eval_size: int = 512,
     ) -> None:
-        positive = {
-            "steps": steps,
-            "batch_size": batch_size,
-            "log_every": log_every,
-            "checkpoint_every": checkpoint_every,
-            "eval_size": eval_size,
-        }
-        for name, value in positive.items():
-            check(value >= 1, self, name, value, "at least 1")
-        check_optimiser(self, learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm)
+        super().__init__(
+            steps=steps,
+            batch_size=batch_size,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            eval_size=eval_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            betas=(beta1, beta2),
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            device=device,
+            seed=seed,
+        )
         check(0 < min_mask < 1, self, "min_mask", min_mask, "in (0, 1)")
-        self.steps = steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
-        self.betas = (beta1, beta2)
-        self.weight_decay = weight_decay
-        self.max_grad_norm = max_grad_norm
         self.min_mask = min_mask
-        self.device = device
-        self.seed = seed
-        self.log_every = log_every
-        self.checkpoint_every = checkpoint_every
-        self.eval_size = eval_size
 
     def objective(
         self,

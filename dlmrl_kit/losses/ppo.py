@@ -1,0 +1,262 @@
+r"""PPO (arXiv 1707.06347, eq. 7) with one ratio per denoising step, or one per completion.
+
+    rho = exp(log pi - log pi_old),    surrogate = min(rho A, clip(rho, 1 - low, 1 + high) A)
+
+A ratio that already moved further than the clip in the direction A asks for gets no gradient. Before the first update
+ratios are 1 up to the rounding of a forward in other batches: a range of 0 would drop the gradient of every unit that
+rounding moved that way, about half of them.
+
+    StepPPO              L = -(1/B) sum_b sum_k w_bk surrogate_bk                          EGSPO, arXiv 2603.12554
+    SequencePPO          L = -(1/B) sum_b surrogate_b,  log pi_b = sum_k w_bk log pi_bk
+    LengthNormalisedPPO  the same with log rho_b / |o_b|                                   GSPO, ESPO
+    PerTokenSequencePPO  L = -(1/B) sum_b surrogate_b / |o_b|                              GDPO
+
+|o_b| is the number of completion tokens that the likelihood counts. The released EGSPO code takes one selected step per
+micro-step and divides its loss by the number of tokens a step commits; here the steps are summed, so that before the
+first update the gradient is that of ``Reinforce``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.core.behaviour import MAX_LOG_RATIO
+from dlmrl_kit.core.keys import (
+    ADVANTAGE,
+    SELECTED_ADVANTAGE,
+    SELECTED_LOG_PROB,
+    SELECTED_OLD_LOG_PROB,
+    SELECTED_WEIGHT,
+    SEQUENCE_LENGTH,
+    Key,
+)
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import where_used
+from dlmrl_kit.core.validate import check
+from dlmrl_kit.losses.base import (
+    Objective,
+    max_over,
+    mean_over,
+    sequence_length,
+    sequence_log_prob,
+    used_sequences,
+    weighted_sum,
+)
+
+DIAGNOSTICS = ("ratio", "ratio_max", "clip_fraction", "approx_kl")
+
+
+class Surrogate(NamedTuple):
+    """``value``: min(rho A, clip(rho) A), 0 outside the mask. ``diagnostics``: scalars, see ``clipped_surrogate``."""
+
+    value: Tensor
+    diagnostics: dict[str, Tensor]
+
+
+def clipped_surrogate(
+    new: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip_low: float, clip_high: float
+) -> Surrogate:
+    """The surrogate of every unit in ``mask``.
+
+    Args:
+        new: log-probabilities with gradient, any shape.
+        old, advantage, mask: the same shape; constants. What lies outside the mask (bool) is never used.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+
+    Returns:
+        The surrogate, and over the mask: ``ratio`` (mean), ``ratio_max``, ``clip_fraction`` (share of units where the
+        clip binds, so that their gradient is 0) and ``approx_kl`` (mean of rho - 1 - log rho: unbiased for
+        KL(old || new) under samples of old, never negative).
+    """
+    log_ratio = (where_used(new, mask) - where_used(old, mask).detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    advantage = where_used(advantage, mask).detach()
+    ratio = log_ratio.exp()
+    free, clipped = ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    with torch.no_grad():
+        diagnostics = {
+            "ratio": mean_over(ratio, mask),
+            "ratio_max": max_over(ratio, mask),
+            "clip_fraction": mean_over((free > clipped).to(ratio.dtype), mask),
+            "approx_kl": mean_over(log_ratio.expm1() - log_ratio, mask),
+        }
+    return Surrogate(torch.minimum(free, clipped), diagnostics)
+
+
+class ClippedObjective(Objective):
+    """Base class of losses that clip a ratio.
+
+    Args:
+        clip_low: the ratio is clipped at 1 - clip_low; in [0, 1], 1 leaves it free.
+        clip_high: the ratio is clipped at 1 + clip_high; at least 0.
+        in_keys: keys read.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, clip_low: float, clip_high: float, in_keys: Sequence[Key]) -> None:
+        super().__init__(in_keys, DIAGNOSTICS)
+        check(0 <= clip_low <= 1, self, "clip_low", clip_low, "in [0, 1]")
+        check(clip_high >= 0, self, "clip_high", clip_high, "at least 0")
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+
+
+@register(
+    "loss",
+    paper="arXiv 2603.12554",
+    unbiased=True,
+    under="before the first update on a batch, where its gradient is that of Reinforce, and as Reinforce",
+)
+class StepPPO(ClippedObjective):
+    """Clipped surrogate with the ratio of whole steps, summed over steps, averaged over samples.
+
+    Args:
+        clip_low: the ratio is clipped at 1 - clip_low; in [0, 1], 1 leaves it free.
+        clip_high: the ratio is clipped at 1 + clip_high; at least 0.
+
+    Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "old_log_prob")``, ``("selected", "advantage")``
+    and ``("selected", "weight")``, all [B, K]. Returns ``loss_objective`` and, over the segments of non-zero weight,
+    ``ratio`` (mean), ``ratio_max``, ``clip_fraction`` (share where the clip binds) and ``approx_kl`` (estimate of
+    KL(old || new)). ``count`` is B.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    segmentwise = True
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.5) -> None:
+        keys = [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT]
+        super().__init__(clip_low, clip_high, keys)
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the weighted sum of the surrogates of the selected steps."""
+        weight = tensordict[SELECTED_WEIGHT]
+        surrogate = clipped_surrogate(
+            tensordict[SELECTED_LOG_PROB],
+            tensordict[SELECTED_OLD_LOG_PROB],
+            tensordict[SELECTED_ADVANTAGE],
+            weight != 0,
+            self.clip_low,
+            self.clip_high,
+        )
+        return -weighted_sum(surrogate.value, weight), surrogate.diagnostics
+
+
+class ClippedSequences(ClippedObjective):
+    """Base class of losses that clip the ratio of whole sequences. ``count`` is B.
+
+    Args:
+        clip_low: the ratio is clipped at 1 - clip_low; in [0, 1], 1 leaves it free.
+        clip_high: the ratio is clipped at 1 + clip_high; at least 0.
+        in_keys: keys read besides those named below.
+
+    Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "old_log_prob")`` and ``("selected", "weight")``,
+    all [B, K], and ``advantage`` [B]. Returns ``loss_objective`` and, over the samples that have a slot of non-zero
+    weight, ``ratio`` (mean), ``ratio_max``, ``clip_fraction`` (share where the clip binds) and ``approx_kl``.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, clip_low: float, clip_high: float, in_keys: Sequence[Key] = ()) -> None:
+        keys = [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, ADVANTAGE, SELECTED_WEIGHT, *in_keys]
+        super().__init__(clip_low, clip_high, keys)
+
+    def units(self, tensordict: TensorDictBase) -> Tensor:
+        """The number of samples that have a slot of non-zero weight."""
+        return used_sequences(tensordict[SELECTED_WEIGHT]).sum()
+
+    def surrogates(self, tensordict: TensorDictBase, divisor: Tensor | float = 1.0) -> Surrogate:
+        """The clipped surrogate of each sample, [B]; ``divisor`` [B]: of the log-ratio, before it is exponentiated."""
+        weight = tensordict[SELECTED_WEIGHT]
+        return clipped_surrogate(
+            sequence_log_prob(tensordict[SELECTED_LOG_PROB], weight) / divisor,
+            sequence_log_prob(tensordict[SELECTED_OLD_LOG_PROB], weight) / divisor,
+            tensordict[ADVANTAGE],
+            used_sequences(weight),
+            self.clip_low,
+            self.clip_high,
+        )
+
+
+@register(
+    "loss",
+    paper="arXiv 1707.06347",
+    unbiased=True,
+    under="before the first update on a batch, where its gradient is that of Reinforce, and as Reinforce",
+)
+class SequencePPO(ClippedSequences):
+    """Clipped surrogate with the ratio of whole completions, averaged over samples.
+
+    Arguments, reads, returns as ``ClippedSequences``.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
+        super().__init__(clip_low, clip_high)
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the sum of the surrogates of the samples."""
+        surrogate = self.surrogates(tensordict)
+        return -surrogate.value.sum(), surrogate.diagnostics
+
+
+@register(
+    "loss",
+    paper="arXiv 2507.18071; arXiv 2512.03759",
+    unbiased=False,
+    scale="1 / length",
+    under="proportional to Reinforce before the first update where all completions have the same length",
+)
+class LengthNormalisedPPO(ClippedSequences):
+    """Clipped surrogate whose log-ratio is divided by the length of the completion, averaged over samples.
+
+    Arguments as ``ClippedSequences``. Reads ``("sequence", "length")`` int64 [B] besides what ``ClippedSequences``
+    reads; returns what it returns.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
+        super().__init__(clip_low, clip_high, [SEQUENCE_LENGTH])
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the sum of the surrogates of the samples."""
+        surrogate = self.surrogates(tensordict, divisor=sequence_length(tensordict))
+        return -surrogate.value.sum(), surrogate.diagnostics
+
+
+@register(
+    "loss",
+    paper="arXiv 2510.08554",
+    unbiased=False,
+    scale="1 / length",
+    under="proportional to Reinforce before the first update where all completions have the same length",
+)
+class PerTokenSequencePPO(ClippedSequences):
+    """Clipped surrogate with the ratio of whole completions, divided by their length, averaged over samples.
+
+    Arguments as ``ClippedSequences``. Reads ``("sequence", "length")`` int64 [B] besides what ``ClippedSequences``
+    reads; returns what it returns.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, clip_low: float = 0.5, clip_high: float = 0.5) -> None:
+        super().__init__(clip_low, clip_high, [SEQUENCE_LENGTH])
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the sum of the surrogates of the samples, each over its length."""
+        surrogate = self.surrogates(tensordict)
+        return -(surrogate.value / sequence_length(tensordict)).sum(), surrogate.diagnostics

@@ -1,0 +1,224 @@
+"""A policy around a transformers model with a language-model head.
+
+The head runs at the asked positions only; mask id, end of text and forbidden ids come from the checkpoint. The model
+stays in eval mode, in the update too: dropout would make the old/new ratio differ from 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.window import Window
+from dlmrl_kit.policies.checkpoint_files import quiet
+from dlmrl_kit.policies.fused_lora import fused
+from dlmrl_kit.policies.key_cache import KeyCache
+from dlmrl_kit.policies.last_layer import DECODERS, last_layer_at, prunable
+from dlmrl_kit.policies.last_layer import positions as rotary_positions
+from dlmrl_kit.policies.layout import Layout
+from dlmrl_kit.policies.merging import merged
+
+
+class TransformersPolicy(Policy):
+    """A denoiser that is a transformers model, attending both ways. Subclasses override ``hidden``, ``hidden_at``,
+    ``head``; never ``forward``, which samplers and likelihoods do not call.
+
+    Args:
+        model: a transformers model with a language-model head.
+        tokenizer: its tokenizer; must define the mask token unless ``mask_id`` is given.
+        mask_id: id of the mask token, where neither the model's config nor the tokenizer says.
+        shift_logits: whether the logits at position i - 1 predict token i; None: as the model's config says.
+        forbidden_ids: ids that are never committed, besides the mask, padding, the unknown token and rows beyond the
+            tokenizer's vocabulary.
+        chat_template: format plain prompts with the tokenizer's chat template, as one message of the user;
+            conversations always are. None: no.
+        layout: how the family of the checkpoint writes its files; None: as transformers does.
+
+    Raises:
+        UserError: no mask id to be found, or ``chat_template`` for a tokenizer that has none.
+    """
+
+    compiled = False
+    """Whether its transformer blocks are compiled (``policies.compiling``)."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "forward" in vars(cls):
+            raise TypeError(f"{cls.__name__} overrides forward, which nobody calls: override hidden_at, hidden or head")
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        mask_id: int | None = None,
+        shift_logits: bool | None = None,
+        forbidden_ids: tuple[int, ...] = (),
+        chat_template: bool | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layout = layout
+        given = (mask_id, shift_logits, tuple(forbidden_ids), chat_template)
+        self.told = dict(zip(("mask_id", "shift_logits", "forbidden_ids", "chat_template"), given, strict=True))
+        config = text_config(model)
+        self.shift_logits = bool(getattr(config, "shift_logits", False)) if shift_logits is None else shift_logits
+        self.mask_id = _mask_id(config, tokenizer, mask_id)
+        self.eos_id = tokenizer.eos_token_id
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id
+        self.vocab_size = int(config.vocab_size)
+        special = {self.mask_id, *forbidden_ids, *range(len(tokenizer), self.vocab_size)}
+        special |= {i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id) if i is not None and i != self.eos_id}
+        self.forbidden_ids = tuple(sorted(special))
+        self.chat_template = bool(chat_template)
+        if self.chat_template and not tokenizer.chat_template:
+            raise UserError("chat_template = True, but the tokenizer has no chat template")
+        self.frozen: nn.Module | None = None
+        """The reference's copy of the model; None before ``freeze_reference``, and with an adapter."""
+        self.adapter: Any = None
+        """The ``PeftModel`` around the model, or None."""
+        self._keys: KeyCache | None = None
+        self.eval()
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, an adapter's included."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits at the asked positions: the head on the features."""
+        return self.head(self.features(input_ids, attention_mask, positions))
+
+    @property
+    def feature_size(self) -> int:
+        """D, the hidden size."""
+        return int(text_config(self.model).hidden_size)
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Final hidden states at the positions that predict the asked ones."""
+        if positions.dtype == torch.bool:
+            row, column = positions.nonzero(as_tuple=True)
+        else:
+            row, column = torch.arange(len(positions), device=positions.device)[:, None], positions
+        if self.shift_logits:  # a row's first token has no predecessor and is predicted from its own position
+            before = (column - 1).clamp(min=0)
+            column = torch.where(attention_mask[row, before], before, column)
+        return self.hidden_at(input_ids, attention_mask, row, column)
+
+    def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Final hidden states [..., D] at the places (row, column), int64 [...] each (they broadcast)."""
+        if len(input_ids) and self._keys is not None and not torch.is_grad_enabled():
+            return self._keys.hidden_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
+        if len(input_ids) and prunable(self.model):
+            return last_layer_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
+        return self.hidden(input_ids, attention_mask)[row, column]
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Final hidden states [B, S, D]; rotary positions count from each row's first real token."""
+        if len(input_ids) == 0:  # transformers cannot reshape an empty batch
+            empty: Tensor = self.model.get_input_embeddings()(input_ids)
+            return empty
+        position_ids = rotary_positions(attention_mask)
+        body = self.model.get_decoder()
+        states: Tensor = body(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return states
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits [..., V] from hidden states [..., D]."""
+        logits: Tensor = self.model.get_output_embeddings()(features)
+        return logits
+
+    def check_cache(self) -> None:
+        """Refuses approximate caches (``dlmrl_kit.caches``) where they cannot be used.
+
+        Raises:
+            UserError: the model is none of those whose layers are known, attending both ways.
+        """
+        if self.block_size is not None:
+            raise UserError("the model denoises block by block and reuses finished blocks exactly: it needs no cache")
+        if not prunable(self.model):
+            raise UserError(
+                f"a cache needs a model of one of the classes {', '.join(DECODERS)}, attending both ways with "
+                f"attention = 'sdpa'; this one is {type(self.model).__name__}"
+            )
+
+    @contextlib.contextmanager
+    def cached(self, window: Window) -> Iterator[None]:
+        """Within the context and without gradients, this policy is the cached one."""
+        outer, self._keys = self._keys, KeyCache(window)
+        try:
+            yield
+        finally:
+            self._keys = outer
+
+    def add_adapter(self, config: Any) -> None:
+        """Freezes the model and trains a peft adapter instead; the reference is then the base with the adapter off."""
+        from peft import get_peft_model
+
+        with quiet():
+            self.adapter = get_peft_model(self.model, config)
+        self.adapter.eval()
+
+    def freeze_reference(self) -> None:
+        """Fixes the present weights as the reference policy. With an adapter nothing is copied."""
+        if self.adapter is None:
+            self.frozen = copy.deepcopy(self.model).requires_grad_(False)
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[Policy]:
+        """Within the context, this policy computes with the frozen reference weights.
+
+        Raises:
+            RuntimeError: ``freeze_reference`` was not called and there is no adapter.
+        """
+        if self.adapter is not None:
+            with self.adapter.disable_adapter():
+                yield self
+            return
+        if self.frozen is None:
+            raise RuntimeError("call freeze_reference() before using the reference policy")
+        current = self.model
+        self.model = self.frozen
+        try:
+            yield self
+        finally:
+            self.model = current
+
+    def merged(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context and without gradients, the adapter is in the weights: faster, equal up to rounding."""
+        return contextlib.nullcontext() if self.adapter is None else merged(self.adapter)
+
+    def fused(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context, in which the weights must not change, an adapter takes fewer matrix products."""
+        return contextlib.nullcontext() if self.adapter is None else fused(self.adapter)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Names, as the model has them, and parameters that the optimiser updates."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+
+def text_config(model: Any) -> Any:
+    """The part of a model's configuration that is about text: all of it, but for models that also see images."""
+    return model.config.get_text_config()
+
+
+def _mask_id(config: Any, tokenizer: Any, given: int | None) -> int:
+    for found in (given, getattr(config, "mask_token_id", None), tokenizer.mask_token_id):
+        if found is not None:
+            break
+    else:
+        raise UserError("the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token")
+    if not 0 <= int(found) < int(config.vocab_size):
+        raise UserError(f"mask_id {found} is no token of the model, which has {config.vocab_size}")
+    return int(found)

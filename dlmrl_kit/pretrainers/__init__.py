@@ -1,0 +1,1 @@
+"""Pre-training objectives, with the settings of their loop."""

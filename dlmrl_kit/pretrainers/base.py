@@ -1,0 +1,65 @@
+"""Pre-training: the interface of an objective, and the settings that its loop needs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.validate import check
+from dlmrl_kit.trainers.base import OptimiserSettings
+
+
+class Pretrainer(OptimiserSettings, ABC):
+    """Base class of pre-training objectives; subclasses implement ``objective``.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: demonstrations per step.
+        log_every, checkpoint_every: steps between log lines and between checkpoints.
+        eval_size: held-out examples decoded at the end.
+        optimiser: as ``OptimiserSettings``.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self, *, steps: int, batch_size: int, log_every: int, checkpoint_every: int, eval_size: int, **optimiser: Any
+    ) -> None:
+        super().__init__(**optimiser)
+        positive = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "log_every": log_every,
+            "checkpoint_every": checkpoint_every,
+            "eval_size": eval_size,
+        }
+        for name, value in positive.items():
+            check(value >= 1, self, name, value, "at least 1")
+        self.steps = steps
+        self.batch_size = batch_size
+        self.log_every = log_every
+        self.checkpoint_every = checkpoint_every
+        self.eval_size = eval_size
+
+    @abstractmethod
+    def objective(
+        self,
+        policy: Policy,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The loss of one batch, a scalar with gradient.
+
+        Args:
+            policy: the denoiser.
+            prompt_ids, prompt_mask: int64 and bool [B, P], left-padded.
+            completion_ids: int64 [B, L], the demonstrations.
+            generator: of the masks.
+        """

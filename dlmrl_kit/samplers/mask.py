@@ -1,0 +1,304 @@
+"""Samplers that fill masks: the denoising loop.
+
+A subclass says how a step is drawn (``decide``) and how probable that was (``action_log_prob``). The loop here predicts
+every state once, calls both, and records what they did.
+"""
+
+from __future__ import annotations
+
+import bisect
+from abc import abstractmethod
+from collections.abc import Collection, Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.core.behaviour import by_rows, draw
+from dlmrl_kit.core.component import Sizes, rebuilt
+from dlmrl_kit.core.keys import (
+    PROMPT_IDS,
+    PROMPT_MASK,
+    STEP_DRAFT_IDS,
+    STEP_GREEDY_IDS,
+    STEP_MODEL_LOG_PROB,
+    STEP_TOKEN_LOG_PROB,
+    TOKEN_LOG_PROB,
+    TOKEN_MODEL_LOG_PROB,
+    Key,
+)
+from dlmrl_kit.core.policy import Policy, completion_features, most_predictions
+from dlmrl_kit.core.validate import check
+from dlmrl_kit.samplers.base import MayChoose, Sampler
+from dlmrl_kit.samplers.recorder import MaskRecorder
+from dlmrl_kit.samplers.view import Decision, View, highest, token_log_prob
+
+
+class Rows(NamedTuple):
+    """Rows of a step: their numbers int64 [R], prompts [R] and states int64 [R, L]; where predictions are wanted and
+    positions may be committed, bool [R, L].
+    """
+
+    numbers: Tensor
+    prompt: TensorDictBase
+    ids: Tensor
+    asked: Tensor
+    allowed: Tensor
+
+    def part(self, rows: slice) -> Rows:
+        """Some of the rows."""
+        return Rows(*(values[rows] for values in self))
+
+
+class MaskSampler(Sampler):
+    """Base class of samplers that fill masks. Subclasses implement ``decide`` and ``action_log_prob``.
+
+    Args:
+        completion_length: L, number of positions to fill.
+        tokens_per_step: positions committed per step; the last step of a block commits what is left.
+        block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    optional_keys: ClassVar[tuple[Key, ...]] = (
+        STEP_TOKEN_LOG_PROB,
+        STEP_MODEL_LOG_PROB,
+        STEP_GREEDY_IDS,
+        STEP_DRAFT_IDS,
+        TOKEN_LOG_PROB,
+        TOKEN_MODEL_LOG_PROB,
+    )
+
+    def __init__(
+        self,
+        completion_length: int,
+        tokens_per_step: int = 1,
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop_at_eos: bool = True,
+    ) -> None:
+        super().__init__(completion_length, block_length, temperature, top_k, top_p, stop_at_eos)
+        check(tokens_per_step >= 1, self, "tokens_per_step", tokens_per_step, "at least 1")
+        self.tokens_per_step = tokens_per_step
+
+    @property
+    def max_steps(self) -> int:
+        """T: each block takes ceil(positions / tokens_per_step)."""
+        return self._steps(self.block_length)
+
+    def num_steps(self, policy: Policy) -> int:
+        """T at the most, over all places in a block of the policy's where a completion can begin."""
+        if policy.block_offset(torch.ones(1, 1, dtype=torch.bool)) is None:
+            return self.max_steps
+        return max(self._steps(first) for first in range(1, self.block_length + 1))
+
+    def _steps(self, first: int) -> int:
+        """Steps of a completion with ``first`` positions in its first block."""
+        full, last = divmod(self.completion_length - first, self.block_length)
+        per_step = self.tokens_per_step
+        return -(-first // per_step) + full * -(-self.block_length // per_step) + -(-last // per_step)
+
+    @property
+    def max_commits(self) -> int:
+        """C: an upper bound on the positions a step commits."""
+        return min(self.tokens_per_step, self.block_length)
+
+    def resized(self, before: Sizes, after: Sizes) -> Sampler:
+        """A new sampler for completions of ``after.length``, with ``after.tokens_per_step``."""
+        block = min(after.block_length, after.length)
+        sizes = {"completion_length": after.length, "tokens_per_step": after.tokens_per_step, "block_length": block}
+        return rebuilt(self, **sizes)
+
+    @abstractmethod
+    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+        """Draws an action in the states of ``view``."""
+
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """Every choice of positions that ``decide`` can make in the states of ``view``; used to list all trajectories.
+
+        Returns:
+            Pairs of positions (bool [B, L]) and order of the draw (int64 [B, L], or None where the action has none). A
+            row in which a choice is not possible has no position in it. Choices of probability 0 may be among them.
+
+        Raises:
+            NotImplementedError: this sampler does not list its choices.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not list its choices of positions (position_choices)")
+
+    def num_commits(self, view: View) -> Tensor:
+        """Positions a step commits in each row: int64 [B]."""
+        return view.allowed.sum(-1).clamp(max=self.tokens_per_step)
+
+    def forward(  # type: ignore[override]
+        self,
+        tensordict: TensorDictBase,
+        *,
+        policy: Policy,
+        generator: torch.Generator | None = None,
+        keys: Collection[Key] = (),
+        cache: Cache | None = None,
+        may_choose: MayChoose | None = None,
+    ) -> TensorDictBase:
+        """Generates a completion for every row, from fully masked; see ``Sampler.forward``."""
+        self.attach(policy)
+        with self.rolling_out(policy, cache):
+            ids = self.fully_masked(tensordict, policy)
+            recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.writes(keys), may_choose)
+            self.advance(range(recorder.num_steps), tensordict, recorder, policy, generator)
+            written = recorder.finish()
+        return tensordict.update({key: value.clone() for key, value in written.items()})
+
+    def resume(
+        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
+    ) -> dict[Key, Tensor]:
+        """Completes partially masked sequences, without a cache; see ``Sampler.resume``."""
+        self.attach(policy)
+        with self.rolling_out(policy):
+            recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.writes())
+            self.advance(range(recorder.num_steps), prompt, recorder, policy, generator)
+            written = recorder.finish()
+        return {key: value.clone() for key, value in written.items()}
+
+    def advance(
+        self,
+        steps: range,
+        prompt: TensorDictBase,
+        recorder: MaskRecorder,
+        policy: Policy,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Takes the denoising steps ``steps`` of the rows of ``recorder``, as far as they are not finished."""
+        for step in steps:
+            rows = self.running(recorder.ids, policy).nonzero().squeeze(-1)
+            if len(rows) == 0:
+                break
+            self._step(step, rows, prompt[rows], recorder, policy, generator)
+
+    def _step(
+        self,
+        step: int,
+        rows: Tensor,
+        prompt: TensorDictBase,
+        recorder: MaskRecorder,
+        policy: Policy,
+        generator: torch.Generator | None,
+    ) -> None:
+        """One denoising step of ``rows``: predict, then decide and record in pieces whose logits fit in memory."""
+        ids = recorder.ids[rows]
+        masked = ids == policy.mask_id
+        offset = policy.block_offset(prompt[PROMPT_MASK])
+        allowed = self.allowed(masked, offset)
+        greedy, draft = recorder.wants(STEP_GREEDY_IDS), recorder.wants(STEP_DRAFT_IDS)
+        # One-step completions need the best tokens behind the block too. A policy that denoises block by block would
+        # run whole blocks for nothing else: it is run again, at the end, on the states that the selector may choose.
+        later = greedy and not draft and offset is not None and recorder.may_choose is not None
+        asked = masked if (greedy or draft) and not later else allowed
+        features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, asked)
+        behind: Tensor | TensorDictBase = prompt.select(PROMPT_IDS, PROMPT_MASK) if later else features[:0]
+        if greedy and not draft and not later:  # of what cannot be committed only the best tokens are needed
+            inside = allowed[asked]
+            features, behind, asked = features[inside], features[~inside], allowed
+        held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory
+        whole = Rows(rows, prompt, ids, asked, allowed)
+        for part, place in logit_pieces(asked.sum(-1), policy.vocab_size, held):
+            some = whole if part == slice(0, len(rows)) else whole.part(part)
+            self._take(step, some, features[place], recorder, policy, generator)
+        if len(behind):
+            recorder.greedy_behind(step, rows, masked & ~allowed, behind)
+
+    def _take(
+        self,
+        step: int,
+        some: Rows,
+        features: Tensor,
+        recorder: MaskRecorder,
+        policy: Policy,
+        generator: torch.Generator | None,
+    ) -> None:
+        """The step in some rows; its logits are gone before those of the next rows are computed."""
+        predicted = self.seen(policy, features, some.asked, some.prompt)
+        if recorder.wants(STEP_GREEDY_IDS):
+            best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
+            recorder.put(STEP_GREEDY_IDS, step, some.numbers, some.ids.masked_scatter(some.asked, best))
+        view = predicted.narrow(some.allowed)
+        decision = self.decide(view, generator)
+        if recorder.wants(STEP_DRAFT_IDS):
+            recorder.put(STEP_DRAFT_IDS, step, some.numbers, drafted(some.ids, predicted, decision, generator))
+        recorder.step(step, some.numbers, view, decision, self.action_log_prob(view, decision))
+
+
+def logit_pieces(count: Tensor, vocab: int, held: Tensor | None = None) -> Iterator[tuple[slice, slice]]:
+    """Cuts a batch into rows whose logits stay below ``core.policy.LOGITS_BYTES``, at least one row at a time.
+
+    Args:
+        count: int64 [B], predictions of each row.
+        vocab: V.
+        held: int64 [B], predictions of each row that are in memory at once, copies included; None: ``count``.
+
+    Yields:
+        The rows, and the places of their predictions among all predictions.
+    """
+    most = most_predictions(vocab, count.device)
+    ends = [0, *count.cumsum(0).tolist()]
+    held_ends = ends if held is None else [0, *held.cumsum(0).tolist()]
+    row = 0
+    while row < len(count):
+        stop = max(bisect.bisect_right(held_ends, held_ends[row] + most) - 1, row + 1)
+        yield slice(row, stop), slice(ends[row], ends[stop])
+        row = stop
+
+
+def draw_tokens(view: View, committed: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Tokens [B, L] drawn from the behaviour distribution at the committed positions, 0 elsewhere."""
+    drawn = draw(view.logits[committed[view.allowed]], view.behaviour, generator)
+    return torch.zeros_like(committed, dtype=torch.int64).masked_scatter(committed, drawn)
+
+
+def drafted(ids: Tensor, view: View, decision: Decision, generator: torch.Generator | None) -> Tensor:
+    """The draft of states ids [B, L]: every masked position filled with a draw, int64 [B, L].
+
+    Args:
+        ids: int64 [B, L].
+        view: predictions at all masked positions.
+        decision: its own draws, which are kept; elsewhere tokens are drawn from the behaviour distribution.
+        generator: of the noise.
+    """
+    drawn = decision.committed if decision.drawn is None else decision.drawn
+    rest = view.allowed & ~drawn
+    more = draw(view.logits[rest[view.allowed]], view.behaviour, generator)
+    return torch.where(drawn, decision.tokens, ids).masked_scatter(rest, more)
+
+
+class StateScoreSampler(MaskSampler):
+    """Base class of samplers that choose positions by a score of the state alone, then draw their tokens.
+
+    The choice does not depend on the tokens drawn, so the exact log-probability is the token part. Subclasses implement
+    ``scores``, or ``committed``.
+    """
+
+    def scores(self, view: View) -> Tensor:
+        """Score of each of the N positions, [N]; the highest are committed."""
+        raise NotImplementedError
+
+    def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
+        """Positions to commit, bool [B, L]."""
+        return highest(view.dense(self.scores(view), -torch.inf), view.allowed, self.num_commits(view))
+
+    def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
+        """The one choice that the state makes."""
+        return [(self.committed(view, None), None)]
+
+    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+        """Chooses positions by score, then draws their tokens from the behaviour distribution."""
+        committed = self.committed(view, generator)
+        return Decision(committed, draw_tokens(view, committed, generator))
+
+    def action_log_prob(self, view: View, decision: Decision) -> Tensor:
+        """Sum over committed positions of log p(token)."""
+        return token_log_prob(view, decision)

@@ -1,0 +1,49 @@
+"""Selectors of the k steps of a row with the largest score: entropy (EGSPO) or absolute advantage (MDPO).
+
+MDPO's released code ranks steps by the sum of |A_t| over its local batch, which holds one sample. Ranked for each
+sample by itself, how a rollout is cut into batches changes no selection, and rows of different length need no common
+steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.core.keys import STEP_ADVANTAGE, STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.selectors.base import descending_rank, valid_entropy
+from dlmrl_kit.selectors.k_steps import KSteps
+
+
+@register("selector", paper="arXiv 2603.12554", unbiased=False, under="drops the steps of low entropy")
+class EntropyTopK(KSteps):
+    """Keeps the k steps of largest mean entropy H_t, with weight 1; ties go to the earlier step.
+
+    Arguments, writes, raises as ``KSteps``. Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T].
+    """
+
+    scored_by = (STEP_ENTROPY,)
+    nested = True
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """The k steps that rank first, bool [B, T]."""
+        valid = tensordict[STEP_VALID]
+        return (descending_rank(valid_entropy(tensordict), valid) < self.k) & valid
+
+
+@register("selector", paper="arXiv 2508.13148", unbiased=False, under="drops the steps of small advantage")
+class TopAbsoluteAdvantage(KSteps):
+    """Keeps the k steps whose advantage is farthest from 0, with weight 1; ties go to the earlier step.
+
+    Needs an advantage that is known before steps are chosen, such as ``IntermediateReward``. Arguments, writes, raises
+    as ``KSteps``. Reads ``("step", "valid")`` bool [B, T], ``("step", "advantage")`` [B, T].
+    """
+
+    scored_by = (STEP_ADVANTAGE,)
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """The k steps that rank first, bool [B, T]."""
+        valid = tensordict[STEP_VALID]
+        return (descending_rank(tensordict[STEP_ADVANTAGE].abs(), valid) < self.k) & valid

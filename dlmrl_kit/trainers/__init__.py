@@ -1,0 +1,1 @@
+"""Settings of the training loop, as components of a recipe."""

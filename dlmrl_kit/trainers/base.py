@@ -1,0 +1,62 @@
+"""Settings that training and pre-training share: AdamW, its schedule, the device and the seed."""
+
+from __future__ import annotations
+
+from dlmrl_kit.core.validate import check
+
+SCHEDULES: tuple[str, ...] = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
+"""The schedules of ``transformers.get_scheduler`` that need nothing but warm-up and number of steps."""
+
+
+class OptimiserSettings:
+    """AdamW (arXiv 1711.05101) with a learning-rate schedule and gradient clipping.
+
+    Args:
+        learning_rate: peak learning rate.
+        schedule: one of ``SCHEDULES``.
+        warmup_steps: optimiser steps of linear warm-up.
+        betas, weight_decay: of AdamW.
+        max_grad_norm: gradient clipping by global norm.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
+        seed: of everything random.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        schedule: str,
+        warmup_steps: int,
+        betas: tuple[float, float],
+        weight_decay: float,
+        max_grad_norm: float,
+        device: str,
+        seed: int,
+    ) -> None:
+        check(learning_rate > 0, self, "learning_rate", learning_rate, "positive")
+        for name, beta in zip(("beta1", "beta2"), betas, strict=True):
+            check(0 <= beta < 1, self, name, beta, "in [0, 1)")
+        check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")
+        check(max_grad_norm > 0, self, "max_grad_norm", max_grad_norm, "positive")
+        check(schedule in SCHEDULES, self, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
+        check(warmup_steps >= 0, self, "warmup_steps", warmup_steps, "at least 0")
+        allowed = warmup_steps == 0 or schedule != "constant"
+        check(allowed, self, "warmup_steps", warmup_steps, "0 with schedule 'constant' (or take constant_with_warmup)")
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.betas = betas
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.device = device
+        self.seed = seed

@@ -1,0 +1,80 @@
+"""The check before the first update: old and new log-probabilities agree, so that their ratio starts at 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import plain_key
+from dlmrl_kit.core.errors import TrainingError
+from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB, Key
+from dlmrl_kit.core.trajectory import gather_steps
+from dlmrl_kit.training.log_probs import EXACT, LogProbs
+
+SHARE = 0.01
+"""Of the selected steps that may disagree: a step at a tie of confidences may go the other way in another batch."""
+
+
+def tolerance(log_probs: LogProbs) -> float:
+    """How far recorded and recomputed log-probabilities may be apart: by rounding, coarser in half precision."""
+    full = all(p.dtype in (torch.float32, torch.float64) for p in log_probs.policy.parameters())
+    return 1e-3 if full and log_probs.precision == "float32" else 0.1
+
+
+def check_old(trajectory: TensorDictBase, algorithm: Algorithm, log_probs: LogProbs) -> float:
+    """Compares recorded with recomputed log-probabilities before the first update.
+
+    Args:
+        trajectory: a rollout with its fixed keys.
+        algorithm: the recipe's.
+        log_probs: computes them again.
+
+    Returns:
+        The largest difference among the first micro-batch's selected steps.
+
+    Raises:
+        TrainingError: more than one step in a hundred disagrees, so the old/new ratio would not start at 1.
+    """
+    allowed, largest = tolerance(log_probs), 0.0
+    for again, recorded, used, source, name in _both(trajectory, algorithm, log_probs):
+        difference = (again - recorded).abs()[used]
+        if difference.numel() == 0:
+            continue
+        largest = max(largest, difference.max().item())
+        share = (~(difference <= allowed)).float().mean().item()  # NaN disagrees too
+        if share > SHARE:
+            raise TrainingError(
+                f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected "
+                f"steps differ by more than {allowed:g} (largest {largest:.3g}). "
+                f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
+            )
+    return largest
+
+
+def _both(
+    trajectory: TensorDictBase, algorithm: Algorithm, log_probs: LogProbs
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Key, str]]:
+    """Log-probabilities computed again, as recorded, where they count, the sampler's key, and what computed them.
+
+    With a correction, those of the distribution that was sampled from: a cache keeps whole states, so few at once.
+    """
+    sampler, size = algorithm.sampler, log_probs.size
+    if algorithm.correction is not None:
+        micro = trajectory[: max(size // trajectory[SELECTED_WEIGHT].shape[1], 1)].copy()
+        recorded = gather_steps(micro[STEP_LOG_PROB], micro[SELECTED_STEP])
+        with torch.no_grad(), log_probs.autocast(), sampler.sampling_from(log_probs.policy, algorithm.cache):
+            again = log_probs.run(micro, [EXACT])[SELECTED_LOG_PROB]
+        yield again, recorded, micro[SELECTED_WEIGHT] > 0, STEP_LOG_PROB, "the distribution it samples from"
+        return
+    micro = trajectory[:size].copy()
+    with torch.no_grad(), log_probs.autocast():
+        estimated = log_probs.run(micro)
+    used = estimated[SELECTED_WEIGHT] > 0
+    for key, source in log_probs.plan.old.items():
+        if source is not None:
+            name = type(algorithm.likelihood).__name__
+            yield estimated[plain_key(key)], estimated[key], used, source, name
