@@ -17,17 +17,15 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
-from dlmrl_kit.core.groups import group_max
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.advantages.group_softmax import GroupSoftmax
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
+from dlmrl_kit.core.trajectory import group_max
 from dlmrl_kit.schedules.base import Schedule
-from dlmrl_kit.schedules.curves import Constant
-from dlmrl_kit.schedules.curves import Cosine
-from dlmrl_kit.schedules.curves import Linear
+from dlmrl_kit.schedules.curves import Constant, Cosine, Linear
 
 SELECTED, TOKEN = ("selected", "advantage"), ("token", "advantage")
 fast = settings(max_examples=60, deadline=None)

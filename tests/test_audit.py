@@ -40,10 +40,9 @@ from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.schedules.curves import Linear
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
-from dlmrl_kit.selectors.top_k import EntropyTopK
-from dlmrl_kit.selectors.k_steps import FirstK
-from dlmrl_kit.selectors.k_steps import LastK
+from dlmrl_kit.selectors.k_steps import FirstK, LastK
 from dlmrl_kit.selectors.random_steps import RandomSteps
+from dlmrl_kit.selectors.top_k import EntropyTopK
 
 SAMPLERS = (
     EntropyOrder,

@@ -17,13 +17,12 @@ from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_
 from dlmrl_kit.likelihoods.base import Replay
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.losses.base import weighted_sum
-from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.ppo import StepPPO
+from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.low_confidence import LowConfidence, order_term
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.samplers.view import Decision, View, token_log_prob
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
 from dlmrl_kit.selectors.random_steps import RandomSteps

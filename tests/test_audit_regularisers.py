@@ -25,15 +25,13 @@ from dlmrl_kit.audit.regularisers import (
 )
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.regularisers.entropy_bonus import EntropyBonus
+from dlmrl_kit.regularisers.kl import KLK1, KLK2, KLK3
 from dlmrl_kit.regularisers.kl_exact import KLExact
-from dlmrl_kit.regularisers.kl import KLK1
-from dlmrl_kit.regularisers.kl import KLK2
-from dlmrl_kit.regularisers.kl import KLK3
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
-from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.top_k import EntropyTopK
 
 SMALL = [(2, 2), (2, 3), (3, 2)]
 

@@ -17,8 +17,7 @@ from core import tiny_policy
 from torch import Tensor
 from training_helpers import build, metric_rows, new_run, outcome, recipe
 
-from dlmrl_kit.rollout.rewards import Background
-from dlmrl_kit.rollout.rewards import Scorer
+from dlmrl_kit.rollout.rewards import Background, Scorer
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.json_lines import JsonLines
 from dlmrl_kit.tasks.mixture import Mixture

@@ -97,7 +97,7 @@ def test_merging_the_adapter_leaves_every_bit_of_the_base() -> None:
 @pytest.mark.parametrize("temperature", [0.9, 1.0])
 def test_fused_and_differentiable_log_probabilities_agree(temperature: float) -> None:
     """What the rollout computes in pieces without gradients, the likelihoods compute with them."""
-    from dlmrl_kit.samplers.view import View
+    from dlmrl_kit.samplers.base import View
 
     generator = torch.Generator().manual_seed(5)
     sampler = make_sampler(SIZE)

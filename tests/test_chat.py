@@ -17,7 +17,7 @@ from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.pretrained import Pretrained
 from dlmrl_kit.rollout.environment import Vocabulary
-from dlmrl_kit.rollout.prompts import encode, prompt_batch
+from dlmrl_kit.rollout.services import encode, prompt_batch
 from dlmrl_kit.tasks.base import prompt_text, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
 

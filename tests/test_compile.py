@@ -30,9 +30,9 @@ from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.compiling import check_compiler, compile_blocks
 from dlmrl_kit.policies.recompute import recompute_blocks
 from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.dry_run import small_update
-from dlmrl_kit.trainers.trainer import Trainer
 
 USES = ["policy=CharacterLlama"]
 SETS = ["CharacterLlama.num_layers = 3", "CharacterLlama.hidden_size = 16"]

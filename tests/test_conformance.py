@@ -41,32 +41,26 @@ from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.losses.base import Objective, weighted_sum
 from dlmrl_kit.losses.dpo import DPO
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
-from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.ppo import SequencePPO
+from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.token_ppo import TokenPPO
-from dlmrl_kit.normalisers.means import FixedLength
-from dlmrl_kit.normalisers.means import PerSequence
-from dlmrl_kit.regularisers.kl import KLK1
-from dlmrl_kit.regularisers.kl import KLK3
-from dlmrl_kit.regularisers.kl import TokenKLK3
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.normalisers.means import FixedLength, PerSequence
+from dlmrl_kit.regularisers.kl import KLK1, KLK3, TokenKLK3
+from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.samplers.view import Decision, View, token_log_prob
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.curves import Linear
 from dlmrl_kit.selectors.base import Selector, valid_entropy
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
 from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
-from dlmrl_kit.selectors.top_k import EntropyTopK
-from dlmrl_kit.selectors.k_steps import FirstK
-from dlmrl_kit.selectors.k_steps import LastK
+from dlmrl_kit.selectors.k_steps import FirstK, LastK, UniformSteps
 from dlmrl_kit.selectors.random_steps import RandomSteps
-from dlmrl_kit.selectors.k_steps import UniformSteps
+from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.tasks.base import Example, Task
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4

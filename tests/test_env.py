@@ -20,7 +20,7 @@ from torchrl.objectives.value import GAE
 
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy, Vocabulary, valid_steps
-from dlmrl_kit.rollout.prompts import training_indices
+from dlmrl_kit.rollout.services import training_indices
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import Example, Task
 from tests.core import SAMPLERS, make, tiny_policy

@@ -26,8 +26,8 @@ from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.rollout.environment import SamplerPolicy
 from dlmrl_kit.rollout.services import plain
+from dlmrl_kit.samplers.base import Decision
 from dlmrl_kit.samplers.learned_order import LearnedOrder
-from dlmrl_kit.samplers.view import Decision
 from dlmrl_kit.training.evaluation import evaluate_path
 from dlmrl_kit.training.loop import Run, resume, train
 

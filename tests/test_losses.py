@@ -35,18 +35,13 @@ from torchrl.objectives.llm import GRPOLoss
 
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.losses.base import Objective, max_over, mean_over
-from dlmrl_kit.losses.ppo import LengthNormalisedPPO
 from dlmrl_kit.losses.length_weighted_reinforce import LengthWeightedReinforce
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
-from dlmrl_kit.losses.ppo import PerTokenSequencePPO
+from dlmrl_kit.losses.ppo import LengthNormalisedPPO, PerTokenSequencePPO, SequencePPO, StepPPO
 from dlmrl_kit.losses.reinforce import Reinforce
-from dlmrl_kit.losses.ppo import SequencePPO
-from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.normalisers.means import FixedLength
-from dlmrl_kit.normalisers.means import PerSequence
-from dlmrl_kit.normalisers.means import PerStep
+from dlmrl_kit.normalisers.means import FixedLength, PerSequence, PerStep
 
 LOSSES: list[tuple[Callable[[], Objective], tuple[str, str]]] = [
     (Reinforce, STEP),

@@ -19,13 +19,12 @@ from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.intermediate_reward import IntermediateReward
 from dlmrl_kit.advantages.selected import SelectedAdvantage
-from dlmrl_kit.rollout.rewards import StepReward
 from dlmrl_kit.audit import Problem, audit_algorithm
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.likelihoods.draft_log_prob import DraftLogProb
-from dlmrl_kit.losses.token_ppo import ConfidenceTokenPPO
-from dlmrl_kit.losses.token_ppo import TokenPPO
+from dlmrl_kit.losses.token_ppo import ConfidenceTokenPPO, TokenPPO
 from dlmrl_kit.normalisers.means import PerStep
+from dlmrl_kit.rollout.rewards import StepReward
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder

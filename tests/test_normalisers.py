@@ -16,14 +16,11 @@ from loss_batches import ADVANTAGE, MASK, OLD_TOKEN, TOKEN, WEIGHT, make_batch, 
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.trajectory import slot_pieces
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.normalisers.means import FixedLength
-from dlmrl_kit.normalisers.means import PerSequence
-from dlmrl_kit.normalisers.means import PerStep
-from dlmrl_kit.normalisers.means import PerToken
-from dlmrl_kit.training.pieces import slot_pieces
+from dlmrl_kit.normalisers.means import FixedLength, PerSequence, PerStep, PerToken
 
 fast = settings(max_examples=40, deadline=None)
 NORMALISERS: dict[str, Callable[[], Normaliser]] = {

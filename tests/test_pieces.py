@@ -13,10 +13,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from training_helpers import new_run, rollout, sgd, weights
 
+from dlmrl_kit.core.trajectory import micro_batches, shuffled, slot_pieces
 from dlmrl_kit.losses.base import Objective
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.pieces import micro_batches, shuffled, slot_pieces
 
 SETS = ["Trainer.minibatches = 1", "Trainer.max_grad_norm = 1e9", "Likelihood.sampling_temperature = False"]
 DRAWS = ["selector=WholeSequence", "likelihood=MeanField", "regulariser=KLK3", "advantage=GroupMean"]

@@ -20,8 +20,8 @@ from dlmrl_kit.demonstrators.answers import Answers
 from dlmrl_kit.demonstrators.mixed_sudoku_solvers import MixedSudokuSolvers, hasty
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama
-from dlmrl_kit.pretraining.loop import PretrainRun, encode_demonstrations, pretrain
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.pretraining.loop import PretrainRun, encode_demonstrations, pretrain
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.countdown import Countdown

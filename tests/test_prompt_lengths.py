@@ -19,6 +19,7 @@ from torch import Tensor
 from training_helpers import new_run, rollout, sgd, weights
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.trajectory import cut, length_order, micro_batches, restored
 from dlmrl_kit.likelihoods.block_replay import BlockReplay
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.policies import base, block_causal
@@ -30,7 +31,6 @@ from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.pieces import cut, length_order, micro_batches, restored
 
 LENGTHS = (5, 2, 6, 1)
 EXTRA = 3

@@ -25,12 +25,10 @@ from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.base import Likelihood, pack_tokens
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.ppo import StepPPO
+from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.token_ppo import TokenPPO
-from dlmrl_kit.regularisers.kl import KLK1
-from dlmrl_kit.regularisers.kl import KLK2
-from dlmrl_kit.regularisers.kl import KLK3
+from dlmrl_kit.regularisers.kl import KLK1, KLK2, KLK3
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder

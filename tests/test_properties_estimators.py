@@ -36,11 +36,9 @@ from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
 from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
-from dlmrl_kit.selectors.top_k import EntropyTopK
-from dlmrl_kit.selectors.k_steps import FirstK
-from dlmrl_kit.selectors.k_steps import LastK
+from dlmrl_kit.selectors.k_steps import FirstK, LastK, UniformSteps
 from dlmrl_kit.selectors.random_steps import RandomSteps
-from dlmrl_kit.selectors.k_steps import UniformSteps
+from dlmrl_kit.selectors.top_k import EntropyTopK
 
 STEP, WEIGHT, VALID, ENTROPY = ("selected", "step"), ("selected", "weight"), ("step", "valid"), ("step", "entropy")
 SHAPES = [(2, 2), (3, 2), (2, 3), (4, 2), (2, 4), (3, 3), (4, 3)]

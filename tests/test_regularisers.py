@@ -18,22 +18,21 @@ from torchrl.objectives import LossModule
 from dlmrl_kit.core.behaviour import LOG_ZERO
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.normalisers.means import FixedLength
-from dlmrl_kit.normalisers.means import PerSequence
-from dlmrl_kit.normalisers.means import PerStep
-from dlmrl_kit.normalisers.means import PerToken
+from dlmrl_kit.normalisers.means import FixedLength, PerSequence, PerStep, PerToken
 from dlmrl_kit.regularisers.base import Regulariser
 from dlmrl_kit.regularisers.entropy_bonus import EntropyBonus
+from dlmrl_kit.regularisers.kl import (
+    KLK1,
+    KLK2,
+    KLK3,
+    SequenceKLK1,
+    SequenceKLK2,
+    SequenceKLK3,
+    TokenKLK1,
+    TokenKLK2,
+    TokenKLK3,
+)
 from dlmrl_kit.regularisers.kl_exact import KLExact, categorical_kl
-from dlmrl_kit.regularisers.kl import KLK1
-from dlmrl_kit.regularisers.kl import KLK2
-from dlmrl_kit.regularisers.kl import KLK3
-from dlmrl_kit.regularisers.kl import SequenceKLK1
-from dlmrl_kit.regularisers.kl import SequenceKLK2
-from dlmrl_kit.regularisers.kl import SequenceKLK3
-from dlmrl_kit.regularisers.kl import TokenKLK1
-from dlmrl_kit.regularisers.kl import TokenKLK2
-from dlmrl_kit.regularisers.kl import TokenKLK3
 
 LOG_PROB, REF_LOG_PROB, ENTROPY = ("selected", "log_prob"), ("selected", "ref_log_prob"), ("selected", "entropy")
 WEIGHT, MASK = ("selected", "weight"), ("selected", "token_mask")

@@ -22,7 +22,7 @@ from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
@@ -30,7 +30,6 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence, order_term
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.samplers.view import Decision, View
 
 State = tuple[int, ...]
 Action = tuple[tuple[int, ...], tuple[int, ...]]

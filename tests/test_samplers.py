@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import KEYS
 from dlmrl_kit.policies.base import Policy
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.base import Sampler, View
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
@@ -23,7 +23,6 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.samplers.view import View
 
 LENGTH, ROWS = 7, 5
 POLICY: Policy = tiny_policy(characters="abcd", initializer_range=0.25).double()  # rounding decides nothing in float64

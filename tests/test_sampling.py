@@ -22,8 +22,8 @@ from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.top_k import EntropyTopK
 
 LENGTH = 7
 POLICY = tiny_policy(characters="abcd", initializer_range=0.25)

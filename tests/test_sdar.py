@@ -31,8 +31,8 @@ from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 
 LENGTHS = (9, 4, 1, 6, 3)

@@ -19,12 +19,10 @@ from dlmrl_kit.selectors.base import Selector, is_nested
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
 from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
-from dlmrl_kit.selectors.top_k import EntropyTopK
-from dlmrl_kit.selectors.k_steps import FirstK
-from dlmrl_kit.selectors.k_steps import LastK
+from dlmrl_kit.selectors.k_steps import FirstK, LastK, UniformSteps
 from dlmrl_kit.selectors.random_steps import RandomSteps
 from dlmrl_kit.selectors.shrunk_steps import ShrunkSteps
-from dlmrl_kit.selectors.k_steps import UniformSteps
+from dlmrl_kit.selectors.top_k import EntropyTopK
 
 STEP, WEIGHT = ("selected", "step"), ("selected", "weight")
 VALID, ENTROPY, COMMITTED = ("step", "valid"), ("step", "entropy"), ("step", "num_committed")

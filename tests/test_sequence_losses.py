@@ -32,13 +32,10 @@ from training_helpers import new_run, sgd, weights
 
 from dlmrl_kit.advantages.group_softmax import GroupSoftmax
 from dlmrl_kit.losses.dpo import DPO
-from dlmrl_kit.losses.ppo import LengthNormalisedPPO
 from dlmrl_kit.losses.length_weighted_reinforce import LengthWeightedReinforce
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
-from dlmrl_kit.losses.ppo import PerTokenSequencePPO
+from dlmrl_kit.losses.ppo import LengthNormalisedPPO, PerTokenSequencePPO, SequencePPO, StepPPO
 from dlmrl_kit.losses.reinforce import Reinforce
-from dlmrl_kit.losses.ppo import SequencePPO
-from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.testing.claims import audited
 
 fast = settings(max_examples=40, deadline=None)

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from training_helpers import build, model_path, recipe
 
-from dlmrl_kit.rollout.rewards import FinalReward, SelectedReward
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
@@ -27,8 +26,8 @@ from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.policies.characters import CharacterLlama, character_tokenizer
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.rollout.prompts import encode, prompt_batch, examples, require_examples, training_indices
-from dlmrl_kit.rollout.rewards import Scorer, completion_texts
+from dlmrl_kit.rollout.services import encode, prompt_batch, require_examples, training_indices
+from dlmrl_kit.rollout.rewards import FinalReward, Scorer, SelectedReward, completion_texts
 from dlmrl_kit.rollout.services import Services, plain
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.base import Example, Task

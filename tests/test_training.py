@@ -25,12 +25,12 @@ from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.rollout.services import Rollout
+from dlmrl_kit.trainers.trainer import SCHEDULES
 from dlmrl_kit.training import resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.start import find_device
-from dlmrl_kit.trainers.trainer import SCHEDULES
 from dlmrl_kit.training.update import Totals, Updater
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")

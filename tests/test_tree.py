@@ -23,17 +23,14 @@ from dlmrl_kit.audit import Problem
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.groups import first_rows, number_in_group, partition, tree_level
-from dlmrl_kit.core.trajectory import every_step
+from dlmrl_kit.core.trajectory import every_step, first_rows, number_in_group, partition, tree_level
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.regularisers.self_distillation import SelfDistillation
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree
-from dlmrl_kit.schedules.curves import Constant
-from dlmrl_kit.schedules.curves import Exponential
-from dlmrl_kit.schedules.curves import Polynomial
+from dlmrl_kit.schedules.curves import Constant, Exponential, Polynomial
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.tree_levels import TreeLevels
 from dlmrl_kit.training.evaluation import evaluate

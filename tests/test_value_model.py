@@ -19,11 +19,8 @@ from dlmrl_kit.audit import audit_algorithm
 from dlmrl_kit.audit.variants import exact_algorithm
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.keys import SELECTED_OLD_VALUE, SELECTED_RETURN, SELECTED_TOKEN_ADVANTAGE, SELECTED_VALUE
-from dlmrl_kit.losses.token_ppo import TokenAdvantagePPO
-from dlmrl_kit.losses.token_ppo import TokenPPO
-from dlmrl_kit.normalisers.means import FixedLength
-from dlmrl_kit.normalisers.means import PerStep
-from dlmrl_kit.normalisers.means import PerToken
+from dlmrl_kit.losses.token_ppo import TokenAdvantagePPO, TokenPPO
+from dlmrl_kit.normalisers.means import FixedLength, PerStep, PerToken
 from dlmrl_kit.policies.base import Policy
 from dlmrl_kit.regularisers.value_loss import ValueLoss
 from dlmrl_kit.samplers.base import Sampler

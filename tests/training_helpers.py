@@ -32,7 +32,7 @@ from dlmrl_kit.core.results import Observer
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.rollout.prompts import encode
+from dlmrl_kit.rollout.services import encode
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run

@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
-from dlmrl_kit.core.groups import group_mean
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import group_mean
 
 
 @register("advantage", paper="arXiv 2503.20783", unbiased=True, scale="1 - 1/G", under="groups of equal size G")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
-from dlmrl_kit.core.groups import group_max, group_sum
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import group_max, group_sum
 from dlmrl_kit.core.validate import check
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
-from dlmrl_kit.core.groups import group_sum
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import group_sum
 
 
 @register("advantage", paper="arXiv 2402.14740", unbiased=True)

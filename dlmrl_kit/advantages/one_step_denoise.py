@@ -14,6 +14,8 @@ where all members selected t.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -32,7 +34,6 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.schedules.base import Schedule
-from dlmrl_kit.schedules.curves import Constant
 
 
 @register(
@@ -63,13 +64,12 @@ class OneStepDenoise(Advantage):
         self, lam: float | Schedule = 0.5, normalise: bool = True, baseline: GroupAdvantage | None = None
     ) -> None:
         super().__init__()
-        number = isinstance(lam, (int, float))
-        check(number or isinstance(lam, Schedule), self, "lam", lam, "a number or a schedule")
-        schedule = lam if isinstance(lam, Schedule) else Constant(lam)
-        least = schedule(torch.linspace(0, 1, 101)).min()
-        check(bool(least >= 0), self, "lam", lam, "at least 0 at every step")
+        scheduled = isinstance(lam, Schedule)
+        check(scheduled or isinstance(lam, (int, float)), self, "lam", lam, "a number or a schedule")
+        least = lam(torch.linspace(0, 1, 101)).min() if isinstance(lam, Schedule) else lam
+        check(bool(0 <= least < math.inf), self, "lam", lam, "at least 0 at every step")
         check(baseline is None or isinstance(baseline, GroupAdvantage), self, "baseline", baseline, "a group advantage")
-        self.lam = schedule
+        self.lam = lam
         self.normalise = normalise
         self.baseline = baseline if baseline is not None else GroupMean()
         self.in_keys = [
@@ -88,8 +88,8 @@ class OneStepDenoise(Advantage):
         num_steps = tensordict[STEP_VALID].shape[1]
         value = nearest_value(tensordict[SELECTED_REWARD].double(), step, used, reward.double(), num_steps)
         time = torch.arange(num_steps, device=reward.device, dtype=torch.float64)
-        lam = self.lam(time / max(num_steps - 1, 1))
-        returns = (1 + lam) * reward[:, None] - lam * value
+        lam = self.lam(time / max(num_steps - 1, 1)) if isinstance(self.lam, Schedule) else self.lam
+        returns = (1 + lam) * reward.double()[:, None] - lam * value
         if self.normalise:
             returns = returns / (1 + lam)
         advantage = self.baseline.estimate(returns, tensordict[GROUP]).gather(1, step).to(reward.dtype)

@@ -13,9 +13,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import Advantage
-from dlmrl_kit.core.groups import first_rows, group_sum, tree_level, tree_nodes
 from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_ADVANTAGE, SELECTED_STEP, SELECTED_WEIGHT, TREE_NODE, TREE_STEP
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import first_rows, group_sum, tree_level, tree_nodes
 
 
 @register("advantage", paper="arXiv 2512.09675", unbiased=True, under="trees of samples, every step with weight 1")
@@ -45,7 +45,7 @@ def sibling_advantages(reward: Tensor, node: Tensor, group: Tensor) -> Tensor:
 
     Args:
         reward: float64 [B].
-        node: int64 [B, D], as ``dlmrl_kit.core.groups.tree_nodes``.
+        node: int64 [B, D], as ``dlmrl_kit.core.trajectory.tree_nodes``.
         group: int64 [B], the root.
 
     Returns:

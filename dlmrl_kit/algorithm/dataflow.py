@@ -83,8 +83,9 @@ class Plan:
     ``sampler``; ``before_rewards``: stages that need no reward; ``with_rewards``: those that do, or wait for others that
     do. ``announced``: reward stages among them whose completions are known without any reward.
     ``likelihood``, ``values``: computed under the current policy in each micro-batch.
-    ``old``: old key -> the sampler's key that recorded it, or None where the likelihood must be run before the update.
-    ``reference``: likelihood keys wanted under the reference policy, computed once per rollout.
+    ``old``: old key -> the sampler's key that recorded it, or None where the likelihood must be run before the update;
+    ``computed_old``: the likelihood's key -> old key, of the latter.
+    ``reference``: likelihood key -> key for its values under the reference policy, computed once per rollout.
     ``live_reference``: the same, computed inside each micro-batch.
     ``may_choose``: for ``Sampler.forward``. ``likelihood_early``: whether old and reference log-probabilities wait for
     no reward, while something else does.
@@ -97,8 +98,9 @@ class Plan:
     likelihood: Stage
     values: tuple[Stage, ...]
     old: dict[Key, Key | None]
-    reference: tuple[Key, ...]
-    live_reference: tuple[Key, ...]
+    computed_old: dict[Key, Key]
+    reference: dict[Key, Key]
+    live_reference: dict[Key, Key]
     may_choose: MayChoose | None
     likelihood_early: bool
 
@@ -156,8 +158,9 @@ def make_plan(algorithm: Algorithm) -> Plan:
         likelihood=likelihood,
         values=values,
         old=old,
-        reference=tuple(k for k in twins if k not in LIVE_KEYS),
-        live_reference=tuple(k for k in twins if k in LIVE_KEYS),
+        computed_old={plain_key(key): key for key, source in old.items() if source is None},
+        reference={k: twin_key(k, "ref_") for k in twins if k not in LIVE_KEYS},
+        live_reference={k: twin_key(k, "ref_") for k in twins if k in LIVE_KEYS},
         may_choose=_may_choose(algorithm.selector, ordered),
         likelihood_early=bool(waiting.late) and not waiting.awaits({*likelihood.reads, SELECTED_STEP, SELECTED_WEIGHT}),
     )

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dlmrl_kit.audit.enumeration import check_sums, fill, repeated
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.samplers.base import Decision
 from dlmrl_kit.samplers.canvas import CanvasRecorder, State
 from dlmrl_kit.samplers.renoising import Outlook, RenoisingSampler, noise_tokens
-from dlmrl_kit.samplers.view import Decision
 
 CERTAIN = 1e-30
 """Transitions less likely than this cannot happen; see ``enumeration.NOTHING``."""

@@ -30,9 +30,8 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy
-from dlmrl_kit.samplers.base import Sampler, predict
+from dlmrl_kit.samplers.base import Decision, Sampler, View, predict
 from dlmrl_kit.samplers.recorder import Recorder
-from dlmrl_kit.samplers.view import Decision, View
 
 NOT_LISTED: frozenset[Key] = frozenset({STEP_DRAFT_IDS, TREE_NODE, TREE_STEP})
 """Keys of a rollout that are no function of one sample's actions: draws that were thrown away, trees of samples."""

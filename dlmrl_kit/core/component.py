@@ -14,7 +14,7 @@ it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -118,3 +118,20 @@ def rebuilt(component: C, **changes: Any) -> C:
     names = [name for name, p in inspect.signature(type(component)).parameters.items() if p.kind in kinds]
     kept = {name: getattr(component, name) for name in names if name not in changes}
     return type(component)(**kept, **changes)
+
+
+def with_parameters_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator of a constructor that passes ``*decoding`` and ``**decoding`` on to a base class: it takes those too.
+
+    Recipes, the catalogue and ``rebuilt`` then see the parameters of both; the base's come first.
+    """
+
+    def decorate(constructor: Callable[..., None]) -> Callable[..., None]:
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        inherited = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        own = [p for p in inspect.signature(constructor).parameters.values() if p.kind not in kinds]
+        both = [*inherited.values(), *(p for p in own if p.name not in inherited)]
+        constructor.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+        return constructor
+
+    return decorate

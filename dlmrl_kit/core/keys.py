@@ -19,11 +19,6 @@ class KeySpec(NamedTuple):
     shape: str
     meaning: str
 
-    @property
-    def axes(self) -> list[str]:
-        """The letters of the shape."""
-        return self.shape.strip("[]").split(", ")
-
 
 KEYS: dict[Key, KeySpec] = {}
 """Every key that the kit knows, in the order of an update."""

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.window import Window
+
+Prompt: TypeAlias = str | list[dict[str, str]]
+"""A text, or a conversation: messages with ``role`` and ``content``, formatted with the tokenizer's chat template."""
 
 
 class Vocabulary:
@@ -41,6 +45,51 @@ class Vocabulary:
     def filler_id(self) -> int:
         """What fills the space behind the end of a text: the end of text again, padding where there is none."""
         return self.eos_id if self.eos_id is not None else self.pad_id
+
+    def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """``prompt_ids`` int64 [N, P] and ``prompt_mask`` bool [N, P], left-padded, on the policy's device.
+
+        Raises:
+            RecipeError: as ``prompt_tokens``.
+        """
+        rows = [self.prompt_tokens(prompt) for prompt in prompts]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+        return {PROMPT_IDS: ids.to(self.device), PROMPT_MASK: mask.to(self.device)}
+
+    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, as the policy's family wants it.
+
+        A conversation, and any prompt of a policy with ``chat_template``, goes through the tokenizer's chat template
+        and ends where the assistant's answer begins; other texts follow ``prefix_ids``.
+
+        Raises:
+            RecipeError: a conversation for a tokenizer without a chat template, or one that the template refuses.
+        """
+        conversation = not isinstance(prompt, str)
+        if not conversation and not self.chat_template:
+            ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            return [*self.prefix_ids, *ids]
+        if not self.tokenizer.chat_template:
+            raise RecipeError("the prompt is a conversation, but the policy's tokenizer has no chat template")
+        messages = prompt if conversation else [{"role": "user", "content": prompt}]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # templates raise whatever jinja, or they themselves, like
+            raise RecipeError(f"the tokenizer's chat template refuses a conversation: {error}") from error
+        formatted: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return formatted
+
+    def completion_texts(self, ids: Tensor) -> list[str]:
+        """Texts of completions int64 [N, L], up to the first end-of-text token, special tokens left out."""
+        if len(ids) == 0:  # tokenizers cannot decode an empty batch
+            return []
+        if self.eos_id is not None:
+            after = (ids == self.eos_id).long().cumsum(-1) > 0
+            ids = ids.masked_fill(after, self.eos_id)
+        texts: list[str] = self.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
+        return texts
 
     def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
         """Prompt tokens in the block in which the completion begins, int64 [B]; None: it begins with a block.

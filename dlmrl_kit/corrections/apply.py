@@ -32,7 +32,5 @@ def add_correction(
 
 
 def corrected(trajectory: TensorDictBase) -> TensorDictBase:
-    """The trajectory with its weights multiplied by ``("selected", "correction")``, where there is one."""
-    if SELECTED_CORRECTION not in trajectory.keys(True, True):
-        return trajectory
+    """The trajectory with its weights multiplied by ``("selected", "correction")``."""
     return trajectory.set(SELECTED_WEIGHT, trajectory[SELECTED_WEIGHT] * trajectory[SELECTED_CORRECTION])

@@ -8,9 +8,9 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.groups import group_max
 from dlmrl_kit.core.keys import GROUP, REWARD
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import group_max
 from dlmrl_kit.filters.base import Filter
 
 

@@ -7,9 +7,9 @@ import math
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.groups import group_mean
 from dlmrl_kit.core.keys import GROUP, REWARD
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import group_mean
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.filters.base import Filter
 

@@ -8,13 +8,17 @@ what it makes of their logits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, behaviour_log_probs, forbid
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
@@ -29,10 +33,11 @@ from dlmrl_kit.core.keys import (
     TOKEN_COMMIT_RANK,
     Key,
 )
-from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.policy import Policy, most_predictions
 from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, state_at, states
-from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.samplers.view import Decision
+from dlmrl_kit.samplers.base import Decision, Process, Sampler
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,48 @@ def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tenso
     steps = replay(tensordict, mask_id=-1)
     row = steps.slots.nonzero(as_tuple=True)[0]
     return steps.scatter(pack(values[row][steps.decision.committed], steps.decision.committed, width))
+
+
+def token_log_probs(
+    policy: Policy,
+    features: Tensor,
+    tokens: Tensor,
+    behaviour: Behaviour | None,
+    process: Process | None = None,
+) -> Tensor:
+    """Log-probability of one token at each position, at least ``LOG_ZERO``; differentiable.
+
+    Args:
+        policy: its head makes logits of the features.
+        features: [N, D].
+        tokens: int64 [N].
+        behaviour: the distribution, or None for softmax(logits).
+        process: what is done to the logits before, as ``Sampler.processing`` gives; None: nothing.
+
+    Returns:
+        [N].
+    """
+
+    def pick(features: Tensor, tokens: Tensor, part: slice = slice(None)) -> Tensor:
+        logits = forbid(policy.head(features), policy.forbidden_ids)
+        if process is not None:
+            logits = process(logits, part)
+        log_probs = logits.log_softmax(-1) if behaviour is None else behaviour_log_probs(logits, behaviour)
+        return log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
+
+    most = most_predictions(policy.vocab_size, features.device)
+    if len(features) <= most:
+        return pick(features, tokens)
+    parts = [slice(first, first + most) for first in range(0, len(features), most)]
+    return torch.cat([recomputed(partial(pick, part=part), features[part], tokens[part]) for part in parts])
+
+
+def recomputed(function: Callable[..., T], *given: Tensor) -> T:
+    """``function(*given)``, whose intermediate results are not kept for the backward pass but computed again."""
+    if not torch.is_grad_enabled():
+        return function(*given)
+    found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 class Likelihood(Component, ABC):

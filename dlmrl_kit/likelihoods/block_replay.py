@@ -26,8 +26,7 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.likelihoods.base import Replay, pack, replay
-from dlmrl_kit.likelihoods.head import token_log_probs
+from dlmrl_kit.likelihoods.base import Replay, pack, replay, token_log_probs
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.samplers.base import Sampler

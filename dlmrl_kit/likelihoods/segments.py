@@ -37,8 +37,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.policy import Policy, completion_features
 from dlmrl_kit.core.seeding import combine_seeds, uniforms
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.likelihoods.base import Likelihood
-from dlmrl_kit.likelihoods.head import token_log_probs
+from dlmrl_kit.likelihoods.base import Likelihood, token_log_probs
 from dlmrl_kit.samplers.base import Sampler
 
 

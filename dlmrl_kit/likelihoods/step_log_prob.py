@@ -12,11 +12,9 @@ from dlmrl_kit.core.behaviour import entropy
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK, SELECTED_ENTROPY, SELECTED_LOG_PROB, STEP_LOG_PROB, Key
 from dlmrl_kit.core.policy import Policy, completion_features
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.likelihoods.base import Replay, StepLikelihood
-from dlmrl_kit.likelihoods.head import recomputed
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.likelihoods.base import Replay, StepLikelihood, recomputed
+from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.mask import logit_pieces
-from dlmrl_kit.samplers.view import Decision, View
 
 
 @register("likelihood", unbiased=True, under="any sampler of the kit")

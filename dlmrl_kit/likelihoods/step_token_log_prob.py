@@ -26,8 +26,7 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, completion_features
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.likelihoods.base import Replay, StepLikelihood, pack, pack_tokens
-from dlmrl_kit.likelihoods.head import token_log_probs
+from dlmrl_kit.likelihoods.base import Replay, StepLikelihood, pack, pack_tokens, token_log_probs
 from dlmrl_kit.samplers.base import Sampler
 
 

@@ -1,4 +1,4 @@
-r"""Losses: scalars to descend, each a global numerator over a global count.
+r"""Losses: scalars to minimise, each a global numerator over a global count.
 
     loss(batch) = total(batch) / count(batch),    total and count additive over samples
 
@@ -67,7 +67,7 @@ def sequence_length(tensordict: TensorDictBase) -> Tensor:
 
 
 class Term(Component, LossModule):
-    """Base class of what is descended: a TorchRL ``LossModule`` without sub-networks that is also a ``Component``.
+    """Base class of what is minimised: a TorchRL ``LossModule`` without sub-networks that is also a ``Component``.
 
     ``forward`` returns a new TensorDict of scalars without batch dimensions; only the key that starts with ``loss_``
     carries a gradient.
@@ -87,10 +87,32 @@ class Term(Component, LossModule):
         self.in_keys: list[Key] = list(in_keys)
         self.out_keys: list[str] = list(out_keys)
 
+    factor: float = 1.0
+    """What the mean is multiplied by."""
+    mean_key: str | None = None
+    """Where the mean is returned before it is multiplied; None: nowhere."""
+
     @property
     def additive_keys(self) -> list[str]:
         """What ``forward`` returns as a numerator over ``count``, so that it adds up over micro-batches."""
-        return list(self.out_keys)
+        return [key for key in (self.out_keys[0], self.mean_key) if key is not None]
+
+    @abstractmethod
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The numerator (a scalar with gradient, a plain sum over samples), and diagnostics: means over ``units``."""
+
+    def multiplier(self, tensordict: TensorDictBase) -> Tensor | float:
+        """What the mean of this batch is multiplied by, here ``factor``."""
+        return self.factor
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """The term of this batch, its mean before it is multiplied, and its diagnostics: scalars by ``out_keys``."""
+        total, diagnostics = self.total(tensordict)
+        mean = self.mean(total, tensordict)
+        scalars = {self.out_keys[0]: self.multiplier(tensordict) * mean}
+        if self.mean_key is not None:
+            scalars[self.mean_key] = mean.detach()
+        return TensorDict({**scalars, **{name: value.detach() for name, value in diagnostics.items()}})
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """How many units its other values are means over, here the used segments: an integer scalar."""
@@ -114,23 +136,8 @@ class Objective(Term):
         in_keys: keys read.
         diagnostics: names of the scalars that ``total`` returns beside the numerator.
 
-    Writes ``loss_objective`` (scalar, to be descended) and the diagnostics (scalars, detached).
+    Writes ``loss_objective`` (scalar, to be minimised) and the diagnostics (scalars, detached).
     """
 
     def __init__(self, in_keys: Sequence[Key], diagnostics: Sequence[str] = ()) -> None:
         super().__init__(in_keys, ["loss_objective", *diagnostics])
-
-    @property
-    def additive_keys(self) -> list[str]:
-        """The loss; diagnostics are means over ``units``."""
-        return ["loss_objective"]
-
-    @abstractmethod
-    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The numerator of the loss (a scalar, a plain sum over samples) and the diagnostics."""
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """The loss of this batch and its diagnostics."""
-        total, diagnostics = self.total(tensordict)
-        scalars = {name: value.detach() for name, value in diagnostics.items()}
-        return TensorDict({"loss_objective": self.mean(total, tensordict), **scalars})

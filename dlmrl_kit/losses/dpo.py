@@ -17,9 +17,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dlmrl_kit.core.groups import group_max
 from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import group_max
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import Objective, sequence_log_prob, used_sequences
 

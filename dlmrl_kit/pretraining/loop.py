@@ -21,8 +21,8 @@ from dlmrl_kit.core.results import EvalResult, Observer, PretrainResult
 from dlmrl_kit.demonstrators.base import encode_completions
 from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.rollout import prompts
-from dlmrl_kit.rollout.prompts import encode, require_examples, training_indices
+from dlmrl_kit.rollout.services import examples as examples_of
+from dlmrl_kit.rollout.services import require_examples, training_indices
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.start import start_policy, trained
@@ -48,13 +48,13 @@ def encode_demonstrations(task: Any, demonstrator: Any, policy: Policy, length: 
         RecipeError: fewer puzzles than the task promises, a demonstration longer than ``length`` tokens, or one with
             characters that are not in the vocabulary.
     """
-    examples = prompts.examples(task, "pretrain", range(task.size("pretrain")))
+    examples = examples_of(task, "pretrain", range(task.size("pretrain")))
     alternatives = [demonstrator.demonstrations(example) for example in examples]
     texts = [text for entries in alternatives for text, _ in entries]
     padded, _ = encode_completions(policy, texts, length)
     probability = torch.tensor([[p for _, p in entries] for entries in alternatives], device=policy.device)
     return Demonstrations(
-        **encode(policy, [example.prompt for example in examples]),
+        **policy.encode([example.prompt for example in examples]),
         completion_ids=padded.reshape(len(examples), -1, length),
         probability=probability,
     )

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
@@ -45,16 +45,8 @@ class Regulariser(Term):
         super().__init__([*in_keys, SELECTED_WEIGHT], [loss_key, mean_key])
         check(0 <= coefficient < math.inf, self, "coefficient", coefficient, "at least 0 and finite")
         self.coefficient = coefficient
-
-    @abstractmethod
-    def total(self, tensordict: TensorDictBase) -> Tensor:
-        """The numerator of the mean, a scalar with gradient."""
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """The term of this batch, and its mean before it is multiplied."""
-        mean = self.mean(self.total(tensordict), tensordict)
-        loss_key, mean_key = self.out_keys
-        return TensorDict({loss_key: self.sign * self.coefficient * mean, mean_key: mean.detach()})
+        self.factor = self.sign * coefficient
+        self.mean_key = mean_key
 
 
 class StepRegulariser(Regulariser):
@@ -67,9 +59,9 @@ class StepRegulariser(Regulariser):
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
         """The regularised quantity of each selected step, [B, K], with gradient."""
 
-    def total(self, tensordict: TensorDictBase) -> Tensor:
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum over the selected steps."""
-        return weighted_sum(self.per_step(tensordict), tensordict[SELECTED_WEIGHT])
+        return weighted_sum(self.per_step(tensordict), tensordict[SELECTED_WEIGHT]), {}
 
 
 class TokenRegulariser(Regulariser):
@@ -104,7 +96,7 @@ class TokenRegulariser(Regulariser):
         """The normaliser's denominator of this batch, a scalar."""
         return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
 
-    def total(self, tensordict: TensorDictBase) -> Tensor:
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The normaliser's numerator."""
-        mask = scored_tokens(tensordict)
-        return self.normaliser.total(self.per_token(tensordict, mask), mask, tensordict[SELECTED_WEIGHT].detach())
+        mask, weight = scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach()
+        return self.normaliser.total(self.per_token(tensordict, mask), mask, weight), {}

@@ -36,9 +36,9 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import sequence_length, sequence_log_prob
+from dlmrl_kit.losses.base import sequence_length, sequence_log_prob, weighted_sum
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.regularisers.base import Regulariser, StepRegulariser, TokenRegulariser
+from dlmrl_kit.regularisers.base import Regulariser, TokenRegulariser
 
 MAX_EXPONENT = 20.0
 """d is clamped from below at -20 in k3, where it is 5e8 and would soon overflow; the gradient is 0 there."""
@@ -75,7 +75,7 @@ def compared(component: object, to: str, reference: Key, old: Key) -> tuple[str,
     return ("kl", reference) if to == "reference" else ("kl_old", old)
 
 
-class KLEstimator(StepRegulariser):
+class KLEstimator(Regulariser):
     """Base class of estimators of KL(pi || reference) from the log-probabilities of steps; ``estimate`` is k.
 
     Args:
@@ -97,11 +97,11 @@ class KLEstimator(StepRegulariser):
         super().__init__(coefficient, [SELECTED_LOG_PROB, other], f"loss_{name}", name)
         self.to_key = other
 
-    def per_step(self, tensordict: TensorDictBase) -> Tensor:
-        """The estimate at each selected step, [B, K]."""
-        used = tensordict[SELECTED_WEIGHT] != 0
-        new, other = (where_used(tensordict[key], used) for key in (SELECTED_LOG_PROB, self.to_key))
-        return self.estimate(new - other.detach())
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the estimates at the selected steps."""
+        weight = tensordict[SELECTED_WEIGHT]
+        new, other = (where_used(tensordict[key], weight != 0) for key in (SELECTED_LOG_PROB, self.to_key))
+        return weighted_sum(self.estimate(new - other.detach()), weight), {}
 
 
 @register("regulariser", paper=SCHULMAN)
@@ -227,12 +227,12 @@ class SequenceKLEstimator(Regulariser):
         super().__init__(coefficient, [SELECTED_LOG_PROB, other, SEQUENCE_LENGTH], f"loss_{name}", name)
         self.to_key = other
 
-    def total(self, tensordict: TensorDictBase) -> Tensor:
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over samples of the estimate at the sequence log-ratio, each over its length."""
         weight = tensordict[SELECTED_WEIGHT]
         new, other = (where_used(tensordict[key], weight != 0) for key in (SELECTED_LOG_PROB, self.to_key))
         log_ratio = sequence_log_prob(new - other.detach(), weight)
-        return (self.estimate(log_ratio) / sequence_length(tensordict)).sum()
+        return (self.estimate(log_ratio) / sequence_length(tensordict)).sum(), {}
 
 
 @register("regulariser", paper=SCHULMAN)

@@ -16,10 +16,9 @@ import math
 from typing import ClassVar
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.groups import group_max, group_sum, partition, tree_level, tree_nodes
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     GROUP,
@@ -34,7 +33,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import where_used
+from dlmrl_kit.core.trajectory import group_max, group_sum, partition, tree_level, tree_nodes, where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import Term
 from dlmrl_kit.schedules.base import Schedule
@@ -67,6 +66,7 @@ class SelfDistillation(Term):
     """
 
     needs_groups: ClassVar[bool] = True
+    mean_key = "self_distillation"
 
     def __init__(self, coefficient: float | Schedule | None = None, tau: float | Schedule | None = None) -> None:
         tree: list[Key] = ["group", TREE_NODE, TREE_STEP, COMPLETION_IDS, "progress"]
@@ -95,8 +95,12 @@ class SelfDistillation(Term):
         parent, part = self._targets(tensordict)
         return (group_sum(part, parent).gt(0) / group_sum(torch.ones_like(part), parent)).sum().round().long()
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """The term of this batch, and its mean before it is multiplied."""
+    def multiplier(self, tensordict: TensorDictBase) -> Tensor:
+        """The coefficient at this point of the run."""
+        return self.coefficient(tensordict[PROGRESS].detach()).amax()
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over pairs of a parent and a position of the KL from target to prediction."""
         parent, part = self._targets(tensordict)
         log_prob = tensordict[SELECTED_TOKEN_LOG_PROB].flatten(0, 1)
         tokens = tensordict[COMPLETION_IDS].repeat_interleave(tensordict[SELECTED_WEIGHT].shape[1], 0)
@@ -105,10 +109,7 @@ class SelfDistillation(Term):
         same = partition(parent[:, None].expand_as(tokens).flatten(), position.flatten(), tokens.flatten())
         target = group_sum(share.flatten(), same).reshape(share.shape)
         log_target = where_used(target, part > 0).masked_fill(part == 0, 1).log().to(log_prob.dtype)
-        total = (share.to(log_prob.dtype) * (log_target - where_used(log_prob, part > 0))).sum()
-        mean = self.mean(total, tensordict)
-        coefficient = self.coefficient(tensordict[PROGRESS].detach()).amax()
-        return TensorDict({"loss_self_distillation": coefficient * mean, "self_distillation": mean.detach()})
+        return (share.to(log_prob.dtype) * (log_target - where_used(log_prob, part > 0))).sum(), {}
 
     def _targets(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The target of each parent, as the parts that N = B * K slots have in it.

@@ -21,8 +21,8 @@ from torchrl.envs import EnvBase
 from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.rollout.prompts import encode, training_indices
 from dlmrl_kit.rollout.rewards import Scorer
+from dlmrl_kit.rollout.services import training_indices
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.blocks import check_noise
 
@@ -168,7 +168,7 @@ class DenoisingEnv(EnvBase):
         return legal
 
     def _encode(self, indices: Any) -> dict[str, Tensor]:
-        return encode(self.vocabulary, [self.task.example(self.split, index).prompt for index in indices])
+        return self.vocabulary.encode([self.task.example(self.split, index).prompt for index in indices])
 
     def _set_seed(self, seed: int | None) -> None:
         self._seed, self._drawn = seed or 0, 0

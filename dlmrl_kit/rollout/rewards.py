@@ -140,17 +140,6 @@ DROP_SECONDS = 1.0
 T = TypeVar("T")
 
 
-def completion_texts(policy: Vocabulary, ids: Tensor) -> list[str]:
-    """Text of completions int64 [N, L], up to the first end-of-text token, special tokens left out."""
-    if len(ids) == 0:  # tokenizers cannot decode an empty batch
-        return []
-    if policy.eos_id is not None:
-        after = (ids == policy.eos_id).long().cumsum(-1) > 0
-        ids = ids.masked_fill(after, policy.eos_id)
-    texts: list[str] = policy.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
-    return texts
-
-
 class Scorer:
     """Scores completions of one split of a task; equal completions of one example are scored once until ``forget``.
 
@@ -231,7 +220,7 @@ class Scorer:
     def _questions(self, ids: Tensor, example: Tensor) -> list[Question]:
         rows = [row.tobytes() for row in ids.int().cpu().numpy()]
         new = {row: number for number, row in enumerate(rows) if row not in self._texts}
-        self._texts.update(zip(new, completion_texts(self.policy, ids[list(new.values())]), strict=True))
+        self._texts.update(zip(new, self.policy.completion_texts(ids[list(new.values())]), strict=True))
         return [(index, self._texts[row]) for index, row in zip(example.tolist(), rows, strict=True)]
 
     def _new(self, questions: list[Question]) -> list[Question]:

@@ -1,23 +1,77 @@
-"""Services: what components use besides data, and how a component is run with those that it requires."""
+"""What an update gets from outside of the algorithm: prompts of the task, and the services of components."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK, SELECTED_WEIGHT, Key
-from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.policy import Policy, Vocabulary
 from dlmrl_kit.core.trajectory import canvas_state, states
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import BaseTask, Example
+
+
+def prompt_batch(task: BaseTask, split: str, indices: list[int], policy: Vocabulary, group_size: int = 1) -> TensorDict:
+    """Prompts repeated ``group_size`` times: TensorDict [len(indices) * group_size] with the prompt keys.
+
+    Raises:
+        RecipeError: the task has fewer distinct examples than its split is to hold.
+    """
+    encoded = policy.encode([example.prompt for example in examples(task, split, indices)])
+    group = torch.arange(len(indices), device=policy.device)
+    batch = TensorDict(
+        {**encoded, "group": group, "example": torch.tensor(indices, device=policy.device)}, [len(indices)]
+    )
+    return batch[group.repeat_interleave(group_size)]
+
+
+def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example]:
+    """Examples of a task.
+
+    Raises:
+        RecipeError: the task has fewer distinct examples than its split is to hold.
+    """
+    try:
+        return [task.example(split, index) for index in indices]
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def require_examples(task: BaseTask, *splits: str) -> None:
+    """Refuses a task without examples in one of ``splits``.
+
+    Raises:
+        RecipeError: an empty split.
+    """
+    for split in splits:
+        if task.size(split) < 1:
+            raise RecipeError(f"{type(task).__name__}: the {split} split is empty; set num_{split}")
+
+
+def training_indices(size: int, per_update: int, update: int, seed: int) -> list[int]:
+    """Puzzles of one update: passes over 0 .. size-1 in a new random order each, cut into pieces of ``per_update``.
+
+    Depends on its arguments alone, so a resumed run sees the same data in the same order.
+    """
+    first = update * per_update
+    orders: dict[int, list[int]] = {}
+    indices = []
+    for position in range(first, first + per_update):
+        epoch, offset = divmod(position, size)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(size, generator=seeding.generator("cpu", seed, "data", epoch)).tolist()
+        indices.append(orders[epoch][offset])
+    return indices
 
 
 class Services(ABC):

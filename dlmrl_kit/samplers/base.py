@@ -1,6 +1,6 @@
 """Samplers: the interface. How a trajectory is generated, and the exact log-probability of each of its actions.
 
-A sampler takes denoising steps. In each it sees what the policy predicts (a ``samplers.view.View``) and commits
+A sampler takes denoising steps. In each it sees what the policy predicts (a ``View``) and commits
 positions with tokens (a ``Decision``); ``action_log_prob`` is the probability of that decision, which the likelihoods
 compute again with gradients. Everything depends on the state alone, so a sampler can go on from any state, and a step
 that is computed again from a stored trajectory is the step that was taken.
@@ -15,7 +15,8 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -23,7 +24,16 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.core.behaviour import Behaviour, forbid
+from dlmrl_kit.core.behaviour import (
+    LOG_ZERO,
+    Behaviour,
+    Certainty,
+    behaviour_log_probs,
+    by_rows,
+    certainty,
+    draw,
+    forbid,
+)
 from dlmrl_kit.core.component import Component, Sizes, rebuilt
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.keys import (
@@ -39,13 +49,103 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.view import Decision, View
 
 Process = Callable[[Tensor, slice], Tensor]
 """See ``Sampler.processing``."""
 
 MayChoose = Callable[[TensorDictBase], Tensor]
 """``Selector.may_choose``: which steps of a rollout under way may still be selected, bool [B, T]."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a sampler sees in a state: predictions at the N positions it may commit, in row-major order.
+
+    ``logits``: [N, V], forbidden tokens at -inf. ``behaviour``: how they become probabilities. ``allowed``: bool
+    [B, L]. ``features``: what the policy's head reads, [N, D], for samplers that ask for it (``needs_features``).
+    """
+
+    logits: Tensor
+    behaviour: Behaviour
+    allowed: Tensor
+    features: Tensor | None = None
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Log-probabilities of the behaviour distribution, [N, V]."""
+        return behaviour_log_probs(self.logits, self.behaviour)
+
+    @cached_property
+    def certainty(self) -> Certainty:
+        """What gives the confidence of any token at each of the N positions; without gradient."""
+        return certainty(self.logits)
+
+    def confidence(self, tokens: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Confidence of one token at each of the N positions, or at those of bool [N]: [n]; without gradient."""
+        logits = self.logits.detach()
+        row = torch.arange(len(logits), device=logits.device) if chosen is None else chosen.nonzero().squeeze(-1)
+        return self.certainty.at(row).confidence(logits[row, tokens])
+
+    def draw(self, generator: torch.Generator | None) -> Tensor:
+        """A token for each of the N positions from the behaviour distribution: int64 [N]."""
+        return draw(self.logits, self.behaviour, generator)
+
+    @cached_property
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Row and position of each of the N predictions: two int64 [N]."""
+        rows, positions = self.allowed.nonzero(as_tuple=True)
+        return rows, positions
+
+    def narrow(self, allowed: Tensor) -> View:
+        """The view of some of these positions, bool [B, L]; itself if it is all of them."""
+        inside = allowed[self.allowed]
+        if bool(inside.all()):
+            return self
+        features = None if self.features is None else self.features[inside]
+        return View(self.logits[inside], self.behaviour, allowed, features)
+
+    def dense(self, values: Tensor, fill: float) -> Tensor:
+        """Puts values [N] back into [B, L], ``fill`` elsewhere."""
+        return values.new_full(self.allowed.shape, fill).masked_scatter(self.allowed, values)
+
+    def row_sum(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Sums values [n] that belong to ``rows`` [n] into [B]."""
+        return values.new_zeros(self.allowed.shape[0]).index_add(0, rows, values)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action: the positions committed (bool [B, L]) and their tokens (int64 [B, L], read where committed).
+
+    ``rank`` (int64 [B, L]): order of the draw, for samplers whose action is an ordered draw. ``drawn`` (bool [B, L]):
+    where ``tokens`` holds a draw, for samplers that draw more tokens than they commit.
+    """
+
+    committed: Tensor
+    tokens: Tensor
+    rank: Tensor | None = None
+    drawn: Tensor | None = None
+
+    def at(self, rows: slice) -> Decision:
+        """The decision of some of its rows."""
+        return Decision(*(None if part is None else part[rows] for part in vars(self).values()))  # type: ignore[arg-type]
+
+
+def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
+    """Behaviour log-probability of each committed token [n], and its row [n]."""
+    chosen = decision.committed[view.allowed]
+    tokens = decision.tokens[decision.committed]
+
+    def pick(logits: Tensor, tokens: Tensor) -> Tensor:
+        return behaviour_log_probs(logits, view.behaviour).gather(-1, tokens[:, None]).squeeze(-1)
+
+    picked = by_rows(pick, view.logits, tokens, at=chosen.nonzero().squeeze(-1))
+    return picked.clamp(min=LOG_ZERO), view.index[0][chosen]
+
+
+def token_log_prob(view: View, decision: Decision) -> Tensor:
+    """Token part of the action's log-probability: [B], sum over committed positions of log p(token)."""
+    return view.row_sum(*token_log_probs(view, decision))
 
 
 class Sampler(Component, ABC):
@@ -149,6 +249,17 @@ class Sampler(Component, ABC):
         twin = copy.copy(self)
         twin.behaviour = replace(self.behaviour, temperature=temperature) if temperature else Behaviour(0.0)
         return twin
+
+    def recorded_keys(self, keys: Collection[Key]) -> tuple[Key, ...]:
+        """What a rollout records: ``out_keys`` and the on-demand ``keys``.
+
+        Raises:
+            ValueError: a key that this sampler cannot write.
+        """
+        unknown = [key for key in keys if key not in self.optional_keys]
+        if unknown:
+            raise ValueError(f"{type(self).__name__} cannot write {unknown}; on demand it writes {self.optional_keys}")
+        return (*self.out_keys, *keys)
 
     def attach(self, policy: Policy) -> None:
         """Checks that this sampler can decode from the policy.
@@ -315,21 +426,3 @@ def check_cache(sampler: Sampler, policy: Policy, cache: Cache | None) -> None:
     if sampler.noise != "mask":
         raise UserError(f"{type(cache).__name__} is for samplers that fill masks; {type(sampler).__name__} renoises")
     policy.check_cache()
-
-
-def with_parameters_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator of a constructor that passes ``*decoding`` and ``**decoding`` on to a base class: it takes those too.
-
-    Recipes, the catalogue and ``rebuilt`` then see the parameters of both; the base's come first.
-    """
-    import inspect
-
-    def decorate(constructor: Callable[..., None]) -> Callable[..., None]:
-        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        inherited = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-        own = [p for p in inspect.signature(constructor).parameters.values() if p.kind not in kinds]
-        both = [*inherited.values(), *(p for p in own if p.name not in inherited)]
-        constructor.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
-        return constructor
-
-    return decorate

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.samplers.base import Decision, View
 from dlmrl_kit.samplers.recorder import Recorder
-from dlmrl_kit.samplers.view import Decision, View
 
 
 @dataclass(frozen=True)

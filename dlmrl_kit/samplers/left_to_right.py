@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.samplers.base import View
 from dlmrl_kit.samplers.mask import StateScoreSampler
-from dlmrl_kit.samplers.view import View
 
 
 @register("sampler", paper="arXiv 2601.15165")

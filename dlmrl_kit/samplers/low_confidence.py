@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dlmrl_kit.core.behaviour import log_mass
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.samplers.mask import MaskSampler
-from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
+from dlmrl_kit.samplers.base import Decision, View, token_log_prob
+from dlmrl_kit.samplers.mask import MaskSampler, highest, subsets
 
 
 @register("sampler", paper="arXiv 2502.09992")

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.samplers.base import View
 from dlmrl_kit.samplers.mask import StateScoreSampler
-from dlmrl_kit.samplers.view import View
 
 
 @register("sampler", paper="arXiv 2502.06768")

@@ -7,6 +7,7 @@ every state once, calls both, and records what they did.
 from __future__ import annotations
 
 import bisect
+import itertools
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from typing import ClassVar, NamedTuple
@@ -31,9 +32,8 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, completion_features, most_predictions
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.base import MayChoose, Sampler
+from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.recorder import MaskRecorder
-from dlmrl_kit.samplers.view import Decision, View, highest, token_log_prob
 
 
 class Rows(NamedTuple):
@@ -149,7 +149,7 @@ class MaskSampler(Sampler):
         self.attach(policy)
         with self.rolling_out(policy, cache):
             ids = self.fully_masked(tensordict, policy)
-            recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.writes(keys), may_choose)
+            recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.recorded_keys(keys), may_choose)
             self.advance(range(recorder.num_steps), tensordict, recorder, policy, generator)
             written = recorder.finish()
         return tensordict.update({key: value.clone() for key, value in written.items()})
@@ -160,7 +160,7 @@ class MaskSampler(Sampler):
         """Completes partially masked sequences, without a cache; see ``Sampler.resume``."""
         self.attach(policy)
         with self.rolling_out(policy):
-            recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.writes())
+            recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.out_keys)
             self.advance(range(recorder.num_steps), prompt, recorder, policy, generator)
             written = recorder.finish()
         return {key: value.clone() for key, value in written.items()}
@@ -273,6 +273,35 @@ def drafted(ids: Tensor, view: View, decision: Decision, generator: torch.Genera
     rest = view.allowed & ~drawn
     more = draw(view.logits[rest[view.allowed]], view.behaviour, generator)
     return torch.where(drawn, decision.tokens, ids).masked_scatter(rest, more)
+
+
+def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
+    """The ``count`` [B] highest scores among ``allowed`` [B, L] as a bool mask; ties go to the lower position."""
+    return (rank_of(scores, allowed) < count[:, None]) & allowed
+
+
+def rank_of(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Rank (0 = highest) of each score in its row, int64 [B, L]; allowed positions come first, ties in order."""
+    floor = torch.finfo(scores.dtype).min
+    scores = scores.clamp(min=floor).masked_fill(~allowed, -torch.inf)
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+
+
+def subsets(allowed: Tensor, count: Tensor) -> list[Tensor]:
+    """Every set of ``count`` [B] positions of ``allowed`` [B, L] as a mask [B, L]; empty in rows without that set."""
+    length = allowed.shape[-1]
+    sizes = sorted({int(size) for size in count if size > 0})
+    sets = [s for size in sizes for s in itertools.combinations(range(length), size)]
+    masks = []
+    for positions in sets:
+        mask = torch.zeros_like(allowed)
+        mask[:, list(positions)] = True
+        possible = (mask <= allowed).all(-1) & (count == len(positions))
+        masks.append(mask & possible[:, None])
+    return masks
 
 
 class StateScoreSampler(MaskSampler):

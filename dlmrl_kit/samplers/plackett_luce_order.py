@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows
+from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.keys import TOKEN_COMMIT_RANK
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.base import with_parameters_of
-from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens
-from dlmrl_kit.samplers.view import Decision, View, rank_of, subsets, token_log_prob
+from dlmrl_kit.samplers.base import Decision, View, token_log_prob
+from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens, rank_of, subsets
 
 _NOT_ALLOWED = -1e9
 

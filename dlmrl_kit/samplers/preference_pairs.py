@@ -13,19 +13,19 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.groups import number_in_group
 from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, GROUP, REWARD, STEP_NUM_COMMITTED, STEP_VALID, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import number_in_group
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator, encode_completions
 from dlmrl_kit.demonstrators.chosen import Chosen
 from dlmrl_kit.demonstrators.rejected import Rejected
-from dlmrl_kit.samplers.base import Sampler, with_parameters_of
+from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.mask import MaskSampler
-from dlmrl_kit.samplers.view import Decision, View
 from dlmrl_kit.tasks.base import Example
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.samplers.mask import StateScoreSampler
-from dlmrl_kit.samplers.view import Decision, View, highest, subsets, token_log_prob
+from dlmrl_kit.samplers.base import Decision, View, token_log_prob
+from dlmrl_kit.samplers.mask import StateScoreSampler, highest, subsets
 
 
 @register("sampler", paper="arXiv 2406.07524")

@@ -25,9 +25,8 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy
-from dlmrl_kit.samplers.base import MayChoose
+from dlmrl_kit.samplers.base import Decision, MayChoose, View
 from dlmrl_kit.samplers.one_step import BehindTheBlock
-from dlmrl_kit.samplers.view import Decision, View
 
 RECORDED = ("step", "token")
 """First parts of the keys that a recorder makes room for; a sampler adds other keys itself."""
@@ -57,7 +56,7 @@ class Recorder:
         for key in (STEP_VALID, STEP_NUM_COMMITTED, *self.keys):
             if isinstance(key, tuple):
                 dtype = DTYPES.get(KEYS[key].dtype, policy.real_dtype)
-                shape = [axes[letter] for letter in KEYS[key].axes]
+                shape = [axes[letter] for letter in KEYS[key].shape.strip("[]").split(", ")]
                 self.out[key] = torch.zeros(shape, dtype=dtype, device=still_open.device)
 
     def wants(self, key: Key) -> bool:

@@ -40,9 +40,8 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, completion_logits
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.base import MayChoose, Process, Sampler
+from dlmrl_kit.samplers.base import Decision, MayChoose, Process, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.canvas import CanvasRecorder, Outlook, State
-from dlmrl_kit.samplers.view import Decision, View, token_log_prob
 
 LISTED_STEPS = 2
 """Denoising steps of a block with which the trajectories are few enough to be listed."""
@@ -194,7 +193,7 @@ class RenoisingSampler(Sampler):
     ) -> TensorDictBase:
         """Generates a completion for every row, from noise; see ``Sampler.forward``. Every step has its predictions."""
         ids = self.fully_masked(tensordict, policy)
-        return tensordict.update(self._denoise(tensordict, ids, policy, generator, self.writes(keys), cache))
+        return tensordict.update(self._denoise(tensordict, ids, policy, generator, self.recorded_keys(keys), cache))
 
     def resume(
         self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
@@ -206,7 +205,7 @@ class RenoisingSampler(Sampler):
                 ``steps_in_block`` (int64 [B], default: 0) where a block is half decoded.
             ids, policy, generator: as ``Sampler.resume``, which also says what is returned.
         """
-        return self._denoise(prompt, ids, policy, generator, self.writes())
+        return self._denoise(prompt, ids, policy, generator, self.out_keys)
 
     def _denoise(
         self,

@@ -15,12 +15,13 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.core.groups import first_rows, number_in_group, partition
+from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.keys import GROUP, TREE_NODE, TREE_STEP, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import first_rows, number_in_group, partition
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.base import MayChoose, with_parameters_of
+from dlmrl_kit.samplers.base import MayChoose
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.recorder import MaskRecorder
@@ -41,7 +42,7 @@ class Tree(LowConfidence):
         branching: children of every node, at least 2.
 
     Reads ``prompt_ids``, ``prompt_mask`` and ``group``; writes as ``Sampler``, and ``("tree", "node")``,
-    ``("tree", "step")`` int64 [B, height] (see ``dlmrl_kit.core.groups``).
+    ``("tree", "step")`` int64 [B, height] (see ``dlmrl_kit.core.trajectory``).
 
     Raises:
         ValueError: a value out of range.
@@ -75,7 +76,9 @@ class Tree(LowConfidence):
         node = number_in_group(group)[:, None] // below
         bounds = torch.arange(self.height + 1, device=group.device) * self.num_steps(policy) // self.height
         with self.rolling_out(policy, cache):
-            recorder = self._grow(tensordict, node, bounds.tolist(), policy, generator, self.writes(keys), may_choose)
+            recorder = self._grow(
+                tensordict, node, bounds.tolist(), policy, generator, self.recorded_keys(keys), may_choose
+            )
             written = recorder.finish()
         tensordict.update({key: value.clone() for key, value in written.items()})
         return tensordict.set(TREE_NODE, node).set(TREE_STEP, bounds[:-1].expand_as(node).clone())

@@ -6,10 +6,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.groups import group_sum, tree_level, tree_nodes
 from dlmrl_kit.core.keys import GROUP, STEP_VALID, TREE_NODE, TREE_STEP
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import num_valid
+from dlmrl_kit.core.trajectory import group_sum, num_valid, tree_level, tree_nodes
 from dlmrl_kit.selectors.base import Selector
 
 

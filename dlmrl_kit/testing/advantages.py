@@ -20,7 +20,7 @@ def check_group_names(name: str, component: Any) -> None:
         return
     renamed = given.clone().set(GROUP, 1000 - 13 * given[GROUP])
     if (key := different(run(name, component, given.clone(), w), run(name, component, renamed, w), 1e-5)) is not None:
-        fix = "compare samples with equal ids (core.groups.group_mean, group_sum); do not reshape to [groups, G]"
+        fix = "compare samples with equal ids (core.trajectory.group_mean, group_sum); do not reshape to [groups, G]"
         fail(name, f"writes other values of {key!r} when the groups have other ids", fix)
 
 

@@ -66,7 +66,7 @@ def check_whole_groups(name: str, component: Any) -> None:
             problem = (
                 f"keeps part of a group: not sample {cut[0]}, whose group {GROUPS[cut[0]]} has others that it keeps"
             )
-            fail(name, problem, "decide by group (core.groups.group_mean, group_max) and keep or drop all of it")
+            fail(name, problem, "decide by group (core.trajectory.group_mean, group_max) and keep or drop all of it")
 
 
 def check_keeps_by_content(name: str, component: Any) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.dataflow import plain_key
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_VALUE, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.trajectory import slot_pieces
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import Outputs, equal, inputs, leaves
 from dlmrl_kit.testing.world import GROUPS, world
-from dlmrl_kit.training.pieces import slot_pieces
 
 LIVE = frozenset({"log_prob", "token_log_prob", "distribution", "entropy", "value"})
 """Selected keys that a likelihood or a value model writes with gradient."""

@@ -15,7 +15,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.groups import number_in_group
 from dlmrl_kit.core.keys import (
     ADVANTAGE,
     COMMIT_STEP,
@@ -37,7 +36,7 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import sample_seeds
-from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, state_at
+from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, number_in_group, state_at
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence

@@ -28,7 +28,7 @@ from dlmrl_kit.policies.checkpoint_files import load_tokenizer
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.skeleton import SMALL, skeleton, small_policy, wrapped
 from dlmrl_kit.recipe.load import Recipe
-from dlmrl_kit.rollout.prompts import prompt_tokens
+from dlmrl_kit.rollout.services import prompt_tokens
 from dlmrl_kit.training.estimate import computed_positions, describe, forwards, memory
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.shapes import find_config, local_folder

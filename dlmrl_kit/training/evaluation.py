@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.batches import cut, length_order, restored
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.trajectory import cut, length_order, restored
 from dlmrl_kit.policies.load import load_policy
-from dlmrl_kit.rollout.prompts import prompt_batch, require_examples
-from dlmrl_kit.rollout.rewards import Scorer, completion_texts
+from dlmrl_kit.rollout.rewards import Scorer
+from dlmrl_kit.rollout.services import prompt_batch, require_examples
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, component_means
 from dlmrl_kit.training.start import attach, load_components
@@ -75,7 +75,7 @@ def evaluate(
         pieces.append(decoder.decode(piece, policy=policy, generator=generator)[COMPLETION_IDS])
     ids = restored(pieces, rows)
     scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
-    texts = completion_texts(policy, ids)
+    texts = policy.completion_texts(ids)
     return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
 
 

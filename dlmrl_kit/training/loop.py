@@ -14,7 +14,7 @@ from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import EvalResult, Observer, RunResult
 from dlmrl_kit.policies.compiling import compile_blocks
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.rollout.prompts import require_examples
+from dlmrl_kit.rollout.services import require_examples
 from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve

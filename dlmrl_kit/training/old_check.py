@@ -13,7 +13,7 @@ from dlmrl_kit.algorithm.dataflow import plain_key
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB, Key
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.training.log_probs import EXACT, LogProbs
+from dlmrl_kit.training.gradient import EXACT, LogProbs
 
 SHARE = 0.01
 """Of the selected steps that may disagree: a step at a tie of confidences may go the other way in another batch."""

@@ -1,7 +1,7 @@
 """One update, from prompts to an optimiser step. ``Update`` is the algorithm: read its methods from top to bottom.
 
-What stands behind it: ``rollout.rewards`` scores completions in a thread, ``training.log_probs`` runs the likelihood in
-pieces that fit in memory, ``training.gradient`` back-propagates a minibatch in pieces. Which component runs when is
+What stands behind it: ``rollout.rewards`` scores completions in a thread, ``training.gradient`` runs the likelihood and
+back-propagates the loss in pieces that fit in memory. Which component runs when is
 decided once, from the keys they read and write (``algorithm.dataflow``); ``dlmrl check RECIPE`` prints it.
 """
 
@@ -17,7 +17,6 @@ from tensordict import TensorDict, TensorDictBase
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.batches import cut, length_order, restored, shuffled
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
@@ -30,15 +29,14 @@ from dlmrl_kit.core.keys import (
     STEP_VALID,
 )
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.trajectory import cut, length_order, restored, shuffled
 from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.corrections.base import warning
 from dlmrl_kit.filters.base import Filter
-from dlmrl_kit.rollout.prompts import prompt_batch, training_indices
 from dlmrl_kit.rollout.rewards import Reward, Scorer
-from dlmrl_kit.rollout.services import UpdateServices
+from dlmrl_kit.rollout.services import UpdateServices, prompt_batch, training_indices
 from dlmrl_kit.tasks.base import component_means
-from dlmrl_kit.training.gradient import Gradient, Totals
-from dlmrl_kit.training.log_probs import LogProbs
+from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals
 from dlmrl_kit.training.old_check import check_old
 from dlmrl_kit.training.start import trained
 
@@ -171,16 +169,21 @@ class Update:
         """
         if not rollout.prepared:
             self.correction = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
-        corrected(rollout.kept)
+        if self.algorithm.correction is not None:
+            self.weigh(rollout.kept)
         if not self.checked:
             self.checked = True
             largest = check_old(rollout.kept, self.algorithm, self.log_probs)
             self.say(f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})")
+        return self.correction
+
+    def weigh(self, trajectory: TensorDictBase) -> None:
+        """Multiplies the weights of what was sampled from another distribution than the policy; says if it is far."""
+        corrected(trajectory)
         poor = warning(self.correction)
         if poor is not None and not self.warned:
             self.warned = True
             self.say(f"warning: {poor}")
-        return self.correction
 
     def learn(self, trajectory: TensorDictBase, number: int) -> dict[str, float]:
         """All optimiser steps on one rollout; returns metrics.
