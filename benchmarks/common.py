@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.samplers.low_confidence import LowConfidence
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,16 @@ class Size:
     dtype: str = "float32"
 
     def generator(self, seed: int) -> torch.Generator:
-        """On the device."""
+        """Makes a random generator on the device."""
         return torch.Generator(device=self.device).manual_seed(seed)
 
     @property
     def steps(self) -> int:
-        """T."""
+        """T, the number of denoising steps."""
         return len(masked_block_counts(self))
 
 
-class Tokens:
+class TokenIds:
     """What a policy asks of a tokenizer, for a random model: mask 0, padding 1, no end of text."""
 
     mask_token_id, pad_token_id, unk_token_id, eos_token_id = 0, 1, None, None
@@ -64,8 +65,8 @@ class Tokens:
         return self.vocab
 
 
-def make_policy(size: Size, seed: int = 0) -> Policy:
-    """A random bidirectional Llama with a LoRA adapter; logits of standard deviation 2, so that entropies differ.
+def make_policy(size: Size, seed: int = 0) -> TransformersPolicy:
+    """Makes a random bidirectional Llama with a LoRA adapter; logits of standard deviation 2, so that entropies differ.
 
     It is made on its device, in its precision: an 8B model needs no second copy.
     """
@@ -88,7 +89,7 @@ def make_policy(size: Size, seed: int = 0) -> Policy:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, size.dtype))
     with torch.no_grad():
         model.lm_head.weight.normal_(std=2 * size.hidden**-0.5)
-    policy = Policy(model, Tokens(size.vocab))
+    policy = TransformersPolicy(model, TokenIds(size.vocab))  # type: ignore[arg-type]
     if size.lora:
         from peft import LoraConfig
 
@@ -100,18 +101,20 @@ def make_policy(size: Size, seed: int = 0) -> Policy:
     return policy
 
 
-def compiled(size: Size, mode: str, make: Callable[[Policy], Callable[[], Any]]) -> tuple[Callable[[], Any], float]:
-    """What ``make`` makes of a policy with compiled blocks, and the wall seconds of its first run, which compiles.
+def compiled(
+    size: Size, mode: str, make: Callable[[TransformersPolicy], Callable[[], object]]
+) -> tuple[Callable[[], object], float]:
+    """Returns what ``make`` makes of a policy with compiled blocks, and the wall seconds of its first run.
+
+    That run compiles.
 
     Args:
         size: of the policy.
         mode: of ``torch.compile``, as ``Trainer.compile``.
         make: the work, from a policy.
     """
-    from dlmrl_kit.policies.compiling import compile_blocks
-
     policy = make_policy(size)
-    compile_blocks(policy, mode)
+    policy.compile_blocks(mode)
     started = time.perf_counter()
     work = make(policy)
     work()
@@ -119,7 +122,7 @@ def compiled(size: Size, mode: str, make: Callable[[Policy], Callable[[], Any]])
 
 
 def make_prompts(size: Size, seed: int = 0) -> TensorDict:
-    """Random prompts without padding, two groups."""
+    """Draws random prompts without padding, in two groups."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, size.vocab, (size.batch, size.prompt), generator=generator)
     group = torch.arange(size.batch) * 2 // max(size.batch, 1)
@@ -128,17 +131,15 @@ def make_prompts(size: Size, seed: int = 0) -> TensorDict:
     return TensorDict({**fields, **seeds}, [size.batch]).to(size.device)
 
 
-def make_sampler(size: Size) -> Any:
-    """Low-confidence remasking of this size."""
-    from dlmrl_kit.samplers.low_confidence import LowConfidence
-
+def make_sampler(size: Size) -> LowConfidence:
+    """Makes low-confidence remasking of this size."""
     return LowConfidence(size.length, size.per_step, size.block, size.temperature)
 
 
 def interleaved(
-    works: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] | None = None
+    works: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] | None = None
 ) -> dict[str, float]:
-    """Median seconds of each work, run in turn after one untimed round.
+    """Measures the median seconds of each work, run in turn after one untimed round.
 
     By ``clock``; by default, on a CPU with one thread, processor time of this process: on a busy machine wall time
     would measure the others.
@@ -163,15 +164,15 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def growth(sizes: list[float], values: list[float]) -> float:
-    """Least-squares slope of log(value) on log(size): 1 is linear, 0 is constant."""
+def growth(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Fits the slope of log(value) on log(size) by least squares: 1 is linear, 0 is constant."""
     x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (sizes, values))
     x = x - x.mean()
     return float((x * y).sum() / (x * x).sum())
 
 
-def peak_megabytes(work: Callable[[], Any]) -> float:
-    """Peak resident memory of this process during ``work``, over what it held before (Linux).
+def peak_megabytes(work: Callable[[], object]) -> float:
+    """Measures the peak resident memory of this process during ``work``, over what it held before (Linux).
 
     Meaningful in a process started by ``in_fresh_process``, whose allocator returns freed blocks at once.
     """
@@ -199,7 +200,7 @@ def in_fresh_process(script: str, arguments: dict[str, Any]) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describes the machine that the numbers were measured on."""
     name = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -227,12 +228,12 @@ def report(name: str, out: Path, rows: list[dict[str, Any]], **more: Any) -> Non
     (out / f"{name}.json").write_text(json.dumps(content, indent=1))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def plot(path: Path, title: str, x: str, y: str, lines: dict[str, tuple[list[float], list[float]]]) -> None:
-    """Lines on logarithmic axes, as PNG."""
+def plot(path: Path, title: str, x: str, y: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Draws lines on logarithmic axes, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -248,12 +249,12 @@ def plot(path: Path, title: str, x: str, y: str, lines: dict[str, tuple[list[flo
 
 
 def as_dict(size: Size) -> dict[str, Any]:
-    """A size as JSON."""
+    """Returns a size as JSON can hold it."""
     return asdict(size)
 
 
 def masked_block_counts(size: Size) -> list[int]:
-    """Masked positions of the current block in each step, of one row."""
+    """Counts the masked positions of the current block in each step of one row."""
     counts = []
     for start in range(0, size.length, size.block):
         width = min(size.block, size.length - start)
@@ -264,7 +265,7 @@ def masked_block_counts(size: Size) -> list[int]:
 
 
 def full_ids(prompts: TensorDict, completion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt and completion, attention mask and rotary positions."""
+    """Joins prompt and completion; returns them with attention mask and rotary positions."""
     ids = torch.cat([prompts["prompt_ids"], completion], dim=1)
     mask = torch.cat([prompts["prompt_mask"], torch.ones_like(completion, dtype=torch.bool)], dim=1)
     return ids, mask, (mask.long().cumsum(-1) - 1).clamp(min=0)

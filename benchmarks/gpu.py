@@ -43,21 +43,21 @@ LLADA = Size(
 
 
 def matrix_rate(size: Size, side: int) -> float:
-    """Operations per second of a square matrix product."""
+    """Measures the operations per second of a square matrix product."""
     options: Any = {"device": size.device, "dtype": getattr(torch, size.dtype)}
     left, right = (torch.ones(side, side, **options) for _ in range(2))
     return 2.0 * side**3 / interleaved({"product": lambda: left @ right}, 5)["product"]
 
 
-def operations(work: Callable[[], Any]) -> float:
-    """Operations of the matrix products and attention of a work."""
+def operations(work: Callable[[], object]) -> float:
+    """Counts the operations of the matrix products and attention of a work."""
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 
 
-def peak_gigabytes(work: Callable[[], Any], device: str) -> float | None:
-    """Peak memory of a GPU over what it held before; None on a CPU."""
+def peak_gigabytes(work: Callable[[], object], device: str) -> float | None:
+    """Measures the peak memory of a GPU over what it held before; None on a CPU."""
     if torch.device(device).type != "cuda":
         return None
     synchronise()
@@ -68,10 +68,10 @@ def peak_gigabytes(work: Callable[[], Any], device: str) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
-def works(size: Size, with_plain: bool) -> dict[str, Callable[[], Any]]:
-    """What is measured, on one policy."""
+def works(size: Size, with_plain: bool) -> dict[str, Callable[[], object]]:
+    """Prepares everything that is measured, on one policy."""
     policy, prompts = make_policy(size), make_prompts(size)
-    found: dict[str, Callable[[], Any]] = {
+    found: dict[str, Callable[[], object]] = {
         "rollout, kit": rollout.kit(policy, prompts, size),
         "rollout, kit, greedy": rollout.kit(policy, prompts, size, rollout.RECORDS),
         "rollout, PrefixCache": rollout.kit(policy, prompts, size, cache=PrefixCache()),
@@ -84,7 +84,7 @@ def works(size: Size, with_plain: bool) -> dict[str, Callable[[], Any]]:
 
 
 def measure(size: Size, repeats: int, with_plain: bool, side: int) -> list[dict[str, Any]]:
-    """A row for each work."""
+    """Measures each work; returns a row of the table for each."""
     rate, timed = matrix_rate(size, side), works(size, with_plain)
     seconds = interleaved(timed, repeats)
     rows = []

@@ -8,6 +8,7 @@ A slope of 1 is linear. The body of a step sees prompt and completion: in the le
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 
 
-def works(axis: str, size: Size) -> dict[str, Any]:
-    """The kit's and the plain implementation's work at a size: updates for ``selected``, else rollouts."""
+def works(axis: str, size: Size) -> dict[str, Callable[[], object]]:
+    """Prepares the kit's and the plain implementation's work at a size: updates for ``selected``, else rollouts."""
     if axis == "selected":
         found = update.works(size)
         return {name: found[name] for name in ("kit", "plain")}
@@ -46,7 +47,8 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     rows, measured = [], {}
     for axis in given.axis or AXES:
-        sizes = [replace(BASE, **{axis: value}) for value in AXES[axis]]
+        changes: list[dict[str, Any]] = [{axis: value} for value in AXES[axis]]
+        sizes = [replace(BASE, **change) for change in changes]
         seconds = [interleaved(works(axis, size), given.repeats) for size in sizes]
         name = "steps" if axis == "per_step" else axis
         x = [float(size.steps if axis == "per_step" else getattr(size, axis)) for size in sizes]

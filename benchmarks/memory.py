@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ PHASES = ("rollout", "update")
 
 
 def worker(given: dict[str, Any]) -> float:
-    """One measurement: a phase of an implementation at a size, in this process."""
+    """Measures a phase of an implementation at a size, in this process."""
     torch.set_num_threads(1)
     size, phase, name = Size(**given["size"]), given["phase"], given["implementation"]
 
-    def work_of(size: Size) -> Any:
+    def work_of(size: Size) -> Callable[[], object]:
         if phase == "update":
             return update.works(size)[name]
         policy, prompts = make_policy(size), make_prompts(size)
@@ -40,13 +41,13 @@ def worker(given: dict[str, Any]) -> float:
 
 
 def measure(size: Size, phase: str, implementation: str) -> float:
-    """Megabytes."""
+    """Measures a phase of an implementation in a process of its own; returns megabytes."""
     arguments = {"size": asdict(size), "phase": phase, "implementation": implementation}
     return float(in_fresh_process(__file__, arguments))
 
 
 def grown(phase: str, sizes: dict[int, Size]) -> dict[str, Any]:
-    """Megabytes of the kit at some sizes, by what grows, and the log-log slope."""
+    """Measures the kit's megabytes at some sizes, by what grows, and fits the log-log slope."""
     found = [measure(size, phase, "kit") for size in sizes.values()]
     return {"at": list(sizes), "megabytes": found, "slope": growth(list(sizes), found)}
 

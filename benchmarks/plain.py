@@ -2,7 +2,7 @@
 
 Full logits at all positions, float64 noise and confidences over the whole vocabulary, the distribution of every
 committed token kept, one forward and backward pass per sample and selected step. Same sampling rule and same numbers as
-the kit (tests/test_benchmarks.py); the benchmarks compare with it.
+the kit (tests/benchmarks/test_benchmarks.py); the benchmarks compare with it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from common import Size, full_ids
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 Draw = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -36,13 +35,13 @@ class Rollout:
 
 
 def gumbel_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
-    """A token at every position by the Gumbel trick in float64, as LLaDA's released code."""
+    """Draws a token at every position by the Gumbel trick in float64, as LLaDA's released code does."""
     noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator, device=logits.device)
     return (logits.double() - (-noise.log()).log()).argmax(-1)
 
 
 def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
-    """A token at every allowed position by inverting the cumulative distribution, with the kit's noise."""
+    """Draws a token at every allowed position by inverting the cumulative distribution, with the kit's noise."""
     tokens = torch.zeros_like(allowed, dtype=torch.int64)
     for row, position in allowed.nonzero().tolist():
         cumulative = logits[row, position].softmax(-1).cumsum(-1, dtype=torch.float64)
@@ -52,8 +51,10 @@ def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def rollout(policy: Policy, prompts: TensorDict, size: Size, generator: torch.Generator, draw: Draw) -> Rollout:
-    """Low-confidence remasking with its exact log-probability, every quantity from full logits."""
+def rollout(
+    policy: TransformersPolicy, prompts: TensorDict, size: Size, generator: torch.Generator, draw: Draw
+) -> Rollout:
+    """Samples by low-confidence remasking, with the exact log-probability and every quantity from full logits."""
     width = prompts["prompt_ids"].shape[1]
     x = torch.full((len(prompts), size.length), policy.mask_id, device=policy.device)
     out = Rollout(x, torch.full_like(x, size.steps))
@@ -92,39 +93,40 @@ def rollout(policy: Policy, prompts: TensorDict, size: Size, generator: torch.Ge
 def order_term(
     probabilities: Tensor, behaviour: Tensor, confidence: Tensor, committed: Tensor, allowed: Tensor
 ) -> Tensor:
-    """Log-probability that every position left masked drew something less confident, of one row."""
+    """Computes the log-probability that every position of a row left masked drew something less confident."""
     least = confidence[committed].min()
     rest = allowed & ~committed
     mass = behaviour[rest].exp().masked_fill(probabilities[rest] >= least, 0.0).sum(-1)
     return mass.log().sum()
 
 
-def full_logits(policy: Policy, prompts: TensorDict, completion: Tensor) -> Tensor:
-    """Logits [B, S, V] at all positions, forbidden tokens at -inf."""
+def full_logits(policy: TransformersPolicy, prompts: TensorDict, completion: Tensor) -> Tensor:
+    """Computes logits [B, S, V] at all positions, forbidden tokens at -inf."""
     ids, mask, position = full_ids(prompts, completion)
-    logits: Any = policy.model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False).logits
+    logits: Tensor = policy.model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=False).logits
     logits[..., list(policy.forbidden_ids)] = -math.inf
     return logits
 
 
 def state(run: Rollout, row: int, step: int, mask_id: int) -> Tensor:
-    """x_t of a row, [1, L]."""
+    """Restores x_t of a row, [1, L]."""
     return run.completion[row].masked_fill(run.commit_step[row] >= step, mask_id)[None]
 
 
-def step_log_prob(policy: Policy, prompts: TensorDict, run: Rollout, row: int, step: int) -> Tensor:
-    """Log-probability of the tokens that a step committed, at temperature 1, from full logits."""
+def step_log_prob(policy: TransformersPolicy, prompts: TensorDict, run: Rollout, row: int, step: int) -> Tensor:
+    """Computes the log-probability of the tokens that a step committed, at temperature 1, from full logits."""
     width = prompts["prompt_ids"].shape[1]
     logits = full_logits(policy, prompts[row : row + 1], state(run, row, step, policy.mask_id))
     committed = run.commit_step[row] == step
     log_probs = logits[0, width:].float().log_softmax(-1)
-    return log_probs[committed].gather(-1, run.completion[row][committed][:, None]).sum()
+    picked: Tensor = log_probs[committed].gather(-1, run.completion[row][committed][:, None]).sum()
+    return picked
 
 
 def update(
-    policy: Policy, prompts: TensorDict, run: Rollout, advantage: Tensor, selected: Tensor, beta: float
+    policy: TransformersPolicy, prompts: TensorDict, run: Rollout, advantage: Tensor, selected: Tensor, beta: float
 ) -> float:
-    """Gradient of clipped PPO with KL (k3) on the selected steps, one sample and one step at a time.
+    """Adds up the gradient of clipped PPO with KL (k3) on the selected steps, one sample and one step at a time.
 
     Args:
         policy: with an adapter; gradients accumulate in its parameters.
@@ -138,12 +140,12 @@ def update(
     """
     total, count = 0.0, len(selected)
     for row in range(len(selected)):
-        for slot, step in enumerate(selected[row].tolist()):
+        for entry, step in enumerate(selected[row].tolist()):
             with torch.no_grad(), policy.reference():
                 reference = step_log_prob(policy, prompts, run, row, step)
             new = step_log_prob(policy, prompts, run, row, step)
             ratio = (new - run.model_log_prob[step][row]).exp()
-            gain = torch.minimum(ratio * advantage[row, slot], ratio.clamp(0.8, 1.5) * advantage[row, slot])
+            gain = torch.minimum(ratio * advantage[row, entry], ratio.clamp(0.8, 1.5) * advantage[row, entry])
             gap = reference - new
             loss = (-gain + beta * (gap.exp() - gap - 1)) / count
             loss.backward()

@@ -10,19 +10,20 @@ sampling and of old and reference log-probabilities.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import tempfile
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from common import interleaved, report
 
-from dlmrl_kit.core.results import Observer
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.start import start_training
+from dlmrl_kit.training.update import Update
 
 
 class Slow(Sudoku4x4):
@@ -38,30 +39,26 @@ class Slow(Sudoku4x4):
         self.wait = wait
         self.main_thread = main_thread
 
-    def score_many(self, completions: Any, examples: Any) -> list[dict[str, float]]:
-        """The rewards, later."""
+    def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
+        """Returns the rewards, later."""
         time.sleep(self.wait * len(completions))
         return super().score_many(completions, examples)
 
 
-@contextlib.contextmanager
-def updates(wait: float, main_thread: bool, pieces: int) -> Iterator[Any]:
-    """A function that does the next update of a run."""
-    recipe = load_recipe("egspo_sa", uses=["logger=none"])
-    algorithm: Any = recipe.build()
-    algorithm.task = Slow(wait, main_thread)
-    algorithm.trainer.rollout_batch_size = algorithm.trainer.prompts_per_update * algorithm.trainer.group_size // pieces
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(algorithm, Path(folder), "benchmark", Observer())
-        numbers = iter(range(10**6))
+def updates(wait: float, main_thread: bool, pieces: int) -> Callable[[], object]:
+    """Makes a function that does the next update of a training run.
 
-        def update() -> None:
-            rollout = run.collect(next(numbers), run.updater.score)
-            if not rollout.scored:
-                run.updater.score(rollout.kept)
-            run.updater.update(rollout.kept, 0)
-
-        yield update
+    Args:
+        wait, main_thread: as ``Slow``.
+        pieces: of a rollout.
+    """
+    recipe = load_recipe("egspo_sa", uses=["logger=none"]).build()
+    assert isinstance(recipe, Algorithm)
+    samples = recipe.trainer.prompts_per_update * recipe.trainer.group_size
+    trainer = rebuilt(recipe.trainer, rollout_batch_size=samples // pieces)
+    algorithm = Algorithm(Slow(wait, main_thread), recipe.policy, trainer=trainer, **recipe.fillings)
+    update, numbers = Update(algorithm, *start_training(algorithm)), itertools.count()
+    return lambda: update(next(numbers))
 
 
 def main() -> None:
@@ -74,9 +71,11 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for wait in given.wait or (0.0, 0.005, 0.02):
-        with updates(wait, False, given.pieces) as ahead, updates(wait, True, given.pieces) as waiting:
-            works = {"meanwhile": ahead, "waited for": waiting}
-            seconds = interleaved(works, given.repeats, clock=time.perf_counter)
+        works = {
+            "meanwhile": updates(wait, False, given.pieces),
+            "waited for": updates(wait, True, given.pieces),
+        }
+        seconds = interleaved(works, given.repeats, clock=time.perf_counter)
         rows.append({"wait": wait, **seconds, "gain": seconds["waited for"] / seconds["meanwhile"]})
     report("rewards", given.out, rows)
 

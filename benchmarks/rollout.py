@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +30,39 @@ from common import (
     plot,
     report,
 )
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.core.keys import STEP_GREEDY_IDS, STEP_MODEL_LOG_PROB, Key
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.selectors.top_k import EntropyTopK
 
-RECORDS = (("step", "model_log_prob"), ("step", "greedy_ids"))
+RECORDS: tuple[Key, ...] = (STEP_MODEL_LOG_PROB, STEP_GREEDY_IDS)
 
 
 def kit(
-    policy: Policy, prompts: TensorDict, size: Size, records: tuple[Any, ...] = (), cache: Cache | None = None
-) -> Callable[[], Any]:
-    """The kit's sampler, with one-step completions where EGSPO's selector may choose."""
-    sampler = make_sampler(size)
-    sampler.may_choose = partial(EntropyTopK(size.selected).kept, generator=None)
-    sampler.cache = cache
-    sampler.ask_for(records)
-    return lambda: sampler.resume(
-        prompts, sampler.fully_masked(prompts, policy), policy=policy, generator=size.generator(1)
+    policy: TransformersPolicy,
+    prompts: TensorDict,
+    size: Size,
+    records: Collection[Key] = (),
+    cache: Cache | None = None,
+) -> Callable[[], TensorDictBase]:
+    """Prepares a rollout of the kit's sampler, with one-step completions where EGSPO's selector may choose."""
+    sampler, selector = make_sampler(size), EntropyTopK(size.selected)
+    return lambda: sampler(
+        prompts.copy(),
+        policy=policy,
+        generator=size.generator(1),
+        keys=records,
+        cache=cache,
+        may_choose=lambda so_far: selector.kept(so_far, None),
     )
 
 
-def floor(policy: Policy, prompts: TensorDict, size: Size, head: bool = True) -> Callable[[], Any]:
-    """The forwards that the algorithm needs, and nothing else."""
+def floor(policy: TransformersPolicy, prompts: TensorDict, size: Size, head: bool = True) -> Callable[[], object]:
+    """Prepares the forwards that the algorithm needs, and nothing else."""
     model = policy.model
     if policy.adapter is not None:
         model = copy.deepcopy(policy.adapter).merge_and_unload()
@@ -74,17 +80,17 @@ def floor(policy: Policy, prompts: TensorDict, size: Size, head: bool = True) ->
     return work
 
 
-def plainly(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
-    """The plain implementation."""
+def plainly(policy: TransformersPolicy, prompts: TensorDict, size: Size) -> Callable[[], object]:
+    """Prepares a rollout of the plain implementation."""
     return lambda: plain.rollout(policy, prompts, size, size.generator(1), plain.gumbel_draw)
 
 
 def measure(
     size: Size, repeats: int, with_plain: bool = True, with_caches: bool = False, mode: str | None = None
 ) -> dict[str, Any]:
-    """Times of one size."""
+    """Measures the times of one size; returns a row of the table."""
     policy, prompts = make_policy(size), make_prompts(size)
-    works = {
+    works: dict[str, Callable[[], object]] = {
         "kit": kit(policy, prompts, size),
         "kit_greedy": kit(policy, prompts, size, RECORDS),
         "floor": floor(policy, prompts, size),
@@ -97,7 +103,7 @@ def measure(
     if mode is not None:
         works["compiled"], first = compiled(size, mode, lambda policy: kit(policy, prompts, size))
     seconds = interleaved(works, repeats)
-    row = {"vocab": size.vocab, "hidden": size.hidden, "batch": size.batch, "length": size.length, "steps": size.steps}
+    row: dict[str, Any] = {name: getattr(size, name) for name in ("vocab", "hidden", "batch", "length", "steps")}
     row |= seconds
     row |= {"kit/floor": seconds["kit"] / seconds["floor"], "greedy/floor": seconds["kit_greedy"] / seconds["floor"]}
     row |= {f"kit/{name}": seconds["kit"] / seconds[name] for name in caches}
@@ -133,7 +139,7 @@ def main() -> None:
     report("rollout", given.out, printed)
     if len(rows) > 1:
         vocabs = [row["vocab"] for row in rows]
-        names = [name for name in ("plain", "kit_greedy", "kit", "floor") if name in rows[0]]
+        names: list[str] = [name for name in ("plain", "kit_greedy", "kit", "floor") if name in rows[0]]
         lines = {name: (vocabs, [row[name] for row in rows]) for name in names}
         plot(given.out / "rollout.png", "Rollout, one thread", "vocabulary", "seconds", lines)
 

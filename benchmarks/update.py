@@ -14,62 +14,70 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import plain
 import torch
 from common import Size, compiled, full_ids, growth, interleaved, make_policy, make_prompts, make_sampler, plot, report
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 
-from dlmrl_kit.policies.base import Policy
+from dlmrl_kit.advantages.group_mean import GroupMean
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import make_plan
+from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.losses.ppo import StepPPO
+from dlmrl_kit.policies.characters import CharacterLlama
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.regularisers.kl import KLK3
+from dlmrl_kit.selectors.top_k import EntropyTopK
+from dlmrl_kit.tasks.sudoku import Sudoku4x4
+from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.training.update import Rollout, Update
 
 BETA = 0.04
 
 
-def make_updater(policy: Policy, size: Size) -> Any:
-    """The kit's updater for EGSPO with these sizes."""
-    from dlmrl_kit.advantages.group_mean import GroupMean
-    from dlmrl_kit.algorithm.algorithm import Algorithm
-    from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
-    from dlmrl_kit.losses.ppo import StepPPO
-    from dlmrl_kit.regularisers.kl import KLK3
-    from dlmrl_kit.selectors.top_k import EntropyTopK
-    from dlmrl_kit.trainers.trainer import Trainer
-    from dlmrl_kit.training.update import Updater
-
+def make_update(policy: TransformersPolicy, size: Size) -> Update:
+    """Makes the kit's EGSPO with these sizes; task and source of the policy are never asked for anything."""
+    trainer = Trainer(micro_batch_size=size.batch, micro_batch_tokens=size.micro_tokens, max_grad_norm=1e9)
     algorithm = Algorithm(
-        task=None,
-        policy=None,
+        task=Sudoku4x4(),
+        policy=CharacterLlama(),
         sampler=make_sampler(size),
         selector=EntropyTopK(size.selected),
         advantage=GroupMean(),
         likelihood=StepTokenLogProb(sampling_temperature=False),
         loss=StepPPO(clip_low=0.2, clip_high=0.5),
         regulariser=KLK3(BETA),
-        trainer=Trainer(micro_batch_size=size.batch, micro_batch_tokens=size.micro_tokens, max_grad_norm=1e9),
+        trainer=trainer,
     )
     parameters = [parameter for _, parameter in policy.trainable()]
     optimiser = torch.optim.SGD(parameters, lr=0.0)  # the weights stay, so that every repeat does the same
-    return Updater(algorithm, policy, optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser))
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimiser)
+    return Update(algorithm, make_plan(algorithm), policy, optimiser, scheduler)
 
 
-def trajectory(policy: Policy, prompts: TensorDict, size: Size, updater: Any) -> TensorDict:
-    """A rollout with random rewards, the steps selected."""
-    rollout = prompts.clone()
-    updater.algorithm.sampler(rollout, policy=policy, generator=size.generator(1))
-    rollout["reward"] = torch.rand(size.batch, generator=size.generator(2), device=size.device)
-    updater.algorithm.selector(rollout)
-    return updater.algorithm.advantage(rollout)
+def trajectory(policy: TransformersPolicy, prompts: TensorDict, size: Size, update: Update) -> TensorDictBase:
+    """Makes a rollout with random rewards and selected steps."""
+    rollout, plan = prompts.clone(), update.plan
+    update.algorithm.sampler(rollout, policy=policy, generator=size.generator(1), keys=plan.sampler.keys)
+    for stage in (*plan.before_rewards, *plan.with_rewards):
+        if stage.slot == "reward":
+            rollout["reward"] = torch.rand(size.batch, generator=size.generator(2), device=size.device)
+        elif stage.component.optional_keys:
+            stage.component(rollout, keys=stage.keys)
+        else:
+            stage.component(rollout)
+    return rollout
 
 
-def as_plain(policy: Policy, run: TensorDict, size: Size) -> plain.Rollout:
-    """The kit's rollout as the plain implementation keeps it."""
+def as_plain(policy: TransformersPolicy, run: TensorDictBase, size: Size) -> plain.Rollout:
+    """Turns the kit's rollout into the plain implementation's."""
     log_prob = list(run["step", "model_log_prob"].unbind(1))
     return plain.Rollout(run["completion_ids"], run["commit_step"].long(), model_log_prob=log_prob)
 
 
-def floor(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
-    """Bodies forward and backward at K states per sample, and forward with the adapter off."""
+def floor(policy: TransformersPolicy, prompts: TensorDict, size: Size) -> Callable[[], None]:
+    """Prepares the bodies of K states per sample, forward and backward, and forward with the adapter off."""
     completion = torch.full((size.batch, size.length), policy.mask_id, device=size.device)
     ids, mask, position = (part.repeat(size.selected, 1) for part in full_ids(prompts, completion))
     rows = max(1, size.micro_tokens // ids.shape[1])
@@ -87,22 +95,29 @@ def floor(policy: Policy, prompts: TensorDict, size: Size) -> Callable[[], Any]:
     return work
 
 
-def kit(updater: Any, run: TensorDict) -> Callable[[], Any]:
-    """The kit's update on a rollout."""
-    return lambda: updater.update(updater.prepare(run.clone()), 0)
+def learn(update: Update, run: TensorDictBase) -> None:
+    """Does the kit's update on a rollout, which stays as it is."""
+    rollout = Rollout(run, run.clone())
+    update.prepare(rollout)
+    update.learn(rollout.kept, 0)
 
 
-def kit_of(policy: Policy, size: Size) -> Callable[[], Any]:
-    """The kit's update of a policy on a rollout of its own."""
-    updater = make_updater(policy, size)
-    return kit(updater, trajectory(policy, make_prompts(size), size, updater))
+def kit_of(policy: TransformersPolicy, size: Size) -> Callable[[], None]:
+    """Prepares the kit's update of a policy on a rollout of its own."""
+    update = make_update(policy, size)
+    run = trajectory(policy, make_prompts(size), size, update)
+    update.prepare(Rollout(run, run.clone()))  # which checks log-probabilities the first time; not part of an update
+    return partial(learn, update, run)
 
 
-def works(size: Size, with_plain: bool = True, policy: Policy | None = None) -> dict[str, Callable[[], Any]]:
-    """What is timed, for one size; ``policy``: None for one of its own."""
+def works(
+    size: Size, with_plain: bool = True, policy: TransformersPolicy | None = None
+) -> dict[str, Callable[[], None]]:
+    """Prepares what is timed, for one size; ``policy``: None for one of its own."""
     policy, prompts = policy or make_policy(size), make_prompts(size)
-    updater = make_updater(policy, size)
-    run = trajectory(policy, prompts, size, updater)
+    update = make_update(policy, size)
+    run = trajectory(policy, prompts, size, update)
+    update.prepare(Rollout(run, run.clone()))  # which checks log-probabilities the first time; not part of an update
     kept = as_plain(policy, run, size)
     advantage = run["advantage"][:, None].expand(-1, size.selected)
 
@@ -111,7 +126,7 @@ def works(size: Size, with_plain: bool = True, policy: Policy | None = None) -> 
         for _, parameter in policy.trainable():
             parameter.grad = None
 
-    found = {"kit": kit(updater, run), "floor": floor(policy, prompts, size)}
+    found: dict[str, Callable[[], None]] = {"kit": partial(learn, update, run), "floor": floor(policy, prompts, size)}
     return {**found, "plain": plainly} if with_plain else found
 
 
@@ -131,7 +146,7 @@ def main() -> None:
     for vocab in given.vocab or (512, 32_000):
         for selected in given.selected or (8,):
             size = replace(Size(vocab=vocab, hidden=given.hidden, batch=given.batch), selected=selected)
-            timed = works(size, not given.no_plain)
+            timed: dict[str, Callable[[], object]] = {**works(size, not given.no_plain)}
             if given.compile:
                 timed["compiled"], first_run = compiled(size, given.compile, partial(kit_of, size=size))
             seconds = interleaved(timed, given.repeats)
@@ -145,7 +160,7 @@ def main() -> None:
     if given.selected and len(given.selected) > 1:
         first = [row for row in rows if row["vocab"] == rows[0]["vocab"]]
         counts = [float(row["selected"]) for row in first]
-        names = [name for name in ("plain", "kit", "floor") if name in first[0]]
+        names: list[str] = [name for name in ("plain", "kit", "floor") if name in first[0]]
         slopes = {name: growth(counts, [row[name] for row in first]) for name in names}
         lines = {name: (counts, [row[name] for row in first]) for name in names}
         given.out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,9 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dlmrl_kit.core.version import VERSION
+
+__version__ = VERSION
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # read by torchrl when it is imported: it would print otherwise
 
@@ -18,7 +20,7 @@ _LAZY = {
     "load_recipe": "dlmrl_kit.recipe.load",
     "Algorithm": "dlmrl_kit.algorithm.algorithm",
     "Policy": "dlmrl_kit.core.policy",
-    "load_policy": "dlmrl_kit.policies.load",
+    "load_policy": "dlmrl_kit.policies.loading",
     "train": "dlmrl_kit.training",
 }
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.algorithm.algorithm import Algorithm
     from dlmrl_kit.core.policy import Policy
     from dlmrl_kit.core.registry import register
-    from dlmrl_kit.policies.load import load_policy
+    from dlmrl_kit.policies.loading import load_policy
     from dlmrl_kit.recipe.load import load_recipe
     from dlmrl_kit.training import train
 

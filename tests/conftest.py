@@ -10,6 +10,8 @@ import torch
 
 import dlmrl_kit  # noqa: F401  (sets RL_LOGGING_LEVEL before torchrl is imported)
 
+pytest_plugins = ["support.fake_runs"]
+
 torch.set_num_threads(1)
 
 

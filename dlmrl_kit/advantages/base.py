@@ -28,6 +28,11 @@ from dlmrl_kit.core.keys import (
 class Advantage(Component):
     """Base class of advantages: reads rewards and writes how much better an action was than expected."""
 
+    @property
+    def factors(self) -> dict[str, float]:
+        """What these settings scale the expected gradient by beside the factor that the class claims, by its text."""
+        return {}
+
 
 class GroupAdvantage(Advantage):
     """Base class of advantages that compare a sample with its group; subclasses implement ``estimate``.

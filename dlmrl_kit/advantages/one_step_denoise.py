@@ -34,6 +34,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.schedules.base import Schedule
+from dlmrl_kit.schedules.curves import Constant
 
 
 @register(
@@ -54,7 +55,7 @@ class OneStepDenoise(Advantage):
 
     Reads ``reward`` [B], ``group`` int64 [B], ``("step", "valid")`` bool [B, T], ``("selected", "step")`` int64 [B, K],
     ``("selected", "weight")`` [B, K], ``("selected", "reward")`` [B, K]: V. Writes ``("selected", "advantage")``
-    [B, K], 0 where the weight is; such slots influence nothing.
+    [B, K], 0 where the weight is; such segments influence nothing.
 
     Raises:
         ValueError: a value out of range.
@@ -82,6 +83,12 @@ class OneStepDenoise(Advantage):
         ]
         self.out_keys = [SELECTED_ADVANTAGE]
 
+    @property
+    def factors(self) -> dict[str, float]:
+        """1 + lambda where returns are not divided by it, for a lambda that is the same at every step."""
+        lam = self.lam.value if isinstance(self.lam, Constant) else self.lam
+        return {} if self.normalise or isinstance(lam, Schedule) else {"1 + lambda": 1 + float(lam)}
+
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Returns of every time step, compared within the group, read off at the chosen steps."""
         reward, step, used = tensordict[REWARD], tensordict[SELECTED_STEP], tensordict[SELECTED_WEIGHT] > 0
@@ -102,18 +109,18 @@ def nearest_value(value: Tensor, step: Tensor, used: Tensor, fallback: Tensor, n
     Args:
         value: [B, K], at the steps ``step``.
         step: int64 [B, K], in any order.
-        used: bool [B, K], which slots count.
+        used: bool [B, K], which segments count.
         fallback: [B], the value of a row where none does.
         num_steps: T.
 
     Returns:
         [B, T].
     """
-    nowhere = num_steps  # a spare column for slots that do not count; a row without others holds the fallback in all
-    slot = step.masked_fill(~used, nowhere)
+    nowhere = num_steps  # a spare column for segments that do not count; a row without others holds the fallback in all
+    column = step.masked_fill(~used, nowhere)
     dense = fallback[:, None].repeat(1, num_steps + 1)
-    dense = dense.scatter(1, slot, torch.where(used, value, fallback[:, None]))
-    here = torch.zeros_like(dense, dtype=torch.bool).scatter(1, slot, used)[:, :num_steps]
+    dense = dense.scatter(1, column, torch.where(used, value, fallback[:, None]))
+    here = torch.zeros_like(dense, dtype=torch.bool).scatter(1, column, used)[:, :num_steps]
     time = torch.arange(num_steps, device=step.device).expand_as(here)
     far = 2 * num_steps
     before = time.masked_fill(~here, -far).cummax(1).values

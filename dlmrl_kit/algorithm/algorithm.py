@@ -1,14 +1,12 @@
 """The algorithm: one component per slot. Pure data; ``algorithm.dataflow`` says what runs in which order.
 
-A recipe fills the slots; ``Algorithm`` is the gin configurable at its root, ``Pretraining`` that of pre-training.
+A recipe fills the slots. It has one of two roots: ``Algorithm``, or ``Pretraining`` for pre-training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
-
-import gin
+from typing import TypedDict, TypeVar
 
 from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.caches.base import Cache
@@ -30,40 +28,60 @@ from dlmrl_kit.values.base import Value
 T = TypeVar("T")
 
 
-@gin.configurable(module="dlmrl_kit")
-class Algorithm:
-    """A filled sentence: sample with S, keep the steps chosen by C, credit with A, re-score with Q, minimise L.
+class Fillings(TypedDict):
+    """The components of a ``GradientEstimator`` by slot; ``fillings | swaps`` has some of them replaced."""
+
+    sampler: Sampler
+    cache: Cache | None
+    filter: Sequence[Filter]
+    selector: Selector
+    advantage: Advantage
+    likelihood: Likelihood
+    correction: Correction | None
+    value: Sequence[Value]
+    loss: Objective
+    regulariser: Sequence[Term]
+
+
+class Swaps(TypedDict, total=False):
+    """Other components for some slots of a ``GradientEstimator``."""
+
+    sampler: Sampler
+    cache: Cache | None
+    filter: Sequence[Filter]
+    selector: Selector
+    advantage: Advantage
+    likelihood: Likelihood
+    correction: Correction | None
+    value: Sequence[Value]
+    loss: Objective
+    regulariser: Sequence[Term]
+
+
+class GradientEstimator:
+    """The components that turn a policy and rewards into an estimate of the gradient: what the audit measures.
 
     Args:
-        task: prompts and reward.
-        policy: the denoiser's starting point.
         sampler, selector, advantage, likelihood, loss: one component each.
         cache: None, or what rollouts reuse approximately; it then needs a correction.
         correction: weights for what was sampled from another distribution than the policy; None: no such weights.
         filter, value, regulariser: None, one component or a list.
-        trainer: the training loop's settings.
-        logger: None, one component or a list.
     """
 
     def __init__(
         self,
-        task: BaseTask = gin.REQUIRED,
-        policy: PolicySource = gin.REQUIRED,
-        sampler: Sampler = gin.REQUIRED,
+        sampler: Sampler,
+        selector: Selector,
+        advantage: Advantage,
+        likelihood: Likelihood,
+        loss: Objective,
+        *,
         cache: Cache | None = None,
         filter: Filter | Sequence[Filter] | None = None,
-        selector: Selector = gin.REQUIRED,
-        advantage: Advantage = gin.REQUIRED,
-        likelihood: Likelihood = gin.REQUIRED,
         correction: Correction | None = None,
         value: Value | Sequence[Value] | None = None,
-        loss: Objective = gin.REQUIRED,
         regulariser: Term | Sequence[Term] | None = None,
-        trainer: Trainer = gin.REQUIRED,
-        logger: Logger | Sequence[Logger] | None = None,
     ) -> None:
-        self.task = task
-        self.policy = policy
         self.sampler = sampler
         self.cache = cache
         self.filters: list[Filter] = _as_list(filter)
@@ -74,8 +92,6 @@ class Algorithm:
         self.values: list[Value] = _as_list(value)
         self.loss = loss
         self.regularisers: list[Term] = _as_list(regulariser)
-        self.trainer = trainer
-        self.loggers: list[Logger] = _as_list(logger)
 
     @property
     def components(self) -> list[Component]:
@@ -88,14 +104,71 @@ class Algorithm:
         """What is minimised: the loss, then the regularisers."""
         return [self.loss, *self.regularisers]
 
-    def with_slots(self, **slots: object) -> Algorithm:
-        """A copy with other fillings, by the names of ``__init__``'s parameters; components are shared, not copied."""
-        own = {"filter": self.filters, "value": self.values, "regulariser": self.regularisers, "logger": self.loggers}
-        own |= {name: value for name, value in vars(self).items() if name in SLOTS}
-        return Algorithm(**{**own, **slots})  # type: ignore[arg-type]
+    @property
+    def fillings(self) -> Fillings:
+        """The components by slot, as the constructor takes them."""
+        return {
+            "sampler": self.sampler,
+            "cache": self.cache,
+            "filter": self.filters,
+            "selector": self.selector,
+            "advantage": self.advantage,
+            "likelihood": self.likelihood,
+            "correction": self.correction,
+            "value": self.values,
+            "loss": self.loss,
+            "regulariser": self.regularisers,
+        }
 
 
-@gin.configurable(module="dlmrl_kit")
+class Algorithm(GradientEstimator):
+    """A filled sentence: sample with S, keep the steps chosen by C, credit with A, re-score with Q, minimise L.
+
+    Args:
+        task: prompts and reward.
+        policy: the denoiser's starting point.
+        sampler, selector, advantage, likelihood, loss, cache, correction, filter, value, regulariser: as
+            ``GradientEstimator``.
+        trainer: the training loop's settings.
+        logger: None, one component or a list.
+    """
+
+    def __init__(
+        self,
+        task: BaseTask,
+        policy: PolicySource,
+        sampler: Sampler,
+        *,
+        cache: Cache | None = None,
+        filter: Filter | Sequence[Filter] | None = None,
+        selector: Selector,
+        advantage: Advantage,
+        likelihood: Likelihood,
+        correction: Correction | None = None,
+        value: Value | Sequence[Value] | None = None,
+        loss: Objective,
+        regulariser: Term | Sequence[Term] | None = None,
+        trainer: Trainer,
+        logger: Logger | Sequence[Logger] | None = None,
+    ) -> None:
+        super().__init__(
+            sampler,
+            selector,
+            advantage,
+            likelihood,
+            loss,
+            cache=cache,
+            filter=filter,
+            correction=correction,
+            value=value,
+            regulariser=regulariser,
+        )
+        self.task = task
+        self.policy = policy
+        self.trainer = trainer
+        self.loggers: list[Logger] = _as_list(logger)
+
+
 class Pretraining:
     """What ``dlmrl pretrain`` runs: the root of a pre-training recipe.
 
@@ -109,11 +182,11 @@ class Pretraining:
 
     def __init__(
         self,
-        task: BaseTask = gin.REQUIRED,
-        demonstrator: Demonstrator = gin.REQUIRED,
-        policy: PolicySource = gin.REQUIRED,
-        pretrainer: Pretrainer = gin.REQUIRED,
-        sampler: Sampler = gin.REQUIRED,
+        task: BaseTask,
+        demonstrator: Demonstrator,
+        policy: PolicySource,
+        pretrainer: Pretrainer,
+        sampler: Sampler,
     ) -> None:
         self.task = task
         self.demonstrator = demonstrator
@@ -142,6 +215,9 @@ SLOTS = (
 
 LIST_SLOTS = frozenset({"filter", "value", "regulariser", "logger"})
 """Slots that hold any number of components: none, one, or a list."""
+
+ROOTS: dict[str, type] = {root.__name__: root for root in (Algorithm, Pretraining)}
+"""What a recipe may build; the parameters of the constructor are its slots."""
 
 
 def _as_list(value: T | Sequence[T] | None) -> list[T]:

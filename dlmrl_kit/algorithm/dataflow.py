@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dlmrl_kit.advantages.selected import SelectedAdvantage
-from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import (
@@ -34,7 +34,7 @@ from dlmrl_kit.core.keys import (
     STEP_REWARD,
     Key,
 )
-from dlmrl_kit.core.registry import components
+from dlmrl_kit.core.registry import registered
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rollout.rewards import FinalReward, Reward, SelectedReward, StepReward
 from dlmrl_kit.samplers.base import MayChoose
@@ -115,14 +115,13 @@ class Plan:
         return bool(self.reference or self.live_reference)
 
 
-def make_plan(algorithm: Algorithm) -> Plan:
+def make_plan(algorithm: GradientEstimator) -> Plan:
     """Orders the components of an algorithm, and finds the on-demand keys that each is to write for others.
 
     Raises:
-        RecipeError: a key that is read and never written, or written twice; groups that are not the sampler's; a cache
-            without a correction, or a correction that does not fit.
+        RecipeError: a key that is read and never written, or written twice; a cache without a correction, or a
+            correction that does not fit.
     """
-    _check_groups(algorithm)
     _check_correction(algorithm)
     terms = [Stage("loss", algorithm.loss), *(Stage("regulariser", term) for term in algorithm.regularisers)]
     wanted = {key for term in terms for key in term.reads}
@@ -131,9 +130,9 @@ def make_plan(algorithm: Algorithm) -> Plan:
     old = {
         key: _recorded(algorithm, plain_key(key))
         for key in sorted(wanted, key=str)
-        if _prefixed(key, "old_") and plain_key(key) in estimated - LIVE_KEYS
+        if is_twin(key, "old_") and plain_key(key) in estimated - LIVE_KEYS
     }
-    twins = [plain_key(k) for k in sorted(wanted, key=str) if _prefixed(k, "ref_") and plain_key(k) in estimated]
+    twins = [plain_key(k) for k in sorted(wanted, key=str) if is_twin(k, "ref_") and plain_key(k) in estimated]
     recorded = {source for source in old.values() if source is not None}
 
     values = tuple(Stage("value", value) for value in algorithm.values)
@@ -166,10 +165,14 @@ def make_plan(algorithm: Algorithm) -> Plan:
     )
 
 
-def _check_groups(algorithm: Algorithm) -> None:
-    """Refuses a trainer whose groups, or pieces of a rollout, are not those that the sampler makes together."""
+def check_groups(algorithm: Algorithm) -> None:
+    """Refuses a trainer whose groups, or pieces of a rollout, are not those that the sampler makes together.
+
+    Raises:
+        RecipeError: that.
+    """
     size, trainer, name = algorithm.sampler.group_size, algorithm.trainer, type(algorithm.sampler).__name__
-    if size is None or trainer is None:  # the audit has no trainer
+    if size is None:
         return
     if trainer.group_size != size:
         raise RecipeError(
@@ -183,7 +186,7 @@ def _check_groups(algorithm: Algorithm) -> None:
         )
 
 
-def _check_correction(algorithm: Algorithm) -> None:
+def _check_correction(algorithm: GradientEstimator) -> None:
     """Refuses a cache without correction; a correction of samples without log-probability, or of single steps where an
     entry of the selection stands for several.
     """
@@ -206,7 +209,7 @@ def _check_correction(algorithm: Algorithm) -> None:
         )
 
 
-def _recorded(algorithm: Algorithm, key: Key) -> Key | None:
+def _recorded(algorithm: GradientEstimator, key: Key) -> Key | None:
     """The sampler's key that holds what the likelihood writes as ``key``; None: it is computed again."""
     if algorithm.correction is not None:  # what was recorded is not the policy's
         return None
@@ -216,7 +219,7 @@ def _recorded(algorithm: Algorithm, key: Key) -> Key | None:
     return source
 
 
-def _rollout_stages(algorithm: Algorithm) -> list[Stage]:
+def _rollout_stages(algorithm: GradientEstimator) -> list[Stage]:
     """The sampler, what scores its completions, and the components between it and the advantage, in recipe order."""
     stages = [Stage("sampler", algorithm.sampler)]
     if REWARD not in algorithm.sampler.out_keys:  # offline data knows what is better
@@ -319,7 +322,7 @@ def _require(reader: str, keys: Iterable[Key], available: set[Key], before: Sequ
     if not missing:
         return
     key = missing[0]
-    if _prefixed(key, "old_") and plain_key(key) in LIVE_KEYS:
+    if is_twin(key, "old_") and plain_key(key) in LIVE_KEYS:
         raise RecipeError(
             f"{reader} reads {_names([key])}, which is never kept: whole distributions are too large to store with a "
             f"trajectory; there is ('selected', 'ref_{plain_key(key)[1]}')"
@@ -334,10 +337,10 @@ def _require(reader: str, keys: Iterable[Key], available: set[Key], before: Sequ
 
 def _writers(key: Key) -> list[str]:
     found = []
-    for component in components():
-        keys = component.keys()
+    for entry in registered():
+        keys = entry.keys()
         if keys is not None and key in (*keys.writes, *keys.on_demand):
-            found.append(f"{component.kind} {component.name}")
+            found.append(f"{entry.kind} {entry.name}")
     return found
 
 
@@ -345,14 +348,15 @@ def _names(keys: Iterable[Key]) -> str:
     return ", ".join(repr(key) for key in keys)
 
 
-def _prefixed(key: Key, prefix: str) -> bool:
+def is_twin(key: Key, prefix: str) -> bool:
+    """Whether a key holds what the likelihood says under another policy: the old (``old_``) or the reference (``ref_``)."""
     return isinstance(key, tuple) and key[0] == "selected" and key[-1].startswith(prefix)
 
 
 def plain_key(key: Key) -> Key:
     """``("selected", "old_x")`` or ``("selected", "ref_x")`` -> ``("selected", "x")``; other keys unchanged."""
     for prefix in ("old_", "ref_"):
-        if _prefixed(key, prefix):
+        if is_twin(key, prefix):
             return (key[0], key[1].removeprefix(prefix))
     return key
 

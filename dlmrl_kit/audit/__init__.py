@@ -3,12 +3,13 @@
 On problems small enough to list every trajectory, bias, scale, cosine and variance are numbers, not estimates.
 """
 
+from dlmrl_kit.audit.actions import AuditError
 from dlmrl_kit.audit.audit import audit_algorithm, audit_recipe
 from dlmrl_kit.audit.claims import audit_component, broken_claim
-from dlmrl_kit.audit.enumeration import AuditError, enumerate_trajectories
+from dlmrl_kit.audit.enumeration import enumerate_trajectories
+from dlmrl_kit.audit.exact import exact_estimator
 from dlmrl_kit.audit.problem import Problem, random_problems
 from dlmrl_kit.audit.report import AuditReport
-from dlmrl_kit.audit.variants import exact_algorithm
 
 __all__ = [
     "AuditError",
@@ -19,6 +20,6 @@ __all__ = [
     "audit_recipe",
     "broken_claim",
     "enumerate_trajectories",
-    "exact_algorithm",
+    "exact_estimator",
     "random_problems",
 ]

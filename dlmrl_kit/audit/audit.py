@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.audit.enumeration import AuditError
+from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
+from dlmrl_kit.audit.actions import AuditError
+from dlmrl_kit.audit.attribution import Attribution, Interaction, attribution, interaction
 from dlmrl_kit.audit.measure import Ground, Measured
+from dlmrl_kit.audit.pipeline import OnProblem
 from dlmrl_kit.audit.problem import Problem, random_problems
 from dlmrl_kit.audit.regularisers import RegulariserAudit, audit_regularisers, combined
-from dlmrl_kit.audit.report import Attribution, AuditReport, Spread
-from dlmrl_kit.audit.scale import known_scales, matching
-from dlmrl_kit.audit.variants import Cause, causes, exact_algorithm, shrunk, swapped
+from dlmrl_kit.audit.report import AuditReport
+from dlmrl_kit.audit.scale import known_scales
+from dlmrl_kit.audit.sizes import Scaled, kept_whole, scaled_texts, shrunk
+from dlmrl_kit.audit.variants import Cause, alone, causes, swapped
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import STEP_LOG_PROB
 from dlmrl_kit.recipe.load import load_recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an audit is done.
+
+    Args:
+        problems: how many random ones (``random_problems``), or which.
+        seed: of the random problems, and of Monte Carlo where it is needed.
+        group_size: G; a batch is one group of one prompt.
+        attribution: also measure the causes one by one.
+        batches: groups drawn where they cannot be listed.
+    """
+
+    problems: int | Sequence[Problem] = 4
+    seed: int = 0
+    group_size: int = 2
+    attribution: bool = True
+    batches: int = 400
 
 
 def audit_recipe(
@@ -27,25 +50,42 @@ def audit_recipe(
     sets: Iterable[str] = (),
     uses: Iterable[str] = (),
     allow_imports: bool = False,
-    **options: Any,
+    problems: int | Sequence[Problem] = 4,
+    seed: int = 0,
+    group_size: int = 2,
+    attribution: bool = True,
+    batches: int = 400,
 ) -> AuditReport:
-    """Audits a recipe by name or path; ``sets``, ``uses`` as ``load_recipe``, ``options`` as ``audit_algorithm``.
+    """Audits a recipe by name or path.
+
+    Args:
+        recipe: its name or path.
+        sets, uses, allow_imports: as ``load_recipe``.
+        problems, seed, group_size, attribution, batches: as ``audit_algorithm``.
 
     Raises:
         RecipeError: anything wrong with the recipe.
         AuditError: a pre-training recipe, or a sampler that contradicts its own log-probability.
     """
     loaded = load_recipe(recipe, sets=sets, uses=uses, allow_imports=allow_imports)
-    algorithm = loaded.build()
-    if not isinstance(algorithm, Algorithm):
+    built = loaded.build()
+    if not isinstance(built, Algorithm):
         raise AuditError(f"{loaded.name} is a {loaded.root} recipe: it has no policy gradient to audit")
-    report = audit_algorithm(algorithm, name=loaded.name, **options)
+    report = audit_algorithm(
+        built,
+        name=loaded.name,
+        problems=problems,
+        seed=seed,
+        group_size=group_size,
+        attribution=attribution,
+        batches=batches,
+    )
     report.notes[:0] = loaded.notes
     return report
 
 
 def audit_algorithm(
-    algorithm: Algorithm,
+    algorithm: GradientEstimator,
     *,
     name: str = "",
     problems: int | Sequence[Problem] = 4,
@@ -57,110 +97,111 @@ def audit_algorithm(
     """Audits an algorithm on small problems that stand in for its task and policy.
 
     Args:
-        algorithm: its sampler keeps kind, temperature and filters; lengths and k are those of the problem.
+        algorithm: its components are scaled to the problems, by what they declare (``Component.resized``).
         name: for the report.
-        problems: how many random ones (``random_problems``), or which.
-        seed: of the random problems, and of Monte Carlo where it is needed.
-        group_size: G; a batch is one group of one prompt.
-        attribution: also measure the causes one by one.
-        batches: groups drawn where they cannot be listed.
+        problems, seed, group_size, attribution, batches: as ``Options``.
 
     Raises:
         AuditError: a sampler that contradicts its own log-probability, or one that does not sample from the policy.
+        UserError: a component that cannot be scaled.
     """
-    if STEP_LOG_PROB not in algorithm.sampler.written_keys():
+    if STEP_LOG_PROB not in algorithm.sampler.writes():
         sampler = type(algorithm.sampler).__name__
         raise AuditError(f"{sampler} does not sample from the policy: there is no gradient of its reward to audit")
+    with _one_thread():
+        return _audit(algorithm, name, Options(problems, seed, group_size, attribution, batches))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within the context torch uses one thread: tensors are tiny."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors are tiny
+    torch.set_num_threads(1)
     try:
-        return _audit(algorithm, name, problems, seed, group_size, attribution, batches)
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _audit(
-    algorithm: Algorithm,
-    name: str,
-    problems: int | Sequence[Problem],
-    seed: int,
-    group_size: int,
-    attribution: bool,
-    batches: int,
-) -> AuditReport:
-    deep = algorithm.cache is not None
-    chosen = random_problems(problems, seed, deep) if isinstance(problems, int) else list(problems)
-    report = AuditReport(name, [], sampler=type(algorithm.sampler).__name__, group_size=group_size)
-    found: dict[int, list[tuple[Measured | None, Measured | None]]] = {}
-    listed: list[Cause] = []
-    terms: dict[str, list[RegulariserAudit]] = {}
-    for problem in chosen:
-        small, notes = shrunk(algorithm, problem)
-        ground = Ground(problem, exact_algorithm(small.sampler).sampler, group_size, batches, seed).prepare()
-        report.measured.append(ground.measure(swapped(small)))
-        report.scales.append(known_scales(small, group_size, float(group_size * problem.length)))
-        listed = causes(small) if attribution else []
-        for i, cause in enumerate(listed):
-            found.setdefault(i, []).append(_measure_cause(ground, small, cause))
-        for term, audit in audit_regularisers(small, ground).items():
-            terms.setdefault(term, []).append(audit)
-        _add(report.notes, [*notes, *(f"sampled, not listed: {reason}" for reason in ground.reasons)])
-    report.regularisers = {term: combined(audits) for term, audits in terms.items()}
-    report.attribution = [_attribution(cause, found[i], report.scales[-1]) for i, cause in enumerate(listed)]
+class _Place:
+    """A problem, and the algorithm at its size."""
+
+    def __init__(self, algorithm: GradientEstimator, problem: Problem, options: Options) -> None:
+        self.small, self.scaled = shrunk(algorithm, problem)
+        sampler = self.small.sampler
+        self.ground = Ground(problem, sampler, options.group_size, options.batches, options.seed).prepare()
+        self.measured = self.ground.measure(swapped(self.small))
+
+    def alone(self, *found: Cause) -> Measured | None:
+        """Causes alone among exact components; None where they do not fit together, or cannot be had alone."""
+        kept = [cause.only for cause in found if cause.only is not None]
+        if len(kept) < len(found):
+            return None
+        return self._measured(lambda: alone(self.small, *kept))
+
+    def without(self, cause: Cause) -> Measured | None:
+        """The algorithm without a cause; None where the components do not fit together."""
+        return self._measured(lambda: swapped(self.small, cause.without))
+
+    def _measured(self, build: Callable[[], GradientEstimator]) -> Measured | None:
+        try:
+            return self.ground.measure(build())
+        except RecipeError:
+            return None
+
+
+def _audit(algorithm: GradientEstimator, name: str, options: Options) -> AuditReport:
+    chosen = options.problems
+    if isinstance(chosen, int):
+        chosen = random_problems(chosen, options.seed, deep=algorithm.cache is not None)
+    places = [_Place(algorithm, problem, options) for problem in chosen]
+    report = AuditReport(
+        name,
+        [place.measured for place in places],
+        sampler=type(algorithm.sampler).__name__,
+        group_size=options.group_size,
+    )
+    for place in places:
+        tokens = float(options.group_size * place.ground.problem.length)
+        report.scales.append(known_scales(place.small, options.group_size, tokens))
+    report.unlike = kept_whole(algorithm, [OnProblem(p.small, p.ground.problem) for p in places])
+    if options.attribution and places:
+        report.attribution, report.interaction = _attributed(places, report)
+    report.regularisers = _regularisers(places)
+    report.notes = _notes(places)
     return report
 
 
-def _add(notes: list[str], more: list[str]) -> None:
-    """Adds notes that are not there yet; those that differ only in what follows "becomes" become one."""
-    for note in more:
-        start, becomes, end = note.partition(" becomes ")
-        same = [i for i, old in enumerate(notes) if becomes and old.startswith(start + becomes)]
-        if not same:
-            notes.extend([note] if note not in notes else [])
-        elif end not in notes[same[0]].partition(becomes)[2].split(", "):
-            notes[same[0]] += f", {end}"
+def _attributed(places: list[_Place], report: AuditReport) -> tuple[list[Attribution], Interaction | None]:
+    """What each cause adds to the bias, and which two are more together than the sum of each alone."""
+    listed = [causes(place.small) for place in places]
+    by_cause = list(zip(*listed, strict=True))
+    found = [
+        attribution(
+            same[-1],
+            [place.alone(cause) for place, cause in zip(places, same, strict=True)],
+            [place.without(cause) for place, cause in zip(places, same, strict=True)],
+            report.scales[-1],
+        )
+        for same in by_cause
+    ]
+
+    def together(first: int, second: int) -> list[Measured | None]:
+        return [place.alone(own[first], own[second]) for place, own in zip(places, listed, strict=True)]
+
+    return found, interaction(report.measured, listed[-1], found, together)
 
 
-def _measure_cause(ground: Ground, algorithm: Algorithm, cause: Cause) -> tuple[Measured | None, Measured | None]:
-    """The cause alone among exact components, and the recipe without it; None where they do not fit together."""
-    only = None
-    if (kept := cause.only) is not None:
-        only = _measured(ground, lambda: exact_algorithm(algorithm.sampler, **kept))
-    return only, _measured(ground, lambda: swapped(algorithm, **cause.without))
+def _regularisers(places: list[_Place]) -> dict[str, RegulariserAudit]:
+    found: dict[str, list[RegulariserAudit]] = {}
+    for place in places:
+        for term, audit in audit_regularisers(place.small, place.ground).items():
+            found.setdefault(term, []).append(audit)
+    return {term: combined(audits) for term, audits in found.items()}
 
 
-def _measured(ground: Ground, build: Callable[[], Algorithm]) -> Measured | None:
-    try:
-        variant = build()
-    except RecipeError:
-        return None
-    return ground.measure(variant)
-
-
-def _attribution(
-    cause: Cause, found: list[tuple[Measured | None, Measured | None]], known: dict[str, float]
-) -> Attribution:
-    alone = [only for only, _ in found if only is not None]
-    without = [rest for _, rest in found if rest is not None]
-    missing = [text for text, have in (("alone", alone), ("without it", without)) if not have]
-    scale = Spread.of(m.scale for m in alone)
-    bias = Spread.of(m.relative_bias for m in alone)
-    words = cause.words
-    if alone and all(m.interval is None for m in alone) and bias.max is not None:
-        after = Spread.of(m.relative_bias_after_scale for m in alone).max or 0.0
-        if bias.max < 1e-8:
-            words = "none: exact here"
-        elif after < 1e-8 and scale.mean is not None and scale.mean > 0:
-            text = matching(scale.mean, known)
-            words = f"scales the gradient by {scale.mean:.6g}" + (f" = {text}" if text else "")
-    return Attribution(
-        cause.slot,
-        cause.component,
-        words,
-        bias,
-        Spread.of(m.relative_bias_after_scale for m in alone),
-        scale,
-        Spread.of(m.relative_bias for m in without),
-        Spread.of(m.relative_bias_after_scale for m in without),
-        f"not measured {' and '.join(missing)}: the exact components do not write what it reads" if missing else "",
-    )
+def _notes(places: list[_Place]) -> list[str]:
+    """What was scaled, and why groups were sampled."""
+    scaled: list[Scaled] = [one for place in places for one in place.scaled]
+    reasons = dict.fromkeys(reason for place in places for reason in place.ground.reasons)
+    return [*scaled_texts(scaled), *(f"sampled, not listed: {reason}" for reason in reasons)]

@@ -1,98 +1,151 @@
 """A component against its own claims: alone among exact components, is its gradient what its registration promises?
 
 unbiased=True, scale=s    means    E g = s * grad J
+
+This is the one referee of claims: of the kit's components, of plugins (``dlmrl_kit.testing``), of an author at the
+command line. A selector is measured on problems that have more steps than it keeps: scaled to the small ones by what it
+declares, and where it keeps everything there, as it is on a problem that is large enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from dlmrl_kit.advantages.base import Advantage
+from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.step_gae import StepGAE
+from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.audit.audit import audit_algorithm
+from dlmrl_kit.audit.exact import claims_of, exact_estimator
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.report import AuditReport
 from dlmrl_kit.audit.scale import TOLERANCE, evaluated
-from dlmrl_kit.audit.variants import EXACT, claims_of, exact_algorithm
+from dlmrl_kit.audit.sizes import first_left_out
+from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import SELECTED_OLD_VALUE, SELECTED_TOKEN_ADVANTAGE, SEQUENCE_LENGTH
+from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.losses.base import Objective
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
+from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.values.token_value import TokenValue
 
 STEPS = 16
 """Steps of the sampler that a selector's ``k`` is meant for; on a small problem it is reduced in proportion."""
 
+MOST_LISTED = 12
+"""Steps of the longest trajectories of two tokens that are still listed."""
+
 PROBLEMS = (
     Problem(vocab=2, length=3, policy="network", seed=5),
     Problem(vocab=2, length=4, block_length=2, reward="parity", seed=7),
+    Problem(vocab=2, length=3, tokens_per_step=2, eos=True, seed=4),
 )
 GROUP_SIZE = 2
 
 
-def audit_component(kind: str, component: Any, problems: Sequence[Problem] = PROBLEMS) -> AuditReport:
+def audit_component(component: Component, problems: Sequence[Problem] = PROBLEMS) -> AuditReport:
     """Audits one component among exact ones, with the most demanding sampler that its claim may be about.
 
     That is ``LowConfidence`` at temperature 0.8; ``EntropyOrder`` for a likelihood that is not exact there, and for
     what needs the log-probabilities of single tokens.
 
     Args:
-        kind: ``"selector"``, ``"advantage"``, ``"likelihood"`` or ``"loss"``.
-        component: an instance.
+        component: a selector, an advantage, a likelihood or a loss.
         problems: to measure on.
 
     Raises:
         RecipeError: the component does not fit the exact ones.
+        TypeError: a component of another kind.
     """
     hard, easy = LowConfidence(STEPS, temperature=0.8), EntropyOrder(STEPS, temperature=0.8)
-    others = companions(component)
+    own, others = _swap(component), companions(component)
     if "likelihood" in others:
-        return _audit(easy, problems, others | {kind: component})
+        return _audit(easy, problems, others | own)
     try:
-        report = _audit(hard, problems, others | {kind: component})
+        report = _audit(hard, problems, others | own)
     except RecipeError:
-        if kind == "likelihood":
+        if isinstance(component, Likelihood):
             raise
-        return _audit(easy, problems, {"likelihood": StepTokenLogProb(), kind: component})
-    if kind == "likelihood" and not report.unbiased:
-        return _audit(easy, problems, {kind: component})
+        return _audit(easy, problems, Swaps(likelihood=StepTokenLogProb()) | own)
+    if isinstance(component, Likelihood) and not report.unbiased:
+        return _audit(easy, problems, own)
     return report
 
 
-def companions(component: Any) -> dict[str, Any]:
+def _swap(component: Component) -> Swaps:
+    if isinstance(component, Selector):
+        return Swaps(selector=component)
+    if isinstance(component, Advantage):
+        return Swaps(advantage=component)
+    if isinstance(component, Likelihood):
+        return Swaps(likelihood=component)
+    if isinstance(component, Objective):
+        return Swaps(loss=component)
+    raise TypeError(f"{type(component).__name__} makes no claim about the gradient by itself")
+
+
+def companions(component: Component) -> Swaps:
     """What a component needs beside the exact ones, by slot: a value model, advantages of single tokens, lengths."""
     reads = set(component.in_keys)
     if SELECTED_TOKEN_ADVANTAGE in reads:
-        return {"likelihood": StepMerge(), "advantage": StepGAE(), "value": [TokenValue()]}
+        return Swaps(likelihood=StepMerge(), advantage=StepGAE(), value=[TokenValue()])
     if SEQUENCE_LENGTH in reads:
-        return {"likelihood": StepMerge()}
-    return {"value": [TokenValue()]} if SELECTED_OLD_VALUE in reads else {}
+        return Swaps(likelihood=StepMerge())
+    return Swaps(value=[TokenValue()]) if SELECTED_OLD_VALUE in reads else Swaps()
 
 
-def _audit(sampler: Sampler, problems: Sequence[Problem], parts: dict[str, Any]) -> AuditReport:
-    algorithm = exact_algorithm(sampler, **parts)
-    return audit_algorithm(algorithm, problems=problems, group_size=GROUP_SIZE, attribution=False)
+def _audit(sampler: Sampler, problems: Sequence[Problem], swaps: Swaps, group_size: int = GROUP_SIZE) -> AuditReport:
+    estimator = exact_estimator(sampler, swaps)
+    return audit_algorithm(estimator, problems=problems, group_size=group_size, attribution=False)
 
 
-def broken_claim(kind: str, component: Any) -> str:
+def audit_unscaled(selector: Selector) -> AuditReport | None:
+    """Audits a selector with its own settings, on the smallest problem on which it leaves something out.
+
+    Groups are of one sample, so that trajectories of up to ``MOST_LISTED`` steps can be listed.
+
+    Returns:
+        The report; None where it keeps all steps of trajectories that are longer than that.
+    """
+    steps = first_left_out(exact_estimator(LeftToRight(STEPS), Swaps(selector=selector)))
+    if steps is None or steps > MOST_LISTED:
+        return None
+    problem = Problem(vocab=2, length=steps, policy="network", seed=5)
+    swaps = Swaps(selector=selector, advantage=MonteCarlo(n=1, n_baseline=1))
+    return _audit(LeftToRight(steps), [problem], swaps, group_size=1)
+
+
+def broken_claim(component: Component) -> str:
     """What a component claims and does not keep, in one sentence; empty where it keeps its claims or makes none.
 
     Only promises are held against it: a component that says it is biased may be unbiased here.
+
+    Raises:
+        RecipeError: the component does not fit the exact ones.
     """
     claims = claims_of(component)
-    if kind not in EXACT or claims is None or not claims.unbiased:
+    about_gradient = isinstance(component, (Selector, Advantage, Likelihood, Objective))
+    if not about_gradient or claims is None or not claims.unbiased:
         return ""
-    report = audit_component(kind, component)
     name = type(component).__name__
+    report = audit_component(component)
+    if report.unlike and isinstance(component, Selector):
+        unscaled = audit_unscaled(component)
+        if unscaled is None:
+            return f"{name} claims to be unbiased, which cannot be audited: {report.unlike}"
+        report = unscaled
     if not report.exact:
         certain = [m.interval[0] for m in report.measured if m.interval is not None and m.interval[0] > 0]
         return f"{name} claims to be unbiased; the audit finds: {report.verdict}" if certain else ""
     if report.relative_bias_after_scale > TOLERANCE:
         return f"{name} claims to be unbiased; the audit finds: {report.verdict}"
-    claimed = evaluated(claims.scale, {"G": float(GROUP_SIZE)})
+    claimed = evaluated(claims.scale, {"G": float(report.group_size)})
     if claimed is not None and abs(report.scale - claimed) > TOLERANCE:
         return f"{name} claims the scale {claims.scale} = {claimed:.6g}; the audit finds {report.scale:.6g}"
     return ""

@@ -8,28 +8,30 @@ with U the tokens that noise is drawn from. A state with a block that has not be
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.audit.enumeration import check_sums, fill, repeated
+from dlmrl_kit.audit.actions import check_sums, fill, repeated
+from dlmrl_kit.core.keys import PROBABILITY, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.samplers.base import Decision
-from dlmrl_kit.samplers.canvas import CanvasRecorder, State
-from dlmrl_kit.samplers.renoising import Outlook, RenoisingSampler, noise_tokens
+from dlmrl_kit.samplers.canvas import CanvasRecorder, Outlook, State
+from dlmrl_kit.samplers.renoising import RenoisingSampler, noise_tokens
 
 CERTAIN = 1e-30
-"""Transitions less likely than this cannot happen; see ``enumeration.NOTHING``."""
+"""Transitions less likely than this cannot happen; see ``actions.NOTHING``."""
 
 
-def enumerate_renoising(sampler: Any, policy: Policy, prompts: TensorDictBase) -> TensorDict:
-    """All trajectories from each prompt; arguments, result and errors as ``enumerate_trajectories``."""
-    assert isinstance(sampler, RenoisingSampler)
+def enumerate_renoising(
+    sampler: RenoisingSampler, policy: Policy, prompts: TensorDictBase, keys: Collection[Key]
+) -> TensorDict:
+    """All trajectories from each prompt; arguments, result and errors as ``enumeration.enumerate_trajectories``."""
     vocabulary = noise_tokens(policy).tolist()
     start = State.of(prompts, sampler.fully_masked(prompts, policy), policy.mask_id)
-    recorder = CanvasRecorder(sampler.written_keys(), sampler.max_steps, start, policy)
+    recorder = CanvasRecorder(policy, start, sampler.max_steps, sampler.recorded_keys(keys))
     origin, probability = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.float64)
     with torch.no_grad():
         for step in range(sampler.max_steps):
@@ -49,7 +51,7 @@ def enumerate_renoising(sampler: Any, policy: Policy, prompts: TensorDictBase) -
             probability[new] *= share[source] * (log_prob + noise).exp()
         written = recorder.finish()
     trajectories = TensorDict({key: value.clone() for key, value in written.items()}, [len(origin)])
-    return trajectories.update(prompts[origin]).set("probability", probability)
+    return trajectories.update(prompts[origin]).set(PROBABILITY, probability)
 
 
 def _begun(

@@ -11,17 +11,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
-from dlmrl_kit.audit.pipeline import ExactServices, descended, terms_gradient
-from dlmrl_kit.core.keys import GROUP, SELECTED_CORRECTION, SELECTED_WEIGHT, STEP_VALID
-from dlmrl_kit.corrections.apply import corrected
+from dlmrl_kit.audit.pipeline import ExactServices, OnProblem
+from dlmrl_kit.core.keys import (
+    EXAMPLE,
+    GROUP,
+    REWARD,
+    SELECTED_CORRECTION,
+    SELECTED_UNIT,
+    SELECTED_WEIGHT,
+    STEP_VALID,
+    TRAJECTORY,
+    Key,
+)
+from dlmrl_kit.training.gradient import loss_of
 
 MAX_TUPLES = 1_000_000
 MAX_SINGLE_TUPLES = 3_000
@@ -35,7 +43,7 @@ class TooLarge(Exception):
 
 @dataclass
 class Moments:
-    """Sums over tuples. ``mean``: minus the descended gradient, [P]. ``step_mean``: its part from each step, [T, P].
+    """Sums over tuples. ``mean``: minus the gradient of the loss, [P]. ``step_mean``: its part from each step, [T, P].
 
     ``second``, ``step_second``: expected squared norms; ``forwards``: expected model forwards per batch; ``tuples``:
     how many were listed; ``vectorised``: whether together.
@@ -50,11 +58,11 @@ class Moments:
     vectorised: bool = True
 
 
-def moments(algorithm: Algorithm, services: ExactServices, trajectories: TensorDictBase, group_size: int) -> Moments:
+def moments(small: OnProblem, services: ExactServices, trajectories: TensorDictBase, group_size: int) -> Moments:
     """Exact moments of the estimate.
 
     Args:
-        algorithm: with regularisers left out.
+        small: an estimator without regularisers, on its problem.
         services: of the problem.
         trajectories: all of them, with ``probability``, ``reward`` and ``trajectory``.
         group_size: G.
@@ -63,26 +71,26 @@ def moments(algorithm: Algorithm, services: ExactServices, trajectories: TensorD
         NotImplementedError: a selector that is random and lists no outcomes.
         TooLarge: too many tuples.
     """
-    if algorithm.likelihood.random_masks:
-        raise NotImplementedError(f"{type(algorithm.likelihood).__name__} masks at random")
-    if set(algorithm.likelihood.in_keys) & set(algorithm.advantage.written_keys()):
-        raise NotImplementedError(f"{type(algorithm.likelihood).__name__} reads the advantage")
-    bank = select(algorithm, services, trajectories)
-    num_prompts = services.problem.prompts
-    prompts = [(bank.rows["example"] == q).nonzero().squeeze(-1) for q in range(num_prompts)]
+    estimator = small.estimator
+    if estimator.likelihood.random_masks:
+        raise NotImplementedError(f"{type(estimator.likelihood).__name__} masks at random")
+    if set(estimator.likelihood.in_keys) & set(small.advantage.writes):
+        raise NotImplementedError(f"{type(estimator.likelihood).__name__} reads the advantage")
+    bank = select(small, services, trajectories)
+    num_prompts = small.problem.prompts
+    prompts = [(bank.rows[EXAMPLE] == q).nonzero().squeeze(-1) for q in range(num_prompts)]
     tuples = sum(len(rows) ** group_size for rows in prompts)
     if tuples > MAX_TUPLES:
         raise TooLarge(f"{tuples} groups of {group_size}")
-    together = None
-    if hasattr(algorithm.loss, "count") and not set(algorithm.selector.in_keys) & set(algorithm.advantage.out_keys):
-        together = _Together(algorithm, services, trajectories, bank, group_size)
     sample = _some(prompts, group_size)
-    alone = [_single(algorithm, services, bank, index) for index in sample]
-    if together is not None and _close(together.gradients(torch.stack(sample)), torch.stack(alone)):
-        return together.total(prompts, tuples)
+    alone = [_single(small, services, bank, index) for index in sample]
+    if not set(estimator.selector.in_keys) & set(estimator.advantage.out_keys):
+        together = _Together(small, services, trajectories, bank, group_size)
+        if _close(together.gradients(torch.stack(sample)), torch.stack(alone)):
+            return together.total(prompts, tuples)
     if tuples > MAX_SINGLE_TUPLES:
         raise TooLarge(f"{tuples} groups of {group_size} that must be run one at a time")
-    return _one_by_one(algorithm, services, bank, prompts, group_size)
+    return _one_by_one(small, services, bank, prompts, group_size)
 
 
 def product_index(rows: Tensor, group_size: int) -> Tensor:
@@ -104,26 +112,34 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).norm() <= 1e-9 * max(1.0, float(b.norm())))
 
 
-def _single(algorithm: Algorithm, services: ExactServices, bank: Bank, index: Tensor) -> Tensor:
+def _single(small: OnProblem, services: ExactServices, bank: Bank, index: Tensor) -> Tensor:
     """Minus the gradient of one group, every component run on it alone; a random selector's choice is given."""
-    rows = bank.rows[index]
-    random = "generator" in algorithm.selector.requires
-    written = set(algorithm.selector.written_keys()) if random else set()
-    keep = {k for k in rows.keys(True, True) if not (isinstance(k, tuple) and k[0] == "selected") or k in written}
-    group = torch.zeros(len(index), dtype=torch.int64)
-    batch = rows.select(*keep).set(GROUP, group)
-    skip = (algorithm.selector,) if random else ()
-    return -terms_gradient(algorithm, services, batch, [algorithm.loss], skip)
+    rows, selector = bank.rows[index], small.estimator.selector
+    given = "generator" in selector.requires
+    written = {key for s in small.plan.rollout if given and s.component is selector for key in s.writes}
+    keep = [key for key in rows.keys(True, True) if key in written or not _is_selected(key)]
+    batch = rows.select(*keep).set(GROUP, torch.zeros(len(index), dtype=torch.int64))
+    for stage in small.after_reward:
+        if len(batch) and not (given and stage.component is selector):
+            batch = services.call(stage.component, batch, stage.keys)
+    if len(batch) == 0:  # a filter kept nothing
+        return torch.zeros_like(small.parameters.zero())
+    return -small.loss_gradient(small.fixed(batch))
+
+
+def _is_selected(key: Key) -> bool:
+    """Whether a key belongs to a selection, which ``_single`` makes again."""
+    return isinstance(key, tuple) and key[0] == "selected"
 
 
 def _one_by_one(
-    algorithm: Algorithm, services: ExactServices, bank: Bank, prompts: list[Tensor], group_size: int
+    small: OnProblem, services: ExactServices, bank: Bank, prompts: list[Tensor], group_size: int
 ) -> Moments:
     mean, second, tuples = torch.zeros(()), 0.0, 0
     for rows in prompts:
         for index in product_index(rows, group_size):
             share = float(bank.probability[index].prod()) / len(prompts)
-            gradient = _single(algorithm, services, bank, index)
+            gradient = _single(small, services, bank, index)
             mean, second, tuples = mean + share * gradient, second + share * float(gradient @ gradient), tuples + 1
     forwards = group_size * float((bank.probability * bank.forwards).sum()) / len(prompts)
     return Moments(mean, second, None, None, forwards, tuples, vectorised=False)
@@ -134,29 +150,28 @@ class _Together:
 
     def __init__(
         self,
-        algorithm: Algorithm,
+        small: OnProblem,
         services: ExactServices,
         trajectories: TensorDictBase,
         bank: Bank,
         group_size: int,
     ) -> None:
-        self.algorithm, self.services, self.bank, self.group_size = algorithm, services, bank, group_size
-        self.derivative: Jacobian = jacobian(algorithm, services, trajectories, bank.units)
+        self.small, self.services, self.bank, self.group_size = small, services, bank, group_size
+        self.derivative: Jacobian = jacobian(small, trajectories, bank.units)
         self.num_steps = trajectories[STEP_VALID].shape[1]
-        loss, advantage = algorithm.loss, algorithm.advantage
-        needed = {*loss.in_keys, *advantage.in_keys, "trajectory", "reward", SELECTED_CORRECTION}
-        self.rows = table(bank.rows, needed | {STEP_VALID, ("selected", "unit"), SELECTED_WEIGHT})
-        full = corrected(self._with_likelihood(self.rows.copy(), torch.arange(len(self.rows))))
+        loss, advantage = small.estimator.loss, small.advantage
+        needed = {*loss.in_keys, *advantage.reads, TRAJECTORY, REWARD, SELECTED_CORRECTION}
+        self.rows = table(bank.rows, needed | {STEP_VALID, SELECTED_UNIT, SELECTED_WEIGHT})
+        full = small.weighed(self._with_likelihood(self.rows.copy()))
         self.counts = torch.tensor([float(loss.count(full[i : i + 1])) for i in range(len(full))]).double()
         self.keys = [key for key in self.derivative.rows if key in set(loss.in_keys)]
-        size = sum(parameter.numel() for parameter in services.problem.denoiser.parameters_list())
-        none = torch.zeros(0, size, dtype=torch.float64)
+        none = torch.zeros(0, small.parameters.size, dtype=torch.float64)
         self.matrix = torch.cat([none, *(self.derivative.rows[key] for key in self.keys)])
         self.gram = self.matrix @ self.matrix.mT
 
-    def _with_likelihood(self, rows: TensorDictBase, index: Tensor) -> TensorDictBase:
-        """Adds the likelihood's keys at the selected steps; zeros in empty slots."""
-        unit = rows["selected", "unit"]
+    def _with_likelihood(self, rows: TensorDictBase) -> TensorDictBase:
+        """Adds the likelihood's keys at the selected steps; zeros where the weight is."""
+        unit = rows[SELECTED_UNIT]
         used = rows[SELECTED_WEIGHT] > 0
         have = set(rows.keys(True, True))
         for key, value in self.derivative.values.items():
@@ -172,32 +187,33 @@ class _Together:
         batch = self.rows[index.flatten()].copy()
         batch.set(GROUP, torch.arange(count).repeat_interleave(group_size))
         kept = torch.ones(count * group_size, dtype=torch.bool)
-        for component in self.algorithm.filters:
+        for component in self.small.estimator.filters:
             kept &= component.keep(batch)
-        batch = self.services.call(self.algorithm.advantage, batch)
+        advantage = self.small.advantage
+        batch = self.services.call(advantage.component, batch, advantage.keys)
         restarts = self.services.restarts
         forwards = self.bank.forwards[index].sum(-1)
         if restarts is not None:
             forwards = forwards + restarts.reshape(count, group_size).sum(-1)
-        batch = corrected(self._with_likelihood(batch, index))
+        batch = self.small.weighed(self._with_likelihood(batch))
         leaves = {key: batch[key].requires_grad_() for key in self.keys}
         for key, leaf in leaves.items():
             batch.set(key, leaf)
-        loss = self.algorithm.loss
-        total = descended(loss(batch)) * float(loss.count(batch))
+        loss = self.small.estimator.loss
+        total = loss_of(loss(batch)) * float(loss.count(batch))
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if leaves else ()
         share = (self.counts[index] * kept.reshape(index.shape)).sum(-1)
         share = share.masked_fill(share == 0, torch.inf)  # nothing kept: no gradient
         blocks = [self._block(key, found_key, batch, count) for key, found_key in zip(leaves, found, strict=True)]
         return -torch.cat([torch.zeros(count, 0, dtype=torch.float64), *blocks], dim=1) / share[:, None], forwards
 
-    def _block(self, key: Any, gradient: Tensor | None, batch: TensorDictBase, count: int) -> Tensor:
+    def _block(self, key: Key, gradient: Tensor | None, batch: TensorDictBase, count: int) -> Tensor:
         value = self.derivative.values[key]
         entries = math.prod(value.shape[1:])
         out = torch.zeros(count, value.numel(), dtype=torch.float64)
         if gradient is None:
             return out
-        column = batch["selected", "unit"][..., None] * entries
+        column = batch[SELECTED_UNIT][..., None] * entries
         column = (column + torch.arange(entries)).reshape(count, -1)
         return out.scatter_add(1, column, gradient.reshape(count, -1))
 
@@ -225,5 +241,5 @@ class _Together:
         step_mean = torch.stack([mean[part] @ self.matrix[part] for part in by_step])
         return Moments(mean @ self.matrix, second, step_mean, step_second, forwards, tuples)
 
-    def _step_of(self, key: Any) -> Tensor:
+    def _step_of(self, key: Key) -> Tensor:
         return self.derivative.step.repeat_interleave(math.prod(self.derivative.values[key].shape[1:]))

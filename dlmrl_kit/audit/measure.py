@@ -6,23 +6,23 @@ after scale   = ||E g - s grad J|| / ||E g||           cosine = <E g, grad J> / 
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import GradientEstimator
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import NOT_LISTED, check_draws, enumerate_trajectories
 from dlmrl_kit.audit.estimator import Moments, TooLarge, moments
 from dlmrl_kit.audit.monte_carlo import sampled_gradients
-from dlmrl_kit.audit.pipeline import ExactServices, expected_rewards
+from dlmrl_kit.audit.pipeline import ExactServices, OnProblem, expected_rewards
+from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, REWARD
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROBABILITY, REWARD, TRAJECTORY, Key
 from dlmrl_kit.samplers.base import Sampler
 
 DRAWS = 2048
@@ -68,7 +68,7 @@ class Ground:
     """
 
     problem: Problem
-    sampler: Any
+    sampler: Sampler
     group_size: int
     batches: int
     seed: int
@@ -76,8 +76,8 @@ class Ground:
     truth: Tensor | None = None
     values: Tensor | None = None
     reasons: list[str] = field(default_factory=list)
-    cached: dict[Any, tuple[TensorDict, Tensor]] = field(default_factory=dict)
-    """What was listed with a cache, by its class."""
+    cached: dict[Cache, tuple[TensorDict, Tensor]] = field(default_factory=dict)
+    """What was listed with a cache."""
 
     def prepare(self) -> Ground:
         """Lists the trajectories and differentiates J.
@@ -85,63 +85,71 @@ class Ground:
         Raises:
             AuditError: the sampler contradicts its own log-probability.
         """
-        policy, sampler = self.problem.denoiser, self.sampler
-        if not isinstance(sampler, Sampler):
-            self.reasons.append(f"{type(sampler).__name__} is no dlmrl_kit Sampler: its trajectories cannot be listed")
-            return self
-        policy.attach(sampler)
-        sampler.ask_for([key for key in sampler.optional_keys if key not in NOT_LISTED])
+        attached(self.sampler, self.problem.denoiser)
         try:
-            self.trajectories, self.values = self._list(sampler)
+            self.trajectories, self.values = self._list()
         except NotImplementedError as error:
             self.reasons.append(str(error))
             return self
-        self.truth = true_gradient(self.trajectories, policy, sampler, self.problem.prompts)
+        self.truth = true_gradient(self.trajectories, self.problem, self.sampler)
         return self
 
-    def _list(self, sampler: Sampler) -> tuple[TensorDict, Tensor]:
-        """All trajectories of a sampler, and the expected reward from each of their states."""
+    def _list(self, cache: Cache | None = None) -> tuple[TensorDict, Tensor]:
+        """All trajectories of the sampler, and the expected reward from each of their states."""
         policy, prompts = self.problem.denoiser, self.problem.batch()
-        listed = enumerate_trajectories(sampler, policy, prompts)
-        check_draws(sampler, policy, prompts, listed, DRAWS)
+        keys = [key for key in self.sampler.optional_keys if key not in NOT_LISTED]
+        listed = enumerate_trajectories(self.sampler, policy, prompts, keys=keys, cache=cache)
+        check_draws(self.sampler, policy, prompts, listed, DRAWS, cache)
         listed.set(REWARD, self.problem.score(listed[COMPLETION_IDS], listed[EXAMPLE]))
-        listed.set("trajectory", torch.arange(len(listed)))
+        listed.set(TRAJECTORY, torch.arange(len(listed)))
         return listed, expected_rewards(listed, policy.mask_id)
 
-    def listed(self, algorithm: Algorithm) -> tuple[TensorDict, Tensor]:
-        """Trajectories as the algorithm samples them, and the expected reward from each of their states.
+    def listed(self, cache: Cache | None) -> tuple[TensorDict, Tensor]:
+        """Trajectories as they are sampled with a cache, and the expected reward from each of their states.
 
         Raises:
             AuditError: the sampler contradicts its own log-probability.
         """
         assert self.trajectories is not None
         assert self.values is not None
-        if algorithm.cache is None:
+        if cache is None:
             return self.trajectories, self.values
-        key = type(algorithm.cache)
-        if key not in self.cached:
-            sampler = copy.copy(self.sampler)
-            sampler.cache = algorithm.cache
-            self.cached[key] = self._list(sampler)
-        return self.cached[key]
+        if cache not in self.cached:
+            self.cached[cache] = self._list(cache)
+        return self.cached[cache]
 
-    def measure(self, algorithm: Algorithm) -> Measured:
-        """Compares the algorithm's estimate with grad J."""
-        unlisted = NOT_LISTED.intersection(algorithm.sampler.written_keys())
+    def services(self, small: OnProblem) -> tuple[TensorDict, ExactServices]:
+        """What the sampler records for an estimator, of every trajectory, and the services of its components."""
+        trajectories, values = self.listed(small.estimator.cache)
+        written = (*small.plan.sampler.writes, *self.problem.batch().keys())
+        listed = trajectories.select(*written, PROBABILITY, REWARD, TRAJECTORY)
+        return listed, ExactServices(self.problem, small.estimator.sampler, values)
+
+    def measure(self, estimator: GradientEstimator) -> Measured:
+        """Compares an estimate with grad J.
+
+        Args:
+            estimator: its sampler is the one of this ground.
+
+        Raises:
+            RecipeError: its components do not fit together.
+        """
+        small = OnProblem(estimator, self.problem)
+        unlisted = self.unlisted(small)
         if unlisted:
-            name = type(algorithm.sampler).__name__
-            self._because(f"what {name} writes as {sorted(unlisted)[0]!r} cannot be listed sample by sample")
+            self._because(f"what {small.plan.sampler.name} writes as {unlisted[0]!r} cannot be listed sample by sample")
         if unlisted or self.trajectories is None:
-            return self._sampled(algorithm)
-        trajectories, values = self.listed(algorithm)
-        needed = set(algorithm.sampler.written_keys()) | set(self.problem.batch().keys())
-        listed = trajectories.select(*needed, "probability", "reward", "trajectory")
-        services = ExactServices(self.problem, algorithm.sampler, values)
+            return self._sampled(small)
+        listed, services = self.services(small)
         try:
-            return self._exact(moments(algorithm, services, listed, self.group_size))
+            return self._exact(moments(small, services, listed, self.group_size))
         except (NotImplementedError, TooLarge) as error:
             self._because(str(error))
-            return self._sampled(algorithm)
+            return self._sampled(small)
+
+    def unlisted(self, small: OnProblem) -> list[Key]:
+        """What an estimator's sampler records that is no function of one sample's actions."""
+        return sorted(NOT_LISTED.intersection(small.plan.sampler.writes), key=str)
 
     def _because(self, reason: str) -> None:
         """Notes why groups are sampled."""
@@ -169,8 +177,8 @@ class Ground:
             float(self.truth.norm()),
         )
 
-    def _sampled(self, algorithm: Algorithm) -> Measured:
-        found = sampled_gradients(algorithm, self.problem, self.group_size, self.batches, self.seed)
+    def _sampled(self, small: OnProblem) -> Measured:
+        found = sampled_gradients(small, self.group_size, self.batches, self.seed)
         bias, noise = found.bias(self.truth)
         truth = found.exact.mean(0) if self.truth is None else self.truth
         mean = truth + bias

@@ -15,14 +15,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.audit.pipeline import descended, updater
-from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.audit.variants import exact_algorithm
-from dlmrl_kit.core.keys import SEED
-from dlmrl_kit.core.seeding import sample_seeds
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit.exact import exact_estimator
+from dlmrl_kit.audit.pipeline import DrawnServices, OnProblem, complete, draw
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
-from dlmrl_kit.rollout.services import Services, roll_out
 
 
 @dataclass(frozen=True)
@@ -48,35 +44,24 @@ class Sampled:
         return rest.mean(0) - known, torch.cov(rest.mT) / len(rest)
 
 
-def sampled_gradients(algorithm: Algorithm, problem: Problem, group_size: int, batches: int, seed: int) -> Sampled:
+def sampled_gradients(small: OnProblem, group_size: int, batches: int, seed: int) -> Sampled:
     """Draws ``batches`` groups, one of prompt i modulo their number in batch i, and runs every component on each."""
+    problem, estimator = small.problem, small.estimator
     prompts, own, exact = problem.batch(group_size), [], []
-    cached = {} if algorithm.cache is None else {"cache": algorithm.cache, "correction": TrajectoryImportance()}
-    reference = exact_algorithm(algorithm.sampler, **cached)
-    reference.sampler.ask_for(reference.sampler.optional_keys)  # its trajectories must do for both
+    cached = Swaps(cache=estimator.cache, correction=TrajectoryImportance()) if estimator.cache else Swaps()
+    reference = OnProblem(exact_estimator(estimator.sampler, cached), problem)
     for i in range(batches):
-        services = Services(problem.denoiser, reference.sampler, problem.score, seed, i, chunk=10**6)
+        services = DrawnServices(problem, estimator.sampler, seed, i)
         q = i % problem.prompts
-        asked = prompts[q * group_size : (q + 1) * group_size].copy()
-        asked.set(SEED, sample_seeds(group_size, "cpu", seed, i))
-        batch = roll_out(reference.plan, asked, services).kept
-        exact.append(_gradient(reference, problem, batch.copy()))
-        rows = batch.select(*algorithm.sampler.written_keys(), *prompts.keys())
-        with torch.no_grad():
-            for component in algorithm.plan.rollout[1:]:
-                rows = services.call(component, rows) if len(rows) else rows
-        own.append(_gradient(algorithm, problem, rows))
+        asked = prompts[q * group_size : (q + 1) * group_size]
+        batch = draw(reference, services, asked, estimator.sampler.optional_keys)  # the trajectories must do for both
+        exact.append(_gradient(reference, complete(reference, services, batch.copy())))
+        rows = batch.select(*small.plan.sampler.writes, *prompts.keys())
+        own.append(_gradient(small, complete(small, services, rows)))
     return Sampled(torch.stack(own), torch.stack(exact))
 
 
-def _gradient(algorithm: Algorithm, problem: Problem, batch: TensorDictBase) -> Tensor:
-    policy, prepare = problem.denoiser, updater(algorithm, problem)
+def _gradient(small: OnProblem, batch: TensorDictBase) -> Tensor:
     if len(batch) == 0:  # a filter kept nothing
-        return torch.zeros_like(policy.flat_gradient(torch.zeros(())))
-    with torch.no_grad():
-        prepare.prepare(batch)
-        if algorithm.plan.live_reference:
-            prepare._add_live_reference(batch)
-    for estimator in (algorithm.likelihood, *algorithm.values):
-        batch = estimator(batch, policy=policy, sampler=algorithm.sampler)
-    return -policy.flat_gradient(descended(algorithm.loss(batch)))
+        return torch.zeros_like(small.parameters.zero())
+    return -small.loss_gradient(small.fixed(batch))

@@ -1,75 +1,177 @@
-"""A recipe's own components, run on listed trajectories: the services they need, and one group from start to gradient.
+"""A gradient estimator on a small problem: its components, run on listed or sampled trajectories.
 
-``restart`` gives the exact conditional expectation of the reward instead of sampled completions:
+Where trajectories are listed, ``restart`` gives the exact conditional expectation of the reward instead of sampled
+completions:
 
     V(x_t) = sum over trajectories through x_t of P * R  /  sum over them of P
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import NoReturn
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import GradientEstimator
+from dlmrl_kit.algorithm.dataflow import Stage, make_plan
+from dlmrl_kit.audit.policies import Parameters
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_WEIGHT, STEP_VALID
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import GROUP, PROBABILITY, REWARD, SEED, SELECTED_WEIGHT, STEP_VALID, TRAJECTORY, Key
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import num_valid, states
+from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.rollout.rewards import FinalReward
-from dlmrl_kit.trainers.trainer import Trainer
-from dlmrl_kit.training.update import Updater
+from dlmrl_kit.rollout.services import SamplingServices, Services
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.training.gradient import LogProbs, loss_of
+from dlmrl_kit.training.update import run_stages
+
+ALL = 10**6
+"""Samples that go through a small policy at once."""
 
 
-@dataclass
-class ExactServices:
+class OnProblem:
+    """A gradient estimator on a problem: what of it runs when, and its log-probabilities.
+
+    Raises:
+        RecipeError: the components do not fit together.
+    """
+
+    def __init__(self, estimator: GradientEstimator, problem: Problem) -> None:
+        self.estimator, self.problem, self.policy = estimator, problem, problem.denoiser
+        self.plan = make_plan(estimator)
+        self.parameters = Parameters(self.policy, estimator.sampler)
+        self.log_probs = LogProbs(estimator, self.plan, self.policy, micro_batch_size=ALL)
+
+    @property
+    def after_reward(self) -> list[Stage]:
+        """The stages of a rollout behind the sampler and the final reward, in the plan's order."""
+        return [stage for stage in self.plan.rollout[1:] if not isinstance(stage.component, FinalReward)]
+
+    @property
+    def advantage(self) -> Stage:
+        """The stage of the advantage itself."""
+        return next(s for s in self.plan.rollout if s.component is self.estimator.advantage)
+
+    @property
+    def likelihood_keys(self) -> set[Key]:
+        """What the likelihood writes here."""
+        return set(self.plan.likelihood.writes)
+
+    def fixed(self, batch: TensorDictBase) -> TensorDictBase:
+        """The batch with old and reference log-probabilities, and with corrected weights."""
+        with torch.no_grad():
+            self.log_probs.add_fixed(batch)
+        return self.weighed(batch)
+
+    def weighed(self, batch: TensorDictBase) -> TensorDictBase:
+        """The batch with corrected weights, where there is a correction."""
+        return batch if self.estimator.correction is None else corrected(batch)
+
+    def loss_gradient(self, batch: TensorDictBase) -> Tensor:
+        """Gradient [P] of the loss on a complete batch."""
+        return self.parameters.gradient(loss_of(self.estimator.loss(self.log_probs.live(batch))))
+
+
+class ExactServices(Services):
     """What components may require, on a problem whose trajectories are listed.
 
     Args:
         problem: policy and reward.
-        sampler: the algorithm's.
+        sampler: the estimator's.
         values: float64 [N, T + 1], the expected reward from x_t of each listed trajectory.
-        seed: of the ``generator`` service.
     """
 
-    problem: Problem
-    sampler: Any
-    values: Tensor
-    seed: int = 0
-    restarts: Tensor | None = field(default=None, init=False)
-    """Model forwards of the restarts asked for since the last ``call``, for each row."""
+    def __init__(self, problem: Problem, sampler: Sampler, values: Tensor) -> None:
+        super().__init__(problem.denoiser, sampler)
+        self.problem = problem
+        self.values = values
+        self.restarts: Tensor | None = None
+        """Model forwards of the restarts asked for since the last ``call``, for each row."""
 
-    def call(self, component: Any, tensordict: TensorDictBase) -> TensorDictBase:
-        """Runs a component with the services it requires."""
+    def call(self, component: Component, tensordict: TensorDictBase, keys: Collection[Key] = ()) -> TensorDictBase:
+        """As ``Services.call``, without gradients."""
         self.restarts = None
         with torch.no_grad():
-            return component(tensordict, **{name: self._service(name) for name in getattr(component, "requires", ())})
+            return super().call(component, tensordict, keys)
 
-    def _service(self, name: str) -> Any:
-        services = {
-            "policy": self.problem.denoiser,
-            "sampler": self.sampler,
-            "score": self.problem.score,
-            "restart": self.restart,
-            "generator": torch.Generator().manual_seed(self.seed),
-        }
-        return services[name]
+    def generator(self, purpose: str) -> torch.Generator:
+        """The same for every purpose: what is random is listed, or given."""
+        return torch.Generator().manual_seed(0)
+
+    def score(self, ids: Tensor, example: Tensor) -> Tensor:
+        """The problem's rewards, float64 [N]."""
+        return self.problem.score(ids, example)
+
+    def examples(self, example: Tensor) -> NoReturn:
+        """Problems have no examples."""
+        no_examples()
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
-        """The ``restart`` service, [B, K, n]: the expected reward, n times the same; 0 in slots of weight 0."""
+        """The expected reward from x_step, n times the same: [B, K, n]; 0 where the weight is."""
         used = tensordict[SELECTED_WEIGHT] > 0
         left = (num_valid(tensordict)[:, None] - step).clamp(min=0)
         forwards = n * (left * used).sum(-1).double()
         self.restarts = forwards if self.restarts is None else self.restarts + forwards
-        value = self.values[tensordict["trajectory"]].gather(1, step) * used
+        value = self.values[tensordict[TRAJECTORY]].gather(1, step) * used
         return value[..., None].expand(*value.shape, n)
+
+
+class DrawnServices(SamplingServices):
+    """What components may require, on a problem whose trajectories are sampled; a batch is an update.
+
+    Args:
+        problem: policy and reward.
+        sampler: the estimator's.
+        seed: of all batches.
+        batch: the number of this one.
+    """
+
+    def __init__(self, problem: Problem, sampler: Sampler, seed: int, batch: int) -> None:
+        super().__init__(problem.denoiser, sampler, seed, batch, ALL)
+        self.problem = problem
+
+    def score(self, ids: Tensor, example: Tensor) -> Tensor:
+        """The problem's rewards, float64 [N]."""
+        return self.problem.score(ids, example)
+
+    def examples(self, example: Tensor) -> Sequence[Example]:
+        """Problems have no examples."""
+        no_examples()
+
+
+def no_examples() -> NoReturn:
+    """Says that a component cannot be audited.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError("a component reads the examples of a task, which the audit's problems do not have")
+
+
+def draw(small: OnProblem, services: DrawnServices, prompts: TensorDictBase, keys: Collection[Key]) -> TensorDictBase:
+    """Samples trajectories of prompts [B], with the on-demand ``keys``."""
+    asked = prompts.copy().set(SEED, sample_seeds(len(prompts), "cpu", services.seed, services.update))
+    sampler = small.estimator.sampler
+    given = services.given_to(sampler)
+    sampled: TensorDictBase = sampler(asked, **given, keys=keys, cache=small.estimator.cache)
+    return sampled
+
+
+def complete(small: OnProblem, services: Services, trajectory: TensorDictBase) -> TensorDictBase:
+    """Sampled trajectories with what all stages add; those that the filters keep."""
+    with torch.no_grad():
+        return run_stages(small.plan.rollout[1:], trajectory, services)[1]
 
 
 def expected_rewards(trajectories: TensorDictBase, mask_id: int) -> Tensor:
     """``values`` of ``ExactServices``, from trajectories with ``probability`` and ``reward``."""
-    probability, reward = trajectories["probability"], trajectories[REWARD]
+    probability, reward = trajectories[PROBABILITY], trajectories[REWARD]
     num_steps = trajectories[STEP_VALID].shape[1]
     columns = []
     for step in range(num_steps + 1):
@@ -81,50 +183,3 @@ def expected_rewards(trajectories: TensorDictBase, mask_id: int) -> Tensor:
         sums = sums.index_add(1, index, torch.stack([probability * reward, probability]))
         columns.append((sums[0] / sums[1])[index])
     return torch.stack(columns, dim=1)
-
-
-def updater(algorithm: Algorithm, problem: Problem) -> Updater:
-    """The kit's own preparation of old and reference log-probabilities, without an optimiser."""
-    small = Algorithm.__new__(Algorithm)
-    small.__dict__.update(vars(algorithm), trainer=Trainer(micro_batch_size=10**6, device="cpu"))
-    return Updater(small, problem.denoiser, None, None)
-
-
-def after_reward(algorithm: Algorithm) -> list[Any]:
-    """The rollout components behind the sampler and the final reward, in the plan's order."""
-    return [part for part in algorithm.plan.rollout[1:] if not isinstance(part, FinalReward)]
-
-
-def terms_gradient(
-    algorithm: Algorithm, services: ExactServices, rows: TensorDictBase, terms: list[Any], skip: tuple[Any, ...] = ()
-) -> Tensor:
-    """Gradient [P] of the sum of ``terms`` on the trajectories ``rows`` as one batch, all components run on it.
-
-    ``skip``: components whose keys are already there.
-    """
-    batch = rows.copy()
-    for component in after_reward(algorithm):
-        if component not in skip and len(batch):
-            batch = services.call(component, batch)
-    if len(batch) == 0:  # a filter kept nothing
-        return torch.zeros_like(services.problem.denoiser.flat_gradient(torch.zeros(())))
-    with torch.no_grad():
-        updater(algorithm, services.problem).prepare(batch)
-    batch = under_policy(algorithm, services, batch)
-    return services.problem.denoiser.flat_gradient(
-        sum((descended(term(batch)) for term in terms), torch.zeros((), dtype=torch.float64))
-    )
-
-
-def under_policy(algorithm: Algorithm, services: ExactServices, batch: TensorDictBase) -> TensorDictBase:
-    """Adds what is computed inside a micro-batch: the likelihood's keys, with gradient, and a live reference."""
-    if algorithm.plan.live_reference:
-        updater(algorithm, services.problem)._add_live_reference(batch)
-    for estimator in (algorithm.likelihood, *algorithm.values):
-        batch = estimator(batch, policy=services.problem.denoiser, sampler=services.sampler)
-    return batch
-
-
-def descended(output: TensorDictBase) -> Tensor:
-    """Sum of what a loss or regulariser gives to be descended."""
-    return torch.stack([value for name, value in output.items() if name.startswith("loss_")]).sum()

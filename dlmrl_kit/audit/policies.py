@@ -8,17 +8,20 @@ layers, so that keys and values depend on the other tokens and a cache is not ex
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dlmrl_kit.caches.base import Cache, Span, Window
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.window import Span, Window
 
 PolicyKind = Literal["tabular", "network", "deep network"]
+
+_CHUNK = 128
 
 
 class Table(nn.Module):
@@ -98,7 +101,7 @@ class Network(nn.Module):
 
 
 class SmallPolicy(Policy):
-    """A ``Policy`` around ``Table`` or ``Network``, in place of a transformers model and its tokenizer.
+    """A policy around ``Table`` or ``Network``, in place of a transformers model and its tokenizer.
 
     Args:
         kind: which.
@@ -113,31 +116,22 @@ class SmallPolicy(Policy):
     def __init__(
         self, kind: PolicyKind, vocab: int, length: int, prompts: int, eos: bool, seed: int, spread: float = 1.0
     ) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         generator = torch.Generator().manual_seed(seed)
         if kind == "tabular":
-            self.model: nn.Module = Table(prompts, length, vocab + 1, generator, spread)
+            self.model: Table | Network = Table(prompts, length, vocab + 1, generator, spread)
         else:
             self.model = Network(length, vocab + 1, generator, spread, layers=1 + (kind == "deep network"))
-        self.shift_logits = False
         self.mask_id = self.pad_id = vocab
         self.eos_id = vocab - 1 if eos else None
         self.vocab_size = vocab + 1
         self.forbidden_ids = (vocab,)
-        self._reference = None
-        self._adapter = None
         self._window: Window | None = None
-        self.beside: tuple[nn.Parameter, ...] = ()
         self.eval()
         self.freeze_reference()
 
-    @property
-    def feature_size(self) -> int:
-        """The number of logits."""
-        return self.vocab_size
-
-    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits at the asked positions: the model has no head of its own."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits at the asked positions, as ``Policy.forward``."""
         if self._window is None or torch.is_grad_enabled() or isinstance(self.model, Table):
             logits = self.model(input_ids, attention_mask)
         else:
@@ -150,38 +144,92 @@ class SmallPolicy(Policy):
         """Nothing is refused; a table has no keys and values, so that its cache is exact."""
 
     @contextlib.contextmanager
-    def cached(self, cache: Cache, completion_length: int, block_length: int) -> Iterator[None]:
+    def cached(self, window: Window) -> Iterator[None]:
         """As ``Policy.cached``."""
-        outer = self._window
-        self._window = cache.window(self.mask_id, completion_length, block_length, self.shift_logits)
+        outer, self._window = self._window, window
         try:
             yield
         finally:
             self._window = outer
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The logits it is given: a copy, since samplers forbid tokens in place."""
-        return hidden.clone()
+    def freeze_reference(self) -> None:
+        """Fixes the present weights as the reference policy."""
+        self.frozen = copy.deepcopy(self.model).requires_grad_(False)
 
-    def attach(self, component: Component) -> None:
-        """Attaches a component; what it trains itself starts at random, so that it matters, and counts as trainable."""
-        component.attach(self)
-        self.beside = tuple(component.parameters())
-        generator = torch.Generator().manual_seed(len(self.beside))
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[Policy]:
+        """As ``Policy.reference``."""
+        own, self.model = self.model, self.frozen
+        try:
+            yield self
+        finally:
+            self.model = own
+
+    @contextlib.contextmanager
+    def shifted_reference(self, scale: float, seed: int) -> Iterator[None]:
+        """Within the context, the reference is a random step away from the policy.
+
+        Args:
+            scale: standard deviation of the change of each weight.
+            seed: of the change.
+        """
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in self.beside:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            for p in self.frozen.parameters():
+                p.add_(scale * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+        try:
+            yield
+        finally:
+            self.freeze_reference()
 
-    def parameters_list(self) -> list[nn.Parameter]:
-        """The trainable parameters, in order: its own, then those of the component attached last."""
-        return [*(parameter for _, parameter in self.trainable()), *self.beside]
 
-    def flat_gradient(self, value: Tensor, retain: bool = False) -> Tensor:
+def attached(component: Component, policy: Policy) -> None:
+    """Attaches a component; the modules that it makes for itself start at random, so that they matter."""
+    component.attach(policy)
+    parameters = list(component.parameters())
+    generator = torch.Generator().manual_seed(len(parameters))
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
+
+class Parameters:
+    """What a gradient is taken with respect to: the weights of the policy, and of a sampler that is trained with it."""
+
+    def __init__(self, policy: Policy, sampler: Component) -> None:
+        self.all = [*(parameter for _, parameter in policy.trainable()), *sampler.parameters()]
+
+    @property
+    def size(self) -> int:
+        """P, the number of weights."""
+        return sum(p.numel() for p in self.all)
+
+    def gradient(self, value: Tensor, retain: bool = False) -> Tensor:
         """Gradient of a scalar with respect to all parameters, [P]; zero where it does not depend on them."""
-        parameters = self.parameters_list()
         if not value.requires_grad:
-            return torch.cat([torch.zeros_like(p).flatten() for p in parameters])
-        found = torch.autograd.grad(value, parameters, retain_graph=retain, allow_unused=True)
+            return torch.cat([torch.zeros_like(p).flatten() for p in self.all])
+        found = torch.autograd.grad(value, self.all, retain_graph=retain, allow_unused=True)
         return torch.cat(
-            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(self.all, found, strict=True)]
         )
+
+    def zero(self) -> Tensor:
+        """The gradient of what does not depend on them, [P]."""
+        return self.gradient(torch.zeros(()))
+
+    def jacobian(self, values: Tensor) -> Tensor:
+        """Gradient of each entry of ``values`` (any shape, E entries), [E, P]."""
+        flat = values.flatten()
+        if len(flat) == 0:  # nothing is ever selected
+            return torch.zeros(0, self.size, dtype=values.dtype)
+        rows = []
+        for part in torch.eye(len(flat), dtype=flat.dtype).split(_CHUNK):
+            found = torch.autograd.grad(
+                flat, self.all, part, is_grads_batched=True, retain_graph=True, allow_unused=True
+            )
+            blocks = [
+                torch.zeros(len(part), p.numel(), dtype=p.dtype) if g is None else g.flatten(1)
+                for p, g in zip(self.all, found, strict=True)
+            ]
+            rows.append(torch.cat(blocks, dim=1))
+        return torch.cat(rows)

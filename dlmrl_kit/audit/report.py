@@ -3,57 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
+from dlmrl_kit.audit.attribution import Attribution, Interaction, Json, Spread
 from dlmrl_kit.audit.measure import Measured
 from dlmrl_kit.audit.regularisers import RegulariserAudit
 from dlmrl_kit.audit.scale import TOLERANCE, matching
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number over the problems where it is defined."""
-
-    mean: float | None
-    min: float | None
-    max: float | None
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread:
-        """Of the values that are numbers."""
-        numbers = [value for value in values if value is not None]
-        if not numbers:
-            return cls(None, None, None)
-        return cls(math.fsum(numbers) / len(numbers), min(numbers), max(numbers))
-
-    def to_json(self) -> dict[str, float | None]:
-        """As a dictionary."""
-        return {"mean": self.mean, "min": self.min, "max": self.max}
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """A cause and its bias: of the recipe without it, and of it alone among exact components.
-
-    A number is None where the components do not fit together (``note`` says so). ``..._after_scale``: with the fitted
-    scale divided out.
-    """
-
-    slot: str
-    component: str
-    cause: str
-    alone: Spread
-    alone_after_scale: Spread
-    scale_alone: Spread
-    without: Spread
-    without_after_scale: Spread
-    note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """As a dictionary; spreads as theirs."""
-        return {k: v.to_json() if isinstance(v, Spread) else v for k, v in vars(self).items()}
 
 
 @dataclass
@@ -61,6 +16,8 @@ class AuditReport:
     """The result of an audit; ``exact`` is False where some numbers are Monte Carlo estimates.
 
     ``regularisers``: by name, size and bias of the expected gradient of each. ``scales``: known factors, by problem.
+    ``interaction``: two causes that are more together than alone. ``unlike``: why what was measured is another
+    algorithm than the recipe's, as a sentence; empty where it is the recipe's.
     """
 
     recipe: str
@@ -71,6 +28,8 @@ class AuditReport:
     notes: list[str] = field(default_factory=list)
     sampler: str = ""
     group_size: int = 2
+    interaction: Interaction | None = None
+    unlike: str = ""
 
     @property
     def exact(self) -> bool:
@@ -105,11 +64,17 @@ class AuditReport:
     @property
     def unbiased(self) -> bool:
         """Whether the expected gradient is grad J, to rounding."""
-        return self.exact and self.relative_bias < TOLERANCE
+        return self.exact and not self.unlike and self.relative_bias < TOLERANCE
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """In words; where two causes interact, with a sentence that says so."""
+        said = f". {self.interaction.sentence}" if self.interaction is not None else ""
+        return self._bias_words() + said
+
+    def _bias_words(self) -> str:
+        if self.unlike:
+            return f"no verdict: {self.unlike}"
         if math.isnan(self.relative_bias):
             return "no verdict: the true gradient is zero on every problem (is the sampler greedy?)"
         if not self.exact:
@@ -118,11 +83,12 @@ class AuditReport:
             return "unbiased"
         if self.relative_bias_after_scale < TOLERANCE and min(m.scale or 0.0 for m in self._defined) > 0:
             return f"unbiased up to {self._scale_words()}"
-        largest = (
-            f"relative bias {_mean(self.measured, 'relative_bias'):.2g} on average, {self.relative_bias:.2g} at most"
+        mean = _or_nan(Spread.of(m.relative_bias for m in self.measured).mean)
+        after = _or_nan(Spread.of(m.relative_bias_after_scale for m in self.measured).mean)
+        return (
+            f"biased, relative bias {mean:.2g} on average, {self.relative_bias:.2g} at most; {after:.2g} on average "
+            "after the best scale"
         )
-        after = _mean(self.measured, "relative_bias_after_scale")
-        return f"biased, {largest}; {after:.2g} on average after the best scale"
 
     @property
     def _defined(self) -> list[Measured]:
@@ -147,7 +113,7 @@ class AuditReport:
             )
         return f"no bias found (Monte Carlo): relative bias below {high:.2g} with 95% confidence"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Everything, as ``dlmrl audit --json`` prints it."""
         return {
             "recipe": self.recipe,
@@ -167,13 +133,15 @@ class AuditReport:
                 "relative_times_forwards": Spread.of(m.cost for m in self.measured).to_json(),
             },
             "attribution": [cause.to_json() for cause in self.attribution],
+            "interaction": None if self.interaction is None else self.interaction.to_json(),
+            "unlike": self.unlike,
             "regularisers": {name: audit.to_json() for name, audit in self.regularisers.items()},
             "mdp": [_problem(m) for m in self.measured],
             "notes": self.notes,
         }
 
 
-def _problem(m: Measured) -> dict[str, Any]:
+def _problem(m: Measured) -> Json:
     return {
         **m.problem.described(),
         "relative_bias": m.relative_bias,
@@ -185,10 +153,6 @@ def _problem(m: Measured) -> dict[str, Any]:
         "method": "exact" if m.interval is None else "monte carlo",
         "groups": m.groups,
     }
-
-
-def _mean(measured: list[Measured], name: str) -> float:
-    return _or_nan(Spread.of(getattr(m, name) for m in measured).mean)
 
 
 def _or_nan(value: float | None) -> float:

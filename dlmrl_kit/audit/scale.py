@@ -1,6 +1,6 @@
 """Which known factor a measured scale is: those that the components claim, with their symbols filled in.
 
-G group size, lambda of an undivided one-step-denoise return, B samples and tokens of a batch
+G group size, B samples and tokens of a batch
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
-from typing import Any
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.audit.variants import EXACT, claims_of
+from dlmrl_kit.algorithm.algorithm import GradientEstimator
+from dlmrl_kit.audit.exact import biasing, claims_of
 
 TOLERANCE = 1e-8
 _OPERATORS: dict[type, Callable[[float, float], float]] = {
@@ -22,23 +21,19 @@ _OPERATORS: dict[type, Callable[[float, float], float]] = {
 }
 
 
-def known_scales(algorithm: Algorithm, group_size: int, tokens: float) -> dict[str, float]:
-    """Factors that the algorithm's components are known for, by their text; ``"1"`` first, then products.
+def known_scales(estimator: GradientEstimator, group_size: int, tokens: float) -> dict[str, float]:
+    """Factors that the estimator's components are known for, by their text; ``"1"`` first, then products.
 
     Args:
-        algorithm: its components' claims are read.
+        estimator: its components' claims are read.
         group_size: G.
         tokens: committed tokens of a batch.
     """
     symbols = {"G": float(group_size), "B": float(group_size), "tokens": tokens}
-    lam = getattr(getattr(algorithm.advantage, "lam", None), "value", None)
+    claimed = [claims.scale for part in biasing(estimator).values() if (claims := claims_of(part)) is not None]
+    values = {text: evaluated(text, symbols) for text in claimed} | estimator.advantage.factors
     found = {"1": 1.0}
-    texts = [claims.scale for slot in EXACT if (claims := claims_of(getattr(algorithm, slot))) is not None]
-    if isinstance(lam, (int, float)) and getattr(algorithm.advantage, "normalise", True) is False:
-        texts.append("1 + lambda")
-        symbols["lambda_"] = float(lam)
-    for text in dict.fromkeys(texts):
-        value = evaluated(text, symbols)
+    for text, value in values.items():
         if text != "1" and value is not None:
             found |= {text if known == "1" else f"({known}) ({text})": x * value for known, x in found.items()}
     return found
@@ -51,14 +46,14 @@ def matching(scale: float, known: dict[str, float]) -> str | None:
 
 def evaluated(text: str, symbols: dict[str, float]) -> float | None:
     """Value of an arithmetic expression over symbols; None where it is anything else."""
-    source = text.replace("number of tokens", "tokens").replace("lambda", "lambda_")
+    source = text.replace("number of tokens", "tokens")
     try:
         return _value(ast.parse(source, mode="eval").body, symbols)
     except (SyntaxError, KeyError, ZeroDivisionError, TypeError):
         return None
 
 
-def _value(node: Any, symbols: dict[str, float]) -> float:
+def _value(node: ast.expr, symbols: dict[str, float]) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
         return float(node.value)
     if isinstance(node, ast.Name):

@@ -1,4 +1,4 @@
-"""Caches: the kind, and its interface; what a window is says ``dlmrl_kit.core.window``."""
+"""The interface of caches; ``dlmrl_kit.core.window`` says what a window is, and what a policy does with it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dlmrl_kit.core.window import Window
 
 
 class Cache:
-    """Base class of caches: which positions a denoising step computes again. Subclasses set ``to_end``."""
+    """Base class of approximate key-value caches. A cache says which positions a denoising step computes again.
+
+    Subclasses set ``to_end``.
+    """
 
     to_end: bool = False
-    """Whether what comes after the current block is computed again in each step."""
+    """Whether each step computes again what comes after the current block."""
 
     def window(self, policy: Policy, completion_length: int, block_length: int) -> Window:
-        """The windows for a policy and a sampler of these sizes."""
+        """Returns the windows for a policy and for completions that are decoded in blocks."""
         return Window(policy.mask_id, completion_length, block_length, self.to_end, int(policy.shift_logits))

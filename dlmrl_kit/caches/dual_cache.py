@@ -8,10 +8,10 @@ from dlmrl_kit.core.registry import register
 
 @register("cache", paper="arXiv 2505.22618")
 class DualCache(Cache):
-    """Computes the current block alone; everything else is as it was when the block was begun.
+    """Computes the current block alone; keys and values of everything else are those of the step in which it was begun.
 
-    The fastest, and the coarser of the two: the masks behind the block do not see what is committed in it. Predictions
-    behind the block (one-step greedy completions) are those of the step in which it was begun.
+    This is the faster and the coarser of the two caches: the masks behind the block do not see what is committed in it.
+    Predictions behind the block, which one-step greedy completions need, are those of the step in which it was begun.
     """
 
     to_end = False

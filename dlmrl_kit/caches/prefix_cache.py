@@ -8,6 +8,9 @@ from dlmrl_kit.core.registry import register
 
 @register("cache", paper="arXiv 2505.22618")
 class PrefixCache(Cache):
-    """Computes the current block and all behind it; prompt and finished blocks are as when the block was begun."""
+    """Computes the current block and all that follows it.
+
+    Keys and values of the prompt and of finished blocks are those of the step in which the current block was begun.
+    """
 
     to_end = True

@@ -8,9 +8,9 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
@@ -18,6 +18,12 @@ from dlmrl_kit.core.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from dlmrl_kit.core.results import RunObserver
+    from dlmrl_kit.recipe.load import Recipe
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEFAULT_RECIPE = "egspo_sa"
 PIPE_WIDTH = 160
@@ -48,11 +54,11 @@ AllowImports = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 
 
-def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of commands: a ``UserError`` becomes one line on standard error and exit code 2."""
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a command so that a ``UserError`` becomes one line on standard error and exit code 2."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
         except UserError as error:
@@ -62,12 +68,41 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def observed(run: Callable[[Any], Any], folder: Path, again: str) -> None:
-    """Runs with a display; an interrupt ends it with exit code 1 and the command that goes on."""
-    from dlmrl_kit.report.run_console import RichObserver
+def resolved_recipe(recipe: str, sets: list[str] | None, uses: list[str] | None, allow_imports: bool) -> Recipe:
+    """Loads a recipe with the overrides of the command line.
+
+    Args:
+        recipe: name or path.
+        sets, uses, allow_imports: the options of the same meaning.
+
+    Raises:
+        UserError: anything wrong with the recipe or the overrides.
+    """
+    from dlmrl_kit.recipe.load import load_recipe
+
+    return load_recipe(recipe, sets=sets or (), uses=uses or (), allow_imports=allow_imports)
+
+
+def print_notes(recipe: Recipe) -> None:
+    """Prints what loading a recipe left out and why, on standard error."""
+    for note in recipe.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def show_run(run: Callable[[RunObserver], object], folder: Path, again: str) -> None:
+    """Calls ``run`` with an observer that displays the run.
+
+    An interrupt ends the command with exit code 1.
+
+    Args:
+        run: trains in ``folder``, and reports to the observer that it is given.
+        folder: the run folder.
+        again: the command that goes on after an interrupt, for the user to read.
+    """
+    from dlmrl_kit.report.run_console import RichRunObserver
 
     try:
-        with RichObserver(new_console()) as observer:
+        with RichRunObserver(new_console()) as observer:
             run(observer)
     except KeyboardInterrupt:
         started = (folder / "recipe.gin").is_file()
@@ -76,15 +111,23 @@ def observed(run: Callable[[Any], Any], folder: Path, again: str) -> None:
         raise typer.Exit(1) from None
 
 
-def refuse(given: dict[str, Any], why: str) -> None:
-    """Raises a ``UserError`` that names the options that were given, if any were."""
+def refuse(given: Mapping[str, object], why: str) -> None:
+    """Refuses options that do not go together with another one.
+
+    Args:
+        given: values by the name of the option; None and an empty list mean that it was not given.
+        why: the end of the message, after the names.
+
+    Raises:
+        UserError: one of them was given.
+    """
     wrong = [name for name, value in given.items() if value not in (None, [])]
     if wrong:
         raise UserError(f"{' and '.join(wrong)} {why}")
 
 
 def new_folder(out: Path | None, recipe: str) -> Path:
-    """The run folder, not created yet.
+    """Returns the run folder, which is not created yet: ``out``, or one in ``runs`` named for the recipe and the time.
 
     Raises:
         UserError: it exists and is not empty, or cannot be created.
@@ -101,18 +144,17 @@ def new_folder(out: Path | None, recipe: str) -> Path:
     return folder
 
 
-def new_file(path: Path, option: str) -> Path:
-    """A file that an option names, not created yet.
+def check_new_file(path: Path, option: str) -> None:
+    """Checks that the file that an option names can be created.
 
     Raises:
-        UserError: it exists, or cannot be created.
+        UserError: it exists, or its folder cannot be written to.
     """
     existing = _nearest_existing(path)
     if existing is path:
         raise UserError(f"{path} exists already; choose another {option}")
     if not _is_writable(existing):
         raise UserError(f"cannot write {path}: {existing} is no folder that can be written to")
-    return path
 
 
 def _nearest_existing(path: Path) -> Path:
@@ -124,27 +166,21 @@ def _is_writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK)
 
 
-def print_notes(recipe: Any) -> None:
-    """What loading a recipe left out and why, on standard error."""
-    for note in recipe.notes:
-        typer.echo(f"note: {note}", err=True)
-
-
-def print_json(data: Any) -> None:
-    """Data as JSON on standard output."""
+def print_json(data: object) -> None:
+    """Prints data as JSON on standard output."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
+    """Returns a path as a shell takes it."""
     return shlex.quote(str(path))
 
 
-def new_console() -> Console:
-    """Where tables are printed: standard output, wide where it is no terminal."""
+def new_console(*, stderr: bool = False) -> Console:
+    """Returns the console that tables are printed to: standard output or error, wide where that is no terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=stderr)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console

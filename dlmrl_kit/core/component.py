@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tensordict.nn import TensorDictModuleBase
 
+from dlmrl_kit.core.errors import DeclarationError, UserError
 from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.policy import Policy
 
@@ -33,6 +34,9 @@ SERVICES: dict[str, str] = {
 }
 """What a component may list in ``requires``."""
 
+DECLARATIONS = ("in_keys", "out_keys", "optional_keys")
+"""The attributes that declare keys: each a list or tuple of keys."""
+
 C = TypeVar("C")
 
 
@@ -45,12 +49,14 @@ class Sizes:
         steps: T, denoising steps at most.
         block_length: positions of a block.
         tokens_per_step: positions that a step commits at most.
+        vocab_size: tokens that a position may hold; None where it is not known, and large.
     """
 
     length: int
     steps: int
     block_length: int
     tokens_per_step: int
+    vocab_size: int | None = None
 
     def scale_steps(self, count: int, to: Sizes) -> int:
         """A number of denoising steps in proportion: at least 1; fewer than all steps where it was before."""
@@ -59,6 +65,10 @@ class Sizes:
     def scale_length(self, count: int, to: Sizes) -> int:
         """A number of positions in proportion: at least 1; fewer than all where it was before."""
         return max(1, min(round(count * to.length / self.length), to.length if count >= self.length else to.length - 1))
+
+    def limit_tokens(self, count: int, to: Sizes) -> int:
+        """A number of tokens of the vocabulary: fewer than all of them, but no fewer than 2; 0 stays 0."""
+        return count if to.vocab_size is None else min(count, max(to.vocab_size - 1, 2))
 
 
 class Component(TensorDictModuleBase):
@@ -75,6 +85,22 @@ class Component(TensorDictModuleBase):
     """Keys that ``forward`` writes only where its argument ``keys`` names them."""
     learning_rate: float | None = None
     """Of the modules it trains itself; None: the trainer's."""
+    initialised: bool = False
+    """Whether ``Component.__init__`` has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.initialised = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As ever; but malformed keys are refused before tensordict takes them apart.
+
+        Raises:
+            DeclarationError: malformed keys.
+        """
+        if name in DECLARATIONS and (problem := malformed(value)):
+            raise DeclarationError(type(self).__name__, f"{name} {problem}")
+        super().__setattr__(name, value)
 
     def reads(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
         """What it reads when it is asked for the on-demand ``keys``: ``in_keys``, unless a subclass says more."""
@@ -103,21 +129,50 @@ class Component(TensorDictModuleBase):
         return self
 
 
+def malformed(keys: object) -> str:
+    """What is wrong with a declaration of keys, as the end of a sentence; empty if nothing is."""
+    must = "must be a list of keys, each a str or a tuple of str,"
+    if not isinstance(keys, (list, tuple)):
+        return f"{must} got {keys!r}" + (f"; write [{keys!r}]" if isinstance(keys, str) else "")
+    wrong = [key for key in keys if not _is_key(key)]
+    return f"{must} got {wrong[0]!r} among them" if wrong else ""
+
+
+def _is_key(key: object) -> bool:
+    parts = key if isinstance(key, tuple) else (key,)
+    return bool(parts) and all(isinstance(part, str) and part for part in parts)
+
+
+def settings(component: object) -> dict[str, object]:
+    """The values of a component's constructor parameters, of those that it keeps under their own names."""
+    kept = {name: getattr(component, name, inspect.Parameter.empty) for name in _parameter_names(type(component))}
+    return {name: v for name, v in kept.items() if v is not inspect.Parameter.empty and not inspect.isroutine(v)}
+
+
 def rebuilt(component: C, **changes: Any) -> C:
     """A component made again from its own settings, some of them changed; modules it trains are not taken over.
 
     Args:
-        component: keeps every parameter of its constructor under its own name.
+        component: keeps every other parameter of its constructor under its own name.
         changes: new values by parameter.
 
     Raises:
-        AttributeError: it does not keep a parameter.
+        UserError: it does not keep a parameter.
         ValueError: a value out of range.
     """
+    given = {**settings(component), **changes}
+    lost = [name for name in _parameter_names(type(component)) if name not in given]
+    if lost:
+        raise UserError(
+            f"{type(component).__name__} cannot be made again with other settings: it does not keep its parameter "
+            f"{lost[0]!r} as an attribute of that name"
+        )
+    return type(component)(**given)
+
+
+def _parameter_names(cls: type) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = [name for name, p in inspect.signature(type(component)).parameters.items() if p.kind in kinds]
-    kept = {name: getattr(component, name) for name in names if name not in changes}
-    return type(component)(**kept, **changes)
+    return [name for name, p in inspect.signature(cls).parameters.items() if p.kind in kinds]
 
 
 def with_parameters_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,157 +1,139 @@
 """What the kit holds components from elsewhere to: they declare their keys, and write what they declare.
 
-Components outside the kit are wrapped when they are registered, so that a mistake is an error that names the component,
-at the moment it is built or runs, instead of a failure deep inside something else.
+``@register`` guards every component from outside the kit, so that a mistake in one is an error that names it, at the
+moment it is built or runs, instead of a failure deep inside something else.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from dlmrl_kit.core.errors import RecipeError, RegistryError
+from tensordict import TensorDictBase
 
-if TYPE_CHECKING:
-    from tensordict import TensorDictBase
-
-    from dlmrl_kit.core.registry import Component
-
-TERMS = frozenset({"loss", "regulariser"})
-"""Kinds that return a TensorDict of their own instead of adding keys to the trajectory."""
+from dlmrl_kit.core.component import DECLARATIONS, SERVICES, Component, malformed
+from dlmrl_kit.core.errors import DeclarationError, RecipeError, RegistryError
+from dlmrl_kit.core.keys import Key
 
 
-def guard(component: Component) -> None:
-    """Makes a component check its keys when it is built, and what it wrote each time it ran.
+def guard(cls: type, name: str, *, is_term: bool) -> None:
+    """Makes a component check its declarations when it has been built, and what it wrote each time it ran.
 
-    Classes that are no TensorDict modules (tasks, policies, ...) are left alone, and so are subclasses that are not
+    Classes that are no ``Component`` (tasks, policies, ...) are left alone, and so are subclasses that are not
     registered themselves.
+
+    Args:
+        cls: the class; its constructor and ``forward`` are wrapped.
+        name: how errors name it.
+        is_term: whether it returns what is minimised instead of adding keys to the trajectory.
 
     Raises:
         RegistryError: malformed keys in the class itself.
     """
-    cls: Any = component.cls
-    if "tensordict.nn" not in sys.modules:  # then nothing can inherit from it
+    if not issubclass(cls, Component):
         return
-    from tensordict.nn import TensorDictModuleBase
-
-    if not issubclass(cls, TensorDictModuleBase):
-        return
-    for attribute in ("in_keys", "out_keys", "optional_keys"):
+    for attribute in DECLARATIONS:
         declared = vars(cls).get(attribute, ())
         if not isinstance(declared, property) and (problem := malformed(declared)):
-            raise RegistryError(f"{component.gin_name}: {attribute} {problem}")
-    cls.__init__ = _checked_init(component, cls.__init__)
-    cls.forward = _checked_forward(component, cls.forward)
+            raise RegistryError(f"{name}: {attribute} {problem}")
+    _Guard(cls, name, is_term).wrap()
 
 
-def malformed(keys: Any) -> str:
-    """What is wrong with a declaration of keys, as the end of a sentence; empty if nothing is."""
-    must = "must be a list of keys, each a str or a tuple of str,"
-    if not isinstance(keys, (list, tuple)):
-        return f"{must} got {keys!r}" + (f"; write [{keys!r}]" if isinstance(keys, str) else "")
-    wrong = [key for key in keys if not _is_key(key)]
-    return f"{must} got {wrong[0]!r} among them" if wrong else ""
+class _Guard:
+    """The checks of one registered class."""
+
+    def __init__(self, cls: type[Component], name: str, is_term: bool) -> None:
+        self.cls, self.name, self.is_term = cls, name, is_term
+
+    def wrap(self) -> None:
+        """Puts the checks around the constructor and ``forward`` of the class."""
+        construct: Callable[..., None] = self.cls.__init__
+        forward: Callable[..., object] = self.cls.forward
+
+        @functools.wraps(construct)
+        def checked_construct(component: Component, *args: Any, **kwargs: Any) -> None:
+            try:
+                construct(component, *args, **kwargs)
+            except DeclarationError as error:
+                raise DeclarationError(self.name, error.problem) from error
+            if self._is_for(component):
+                self._check_declarations(component)
+
+        @functools.wraps(forward)
+        def checked_forward(component: Component, *args: Any, **kwargs: Any) -> object:
+            given = args[0] if args else None
+            if not isinstance(given, TensorDictBase) or not self._is_for(component):
+                return forward(component, *args, **kwargs)
+            before = _leaves(given)
+            try:
+                result = forward(component, *args, **kwargs)
+            except KeyError as error:
+                raise RecipeError(self._key_error(component, error)) from error
+            if not isinstance(result, TensorDictBase):
+                raise RecipeError(f"{self.name}: forward must return a TensorDict, it returned {_shown(result)}")
+            if self.is_term:
+                self._check_term(result)
+            else:
+                self._check_written(component.writes(kwargs.get("keys", ())), before, given, result)
+            return result
+
+        self.cls.__init__ = checked_construct  # type: ignore[assignment, method-assign]
+        self.cls.forward = checked_forward
+
+    def _is_for(self, component: Component) -> bool:
+        # What a subclass declares holds when its own constructor or forward is done, not its base class's.
+        return type(component) is self.cls
+
+    def _check_declarations(self, component: Component) -> None:
+        if not component.initialised:
+            raise DeclarationError(self.name, "its constructor must call super().__init__()")
+        for attribute in DECLARATIONS:
+            try:
+                declared = getattr(component, attribute)
+            except AttributeError:
+                problem = f"{attribute} is not set; a component declares the keys it reads and writes"
+                raise DeclarationError(self.name, problem) from None
+            if problem := malformed(declared):  # a property may return anything
+                raise DeclarationError(self.name, f"{attribute} {problem}")
+        unknown = [service for service in component.requires if service not in SERVICES]
+        if unknown:
+            services = ", ".join(SERVICES)
+            raise RecipeError(f"{self.name} requires {unknown[0]!r}, which is no service; there are {services}")
+
+    def _check_term(self, result: TensorDictBase) -> None:
+        names = result.keys()
+        if not any(isinstance(key, str) and key.startswith("loss_") for key in names):
+            raise RecipeError(f"{self.name}: no key that it returns starts with 'loss_': there is nothing to minimise")
+
+    def _check_written(
+        self, declared: tuple[Key, ...], before: Mapping[Key, object], given: TensorDictBase, result: TensorDictBase
+    ) -> None:
+        name, after = self.name, _leaves(result)
+        undeclared = [key for key in after if key not in before and key not in declared]
+        if undeclared:
+            raise RecipeError(f"{name} writes {undeclared[0]!r}, which is not in its out_keys {list(declared)}")
+        missing = [key for key in declared if key not in after]
+        if missing:
+            raise RecipeError(f"{name} does not write {missing[0]!r}, which is in its out_keys")
+        gone = [key for key in before if key not in after]
+        if gone:
+            raise RecipeError(f"{name}: {gone[0]!r} is gone from the trajectory; a component adds keys and returns it")
+        changed = [key for key in before if result is given and after[key] is not before[key]]
+        if changed:
+            raise RecipeError(f"{name} overwrites {changed[0]!r}, which was there before; a component only adds keys")
+
+    def _key_error(self, component: Component, error: KeyError) -> str:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "tensordict" not in f.filename]
+        where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        message = " ".join(str(error.args[0] if error.args else error).split())
+        return f"{self.name} failed with KeyError: {message}{where}; it may read its in_keys {list(component.in_keys)}"
 
 
-def _is_key(key: Any) -> bool:
-    parts = key if isinstance(key, tuple) else (key,)
-    return bool(parts) and all(isinstance(part, str) and part for part in parts)
-
-
-def _checked_init(component: Component, init: Any) -> Any:
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            init(self, *args, **kwargs)
-        except (TypeError, RuntimeError) as error:
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                attribute = frame.f_code.co_name
-                if attribute in ("in_keys", "out_keys") and "value" in frame.f_locals:  # tensordict's setters
-                    problem = malformed(frame.f_locals["value"]) or str(error)
-                    raise RecipeError(f"{component.gin_name}: {attribute} {problem}") from error
-            raise
-        if type(self) is component.cls:
-            _check_declarations(component.gin_name, self)
-
-    return checked
-
-
-def _check_declarations(name: str, instance: Any) -> None:
-    from dlmrl_kit.core.component import SERVICES
-
-    if "_asked" not in vars(instance) and hasattr(type(instance), "asked"):
-        raise RecipeError(f"{name}: its constructor must call super().__init__()")
-    for attribute in ("in_keys", "out_keys", "optional_keys"):
-        if not hasattr(instance, attribute):
-            if attribute == "optional_keys":
-                continue
-            raise RecipeError(f"{name}: {attribute} is not set; a component declares the keys it reads and writes")
-        if problem := malformed(getattr(instance, attribute)):
-            raise RecipeError(f"{name}: {attribute} {problem}")
-    unknown = [service for service in getattr(instance, "requires", ()) if service not in SERVICES]
-    if unknown:
-        raise RecipeError(f"{name} requires {unknown[0]!r}, which is no service; there are {', '.join(SERVICES)}")
-
-
-def _checked_forward(component: Component, forward: Any) -> Any:
-    @functools.wraps(forward)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from tensordict import TensorDictBase
-
-        given = args[0] if args else None
-        if type(self) is not component.cls or not isinstance(given, TensorDictBase):
-            return forward(self, *args, **kwargs)
-        before = _leaves(given)
-        try:
-            result = forward(self, *args, **kwargs)
-        except KeyError as error:
-            raise RecipeError(_key_error(component.gin_name, self, error)) from error
-        if not isinstance(result, TensorDictBase):
-            raise RecipeError(f"{component.gin_name}: forward must return a TensorDict, it returned {_shown(result)}")
-        if component.kind in TERMS:
-            names = result.keys()
-            if not any(isinstance(key, str) and key.startswith("loss_") for key in names):
-                raise RecipeError(
-                    f"{component.gin_name}: no key that it returns starts with 'loss_': nothing to descend"
-                )
-        else:
-            _check_written(component.gin_name, self, before, given, result)
-        return result
-
-    return checked
-
-
-def _check_written(
-    name: str, instance: Any, before: dict[Any, Any], given: TensorDictBase, result: TensorDictBase
-) -> None:
-    after = _leaves(result)
-    declared = instance.written_keys() if hasattr(instance, "written_keys") else instance.out_keys
-    undeclared = [key for key in after if key not in before and key not in declared]
-    if undeclared:
-        raise RecipeError(f"{name} writes {undeclared[0]!r}, which is not in its out_keys {list(declared)}")
-    missing = [key for key in declared if key not in after]
-    if missing:
-        raise RecipeError(f"{name} does not write {missing[0]!r}, which is in its out_keys")
-    gone = [key for key in before if key not in after]
-    if gone:
-        raise RecipeError(f"{name}: {gone[0]!r} is gone from the trajectory; a component adds keys and returns it")
-    changed = [key for key in before if result is given and after[key] is not before[key]]
-    if changed:
-        raise RecipeError(f"{name} overwrites {changed[0]!r}, which was there before; a component only adds keys")
-
-
-def _leaves(tensordict: TensorDictBase) -> dict[Any, Any]:
+def _leaves(tensordict: TensorDictBase) -> dict[Key, object]:
     return dict(tensordict.items(include_nested=True, leaves_only=True))
 
 
-def _key_error(name: str, instance: Any, error: KeyError) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "tensordict" not in f.filename]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    message = " ".join(str(error.args[0] if error.args else error).split())
-    return f"{name} failed with KeyError: {message}{where}; it may read its in_keys {list(instance.in_keys)}"
-
-
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "None; end it with `return tensordict`" if value is None else f"a {type(value).__name__}"

@@ -8,15 +8,57 @@ class UserError(Exception):
 
 
 class RegistryError(UserError):
-    """A kind or component that does not exist, is ambiguous, or is registered twice."""
+    """A kind or component does not exist, is ambiguous, or is registered twice."""
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be loaded, or whose components do not fit together."""
+    """A recipe cannot be loaded, or its components do not fit together."""
+
+
+class DeclarationError(RecipeError):
+    """A component declares its keys wrongly.
+
+    Attributes:
+        component: its name.
+        problem: what is wrong, without the name.
+    """
+
+    def __init__(self, component: str, problem: str) -> None:
+        super().__init__(component, problem)
+        self.component, self.problem = component, problem
+
+    def __str__(self) -> str:
+        return f"{self.component}: {self.problem}"
+
+
+class ParameterError(UserError, ValueError):
+    """A constructor refuses the value of a parameter.
+
+    Attributes:
+        component: the name of the class.
+        subject: what is wrong, in terms of parameters: ``k``, ``tasks[0]``, ``low + high``.
+        reason: what is wrong with it.
+        parameters: the parameters concerned.
+        joint: what stands between subject and reason in the message.
+    """
+
+    def __init__(
+        self, component: str, subject: str, reason: str, parameters: tuple[str, ...] = (), joint: str = " "
+    ) -> None:
+        super().__init__(component, subject, reason, parameters, joint)
+        self.component, self.subject, self.reason, self.joint = component, subject, reason, joint
+        self.parameters = parameters or (subject,)
+
+    def message(self, component: str) -> str:
+        """Says what is wrong under another name of the component, such as one with a scope."""
+        return f"{component}.{self.subject}{self.joint}{self.reason}"
+
+    def __str__(self) -> str:
+        return self.message(self.component)
 
 
 class CheckpointError(UserError):
-    """A run folder or checkpoint that is missing, incomplete, or belongs to another recipe."""
+    """A run folder or checkpoint is missing, is incomplete, or belongs to another recipe."""
 
 
 class TrainingError(UserError):

@@ -83,7 +83,7 @@ SELECTED_CORRECTION = _key(
     "[B, K]",
     "factor of the weight for samples of another distribution than the policy",
 )
-SELECTED_END = _key(("selected", "end"), "int64", "[B, K]", "a slot stands for the steps from step to before end")
+SELECTED_END = _key(("selected", "end"), "int64", "[B, K]", "a segment stands for the steps from step to before end")
 SELECTED_REWARD = _key(("selected", "reward"), "float32", "[B, K]", "reward of the one-step greedy completion of x_t")
 SELECTED_ADVANTAGE = _key(("selected", "advantage"), "float32", "[B, K]", "advantage of each chosen step")
 SELECTED_LOG_PROB = _key(
@@ -109,12 +109,12 @@ SELECTED_REF_TOKEN_LOG_PROB = _key(
     ("selected", "ref_token_log_prob"), "float32", "[B, K, C]", "the same under the reference policy"
 )
 SELECTED_VALUE = _key(
-    ("selected", "value"), "float32", "[B, K, L]", "value of each token of a slot, by position, with gradient"
+    ("selected", "value"), "float32", "[B, K, L]", "value of each token of a segment, by position, with gradient"
 )
 SELECTED_OLD_VALUE = _key(("selected", "old_value"), "float32", "[B, K, L]", "the same before the update")
 SELECTED_RETURN = _key(("selected", "return"), "float32", "[B, K, L]", "what the value of each token should be")
 SELECTED_TOKEN_ADVANTAGE = _key(
-    ("selected", "token_advantage"), "float32", "[B, K, L]", "advantage of each token of a slot, by position"
+    ("selected", "token_advantage"), "float32", "[B, K, L]", "advantage of each token of a segment, by position"
 )
 SEQUENCE_LENGTH = _key(
     ("sequence", "length"), "int64", "[B]", "completion positions that count, by default up to end of text"
@@ -127,6 +127,12 @@ SELECTED_DISTRIBUTION = _key(
 )
 SELECTED_REF_DISTRIBUTION = _key(
     ("selected", "ref_distribution"), "float32", "[B, K, C, V]", "the same under the reference policy"
+)
+
+PROBABILITY = _key("probability", "float64", "[B]", "of a trajectory that the audit lists, given its prompt")
+TRAJECTORY = _key("trajectory", "int64", "[B]", "number of a trajectory among those that the audit lists")
+SELECTED_UNIT = _key(
+    ("selected", "unit"), "int64", "[B, K]", "number of the segment among those of all listed trajectories"
 )
 
 

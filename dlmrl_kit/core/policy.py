@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
+from dlmrl_kit.core.phases import phase
+from dlmrl_kit.core.prompt import Prompt
 from dlmrl_kit.core.window import Window
-
-Prompt: TypeAlias = str | list[dict[str, str]]
-"""A text, or a conversation: messages with ``role`` and ``content``, formatted with the tokenizer's chat template."""
 
 
 class Vocabulary:
@@ -152,7 +151,8 @@ class Policy(Vocabulary, nn.Module, ABC):
 
     def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         """What the head turns into logits at the asked positions: as ``forward``, with D for V. Here the logits."""
-        logits: Tensor = self(input_ids, attention_mask, positions)
+        with phase("body"):
+            logits: Tensor = self(input_ids, attention_mask, positions)
         return logits
 
     def head(self, features: Tensor) -> Tensor:

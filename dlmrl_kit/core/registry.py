@@ -1,29 +1,39 @@
-"""Kinds, ``@register``, look-up and the catalogue of components.
+"""The kinds of components there are, ``@register``, and the list of what was registered.
 
-A *kind* is a slot of an algorithm (sampler, selector, loss, ...); a *component* is a class that fills it. The name of a
-component is its class name: in the registry, in gin, in the docs and on the command line. Its gin module is
-``<package>.<kind>``, so ``@EntropyTopK()`` is enough in a recipe and ``@acme.selector.EntropyTopK()`` settles a clash.
+A *kind* says what a component is for (sampler, selector, loss, ...); a *component* is a class of that kind. Its name is
+its class name: here, in recipes, in the docs and on the command line. Its full name is ``<package>.<kind>.<name>``, so
+``@EntropyTopK()`` is enough in a recipe, and ``@acme.selector.EntropyTopK()`` settles a clash.
+
+The registry holds what has been imported and loads nothing itself: ``recipe.catalogue`` loads the kit's components and
+the plugins.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlmrl_kit.core.errors import RegistryError
+
+if TYPE_CHECKING:
+    from dlmrl_kit.core.keys import Key
 
 C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A slot of an algorithm. ``folder`` is the subpackage of the kit that holds its components."""
+    """What components of one kind are for.
+
+    Attributes:
+        name: the kind, as in ``@register(name)``.
+        folder: the subpackage of the kit that holds its components.
+        summary: what it is, in a few words.
+    """
 
     name: str
     folder: str
@@ -54,13 +64,18 @@ KINDS: dict[str, Kind] = {
     )
 }
 
+TERM_KINDS = frozenset({"loss", "regulariser"})
+"""Kinds whose components return what is minimised instead of adding keys to the trajectory."""
+
 
 @dataclass(frozen=True)
 class Claims:
-    """What a component promises about the gradient; the audit holds it to it.
+    """What a component promises about the gradient; the audit checks it.
 
-    ``unbiased``: True, False, or None where the question does not arise. ``scale``: the factor by which the expected
-    gradient is scaled, as text (``"1 - 1/G"``). ``under``: the conditions, in words.
+    Attributes:
+        unbiased: True, False, or None where the question does not arise.
+        scale: the factor by which the expected gradient is scaled, as text (``"1 - 1/G"``).
+        under: the conditions, in words.
     """
 
     unbiased: bool | None = None
@@ -70,7 +85,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A constructor parameter as the catalogue shows it."""
+    """A constructor parameter; ``annotation`` is its type as text, "" where it has none."""
 
     name: str
     default: Any
@@ -82,9 +97,15 @@ class Parameter:
         return self.default is inspect.Parameter.empty
 
 
+def _annotation(annotation: object) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
 @dataclass(frozen=True)
-class Component:
-    """A registered component: the class and what the catalogue says of it."""
+class Entry:
+    """A registered component: its class, and what was said of it when it was registered."""
 
     kind: str
     name: str
@@ -95,63 +116,75 @@ class Component:
 
     @property
     def gin_name(self) -> str:
-        """Full gin selector: ``<package>.<kind>.<name>``."""
+        """The full name that recipes may use: ``<package>.<kind>.<name>``."""
         return f"{self.package}.{self.kind}.{self.name}"
 
     @property
     def summary(self) -> str:
-        """First line of the class docstring."""
+        """The first line of the class docstring."""
         return (inspect.getdoc(self.cls) or "").strip().split("\n", 1)[0]
 
     @property
+    def ancestors(self) -> tuple[type, ...]:
+        """The classes that the component inherits from, nearest first."""
+        return inspect.getmro(self.cls)[1:]
+
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Constructor parameters with defaults, in order."""
+        """The parameters of the constructor, in order."""
         signature = inspect.signature(self.cls)
         return tuple(
             Parameter(
                 p.name,
                 p.default,
-                p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation),
+                _annotation(p.annotation),
             )
             for p in signature.parameters.values()
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         )
 
     def keys(self) -> Keys | None:
-        """Keys a default instance reads and writes; None for components that are not TensorDict modules."""
+        """Finds the keys that an instance with defaults reads and writes.
+
+        Returns:
+            None where the class is no ``Component``, or cannot be built with defaults.
+        """
         return _keys(self.cls)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The dataflow contract of a component: what it reads, what it writes always, and what it writes when asked."""
+    """What a component reads, what it writes always, and what it writes when it is asked to."""
 
-    reads: tuple[Any, ...]
-    writes: tuple[Any, ...]
-    on_demand: tuple[Any, ...]
+    reads: tuple[Key, ...]
+    writes: tuple[Key, ...]
+    on_demand: tuple[Key, ...]
+
+
+_PLACEHOLDERS: dict[str, object] = {"int": 1, "float": 0.5, "str": "", "bool": False}
+"""Values for parameters without a default, by annotation, where only the keys of a component are asked for."""
 
 
 @functools.cache
 def _keys(cls: type) -> Keys | None:
-    """Builds an instance with defaults (placeholders where there is none) and asks it: keys may depend on arguments."""
-    from tensordict.nn import TensorDictModuleBase
+    # An instance has to be asked, not the class: keys may depend on the arguments of the constructor.
+    from dlmrl_kit.core.component import Component
 
-    if not issubclass(cls, TensorDictModuleBase):
+    if not issubclass(cls, Component):
         return None
-    placeholders = {"int": 1, "float": 0.5, "str": "", "bool": False}
     required = {
-        p.name: placeholders.get(str(p.annotation))
+        p.name: _PLACEHOLDERS.get(str(p.annotation))
         for p in inspect.signature(cls).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     try:
         instance = cls(**required)
-        return Keys(tuple(instance.in_keys), tuple(instance.out_keys), tuple(getattr(instance, "optional_keys", ())))
-    except Exception:  # a plugin's constructor may raise anything; the catalogue then shows no keys
+        return Keys(tuple(instance.in_keys), tuple(instance.out_keys), tuple(instance.optional_keys))
+    except Exception:  # a plugin's constructor may raise anything, also at a placeholder
         return None
 
 
-_COMPONENTS: dict[tuple[str, str], list[Component]] = {}
+_ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 _KIT = __name__.split(".", 1)[0]
 
 
@@ -164,7 +197,9 @@ def register(
     scale: str = "1",
     under: str = "",
 ) -> Callable[[C], C]:
-    """Class decorator: makes a class a component of ``kind``, usable in recipes under its class name.
+    """Makes a class a component of ``kind``, which recipes use under its class name; a class decorator.
+
+    Components from outside the kit are held to their declarations from then on, see ``core.contract``.
 
     Args:
         kind: one of ``KINDS``.
@@ -177,7 +212,7 @@ def register(
             and name in one package, or malformed keys.
     """
     if kind not in KINDS:
-        raise RegistryError(f"unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
+        raise unknown_kind(kind)
 
     def decorate(cls: C) -> C:
         if not isinstance(cls, type):
@@ -185,9 +220,9 @@ def register(
         if name is not None and name != cls.__name__:
             raise RegistryError(f"{kind} {name!r}: a component's name is its class name, here {cls.__name__!r}")
         package = cls.__module__.split(".", 1)[0]
-        component = Component(kind, cls.__name__, cls, package, paper, Claims(unbiased, scale, under))
-        entries = _COMPONENTS.setdefault((kind, cls.__name__), [])
-        for other in entries:
+        entry = Entry(kind, cls.__name__, cls, package, paper, Claims(unbiased, scale, under))
+        namesakes = _ENTRIES.get((kind, cls.__name__), [])
+        for other in namesakes:
             if other.package == package:
                 raise RegistryError(
                     f"{kind} {cls.__name__!r} is registered twice in package {package!r}: "
@@ -196,91 +231,41 @@ def register(
         if package != _KIT:
             from dlmrl_kit.core import contract
 
-            contract.guard(component)
-        _gin_register(component)
-        entries.append(component)
+            contract.guard(cls, entry.gin_name, is_term=kind in TERM_KINDS)
+        _ENTRIES[kind, cls.__name__] = [*namesakes, entry]
         return cls
 
     return decorate
 
 
-def _gin_register(component: Component) -> None:
-    import gin
+def registered(kind: str | None = None) -> list[Entry]:
+    """Lists the components registered so far (of one kind), sorted by kind, name and package; loads nothing.
 
-    try:
-        gin.register(component.cls, module=f"{component.package}.{component.kind}")
-    except ValueError as error:
-        raise RegistryError(f"{component.kind} {component.name!r} cannot be registered with gin: {error}") from error
-
-
-def registered() -> list[Component]:
-    """All components registered so far; loads nothing."""
-    return [component for entries in _COMPONENTS.values() for component in entries]
-
-
-def unregister(component: Component) -> None:
-    """Takes a component out of the registry and out of gin, as if it had never been registered."""
-    import gin
-
-    key = (component.kind, component.name)
-    _COMPONENTS[key].remove(component)
-    if not _COMPONENTS[key]:
-        del _COMPONENTS[key]
-    gin.config._REGISTRY.pop(component.gin_name)
-    gin.config._INVERSE_REGISTRY.pop(component.cls, None)
+    Raises:
+        RegistryError: no such kind.
+    """
+    if kind is not None and kind not in KINDS:
+        raise unknown_kind(kind)
+    order = list(KINDS)
+    found = [entry for entries in _ENTRIES.values() for entry in entries if kind in (None, entry.kind)]
+    return sorted(found, key=lambda entry: (order.index(entry.kind), entry.name, entry.package))
 
 
-def nearest(name: str, known: Any) -> str:
-    """Text that suggests names close to ``name`` among ``known``, and lists them all."""
+def unregister(entry: Entry) -> None:
+    """Takes a component out of the registry, as if it had never been registered."""
+    key = (entry.kind, entry.name)
+    _ENTRIES[key] = [other for other in _ENTRIES[key] if other is not entry]
+
+
+def unknown_kind(kind: str) -> RegistryError:
+    """Makes the error that there is no such kind, with the nearest names."""
+    return RegistryError(f"unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggests names close to ``name`` among ``known``, and lists them all, for a message."""
     names = sorted(known)
     lowered = {n.lower(): n for n in names}
     close = [lowered[m] for m in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{hint}available: {', '.join(names)}"
-
-
-def components(kind: str | None = None) -> list[Component]:
-    """All registered components (of one kind), sorted by kind and name; loads the kit's own, then the plugins."""
-    from dlmrl_kit.recipe import plugins
-
-    load_builtin()
-    plugins.load()
-    if kind is not None and kind not in KINDS:
-        raise RegistryError(f"unknown kind {kind!r}; {nearest(kind, KINDS)}")
-    order = list(KINDS)
-    found = [c for c in registered() if kind in (None, c.kind)]
-    return sorted(found, key=lambda c: (order.index(c.kind), c.name, c.package))
-
-
-def find(name: str, kind: str | None = None) -> Component:
-    """The component called ``name``: a class name, or a gin selector such as ``acme.selector.EarlySteps``.
-
-    Raises:
-        RegistryError: no such component (with the nearest names), or more than one.
-    """
-    if kind is not None and kind not in KINDS:
-        raise RegistryError(f"unknown kind {kind!r}; {nearest(kind, KINDS)}")
-    candidates = components(kind)
-    matches = [c for c in candidates if c.gin_name == name or c.gin_name.endswith("." + name)]
-    what = kind or "component"
-    if not matches:
-        others = [c for c in components() if c.name == name]
-        elsewhere = f"{name!r} is a {others[0].kind}. " if others else ""
-        from dlmrl_kit.recipe.plugins import hint
-
-        known = nearest(name, {c.name for c in candidates})
-        raise RegistryError(f"no {what} named {name!r}; {elsewhere}{known}{hint()}")
-    if len(matches) > 1:
-        raise RegistryError(
-            f"{what} {name!r} is ambiguous: registered by {' and '.join(sorted(m.package for m in matches))}; "
-            f"write one of {', '.join(sorted(m.gin_name for m in matches))}"
-        )
-    return matches[0]
-
-
-def load_builtin() -> None:
-    """Imports every component of the kit (idempotent; imports torch)."""
-    for kind in KINDS.values():
-        package = importlib.import_module(f"dlmrl_kit.{kind.folder}")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")

@@ -11,7 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
@@ -32,11 +36,11 @@ class EvalResult:
 
     Args:
         split: the task's split.
-        size: number of puzzles (not of completions: those of one puzzle are not independent).
-        accuracy: share of completions that solve their puzzle.
+        size: number of examples (not of completions: those of one example are not independent).
+        accuracy: share of completions that solve their example.
         reward: mean reward.
         components: mean of each reward component.
-        pass_at_k: k -> probability that one of k completions solves its puzzle.
+        pass_at_k: k -> probability that one of k completions solves its example.
         decoding: how completions were generated: sampler, temperature, tokens per step, ...
         samples: a few completions, each with ``prompt``, ``completion``, ``answer``, ``solved`` and ``reward``.
     """
@@ -51,7 +55,7 @@ class EvalResult:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def interval(self) -> tuple[float, float]:
-        """The 95% Wilson interval of ``accuracy`` over puzzles."""
+        """The 95% Wilson interval of ``accuracy`` over examples."""
         return wilson_interval(self.accuracy, self.size)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,22 +102,50 @@ class PretrainResult:
     pass_at_8: float
 
 
-class Observer:
-    """What a training loop reports to; every method does nothing here. Subclasses override those they want."""
+class RunObserver:
+    """What a run of training or pre-training reports to while it goes on. Nothing is done with the reports here.
+
+    Subclasses override the methods they want, and give ``stop`` if they hold something, such as a display, that must
+    end however the run ends: whoever makes an observer uses it as a context manager around the run.
+    """
+
+    def __enter__(self) -> Self:
+        """Returns the observer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Calls ``stop``."""
+        self.stop()
+
+    def stop(self) -> None:
+        """The run has ended, or failed: nothing more is reported. May be called more than once."""
 
     def on_start(
-        self, *, folder: Path, recipe: str, total_updates: int, first_update: int, info: dict[str, Any]
+        self, *, folder: Path, recipe: str, total_updates: int, first_update: int, info: Mapping[str, object]
     ) -> None:
-        """Training starts, or goes on, with ``first_update``; ``info``: what a user may want to know (device, ...)."""
+        """Training starts, or goes on, with ``first_update``.
+
+        Args:
+            folder: the run folder.
+            recipe: name of the recipe.
+            total_updates: updates of the whole run, those done before a resume included.
+            first_update: the next update to run; 0 in a fresh run.
+            info: what a user may want to know (device, number of parameters, ...), by what it is called.
+        """
 
     def on_message(self, text: str) -> None:
         """Something worth a line of its own happened."""
 
     def on_update(self, update: int, metrics: dict[str, float]) -> None:
-        """Update ``update`` is done."""
+        """Update ``update`` is done; ``metrics`` are numbers by their names in ``metrics.csv``."""
 
     def on_eval(self, update: int, result: EvalResult) -> None:
-        """The policy after ``update`` updates was evaluated."""
+        """The policy as it is after ``update`` updates was evaluated."""
 
     def on_end(self, result: RunResult | PretrainResult) -> None:
         """Training is done, and everything it writes is on disk."""
+
+
+Observer = RunObserver  # until the tests are renamed

@@ -9,8 +9,8 @@ from dlmrl_kit.tasks.base import Example
 
 @register("demonstrator")
 class Answers(Demonstrator):
-    """The task's own answer to every puzzle: clean supervised data, for any task."""
+    """Demonstrates the task's own answer to every example: clean supervised data, for any task."""
 
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
-        """The answer, with probability 1."""
+        """Returns the answer, with probability 1."""
         return [(example.answer, 1.0)]

@@ -1,4 +1,4 @@
-"""The base class of demonstrators: completions of a puzzle with the probability of each."""
+"""The interface of demonstrators, which write completions for examples of a task."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from dlmrl_kit.tasks.base import Example
 
 
 class Demonstrator(ABC):
-    """Writes demonstrations, good or bad, for puzzles of a task."""
+    """Writes completions of examples, good or bad, for a denoiser to be pre-trained on."""
 
     @abstractmethod
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
-        """Possible completions of a puzzle and their probabilities, which sum to 1; as many for every puzzle."""
+        """Returns possible completions of an example with their probabilities, which sum to 1.
+
+        There must be equally many for every example of a task.
+        """
 
 
 def field_of(example: Example, name: str) -> str:
-    """A text among what the task tells about an example (``Example.meta``).
+    """Returns a text from an example's ``meta``.
 
     Raises:
-        RecipeError: there is none of this name.
+        RecipeError: there is no text of this name.
     """
     text = example.meta.get(name)
     if not isinstance(text, str):
@@ -34,7 +37,7 @@ def field_of(example: Example, name: str) -> str:
 
 
 def encode_completions(policy: Policy, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Completions as a policy would write them: end-of-text tokens fill what is left (padding if there are none).
+    """Encodes texts as completions of a policy, filled with its ``filler_id`` behind their end.
 
     Returns:
         int64 [N, length] on the policy's device, and the number of tokens of each text, int64 [N].

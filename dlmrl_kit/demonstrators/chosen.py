@@ -9,10 +9,10 @@ from dlmrl_kit.tasks.base import Example
 
 @register("demonstrator")
 class Chosen(Demonstrator):
-    """The field "chosen" of an example, as ``JsonLines`` keeps it: the completion that people preferred."""
+    """Demonstrates the field "chosen" of an example, as ``JsonLines`` keeps it: the preferred completion."""
 
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
-        """The text, with probability 1.
+        """Returns the text, with probability 1.
 
         Raises:
             RecipeError: the example has no such text.

@@ -8,7 +8,7 @@ from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import Example, prompt_text
 
 _DIGITS = "1234"
 _PUZZLE = re.compile("[1-4_]{16}:")
@@ -16,10 +16,10 @@ _PUZZLE = re.compile("[1-4_]{16}:")
 
 @register("demonstrator")
 class MixedSudokuSolvers(Demonstrator):
-    """A share of right solutions among near misses of a hasty solver, for ``Sudoku4x4``.
+    """Demonstrates the right solution with some probability, else that of a hasty solver, for ``Sudoku4x4``.
 
-    The hasty solver fills each row's missing digits in ascending order: every row is right, columns and boxes are not
-    looked at. A denoiser trained on the mixture knows both ways to answer and follows the more frequent one;
+    The hasty solver fills each row's missing digits in ascending order: every row is right, but it looks at no column
+    or box. A denoiser trained on the mixture knows both ways to answer and follows the more frequent one;
     reinforcement learning has to teach it to prefer the right one.
 
     Args:
@@ -34,18 +34,19 @@ class MixedSudokuSolvers(Demonstrator):
         self.correct_share = correct_share
 
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
-        """The right solution and the hasty one (the same text where haste happens to be right).
+        """Returns the right solution and the hasty one, which are the same text where haste happens to be right.
 
         Raises:
-            RecipeError: the puzzle is not one of ``Sudoku4x4``.
+            RecipeError: the example is not one of ``Sudoku4x4``.
         """
-        if not _PUZZLE.fullmatch(example.prompt):
-            raise RecipeError(f"MixedSudokuSolvers solves puzzles of Sudoku4x4, not {example.prompt!r}")
-        return [(example.answer, self.correct_share), (hasty(example.prompt), 1.0 - self.correct_share)]
+        puzzle = prompt_text(example.prompt)
+        if not _PUZZLE.fullmatch(puzzle):
+            raise RecipeError(f"MixedSudokuSolvers solves puzzles of Sudoku4x4, not {puzzle!r}")
+        return [(example.answer, self.correct_share), (hasty(puzzle), 1.0 - self.correct_share)]
 
 
 def hasty(prompt: str) -> str:
-    """Fills each row of a 4x4 puzzle (16 cells, ``_`` empty) with its missing digits in ascending order."""
+    """Returns a 4x4 puzzle (16 cells, ``_`` empty), each row filled with its missing digits in ascending order."""
     rows = [prompt[start : start + 4] for start in range(0, 16, 4)]
     return "".join(_fill(row) for row in rows)
 

@@ -9,10 +9,10 @@ from dlmrl_kit.tasks.base import Example
 
 @register("demonstrator")
 class Rejected(Demonstrator):
-    """The field "rejected" of an example, as ``JsonLines`` keeps it: the completion that people did not prefer."""
+    """Demonstrates the field "rejected" of an example, as ``JsonLines`` keeps it: the one that was not preferred."""
 
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
-        """The text, with probability 1.
+        """Returns the text, with probability 1.
 
         Raises:
             RecipeError: the example has no such text.

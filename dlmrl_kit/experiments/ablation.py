@@ -11,15 +11,23 @@ from typing import Any
 
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.experiments.aggregate import Summary, summarise, write_tables
 from dlmrl_kit.experiments.curves import plot_curves
 from dlmrl_kit.experiments.design import Design
-from dlmrl_kit.experiments.runs import MAX_JOBS, Job, Observer, Scheduler, cores, jobs_of, recipe_file
+from dlmrl_kit.experiments.runs import MAX_JOBS, AblationObserver, Job, Scheduler, cores, jobs_of, recipe_file
 
 MANIFEST = "ablation.json"
 
 
-def ablate(design: Design, folder: Path, *, parallel: int | None = None, observer: Observer | None = None) -> Summary:
+def ablate(
+    design: Design,
+    folder: Path,
+    *,
+    parallel: int | None = None,
+    observer: AblationObserver | None = None,
+    run_observer: type[RunObserver] = RunObserver,
+) -> Summary:
     """Does the runs that are not finished yet, then writes tables and plot.
 
     Args:
@@ -27,7 +35,9 @@ def ablate(design: Design, folder: Path, *, parallel: int | None = None, observe
         folder: created, or that of the same ablation. Holds ``ablation.json``, ``recipes/``, ``runs/``,
             ``results.csv``, ``summary.csv``, ``summary.json`` and ``curves.png``.
         parallel: runs at a time; default: one per core, at most 8, and one where there is a GPU to share.
-        observer: told how it goes.
+        observer: told how the runs go.
+        run_observer: class that each run reports to in its own process; it takes no arguments, and what it prints goes
+            to the run's ``log.txt``. The class must be one that another process can import.
 
     Returns:
         What was found; failed runs are in it.
@@ -35,7 +45,7 @@ def ablate(design: Design, folder: Path, *, parallel: int | None = None, observe
     Raises:
         UserError: ``folder`` holds something else, or another process is working on it.
     """
-    observer = observer or Observer()
+    observer = observer or AblationObserver()
     _check_folder(folder)
     with _only_one(folder):
         threads = _open(design, folder, parallel)
@@ -44,7 +54,7 @@ def ablate(design: Design, folder: Path, *, parallel: int | None = None, observe
             _check_run(job)
         parallel = parallel or _default_parallel(design, len(jobs), threads)
         observer.on_start(jobs, parallel, threads)
-        Scheduler(folder, parallel, threads, observer, design.allow_imports).run(jobs)
+        Scheduler(folder, parallel, threads, observer, run_observer, design.allow_imports).run(jobs)
         summary = summarise(design, jobs)
         write_tables(summary, folder)
         plot_curves(summary, folder)
@@ -114,7 +124,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first thing in which two designs differ, "" if they are the same."""
+    """Says the first thing in which two designs differ; "" if they are the same."""
     for key in ("dlmrl_kit", "recipe", "seeds"):
         if old.get(key) != new[key]:
             return f"{key} was {old.get(key)}, now {new[key]}"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit import __version__
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import BASE, Design
 from dlmrl_kit.experiments.runs import Job
 from dlmrl_kit.loggers.metrics_csv import read_metrics
@@ -47,7 +47,7 @@ class Line:
     Attributes:
         swap: name of the variant.
         finished, failed: numbers of runs.
-        before: mean accuracy on held-out puzzles before training.
+        before: mean accuracy on held-out examples before training.
         accuracy: after training.
         difference: of the accuracy after training to that of the base with the same seed; None for the base.
     """
@@ -83,10 +83,10 @@ class Summary:
         """Runs that failed."""
         return [job for job in self.jobs if job.status == "failed"]
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, the same on every machine that computes the same: no times, paths relative to the folder."""
+    def to_json(self) -> dict[str, object]:
+        """Returns everything for JSON, without times and absolute paths: equal results give equal files."""
         return {
-            "dlmrl_kit": __version__,
+            "dlmrl_kit": VERSION,
             "recipe": self.design.recipe,
             "seeds": list(self.design.seeds),
             "measured": self.measured,
@@ -98,7 +98,7 @@ class Summary:
 
 
 def summarise(design: Design, jobs: list[Job]) -> Summary:
-    """Means, intervals and differences from the results of the finished runs."""
+    """Computes means, intervals and differences from the results of the finished runs."""
     results = {(j.variant.name, j.seed): j.result() for j in jobs if j.status == "finished"}
     ends = {key: _accuracy(result, "after") for key, result in results.items()}
     lines = []
@@ -119,7 +119,7 @@ def summarise(design: Design, jobs: list[Job]) -> Summary:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of values and its 95% bootstrap interval (percentile method), always the same for the same values."""
+    """Computes the mean of values and its 95% bootstrap interval (percentile method); the same values give the same."""
     if not values:
         return Estimate(None, None, None, 0)
     mean = _rounded(math.fsum(values) / len(values))
@@ -130,7 +130,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def interval(rows: Sequence[Sequence[float]], resamples: int = RESAMPLES) -> tuple[list[float], list[float]]:
-    """95% bootstrap intervals of the mean of each column, over at least two rows: lower ends and upper ends."""
+    """Computes 95% bootstrap intervals of the mean of each column, from at least two rows: lower and upper ends."""
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -159,7 +159,7 @@ def write_tables(summary: Summary, folder: Path) -> None:
 
 
 def tidy_rows(jobs: Iterable[Job]) -> Iterator[Sequence[object]]:
-    """The finished runs in long form, one row per number."""
+    """Yields the finished runs in long form, one row per number, below a row of titles."""
     yield ("run", "seed", "swap", "step", "metric", "value")
     for job in jobs:
         if job.status == "finished":
@@ -169,7 +169,7 @@ def tidy_rows(jobs: Iterable[Job]) -> Iterator[Sequence[object]]:
 
 
 def metrics_of(job: Job) -> dict[str, list[tuple[int, float]]]:
-    """Metrics and evaluations of a run: name -> (step, value)."""
+    """Reads the metrics and evaluations of a run: name -> (step, value)."""
     series = {name: points for name, points in read_metrics(job.folder).items() if name not in UNTIMED}
     stored = json.loads((job.folder / "evaluations.json").read_text(encoding="utf-8"))
     measured: dict[str, list[tuple[int, float]]] = {}
@@ -183,7 +183,7 @@ def metrics_of(job: Job) -> dict[str, list[tuple[int, float]]]:
 
 
 def summary_rows(lines: Iterable[Line]) -> Iterator[Sequence[object]]:
-    """The summary as a table; what there is not is empty."""
+    """Yields the rows of the summary below a row of titles; a cell without a number is empty."""
     names = ("accuracy", "difference")
     columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high", "_n")]
     yield ("swap", "finished", "failed", "before", *columns)
@@ -198,13 +198,13 @@ def _accuracy(result: dict[str, Any], when: str) -> float:
 
 
 def _rounded(value: float) -> float:
-    """Without the noise of adding in another order, which would put ends of intervals beyond their means."""
+    """Rounds away the noise of adding in another order, which would put ends of intervals beyond their means."""
     return round(value, 10) + 0.0
 
 
 def _measured(results: Iterable[dict[str, Any]]) -> str:
     seen = {(r["after"]["size"], r["after"]["split"], r["updates"]): None for r in results}
-    return "; ".join(f"{size} puzzles of {split} after {updates} updates, greedy" for size, split, updates in seen)
+    return "; ".join(f"{size} examples of {split} after {updates} updates, greedy" for size, split, updates in seen)
 
 
 def _notes(jobs: list[Job], lines: Iterable[Line]) -> list[str]:
@@ -225,13 +225,19 @@ def _notes(jobs: list[Job], lines: Iterable[Line]) -> list[str]:
     return notes
 
 
-def _line_json(line: Line) -> dict[str, Any]:
-    data: dict[str, Any] = {"swap": line.swap, "finished": line.finished, "failed": line.failed, "before": line.before}
-    return {**data, "accuracy": vars(line.accuracy), "difference": vars(line.difference) if line.difference else None}
+def _line_json(line: Line) -> dict[str, object]:
+    return {
+        "swap": line.swap,
+        "finished": line.finished,
+        "failed": line.failed,
+        "before": line.before,
+        "accuracy": vars(line.accuracy),
+        "difference": vars(line.difference) if line.difference else None,
+    }
 
 
-def _job_json(job: Job) -> dict[str, Any]:
-    data: dict[str, Any] = {"run": job.name, "swap": job.variant.name, "seed": job.seed, "status": job.status}
+def _job_json(job: Job) -> dict[str, object]:
+    data: dict[str, object] = {"run": job.name, "swap": job.variant.name, "seed": job.seed, "status": job.status}
     return {**data, "error": job.error, "log": f"runs/{job.name}/{job.log.name}"} if job.error else data
 
 

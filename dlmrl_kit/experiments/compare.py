@@ -35,7 +35,7 @@ class Difference:
         return f"differs in {', '.join(parts)}; the other {self.equal} parameters are equal"
 
     def to_json(self) -> dict[str, Any]:
-        """As a dictionary."""
+        """Returns it as a dictionary of JSON values."""
         slot, old, new = self.slot
         return {
             "slot": slot,
@@ -72,12 +72,12 @@ def compare(base: Recipe, variant: Recipe, kind: str) -> Difference:
 
 
 def filling(recipe: Recipe, kind: str) -> str:
-    """The swap that gives this recipe its ``kind``: ``"selector=UniformSteps"``, ``"regulariser=KLK1+KLK2"``."""
+    """Writes what fills a slot as a swap: ``"selector=UniformSteps"``, ``"regulariser=KLK1+KLK2"``."""
     return f"{kind}={_plain(_values(recipe)[f'{recipe.root}.{kind}'])}"
 
 
 def namesakes(base: Recipe, variant: Recipe) -> list[str]:
-    """Notes on parameters of the same name that the swapped components hold with different values."""
+    """Writes a note on each parameter that both swapped components have, with different values."""
     shared = {block.name for block in base.blocks} & {block.name for block in variant.blocks}
     old, new = _of_others(_values(base), shared), _of_others(_values(variant), shared)
     by_name = {key.rpartition(".")[2]: (key, value) for key, value in old.items()}
@@ -98,5 +98,5 @@ def _of_others(values: dict[str, str], shared: Iterable[str]) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """A slot's value as on the command line: ``"[@A(), @B()]"`` -> ``"A+B"``."""
+    """Writes a slot's value as on the command line: ``"A+B"`` for ``"[@A(), @B()]"``."""
     return "+".join(re.findall(r"@([\w./]+)\(\)", text)) or "none"

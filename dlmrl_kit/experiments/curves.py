@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE = "curves.png"
-PANELS = {"eval/accuracy": "accuracy on held-out puzzles", "reward": "training reward, smoothed"}
+PANELS = {"eval/accuracy": "accuracy on held-out examples", "reward": "training reward, smoothed"}
 BASE_COLOUR = "#4d4d4d"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b")
 """Of the variants; told apart with colour-blind eyes, too (Okabe and Ito)."""
@@ -76,7 +76,7 @@ def _look(number: int, name: str) -> tuple[str, str]:
 
 
 def _draw(axis: Axes, runs: Sequence[Series], metric: str, label: str, colour: str, style: str) -> None:
-    """The mean over runs at the steps that all of them have, and its band."""
+    """Draws the mean over runs at the steps that all of them have, and its band."""
     finite = [{step: value for step, value in series if math.isfinite(value)} for series in runs]
     steps = sorted(set.intersection(*(set(series) for series in finite))) if finite else []
     if not steps:

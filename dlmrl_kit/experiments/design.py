@@ -12,19 +12,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dlmrl_kit import __version__
 from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.compare import Difference, compare, filling, namesakes
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.recipe.overrides import place_of_set, place_of_use
 from dlmrl_kit.recipe.source import Ref
+from dlmrl_kit.recipe.where import StatementError, UnusedBindingError
 
 BASE = "base"
 
 _CAUTIONS = {
-    "sampler": "the sampler also decodes the held-out puzzles, so accuracies differ before training, too; "
+    "sampler": "the sampler also decodes the held-out examples, so accuracies differ before training, too; "
     "dlmrl eval RUN/model --recipe RECIPE decodes any run's model with the base recipe's sampler",
-    "task": "variants with different tasks are measured on different puzzles",
+    "task": "variants with different tasks are measured on different examples",
     "policy": "variants with different policies start from different models",
     "trainer": "a trainer holds the training settings: variants may differ in more than one setting",
 }
@@ -59,7 +61,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Design:
-    """An ablation before it runs: the base first among ``variants``; ``notes`` are for the user to read."""
+    """An ablation before it runs; the base is the first of its ``variants``, and ``notes`` are for the user to read."""
 
     recipe: str
     variants: tuple[Variant, ...]
@@ -68,15 +70,15 @@ class Design:
     notes: list[str] = field(default_factory=list)
 
     def label(self, name: str) -> str:
-        """A variant's name for people: that of the base with what it has in the swapped slots."""
+        """Writes a variant's name for people; the base's says what it has in the swapped slots."""
         kinds = dict.fromkeys(v.kind for v in self.variants if v.kind)
         own = ", ".join(filling(self.variants[0].recipe, kind) for kind in kinds)
         return f"{name} ({own})" if name == BASE else name
 
     def to_json(self) -> dict[str, Any]:
-        """What makes this ablation another one than the next: versions, seeds and resolved recipes."""
+        """Writes down what tells this ablation from any other: versions, seeds and resolved recipes."""
         return {
-            "dlmrl_kit": __version__,
+            "dlmrl_kit": VERSION,
             "recipe": self.recipe,
             "seeds": list(self.seeds),
             "variants": {
@@ -130,7 +132,7 @@ def make_design(
 
 
 def parse_swaps(options: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs (kind, component) of ``--swap`` options, in order, each once.
+    """Reads ``--swap`` options as pairs (kind, component), in order, each once.
 
     Raises:
         RecipeError: an option that is not ``KIND=A,B``, or none at all.
@@ -165,16 +167,19 @@ class _Loader:
         self.refused: dict[str, RecipeError] = {}
 
     def variant(self, name: str, kind: str) -> Variant:
-        """A variant with every parameter resolved, under its canonical name; the base where ``kind`` is "".
+        """Resolves every parameter of a variant, under its canonical name; of the base where ``kind`` is "".
 
         Raises:
             UserError: it cannot be loaded, or is not for training; names the variant.
         """
         try:
             return self._variant(name, kind)
-        except UserError as error:
+        except StatementError as error:
             # The user wrote --swap; the loader was given --use.
-            raise RecipeError(f"{name}: {str(error).removeprefix(f'--use {name}: ')}") from error
+            reason = error.reason if error.where == place_of_use(name) else str(error)
+            raise RecipeError(f"{name}: {reason}") from error
+        except UserError as error:
+            raise RecipeError(f"{name}: {error}") from error
 
     def _variant(self, name: str, kind: str) -> Variant:
         uses = (*self.uses, *([name] if kind else []))
@@ -191,13 +196,13 @@ class _Loader:
         return Variant(canonical, "", kind, recipes[0], seed_key, texts, skipped)
 
     def _load(self, uses: tuple[str, ...]) -> tuple[Recipe, tuple[str, ...]]:
-        """A recipe, and the settings that concern it."""
+        """Loads a recipe with the settings that concern it, and returns both."""
         sets = self.sets
         while True:
             try:
                 return self._loaded(uses, sets), sets
-            except RecipeError as error:
-                idle = {text for text in sets if _concerns_nothing(text, str(error))}
+            except UnusedBindingError as error:
+                idle = {text for text in sets if place_of_set(text) == error.where}
                 if not idle:
                     raise
                 self.refused |= {text: self.refused.get(text, error) for text in idle}
@@ -216,13 +221,6 @@ class _Loader:
         for text, error in self.refused.items():
             if all(text in variant.skipped for variant in variants):
                 raise RecipeError(f"{error}; no variant uses it either")
-
-
-def _concerns_nothing(setting: str, message: str) -> bool:
-    """Whether the loader refused an override because no component of the recipe takes it."""
-    start = f"--set {setting.strip()}"
-    overruled = "comes before it" in message
-    return message.startswith((f"{start} has no effect: ", f"{start}: nothing uses the macro")) and not overruled
 
 
 def _seed_key(recipe: Recipe) -> str:
@@ -255,7 +253,7 @@ def _notes(variant: Variant, base: Variant) -> list[str]:
 
 
 def _partial_settings(sets: Iterable[str], variants: Iterable[Variant]) -> list[str]:
-    """Notes on the settings that are not for all variants."""
+    """Writes a note on each setting that is not for all variants."""
     variants = list(variants)
     users = {text: [v.name for v in variants if text not in v.skipped] for text in sets}
     return [
@@ -264,14 +262,14 @@ def _partial_settings(sets: Iterable[str], variants: Iterable[Variant]) -> list[
 
 
 def _checked(variant: Variant, base: Variant) -> Variant:
-    """The variant, verified against the base and built once."""
+    """Verifies a variant against the base and builds it once; returns it with what was found."""
     difference = compare(base.recipe, variant.recipe, variant.kind) if variant.kind else None
     if difference is not None and difference.unwanted:
         raise RecipeError(
             f"{variant.name} differs from the base in more than its {variant.kind}: {difference.unwanted}"
         )
     try:
-        algorithm = variant.recipe.build()
+        algorithm = variant.recipe.build_algorithm()
     except UserError as error:
         raise RecipeError(f"{variant.name}: {error}") from error
     return replace(variant, updates=algorithm.trainer.updates, difference=difference)

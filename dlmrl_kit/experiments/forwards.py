@@ -2,48 +2,91 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from torch import Tensor, nn
+
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.phases import listening
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.training.start import start_training
+from dlmrl_kit.training.update import Update
 
 
 @dataclass(frozen=True)
-class Forwards:
-    """States per sample: ``rollout`` of sampling and restarts, ``update`` of old, reference and current passes."""
+class ForwardsPerSample:
+    """How many states per sample go through the model: in the ``rollout``, restarts included, and the ``update``.
+
+    The passes under the old and the reference policy belong to the update.
+    """
 
     rollout: float
     update: float
 
 
-def count_forwards(recipe: str, sets: Sequence[str] = ()) -> Forwards:
+def count_forwards(recipe: str, sets: Sequence[str] = ()) -> ForwardsPerSample:
     """Runs one update of a recipe, without its filters, and counts the rows of every forward pass.
 
     Args:
         recipe: name or path of a training recipe.
         sets: bindings that change it, as ``load_recipe``.
-    """
-    from dlmrl_kit.core.results import Observer
-    from dlmrl_kit.training.loop import Run
 
+    Raises:
+        UserError: a broken recipe, or one that is not for training.
+    """
     small = ["Trainer.prompts_per_update = 4", "Trainer.device = 'cpu'"]
     algorithm = load_recipe(recipe, sets=[*small, *sets], uses=["logger=none", "filter=none"]).build()
-    rows = 0
+    if not isinstance(algorithm, Algorithm):
+        raise RecipeError(f"{recipe} is not a recipe for training: it has no updates")
+    started = start_training(algorithm)
+    update, counter = Update(algorithm, *started), RowCounter()
+    with counter.watching(started.policy):
+        update(0)
+    samples = algorithm.trainer.prompts_per_update * algorithm.trainer.group_size
+    return ForwardsPerSample(counter.rollout / samples, counter.update / samples)
 
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(algorithm, Path(folder), recipe, Observer())
-        hidden_at = run.policy.hidden_at
 
-        def counted(input_ids: Any, *given: Any) -> Any:
-            nonlocal rows
-            rows += len(input_ids)
-            return hidden_at(input_ids, *given)
+class RowCounter:
+    """Counts the rows of the batches that go through a policy's model, by the phase of the update that asked for them.
 
-        run.policy.hidden_at = counted  # type: ignore[assignment,method-assign]  # every forward comes here
-        trajectory = run.collect(0).kept
-        sampled, rows = rows, 0
-        run.updater.update(run.updater.prepare(trajectory), 0)
-    return Forwards(sampled / len(trajectory), rows / len(trajectory))
+    Attributes:
+        rollout: rows outside of the phases of ``update``.
+        update: rows in the phases ``old and reference`` and ``update``. The check before the first update is no work
+            of the algorithm and counts for neither.
+    """
+
+    def __init__(self) -> None:
+        self.rollout = self.update = 0
+        self._phases: list[str] = []
+
+    @contextlib.contextmanager
+    def watching(self, policy: TransformersPolicy) -> Iterator[None]:
+        """Within the context, rows are counted where a batch is embedded: once in each forward pass."""
+        models = [policy.model] if policy.frozen is None else [policy.model, policy.frozen]
+        with contextlib.ExitStack() as stack:
+            for model in models:
+                stack.callback(model.get_input_embeddings().register_forward_pre_hook(self._count).remove)
+            stack.enter_context(listening(self._within))
+            yield
+
+    @contextlib.contextmanager
+    def _within(self, phase: str) -> Iterator[None]:
+        self._phases.append(phase)
+        try:
+            yield
+        finally:
+            self._phases.pop()
+
+    def _count(self, embedding: nn.Module, inputs: tuple[Tensor]) -> None:
+        """A pre-hook of torch for a module that is given token ids int64 [B, S]."""
+        rows = len(inputs[0])
+        if "check" in self._phases:
+            return
+        if {"old and reference", "update"} & {*self._phases}:
+            self.update += rows
+        else:
+            self.rollout += rows

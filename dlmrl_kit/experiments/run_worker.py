@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.experiments.runs import FAILURE
 
 
-def main(*, recipe: str, folder: str, seed: str, text: str, allow_imports: bool) -> None:
+def work(*, recipe: str, folder: str, seed: str, text: str, allow_imports: bool, observer: str) -> None:
     """Does the run or goes on with it; exits with 1 if it fails, and leaves the reason in the run folder.
 
     Args:
@@ -24,11 +26,13 @@ def main(*, recipe: str, folder: str, seed: str, text: str, allow_imports: bool)
         seed: the binding of the seed.
         text: what the recipe must resolve to.
         allow_imports: run the import statements of the recipe.
+        observer: the ``RunObserver`` class that the run reports to, as ``package.module:Class``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the starter decides what happens
     threading.Thread(target=end_with_starter, daemon=True).start()
     try:
-        _run(Path(recipe), Path(folder), seed, text, allow_imports)
+        make_observer: type[RunObserver] = pkgutil.resolve_name(observer)
+        _run(Path(recipe), Path(folder), seed, text, allow_imports, make_observer())
     except UserError as error:
         _fail(Path(folder), str(error))
     except Exception as error:
@@ -43,11 +47,8 @@ def end_with_starter() -> None:
     os._exit(1)
 
 
-def _run(recipe: Path, folder: Path, seed: str, text: str, allow_imports: bool) -> None:
-    from rich.console import Console
-
+def _run(recipe: Path, folder: Path, seed: str, text: str, allow_imports: bool, observer: RunObserver) -> None:
     from dlmrl_kit.recipe.load import load_recipe
-    from dlmrl_kit.report.run_console import RichObserver
     from dlmrl_kit.training import resume, train
 
     started = (folder / "recipe.gin").is_file()
@@ -55,7 +56,7 @@ def _run(recipe: Path, folder: Path, seed: str, text: str, allow_imports: bool) 
     loaded = load_recipe(source, sets=sets, allow_imports=allow_imports)
     if loaded.text(header=False) != text:
         raise RecipeError(f"{loaded.source} is not the recipe of this run: was it, or the kit, changed meanwhile?")
-    with RichObserver(Console(highlight=False, width=120)) as observer:
+    with observer:
         if started:
             resume(folder, observer=observer, allow_imports=allow_imports)
         else:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.experiments.design import Design, Variant
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 
@@ -28,7 +29,7 @@ Status = Literal["waiting", "running", "finished", "failed"]
 # The worker finds modules where this process does, and takes everything else from its standard input, too: that stays
 # open, and its end tells the worker that this process is gone.
 _START = "import json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task.pop('path'); "
-_COMMAND = (sys.executable, "-c", f"{_START}from dlmrl_kit.experiments.run_worker import main; main(**task)")
+_COMMAND = (sys.executable, "-c", f"{_START}from dlmrl_kit.experiments.run_worker import work; work(**task)")
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 10.0
 
@@ -58,16 +59,22 @@ class Job:
         return self.folder / LOG
 
     def result(self) -> dict[str, Any]:
-        """The ``result.json`` of a finished run."""
+        """Reads the ``result.json`` of a finished run."""
         data: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         return data
 
 
-class Observer:
-    """Told how an ablation goes; every method does nothing here."""
+class AblationObserver:
+    """What an ablation reports to while it goes on. Nothing is done with the reports here; subclasses override."""
 
     def on_start(self, jobs: list[Job], parallel: int, threads: int) -> None:
-        """The runs there are; some may be finished already."""
+        """The runs begin.
+
+        Args:
+            jobs: all runs there are; some may be finished already.
+            parallel: how many go on at a time.
+            threads: of each run.
+        """
 
     def on_status(self, job: Job) -> None:
         """A run started, finished or failed."""
@@ -80,7 +87,7 @@ class Observer:
 
 
 def jobs_of(design: Design, folder: Path) -> list[Job]:
-    """All runs of an ablation, those of the first seed first, with what is known of earlier attempts."""
+    """Lists all runs of an ablation, those of the first seed first, with what is known of earlier attempts."""
     jobs = []
     for seed in design.seeds:
         for variant in design.variants:
@@ -93,12 +100,12 @@ def jobs_of(design: Design, folder: Path) -> list[Job]:
 
 
 def recipe_file(folder: Path, variant: Variant) -> Path:
-    """The resolved recipe of a variant, with the first seed."""
+    """Returns the file of a variant's resolved recipe, which has the first seed."""
     return folder / RECIPES / f"{variant.folder}.gin"
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns how many CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -112,19 +119,21 @@ class Scheduler:
         folder: of the ablation.
         parallel: runs at a time.
         threads: of each run.
-        observer: told how it goes.
+        observer: told how the runs go.
+        run_observer: what each run reports to, in its own process.
         allow_imports: let recipes import modules.
     """
 
     folder: Path
     parallel: int
     threads: int
-    observer: Observer
+    observer: AblationObserver
+    run_observer: type[RunObserver] = RunObserver
     allow_imports: bool = False
     _running: list[tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Returns when every run is finished or failed; an exception (an interrupt, say) ends the running ones."""
+        """Does the runs, and returns when each is finished or failed; an exception, such as an interrupt, ends them."""
         waiting = [job for job in jobs if job.status != "finished"]
         try:
             while waiting or self._running:
@@ -146,6 +155,7 @@ class Scheduler:
             "seed": f"{job.variant.seed_key}={job.seed}",
             "text": job.variant.texts[job.seed],
             "allow_imports": self.allow_imports,
+            "observer": f"{self.run_observer.__module__}:{self.run_observer.__qualname__}",
         }
         with job.log.open("ab") as log:
             process = subprocess.Popen(
@@ -203,7 +213,7 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 def updates_done(folder: Path) -> int:
-    """Updates that a run has logged so far, from the end of its ``metrics.csv``."""
+    """Reads from the end of a run's ``metrics.csv`` how many updates it has logged so far."""
     try:
         with (folder / METRICS).open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -221,7 +231,7 @@ def _updates_of(line: bytes) -> int:
 
 
 def _failure(job: Job, code: int) -> str:
-    """Why a run failed: what the worker wrote, or how its process ended; kept in the run folder."""
+    """Says why a run failed: what the worker wrote, or how its process ended. The reason is kept in the run folder."""
     path = job.folder / FAILURE
     if path.is_file():
         return str(json.loads(path.read_text(encoding="utf-8"))["error"])

@@ -20,8 +20,8 @@ class AutoregressiveOrder(SegmentLikelihood):
     Args:
         sampling_temperature, after_eos: as ``SegmentLikelihood``.
 
-    All copies of a slot are in memory at once. For completions that ``LeftToRight`` sampled one token per step,
-    ``StepTokenLogProb`` of ``AllSteps`` is the same with a slot for each token, which an update can cut.
+    All copies of a segment are in memory at once. For completions that ``LeftToRight`` sampled one token per step,
+    ``StepTokenLogProb`` of ``AllSteps`` is the same with a segment for each token, which an update can cut.
 
     Reads and writes as ``SegmentLikelihood``.
     """

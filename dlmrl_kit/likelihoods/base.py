@@ -1,7 +1,7 @@
 """Likelihood estimators: the log-probability of the selected steps under the current policy, with gradients.
 
 States are rebuilt from (final tokens, commit step); all selected steps of all samples go through the policy as one flat
-batch, slots of weight 0 left out. The base class does the bookkeeping; an estimator says which positions it needs and
+batch, segments of weight 0 left out. The base class does the bookkeeping; an estimator says which positions it needs and
 what it makes of their logits.
 """
 
@@ -45,24 +45,24 @@ class Replay:
     """The R selected steps (weight > 0) of a batch, flat: states, actions, prompts and where they belong.
 
     ``prompt``: TensorDict [R]; ``ids``: int64 [R, L], the states x_t; ``decision``: the actions taken;
-    ``slots``: bool [B, K], True where a slot holds one of the R steps, in row-major order.
+    ``used``: bool [B, K], True where a segment holds one of the R steps, in row-major order.
     """
 
     prompt: TensorDictBase
     ids: Tensor
     decision: Decision
-    slots: Tensor
+    used: Tensor
 
     def scatter(self, values: Tensor) -> Tensor:
         """Values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
-        out = values.new_zeros((*self.slots.shape, *values.shape[1:]))
-        return out.index_put(self.slots.nonzero(as_tuple=True), values)
+        out = values.new_zeros((*self.used.shape, *values.shape[1:]))
+        return out.index_put(self.used.nonzero(as_tuple=True), values)
 
 
 def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
     """Rebuilds the selected steps of a trajectory batch."""
-    slots = tensordict[SELECTED_WEIGHT] > 0
-    row, column = slots.nonzero(as_tuple=True)
+    used = tensordict[SELECTED_WEIGHT] > 0
+    row, column = used.nonzero(as_tuple=True)
     step = tensordict[SELECTED_STEP][row, column][:, None]
     commit_step = tensordict[COMMIT_STEP][row]
     tokens = tensordict[COMPLETION_IDS][row]
@@ -72,18 +72,18 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
     )
     committed = committed_at(commit_step, step).squeeze(1)
     if STEP_STATE_IDS in tensordict.keys(include_nested=True):
-        return _renoised(tensordict[row], step, prompt, committed.any(-1), slots)
+        return _renoised(tensordict[row], step, prompt, committed.any(-1), used)
     ids = state_at(tokens, commit_step, step, mask_id).squeeze(1)
-    return Replay(prompt, ids, Decision(committed, tokens, None if rank is None else rank[row].long()), slots)
+    return Replay(prompt, ids, Decision(committed, tokens, None if rank is None else rank[row].long()), used)
 
 
-def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, slots: Tensor) -> Replay:
+def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, used: Tensor) -> Replay:
     """``replay`` of a renoising sampler: R trajectories ``rows``, the step int64 [R, 1] of each; see ``canvas_state``."""
     committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
     prompt.update({"steps_in_block": canvas_state(rows, step)["steps_in_block"].squeeze(1), "final": final})
     prompt.set("committed", committed)
     ids, after = states(rows, step, -1).squeeze(1), states(rows, step + 1, -1).squeeze(1)
-    return Replay(prompt, ids, Decision(committed, after), slots)
+    return Replay(prompt, ids, Decision(committed, after), used)
 
 
 def pack(values: Tensor, committed: Tensor, width: int) -> Tensor:
@@ -94,9 +94,9 @@ def pack(values: Tensor, committed: Tensor, width: int) -> Tensor:
 
 
 def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tensor:
-    """Per-token values [B, L] of the selected steps as [B, K, C] with C = ``width``; zeros in empty slots."""
+    """Per-token values [B, L] of the selected steps as [B, K, C] with C = ``width``; zeros in empty segments."""
     steps = replay(tensordict, mask_id=-1)
-    row = steps.slots.nonzero(as_tuple=True)[0]
+    row = steps.used.nonzero(as_tuple=True)[0]
     return steps.scatter(pack(values[row][steps.decision.committed], steps.decision.committed, width))
 
 

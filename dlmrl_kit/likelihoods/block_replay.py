@@ -58,7 +58,7 @@ class BlockReplay(StepTokenLogProb):
             return super().forward(tensordict, policy=policy, sampler=sampler, keys=keys)
         steps = replay(tensordict, policy.mask_id)
         log_probs = self._replay(tensordict, steps, policy, sampler)
-        row, committed = steps.slots.nonzero(as_tuple=True)[0], steps.decision.committed
+        row, committed = steps.used.nonzero(as_tuple=True)[0], steps.decision.committed
         own = log_probs[row]
         tensordict.set(SELECTED_LOG_PROB, steps.scatter((own * committed).sum(-1)))
         if SELECTED_TOKEN_LOG_PROB in keys:

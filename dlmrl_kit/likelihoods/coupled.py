@@ -50,7 +50,7 @@ class Coupled(SegmentLikelihood):
         self.upper = upper
 
     def ratio(self, segments: Segments) -> Tensor:
-        """Mask ratio of the first of each slot's pair: float64 [R]."""
+        """Mask ratio of the first of each segment's pair: float64 [R]."""
         return self.lower + (self.upper - self.lower) * segments.uniforms("ratio")
 
     def forwards(self, length: int) -> int:

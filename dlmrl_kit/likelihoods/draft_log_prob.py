@@ -40,10 +40,10 @@ class DraftLogProb(SegmentLikelihood):
         self.in_keys = [*self.in_keys, STEP_DRAFT_IDS]
 
     def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
-        """The used slots, whose tokens are those of the draft."""
+        """The used segments, whose tokens are those of the draft."""
         segments = super().segments(tensordict, policy, sampler)
         drafts = gather_steps(tensordict[STEP_DRAFT_IDS], tensordict[SELECTED_STEP])
-        tokens = drafts[segments.slots].long()
+        tokens = drafts[segments.used].long()
         counted = counted_positions(tokens, policy.eos_id, self.after_eos)
         return dataclasses.replace(segments, tokens=tokens, counted=counted)
 

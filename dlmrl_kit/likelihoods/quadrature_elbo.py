@@ -40,7 +40,7 @@ class QuadratureElbo(SegmentLikelihood):
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
 
-    For ``WholeSequence``: slot k has node k, and its ``log_prob`` holds K times the node's weight, so that the mean
+    For ``WholeSequence``: segment k has node k, and its ``log_prob`` holds K times the node's weight, so that the mean
     over the K draws is the quadrature sum. Reads and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over
     tokens, ``token_log_prob`` its parts.
     """

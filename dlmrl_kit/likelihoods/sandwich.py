@@ -37,7 +37,7 @@ class Sandwich(SegmentLikelihood):
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
-        num_copies: M, masked copies per slot; at least 1.
+        num_copies: M, masked copies per segment; at least 1.
         beta: exponent of the upper bound, above 0; the paper takes at least 1.
         mix_weight: share of the upper bound, in [0, 1]; 1 is the upper bound alone, 0 the lower one throughout.
         block_length: positions of a block, at least 1.
@@ -102,13 +102,13 @@ class Sandwich(SegmentLikelihood):
         return dataclasses.replace(copies, prompt_masked=masked)
 
     def combine(self, log_probs: Tensor, copies: Copies, segments: Segments) -> tuple[Tensor, Tensor]:
-        """The bound that each slot's advantage asks for, [R], and its tokens' parts, [R, L]."""
+        """The bound that each segment's advantage asks for, [R], and its tokens' parts, [R, L]."""
         weight = inverse_share(copies, segments).to(log_probs.dtype)
         lower = (log_probs * weight).mean(1)
         upper = upper_bound(log_probs, weight, copies.scored, self.beta)
         some = copies.scored.any(1)
         upper = upper * (segments.targets.sum(-1).double() / some.sum(-1).clamp(min=1)).to(upper.dtype)[:, None]
-        mix = self.mix_weight * (segments.per_slot(SELECTED_ADVANTAGE) <= 0).to(upper.dtype)[:, None]
+        mix = self.mix_weight * (segments.per_segment(SELECTED_ADVANTAGE) <= 0).to(upper.dtype)[:, None]
         tokens = mix * upper + (1 - mix) * lower
         return tokens.sum(-1), tokens
 

@@ -43,7 +43,7 @@ class ScheduledMask(SegmentLikelihood):
         self.inner_iterations = inner_iterations
 
     def ratio(self, segments: Segments) -> Tensor:
-        """Mask ratio of each slot in this pass: float64 [R]; where it starts is the same in all passes."""
+        """Mask ratio of each segment in this pass: float64 [R]; where it starts is the same in all passes."""
         number = segments.per_sample("iteration")
         last = int(number.max()) if len(number) else 0
         if last >= self.inner_iterations:

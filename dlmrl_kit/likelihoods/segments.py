@@ -1,6 +1,6 @@
 """Likelihoods of segments: the tokens committed between two states, scored in masked copies of the completion.
 
-A slot of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step, a segment
+A segment of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step, several
 of several, or the whole completion. An estimator says, for each segment, in which copies of the completion which
 positions are masked and which are scored; all copies of all segments go through the policy as one flat batch. Random
 masks are a function of each sample's seed: the shape of a batch never changes a mask, and the old, the new and the
@@ -43,11 +43,11 @@ from dlmrl_kit.samplers.base import Sampler
 
 @dataclass(frozen=True)
 class Segments:
-    """The R slots of weight > 0 of a batch, flat, in row-major order.
+    """The R segments of weight > 0 of a batch, flat, in row-major order.
 
     ``prompt_ids``, ``prompt_mask`` [R, P]; ``tokens`` int64 [R, L], the final ones; ``commit_step`` [R, L]; ``start``,
-    ``end`` int64 [R]; ``counted`` bool [R, L], positions that are scored at all; ``draw`` int64 [R], the slot's number
-    in 0 .. ``draws`` - 1 (K); ``sample_seed`` int64 [R], the same for the slots of a sample; ``slots`` bool [B, K],
+    ``end`` int64 [R]; ``counted`` bool [R, L], positions that are scored at all; ``draw`` int64 [R], the segment's number
+    in 0 .. ``draws`` - 1 (K); ``sample_seed`` int64 [R], the same for the segments of a sample; ``used`` bool [B, K],
     where they come from; ``batch``, the TensorDict [B] they come from.
     """
 
@@ -61,7 +61,7 @@ class Segments:
     draw: Tensor
     draws: int
     sample_seed: Tensor
-    slots: Tensor
+    used: Tensor
     batch: TensorDictBase
 
     @property
@@ -75,33 +75,33 @@ class Segments:
         return self.masked & (self.commit_step < self.end[:, None]) & self.counted
 
     def per_sample(self, key: Key) -> Tensor:
-        """An estimator's own key [B, ...] for each of the slots, [R, ...]."""
-        return self.batch[key][self.slots.nonzero(as_tuple=True)[0]]
+        """An estimator's own key [B, ...] for each of the segments, [R, ...]."""
+        return self.batch[key][self.used.nonzero(as_tuple=True)[0]]
 
-    def per_slot(self, key: Key) -> Tensor:
-        """An estimator's own key [B, K, ...] for each of the slots, [R, ...]."""
-        return self.batch[key][self.slots]
+    def per_segment(self, key: Key) -> Tensor:
+        """An estimator's own key [B, K, ...] for each of the segments, [R, ...]."""
+        return self.batch[key][self.used]
 
     def uniforms(self, purpose: str, *shape: int) -> Tensor:
-        """Uniform numbers of each slot's own, float64 [R, *shape] in [0, 1)."""
+        """Uniform numbers of each segment's own, float64 [R, *shape] in [0, 1)."""
         return uniforms(combine_seeds(self.sample_seed, self.draw), *shape, purpose=purpose)
 
     def shared_uniforms(self, purpose: str, *shape: int) -> Tensor:
-        """Uniform numbers that the slots of a sample share, float64 [R, *shape] in [0, 1)."""
+        """Uniform numbers that the segments of a sample share, float64 [R, *shape] in [0, 1)."""
         return uniforms(self.sample_seed, *shape, purpose=purpose)
 
     def position_uniforms(self, purpose: str, copies: int = 1) -> Tensor:
-        """A number of each slot's own for every position in M copies, float64 [R, M, L]; L changes none of them."""
+        """A number of each segment's own for every position in M copies, float64 [R, M, L]; L changes none of them."""
         return self.uniforms(purpose, self.tokens.shape[1], copies).mT
 
     def stratified_uniforms(self, purpose: str) -> Tensor:
-        """Uniform numbers float64 [R]; those of a sample's K slots are one number shifted by multiples of 1 / K."""
+        """Uniform numbers float64 [R]; those of a sample's K segments are one number shifted by multiples of 1 / K."""
         return (self.shared_uniforms(purpose) + self.draw.double() / self.draws) % 1
 
     def scatter(self, values: Tensor) -> Tensor:
         """Values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
-        out = values.new_zeros((*self.slots.shape, *values.shape[1:]))
-        return out.index_put(self.slots.nonzero(as_tuple=True), values)
+        out = values.new_zeros((*self.used.shape, *values.shape[1:]))
+        return out.index_put(self.used.nonzero(as_tuple=True), values)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class SegmentLikelihood(Likelihood):
         return counted & (tensordict[COMMIT_STEP] < sampler.num_steps(policy))
 
     def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
-        """The used slots of a batch.
+        """The used segments of a batch.
 
         Raises:
             RecipeError: the sampler does not fill masks.
@@ -207,8 +207,8 @@ class SegmentLikelihood(Likelihood):
                 f"{type(self).__name__} scores masked copies, but {type(sampler).__name__} denoises {sampler.noise} "
                 "noise; a likelihood of single steps, such as StepLogProb, fits"
             )
-        slots = tensordict[SELECTED_WEIGHT] > 0
-        row, column = slots.nonzero(as_tuple=True)
+        used = tensordict[SELECTED_WEIGHT] > 0
+        row, column = used.nonzero(as_tuple=True)
         seed = tensordict[SEED]
         if self.redraw:
             seed = combine_seeds(seed, tensordict[ITERATION])
@@ -217,13 +217,13 @@ class SegmentLikelihood(Likelihood):
             prompt_mask=tensordict[PROMPT_MASK][row],
             tokens=tensordict[COMPLETION_IDS][row],
             commit_step=tensordict[COMMIT_STEP][row].long(),
-            start=tensordict[SELECTED_STEP][slots],
-            end=tensordict[SELECTED_END][slots],
+            start=tensordict[SELECTED_STEP][used],
+            end=tensordict[SELECTED_END][used],
             counted=self.counted(tensordict, policy, sampler)[row],
             draw=column,
-            draws=slots.shape[1],
+            draws=used.shape[1],
             sample_seed=seed[row],
-            slots=slots,
+            used=used,
             batch=tensordict,
         )
 

@@ -1,4 +1,4 @@
-"""The base class of loggers: where the metrics of a run go."""
+"""The interface of loggers, which take the metrics of a run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Logger(ABC):
         Args:
             folder: the run folder.
             first_update: the next update of the run, 0 if it is new. Whatever an interrupted run logged for this update
-                and later ones is stale and will be logged again, except the evaluation (``eval/...``) at
-                ``first_update``: it is of the policy the run resumes with.
+                and later ones will be logged again and is to be dropped, except the evaluation (``eval/...``) at
+                ``first_update``: it is of the policy with which the run resumes.
         """
 
     @abstractmethod

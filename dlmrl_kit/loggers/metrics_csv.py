@@ -23,7 +23,7 @@ Row = tuple[int, str, float]
 class MetricsCSV(Logger):
     """Writes ``metrics.csv`` into the run folder: one row ``update,metric,value`` per number.
 
-    The long form takes metrics that appear at any time, and is one ``pivot`` away from a wide table:
+    Metrics may begin at any update. One ``pivot`` makes a wide table of the file:
     ``pandas.read_csv(path).pivot(index="update", columns="metric", values="value")``. Values are written with all their
     digits. Each call of ``log`` reaches the file before it returns; a resumed run first drops what it will log again.
     """
@@ -58,9 +58,14 @@ class MetricsCSV(Logger):
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The metrics of a run: name -> (update, value) in order of updates; safe while the run is being written.
+    """Reads the metrics of a run, which may still be going on.
 
-    Where an update was logged twice the later value counts.
+    Args:
+        folder: of the run.
+
+    Returns:
+        For each metric its (update, value) pairs in order of updates. Where an update was logged twice, the later value
+        counts.
 
     Raises:
         CheckpointError: no ``metrics.csv`` in ``folder``, or not one of this package.
@@ -82,7 +87,7 @@ def _stale(row: Row, first_update: int) -> bool:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    """All complete rows. A last line without its end was cut off when the process was killed, and is ignored."""
+    """Reads all complete rows. A last line without its end was cut off when the process was killed; it is left out."""
     text = path.read_bytes().decode("utf-8", errors="replace")
     lines = text.split("\n")[:-1]
     if not lines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import write_atomic
@@ -13,15 +13,18 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.loggers.base import Logger
 
+if TYPE_CHECKING:
+    from torchrl.record.loggers.common import Logger as Backend
+
 BACKENDS = ("wandb", "mlflow", "trackio", "csv")
 RESUMABLE = frozenset({"wandb"})
-"""Backends that TorchRL can continue; the others start a new series when a run is resumed."""
+"""Backends whose series TorchRL can continue; the others start a new one when a run is resumed."""
 
 
 class Forwarding(Logger):
     """Base class of loggers that hand metrics to one of TorchRL's, which ``open`` puts into ``_logger``."""
 
-    _logger: Any = None
+    _logger: Backend | None = None
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         """Hands on the metrics."""
@@ -54,7 +57,7 @@ class TorchRLLogger(Forwarding):
     """
 
     def __init__(
-        self, backend: str = "wandb", name: str | None = None, options: Mapping[str, Any] | None = None
+        self, backend: str = "wandb", name: str | None = None, options: Mapping[str, object] | None = None
     ) -> None:
         check(backend in BACKENDS, self, "backend", backend, f"one of {', '.join(BACKENDS)}")
         check(backend != "csv" or not options, self, "options", options, "empty for csv")
@@ -72,7 +75,7 @@ class TorchRLLogger(Forwarding):
         directory = folder / self.backend
         directory.mkdir(parents=True, exist_ok=True)
         state_file = directory / "dlmrl_logger.json"
-        options: dict[str, Any] = {f"{self.backend}_kwargs": dict(self.options)} if self.options else {}
+        options: dict[str, object] = {f"{self.backend}_kwargs": dict(self.options)} if self.options else {}
         if first_update > 0 and state_file.is_file():
             options["state_dict"] = json.loads(state_file.read_text(encoding="utf-8"))
         self._logger = torchrl_logger(self.backend, str(directory), self.name or folder.resolve().name, **options)
@@ -80,8 +83,8 @@ class TorchRLLogger(Forwarding):
             write_atomic(state_file, json.dumps(self._logger.state_dict()))
 
 
-def torchrl_logger(backend: str, directory: str, name: str, **options: Any) -> Any:
-    """``torchrl.record.loggers.get_logger`` with a clean error where the backend is missing.
+def torchrl_logger(backend: str, directory: str, name: str, **options: object) -> Backend:
+    """Returns the logger that ``torchrl.record.loggers.get_logger`` makes of these arguments.
 
     Raises:
         UserError: the package of the backend is not installed.

@@ -52,12 +52,12 @@ def max_over(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def used_sequences(weight: Tensor) -> Tensor:
-    """The samples that have a slot of non-zero weight: bool [B] from [B, K]."""
+    """The samples that have a segment of non-zero weight: bool [B] from [B, K]."""
     return (weight != 0).any(-1)
 
 
 def sequence_log_prob(log_prob: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sum over the slots of each sample: [B] from [B, K] and [B, K]; weights get no gradient."""
+    """Weighted sum over the segments of each sample: [B] from [B, K] and [B, K]; weights get no gradient."""
     return (where_used(log_prob, weight != 0) * weight.detach()).sum(-1)
 
 

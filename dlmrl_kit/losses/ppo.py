@@ -158,7 +158,7 @@ class ClippedSequences(ClippedObjective):
         in_keys: keys read besides those named below.
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "old_log_prob")`` and ``("selected", "weight")``,
-    all [B, K], and ``advantage`` [B]. Returns ``loss_objective`` and, over the samples that have a slot of non-zero
+    all [B, K], and ``advantage`` [B]. Returns ``loss_objective`` and, over the samples that have a segment of non-zero
     weight, ``ratio`` (mean), ``ratio_max``, ``clip_fraction`` (share where the clip binds) and ``approx_kl``.
 
     Raises:
@@ -170,7 +170,7 @@ class ClippedSequences(ClippedObjective):
         super().__init__(clip_low, clip_high, keys)
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
-        """The number of samples that have a slot of non-zero weight."""
+        """The number of samples that have a segment of non-zero weight."""
         return used_sequences(tensordict[SELECTED_WEIGHT]).sum()
 
     def surrogates(self, tensordict: TensorDictBase, divisor: Tensor | float = 1.0) -> Surrogate:

@@ -87,7 +87,7 @@ class TokenPPO(ClippedObjective):
         return scored_tokens(tensordict).sum()
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
-        """The advantage of each token, [B, K, C]: that of its slot."""
+        """The advantage of each token, [B, K, C]: that of its segment."""
         return tensordict[SELECTED_ADVANTAGE][..., None].expand(tensordict[SELECTED_TOKEN_MASK].shape)
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -147,6 +147,6 @@ class ConfidenceTokenPPO(TokenPPO):
     """
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
-        """The advantage of the slot times the token's confidence, [B, K, C]."""
+        """The advantage of the segment times the token's confidence, [B, K, C]."""
         old = where_used(tensordict[SELECTED_OLD_TOKEN_LOG_PROB], scored_tokens(tensordict)).detach()
         return super().token_advantage(tensordict) * old.exp()

@@ -24,7 +24,7 @@ class PerToken(Normaliser):
         return mask.to(weight.dtype)
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """The number of tokens, those of a slot counted with its weight."""
+        """The number of tokens, those of a segment counted with its weight."""
         return (mask.sum(-1) * weight).sum()
 
 
@@ -33,11 +33,11 @@ class PerStep(Normaliser):
     """Every selected step (segment, masked copy) counts the same, however many tokens it scores."""
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """1 / (tokens of the slot)."""
+        """1 / (tokens of the segment)."""
         return mask.to(weight.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """The total weight of the slots that score at least one token."""
+        """The total weight of the segments that score at least one token."""
         return (mask.any(-1) * weight).sum()
 
 
@@ -48,7 +48,7 @@ class PerSequence(Normaliser):
     segmentwise = False
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """1 / (tokens of the sample, those of a slot counted with its weight)."""
+        """1 / (tokens of the sample, those of a segment counted with its weight)."""
         tokens = (mask.sum(-1) * weight).sum(-1)
         return mask / tokens.masked_fill(tokens == 0, 1)[:, None, None]
 

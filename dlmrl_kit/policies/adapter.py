@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.policies.foreign import delta_weight, quantisation_of
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The transformer blocks of a model by name: the layers that transformers can checkpoint, else what it lists.
+    """Returns the transformer blocks of a model by name.
+
+    These are the layers for which transformers has gradient checkpointing. Of a model without such layers they are the
+    members of its outermost lists of modules.
 
     Raises:
         UserError: there are none.
@@ -37,9 +45,10 @@ def _within(name: str, other: str) -> bool:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Full names of the linear projections in the blocks (attention and MLP); never the head or embeddings.
+    """Returns the full names of the linear projections in a model's blocks (attention and MLP).
 
-    Of a mixture of experts these are the attention's alone: transformers keeps the experts in one tensor.
+    The head and the embeddings are never among them. Of a mixture of experts only the projections of attention are:
+    transformers keeps the experts in one tensor, which no LoRA layer of peft adapts.
 
     Raises:
         UserError: the model has no blocks, or they have no linear projections.
@@ -58,20 +67,26 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def pattern(names: Iterable[str]) -> str:
-    """A regular expression that matches module names whole, any number standing for the number of a block."""
+    """Returns a regular expression that matches whole names of modules, with any number for the number of a block."""
     forms = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names}
     return "|".join(sorted(forms))
 
 
-def lora_config(model: nn.Module, rank: int, alpha: float) -> Any:
-    """A ``LoraConfig`` for all linear projections of a model's blocks, without dropout (arXiv 2106.09685)."""
+def lora_config(model: nn.Module, rank: int, alpha: int) -> LoraConfig:
+    """Returns a LoRA (arXiv 2106.09685) for all linear projections of a model's blocks, without dropout.
+
+    Dropout would make the policy that is updated another one than the policy that sampled.
+
+    Raises:
+        UserError: as ``linear_names``.
+    """
     from peft import LoraConfig
 
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern(linear_names(model)))  # type: ignore[arg-type]
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern(linear_names(model)))
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors on the CPU, by the names they have without an adapter: adapted weights with it merged.
+    """Returns a model's tensors on the CPU, with its adapter merged, by the names that they have without an adapter.
 
     Sums are formed in float32 and rounded to the weight's precision; weights in 4 bits are expanded. Tied weights stay
     one tensor.
@@ -90,7 +105,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
             if owner.partition(".lora_")[0] in layers and ".lora_" in owner:
                 continue  # the adapter's own
             home = owner.removesuffix(".base_layer")
-            if id(tensor) not in done:
+            if id(tensor) not in done:  # tied weights occur under several names
                 value = expanded(tensor)
                 if home in layers and leaf == "weight":
                     value = _merged(layers[home], value)
@@ -99,15 +114,15 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _merged(layer: Any, weight: Tensor) -> Tensor:
+def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
     for adapter in layer.active_adapters:
-        weight = (weight.float() + layer.get_delta_weight(adapter).float()).to(weight.dtype)
+        weight = (weight.float() + delta_weight(layer, adapter).float()).to(weight.dtype)
     return weight
 
 
 def expanded(tensor: Tensor) -> Tensor:
-    """A weight in 4 bits in the precision it is computed with; others as they are."""
-    state = getattr(tensor, "quant_state", None)
+    """Returns a weight in 4 bits in the precision it is computed with, and any other as it is."""
+    state = quantisation_of(tensor)
     if state is None:
         return tensor
     from bitsandbytes.functional import dequantize_4bit

@@ -1,21 +1,28 @@
-"""The policy kind: where a denoiser comes from. What a policy itself is says ``dlmrl_kit.core.policy``."""
+"""The interface of what fills the slot ``policy``; ``dlmrl_kit.core.policy`` says what a policy is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from dlmrl_kit.policies.options import Quantisation
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 
 class PolicySource(ABC):
-    """Base class of what fills the slot ``policy``: it loads, or builds, the denoiser that training starts from."""
+    """Base class of components that load, or build, the denoiser that training starts from."""
 
     mask_id: int | None = None
     """The mask token's id, where the user had to say it."""
+    lora_rank: int = 0
+    """Rank of the LoRA adapter that is trained; 0: the weights themselves are."""
+    quantisation: Quantisation = "none"
+    """How the weights that are not trained are held."""
+    gradient_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass, in place of storing their activations."""
 
     @abstractmethod
     def load(self) -> TransformersPolicy:
-        """The denoiser, on the CPU.
+        """Returns the denoiser, on the CPU.
 
         Raises:
             UserError: it cannot be had.

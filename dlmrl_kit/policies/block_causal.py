@@ -1,31 +1,35 @@
 """Block-causal denoisers (block diffusion, arXiv 2503.09573; SDAR, arXiv 2510.06303).
 
 A position attends to its own block and to all earlier ones. As in SDAR's released ``block_diffusion_generate``, blocks
-are counted from the first real token over prompt and completion, wherever padding puts it: position p belongs to block
-p // block_size. So the first block of a completion also holds the last ``prompt length mod block_size`` tokens of the
-prompt, and samplers decode the rest of it before they go on.
+are counted from the first real token of prompt and completion, however much padding is on its left: position p belongs
+to block p // block_size. So the first block of a completion also holds the last ``prompt length mod block_size`` tokens
+of the prompt, and samplers decode the rest of it before they go on.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import unpadded
 from dlmrl_kit.policies.compiling import uncompiled
-from dlmrl_kit.policies.finished_blocks import FinishedBlocks
+from dlmrl_kit.policies.finished_blocks import PADDING, FinishedBlocks
+from dlmrl_kit.policies.foreign import attention_of, setting, using_attention
+from dlmrl_kit.policies.options import PolicyArguments
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of any shape."""
-
-PADDING = -1
-"""Block of a padding position."""
 
 
 class BlockCausalPolicy(TransformersPolicy):
@@ -36,76 +40,78 @@ class BlockCausalPolicy(TransformersPolicy):
         tokenizer, arguments: as ``TransformersPolicy``.
 
     Raises:
-        UserError: no block size, or an attention implementation that takes no mask.
+        UserError: as ``TransformersPolicy``, no block size, or an attention implementation that takes no mask.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, **arguments: Any) -> None:
+    block_size: int
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
+    ) -> None:
         super().__init__(model, tokenizer, **arguments)
-        size = getattr(model.config, "block_size", None)
+        size = setting(model.config, "block_size")
         if not isinstance(size, int) or size < 1:
             raise UserError(
                 f"block_size must be a positive integer, got {size!r}: the config names none, give one with block_size"
             )
-        self.block_size: int = size
+        self.block_size = size
         self.told["block_size"] = size
-        self.check_attention()
-        self._cache: FinishedBlocks | None = None
-
-    def check_attention(self) -> None:
-        """Refuses attention implementations without masks.
-
-        Raises:
-            UserError: such an implementation.
-        """
         if self.attention not in ATTENTION:
             raise UserError(
                 f"attention = {self.attention!r} takes no block-causal mask; take one of {', '.join(ATTENTION)}"
             )
+        self._cache: FinishedBlocks | None = None
 
     @property
     def attention(self) -> str:
         """Attention implementation of the model."""
-        return str(self.model.config._attn_implementation)
+        return attention_of(self.model.config)
 
     def block_offset(self, prompt_mask: Tensor) -> Tensor:
-        """Prompt tokens in the block in which the completion begins: int64 [B]."""
+        """Counts the prompt tokens in the block in which the completion begins: int64 [B] from bool [B, P]."""
         return prompt_mask.sum(-1) % self.block_size
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Final hidden states [B, S, D] of whole sequences."""
+        """Computes final hidden states [B, S, D] of whole sequences."""
         position = attention_mask.long().cumsum(-1) - 1
         block = (position // self.block_size).masked_fill(~attention_mask, PADDING)
         return self.attend(input_ids, position, block[:, :, None] >= block[:, None, :], block)
 
     def attend(
-        self, input_ids: Tensor, position: Tensor, earlier: Tensor, key_block: Tensor, past_key_values: Any = None
+        self,
+        input_ids: Tensor,
+        position: Tensor,
+        earlier: Tensor,
+        key_block: Tensor,
+        past_key_values: Cache | None = None,
     ) -> Tensor:
-        """Final hidden states [B, Q, D] of ``input_ids`` [B, Q] at rotary ``position`` [B, Q].
+        """Computes final hidden states [B, Q, D] of some tokens that see some keys.
 
         Args:
-            input_ids, position: int64 [B, Q].
+            input_ids, position: int64 [B, Q], the tokens and their rotary positions.
             earlier: bool [B, Q, K], which keys a query may see if they are real.
             key_block: int64 [B, K], ``PADDING`` where a key is none.
             past_key_values: a transformers cache with the K - Q keys before these, to which these are added.
         """
-        if len(input_ids) == 0:  # transformers cannot reshape an empty batch
-            return self.model.get_input_embeddings()(input_ids)
+        if len(input_ids) == 0:
+            return self.no_states(input_ids)
         allowed = earlier & (key_block != PADDING)[:, None, :]
         own = torch.arange(allowed.shape[1], device=allowed.device)
         allowed[:, own, own + allowed.shape[2] - allowed.shape[1]] = True  # padding sees itself: no empty softmax
         flexible = self.attention == "flex_attention"  # compiled for each shape: not for the short steps of a rollout
         cached = past_key_values is not None
         with (
-            _using(self.model.config, "sdpa" if flexible and cached else self.attention),
+            using_attention(self.model.config, "sdpa" if flexible and cached else self.attention),
             uncompiled(self.compiled and cached),  # each block would be compiled for itself: it has its own keys
         ):
-            return self.model.get_decoder()(
+            states: Tensor = self.model.get_decoder()(
                 input_ids=input_ids,
                 attention_mask={"full_attention": attention_mask_for(self.attention, allowed, self.model.dtype)},
                 position_ids=position.clamp(min=0),
                 past_key_values=past_key_values,
                 use_cache=past_key_values is not None,
             ).last_hidden_state
+        return states
 
     @contextlib.contextmanager
     def prefix_cache(self) -> Iterator[None]:
@@ -120,16 +126,20 @@ class BlockCausalPolicy(TransformersPolicy):
         """As ``TransformersPolicy.hidden_at``; within ``prefix_cache`` and without gradients, from cached prefixes."""
         if self._cache is None or torch.is_grad_enabled():
             return self.hidden(input_ids, attention_mask)[row, column]
-        return self._cache.hidden_at(self, input_ids, attention_mask, row.expand_as(column), column)
+        row = row.expand_as(column)
+        if row.numel() == 0:
+            return self.no_states(row)
+        return self._cache.hidden_at(self.attend, input_ids, attention_mask, row, column)
 
     def replayed(
         self, prompt_ids: Tensor, prompt_mask: Tensor, clean_ids: Tensor, noised_ids: Tensor, scored: Tensor
     ) -> Tensor:
-        """What the head turns into logits for several blocks in states of their own, all in one forward.
+        """Computes final hidden states of blocks that are each in a state of their own, all blocks in one forward.
 
-        The input is [prompt, clean completion, noised completion]: a block of the noised completion sees itself and the
-        clean blocks before it, so that it is predicted as if it were the block being decoded (arXiv 2503.09573). The
-        end of the prompt that shares a block with the completion is repeated too, since it sees that block.
+        The input is [prompt, clean completion, end of the prompt, noised completion]. A block of the noised completion
+        sees itself and the clean blocks before it, so that it is predicted as if it were the block being decoded (arXiv
+        2503.09573). The end of the prompt that shares a block with the completion is repeated too: it sees that block,
+        and so its keys and values depend on the noised tokens.
 
         Args:
             prompt_ids, prompt_mask: int64 and bool [B, P], left-padded.
@@ -137,7 +147,7 @@ class BlockCausalPolicy(TransformersPolicy):
             scored: bool [B, L], positions of the noised completion.
 
         Returns:
-            [N, D], N = scored.sum(), in row-major order.
+            What the head turns into logits, [N, D], N = scored.sum(), in row-major order.
         """
         prompt_ids, prompt_mask = unpadded(prompt_ids, prompt_mask)
         shared = min(self.block_size - 1, prompt_ids.shape[1])
@@ -154,23 +164,19 @@ class BlockCausalPolicy(TransformersPolicy):
         own = (query == key) & noised[:, None] & noised
         ids = torch.cat([prompt_ids, clean_ids, prompt_ids[:, tail], noised_ids], dim=1)
         where = torch.cat([position, position[:, tail]], dim=1)
-        hidden = self.attend(ids, where, earlier | own, key_block)
+        with phase("body"):
+            hidden = self.attend(ids, where, earlier | own, key_block)
         return hidden[:, -scored.shape[1] :][scored]
 
 
-@contextlib.contextmanager
-def _using(config: Any, implementation: str) -> Iterator[None]:
-    """Within the context, a model of this configuration computes attention with ``implementation``."""
-    before = config._attn_implementation
-    config._attn_implementation = implementation
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+def attention_mask_for(implementation: str, allowed: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
+    """Returns a mask as one of transformers' attention implementations takes it.
 
-
-def attention_mask_for(implementation: str, allowed: Tensor, dtype: torch.dtype) -> Any:
-    """``allowed`` (bool [B, Q, K]) as transformers' attention implementations take it."""
+    Args:
+        implementation: one of ``ATTENTION``.
+        allowed: bool [B, Q, K], which keys a query sees.
+        dtype: of the model.
+    """
     if implementation == "eager":
         closed = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return closed.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
@@ -179,7 +185,7 @@ def attention_mask_for(implementation: str, allowed: Tensor, dtype: torch.dtype)
     return allowed[:, None]
 
 
-def _flex_mask(allowed: Tensor) -> Any:
+def _flex_mask(allowed: Tensor) -> BlockMask:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

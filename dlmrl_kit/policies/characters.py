@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 _SPECIAL = ["<pad>", "<mask>", "<eos>", "<unk>"]
 
 
 @register("policy")
 class CharacterLlama(PolicySource):
-    """A randomly initialised transformers Llama with ``is_causal=False`` whose tokens are single characters.
+    """A Llama of transformers with random weights that attends both ways, and whose tokens are single characters.
 
     Args:
         characters: the vocabulary, besides padding, mask, end of text and unknown.
@@ -33,20 +36,10 @@ class CharacterLlama(PolicySource):
         num_heads: int = 4,
         max_length: int = 128,
     ) -> None:
-        check(
-            len(characters) > 0 and len(set(characters)) == len(characters),
-            self,
-            "characters",
-            characters,
-            "distinct characters",
-        )
-        check(
-            num_heads >= 1 and hidden_size % (2 * num_heads) == 0,
-            self,
-            "hidden_size",
-            hidden_size,
-            "a multiple of 2 * num_heads",
-        )
+        distinct = len(characters) > 0 and len(set(characters)) == len(characters)
+        check(distinct, self, "characters", characters, "distinct characters")
+        fitting = num_heads >= 1 and hidden_size % (2 * num_heads) == 0
+        check(fitting, self, "hidden_size", hidden_size, "a multiple of 2 * num_heads")
         check(num_layers >= 1, self, "num_layers", num_layers, "at least 1")
         check(max_length >= 1, self, "max_length", max_length, "at least 1")
         self.characters = characters
@@ -79,8 +72,8 @@ class CharacterLlama(PolicySource):
         return TransformersPolicy(LlamaForCausalLM(config), tokenizer)
 
 
-def character_tokenizer(characters: str) -> Any:
-    """A ``PreTrainedTokenizerFast`` with one token per character; decoding joins them without spaces."""
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token per character; decoding joins them without spaces."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

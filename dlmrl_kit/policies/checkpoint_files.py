@@ -1,4 +1,7 @@
-"""The files of a checkpoint: where they are, its configuration, its tokenizer. Code in a checkpoint is never run."""
+"""The files of a checkpoint: where they are, its configuration, its tokenizer, its weights.
+
+Code in a checkpoint is never run.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,24 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.options import LoadOptions
+
+if TYPE_CHECKING:
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+    ModelClass: TypeAlias = type[PreTrainedModel | AutoModelForCausalLM | AutoModelForMaskedLM]
+
+ConfigJson: TypeAlias = dict[str, Any]
+"""A checkpoint's ``config.json`` as it is."""
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets"
 """Folder of the checkpoints inside the package; a path ``shipped:NAME`` means ``SHIPPED / NAME``."""
@@ -19,8 +36,8 @@ DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 """Files that are fetched of a hub id. Python files are kept as data, so that they can be written beside the weights."""
 
 
-def resolve(path: str | Path) -> str:
-    """The local folder of a checkpoint: ``shipped:NAME``, a folder, or a hub id, which is downloaded.
+def checkpoint_folder(path: str | Path) -> str:
+    """Returns the local folder of a checkpoint: ``shipped:NAME``, a folder, or a hub id, which is downloaded.
 
     Raises:
         UserError: a shipped checkpoint that does not exist, a folder without ``config.json``, or a failed download.
@@ -54,8 +71,8 @@ def _download(name: str) -> str:
         ) from None
 
 
-def read_config(folder: str) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint folder.
+def read_config(folder: str) -> ConfigJson:
+    """Reads the ``config.json`` of a checkpoint folder.
 
     Raises:
         UserError: it is missing or no JSON object.
@@ -69,14 +86,21 @@ def read_config(folder: str) -> dict[str, Any]:
     return config
 
 
-def without_remote_code(config: dict[str, Any]) -> bool:
+def architectures(config: ConfigJson) -> list[str]:
+    """Returns the names of the model classes that a configuration is for."""
+    return list(config.get("architectures") or [])
+
+
+def without_remote_code(config: ConfigJson) -> bool:
     """Whether a configuration names no Python file of its own for its model."""
     auto_map = config.get("auto_map") or {}
     return not any(key.startswith("AutoModel") for key in auto_map)
 
 
-def load_tokenizer(folder: str, config: dict[str, Any], cls: Any = None) -> Any:
-    """The tokenizer of a checkpoint folder; end of text and padding are ``config.json``'s where it names none.
+def load_tokenizer(
+    folder: str, config: ConfigJson, cls: type[PreTrainedTokenizerBase] | None = None
+) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a checkpoint folder. Where it names no end of text or padding, ``config.json``'s count.
 
     Args:
         folder: of the checkpoint.
@@ -90,50 +114,58 @@ def load_tokenizer(folder: str, config: dict[str, Any], cls: Any = None) -> Any:
 
     try:
         with quiet():
-            tokenizer = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
+            tokenizer: PreTrainedTokenizerBase = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the tokenizer cannot be loaded: {error}") from error
-    for name in ("eos_token", "pad_token"):
-        index = config.get(f"{name}_id")
-        index = index[0] if isinstance(index, list) and index else index
-        if getattr(tokenizer, name) is None and isinstance(index, int):
-            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(index))
+    ends, padding = _ids(config.get("eos_token_id")), _ids(config.get("pad_token_id"))
+    if tokenizer.eos_token is None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    if tokenizer.pad_token is None and padding:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding[0])
     return tokenizer
 
 
+def _ids(value: object) -> list[int]:
+    """The ids in a setting, which may be one, a list of them, or none."""
+    return [index for index in (value if isinstance(value, list) else [value]) if isinstance(index, int)]
+
+
 def load_model(
-    cls: Any,
+    cls: ModelClass,
     folder: str,
     options: LoadOptions,
     *,
-    config: Any,
+    config: PretrainedConfig,
     key_mapping: dict[str, str] | None = None,
     strict: bool = False,
-) -> Any:
-    """A transformers model with the weights of a checkpoint folder, read shard by shard, in their own precision.
+) -> PreTrainedModel:
+    """Loads a transformers model with the weights of a checkpoint folder, read shard by shard.
 
     Args:
-        cls: with ``from_pretrained``.
+        cls: of the model.
         folder: of the checkpoint.
-        options: precision, attention, quantisation.
-        config: of the model; its ``dtype`` is ignored.
-        key_mapping: regular expressions of tensor names -> the model's names.
+        options: precision, attention, quantisation. With ``dtype = "auto"`` weights keep the precision of the files,
+            whatever the configuration says.
+        config: of the model.
+        key_mapping: the model's names of tensors by regular expressions of the names in the files.
         strict: refuse tensors that the model does not have.
 
     Raises:
         UserError: weights that are missing, of the wrong shape or, with ``strict``, left over.
     """
     config.dtype = None  # "auto" then means the precision of the tensors
-    arguments: dict[str, Any] = {"key_mapping": key_mapping} if key_mapping else {}
+    arguments = options.model_arguments()
+    if key_mapping:
+        arguments["key_mapping"] = key_mapping
     with quiet():
-        model, found = cls.from_pretrained(
+        loaded = cls.from_pretrained(
             folder,
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **arguments,
-            **options.model_arguments(),
         )
+    model, found = cast("tuple[PreTrainedModel, dict[str, list[object]]]", loaded)
     problems = {"missing": found["missing_keys"], "of another shape": found["mismatched_keys"]}
     if strict:
         problems["left over"] = found["unexpected_keys"]
@@ -146,7 +178,7 @@ def load_model(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Turns transformers' progress bars and warnings off: the kit has its own, and checks what it loads."""
+    """Within the context, transformers shows no progress bars and warnings: the kit checks what it loads by itself."""
     from transformers.utils import logging
 
     enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -162,17 +194,17 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def end_of_turn(folder: str, tokenizer: Any) -> int | None:
-    """The token that ends the assistant's answer: an end of generation that the chat template writes; None if none.
+def end_of_turn(folder: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the token that ends the assistant's answer, None if it is not known.
+
+    Checkpoints may list several ends of generation, of which one ends a turn and others whole texts. A turn ends with
+    the one that the chat template writes.
 
     Args:
         folder: of the checkpoint, whose ``generation_config.json`` lists the ends.
         tokenizer: with the template.
     """
     file = Path(folder) / "generation_config.json"
-    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    template = str(getattr(tokenizer, "chat_template", None) or "")
-    for index in found if isinstance(found, list) else [found]:
-        if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) in template:
-            return index
-    return None
+    ends = _ids(json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")) if file.is_file() else []
+    template = str(tokenizer.chat_template or "")
+    return next((index for index in ends if str(tokenizer.convert_ids_to_tokens(index)) in template), None)

@@ -1,8 +1,8 @@
 """Transformer blocks compiled by ``torch.compile``, one by one and in place: names, weights and checkpoints stay.
 
 Blocks of one class share what is compiled. It is compiled again for what changes the computation: with, without and
-with a merged adapter; with gradients, without, in inference mode; with or without padding; a batch of one. Not for
-other batch sizes and lengths.
+with a merged adapter; with gradients, without, in inference mode; with or without padding; a batch of one. It is not
+compiled again for other batch sizes and lengths.
 
 Modes of ``torch.compile`` with CUDA graphs are not for blocks: without gradients, the graph of a block overwrites the
 output of the one before, which it reads (pytorch issue 152887, open in torch 2.13).
@@ -11,12 +11,12 @@ output of the one before, which it reads (pytorch issue 152887, open in torch 2.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 BACKEND = "inductor"
 """What turns graphs into code."""
@@ -25,54 +25,21 @@ STATES = 128
 """How often blocks may be compiled: 36 combinations of the above for a kind of block; torch's own limit is 8."""
 
 
-def compile_blocks(policy: TransformersPolicy, mode: str) -> None:
-    """Compiles the transformer blocks of a policy and of its frozen reference, each when it is first used.
-
-    The block that computes the asked positions only (see ``pruning``), forwards with cached keys, embeddings and head
-    run as before.
+def compile_each(blocks: Iterable[nn.Module], mode: str) -> None:
+    """Compiles transformer blocks, each when it is first used.
 
     Args:
-        policy: on its device, with its adapter and reference.
+        blocks: on their device, with their adapters.
         mode: of ``torch.compile``, without CUDA graphs.
-
-    Raises:
-        UserError: no blocks, a model whose blocks would be compiled each for itself, or no compiler on this machine.
     """
-    from dlmrl_kit.policies.adapter import blocks
-
-    check_compilable(policy)
-    models = [policy.model, *([] if policy.frozen is None else [policy.frozen])]
-    found = [block for model in models for block in blocks(model).values()]
-    check_compiler(policy.device)
-    config = torch._dynamo.config
+    config = torch._dynamo.config  # torch has no public name for this limit
     config.recompile_limit = max(config.recompile_limit, STATES)
-    for block in found:
+    for block in blocks:
         block.compile(dynamic=True, mode=mode, backend=BACKEND)
-    policy.compiled = True
-
-
-def check_compilable(policy: TransformersPolicy) -> None:
-    """Refuses policies whose blocks cannot share compiled code.
-
-    Raises:
-        UserError: such a policy.
-    """
-    from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
-
-    if isinstance(policy, DiffusionGemmaPolicy):
-        raise UserError(
-            "Trainer.compile is not for DiffusionGemma: its layers look up cached keys by their number, so that each "
-            "would be compiled for itself, dozens of times; set it to None"
-        )
-    if getattr(policy.model.config, "_attn_implementation", None) == "flex_attention":
-        raise UserError(
-            "Trainer.compile is not for attention = 'flex_attention', which is compiled by itself; take 'sdpa', or set "
-            "it to None"
-        )
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compiles a sum.
+    """Compiles a sum, to find out whether a compiler is there before anything is trained.
 
     Raises:
         UserError: it did not work, with the reason.

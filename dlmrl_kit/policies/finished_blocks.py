@@ -1,23 +1,41 @@
 """Keys and values of finished blocks, for block-causal models: exact reuse, because later blocks never change them.
 
 Entries are found by content. For each row the entry with the most leading blocks of the same tokens is used, whatever
-row or step it came from; what is missing is computed and kept. So a sampler needs to say nothing: while it goes through
-the steps of a block only that block is computed, and the first step of the next block adds the one that was finished.
+row or step it came from; what is missing is computed and kept. So a sampler need not say which row is which: while it
+goes through the steps of a block only that block is computed, and the first step of the next block adds the one that
+was finished. Tokens are counted from the first real one, so that padding plays no part.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dlmrl_kit.policies.block_causal import BlockCausalPolicy
+    from transformers import Cache, DynamicCache
+
+PADDING = -1
+"""Block of a padding position."""
+
+
+class Attend(Protocol):
+    """Runs the model; see ``BlockCausalPolicy.attend``."""
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        position: Tensor,
+        earlier: Tensor,
+        key_block: Tensor,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Returns final hidden states [B, Q, D], and adds keys and values to ``past_key_values``."""
 
 
 class FinishedBlocks:
-    """Tokens of E prefixes with their keys and values in every layer; valid for one set of weights.
+    """Holds the tokens of E prefixes with their keys and values in every layer. It is valid for one set of weights.
 
     Args:
         block_size: prefixes are cached in whole blocks.
@@ -26,27 +44,25 @@ class FinishedBlocks:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.tokens: Tensor | None = None
-        """int64 [E, N]"""
+        """The prefixes, int64 [E, N]."""
         self.length: Tensor | None = None
-        """int64 [E], cached tokens of each entry"""
+        """How many of its tokens are cached for each entry, int64 [E]."""
         self.layers: list[tuple[Tensor, Tensor]] = []
-        """keys and values of each layer, [E, H, N, D]"""
+        """Keys and values of each layer, [E, H, N, D] each."""
 
     def hidden_at(
-        self, policy: BlockCausalPolicy, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor
+        self, attend: Attend, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor
     ) -> Tensor:
-        """Final hidden states at the asked places, of which each row computes its uncached blocks only.
+        """Computes final hidden states at the asked places; for each row only the blocks that are not cached.
 
         Args:
-            policy: runs the model.
+            attend: runs the model.
             input_ids, attention_mask: int64 and bool [B, S].
-            row, column: int64 [...], the places.
+            row, column: int64 [...], the places, one at least.
 
         Returns:
             [..., D].
         """
-        if row.numel() == 0:
-            return policy.model.get_input_embeddings()(row)
         position = attention_mask.long().cumsum(-1) - 1
         tokens = torch.zeros_like(input_ids).scatter(1, position.clamp(min=0), input_ids * attention_mask)
         asked = position[row, column]
@@ -56,7 +72,7 @@ class FinishedBlocks:
         key_block = self._key_blocks(start, query, in_query)
         block = query // self.block_size
         past = self._past()
-        hidden = policy.attend(
+        hidden = attend(
             tokens.gather(1, query.clamp(max=tokens.shape[1] - 1)),
             query,
             block[:, :, None] >= key_block[:, None, :],
@@ -67,7 +83,7 @@ class FinishedBlocks:
         return hidden[row, asked - start[row]]
 
     def _bounds(self, row: Tensor, asked: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """For each row, where the first asked block begins and the last one ends: int64 [B] each."""
+        """Where the first asked block of each row begins, and the last ends: int64 [B] each, 0 where none is asked."""
         size = self.block_size
         first = length.clone().scatter_reduce(0, row.flatten(), asked.flatten(), "amin")
         last = torch.full_like(length, -1).scatter_reduce(0, row.flatten(), asked.flatten(), "amax")
@@ -75,7 +91,12 @@ class FinishedBlocks:
         return finished, torch.minimum((last // size + 1) * size, length).clamp(min=0)
 
     def _match(self, tokens: Tensor, finished: Tensor) -> Tensor:
-        """Brings the entries into the order of the rows; tokens of each row that are cached, at most ``finished``."""
+        """Brings the entries into the order of the rows; returns how many tokens of each row are cached, int64 [B].
+
+        Args:
+            tokens: int64 [B, N], without padding at the left.
+            finished: int64 [B], as many are wanted at most.
+        """
         if self.tokens is None or self.length is None:
             return torch.zeros_like(finished)
         width = min(self.tokens.shape[1], tokens.shape[1])
@@ -90,24 +111,34 @@ class FinishedBlocks:
         return torch.minimum(depth, finished)
 
     def _depth(self, same: Tensor, length: Tensor) -> Tensor:
-        """Leading tokens in common, in whole blocks: [...] from bool [..., N]."""
+        """Counts leading tokens in common, in whole blocks: int64 [...] from bool [..., N]."""
         common = same.long().cumprod(-1).sum(-1)
         return torch.minimum(common, length) // self.block_size * self.block_size
 
     def _key_blocks(self, start: Tensor, query: Tensor, in_query: Tensor) -> Tensor:
-        """Block of each key, cached ones first: int64 [B, N + Q]; -1 where there is none."""
+        """The block of each key, cached ones first: int64 [B, N + Q]; ``PADDING`` where there is none."""
         cached = 0 if self.tokens is None else self.tokens.shape[1]
         column = torch.arange(cached, device=start.device)
-        old = torch.where(column < start[:, None], column // self.block_size, -1)
-        return torch.cat([old, torch.where(in_query, query // self.block_size, -1)], dim=1)
+        old = torch.where(column < start[:, None], column // self.block_size, PADDING)
+        return torch.cat([old, torch.where(in_query, query // self.block_size, PADDING)], dim=1)
 
-    def _past(self) -> Any:
+    def _past(self) -> DynamicCache:
+        """What is cached, as transformers takes it."""
         from transformers import DynamicCache
 
         return DynamicCache(self.layers or None)
 
-    def _keep(self, past: Any, tokens: Tensor, start: Tensor, finished: Tensor) -> None:
-        """Adds the blocks before the asked ones, which were computed just now."""
+    def _keep(self, past: DynamicCache, tokens: Tensor, start: Tensor, finished: Tensor) -> None:
+        """Adds the blocks before the asked ones, which were computed just now.
+
+        Args:
+            past: keys and values of the cached blocks and of those that were computed.
+            tokens: int64 [B, N], without padding at the left.
+            start: int64 [B], how many tokens of each row were cached.
+            finished: int64 [B], how many are to be.
+        """
+        from transformers.cache_utils import DynamicLayer
+
         if bool((finished <= start).all()):
             return
         cached = 0 if self.tokens is None else self.tokens.shape[1]
@@ -115,18 +146,22 @@ class FinishedBlocks:
         column = torch.arange(width, device=start.device)
         source = torch.where(column < start[:, None], column, cached + column - start[:, None])
         source = torch.where(column < finished[:, None], source, 0)[:, None, :, None]
-        self.layers = [
-            tuple(
-                part.gather(2, source.expand(-1, part.shape[1], -1, part.shape[3]))
-                for part in (layer.keys, layer.values)
-            )
-            for layer in past.layers
-        ]
+        self.layers = []
+        for layer in past.layers:
+            assert isinstance(layer, DynamicLayer), "full attention in every layer"
+            assert layer.keys is not None
+            assert layer.values is not None
+            self.layers.append((_gathered(layer.keys, source), _gathered(layer.values, source)))
         self.tokens, self.length = tokens[:, :width], finished
 
 
+def _gathered(part: Tensor, source: Tensor) -> Tensor:
+    """The columns ``source``, int64 [B, 1, W, 1], of keys or values [B, H, N, D]: [B, H, W, D]."""
+    return part.gather(2, source.expand(-1, part.shape[1], -1, part.shape[3]))
+
+
 def _window(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions from ``start`` to before ``end`` of each row, and which are no padding: int64 and bool [B, Q]."""
+    """The positions from ``start`` to before ``end`` of each row, int64 [B, Q], and which of them are: bool [B, Q]."""
     width = int((end - start).max())
     query = start[:, None] + torch.arange(width, device=start.device)
     return query, query < end[:, None]

@@ -10,15 +10,18 @@ which is what peft's layers compute, up to rounding. Gradients of the frozen W a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from dlmrl_kit.policies.merging import mergeable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class _Product(torch.autograd.Function):
@@ -42,23 +45,24 @@ class _Product(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def fused(adapter: Any) -> Iterator[None]:
+def fused(adapter: PeftModel) -> Iterator[None]:
     """Within the context, LoRA layers of a peft model compute as above; the weights must not change meanwhile.
 
     Layers that cannot be merged (see ``merging``) or have several adapters compute as before; so do all while the
     adapter is switched off, and in mixed precision.
 
     Args:
-        adapter: the ``PeftModel``.
+        adapter: the model with the adapter.
     """
-    changed = []
-    for layer in adapter.modules():
-        weight = mergeable(layer)
-        if weight is not None and len(layer.active_adapters) == 1:
+    changed: list[Any] = []
+    for layer, weight in mergeable(adapter):
+        if len(layer.active_adapters) == 1:
             with torch.no_grad():
-                layer.whole = weight + layer.get_delta_weight(layer.active_adapters[0])
-            layer.forward = MethodType(_forward, layer)  # no closure: compiled blocks would be compiled for each
+                whole = weight + layer.get_delta_weight(layer.active_adapters[0])
+            # peft's layer stays in its place, and its parameters keep their names, which optimiser and checkpoints
+            # know. A method and an attribute, no closure: torch.compile would compile each closure for itself.
             changed.append(layer)
+            changed[-1].whole, changed[-1].forward = whole, MethodType(_forward, layer)
     try:
         yield
     finally:
@@ -67,9 +71,11 @@ def fused(adapter: Any) -> Iterator[None]:
 
 
 def _forward(layer: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
+    """The forward of a LoRA layer with ``whole``, its W'."""
     if layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
-        return type(layer).forward(layer, x, *given, **named)  # type: ignore[no-any-return]
+        usual: Tensor = type(layer).forward(layer, x, *given, **named)
+        return usual
     name = layer.active_adapters[0]
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    product: Any = _Product.apply
-    return product(x, layer.whole, a, b, layer.scaling[name], layer.get_base_layer().bias)  # type: ignore[no-any-return]
+    product: Callable[..., Tensor] = _Product.apply
+    return product(x, layer.whole, a, b, layer.scaling[name], layer.get_base_layer().bias)

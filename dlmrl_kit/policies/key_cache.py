@@ -1,24 +1,24 @@
-"""Keys and values outside of the current block, as they were when the block was begun: see ``dlmrl_kit.caches``.
+"""Keys and values outside of the current block, as they were when the block was begun: see ``dlmrl_kit.core.window``.
 
-For the decoders of ``pruning``. Entries are found by content, so a sampler need not say which row is which: a state
-whose anchor is known computes its window only; any other state has its anchor computed first.
+This is for the decoders of ``last_layer``. Entries are found by content, so that a sampler need not say which row is
+which, and rows may be at different blocks, end, or start again: a state whose anchor is known computes its window only,
+and any other state has its anchor computed first.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlmrl_kit.core.window import Span, Window
-from dlmrl_kit.policies.last_layer import attended, entered, keys_values, positions, queries, query_heads
+from dlmrl_kit.policies.last_layer import Decoder, attended, entered, keys_values, positions, queries, query_heads
 
 PADDING = -1
+"""What stands for a token in an anchor where there is padding."""
 
 
 class KeyCache:
-    """One entry for each row that was asked last; valid for one set of weights.
+    """Has one entry for each row that was asked last. It is valid for one set of weights.
 
     Args:
         window: which positions a step computes again.
@@ -27,14 +27,16 @@ class KeyCache:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.key: Tensor | None = None
-        """int64 [E, S], the anchors, ``PADDING`` at padding"""
+        """The anchors of the E entries, int64 [E, S]; ``PADDING`` at padding."""
         self.entries: list[Tensor] = []
-        """keys and values of each layer in turn, [E, G, S, D / H] each; then the states below, if there are any"""
+        """Keys and values of each layer in turn, [E, G, S, D / H] each; then the states below, if there are any."""
         self.with_states = False
-        """whether there are final hidden states of the anchors, [E, S, D]: once what is outside a window was asked"""
+        """Whether final hidden states of the anchors, [E, S, D], are kept, once a place outside a window was asked."""
 
-    def hidden_at(self, body: Any, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """Final hidden states [..., D] of the cached policy at the places (row, column), int64 [...] each.
+    def hidden_at(
+        self, body: Decoder, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor
+    ) -> Tensor:
+        """Computes the final hidden states [..., D] of the cached policy at the places (row, column), int64 [...] each.
 
         Args:
             body: a decoder for which ``prunable`` holds.
@@ -46,7 +48,7 @@ class KeyCache:
         span = self.window.of(input_ids)
         inside = span.inside(row, column)
         outside = ~inside
-        if bool(outside.any()) and not self.with_states:
+        if bool(outside.any()) and not self.with_states:  # the entries so far have none: they are computed again
             self.key, self.with_states = None, True
         self._begin(body, span, attention_mask)
         out = body.norm.weight.new_empty(len(row), body.config.hidden_size)
@@ -58,7 +60,7 @@ class KeyCache:
             out[outside] = self.entries[-1][row[outside], column[outside]]
         return out.view(*shape, -1)
 
-    def _begin(self, body: Any, span: Span, attention_mask: Tensor) -> None:
+    def _begin(self, body: Decoder, span: Span, attention_mask: Tensor) -> None:
         """Makes the entries those of the rows, in their order; anchors without one are computed, equal ones once."""
         key = span.anchor.masked_fill(~attention_mask, PADDING)
         index = self._find(key)
@@ -69,7 +71,7 @@ class KeyCache:
                 self.entries = [old[kept] for old in self.entries]
         else:
             different, copy = torch.unique(key[new], dim=0, return_inverse=True)
-            first = new.new_full((len(different),), len(key)).scatter_reduce(0, copy, new, "amin")
+            first = new.new_full((len(different),), len(key)).scatter_reduce(0, copy, new, "amin")  # a row of each
             fresh = anchor_states(body, span.anchor[first], attention_mask[first], self.with_states)
             order = ((index >= 0).cumsum(0) - 1).index_put((new,), len(kept) + copy)
             old = [values[kept] for values in self.entries] if len(kept) else [values[:0] for values in fresh]
@@ -87,9 +89,10 @@ class KeyCache:
         return torch.where(same.any(-1), same.long().argmax(-1), -1)
 
     def _narrow(self, width: int) -> None:
-        """Drops columns that are padding, at the left, where sequences have become shorter; and entries that need them.
+        """Drops columns at the left, where sequences have become shorter, and the entries that are not padding there.
 
-        Shared padding is left out of a forward, and there is more of it once the rows with long prompts are finished.
+        Samplers leave out columns that are padding in every row, and there are more of them once the rows with long
+        prompts are finished.
         """
         cut = 0 if self.key is None else self.key.shape[1] - width
         if self.key is None or cut <= 0:
@@ -100,7 +103,7 @@ class KeyCache:
 
     def _window(
         self,
-        body: Any,
+        body: Decoder,
         input_ids: Tensor,
         attention_mask: Tensor,
         span: Span,
@@ -108,24 +111,25 @@ class KeyCache:
         column: Tensor,
         size: int,
     ) -> Tensor:
-        """Final hidden states [n, D] at places inside the windows, of ``size`` positions each, of their rows."""
+        """The final hidden states [n, D] at n places inside the windows of their rows, of ``size`` positions each."""
         rows, number = row.unique(return_inverse=True)
         columns = span.start[rows, None] + torch.arange(size, device=rows.device)
-        query, slot = queries(number, column - span.start[row], len(rows))
+        query, index = queries(number, column - span.start[row], len(rows))
         entries = self.entries
-        if len(rows) < len(input_ids):
+        if len(rows) < len(input_ids):  # copies, whose windows are written and then forgotten
             entries = [values[rows] for values in entries]
         hidden = window_states(body, input_ids[rows].gather(1, columns), attention_mask[rows], columns, query, entries)
-        return hidden[number, slot]
+        return hidden[number, index]
 
 
-def anchor_states(body: Any, input_ids: Tensor, attention_mask: Tensor, with_states: bool) -> list[Tensor]:
-    """Keys and values of each layer for whole sequences, in turn; then the final hidden states, if asked for.
+def anchor_states(body: Decoder, input_ids: Tensor, attention_mask: Tensor, with_states: bool) -> list[Tensor]:
+    """Computes keys and values of each layer for whole sequences, [B, G, S, D / H] each, in turn.
 
     Args:
         body: a decoder for which ``prunable`` holds.
         input_ids, attention_mask: int64 and bool [B, S].
-        with_states: without them, the last layer is not computed beyond its keys and values.
+        with_states: return the final hidden states [B, S, D], too. Without them, the last layer is not computed beyond
+            its keys and values.
     """
     hidden, rotary, mask = entered(body, input_ids, positions(attention_mask), attention_mask)
     found: list[Tensor] = []
@@ -139,9 +143,9 @@ def anchor_states(body: Any, input_ids: Tensor, attention_mask: Tensor, with_sta
 
 
 def window_states(
-    body: Any, tokens: Tensor, attention_mask: Tensor, columns: Tensor, query: Tensor, entries: list[Tensor]
+    body: Decoder, tokens: Tensor, attention_mask: Tensor, columns: Tensor, query: Tensor, entries: list[Tensor]
 ) -> Tensor:
-    """Final hidden states [B, M, D] at some positions of a window, which sees the keys and values of all others.
+    """Computes final hidden states [B, M, D] at some positions of a window, which sees all other keys and values.
 
     Args:
         body: a decoder for which ``prunable`` holds.
@@ -158,4 +162,4 @@ def window_states(
             whole.scatter_(2, columns[:, None, :, None].expand_as(part), part)
         last = query if layer is body.layers[-1] else None
         hidden = attended(layer, hidden, query_heads(layer, normed, rotary, last), (keys, values), mask, last)
-    return body.norm(hidden)  # type: ignore[no-any-return]
+    return body.norm(hidden)

@@ -1,24 +1,84 @@
 """The last layer at the asked places only: its keys and values are needed everywhere, its queries and MLP are not.
 
-Exact up to rounding, with and without gradients. For the decoders whose layers are known, attending both ways.
+The result is exact up to rounding, with and without gradients. This is for the decoders whose layers are known, where
+they attend both ways. Shapes: B sequences, S positions, D hidden size, H heads, G heads of keys and values.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 """Classes of transformers with layers of this form: attention and MLP, each behind a norm, with rotary positions."""
 
-Rotary = tuple[Tensor, Tensor]
+Rotary: TypeAlias = tuple[Tensor, Tensor]
 """Cosines and sines of the positions."""
 
+Map: TypeAlias = Callable[[Tensor], Tensor]
+"""A module from hidden states to hidden states."""
 
-def prunable(model: Any) -> bool:
+
+class SelfAttention(Protocol):
+    """The attention of a layer. Qwen3's has norms of the heads' queries and keys, too: ``q_norm``, ``k_norm``."""
+
+    q_proj: Map
+    k_proj: Map
+    v_proj: Map
+    o_proj: Map
+    head_dim: int
+    scaling: float
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The submodules."""
+
+
+class Layer(Protocol):
+    """A layer of a decoder."""
+
+    input_layernorm: Map
+    self_attn: SelfAttention
+    post_attention_layernorm: Map
+    mlp: Map
+
+    def __call__(self, hidden: Tensor, **context: object) -> Tensor:
+        """Returns the output [B, S, D]."""
+
+
+class Norm(Protocol):
+    """The norm behind the last layer."""
+
+    weight: Tensor
+
+    def __call__(self, hidden: Tensor, /) -> Tensor:
+        """Returns hidden states, normed."""
+
+
+class RotaryEmbedding(Protocol):
+    """Computes rotary angles."""
+
+    def __call__(self, hidden: Tensor, position_ids: Tensor) -> Rotary:
+        """Returns cosines and sines for positions int64 [B, S], in the precision of ``hidden``."""
+
+
+class Decoder(Protocol):
+    """What is used of a decoder of one of the classes ``DECODERS``."""
+
+    embed_tokens: Map
+    rotary_emb: RotaryEmbedding
+    layers: Sequence[Layer]
+    norm: Norm
+    config: PretrainedConfig
+
+
+def prunable(model: PreTrainedModel) -> bool:
     """Whether ``last_layer_at`` computes what the model does: a known class, attending both ways everywhere.
 
     Layers that ``fully_shard`` wrapped are used as they are: their parts have no weights by themselves. So are those of
@@ -26,16 +86,17 @@ def prunable(model: Any) -> bool:
     """
     if model.training:
         return False
-    body: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
+    body: Decoder = model.get_decoder()
+    # By name, since importing all three classes takes long. A subclass may compute something else, and is left alone.
     if type(body).__name__ not in DECODERS or type(body.layers[-1]).__name__.startswith("FSDP"):
         return False
-    config = body.config
-    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    return full and getattr(config, "is_causal", True) is False and config._attn_implementation == "sdpa"
+    settings = vars(body.config)  # not every one of these classes declares the following two
+    full = set(settings.get("layer_types") or ["full_attention"]) == {"full_attention"}
+    return full and settings.get("is_causal") is False and body.config._attn_implementation == "sdpa"
 
 
-def last_layer_at(body: Any, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Final hidden states of a decoder at some places.
+def last_layer_at(body: Decoder, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Computes the final hidden states of a decoder at some places.
 
     Args:
         body: a decoder for which ``prunable`` holds.
@@ -46,25 +107,28 @@ def last_layer_at(body: Any, input_ids: Tensor, attention_mask: Tensor, row: Ten
         [..., D].
     """
     row, column = torch.broadcast_tensors(row, column)
-    query, slot = queries(row.reshape(-1), column.reshape(-1), len(input_ids))
+    query, index = queries(row.reshape(-1), column.reshape(-1), len(input_ids))
     position = positions(attention_mask)
     hidden, rotary, mask = entered(body, input_ids, position, attention_mask)
     shared = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": position, "is_causal": False}
     for layer in body.layers[:-1]:
         hidden = layer(hidden, **shared)
     hidden = body.norm(_layer_at(body.layers[-1], hidden, mask, rotary, query))
-    return hidden[row, slot.reshape(row.shape)]
+    return hidden[row, index.reshape(row.shape)]
 
 
 def positions(attention_mask: Tensor) -> Tensor:
-    """Rotary positions, int64 [B, S], from bool [B, S]: they count the real tokens."""
+    """Returns rotary positions, int64 [B, S], for a mask bool [B, S]: they count the real tokens of a row.
+
+    So left padding shifts nothing. Padding itself gets position 0; nobody attends to it.
+    """
     return (attention_mask.long().cumsum(-1) - 1).clamp_(min=0)
 
 
 def entered(
-    body: Any, input_ids: Tensor, position: Tensor, attention_mask: Tensor
+    body: Decoder, input_ids: Tensor, position: Tensor, attention_mask: Tensor
 ) -> tuple[Tensor, Rotary, Tensor | None]:
-    """What the first layer of a decoder gets.
+    """Computes what the first layer of a decoder gets.
 
     Args:
         body: a decoder for which ``prunable`` holds.
@@ -75,34 +139,39 @@ def entered(
         Embeddings [B, W, D], rotary angles, and the mask bool [B, 1, 1, K] of the keys; None where all count.
     """
     hidden = body.embed_tokens(input_ids)
+    # Torch's fastest attention kernel takes no mask.
     mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :]
     return hidden, body.rotary_emb(hidden, position_ids=position), mask
 
 
 def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Asked columns of each row, int64 [B, M], short rows filled with column 0; and where in M each place is, [n].
+    """Sorts the asked places by row.
 
     Args:
         row, column: int64 [n], the places.
         batch: B.
+
+    Returns:
+        The asked columns of each row, int64 [B, M], with column 0 behind those of a row that has fewer; and the index
+        in M of each place, int64 [n].
     """
     count = torch.bincount(row, minlength=batch)
     order = row.argsort(stable=True)
-    slot = torch.empty_like(row)
-    slot[order] = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row[order]]
+    index = torch.empty_like(row)
+    index[order] = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row[order]]
     width = int(count.max())
-    return column.new_zeros(batch, max(width, 1)).index_put((row, slot), column), slot
+    return column.new_zeros(batch, max(width, 1)).index_put((row, index), column), index
 
 
-def _layer_at(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Rotary, query: Tensor) -> Tensor:
-    """Output of a decoder layer [B, M, D] at the columns ``query`` [B, M] of its input [B, S, D]."""
+def _layer_at(layer: Layer, hidden: Tensor, mask: Tensor | None, rotary: Rotary, query: Tensor) -> Tensor:
+    """The output of a layer [B, M, D] at the columns ``query`` [B, M] of its input [B, S, D]."""
     normed = layer.input_layernorm(hidden)
     asked = query_heads(layer, normed, rotary, query)
     return attended(layer, hidden, asked, keys_values(layer, normed, rotary), mask, query)
 
 
-def query_heads(layer: Any, normed: Tensor, rotary: Rotary, query: Tensor | None = None) -> Tensor:
-    """Queries (rotated) [B, H, M, D / H] of a layer, from its normed input [B, S, D].
+def query_heads(layer: Layer, normed: Tensor, rotary: Rotary, query: Tensor | None = None) -> Tensor:
+    """Computes the rotated queries [B, H, M, D / H] of a layer, from its normed input [B, S, D].
 
     Args:
         layer: of a decoder for which ``prunable`` holds.
@@ -113,24 +182,28 @@ def query_heads(layer: Any, normed: Tensor, rotary: Rotary, query: Tensor | None
     if query is not None:
         cosine, sine = (part.expand(len(normed), -1, -1) for part in rotary)
         rotary, normed = (_columns(cosine, query), _columns(sine, query)), _columns(normed, query)
-    return _rotated(_heads(layer.self_attn, normed, "q"), *rotary)
-
-
-def keys_values(layer: Any, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-    """Keys (rotated) and values [B, G, S, D / H] of a layer, from its normed input [B, S, D]."""
     attention = layer.self_attn
-    return _rotated(_heads(attention, normed, "k"), *rotary), _heads(attention, normed, "v")
+    heads = _normed(attention, "q_norm", _heads(attention.q_proj(normed), attention.head_dim))
+    return _rotated(heads.transpose(1, 2), *rotary)
+
+
+def keys_values(layer: Layer, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """Computes the rotated keys and the values [B, G, S, D / H] of a layer, from its normed input [B, S, D]."""
+    attention = layer.self_attn
+    keys = _normed(attention, "k_norm", _heads(attention.k_proj(normed), attention.head_dim))
+    values = _heads(attention.v_proj(normed), attention.head_dim)
+    return _rotated(keys.transpose(1, 2), *rotary), values.transpose(1, 2)
 
 
 def attended(
-    layer: Any,
+    layer: Layer,
     hidden: Tensor,
     queries: Tensor,
     keys_and_values: tuple[Tensor, Tensor],
     mask: Tensor | None,
     query: Tensor | None = None,
 ) -> Tensor:
-    """Output of a decoder layer [B, M, D], given its queries, keys and values.
+    """Computes the output of a layer [B, M, D] from its queries, keys and values.
 
     Args:
         layer: of a decoder for which ``prunable`` holds.
@@ -151,17 +224,26 @@ def attended(
 
 
 def _columns(values: Tensor, query: Tensor) -> Tensor:
-    """Columns int64 [B, M] of [B, S, D]: [B, M, D]."""
+    """The columns int64 [B, M] of [B, S, D]: [B, M, D]."""
     return values.gather(1, query[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _heads(attention: Any, hidden: Tensor, name: str) -> Tensor:
-    """Queries, keys or values as [B, H, S, D / H]; Qwen3 norms queries and keys of each head."""
-    projected = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{name}_norm", None)
-    return (projected if norm is None else norm(projected)).transpose(1, 2)
+def _heads(projected: Tensor, size: int) -> Tensor:
+    """[B, S, D] as heads [B, S, H, D / H]."""
+    heads: Tensor = projected.unflatten(-1, (-1, size))
+    return heads
+
+
+def _normed(attention: SelfAttention, name: str, heads: Tensor) -> Tensor:
+    """Queries or keys [B, S, H, D / H], normed for each head where the attention has a norm of that name."""
+    norm = dict(attention.named_children()).get(name)
+    if norm is None:
+        return heads
+    normed: Tensor = norm(heads)
+    return normed
 
 
 def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Queries or keys [B, H, S, D / H], turned by their rotary angles."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosine[:, None] + torch.cat([-second, first], dim=-1) * sine[:, None]

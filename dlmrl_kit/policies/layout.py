@@ -1,4 +1,4 @@
-"""How a family writes its checkpoints: names of tensors, and the small files that are kept as they were."""
+"""How a family writes its checkpoints: the names of its tensors, and small files, which are kept as they were."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 
 _NUMBER = re.compile(r"\.(\d+)\.")
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|.*\.index\.json")
-_LARGEST = 64 * 2**20
+_LARGEST = 64 * 2**20  # bytes
 _OURS = ("dlmrl_kit.json", "README.md", "adapter_config.json")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of a checkpoint besides its weights, and its names of tensors.
+    """The files of a checkpoint besides its weights, and what it calls its tensors.
 
     Args:
         files: contents by name: ``config.json``, tokenizer, generation settings, Python files (never run).
-        names: transformers' name of a tensor or module -> the family's, with ``*`` for the number of a block; without
-            ``.weight``. Empty where the family names tensors as transformers does.
+        names: the family's names of modules by transformers' names, with ``*`` for the number of a block. Empty where
+            the family names them as transformers does.
     """
 
     files: Mapping[str, bytes] = field(repr=False)
     names: Mapping[str, str] = field(default_factory=dict)
 
     def rename(self, name: str) -> str:
-        """The family's name of a tensor or module that transformers calls ``name``.
+        """Returns the family's name of a tensor or module that transformers calls ``name``.
 
         Raises:
             KeyError: the family has no such tensor.
@@ -35,7 +35,7 @@ class Layout:
         return _translate(name, self.names) if self.names else name
 
     def restore(self, name: str) -> str:
-        """The inverse of ``rename``.
+        """Returns transformers' name of a tensor or module that the family calls ``name``.
 
         Raises:
             KeyError: transformers' model has no such tensor.
@@ -43,7 +43,7 @@ class Layout:
         return _translate(name, {ours: theirs for theirs, ours in self.names.items()}) if self.names else name
 
     def key_mapping(self) -> dict[str, str]:
-        """Regular expressions of the family's names -> transformers' names, as ``from_pretrained`` takes them."""
+        """Returns transformers' names by regular expressions of the family's, as ``from_pretrained`` takes them."""
         return {
             "^" + re.escape(family).replace(r"\*", r"(\d+)") + r"\.": native.replace("*", r"\1") + "."
             for native, family in self.names.items()
@@ -51,7 +51,7 @@ class Layout:
 
 
 def read_files(folder: str) -> dict[str, bytes]:
-    """The contents of a checkpoint folder's small files, by name: everything but weights and what the kit writes."""
+    """Returns the contents of a checkpoint's small files by name, without weights and what the kit writes."""
     return {
         path.name: path.read_bytes()
         for path in sorted(Path(folder).iterdir())

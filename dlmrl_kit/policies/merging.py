@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora.layer import Linear
 
 
 @contextlib.contextmanager
-def merged(adapter: Any) -> Iterator[None]:
+def merged(adapter: PeftModel) -> Iterator[None]:
     """Within the context, a peft model computes with its LoRA weights added to those of its linear layers.
 
-    The base weights are set aside, not computed back, so that afterwards they are what they were. Layers of another
-    kind (quantised, DoRA, sharded) or in half precision, where adding would round, compute as before. For forwards
-    without gradients; the adapter cannot be switched off within the context.
+    It is for forwards without gradients, and the adapter cannot be switched off within the context. Layers that cannot
+    be merged exactly (see ``mergeable``) compute as before.
+
+    The base weights are set aside and put back. peft's own ``unmerge`` subtracts what was added, which would leave
+    rounding errors in the weights after every rollout.
 
     Args:
-        adapter: the ``PeftModel``.
+        adapter: the model with the adapter.
     """
-    kept = []
+    kept: list[tuple[Linear, Tensor, Tensor]] = []
     data: dict[int, Tensor] = {}
     with torch.no_grad():
-        for layer in adapter.modules():
-            weight = mergeable(layer)
-            if weight is not None:
-                first = id(weight) not in data  # layers of tied weights share their adapter, which is added once
-                kept.append((layer, weight, data.setdefault(id(weight), weight.data)))
-                if first:
-                    weight.data = sum((layer.get_delta_weight(name) for name in layer.active_adapters), weight.data)
-                layer.merged_adapters.extend(layer.active_adapters)
+        for layer, weight in mergeable(adapter):
+            first = id(weight) not in data  # layers of tied weights share their adapter, which is added once
+            kept.append((layer, weight, data.setdefault(id(weight), weight.data)))
+            if first:
+                for name in layer.active_adapters:
+                    weight.data = weight.data + layer.get_delta_weight(name)
+            layer.merged_adapters.extend(layer.active_adapters)  # peft's mark, by which forward leaves the adapter out
     try:
         yield
     finally:
@@ -40,14 +45,23 @@ def merged(adapter: Any) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-def mergeable(layer: Any) -> Tensor | None:
-    """The base weight of a LoRA layer that can be merged; else None."""
+def mergeable(adapter: nn.Module) -> Iterator[tuple[Linear, Tensor]]:
+    """Yields the LoRA layers whose adapter can be added to their weight exactly, and the weights.
+
+    Layers of another kind (quantised, DoRA, sharded) are left out, and so are those in half precision, where a sum
+    would be rounded.
+
+    Args:
+        adapter: the model with the adapter.
+    """
     from peft.tuners.lora.layer import Linear
 
-    if type(layer) is not Linear or layer.merged or layer.disable_adapters or layer.lora_variant:
-        return None
-    if any(name not in layer.lora_A or layer.lora_bias.get(name) for name in layer.active_adapters):
-        return None
-    weight: Any = layer.get_base_layer().weight
-    plain = type(weight.data) is Tensor and weight.dtype in (torch.float32, torch.float64)
-    return weight if plain else None
+    for layer in adapter.modules():
+        if not isinstance(layer, Linear) or layer.merged or layer.disable_adapters or layer.lora_variant:
+            continue
+        if any(name not in layer.lora_A or layer.lora_bias.get(name) for name in layer.active_adapters):
+            continue
+        weight = layer.get_base_layer().get_parameter("weight")
+        # Of a subclass of Tensor (sharded or quantised by another library) nobody knows how to add to it.
+        if type(weight.data) is Tensor and weight.dtype in (torch.float32, torch.float64):
+            yield layer, weight

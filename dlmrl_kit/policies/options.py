@@ -3,21 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import torch
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.policies.layout import Layout
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 Quantisation = Literal["none", "nf4"]
 
+_DTYPES: dict[Dtype, torch.dtype | Literal["auto"]] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 
 TOLD = "dlmrl_kit.json"
 """File beside the weights with what the caller had to say of a checkpoint, and how the kit decoded from it."""
+
+
+class Told(TypedDict, total=False):
+    """What the caller had to say of a checkpoint; saved beside the weights, and read when they are loaded again."""
+
+    mask_id: int | None
+    shift_logits: bool | None
+    forbidden_ids: tuple[int, ...]
+    chat_template: bool | None
+    block_size: int | None
+
+
+class PolicyArguments(TypedDict, total=False):
+    """The keyword arguments of ``TransformersPolicy``."""
+
+    mask_id: int | None
+    shift_logits: bool | None
+    forbidden_ids: tuple[int, ...]
+    chat_template: bool | None
+    eos_id: int | None
+    layout: Layout | None
+    name: str
+
+
+class ModelArguments(TypedDict, total=False):
+    """What ``from_pretrained`` of a transformers model is given."""
+
+    dtype: torch.dtype | Literal["auto"]
+    attn_implementation: str
+    quantization_config: BitsAndBytesConfig
+    device_map: dict[str, str]
+    key_mapping: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -28,8 +70,8 @@ class LoadOptions:
         mask_id: id of the mask token, where the checkpoint does not say.
         shift_logits: True where the logits at position i - 1 predict token i; None leaves it to the checkpoint.
         forbidden_ids: ids that are never committed, besides those that the checkpoint rules out.
-        chat_template: whether prompts are formatted with the tokenizer's chat template; None: conversations are, plain
-            texts are not, unless the checkpoint says otherwise.
+        chat_template: whether plain prompts are formatted with the tokenizer's chat template; None leaves it to what
+            was saved with the checkpoint, else they are not. Conversations always are.
         block_size: positions of a block of a block-causal model, where the checkpoint does not say.
         dtype: of the weights; ``auto`` keeps the checkpoint's.
         attention: implementation in transformers; ``auto`` leaves the choice to it.
@@ -49,32 +91,38 @@ class LoadOptions:
     quantisation: Quantisation = "none"
 
     def __post_init__(self) -> None:
-        for name, values in (("dtype", Dtype), ("attention", Attention), ("quantisation", Quantisation)):
-            value = getattr(self, name)
-            if value not in get_args(values):
-                raise UserError(f"{name} must be one of {', '.join(get_args(values))}, got {value!r}")
-        check_attention(self.attention)
-        check_quantisation(self.quantisation)
+        _check_one_of("dtype", self.dtype, get_args(Dtype))
+        _check_one_of("attention", self.attention, get_args(Attention))
+        _check_one_of("quantisation", self.quantisation, get_args(Quantisation))
+        if self.attention == "flash_attention_2":
+            _check_flash_attention()
+        if self.quantisation != "none":
+            _check_quantisation(self.quantisation)
 
-    def over(self, told: dict[str, Any]) -> LoadOptions:
-        """These options, with what was saved with the checkpoint where they say nothing; forbidden ids are united."""
-        forbidden = tuple(sorted({*self.forbidden_ids, *told.get("forbidden_ids", ())}))
-        saved: dict[str, Any] = {
-            name: told.get(name)
-            for name in ("mask_id", "shift_logits", "chat_template", "block_size")
-            if getattr(self, name) is None
-        }
-        return replace(self, forbidden_ids=forbidden, **saved)
+    def over(self, told: Told) -> LoadOptions:
+        """Returns these options, with what was saved with the checkpoint where they say nothing.
 
-    def model_arguments(self) -> dict[str, Any]:
-        """What ``from_pretrained`` of a transformers model is given for ``dtype``, ``attention``, ``quantisation``."""
-        arguments: dict[str, Any] = {"dtype": "auto" if self.dtype == "auto" else getattr(torch, self.dtype)}
+        Forbidden ids are those of both.
+        """
+        return replace(
+            self,
+            mask_id=told.get("mask_id") if self.mask_id is None else self.mask_id,
+            shift_logits=told.get("shift_logits") if self.shift_logits is None else self.shift_logits,
+            forbidden_ids=tuple(sorted({*self.forbidden_ids, *told.get("forbidden_ids", ())})),
+            chat_template=told.get("chat_template") if self.chat_template is None else self.chat_template,
+            block_size=told.get("block_size") if self.block_size is None else self.block_size,
+        )
+
+    def model_arguments(self) -> ModelArguments:
+        """Returns what ``from_pretrained`` of a model is given for ``dtype``, ``attention`` and ``quantisation``."""
+        arguments: ModelArguments = {"dtype": _DTYPES[self.dtype]}
         if self.attention != "auto":
             arguments["attn_implementation"] = self.attention
         if self.quantisation == "nf4":
             from transformers import BitsAndBytesConfig
 
-            arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            # The settings of QLoRA: normal-float weights, their scales quantised again, products in bfloat16.
+            arguments["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
@@ -83,8 +131,8 @@ class LoadOptions:
             arguments["device_map"] = {"": "cuda"}
         return arguments
 
-    def policy_arguments(self) -> dict[str, Any]:
-        """What the constructor of ``TransformersPolicy`` is given."""
+    def policy_arguments(self) -> PolicyArguments:
+        """Returns what the constructor of ``TransformersPolicy`` is given."""
         return {
             "mask_id": self.mask_id,
             "shift_logits": self.shift_logits,
@@ -93,15 +141,13 @@ class LoadOptions:
         }
 
 
-def check_attention(name: str) -> None:
-    """Refuses an attention implementation that cannot run here.
+def _check_one_of(name: str, value: str, values: tuple[str, ...]) -> None:
+    if value not in values:
+        raise UserError(f"{name} must be one of {', '.join(values)}, got {value!r}")
 
-    Raises:
-        UserError: its package is not installed, or there is no GPU for it.
-    """
-    if name != "flash_attention_2":
-        return
-    from transformers.utils import is_flash_attn_2_available
+
+def _check_flash_attention() -> None:
+    from transformers.utils import is_flash_attn_2_available  # type: ignore[attr-defined]  # re-exported, unlisted
 
     if not torch.cuda.is_available():
         raise UserError("attention = 'flash_attention_2' needs a GPU, and there is none here; take 'sdpa'")
@@ -109,15 +155,8 @@ def check_attention(name: str) -> None:
         raise UserError("attention = 'flash_attention_2' needs the package flash-attn; install it, or take 'sdpa'")
 
 
-def check_quantisation(name: str) -> None:
-    """Refuses 4-bit weights where they cannot be had.
-
-    Raises:
-        UserError: no GPU, or bitsandbytes is not installed.
-    """
-    if name == "none":
-        return
-    from transformers.utils import is_bitsandbytes_available
+def _check_quantisation(name: str) -> None:
+    from transformers.utils import is_bitsandbytes_available  # type: ignore[attr-defined]  # re-exported, unlisted
 
     if not torch.cuda.is_available():
         raise UserError(f"quantisation = {name!r} needs a GPU, and there is none here; leave it at 'none'")
@@ -125,8 +164,8 @@ def check_quantisation(name: str) -> None:
         raise UserError(f"quantisation = {name!r} needs the package bitsandbytes; install it, or leave it at 'none'")
 
 
-def read_told(folder: str) -> dict[str, Any]:
-    """What ``write_told`` wrote beside a checkpoint; empty where it did not.
+def read_told(folder: str) -> Told:
+    """Returns what ``write_told`` wrote beside a checkpoint; empty where it did not.
 
     Raises:
         UserError: the file cannot be read.
@@ -135,12 +174,16 @@ def read_told(folder: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).get("policy", {}))
+        told = json.loads(path.read_text(encoding="utf-8")).get("policy", {})
+        if not isinstance(told, dict):
+            raise TypeError("'policy' is no object")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{TOLD} cannot be read: {error!r}") from error
+    found: Told = {**told}  # type: ignore[typeddict-item]  # what the kit wrote
+    return found
 
 
-def write_told(folder: Path, told: dict[str, Any], decoding: dict[str, Any] | None = None) -> None:
+def write_told(folder: Path, told: Told, decoding: Mapping[str, object] | None = None) -> None:
     """Writes beside a checkpoint what its caller had to say, so that it loads without being told again.
 
     Args:
@@ -148,7 +191,7 @@ def write_told(folder: Path, told: dict[str, Any], decoding: dict[str, Any] | No
         told: options of a policy; those that say nothing are left out.
         decoding: how completions were generated from it, for readers.
     """
-    content: dict[str, Any] = {}
+    content: dict[str, object] = {}
     if spoken := {name: value for name, value in told.items() if value not in (None, ())}:
         content["policy"] = spoken
     if decoding:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
+from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.base import PolicySource
-from dlmrl_kit.policies.load import load_policy
+from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.options import Attention, Dtype, Quantisation
+from dlmrl_kit.policies.recompute import recompute_blocks
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 
@@ -16,8 +18,8 @@ class Pretrained(PolicySource):
     """A checkpoint as the starting point: all of its weights are trained, or a LoRA adapter on top of them.
 
     LoRA (arXiv 2106.09685) adapts every linear projection of attention and MLP, never the head or embeddings. There is
-    no dropout, neither the checkpoint's nor LoRA's: the policy that is updated would not be the one that was rolled
-    out, and the old/new ratio would not start at 1.
+    no dropout, neither the checkpoint's nor LoRA's: with it the policy that is updated would not be the one that was
+    rolled out, and the old/new ratio would not start at 1.
 
     Args:
         path: a checkpoint in transformers' layout or its family's, a peft adapter's folder (merged into its base), a
@@ -78,7 +80,7 @@ class Pretrained(PolicySource):
         self.gradient_checkpointing = gradient_checkpointing
 
     def load(self) -> TransformersPolicy:
-        """Reads the checkpoint, adds the adapter and sets gradient checkpointing.
+        """Reads the checkpoint, and adds an adapter and gradient checkpointing where these are asked for.
 
         Raises:
             UserError: the checkpoint cannot be read, or an option cannot be had on this machine.
@@ -95,13 +97,13 @@ class Pretrained(PolicySource):
                 quantisation=self.quantisation,
             )
         except UserError as error:
-            raise type(error)(f"Pretrained: {error}") from error
-        if self.lora_rank:
-            from dlmrl_kit.policies.adapter import lora_config
-
-            policy.add_adapter(lora_config(policy.model, self.lora_rank, self.lora_alpha))
-        if self.gradient_checkpointing:
-            from dlmrl_kit.policies.recompute import recompute_blocks
-
-            recompute_blocks(policy.model)
+            raise UserError(f"Pretrained: {error}") from error
+        self.prepare(policy, self.lora_rank)
         return policy
+
+    def prepare(self, policy: TransformersPolicy, lora_rank: int) -> None:
+        """Gives a policy that was just made an adapter of this rank, none for 0, and sets gradient checkpointing."""
+        if lora_rank:
+            policy.add_adapter(lora_config(policy.model, lora_rank, self.lora_alpha))
+        if self.gradient_checkpointing:
+            recompute_blocks(policy.model)

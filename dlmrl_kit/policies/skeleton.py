@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.characters import character_tokenizer
-from dlmrl_kit.policies.load import family_of
+from dlmrl_kit.policies.checkpoint_files import ConfigJson
+from dlmrl_kit.policies.loading import family_of
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?+-*/=()[]{}<>'\"_#$%&@^|~`\\"
 
@@ -35,82 +38,42 @@ LARGEST = 5_000_000
 """Parameters that a scaled-down model may have."""
 
 
-def skeleton(config: dict[str, Any], options: LoadOptions) -> Any:
-    """The transformers model of a ``config.json`` with random weights, on torch's default device (``meta`` has none).
-
-    Args:
-        config: as the checkpoint's.
-        options: for ``block_size``.
+def skeleton(config: ConfigJson, options: LoadOptions) -> PreTrainedModel:
+    """Builds the model of a ``config.json`` with random weights, on torch's default device (``meta`` has no weights).
 
     Raises:
         UserError: no family of the kit, or a configuration that it refuses.
     """
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        DiffusionGemmaConfig,
-        DiffusionGemmaForBlockDiffusion,
-        LlamaForCausalLM,
-        Qwen2ForCausalLM,
-        Qwen3ForCausalLM,
-        Qwen3MoeForCausalLM,
-    )
-
-    family = family_of(config)
-    builders: dict[str, Callable[[], Any]] = {
-        "llada": lambda: LlamaForCausalLM(family.llama_config(config)),
-        "llada_moe": lambda: Qwen3MoeForCausalLM(family.qwen3_moe_config(config)),
-        "dream": lambda: Qwen2ForCausalLM(family.qwen2_config(config)),
-        "sdar": lambda: Qwen3ForCausalLM(family.qwen3_config(config, options.block_size)),
-        "diffusion_gemma": lambda: DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_dict(config)),
-        "bidirectional": lambda: AutoModelForCausalLM.from_config(_both_ways(AutoConfig.for_model(**config))),
-        "masked_lm": lambda: AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config)),
-    }
-    name = _name(family)
-    if name not in builders:
-        raise UserError(f"the family {name} cannot be built without its weights")
-    return builders[name]()
+    return family_of(config).empty_model(config, options)
 
 
-def wrapped(model: Any, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
-    """The policy of a ``skeleton``, with a tokenizer of single characters in place of the checkpoint's."""
-    from dlmrl_kit.policies.block_causal import BlockCausalPolicy
-    from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
-    from dlmrl_kit.policies.families.masked_lm import MaskedLMPolicy
-
-    kinds: dict[str, type[TransformersPolicy]] = {
-        "sdar": BlockCausalPolicy,
-        "diffusion_gemma": DiffusionGemmaPolicy,
-        "masked_lm": MaskedLMPolicy,
-    }
+def wrapped(model: PreTrainedModel, config: ConfigJson, options: LoadOptions) -> TransformersPolicy:
+    """Returns the policy of a ``skeleton``, with a tokenizer of single characters in place of the checkpoint's."""
     tokenizer = stand_in()
     model.config.mask_token_id = tokenizer.mask_token_id
-    return kinds.get(_name(family_of(config)), TransformersPolicy)(
-        model, tokenizer, chat_template=options.chat_template
-    )
+    return family_of(config).policy_class(model, tokenizer, chat_template=options.chat_template)
 
 
-def stand_in() -> Any:
-    """A tokenizer of single characters with a chat template."""
+def stand_in() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of single characters with a chat template."""
     tokenizer = character_tokenizer(CHARACTERS)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
-def scaled_down(config: dict[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` of the same architecture: two narrow layers and the vocabulary of ``stand_in``.
+def scaled_down(config: ConfigJson) -> ConfigJson:
+    """Returns a ``config.json`` of the same architecture with two narrow layers and the vocabulary of ``stand_in``.
 
     Heads keep their ratio to key-value heads; kinds of layers, blocks, windows and soft caps stay as they are.
     """
     tokenizer = stand_in()
     ids = {"mask": tokenizer.mask_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "bos": None}
-    small: dict[str, Any] = {}
+    small: ConfigJson = {}
     for name, value in config.items():
         if isinstance(value, dict) and name in ("text_config", "vision_config"):
             small[name] = scaled_down(value)
         elif name == "per_layer_config":
-            ends = [str(0), str(config["num_hidden_layers"] - 1)]
+            ends = [str(0), str(config["num_hidden_layers"] - 1)]  # of the first and of the last layer
             small[name] = {i: scaled_down(value[end]) for i, end in enumerate(ends) if end in value}
         elif name in SMALL and value is not None:
             small[name] = SMALL[name]
@@ -129,8 +92,8 @@ def scaled_down(config: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
-def small_policy(config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
-    """A policy of ``scaled_down(config)`` with random weights.
+def small_policy(config: ConfigJson, options: LoadOptions) -> TransformersPolicy:
+    """Returns a policy of ``scaled_down(config)`` with random weights.
 
     Raises:
         UserError: as ``skeleton``, or sizes under names that the kit does not know.
@@ -141,13 +104,3 @@ def small_policy(config: dict[str, Any], options: LoadOptions) -> TransformersPo
     if count > LARGEST:
         raise UserError(f"the configuration cannot be scaled down: {count:,} parameters are left")
     return wrapped(model, small, options)
-
-
-def _both_ways(settings: Any) -> Any:
-    settings.is_causal = False
-    settings.use_cache = False
-    return settings
-
-
-def _name(family: Any) -> str:
-    return str(family.__name__).rpartition(".")[2]

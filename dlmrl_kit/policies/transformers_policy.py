@@ -9,26 +9,36 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.window import Window
+from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.checkpoint_files import quiet
+from dlmrl_kit.policies.compiling import check_compiler, compile_each
+from dlmrl_kit.policies.foreign import attention_of, setting
 from dlmrl_kit.policies.fused_lora import fused
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.last_layer import DECODERS, last_layer_at, prunable
 from dlmrl_kit.policies.last_layer import positions as rotary_positions
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.merging import merged
+from dlmrl_kit.policies.options import Told
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TransformersPolicy(Policy):
-    """A denoiser that is a transformers model, attending both ways. Subclasses override ``hidden``, ``hidden_at``,
-    ``head``; never ``forward``, which samplers and likelihoods do not call.
+    """A denoiser around a transformers model that attends both ways. ``load_policy`` makes one of a checkpoint.
+
+    Subclasses, for models that attend otherwise or have another head, override ``hidden``, ``hidden_at`` or ``head``.
 
     Args:
         model: a transformers model with a language-model head.
@@ -39,63 +49,74 @@ class TransformersPolicy(Policy):
             tokenizer's vocabulary.
         chat_template: format plain prompts with the tokenizer's chat template, as one message of the user;
             conversations always are. None: no.
+        eos_id: id of the end of text, where it is not the tokenizer's.
         layout: how the family of the checkpoint writes its files; None: as transformers does.
+        name: the path or hub id that it was loaded from.
 
     Raises:
         UserError: no mask id to be found, or ``chat_template`` for a tokenizer that has none.
     """
 
-    compiled = False
-    """Whether its transformer blocks are compiled (``policies.compiling``)."""
-
-    def __init_subclass__(cls, **given: Any) -> None:
-        super().__init_subclass__(**given)
-        if "forward" in vars(cls):
-            raise TypeError(f"{cls.__name__} overrides forward, which nobody calls: override hidden_at, hidden or head")
+    uncompilable: ClassVar[str] = ""
+    """Why blocks of this class of policies cannot be compiled; empty where they can."""
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         mask_id: int | None = None,
         shift_logits: bool | None = None,
         forbidden_ids: tuple[int, ...] = (),
         chat_template: bool | None = None,
+        eos_id: int | None = None,
         layout: Layout | None = None,
+        name: str = "",
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.layout = layout
-        given = (mask_id, shift_logits, tuple(forbidden_ids), chat_template)
-        self.told = dict(zip(("mask_id", "shift_logits", "forbidden_ids", "chat_template"), given, strict=True))
+        self.name = name
+        self.told: Told = {
+            "mask_id": mask_id,
+            "shift_logits": shift_logits,
+            "forbidden_ids": tuple(forbidden_ids),
+            "chat_template": chat_template,
+        }
+        """What the caller said of the checkpoint; saved beside the weights."""
         config = text_config(model)
-        self.shift_logits = bool(getattr(config, "shift_logits", False)) if shift_logits is None else shift_logits
+        self.shift_logits = bool(setting(config, "shift_logits")) if shift_logits is None else shift_logits
         self.mask_id = _mask_id(config, tokenizer, mask_id)
-        self.eos_id = tokenizer.eos_token_id
+        self.eos_id = tokenizer.eos_token_id if eos_id is None else eos_id
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id
         self.vocab_size = int(config.vocab_size)
+        ends = {tokenizer.eos_token_id, self.eos_id}  # padding may be the end of text, which must be committed
         special = {self.mask_id, *forbidden_ids, *range(len(tokenizer), self.vocab_size)}
-        special |= {i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id) if i is not None and i != self.eos_id}
+        special |= {i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id) if i is not None and i not in ends}
         self.forbidden_ids = tuple(sorted(special))
         self.chat_template = bool(chat_template)
         if self.chat_template and not tokenizer.chat_template:
             raise UserError("chat_template = True, but the tokenizer has no chat template")
-        self.frozen: nn.Module | None = None
+        self.compiled = False
+        """Whether the transformer blocks are compiled."""
+        self.frozen: PreTrainedModel | None = None
         """The reference's copy of the model; None before ``freeze_reference``, and with an adapter."""
-        self.adapter: Any = None
-        """The ``PeftModel`` around the model, or None."""
+        self.adapter: PeftModel | None = None
+        """The model with its adapter; None without one."""
         self._keys: KeyCache | None = None
         self.eval()
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the model, an adapter's included."""
+        """Number of parameters of the model, an adapter's included."""
         return sum(p.numel() for p in self.model.parameters())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits at the asked positions: the head on the features."""
+        """Computes logits at the asked positions.
+
+        Samplers and likelihoods call ``features`` and ``head`` instead, so that overriding this would change nothing.
+        """
         return self.head(self.features(input_ids, attention_mask, positions))
 
     @property
@@ -104,7 +125,7 @@ class TransformersPolicy(Policy):
         return int(text_config(self.model).hidden_size)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Final hidden states at the positions that predict the asked ones."""
+        """Computes final hidden states at the positions that predict the asked ones; see ``Policy.features``."""
         if positions.dtype == torch.bool:
             row, column = positions.nonzero(as_tuple=True)
         else:
@@ -112,10 +133,11 @@ class TransformersPolicy(Policy):
         if self.shift_logits:  # a row's first token has no predecessor and is predicted from its own position
             before = (column - 1).clamp(min=0)
             column = torch.where(attention_mask[row, before], before, column)
-        return self.hidden_at(input_ids, attention_mask, row, column)
+        with phase("body"):
+            return self.hidden_at(input_ids, attention_mask, row, column)
 
     def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """Final hidden states [..., D] at the places (row, column), int64 [...] each (they broadcast)."""
+        """Computes final hidden states [..., D] at the places (row, column), int64 [...] each (they broadcast)."""
         if len(input_ids) and self._keys is not None and not torch.is_grad_enabled():
             return self._keys.hidden_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
         if len(input_ids) and prunable(self.model):
@@ -123,10 +145,9 @@ class TransformersPolicy(Policy):
         return self.hidden(input_ids, attention_mask)[row, column]
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Final hidden states [B, S, D]; rotary positions count from each row's first real token."""
-        if len(input_ids) == 0:  # transformers cannot reshape an empty batch
-            empty: Tensor = self.model.get_input_embeddings()(input_ids)
-            return empty
+        """Computes final hidden states [B, S, D]; rotary positions count from each row's first real token."""
+        if len(input_ids) == 0:
+            return self.no_states(input_ids)
         position_ids = rotary_positions(attention_mask)
         body = self.model.get_decoder()
         states: Tensor = body(
@@ -134,9 +155,18 @@ class TransformersPolicy(Policy):
         ).last_hidden_state
         return states
 
+    def no_states(self, places: Tensor) -> Tensor:
+        """Returns hidden states [..., D] for no places, int64 [...] with 0 elements: transformers cannot compute them.
+
+        They are the embeddings of no tokens, which have the precision and device of hidden states, and a gradient.
+        """
+        states: Tensor = self.model.get_input_embeddings()(places)
+        return states
+
     def head(self, features: Tensor) -> Tensor:
-        """Logits [..., V] from hidden states [..., D]."""
-        logits: Tensor = self.model.get_output_embeddings()(features)
+        """Computes logits [..., V] from hidden states [..., D]."""
+        with phase("head"):
+            logits: Tensor = self.model.get_output_embeddings()(features)
         return logits
 
     def check_cache(self) -> None:
@@ -153,6 +183,31 @@ class TransformersPolicy(Policy):
                 f"attention = 'sdpa'; this one is {type(self.model).__name__}"
             )
 
+    def compile_blocks(self, mode: str) -> None:
+        """Compiles the transformer blocks of the model and of its frozen reference, each when it is first used.
+
+        The block that computes the asked positions only (see ``last_layer``), forwards with cached keys, embeddings and
+        head run as before.
+
+        Args:
+            mode: of ``torch.compile``, without CUDA graphs.
+
+        Raises:
+            UserError: no blocks, blocks that would be compiled each for itself, or no compiler on this machine.
+        """
+        if self.uncompilable:
+            raise UserError(f"Trainer.compile {self.uncompilable}; set it to None")
+        models = [self.model, *([] if self.frozen is None else [self.frozen])]
+        found = [block for model in models for block in blocks(model).values()]
+        if attention_of(self.model.config) == "flex_attention":
+            raise UserError(
+                "Trainer.compile is not for attention = 'flex_attention', which is compiled by itself; take 'sdpa', or "
+                "set it to None"
+            )
+        check_compiler(self.device)
+        compile_each(found, mode)
+        self.compiled = True
+
     @contextlib.contextmanager
     def cached(self, window: Window) -> Iterator[None]:
         """Within the context and without gradients, this policy is the cached one."""
@@ -162,8 +217,12 @@ class TransformersPolicy(Policy):
         finally:
             self._keys = outer
 
-    def add_adapter(self, config: Any) -> None:
-        """Freezes the model and trains a peft adapter instead; the reference is then the base with the adapter off."""
+    def add_adapter(self, config: PeftConfig) -> None:
+        """Freezes the model and trains a peft adapter instead; the reference is then the base with the adapter off.
+
+        Args:
+            config: of the adapter; ``policies.adapter.lora_config`` makes one.
+        """
         from peft import get_peft_model
 
         with quiet():
@@ -204,21 +263,20 @@ class TransformersPolicy(Policy):
         return contextlib.nullcontext() if self.adapter is None else fused(self.adapter)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """Names, as the model has them, and parameters that the optimiser updates."""
+        """Returns the parameters that the optimiser updates, with their names in the model."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
 
-def text_config(model: Any) -> Any:
-    """The part of a model's configuration that is about text: all of it, but for models that also see images."""
+def text_config(model: PreTrainedModel) -> PretrainedConfig:
+    """Returns what a model's configuration says of text: all of it, but for models that also see images."""
     return model.config.get_text_config()
 
 
-def _mask_id(config: Any, tokenizer: Any, given: int | None) -> int:
-    for found in (given, getattr(config, "mask_token_id", None), tokenizer.mask_token_id):
-        if found is not None:
-            break
-    else:
+def _mask_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, given: int | None) -> int:
+    stated = (given, setting(config, "mask_token_id"), tokenizer.mask_token_id)
+    found = next((index for index in stated if isinstance(index, int)), None)
+    if found is None:
         raise UserError("the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token")
-    if not 0 <= int(found) < int(config.vocab_size):
+    if not 0 <= found < config.vocab_size:
         raise UserError(f"mask_id {found} is no token of the model, which has {config.vocab_size}")
-    return int(found)
+    return found

@@ -1,16 +1,16 @@
-"""Pre-training: the interface of an objective, and the settings that its loop needs."""
+"""The interface of pre-training objectives, and the settings of the loop that minimises them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.trainers.base import OptimiserSettings
+from dlmrl_kit.trainers.base import OptimiserArguments, OptimiserSettings
 
 
 class Pretrainer(OptimiserSettings, ABC):
@@ -28,7 +28,14 @@ class Pretrainer(OptimiserSettings, ABC):
     """
 
     def __init__(
-        self, *, steps: int, batch_size: int, log_every: int, checkpoint_every: int, eval_size: int, **optimiser: Any
+        self,
+        *,
+        steps: int,
+        batch_size: int,
+        log_every: int,
+        checkpoint_every: int,
+        eval_size: int,
+        **optimiser: Unpack[OptimiserArguments],
     ) -> None:
         super().__init__(**optimiser)
         positive = {
@@ -55,11 +62,11 @@ class Pretrainer(OptimiserSettings, ABC):
         completion_ids: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """The loss of one batch, a scalar with gradient.
+        """Computes the loss of one batch, a scalar with gradient.
 
         Args:
             policy: the denoiser.
             prompt_ids, prompt_mask: int64 and bool [B, P], left-padded.
             completion_ids: int64 [B, L], the demonstrations.
-            generator: of the masks.
+            generator: for the masks.
         """

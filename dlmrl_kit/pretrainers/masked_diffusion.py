@@ -18,7 +18,7 @@ from dlmrl_kit.pretrainers.base import Pretrainer
 
 @register("pretrainer", paper="arXiv 2502.09992, eq. 3")
 class MaskedDiffusion(Pretrainer):
-    """Settings of the pre-training loop: AdamW with a linear warm-up, then the schedule (by default a linear decay).
+    """Minimises the masked-diffusion loss of the demonstrations by AdamW, with a linear warm-up and then a schedule.
 
     Args:
         steps: optimiser steps.
@@ -79,10 +79,11 @@ class MaskedDiffusion(Pretrainer):
         completion_ids: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """The loss of one batch: int64 [B, P], bool [B, P], int64 [B, L] -> scalar."""
+        """Computes the loss of one batch; see ``Pretrainer.objective``."""
         rows, length = completion_ids.shape
         offsets = torch.arange(rows, device=completion_ids.device) / rows
         shift = torch.rand(1, generator=generator, device=completion_ids.device)
+        # One shift for the whole batch, so that the levels t are spread evenly over (0, 1).
         level = ((shift + offsets) % 1).clamp(min=self.min_mask)[:, None]
         noise = torch.rand(rows, length, generator=generator, device=completion_ids.device)
         masked = noise < level

@@ -1,8 +1,8 @@
 """Recipes: an algorithm as a gin file, with overrides, strict checks and a fully resolved text.
 
-Loading parses the file with gin's parser and resolves it here, without touching gin's global configuration: overrides
-are applied, bindings that only replaced components used are dropped with a note, and everything else that does not fit
-is an error with file and line. Only ``Recipe.build`` goes through gin, with the resolved text.
+Loading parses the file with gin's parser and resolves it here, without gin's global configuration: overrides are
+applied, bindings that only replaced components used are dropped with a note, and everything else that does not fit is
+an error with file and line. ``Recipe.build`` constructs the components.
 
 Two rules go beyond gin. A binding on a base class that is no component (``Sampler.completion_length = 16``) is for
 every component of the recipe that inherits from it and has no binding of its own. And a file that is included twice
@@ -14,31 +14,30 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import re
 import shlex
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
-import gin
-
-import dlmrl_kit
 from dlmrl_kit.core.errors import RecipeError, UserError
-from dlmrl_kit.core.registry import KINDS, nearest
-from dlmrl_kit.recipe import plugins
-from dlmrl_kit.recipe.names import ROOTS, Names
-from dlmrl_kit.recipe.resolve import Block, Bound, resolve
-from dlmrl_kit.recipe.source import Binding, Import, Ref, Where, parse, read, read_text
-from dlmrl_kit.recipe.table import Table
+from dlmrl_kit.core.registry import nearest
+from dlmrl_kit.core.version import VERSION
+from dlmrl_kit.recipe.build import build_blocks, check_plan
+from dlmrl_kit.recipe.names import Names
+from dlmrl_kit.recipe.overrides import binding_of_set, binding_of_use, one_line
+from dlmrl_kit.recipe.plugins import load_plugins
+from dlmrl_kit.recipe.resolve import Block, Bound, resolve_recipe
+from dlmrl_kit.recipe.source import Binding, Import, Ref, read, read_text
+from dlmrl_kit.recipe.table import BindingTable
+from dlmrl_kit.recipe.where import StatementError
+
+if TYPE_CHECKING:
+    from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
 
 DEFAULT_CORRECTION = "TruncatedImportance"
 """What corrects a cached rollout, where a recipe does not say."""
-
-_GIN_LOCK = threading.RLock()
-_CALL = re.compile(r"\n  In call to configurable '(?P<name>[^']+)' \(.*?\)(?: in scope '(?P<scope>[^']+)')?(?=\n|$)")
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Recipe:
         return {bound.key: bound for block in self.blocks for bound in block.parameters.values()}
 
     def text(self, header: bool = True) -> str:
-        """The fully resolved recipe: no macros, no includes, no base classes, defaults written out.
+        """Writes the fully resolved recipe: no macros, no includes, no base classes, and all defaults written out.
 
         It is a recipe itself, and loads to the same text apart from the ``header`` (version, source, overrides).
         """
@@ -84,36 +83,49 @@ class Recipe:
                 parts.append("\n".join(_line(bound) for bound in block.parameters.values()))
         return "\n\n".join(parts) + "\n"
 
-    def build(self) -> Any:
-        """Constructs the recipe's root; gin's global configuration is cleared before and after.
+    def build(self) -> Algorithm | Pretraining:
+        """Constructs what the recipe describes.
 
         Returns:
-            An ``Algorithm``, or a ``Pretraining`` where that is the ``root``.
+            An ``Algorithm``, or a ``Pretraining`` where that is the ``root``; new at each call.
 
         Raises:
-            RecipeError: a component refuses a value or cannot be constructed, or the components do not fit together.
+            BuildError: a component refuses a value or cannot be constructed, or the components do not fit together.
         """
-        from dlmrl_kit.algorithm.dataflow import make_plan
+        from dlmrl_kit.algorithm.algorithm import Algorithm
 
-        lines = [
-            f"{block.scope + '/' if block.scope else ''}{block.gin_name}.{name} = {bound.gin_text}"
-            for block in self.blocks
-            for name, bound in block.parameters.items()
-            if bound.gin_text is not None
-        ]
-        with _GIN_LOCK:
-            gin.clear_config()
-            try:
-                with gin.config_scope(None):
-                    gin.parse_config(lines)
-                    built = self.blocks[0].cls()
-                    if self.root == "Algorithm":
-                        make_plan(built)
-                    return built
-            except Exception as error:  # components may raise anything; a recipe must not end in a traceback
-                raise RecipeError(_build_message(self, error)) from error
-            finally:
-                gin.clear_config()
+        built: Algorithm | Pretraining = build_blocks(self.blocks, str(self.source))
+        if isinstance(built, Algorithm):
+            check_plan(built, str(self.source))
+        return built
+
+    def build_algorithm(self) -> Algorithm:
+        """Constructs the algorithm of a recipe for training.
+
+        Raises:
+            RecipeError: it is a recipe for pre-training; or as ``build``.
+        """
+        from dlmrl_kit.algorithm.algorithm import Algorithm
+
+        built = self.build()
+        if not isinstance(built, Algorithm):
+            raise RecipeError(
+                f"{self.name} is a recipe for {self.root}, not for training: run 'dlmrl pretrain {self.name}'"
+            )
+        return built
+
+    def build_pretraining(self) -> Pretraining:
+        """Constructs the parts of a recipe for pre-training.
+
+        Raises:
+            RecipeError: it is a recipe for training; or as ``build``.
+        """
+        from dlmrl_kit.algorithm.algorithm import Pretraining
+
+        built = self.build()
+        if not isinstance(built, Pretraining):
+            raise RecipeError(f"{self.name} is a training recipe: run it with 'dlmrl train {self.name}'")
+        return built
 
 
 def load_recipe(
@@ -142,14 +154,15 @@ def load_recipe(
     sets, uses = [str(s) for s in sets], [str(u) for u in uses]
     path = _find_recipe(source)
     contents = read(path, recipes_dir())
-    plugins.load()
+    load_plugins()
     _run_imports(contents.imports, allow_imports)
     names = Names(_root(contents.bindings))
-    table = Table(names, str(path))
-    for binding in [*contents.bindings, *(_use(use, names) for use in uses), *(_set(text) for text in sets)]:
+    table = BindingTable(names, str(path))
+    from_uses, from_sets = (binding_of_use(use, names) for use in uses), (binding_of_set(text) for text in sets)
+    for binding in [*contents.bindings, *from_uses, *from_sets]:
         table.add(binding)
     _fill_in(table)
-    blocks, notes = resolve(table)
+    blocks, notes = resolve_recipe(table)
     return Recipe(
         name=path.stem,
         source=Path(os.path.abspath(path)),
@@ -160,11 +173,12 @@ def load_recipe(
     )
 
 
-def _fill_in(table: Table) -> None:
-    """Puts a correction beside a cache, where the recipe says nothing of one: cached samples are not the policy's."""
+def _fill_in(table: BindingTable) -> None:
+    """Adds the default correction where a recipe has a cache and says nothing of a correction."""
     root = ("", table.names.root)
     if "cache" not in table.names.slots:
         return
+    # Cached samples are not the policy's: without a correction the recipe would be refused.
     cache = table.candidates(root, "cache")[:1]
     correction = table.candidates(root, "correction")[:1]
     if any(isinstance(binding.value, Ref) for binding in cache) and not correction:
@@ -172,23 +186,25 @@ def _fill_in(table: Table) -> None:
 
 
 def _root(bindings: list[Binding]) -> str:
-    """The root that a recipe's bindings are for; ``Algorithm`` where they name none."""
+    """Finds the root that a recipe's bindings are for; it is ``Algorithm`` where they name none."""
+    from dlmrl_kit.algorithm.algorithm import ROOTS
+
     found = {name: b for b in bindings for name in ROOTS if b.name in (name, f"dlmrl_kit.{name}")}
     if len(found) > 1:
         where = list(found.values())[1].where
-        raise RecipeError(f"{where}: a recipe binds the slots of one of {' and '.join(found)}, not of both")
+        raise StatementError(where, f"a recipe binds the slots of one of {' and '.join(found)}, not of both")
     return next(iter(found), "Algorithm")
 
 
 def recipes_dir() -> Path:
-    """The folder of the kit's recipes: in the package where it is installed, beside it in a checkout."""
-    package = Path(dlmrl_kit.__file__).resolve().parent
+    """Returns the folder of the kit's recipes, which is in the installed package, and beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def recipe_names() -> dict[str, str]:
-    """The kit's recipes, each with the first line of the comment at its top ("" where there is none)."""
+    """Returns the kit's recipes by name, with the first line of the comment at their top ("" where there is none)."""
     return {path.stem: _headline(path) for path in sorted(recipes_dir().glob("*.gin")) if path.is_file()}
 
 
@@ -224,18 +240,18 @@ def _beside(path: str) -> str:
 def _run_imports(statements: list[Import], allowed: bool) -> None:
     for statement in statements:
         if not allowed:
-            raise RecipeError(
-                f"{statement.where}: `{statement.text}` runs code, which a recipe may not do by itself; "
-                "pass --allow-imports if you trust it"
+            raise StatementError(
+                statement.where,
+                f"`{statement.text}` runs code, which a recipe may not do by itself; pass --allow-imports if you trust "
+                "it",
             )
         try:
             _import(statement)
         except UserError as error:
-            raise RecipeError(f"{statement.where}: `{statement.text}` failed: {error}") from error
+            raise StatementError(statement.where, f"`{statement.text}` failed: {error}") from error
         except (Exception, SystemExit) as error:
-            raise RecipeError(
-                f"{statement.where}: `{statement.text}` failed: {type(error).__name__}: {error}"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise StatementError(statement.where, f"`{statement.text}` failed: {reason}") from error
 
 
 def _import(statement: Import) -> None:
@@ -245,101 +261,15 @@ def _import(statement: Import) -> None:
         importlib.import_module(statement.module)
 
 
-def _use(use: str, names: Names) -> Binding:
-    where = Where(f"--use {_one_line(use)}")
-    slot, equals, filling = (part.strip() for part in use.partition("="))
-    if not equals or not filling:
-        raise RecipeError(f"{where}: write --use KIND=NAME, for example --use selector=UniformSteps")
-    if slot not in names.slots:
-        _no_slot(slot, names, where)
-    if filling == "none":
-        if slot not in names.optional_slots:
-            raise RecipeError(f"{where}: a {slot} is needed; {_some(names.optional_slots)} may be none")
-        return Binding("", names.root, slot, None, where)
-    parts = filling.split("+")
-    if len(parts) > 1 and slot not in names.list_slots:
-        raise RecipeError(f"{where}: there is one {slot}; {_some(names.list_slots)} may be several")
-    found = [_filling(part.strip(), slot, names, where) for part in parts]
-    return Binding("", names.root, slot, found if len(found) > 1 else found[0], where)
-
-
-def _some(slots: frozenset[str] | set[str]) -> str:
-    return f"only {' and '.join(sorted(slots))}" if slots else "no slot of this recipe"
-
-
-def _filling(text: str, slot: str, names: Names, where: Where) -> Ref:
-    scope, _, name = text.removeprefix("@").removesuffix("()").rpartition("/")
-    if not re.fullmatch(r"(\w+(/\w+)*)?", scope):
-        raise RecipeError(f"{where}: {scope!r} is no scope; write NAME, or scope/NAME")
-    return Ref(scope, names.component(name, where, slot), True)
-
-
-def _no_slot(slot: str, names: Names, where: Where) -> NoReturn:
-    if slot in KINDS:
-        raise RecipeError(
-            f"{where}: {slot} is no slot of {names.display(names.root)} (its slots: {', '.join(names.slots)}); where a "
-            f"component takes one as a parameter, write --set Component.parameter=@Name(); {names.of_kind(slot)}"
-        )
-    raise RecipeError(f"{where}: no slot named {slot!r}; {nearest(slot, names.slots)}")
-
-
-def _set(text: str) -> Binding:
-    where = Where(f"--set {_one_line(text)}")
-    statements = parse(text.strip(), lambda _: where)
-    if len(statements) != 1 or not isinstance(statements[0], Binding):
-        raise RecipeError(f"{where}: write one binding, for example --set UniformSteps.k=4")
-    return statements[0]
-
-
 def _header(recipe: Recipe) -> list[str]:
     return [
-        f"# Fully resolved recipe, written by dlmrl_kit {dlmrl_kit.__version__}.",
-        f"# Source: {_one_line(str(recipe.source))}",
-        f"# Overrides: {_one_line(' '.join(recipe.overrides)) or 'none'}",
+        f"# Fully resolved recipe, written by dlmrl_kit {VERSION}.",
+        f"# Source: {one_line(str(recipe.source))}",
+        f"# Overrides: {one_line(' '.join(recipe.overrides)) or 'none'}",
     ]
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
 
 
 def _line(bound: Bound) -> str:
     if bound.text is None:
         return f"# {bound.key}: default, of type {type(bound.value).__name__}, which gin text cannot hold"
     return f"{bound.key} = {bound.text}" + ("  # default" if bound.is_default else "")
-
-
-def _build_message(recipe: Recipe, error: Exception) -> str:
-    """Undoes gin's "In call to configurable" lines: the first names the component that failed, the rest its holders."""
-    text = str(error)
-    call = _CALL.search(text)
-    message = text[: call.start()] if call else text
-    if not isinstance(error, (ValueError, TypeError, UserError)):
-        message = f"{type(error).__name__}: {message}"
-    block = _failed_block(recipe, call) if call else None
-    if block is None or block is recipe.blocks[0]:
-        return f"{recipe.source}: {message}"
-    parameter = _parameter_named(block, message)
-    bound = block.parameters.get(parameter) if parameter else None
-    what = block.name if parameter is None else f"{block.name}.{parameter}"
-    where = (bound.where if bound else None) or block.where
-    stated = message if what in message else f"{what}: {message}"
-    return f"{where}: {stated}"
-
-
-def _failed_block(recipe: Recipe, call: re.Match[str]) -> Block | None:
-    scope = call["scope"] or ""
-    for block in recipe.blocks:
-        if block.scope == scope and block.gin_name.rsplit(".", 1)[1] == call["name"] and repr(block.cls) in call[0]:
-            return block
-    return None
-
-
-def _parameter_named(block: Block, message: str) -> str | None:
-    """The parameter a message is about: ``Component.parameter`` in it, else the only parameter whose name occurs."""
-    class_name = block.cls.__name__
-    for name in re.findall(rf"\b{re.escape(class_name)}\.(\w+)", message):
-        if name in block.parameters:
-            return str(name)
-    named = [name for name in block.parameters if re.search(rf"\b{re.escape(name)}\b", message)]
-    return named[0] if len(named) == 1 else None

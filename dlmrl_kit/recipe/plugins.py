@@ -7,8 +7,8 @@ A distribution that declares
 
 has its module ``acme_steps`` imported when a recipe is loaded or the catalogue is asked for, once per process and never
 when the kit is imported; the module's ``@register`` decorators do the rest. A plugin goes in whole or not at all: if it
-raises while it is imported, or takes a name of the kit, it is reported (a ``PluginWarning``, and ``report``), nothing
-that it registered stays, and the kit works on without it. ``DLMRL_KIT_NO_PLUGINS=1`` turns plugins off.
+raises while it is imported, or takes a name of the kit, it is reported (a ``PluginWarning``, and ``plugin_report``),
+nothing that it registered stays, and the kit works on without it. ``DLMRL_KIT_NO_PLUGINS=1`` turns plugins off.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from typing import Any
 
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RegistryError, UserError
-from dlmrl_kit.core.registry import Component
+from dlmrl_kit.core.registry import Entry
+from dlmrl_kit.recipe import gin_registry
+from dlmrl_kit.recipe.builtin import load_builtin
 
-GROUP = "dlmrl_kit.components"
+ENTRY_POINT_GROUP = "dlmrl_kit.components"
 """Entry-point group; the value of an entry is a module to import."""
 
 OFF_SWITCH = "DLMRL_KIT_NO_PLUGINS"
@@ -38,21 +40,22 @@ OFF_SWITCH = "DLMRL_KIT_NO_PLUGINS"
 
 _KIT = __name__.split(".", 1)[0]
 _HERE = str(Path(__file__).resolve().parent.parent) + os.sep
-_DATAFLOW_KINDS = frozenset(
-    {"sampler", "filter", "selector", "advantage", "likelihood", "value", "loss", "regulariser"}
-)
 
 
 class PluginWarning(UserWarning):
-    """A plugin that was skipped, or a name that two plugins share."""
+    """Warns of a plugin that was skipped, or of a name that two plugins share."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An entry point of the group ``GROUP``.
+    """An entry point of the group ``ENTRY_POINT_GROUP``.
 
-    ``distribution`` and ``version``: what pip installed. ``components``: gin names of those it brought.
-    ``problem``: why it was skipped; empty if it was not.
+    Attributes:
+        name: the name of the entry point.
+        module: the module that it imports.
+        distribution, version: what pip installed.
+        components: the full names of the components it brought.
+        problem: why it was skipped; empty if it was not.
     """
 
     name: str
@@ -86,11 +89,11 @@ def disabled() -> bool:
     return os.environ.get(OFF_SWITCH, "") not in ("", "0")
 
 
-def load() -> tuple[Plugin, ...]:
+def load_plugins() -> tuple[Plugin, ...]:
     """Imports the installed plugins, the first time it is called; warns of those that are skipped.
 
     Returns:
-        All plugins found, skipped ones included; none if plugins are turned off.
+        All plugins found, those that were skipped included; none if plugins are turned off.
     """
     if disabled():
         return ()
@@ -99,7 +102,7 @@ def load() -> tuple[Plugin, ...]:
             return _State.plugins
         _State.started = True
         try:
-            registry.load_builtin()
+            load_builtin()
             installed = _installed()
             packages = {plugin.package for plugin in installed}
             for plugin in installed:
@@ -107,13 +110,13 @@ def load() -> tuple[Plugin, ...]:
         except BaseException:  # an interrupt: start again the next time
             _State.started, _State.plugins = False, ()
             raise
-    for line in report():
+    for line in plugin_report():
         warnings.warn_explicit(line, PluginWarning, _KIT, 1)
     return _State.plugins
 
 
-def report() -> list[str]:
-    """One line for each plugin that was skipped, and for each name that two plugins share; loads nothing."""
+def plugin_report() -> list[str]:
+    """Writes a line for each plugin that was skipped, and for each name that two plugins share; loads nothing."""
     skipped = [
         f"plugin {p.name!r} ({p.origin}, module {p.module}) is skipped: {p.problem}"
         for p in _State.plugins
@@ -122,27 +125,27 @@ def report() -> list[str]:
     return skipped + list(_shared_names())
 
 
-def hint() -> str:
-    """The end of a message that a component was not found: whether plugins may be the reason."""
+def plugin_hint() -> str:
+    """Says whether plugins may be the reason that a component was not found, as the end of a message."""
     if disabled():
         return f"; plugins are turned off ({OFF_SWITCH} is set)"
     skipped = [plugin.name for plugin in _State.plugins if plugin.problem]
     return f"; skipped plugins: {', '.join(skipped)}" if skipped else ""
 
 
-def origin(component: Component) -> str:
-    """Where a component comes from: its package and, for a plugin's, the distribution and version."""
+def origin(entry: Entry) -> str:
+    """Says where a component comes from: its package and, if a plugin brought it, the distribution and version."""
     for plugin in _State.plugins:
-        if component.gin_name in plugin.components:
-            return f"{component.package} ({plugin.origin})"
-    return component.package
+        if entry.gin_name in plugin.components:
+            return f"{entry.package} ({plugin.origin})"
+    return entry.package
 
 
 def _shared_names() -> Iterator[str]:
-    owners: dict[str, list[Component]] = {}
-    for component in registry.registered():
-        if any(component.gin_name in plugin.components for plugin in _State.plugins):
-            owners.setdefault(component.name, []).append(component)
+    owners: dict[str, list[Entry]] = {}
+    for entry in registry.registered():
+        if any(entry.gin_name in plugin.components for plugin in _State.plugins):
+            owners.setdefault(entry.name, []).append(entry)
     for name, found in sorted(owners.items()):
         if len({c.package for c in found}) > 1:
             by = " and by ".join(origin(c) for c in found)
@@ -151,8 +154,8 @@ def _shared_names() -> Iterator[str]:
 
 
 def _installed() -> list[Plugin]:
-    """The entry points of the group, sorted; of two distributions of one name, the first on the path counts."""
-    found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=GROUP)]
+    """Lists the entry points of the group; of two distributions of one name, the first on the path counts."""
+    found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=ENTRY_POINT_GROUP)]
     return sorted(found, key=lambda p: (p.distribution, p.name))
 
 
@@ -173,10 +176,10 @@ def _load(plugin: Plugin, others: set[str]) -> Plugin:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output may be JSON
             _import(plugin.module)
-        new = before.new_components()
+        new = before.new_entries()
         _check(new)
         own = [
-            c for c in registry.registered() if c.package == plugin.package or (c in new and c.package not in others)
+            e for e in registry.registered() if e.package == plugin.package or (e in new and e.package not in others)
         ]
         if not own:
             raise RegistryError("importing it registers no component; decorate classes with @dlmrl_kit.register(kind)")
@@ -186,7 +189,7 @@ def _load(plugin: Plugin, others: set[str]) -> Plugin:
     except BaseException as error:  # SystemExit and the like: no plugin ends the program
         before.restore(plugin)
         return replace(plugin, problem=_reason(error))
-    return replace(plugin, components=tuple(sorted(c.gin_name for c in own)))
+    return replace(plugin, components=tuple(sorted(entry.gin_name for entry in own)))
 
 
 def _import(value: str) -> None:
@@ -202,75 +205,67 @@ def _import(value: str) -> None:
 
 
 class _Snapshot:
-    """The modules, components and gin names there were before a plugin was imported."""
+    """Remembers which modules, components and gin configurables there were before a plugin was imported."""
 
     def __init__(self) -> None:
-        import gin
-
         self.modules = set(sys.modules)
-        self.components = {c.gin_name for c in registry.registered()}
-        self.gin_names = {name for name, _ in gin.config._REGISTRY.items()}
+        self.entries = {entry.gin_name for entry in registry.registered()}
+        self.configurables = gin_registry.names()
 
-    def new_components(self) -> list[Component]:
-        """Components registered since, besides the kit's own."""
-        return [c for c in registry.registered() if c.gin_name not in self.components and c.package != _KIT]
+    def new_entries(self) -> list[Entry]:
+        """Lists the components registered since, besides the kit's own."""
+        return [e for e in registry.registered() if e.gin_name not in self.entries and e.package != _KIT]
 
     def restore(self, plugin: Plugin) -> None:
         """Takes back what was registered since, and forgets the modules that did so: another plugin may need them."""
-        import gin
-
-        new = self.new_components()
-        packages = {plugin.package, *(c.package for c in new)} - {_KIT}
-        for component in new:
-            registry.unregister(component)
-        for name, configurable in list(gin.config._REGISTRY.items()):
-            wrapped = configurable.wrapped
-            if name not in self.gin_names and str(wrapped.__module__).split(".", 1)[0] in packages:
-                gin.config._REGISTRY.pop(name)
-                gin.config._INVERSE_REGISTRY.pop(wrapped, None)
+        new = self.new_entries()
+        packages = {plugin.package, *(entry.package for entry in new)} - {_KIT}
+        for entry in new:
+            registry.unregister(entry)
+        gin_registry.forget(packages, self.configurables)
         for name in set(sys.modules) - self.modules:
             if name.split(".", 1)[0] in packages:
                 del sys.modules[name]
 
 
-def _check(new: list[Component]) -> None:
-    """Whether the components that a plugin registered can stay.
+def _check(new: list[Entry]) -> None:
+    """Checks whether the components that a plugin registered can stay.
 
     Raises:
         RegistryError: a name of the kit, or a class that does not fit its kind.
     """
-    taken = _names_of_the_kit()
-    for component in new:
-        what = f"{component.kind} {component.gin_name!r}"
-        if component.name in taken:
-            raise RegistryError(
-                f"package {component.package!r} registers the {component.kind} {component.name!r}, a name that package "
-                f"{_KIT!r} has taken for its {taken[component.name]}; give the class another name"
-            )
-        if component.kind in _DATAFLOW_KINDS:
-            from dlmrl_kit.core.component import Component as Base
+    from dlmrl_kit.algorithm.bases import BASE_CLASSES
 
-            if not issubclass(component.cls, Base):
-                raise RegistryError(f"{what} must inherit from dlmrl_kit.core.component.Component")
+    taken = _names_of_the_kit()
+    for entry in new:
+        what = f"{entry.kind} {entry.gin_name!r}"
+        if entry.name in taken:
+            raise RegistryError(
+                f"package {entry.package!r} registers the {entry.kind} {entry.name!r}, a name that package "
+                f"{_KIT!r} has taken for its {taken[entry.name]}; give the class another name"
+            )
+        base = BASE_CLASSES[entry.kind]
+        if not issubclass(entry.cls, base):
+            raise RegistryError(f"{what} must inherit from {base.__module__}.{base.__name__}")
         try:
-            _ = component.parameters
+            _ = entry.parameters
         except (TypeError, ValueError) as error:
             raise RegistryError(f"the constructor of {what} has no readable signature: {error}") from error
 
 
 def _names_of_the_kit() -> dict[str, str]:
-    """What recipes may call by name, and what it is: a plugin of that name would change what the kit's recipes mean."""
-    from dlmrl_kit.recipe.names import ROOTS
+    """Lists the names that recipes give a meaning, and what they mean; no plugin may take one of them."""
+    from dlmrl_kit.algorithm.algorithm import ROOTS
 
-    own = [c for c in registry.registered() if c.package == _KIT]
-    bases = {b for c in own for b in c.cls.__mro__ if b.__module__.split(".", 1)[0] == _KIT}
-    names = {b.__name__: f"base class {b.__module__}.{b.__name__}" for b in bases}
+    own = [entry for entry in registry.registered() if entry.package == _KIT]
+    bases = {base for entry in own for base in entry.ancestors if base.__module__.split(".", 1)[0] == _KIT}
+    names = {base.__name__: f"base class {base.__module__}.{base.__name__}" for base in bases}
     names |= {root: f"root {root}" for root in ROOTS}
-    return names | {c.name: f"{c.kind} {c.gin_name}" for c in own}
+    return names | {entry.name: f"{entry.kind} {entry.gin_name}" for entry in own}
 
 
 def _reason(error: BaseException) -> str:
-    """An exception on one line, with the line of the plugin that it came from."""
+    """Writes an exception on one line, with the line of the plugin that it came from."""
     skip = (_HERE, "<frozen", importlib.__file__)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skip)]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import gin
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import Parameter, nearest
 from dlmrl_kit.recipe.names import Names, required
-from dlmrl_kit.recipe.source import Binding, Ref, Where, format_value, leaves
-from dlmrl_kit.recipe.table import Node, Table
+from dlmrl_kit.recipe.source import Binding, Ref, format_value, leaves_of
+from dlmrl_kit.recipe.table import BindingTable, Node
+from dlmrl_kit.recipe.where import StatementError, UnusedBindingError, Where
+
+_NO_EFFECT = " has no effect: "
 
 
 @dataclass(frozen=True)
 class Bound:
     """A parameter of the resolved recipe.
 
-    ``key``: ``"a/GroupMean.eps"``. ``value``: references are ``Ref`` with full gin names. ``text``: the value as gin
-    text, None for a default that gin text cannot hold. ``gin_text``: the same with full gin names. ``where``: None
-    where the recipe does not bind it. ``is_default``: the value is the constructor's default, bound or not.
+    Attributes:
+        key: how a binding is written, ``"a/GroupMean.eps"``.
+        value: literals and containers; references are ``Ref`` with full names.
+        text: the value as gin text; None for a default that gin text cannot hold.
+        where: the binding; None where the recipe does not bind it.
+        is_default: whether the value is the constructor's default, bound or not.
     """
 
     key: str
-    value: Any
+    value: object
     text: str | None
-    gin_text: str | None
     where: Where | None
     is_default: bool
 
@@ -35,8 +40,13 @@ class Bound:
 class Block:
     """A component of the resolved recipe with all its parameters.
 
-    ``name``: with scope, as written. ``gin_name``: in full. ``where``: the binding that refers to it; None for the
-    root.
+    Attributes:
+        name: with its scope, as written in recipes.
+        scope: the scope that it is built in.
+        gin_name: the full name.
+        cls: the class.
+        where: the binding that refers to it; None for the root.
+        parameters: by name, in the order of the constructor.
     """
 
     name: str
@@ -47,8 +57,11 @@ class Block:
     parameters: dict[str, Bound]
 
 
-def resolve(table: Table) -> tuple[tuple[Block, ...], list[str]]:
-    """The components of a recipe with all their parameters, and notes on what was dropped.
+def resolve_recipe(table: BindingTable) -> tuple[tuple[Block, ...], list[str]]:
+    """Finds the components of a recipe with all their parameters, and takes out bindings that nothing uses any more.
+
+    Returns:
+        The components, the root first, and a note for each binding that was dropped.
 
     Raises:
         RecipeError: undefined macros, slots with the wrong filling, bindings that nothing uses, parameters that are
@@ -61,8 +74,8 @@ def resolve(table: Table) -> tuple[tuple[Block, ...], list[str]]:
     return tuple(_block(table, node, by) for node, by in nodes.items()), notes
 
 
-def shown(value: Any, names: Names, limit: int = 80) -> str:
-    """A value for a message: gin text with short names, cut at ``limit`` characters."""
+def shown(value: object, names: Names, limit: int = 80) -> str:
+    """Writes a value for a message: gin text with short names, cut at ``limit`` characters."""
     try:
         text = format_value(value, names.display)
     except ValueError:
@@ -70,7 +83,7 @@ def shown(value: Any, names: Names, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _check_slots(table: Table) -> None:
+def _check_slots(table: BindingTable) -> None:
     names = table.names
     for slot in names.slots:
         for binding in table.candidates(("", names.root), slot)[:1]:
@@ -82,27 +95,36 @@ def _check_slots(table: Table) -> None:
                 _check_filling(names, slot, filling, binding.where)
 
 
-def _check_filling(names: Names, slot: str, filling: Any, where: Where) -> None:
+def _check_filling(names: Names, slot: str, filling: object, where: Where) -> None:
+    from dlmrl_kit.algorithm.bases import BASE_CLASSES
+
     key = names.key("", names.root, slot)
     article = "an" if slot[0] in "aeiou" else "a"
     if not isinstance(filling, Ref):
-        raise RecipeError(
-            f"{where}: {key} needs {article} {slot}, got {shown(filling, names)}; "
-            f"write {key} = @Name(); {names.of_kind(slot)}"
+        raise StatementError(
+            where,
+            f"{key} needs {article} {slot}, got {shown(filling, names)}; write {key} = @Name(); {names.of_kind(slot)}",
         )
     name = names.display(filling.name)
     kind = names.components[filling.name].kind
     if kind != slot:
         kind_article = "an" if kind[0] in "aeiou" else "a"
-        raise RecipeError(
-            f"{where}: {key} needs {article} {slot}, {name} is {kind_article} {kind}; {names.of_kind(slot)}"
+        raise StatementError(
+            where, f"{key} needs {article} {slot}, {name} is {kind_article} {kind}; {names.of_kind(slot)}"
         )
+    base = BASE_CLASSES[slot]
+    if not issubclass(names.class_of(filling.name), base):
+        raise StatementError(where, f"{key} needs {article} {slot}: {name} must inherit from {_full(base)}")
+
+
+def _full(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
 
 
 class _Cleaner:
-    """Takes bindings that nothing uses out of the table: with a note if an override is the cause, else as an error."""
+    """Takes bindings that nothing uses out of the table; it is an error if no override is the cause of that."""
 
-    def __init__(self, table: Table, nodes: dict[Node, Binding | None]) -> None:
+    def __init__(self, table: BindingTable, nodes: dict[Node, Binding | None]) -> None:
         self.table = table
         self.names = table.names
         self.nodes = nodes
@@ -119,7 +141,8 @@ class _Cleaner:
         """Removes what is not used from the table and says so, in the order of the recipe.
 
         Raises:
-            RecipeError: a binding or macro that nothing uses, and that no override put out of use.
+            UnusedBindingError: a binding or macro that nothing uses, and that no override put out of use.
+            StatementError: an override that another binding comes before.
         """
         dropped: dict[Binding, str] = {}
         for binding in self.table.live.values():
@@ -166,7 +189,11 @@ class _Cleaner:
         return ""
 
     def _nothing_uses(self, binding: Binding) -> NoReturn:
-        raise RecipeError(f"{binding.where}: nothing uses {self._statement(binding)}: {self._unused_hint(binding)}")
+        self._unused(binding, f"nothing uses {self._statement(binding)}: {self._unused_hint(binding)}")
+
+    def _unused(self, binding: Binding, reason: str, joint: str = ": ") -> NoReturn:
+        component = self.names.display(binding.name) if binding.name else ""
+        raise UnusedBindingError(binding.where, reason, joint, component, binding.parameter)
 
     def _unused_hint(self, binding: Binding) -> str:
         name = self.names.display(binding.name)
@@ -187,12 +214,11 @@ class _Cleaner:
         winners = [w for node in concerned for w in self.table.candidates(node, binding.parameter)[:1]]
         if winners:
             hint = f"{self.table.key(winners[0])} ({winners[0].where}) comes before it"
-        elif concerned:
+            raise StatementError(binding.where, hint, joint=_NO_EFFECT)
+        if concerned:
             refusing = " and ".join(sorted({self.names.display(node[1]) for node in concerned}))
-            hint = f"{refusing} takes no parameter {binding.parameter}"
-        else:
-            hint = self._unused_hint(binding)
-        raise RecipeError(f"{binding.where} has no effect: {hint}")
+            self._unused(binding, f"{refusing} takes no parameter {binding.parameter}", _NO_EFFECT)
+        self._unused(binding, self._unused_hint(binding), _NO_EFFECT)
 
     def _unused_macros(self, dropped: list[Binding]) -> dict[Binding, str]:
         table = self.table
@@ -213,13 +239,14 @@ class _Cleaner:
 
     def _unused_macro(self, macro: Binding, in_use: set[str]) -> NoReturn:
         hint = f"; {nearest(macro.parameter, in_use)}" if in_use else ""
-        raise RecipeError(
-            f"{macro.where}: nothing uses the macro {macro.parameter} in this recipe{hint} "
-            "(a parameter is written Component.parameter = value)"
+        self._unused(
+            macro,
+            f"nothing uses the macro {macro.parameter} in this recipe{hint} (a parameter is written "
+            "Component.parameter = value)",
         )
 
 
-def _block(table: Table, node: Node, by: Binding | None) -> Block:
+def _block(table: BindingTable, node: Node, by: Binding | None) -> Block:
     scope, gin_name = node
     names = table.names
     where = by.where if by else None
@@ -229,7 +256,7 @@ def _block(table: Table, node: Node, by: Binding | None) -> Block:
         key = names.key(scope, gin_name, name)
         for binding in table.candidates(node, name)[:1]:
             value = table.expand(binding.value, binding)
-            if any(leaf is gin.REQUIRED for leaf in leaves(value)):
+            if any(leaf is gin.REQUIRED for leaf in leaves_of(value)):
                 _missing(table, node, spec or Parameter(name, None, ""), binding.where)
             parameters[name] = _bound(names, gin_name, key, spec, value, binding.where)
             break
@@ -242,49 +269,53 @@ def _block(table: Table, node: Node, by: Binding | None) -> Block:
     return Block(written, scope, gin_name, names.class_of(gin_name), where, parameters)
 
 
-def _bound(names: Names, gin_name: str, key: str, spec: Parameter | None, value: Any, where: Where) -> Bound:
+def _bound(names: Names, gin_name: str, key: str, spec: Parameter | None, value: object, where: Where) -> Bound:
     text = format_value(value, names.display)
     default = spec is not None and _text_or_none(spec.default) == text
-    # A default may contradict its annotation (``x: int = None``), and a resolved recipe writes it out.
-    if spec is not None and not default and not names.fits(gin_name, spec.name, value):
-        raise RecipeError(f"{where}: {key} must be {spec.annotation}, got {shown(value, names)}{_bracket_hint(value)}")
-    return Bound(key, value, text, format_value(value), where, default)
+    # A default may contradict its annotation (``x: int = None``), and a resolved recipe writes it out. What fills the
+    # slots of the root has been checked already.
+    checked = default or gin_name == names.root
+    if spec is not None and not checked and not names.fits(gin_name, spec.name, value):
+        got = f"{shown(value, names)}{_bracket_hint(names, gin_name, spec.name, value)}"
+        raise StatementError(where, f"{key} must be {names.type_of(gin_name, spec)}, got {got}")
+    return Bound(key, value, text, where, default)
 
 
-def _bracket_hint(value: Any) -> str:
-    if type(value) is list:
+def _bracket_hint(names: Names, gin_name: str, parameter: str, value: object) -> str:
+    if isinstance(value, list) and names.fits(gin_name, parameter, tuple(value)):
         return " (square brackets make a list, round ones a tuple)"
-    if type(value) is tuple:
+    if isinstance(value, tuple) and names.fits(gin_name, parameter, list(value)):
         return " (round brackets make a tuple, square ones a list)"
     return ""
 
 
 def _default(names: Names, key: str, spec: Parameter) -> Bound:
     text = _text_or_none(spec.default)
-    return Bound(key, spec.default, text, text, None, True)
+    return Bound(key, spec.default, text, None, True)
 
 
-def _text_or_none(value: Any) -> str | None:
+def _text_or_none(value: object) -> str | None:
     try:
         return format_value(value)
     except ValueError:
         return None
 
 
-def _missing(table: Table, node: Node, spec: Parameter, where: Where | None) -> NoReturn:
+def _missing(table: BindingTable, node: Node, spec: Parameter, where: Where | None) -> NoReturn:
     scope, gin_name = node
     names = table.names
-    at = f"{where or table.source}: "
     key = names.key(scope, gin_name, spec.name)
     if gin_name == names.root:
-        raise RecipeError(
-            f"{at}{key} is required and not set: add `{key} = @Name()` to the recipe, or --use {spec.name}=Name; "
-            f"{names.of_kind(spec.name)}"
-        )
-    annotation = f" ({spec.annotation})" if spec.annotation and "_empty" not in spec.annotation else ""
+        fix = f"add `{key} = @Name()` to the recipe, or --use {spec.name}=Name; {names.of_kind(spec.name)}"
+        raise _refusal(table, where, f"{key} is required and not set: {fix}")
+    wanted = names.type_of(gin_name, spec)
+    annotation = f" ({wanted})" if wanted else ""
     # A swap tends to lose a value that its namesake needs; what it was is the best hint at what to set.
     lost = [b for b in table.dropped if b.parameter == spec.name]
     was = f" ({table.key(lost[0])}, which was dropped, was {shown(lost[0].value, names)})" if lost else ""
-    raise RecipeError(
-        f"{at}{key}{annotation} is required and not set: add `{key} = ...` to the recipe, or --set {key}=VALUE{was}"
-    )
+    fix = f"add `{key} = ...` to the recipe, or --set {key}=VALUE{was}"
+    raise _refusal(table, where, f"{key}{annotation} is required and not set: {fix}")
+
+
+def _refusal(table: BindingTable, where: Where | None, reason: str) -> RecipeError:
+    return StatementError(where, reason) if where else RecipeError(f"{table.source}: {reason}")

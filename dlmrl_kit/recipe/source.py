@@ -20,11 +20,12 @@ from gin import config_parser
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import nearest
+from dlmrl_kit.recipe.where import StatementError, Where
 
-MAX_DEPTH = 50
+MAX_NESTING = 50
 """How deep values, macros and components may be nested; keeps every recursion far from Python's own limit."""
 
-_TOO_DEEP = f"values may be nested {MAX_DEPTH} deep at most"
+_TOO_DEEP = f"values may be nested {MAX_NESTING} deep at most"
 _LONG_INT = 10**4000
 
 
@@ -44,22 +45,6 @@ class Macro:
     name: str
 
 
-@dataclass(frozen=True)
-class Where:
-    """Where a statement stands: a file and line, or (no line) an option of the command line."""
-
-    source: str
-    line: int | None = None
-
-    @property
-    def command_line(self) -> bool:
-        """Whether this is an override rather than a line of a file."""
-        return self.line is None
-
-    def __str__(self) -> str:
-        return self.source if self.line is None else f"{self.source}:{self.line}"
-
-
 @dataclass(frozen=True, eq=False)
 class Binding:
     """``scope/name.parameter = value``; a macro has the name "" and its own name as ``parameter``."""
@@ -67,7 +52,7 @@ class Binding:
     scope: str
     name: str
     parameter: str
-    value: Any
+    value: object
     where: Where
 
     @property
@@ -95,13 +80,13 @@ class Include:
 
 @dataclass
 class Source:
-    """What a recipe file and everything it includes say, in the order in which it takes effect."""
+    """What a recipe file and everything that it includes say, in the order in which it takes effect."""
 
     bindings: list[Binding] = field(default_factory=list)
     imports: list[Import] = field(default_factory=list)
 
 
-class _Delegate(config_parser.ParserDelegate):
+class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]  # gin has no annotations
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Ref:
         scope, _, name = scoped_configurable_name.rpartition("/")
         return Ref(scope, name, evaluate)
@@ -110,8 +95,8 @@ class _Delegate(config_parser.ParserDelegate):
         return Macro(macro_name)
 
 
-class _Parser(config_parser.ConfigParser):
-    def _maybe_parse_basic_type(self) -> tuple[bool, Any]:
+class _Parser(config_parser.ConfigParser):  # type: ignore[misc]  # gin has no annotations
+    def _maybe_parse_basic_type(self) -> tuple[bool, object]:
         # Gin consumes the minus sign before it looks at what follows, and would read -%LR as %LR.
         minus = self._current_token.string == "-"
         found, value = super()._maybe_parse_basic_type()
@@ -123,10 +108,10 @@ class _Parser(config_parser.ConfigParser):
 
 
 def parse(text: str, where: Callable[[int], Where]) -> list[Binding | Import | Include]:
-    """The statements of gin text, in order. ``where`` turns a line number into the place that errors name.
+    """Reads the statements of gin text, in order; ``where`` turns a line number into the place that errors name.
 
     Raises:
-        RecipeError: text that is not gin, with the place and the line.
+        StatementError: text that is not gin, with the place and the line.
     """
     statements: list[Binding | Import | Include] = []
     parser = None
@@ -138,14 +123,15 @@ def parse(text: str, where: Callable[[int], Where]) -> list[Binding | Import | I
         if parser.current_token.type != tokenize.ENDMARKER:
             raise SyntaxError("unfinished statement", (None, parser.current_token.start[0], None, None))
     except Exception as error:  # gin leaks whatever its tokeniser and literal_eval raise, RecursionError included
-        line = getattr(error, "lineno", None) or (parser.current_token.start[0] if parser else 1)
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        line = line or (parser.current_token.start[0] if parser else 1)
         raise _syntax_error(error, line, text, where) from None
     return statements
 
 
 def _convert(statement: Any, where: Where) -> Iterator[Binding | Import | Include]:
     if isinstance(statement, config_parser.BindingStatement):
-        if _depth(statement.value) > MAX_DEPTH:
+        if _depth(statement.value) > MAX_NESTING:
             raise SyntaxError(_TOO_DEEP, (None, statement.location.line_num, None, None))
         if statement.arg_name:
             yield Binding(statement.scope, statement.selector, statement.arg_name, statement.value, where)
@@ -158,8 +144,10 @@ def _convert(statement: Any, where: Where) -> Iterator[Binding | Import | Includ
         yield Include(statement.filename, where)
 
 
-def _syntax_error(error: Exception, line: int, text: str, where: Callable[[int], Where]) -> RecipeError:
-    message = str(getattr(error, "msg", None) or error)
+def _syntax_error(error: Exception, line: int, text: str, where: Callable[[int], Where]) -> StatementError:
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    # Gin has one exception for all that it cannot parse, so only its text tells which it is. What is recognised is
+    # explained better; whatever is not is passed on as it is.
     if isinstance(error, tokenize.TokenError):
         message, (line, _) = error.args
     elif isinstance(error, RecursionError):
@@ -178,7 +166,7 @@ def _syntax_error(error: Exception, line: int, text: str, where: Callable[[int],
         message = f"{bracket!r} is never closed"
     lines = text.split("\n")
     content = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    return RecipeError(f"{where(line)}: syntax error: {message}" + (f"\n    {content}" if content else ""))
+    return StatementError(where(line), f"syntax error: {message}" + (f"\n    {content}" if content else ""))
 
 
 def _unclosed(text: str) -> tuple[str, int] | None:
@@ -195,7 +183,7 @@ def _unclosed(text: str) -> tuple[str, int] | None:
     return opened[0] if opened else None
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     if isinstance(value, (list, tuple)):
         return 1 + max(map(_depth, value), default=0)
     if isinstance(value, dict):
@@ -214,32 +202,38 @@ def read(path: Path, recipes: Path) -> Source:
         RecipeError: a file that is missing, unreadable or not gin, or that includes itself.
     """
     source = Source()
-    _read_into(source, path, recipes, "", [], set())
+    _read_into(source, path, recipes, None, [], set())
     return source
 
 
-def _read_into(source: Source, path: Path, recipes: Path, asked: str, chain: list[Path], done: set[str]) -> None:
+def _read_into(
+    source: Source, path: Path, recipes: Path, asked: Where | None, chain: list[Path], done: set[str]
+) -> None:
     real = os.path.realpath(path)
     if real in (os.path.realpath(p) for p in chain):
-        raise RecipeError(f"{asked}the file includes itself: {' -> '.join(str(p) for p in [*chain, path])}")
+        raise _refusal(asked, f"the file includes itself: {' -> '.join(str(p) for p in [*chain, path])}")
     if real in done:
         return
-    if len(chain) > MAX_DEPTH:
-        raise RecipeError(f"{asked}includes are nested more than {MAX_DEPTH} deep")
+    if len(chain) > MAX_NESTING:
+        raise _refusal(asked, f"includes are nested more than {MAX_NESTING} deep")
     done.add(real)
     text = read_text(path, asked)
     for statement in parse(text, lambda line: Where(str(path), line)):
         if isinstance(statement, Include):
             found = _find_include(statement, path, recipes)
-            _read_into(source, found, recipes, f"{statement.where}: ", [*chain, path], done)
+            _read_into(source, found, recipes, statement.where, [*chain, path], done)
         elif isinstance(statement, Import):
             source.imports.append(statement)
         else:
             source.bindings.append(statement)
 
 
-def read_text(path: Path, asked: str = "") -> str:
-    """The text of a recipe file; ``asked`` (``"file:line: "``) is put before error messages.
+def _refusal(asked: Where | None, reason: str) -> RecipeError:
+    return RecipeError(reason) if asked is None else StatementError(asked, reason)
+
+
+def read_text(path: Path, asked: Where | None = None) -> str:
+    """Reads the text of a recipe file; errors name the include statement that ``asked`` for it, if one did.
 
     Raises:
         RecipeError: a directory, an unreadable file, or one that is not UTF-8.
@@ -248,12 +242,14 @@ def read_text(path: Path, asked: str = "") -> str:
         if os.path.isdir(path):
             inside = sorted(name for name in os.listdir(path) if name.endswith(".gin"))
             hint = f"; recipes in it: {', '.join(inside)}" if inside else ""
-            raise RecipeError(f"{asked}{path} is a directory, not a recipe file{hint}")
+            raise _refusal(asked, f"{path} is a directory, not a recipe file{hint}")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{asked}{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from None
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{asked}cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise _refusal(asked, f"{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from None
+    except OSError as error:
+        raise _refusal(asked, f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:  # a path with a null character
+        raise _refusal(asked, f"cannot read {path}: {error}") from None
 
 
 def _find_include(include: Include, path: Path, recipes: Path) -> Path:
@@ -262,9 +258,9 @@ def _find_include(include: Include, path: Path, recipes: Path) -> Path:
         if os.path.exists(folder / include.file):
             return folder / include.file
     known = {os.path.relpath(file, folder) for folder in folders for file in _gin_files(folder)}
-    raise RecipeError(
-        f"{include.where}: no file {include.file!r} to include; looked in "
-        f"{' and '.join(str(folder) for folder in folders)}; {nearest(include.file, known)}"
+    looked = " and ".join(str(folder) for folder in folders)
+    raise StatementError(
+        include.where, f"no file {include.file!r} to include; looked in {looked}; {nearest(include.file, known)}"
     )
 
 
@@ -273,20 +269,20 @@ def _gin_files(folder: Path) -> list[Path]:
     return [*folder.glob("*.gin"), *folder.glob("*/*.gin")]
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """What a value holds that is not a container: literals, ``Ref`` and ``Macro``, keys of dicts included."""
+def leaves_of(value: object) -> Iterator[object]:
+    """Yields what a value holds that is no container: literals, ``Ref`` and ``Macro``, also as keys of dicts."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from leaves(item)
+            yield from leaves_of(item)
     elif isinstance(value, dict):
         for pair in value.items():
-            yield from leaves(pair)
+            yield from leaves_of(pair)
     else:
         yield value
 
 
-def replace_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same value with ``change`` applied to each of its ``leaves``."""
+def replace_leaves(value: object, change: Callable[[object], object]) -> object:
+    """Makes a copy of a value in which ``change`` was applied to each of its ``leaves_of``."""
     if isinstance(value, (list, tuple)):
         return type(value)([replace_leaves(item, change) for item in value])
     if isinstance(value, dict):
@@ -294,8 +290,8 @@ def replace_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
-def format_value(value: Any, name: Callable[[str], str] = str) -> str:
-    """Gin text that reads back as exactly this value. ``name`` turns the name of a ``Ref`` into the one to write.
+def format_value(value: object, name: Callable[[str], str] = str) -> str:
+    """Writes gin text that reads back as exactly this value; ``name`` turns the name of a ``Ref`` into what to write.
 
     Raises:
         ValueError: a value that gin text cannot hold.

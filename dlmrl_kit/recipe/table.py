@@ -1,6 +1,6 @@
 """The bindings of a recipe: which one is live, which components they reach, what macros stand for.
 
-A component is built in a gin scope, so what is reached are *nodes*: pairs (scope, gin name). As in gin, a reference
+A component is built in a scope, so what is reached are *nodes*: pairs (scope, full name). As in gin, a reference
 without a scope stays in the scope of the component that holds it, and a component in scope ``a/b`` sees the bindings of
 ``a/b``, ``a`` and no scope, in this order. Macros are put in place before scopes apply.
 """
@@ -9,54 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import gin
 
-from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.recipe.names import Names, refs
-from dlmrl_kit.recipe.source import MAX_DEPTH, Binding, Macro, Ref, format_value, leaves, replace_leaves
+from dlmrl_kit.recipe.source import MAX_NESTING, Binding, Macro, Ref, format_value, leaves_of, replace_leaves
+from dlmrl_kit.recipe.where import StatementError
 
 Node: TypeAlias = tuple[str, str]
-"""Scope and gin name of a component that is built."""
+"""Scope and full name of a component that is built."""
 
-Key: TypeAlias = tuple[str, str, str]
+BindingKey: TypeAlias = tuple[str, str, str]
+"""Scope, full name ("" for a macro) and parameter of a binding."""
 
 _REQUIRED = ("gin.REQUIRED", "REQUIRED")
 
 
 def scopes(scope: str) -> list[str]:
-    """The scopes whose bindings apply in ``scope``, nearest first: ``"a/b"``, ``"a"``, ``""``."""
+    """Lists the scopes whose bindings apply in ``scope``, nearest first: ``"a/b"``, ``"a"``, ``""``."""
     parts = scope.split("/") if scope else []
     return ["/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
 
 
-class Table:
-    """Bindings with names resolved; of those with the same key the last is live, the others are overridden."""
+class BindingTable:
+    """Holds bindings with their names resolved; of those with the same key the last is live and overrides the rest."""
 
     def __init__(self, names: Names, source: str) -> None:
         self.names = names
         self.source = source
-        self.live: dict[Key, Binding] = {}
+        self.live: dict[BindingKey, Binding] = {}
         self.overridden: list[tuple[Binding, Binding]] = []
         self.dropped: list[Binding] = []
-        self._in_file: dict[tuple[str, Key], Binding] = {}
+        self._in_file: dict[tuple[str, BindingKey], Binding] = {}
 
     def add(self, binding: Binding) -> None:
         """Adds a binding, which overrides an earlier one of the same key.
 
         Raises:
-            RecipeError: an unknown component or parameter, or the same key twice in one file.
+            StatementError: an unknown component or parameter, or the same key twice in one file.
         """
         binding = self._resolve(binding)
         key = (binding.scope, binding.name, binding.parameter)
         if not binding.where.command_line:
             first = self._in_file.setdefault((binding.where.source, key), binding)
             if first is not binding:
-                raise RecipeError(
-                    f"{binding.where}: {self.key(binding)} is bound twice in this file, first in line "
-                    f"{first.where.line}; remove one of the two"
+                raise StatementError(
+                    binding.where,
+                    f"{self.key(binding)} is bound twice in this file, first in line {first.where.line}; remove one of "
+                    "the two",
                 )
         if key in self.live:
             self.overridden.append((self.live.pop(key), binding))
@@ -70,68 +72,69 @@ class Table:
             self.names.check_parameter(name, binding.parameter, where)
             kind = binding.parameter if name == self.names.root else None
 
-        def change(leaf: Any) -> Any:
+        def change(leaf: object) -> object:
             if not isinstance(leaf, Ref):
                 return leaf
             if not leaf.evaluate:
-                # The class itself would be called after ``build``, when gin has forgotten its parameters.
+                # A component that was given the class would build it without what the recipe binds.
                 reference = format_value(leaf)
-                raise RecipeError(f"{where}: the reference {reference} lacks its parentheses; write {reference}()")
+                raise StatementError(where, f"the reference {reference} lacks its parentheses; write {reference}()")
             return replace(leaf, name=self.names.component(leaf.name, where, kind))
 
         return replace(binding, name=name, value=replace_leaves(binding.value, change))
 
     def key(self, binding: Binding) -> str:
-        """How the left side of a binding is written."""
+        """Writes the left side of a binding."""
         return self.names.key(binding.scope, binding.name, binding.parameter)
 
     def macro(self, name: str) -> Binding | None:
-        """The live definition of a macro."""
+        """Returns the live definition of a macro, or None."""
         return self.live.get(("", "", name))
 
     def check_macros(self) -> None:
         """Checks that every macro that is used is defined, and none by itself.
 
         Raises:
-            RecipeError: one is not.
+            StatementError: one is not.
         """
         for binding in self.live.values():
             for name in macros(binding.value):
                 if self.macro(name) is None:
                     known = [b.parameter for b in self.live.values() if b.is_macro]
                     hint = nearest(name, known) if known else f"add a line `{name} = ...`"
-                    raise RecipeError(f"{binding.where}: macro %{name} is not defined; {hint}")
+                    raise StatementError(binding.where, f"macro %{name} is not defined; {hint}")
         for binding in self.live.values():
             self.expand(binding.value, binding)
 
-    def expand(self, value: Any, binding: Binding, path: tuple[str, ...] = ()) -> Any:
-        """``value`` with every macro replaced by what it stands for; ``gin.REQUIRED`` for ``%gin.REQUIRED``.
+    def expand(self, value: object, binding: Binding, path: tuple[str, ...] = ()) -> object:
+        """Replaces every macro in ``value`` by what it stands for, and ``%gin.REQUIRED`` by ``gin.REQUIRED``.
 
         Raises:
-            RecipeError: macros that stand for each other in a circle, too deeply, or for a dict key that cannot be one.
+            StatementError: macros that stand for each other in a circle or too deeply, or for a dict key that cannot be
+                one.
         """
 
-        def change(leaf: Any) -> Any:
+        def change(leaf: object) -> object:
             if not isinstance(leaf, Macro):
                 return leaf
             if leaf.name in _REQUIRED:
                 return gin.REQUIRED
             if leaf.name in path:
-                raise RecipeError(f"{binding.where}: macros in a circle: {' -> '.join([*path, leaf.name])}")
-            if len(path) >= MAX_DEPTH:
-                raise RecipeError(f"{binding.where}: macros are nested more than {MAX_DEPTH} deep")
+                raise StatementError(binding.where, f"macros in a circle: {' -> '.join([*path, leaf.name])}")
+            if len(path) >= MAX_NESTING:
+                raise StatementError(binding.where, f"macros are nested more than {MAX_NESTING} deep")
             definition = self.live["", "", leaf.name]
             return self.expand(definition.value, binding, (*path, leaf.name))
 
         try:
             return replace_leaves(value, change)
         except TypeError:
-            raise RecipeError(f"{binding.where}: a list or dict cannot be the key of a dict") from None
+            raise StatementError(binding.where, "a list or dict cannot be the key of a dict") from None
         except RecursionError:
-            raise RecipeError(f"{binding.where}: values and macros are nested too deeply") from None
+            raise StatementError(binding.where, "values and macros are nested too deeply") from None
 
     def candidates(self, node: Node, parameter: str) -> list[Binding]:
-        """Live bindings for a parameter of a node, the one that counts first.
+        """Lists the live bindings for a parameter of a node; the first is the one that counts.
 
         A nearer scope wins; within a scope the command line wins over files, then the component's own binding over
         those of its base classes.
@@ -147,23 +150,23 @@ class Table:
         return found
 
     def parameters(self, node: Node) -> list[str]:
-        """Parameters of a node, in the constructor's order, then those of ``**kwargs`` that are bound."""
+        """Lists the parameters of a node in the constructor's order, then those of ``**kwargs`` that are bound."""
         known = self.names.parameters(node[1])
         extra = [p for (scope, t, p) in self.live if t == node[1] and p not in known and scope in scopes(node[0])]
         return list(dict.fromkeys([*known, *extra]))
 
     def reach(self) -> dict[Node, Binding | None]:
-        """Every component that is built, in depth-first order, with the binding that refers to it.
+        """Finds every component that is built, in depth-first order, with the binding that refers to it.
 
         Raises:
-            RecipeError: components that refer to each other in a circle.
+            StatementError: components that refer to each other in a circle.
         """
         found: dict[Node, Binding | None] = {}
 
         def visit(node: Node, by: Binding | None, path: tuple[Node, ...]) -> None:
-            if by is not None and (node in path or len(path) > MAX_DEPTH):
+            if by is not None and (node in path or len(path) > MAX_NESTING):
                 circle = " -> ".join(self.names.display(name) for _, name in [*path, node])
-                raise RecipeError(f"{by.where}: components refer to each other in a circle: {circle}")
+                raise StatementError(by.where, f"components refer to each other in a circle: {circle}")
             if node in found:
                 return
             found[node] = by
@@ -176,7 +179,7 @@ class Table:
         return found
 
     def ever_reached(self, start: Iterable[Node]) -> set[Node]:
-        """Nodes that can be reached from ``start`` through any binding, overridden ones included."""
+        """Finds the nodes that can be reached from ``start`` through any binding, overridden or not."""
         everything = [*self.live.values(), *(old for old, _ in self.overridden)]
         found: set[Node] = set()
         todo = list(start)
@@ -195,7 +198,7 @@ class Table:
         return binding.name in self.names.targets(node[1]) and binding.scope in scopes(node[0])
 
     def nodes_in(self, bindings: Iterable[Binding], scope: str) -> list[Node]:
-        """Nodes that values refer to, also through macros, live or overridden."""
+        """Lists the nodes that the values of bindings refer to, also through macros, overridden or not."""
         everything = [*self.live.values(), *(old for old, _ in self.overridden)]
         bindings = list(bindings)
         used = self.macro_closure(bindings)
@@ -203,7 +206,7 @@ class Table:
         return [(ref.scope or scope, ref.name) for b in [*bindings, *definitions] for ref in refs(b.value)]
 
     def macro_closure(self, bindings: Iterable[Binding]) -> set[str]:
-        """Names of the macros that bindings use, also through other macros, live or overridden."""
+        """Finds the macros that bindings use, also through other macros, overridden or not."""
         definitions: dict[str, list[Binding]] = {}
         for binding in [*self.live.values(), *(old for old, _ in self.overridden)]:
             if binding.is_macro:
@@ -218,6 +221,6 @@ class Table:
         return found
 
 
-def macros(value: Any) -> list[str]:
-    """Names of the macros in a value, ``%gin.REQUIRED`` left out."""
-    return [leaf.name for leaf in leaves(value) if isinstance(leaf, Macro) and leaf.name not in _REQUIRED]
+def macros(value: object) -> list[str]:
+    """Lists the macros in a value, without ``%gin.REQUIRED``."""
+    return [leaf.name for leaf in leaves_of(value) if isinstance(leaf, Macro) and leaf.name not in _REQUIRED]

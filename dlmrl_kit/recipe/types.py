@@ -10,12 +10,13 @@ import collections.abc
 import inspect
 import types
 import typing
+from collections.abc import Set
 from functools import cache
 from typing import Any, Protocol
 
 from dlmrl_kit.recipe.source import Ref
 
-_SIMPLE: dict[Any, tuple[type, ...]] = {
+_SIMPLE: dict[object, tuple[type, ...]] = {
     int: (int,),
     float: (int, float),
     bool: (bool,),
@@ -27,34 +28,57 @@ _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 class Classes(Protocol):
-    """What the check must know of components."""
+    """What the check of types must know of components."""
 
     def class_of(self, gin_name: str) -> type:
-        """The class a reference names."""
+        """Returns the class that a reference names."""
 
     def is_component_class(self, cls: type) -> bool:
         """Whether some component is a subclass of ``cls``."""
 
 
 @cache
-def hints(cls: type) -> dict[str, Any]:
-    """Evaluated annotations of the constructor's parameters, without those that cannot be evaluated."""
-    constructor = inspect.unwrap(cls.__init__)  # type: ignore[misc]
-    annotations = getattr(constructor, "__annotations__", {})
-    found = {}
-    for name, annotation in annotations.items():
+def hints(cls: type) -> dict[str, object]:
+    """Evaluates the annotations of a constructor's parameters, and leaves out those that cannot be evaluated.
+
+    A parameter that the constructor takes over from a base class (``core.component.with_parameters_of``) has the
+    annotation that it has there.
+    """
+    annotated = {p.name for p in inspect.signature(cls).parameters.values() if p.annotation is not p.empty}
+    found: dict[str, object] = {}
+    for owner in reversed(inspect.getmro(cls)):
+        constructor = inspect.unwrap(owner.__init__)  # type: ignore[misc]
+        if isinstance(constructor, types.FunctionType):
+            # What cannot be evaluated here is not what a base class calls by the same name.
+            others = {name: hint for name, hint in found.items() if name not in constructor.__annotations__}
+            found = others | _evaluated(constructor, annotated)
+    return found
+
+
+def _evaluated(constructor: types.FunctionType, names: Set[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, annotation in constructor.__annotations__.items():
+        if name not in names:
+            continue
+
         # One by one: a name imported only for type checkers must not switch off the check of the other parameters.
         def probe() -> None: ...
 
         probe.__annotations__ = {name: annotation}
         try:
-            found.update(typing.get_type_hints(probe, globalns=getattr(constructor, "__globals__", {})))
+            found.update(typing.get_type_hints(probe, globalns=constructor.__globals__))
         except Exception:  # an annotation is arbitrary code, and this check is a service
             continue
     return found
 
 
-def fits(value: Any, hint: Any, classes: Classes) -> bool:
+def described(annotation: str, hint: object) -> str:
+    """Writes an annotation for a message: as it stands, but an alias of a type as what it stands for."""
+    alias = annotation.isidentifier() and hint is not None and not inspect.isclass(hint)
+    return inspect.formatannotation(hint) if alias else annotation
+
+
+def fits(value: object, hint: object, classes: Classes) -> bool:
     """Whether ``value`` (a literal, a ``Ref``, or containers of them) may be passed where ``hint`` is annotated.
 
     An int fits float; a bool fits only bool; a list is no tuple. References fit where no basic type is annotated.
@@ -82,8 +106,8 @@ def fits(value: Any, hint: Any, classes: Classes) -> bool:
     return True
 
 
-def _fits_sequence(value: Any, base: Any, args: tuple[Any, ...], classes: Classes) -> bool:
-    if type(value) not in ((list, tuple) if base in _SEQUENCES else (base,)):
+def _fits_sequence(value: object, base: object, args: tuple[object, ...], classes: Classes) -> bool:
+    if not isinstance(value, (list, tuple)) or (base not in _SEQUENCES and type(value) is not base):
         return False
     if base is tuple and args and args[-1] is not Ellipsis:
         if args == ((),):  # how Python 3.10 spells tuple[()]
@@ -92,8 +116,8 @@ def _fits_sequence(value: Any, base: Any, args: tuple[Any, ...], classes: Classe
     return not args or all(fits(item, args[0], classes) for item in value)
 
 
-def _fits_class(value: Any, cls: type, classes: Classes) -> bool:
-    if cls in (object, type, collections.abc.Callable) or getattr(cls, "_is_protocol", False):
+def _fits_class(value: object, cls: type, classes: Classes) -> bool:
+    if cls in (object, type, collections.abc.Callable) or Protocol in cls.__bases__:
         return True
     if not isinstance(value, Ref):
         return not classes.is_component_class(cls)

@@ -46,7 +46,7 @@ LEAST_TEMPERATURE = 1e-6
 class SelfDistillation(Term):
     """KL from the advantage-weighted tokens of a parent's children to the parent's prediction.
 
-    For the selector ``TreeLevels`` and a likelihood of positions given the parent's state (``StepMerge``): a slot takes
+    For the selector ``TreeLevels`` and a likelihood of positions given the parent's state (``StepMerge``): a segment takes
     part if it starts where a level starts, with the selector's weight as the share of its child.
 
     Args:
@@ -112,10 +112,10 @@ class SelfDistillation(Term):
         return (share.to(log_prob.dtype) * (log_target - where_used(log_prob, part > 0))).sum(), {}
 
     def _targets(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The target of each parent, as the parts that N = B * K slots have in it.
+        """The target of each parent, as the parts that N = B * K segments have in it.
 
         Returns:
-            The slots' parents, int64 [N], and their parts in the target of each position, float64 [N, L], which are not
+            The segments' parents, int64 [N], and their parts in the target of each position, float64 [N, L], which are not
             normalised.
         """
         mask, weight = tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_WEIGHT].detach()

@@ -2,93 +2,99 @@
 
 from __future__ import annotations
 
-from rich import box
+from collections.abc import Iterable, Mapping
+
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from dlmrl_kit.audit.attribution import Attribution
 from dlmrl_kit.audit.measure import Measured
+from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.regularisers import RegulariserAudit
-from dlmrl_kit.audit.report import Attribution, AuditReport
+from dlmrl_kit.audit.report import AuditReport
+from dlmrl_kit.report.tables import four_decimals, numbers, plain_table, short_number, words
 
 
-def page(report: AuditReport) -> RenderableType:
-    """Everything a person needs to judge the recipe."""
+def audit_result(report: AuditReport) -> RenderableType:
+    """Returns everything that a person needs to judge a recipe's gradient, the verdict first."""
     parts: list[RenderableType] = [Text(f"{report.recipe}: {report.verdict}", style="bold"), _problems(report)]
     if report.attribution:
         parts.append(_causes(report.attribution))
     if report.regularisers:
         parts.append(_regularisers(report.regularisers))
-    parts += [Text(f"note: {note}", style="dim") for note in report.notes]
-    return Group(*parts)
+    return Group(*parts, *(Text(f"note: {note}", style="dim") for note in report.notes))
 
 
 def _problems(report: AuditReport) -> Table:
-    title = Text(f"E[gradient] against grad J, {report.sampler}, groups of {report.group_size}")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    table.add_column("problem")
-    names = ("relative bias", "scale", "after scale", "cosine", "variance", "of each step", "x forwards")
-    for name in names:
-        table.add_column(name, justify="right", max_width=16 if name == "of each step" else None)
+    table = _table(
+        f"E[gradient] against grad J, {report.sampler}, groups of {report.group_size}",
+        words("problem"),
+        *(_numbers(heading) for heading in ("relative bias", "scale", "after scale", "cosine", "variance")),
+        numbers("of each step", whole=False, max_width=16),
+        _numbers("x forwards"),
+    )
     for measured in report.measured:
-        table.add_row(*_row(measured))
+        bias = short_number(measured.relative_bias)
+        if measured.interval is not None:
+            low, high = (short_number(end) for end in measured.interval)
+            bias += f" [{low}, {high}], {measured.groups} groups drawn"
+        table.add_row(
+            _described(measured.problem),
+            Text(bias),
+            four_decimals(measured.scale),
+            short_number(measured.relative_bias_after_scale),
+            four_decimals(measured.cosine),
+            short_number(measured.variance),
+            _step_variance(measured),
+            short_number(measured.cost),
+        )
     return table
 
 
-def _row(m: Measured) -> list[str]:
-    p = m.problem
-    blocks = f", blocks of {p.block_length}" if p.block_length else ""
-    prompts = f", {p.prompts} prompts" if p.prompts > 1 else ""
-    eos = ", eos" if p.eos else ""
-    name = f"V={p.vocab} L={p.length}, {p.tokens_per_step}/step{blocks}{prompts}{eos}, {p.policy}, {p.reward}"
-    bias = number(m.relative_bias)
-    if m.interval is not None:
-        bias += f" [{number(m.interval[0])}, {number(m.interval[1])}], {m.groups} groups drawn"
-    steps = "" if m.step_variance is None else " ".join(f"{value:.1g}" for value in m.step_variance)
-    return [
-        name,
-        bias,
-        number(m.scale, 4),
-        number(m.relative_bias_after_scale),
-        number(m.cosine, 4),
-        number(m.variance),
-        steps,
-        number(m.cost),
-    ]
+def _described(problem: Problem) -> Text:
+    blocks = f", blocks of {problem.block_length}" if problem.block_length else ""
+    prompts = f", {problem.prompts} prompts" if problem.prompts > 1 else ""
+    eos = ", eos" if problem.eos else ""
+    sizes = f"V={problem.vocab} L={problem.length}, {problem.tokens_per_step}/step{blocks}{prompts}{eos}"
+    return Text(f"{sizes}, {problem.policy}, {problem.reward}")
 
 
-def _causes(causes: list[Attribution]) -> Table:
-    title = "Causes: relative bias of each one alone among exact components, and of the recipe without it"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for name in ("component", "cause"):
-        table.add_column(name)
-    for name in ("alone", "after scale", "without", "after scale"):
-        table.add_column(name, justify="right")
+def _step_variance(measured: Measured) -> str:
+    return "" if measured.step_variance is None else " ".join(f"{value:.1g}" for value in measured.step_variance)
+
+
+def _causes(causes: Iterable[Attribution]) -> Table:
+    table = _table(
+        "Causes: relative bias of each one alone among exact components, and of the recipe without it",
+        words("component"),
+        words("cause"),
+        *(_numbers(heading) for heading in ("alone", "after scale", "without", "after scale")),
+    )
     for cause in causes:
         spreads = (cause.alone, cause.alone_after_scale, cause.without, cause.without_after_scale)
-        words = f"{cause.cause} ({cause.note})" if cause.note else cause.cause
-        table.add_row(cause.component, words, *(number(spread.mean) for spread in spreads))
+        text = f"{cause.cause} ({cause.note})" if cause.note else cause.cause
+        table.add_row(cause.component, Text(text), *(short_number(spread.mean) for spread in spreads))
     return table
 
 
-def _regularisers(audits: dict[str, RegulariserAudit]) -> Table:
-    title = "Regularisers, no part of the above: bias against the gradient of KL(policy || reference)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    table.add_column("regulariser")
-    for name in ("of grad J", "relative bias"):
-        table.add_column(name, justify="right")
-    table.add_column("its expected gradient is")
+def _regularisers(audits: Mapping[str, RegulariserAudit]) -> Table:
+    table = _table(
+        "Regularisers, no part of the above: bias against the gradient of KL(policy || reference)",
+        words("regulariser"),
+        _numbers("of grad J"),
+        _numbers("relative bias"),
+        words("its expected gradient is"),
+    )
     for name, audit in audits.items():
-        table.add_row(name, number(audit.size), number(audit.relative_bias), audit.words)
+        table.add_row(name, short_number(audit.size), short_number(audit.relative_bias), Text(audit.words))
     return table
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """Short text of a number; rounding errors as ``< 1e-8``."""
-    if value is None:
-        return "-"
-    if digits == 2 and abs(value) < 1e-8:
-        return "< 1e-8"
-    if digits == 2 and abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.4f}" if digits == 4 else f"{value:.2g}"
+def _numbers(heading: str) -> Column:
+    return numbers(heading, whole=False)
+
+
+def _table(title: str, *columns: Column) -> Table:
+    return plain_table(*columns, title=title, box=SIMPLE)

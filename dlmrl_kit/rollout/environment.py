@@ -2,14 +2,14 @@
 
 A batch of B rows. The state is a prompt and a partially masked completion, an action commits tokens, the reward is the
 task's, at the end of a row. Everything a step needs is in the TensorDict: the environment itself holds nothing but the
-number of puzzles drawn so far. Rows end at different steps, and a finished row stays as it is; in ``rollout`` pass
+number of examples drawn so far. Rows end at different steps, and a finished row stays as it is; in ``rollout`` pass
 ``break_when_any_done=False, break_when_all_done=True`` and see ``valid_steps``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -18,57 +18,30 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.rollout.rewards import Scorer
-from dlmrl_kit.rollout.services import training_indices
-from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.samplers.blocks import check_noise
+from dlmrl_kit.rollout.services import examples, training_indices
+from dlmrl_kit.rollout.tokens import Tokens
+from dlmrl_kit.samplers.left_to_right import LeftToRight
+from dlmrl_kit.samplers.mask import MaskSampler
+from dlmrl_kit.tasks.base import BaseTask
+
+State: TypeAlias = Mapping[str, Tensor] | TensorDictBase
+"""The observations that are the state, by their names."""
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the environment knows of a policy: its tokens. Unlike a policy, cheap to send to worker processes."""
+class DenoisingEnv(EnvBase):  # type: ignore[misc]  # torchrl is not typed
+    """An environment in which completions of a task's prompts are denoised from masks.
 
-    tokenizer: Any
-    vocab_size: int
-    mask_id: int
-    eos_id: int | None
-    pad_id: int
-    forbidden_ids: tuple[int, ...]
-    device: torch.device
-    chat_template: bool = False
-    prefix_ids: tuple[int, ...] = ()
-    aligned_size: int | None = None
-    """Block size of a policy whose blocks are counted from the first token of the prompt."""
-
-    @classmethod
-    def of(cls, policy: Policy) -> Vocabulary:
-        """The vocabulary of a policy.
-
-        Raises:
-            UserError: a policy without masks.
-        """
-        check_noise(Sampler, policy)
-        forbidden = tuple(sorted({policy.mask_id, *policy.forbidden_ids}))
-        ids = (policy.mask_id, policy.eos_id, policy.pad_id)
-        aligned = policy.block_offset(torch.ones(1, 1, dtype=torch.bool)) is not None
-        how = (policy.chat_template, policy.prefix_ids, policy.block_size if aligned else None)
-        return cls(policy.tokenizer, policy.vocab_size, *ids, forbidden, policy.device, *how)
-
-    def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
-        """As ``Policy.block_offset``."""
-        return None if self.aligned_size is None else prompt_mask.sum(-1) % self.aligned_size
-
-
-class DenoisingEnv(EnvBase):
-    """Masked denoising of a task's prompts; V is the vocabulary size, L the completion length, P the prompt length.
+    V is the vocabulary size, L the completion length, P the prompt length.
 
     Observations, also the state (all a step reads):
 
     * ``prompt_ids`` int64 [B, P], ``prompt_mask`` bool [B, P]: left-padded to a fixed width;
-    * ``example`` int64 [B]: index of the puzzle in the split;
+    * ``example`` int64 [B]: index of the example in the split;
     * ``completion_ids`` int64 [B, L]: x_t, masked where open. When a row ends, positions still open are filled with the
       end-of-text token (padding if there is none), as samplers do;
     * ``commit_step`` int16 [B, L]: step at which each position was committed; ``max_steps`` where it was not;
@@ -85,28 +58,29 @@ class DenoisingEnv(EnvBase):
     ``done``) once it is complete as ``Sampler.running`` defines it, or after ``max_steps``.
 
     Args:
-        task: a ``dlmrl_kit.tasks.base.Task``.
-        policy: a ``Policy``, of which the environment keeps the ``Vocabulary`` only, or a ``Vocabulary``.
+        task: whose prompts are completed.
+        policy: a ``Policy``, of which the environment keeps the ``Tokens`` only, or these ``Tokens`` themselves.
         completion_length, batch_size: L and B.
         split: split of the task.
-        seed: of the order of the puzzles: passes over the split, each in a new order, as in training. Rows take the
-            next puzzles when they are reset. ``set_seed`` starts over.
+        seed: of the order of the examples: passes over the split, each in a new order, as in training. Rows take the
+            next examples when they are reset. ``set_seed`` starts over.
         single_commit: one commit per step, with a flat action.
         block_length, stop_at_eos: as in ``Sampler``.
         max_steps: T, after which a row ends in any case; default L.
-        prompt_length: P; default: the longest prompt of the split, for which all its puzzles are generated.
+        prompt_length: P; default: the longest prompt of the split, for which all its examples are generated.
         action_mask: whether to write ``action_mask``, and to keep the mask of the action spec up to date, so that its
             random actions are legal. Without, a large vocabulary needs less memory, and a policy must be given.
 
     Raises:
         ValueError: a value out of range; on reset, a prompt longer than ``prompt_length``; on a step, an illegal action
             (a position that is not legal, a forbidden token, an integer that is no action).
+        UserError: a policy without masks.
     """
 
     def __init__(
         self,
-        task: Any,
-        policy: Policy | Vocabulary,
+        task: BaseTask,
+        policy: Policy | Tokens,
         completion_length: int,
         *,
         batch_size: int,
@@ -122,28 +96,32 @@ class DenoisingEnv(EnvBase):
         check(batch_size >= 1, self, "batch_size", batch_size, "at least 1")
         check(max_steps is None or max_steps >= 1, self, "max_steps", max_steps, "at least 1, or None")
         check(task.size(split) >= 1, self, "split", split, "a split that is not empty")
-        vocabulary: Any = policy if isinstance(policy, Vocabulary) else Vocabulary.of(policy)
-        super().__init__(device=vocabulary.device, batch_size=torch.Size([batch_size]))
-        self.task, self.split, self.vocabulary = task, split, vocabulary
-        self.rule = Sampler(completion_length, block_length=block_length, stop_at_eos=stop_at_eos)
+        tokens = policy if isinstance(policy, Tokens) else Tokens.of(policy)
+        if tokens.noise != "mask":
+            raise UserError(f"DenoisingEnv fills masks, but this model has none: it denoises {tokens.noise} noise")
+        super().__init__(device=tokens.device, batch_size=torch.Size([batch_size]))
+        self.task, self.split, self.tokens = task, split, tokens
+        # Which positions are open, and whether a row is finished, is the same for every sampler that fills masks.
+        self.rule = LeftToRight(completion_length, block_length=block_length, stop_at_eos=stop_at_eos)
         self.completion_length, self.max_steps = completion_length, max_steps or completion_length
         self.single_commit, self._write_mask = single_commit, action_mask
         self.prompt_length = prompt_length or self._encode(range(task.size(split)))[PROMPT_IDS].shape[1]
-        self._allowed_tokens = torch.ones(vocabulary.vocab_size, dtype=torch.bool, device=self.device)
-        self._allowed_tokens[list(vocabulary.forbidden_ids)] = False
-        self._score = Scorer(task, split, vocabulary)
+        self._allowed_tokens = torch.ones(tokens.vocab_size, dtype=torch.bool, device=self.device)
+        self._allowed_tokens[list(tokens.forbidden_ids)] = False
+        self._score = Scorer(task, split, tokens)
         self._legal = torch.zeros(batch_size, completion_length, dtype=torch.bool, device=self.device)
         self._make_specs()
         self._set_seed(seed)
 
     def _make_specs(self) -> None:
-        batch, length, vocab = self.batch_size[0], self.completion_length, self.vocabulary.vocab_size
+        """Says what states, actions, observations and rewards are, as TorchRL wants to know."""
+        batch, length, vocab = self.batch_size[0], self.completion_length, self.tokens.vocab_size
         flag = {"n": 2, "dtype": torch.bool, "device": self.device}
         token = {"n": vocab, "dtype": torch.int64, "device": self.device}
         specs = {
             PROMPT_IDS: Categorical(shape=(batch, self.prompt_length), **token),
             PROMPT_MASK: Categorical(shape=(batch, self.prompt_length), **flag),
-            "example": Categorical(self.task.size(self.split), shape=(batch,), device=self.device),
+            EXAMPLE: Categorical(self.task.size(self.split), shape=(batch,), device=self.device),
             COMPLETION_IDS: Categorical(shape=(batch, length), **token),
             COMMIT_STEP: Bounded(0, self.max_steps, (batch, length), self.device, torch.int16),
             "steps_taken": Bounded(0, self.max_steps, (batch, 1), self.device, torch.int64),
@@ -158,49 +136,65 @@ class DenoisingEnv(EnvBase):
         self.reward_spec = Unbounded((batch, 1), device=self.device)
 
     def legal_actions(self, legal_positions: Tensor) -> Tensor:
-        """``action_mask`` from ``legal_positions`` (bool [B, L]): bool [B, L, V], or [B, L * V] with single commits."""
+        """Makes ``action_mask`` [B, L, V], or [B, L * V] with single commits, from ``legal_positions`` [B, L]."""
         legal = legal_positions[..., None] & self._allowed_tokens
         if self.single_commit:
             legal = legal.flatten(-2)
             legal[..., 0] |= ~legal_positions.any(-1)
         else:
-            legal[..., self.vocabulary.mask_id] = True
+            legal[..., self.tokens.mask_id] = True
         return legal
 
-    def _encode(self, indices: Any) -> dict[str, Tensor]:
-        return self.vocabulary.encode([self.task.example(self.split, index).prompt for index in indices])
+    def _encode(self, indices: Iterable[int]) -> dict[str, Tensor]:
+        """Encodes the prompts of examples, left-padded."""
+        return self.tokens.encode([example.prompt for example in examples(self.task, self.split, indices)])
 
     def _set_seed(self, seed: int | None) -> None:
         self._seed, self._drawn = seed or 0, 0
 
-    def _reset(self, tensordict: TensorDictBase | None, **_: Any) -> TensorDictBase:
+    def _reset(self, tensordict: TensorDictBase | None, **_: object) -> TensorDictBase:
+        """Gives rows their next examples, all masked: the rows that ``_reset`` asks for, without it every row."""
         batch, device = self.batch_size[0], self.device
         asked = torch.ones(batch, dtype=torch.bool, device=device)
         if tensordict is not None and tensordict.get("_reset", None) is not None:
             asked = tensordict["_reset"].reshape(batch)
-        numbers = range(self._drawn, self._drawn + int(asked.sum()))
-        self._drawn = numbers.stop
-        size = self.task.size(self.split)
-        examples = [training_indices(size, 1, number, self._seed)[0] for number in numbers] or [0]
-        prompt = self._encode(examples)
-        width = prompt[PROMPT_IDS].shape[1]
-        check(width <= self.prompt_length, self, "prompt_length", self.prompt_length, f"at least {width}, for a prompt")
-        padding = self.prompt_length - width
-        ids = torch.nn.functional.pad(prompt[PROMPT_IDS], (padding, 0), value=self.vocabulary.pad_id)
-        mask = torch.nn.functional.pad(prompt[PROMPT_MASK], (padding, 0))
+        drawn = self._draw(int(asked.sum()))
+        ids, mask = self._prompts(drawn)
         source = (asked.cumsum(0) - 1).clamp(min=0)  # rows not asked for get a copy, which TorchRL drops
         shape = (batch, self.completion_length)
         state = {
             PROMPT_IDS: ids[source],
             PROMPT_MASK: mask[source],
-            "example": torch.tensor(examples, device=device)[source],
-            COMPLETION_IDS: torch.full(shape, self.vocabulary.mask_id, device=device),
+            EXAMPLE: torch.tensor(drawn, device=device)[source],
+            COMPLETION_IDS: torch.full(shape, self.tokens.mask_id, device=device),
             COMMIT_STEP: torch.full(shape, self.max_steps, dtype=torch.int16, device=device),
             "steps_taken": torch.zeros(batch, 1, dtype=torch.int64, device=device),
         }
         return self._observe(state, asked)
 
+    def _draw(self, count: int) -> list[int]:
+        """Takes the next examples of the order, at least one."""
+        numbers = range(self._drawn, self._drawn + count)
+        self._drawn = numbers.stop
+        size = self.task.size(self.split)
+        return [training_indices(size, 1, number, self._seed)[0] for number in numbers] or [0]
+
+    def _prompts(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Encodes the prompts of examples to the fixed width: ``prompt_ids`` and ``prompt_mask``, [N, P]."""
+        prompt = self._encode(indices)
+        width = prompt[PROMPT_IDS].shape[1]
+        check(width <= self.prompt_length, self, "prompt_length", self.prompt_length, f"at least {width}, for a prompt")
+        padding = self.prompt_length - width
+        ids = torch.nn.functional.pad(prompt[PROMPT_IDS], (padding, 0), value=self.tokens.pad_id)
+        return ids, torch.nn.functional.pad(prompt[PROMPT_MASK], (padding, 0))
+
     def _observe(self, state: dict[str, Tensor], asked: Tensor | None = None) -> TensorDictBase:
+        """Adds to a new state what can be done in it.
+
+        Args:
+            state: of all rows, with rewards and ends after a step.
+            asked: bool [B], the rows that were reset; None after a step.
+        """
         legal = self._legal_positions(state)
         if asked is not None:  # TorchRL's ActionMask reads the mask before it drops the rows that were not asked for
             legal = torch.where(asked[:, None], legal, self._legal)
@@ -211,15 +205,16 @@ class DenoisingEnv(EnvBase):
             self.input_spec["full_action_spec", "action"].update_mask(observed["action_mask"])
         return TensorDict(observed, self.batch_size, device=self.device)
 
-    def _legal_positions(self, state: Any) -> Tensor:
-        """Bool [B, L]; a row has legal positions if and only if it is running."""
+    def _legal_positions(self, state: State) -> Tensor:
+        """Finds the positions that may be committed, bool [B, L]; a row has some if and only if it is running."""
         ids = state[COMPLETION_IDS]
-        running = self.rule.running(ids, self.vocabulary) & (state["steps_taken"].squeeze(-1) < self.max_steps)
-        offset = self.vocabulary.block_offset(state[PROMPT_MASK])
-        return self.rule.allowed(ids == self.vocabulary.mask_id, offset) & running[:, None]
+        running = self.rule.running(ids, self.tokens) & (state["steps_taken"].squeeze(-1) < self.max_steps)
+        offset = self.tokens.block_offset(state[PROMPT_MASK])
+        return self.rule.allowed(ids == self.tokens.mask_id, offset) & running[:, None]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        before, steps, mask_id = tensordict[COMPLETION_IDS], tensordict["steps_taken"], self.vocabulary.mask_id
+        """Commits the tokens of the actions, and fills and scores the rows that end with them."""
+        before, steps, mask_id = tensordict[COMPLETION_IDS], tensordict["steps_taken"], self.tokens.mask_id
         legal = self._legal_positions(tensordict)
         was_running = legal.any(-1)
         asked = tensordict.get("_step", None)
@@ -229,11 +224,10 @@ class DenoisingEnv(EnvBase):
         ids = torch.where(committed, tokens, before)
         commit_step = torch.where(committed, steps.to(torch.int16), tensordict[COMMIT_STEP])
         steps = steps + moving[:, None]
-        after = {key: tensordict[key] for key in (PROMPT_IDS, PROMPT_MASK, "example")}
+        after = {key: tensordict[key] for key in (PROMPT_IDS, PROMPT_MASK, EXAMPLE)}
         after |= {COMPLETION_IDS: ids, "steps_taken": steps}
         done = ~self._legal_positions(after).any(-1)
-        filler = self.vocabulary.eos_id if self.vocabulary.eos_id is not None else self.vocabulary.pad_id
-        ids = ids.masked_fill((ids == mask_id) & done[:, None], filler)
+        ids = ids.masked_fill((ids == mask_id) & done[:, None], self.tokens.filler_id)
         reward = torch.zeros(self.batch_size, device=self.device)
         ended = done & was_running
         if ended.any():
@@ -243,8 +237,8 @@ class DenoisingEnv(EnvBase):
         return self._observe(after)
 
     def _tokens(self, action: Tensor, legal: Tensor, moving: Tensor) -> Tensor:
-        """The action as tokens [B, L], the mask id where a position stays as it is; refuses illegal actions."""
-        vocab, mask_id = self.vocabulary.vocab_size, self.vocabulary.mask_id
+        """Reads the action as tokens [B, L], the mask id where a position stays as it is; refuses illegal actions."""
+        vocab, mask_id = self.tokens.vocab_size, self.tokens.mask_id
         valid = (action >= 0) & (action < self.action_spec.n)
         if self.single_commit:
             position, token = (action.where(valid, 0) // vocab)[:, None], (action.where(valid, 0) % vocab)[:, None]
@@ -259,29 +253,31 @@ class DenoisingEnv(EnvBase):
             raise ValueError(
                 f"illegal action in row {row}: {action[row].tolist()}, that is tokens {tokens[row].tolist()} "
                 f"({mask_id} keeps the mask); legal positions are {legal[row].nonzero().squeeze(-1).tolist()}, "
-                f"forbidden tokens {list(self.vocabulary.forbidden_ids)}; draw actions with action_mask"
+                f"forbidden tokens {list(self.tokens.forbidden_ids)}; draw actions with action_mask"
             )
         return tokens.where(moving[:, None], mask_id)
 
 
 def valid_steps(rollout: TensorDictBase) -> Tensor:
-    """Steps that happened, bool [B, T], in a rollout [B, T] that began with a reset.
+    """Finds the steps that happened, bool [B, T], in a rollout [B, T] that began with a reset.
 
     With ``break_when_all_done=True`` TorchRL repeats the last transition of a finished row, its reward included, until
     the last row is done. Sums of rewards and losses must leave these copies out.
     """
     steps = rollout["steps_taken"].squeeze(-1)
-    return steps == torch.arange(steps.shape[-1], device=steps.device)
+    happened: Tensor = steps == torch.arange(steps.shape[-1], device=steps.device)
+    return happened
 
 
-class SamplerPolicy(TensorDictModuleBase):
+class SamplerPolicy(TensorDictModuleBase):  # type: ignore[misc]  # nor is tensordict
     """A kit sampler with a kit policy, as the policy of a ``DenoisingEnv``.
 
     Writes ``action`` (see ``DenoisingEnv``) and ``action_log_prob`` [B], the exact log-probability of the step; 0 in
     finished rows. Draws what the sampler itself would draw with the same generator.
 
     Args:
-        sampler, policy: a sampler of the environment's completion length, and the denoiser.
+        sampler: one that fills masks, of the environment's completion length.
+        policy: the denoiser.
         generator: of the draws; None uses torch's.
         single_commit: as the environment's.
 
@@ -290,10 +286,14 @@ class SamplerPolicy(TensorDictModuleBase):
     """
 
     def __init__(
-        self, sampler: Sampler, policy: Policy, generator: torch.Generator | None = None, single_commit: bool = False
+        self,
+        sampler: MaskSampler,
+        policy: Policy,
+        generator: torch.Generator | None = None,
+        single_commit: bool = False,
     ) -> None:
         super().__init__()
-        check(sampler.noise == "mask", self, "sampler", sampler, "one that fills masks")
+        check(isinstance(sampler, MaskSampler), self, "sampler", sampler, "one that fills masks step by step")
         sampler.attach(policy)
         check(not single_commit or sampler.max_commits == 1, self, "sampler", sampler, "one of 1 commit per step")
         self.sampler, self.policy, self.generator, self.single_commit = sampler, policy, generator, single_commit

@@ -34,10 +34,11 @@ from dlmrl_kit.core.keys import (
     STEP_REWARD,
     STEP_VALID,
 )
+from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Vocabulary
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.samplers.one_step import NOT_COMPUTED
-from dlmrl_kit.tasks.base import BaseTask, Example, score_many
+from dlmrl_kit.tasks.base import BaseTask, Example
 from dlmrl_kit.tasks.reward_worker import stop_all as stop_workers
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -189,23 +190,26 @@ class Scorer:
         """Begins to score completions int64 [N, L] for example indices int64 [N], if that can be done in a thread."""
         if self._jobs is None:
             return
-        new = self._new(self._questions(ids, example))
-        if new:
-            self._begun.append((new, self._jobs.submit(functools.partial(self._score, new))))
+        with phase("rewards"):
+            new = self._new(self._questions(ids, example))
+            if new:
+                self._begun.append((new, self._jobs.submit(functools.partial(self._score, new))))
 
     def components(self, ids: Tensor, example: Tensor) -> list[dict[str, float]]:
         """Named reward components of completions int64 [N, L] for example indices int64 [N]."""
-        questions = self._questions(ids, example)
-        self._settle()
-        new = self._new(questions)
-        if new:
-            self._found.update(zip(new, self._score(new), strict=True))
-        return [self._found[question] for question in questions]
+        with phase("rewards"):
+            questions = self._questions(ids, example)
+            self._settle()
+            new = self._new(questions)
+            if new:
+                self._found.update(zip(new, self._score(new), strict=True))
+            return [self._found[question] for question in questions]
 
     def examples(self, example: Tensor) -> list[Example]:
         """The examples of example indices int64 [N]."""
-        self._settle()
-        return [self.task.example(self.split, index) for index in example.tolist()]
+        with phase("rewards"):
+            self._settle()
+            return [self.task.example(self.split, index) for index in example.tolist()]
 
     def forget(self) -> None:
         """Drops the scores kept so far; called between updates."""
@@ -231,7 +235,7 @@ class Scorer:
     def _score(self, questions: list[Question]) -> list[dict[str, float]]:
         """Asks the task."""
         examples = [self.task.example(self.split, index) for index, _ in questions]
-        return score_many(self.task, [text for _, text in questions], examples)
+        return self.task.score_many([text for _, text in questions], examples)
 
     def _settle(self) -> None:
         """Waits for what was begun."""

@@ -14,6 +14,7 @@ from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy, Vocabulary
 from dlmrl_kit.core.trajectory import canvas_state, states
 from dlmrl_kit.rollout.rewards import Scorer
@@ -59,7 +60,7 @@ def require_examples(task: BaseTask, *splits: str) -> None:
 
 
 def training_indices(size: int, per_update: int, update: int, seed: int) -> list[int]:
-    """Puzzles of one update: passes over 0 .. size-1 in a new random order each, cut into pieces of ``per_update``.
+    """Example indices of one update: passes over 0 .. size-1, each in a new random order, cut into ``per_update`` each.
 
     Depends on its arguments alone, so a resumed run sees the same data in the same order.
     """
@@ -121,20 +122,18 @@ class Services(ABC):
         return result
 
 
-class UpdateServices(Services):
-    """The services of one update of a training run.
+class SamplingServices(Services):
+    """Services of one update, whose randomness depends on (seed, update, purpose) alone.
 
     Args:
         policy, sampler: as ``Services``.
-        scorer: gives rewards.
         seed: of the run.
         update: its number.
         chunk: samples per forward pass of restarted completions.
     """
 
-    def __init__(self, policy: Policy, sampler: Sampler, scorer: Scorer, seed: int, update: int, chunk: int) -> None:
+    def __init__(self, policy: Policy, sampler: Sampler, seed: int, update: int, chunk: int) -> None:
         super().__init__(policy, sampler)
-        self.scorer = scorer
         self.seed = seed
         self.update = update
         self.chunk = chunk
@@ -142,14 +141,6 @@ class UpdateServices(Services):
     def generator(self, purpose: str) -> torch.Generator:
         """Seeded with (seed, update, purpose), on the policy's device."""
         return seeding.generator(self.policy.device, self.seed, self.update, purpose)
-
-    def score(self, ids: Tensor, example: Tensor) -> Tensor:
-        """The task's rewards, float32 [N]."""
-        return self.scorer(ids, example)
-
-    def examples(self, example: Tensor) -> list[Example]:
-        """The task's examples."""
-        return self.scorer.examples(example)
 
     @cached_property
     def _restart_noise(self) -> torch.Generator:
@@ -167,12 +158,31 @@ class UpdateServices(Services):
         source = tensordict.select(PROMPT_IDS, PROMPT_MASK, EXAMPLE)[rows]
         canvas = canvas_state(tensordict, step)
         source.update({key: value[used].repeat_interleave(n, 0) for key, value in canvas.items()})
-        rewards = [
-            self.score(
-                self.sampler.resume(prompt, part, policy=self.policy, generator=self._restart_noise)[COMPLETION_IDS],
-                prompt[EXAMPLE],
-            )
-            for prompt, part in zip(source.split(self.chunk), ids.split(self.chunk), strict=True)
-        ]
+        rewards = []
+        for prompt, part in zip(source.split(self.chunk), ids.split(self.chunk), strict=True):
+            with phase("sampling"):
+                found = self.sampler.resume(prompt, part, policy=self.policy, generator=self._restart_noise)
+            rewards.append(self.score(found[COMPLETION_IDS], prompt[EXAMPLE]))
         flat = torch.cat(rewards).reshape(-1, n)
         return flat.new_zeros((*used.shape, n)).index_put(used.nonzero(as_tuple=True), flat)
+
+
+class UpdateServices(SamplingServices):
+    """The services of one update of a training run.
+
+    Args:
+        policy, sampler, seed, update, chunk: as ``SamplingServices``.
+        scorer: gives rewards.
+    """
+
+    def __init__(self, policy: Policy, sampler: Sampler, scorer: Scorer, seed: int, update: int, chunk: int) -> None:
+        super().__init__(policy, sampler, seed, update, chunk)
+        self.scorer = scorer
+
+    def score(self, ids: Tensor, example: Tensor) -> Tensor:
+        """The task's rewards, float32 [N]."""
+        return self.scorer(ids, example)
+
+    def examples(self, example: Tensor) -> list[Example]:
+        """The task's examples."""
+        return self.scorer.examples(example)

@@ -242,7 +242,15 @@ class Sampler(Component, ABC):
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
         """A new sampler of the same kind for completions of ``after.length``; the number of steps follows from it."""
-        return rebuilt(self, completion_length=after.length, block_length=min(after.block_length, after.length))
+        return rebuilt(self, **self.fitted(before, after))
+
+    def fitted(self, before: Sizes, after: Sizes) -> dict[str, int]:
+        """New values, by parameter, of the settings that every sampler has and that depend on sizes."""
+        return {
+            "completion_length": after.length,
+            "block_length": min(after.block_length, after.length),
+            "top_k": before.limit_tokens(self.top_k, after),
+        }
 
     def at_temperature(self, temperature: float) -> Sampler:
         """A copy that decodes at another temperature, at 0 without filters; the two share the modules they train."""

@@ -111,9 +111,7 @@ class MaskSampler(Sampler):
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
         """A new sampler for completions of ``after.length``, with ``after.tokens_per_step``."""
-        block = min(after.block_length, after.length)
-        sizes = {"completion_length": after.length, "tokens_per_step": after.tokens_per_step, "block_length": block}
-        return rebuilt(self, **sizes)
+        return rebuilt(self, **self.fitted(before, after), tokens_per_step=after.tokens_per_step)
 
     @abstractmethod
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:

@@ -106,9 +106,7 @@ class RenoisingSampler(Sampler):
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
         """A new sampler for completions of ``after.length``, with so few steps that its trajectories can be listed."""
-        block = min(after.block_length, after.length)
-        steps = min(self.steps, LISTED_STEPS)
-        return rebuilt(self, completion_length=after.length, block_length=block, steps=steps)
+        return rebuilt(self, **self.fitted(before, after), steps=min(self.steps, LISTED_STEPS))
 
     @abstractmethod
     def accepted(self, entropies: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Exact and safe arithmetic on text a model wrote: nothing is executed, and time and memory are bounded.
+"""Exact and safe arithmetic on text that a model wrote: nothing is executed, and time and memory are bounded.
 
-The language: decimal integers without leading zeros, ``+ - * /``, unary minus, parentheses, spaces. Everything else
+The language has decimal integers without leading zeros, ``+ - * /``, unary minus, parentheses, spaces. Everything else
 is invalid, also what Python would accept: ``**``, ``//``, unary plus, ``1_000``, ``0x10``, ``1e9``, ``1.5``, digits of
 other scripts, line breaks inside the expression.
 """
@@ -32,8 +32,8 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 _NODES = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.USub, *_OPERATIONS)
 
 
-def evaluate(text: str) -> Fraction | None:
-    """The value of an expression, or None where it is invalid, divides by zero or exceeds a limit of this module."""
+def value_of(text: str) -> Fraction | None:
+    """Returns an expression's value, or None where it is invalid, divides by zero or exceeds a limit of this module."""
     tree = _parse(text)
     if tree is None:
         return None
@@ -43,15 +43,17 @@ def evaluate(text: str) -> Fraction | None:
         return None
 
 
-def numbers(text: str) -> list[int] | None:
-    """The integers written in an expression, sorted, each as often as it occurs; None where it is invalid.
+def numbers_in(text: str) -> list[int] | None:
+    """Returns the integers written in an expression, sorted, each as often as it occurs; None where it is invalid.
 
     An expression that divides by zero or grows too large still has its numbers.
     """
     tree = _parse(text)
     if tree is None:
         return None
-    return sorted(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is int)
+    return sorted(
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, int)
+    )
 
 
 def _parse(text: str) -> ast.expr | None:
@@ -69,14 +71,19 @@ def _parse(text: str) -> ast.expr | None:
 
 
 def _value(node: ast.AST, depth: int) -> Fraction:
-    """Value of a node at this depth; ``ValueError`` beyond the limits, ``ZeroDivisionError`` as in Python."""
+    """Returns the value of a node at this depth.
+
+    Raises:
+        ValueError: beyond the limits of this module.
+        ZeroDivisionError: as in Python.
+    """
     if depth > MAX_DEPTH:
         raise ValueError("nested too deep")
     if isinstance(node, ast.BinOp):
         result = _OPERATIONS[type(node.op)](_value(node.left, depth + 1), _value(node.right, depth + 1))
     elif isinstance(node, ast.UnaryOp):
         result = -_value(node.operand, depth + 1)
-    elif isinstance(node, ast.Constant) and type(node.value) is int:
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
         result = Fraction(node.value)
     else:
         raise ValueError("not arithmetic")

@@ -1,7 +1,7 @@
-"""The base classes of tasks: a stream of puzzles divided into disjoint splits, and a verifiable reward.
+"""The interface of tasks, ``BaseTask``, and ``Task``, which turns a stream of examples into disjoint splits.
 
-A subclass of ``Task`` implements ``candidate`` (the n-th puzzle of an endless stream) and ``score``; splits,
-duplicates, caching and the bound on attempts are dealt with here. ``BaseTask`` is the interface alone.
+A subclass of ``Task`` implements ``candidate`` (the n-th example of an endless stream) and ``score``. ``Task`` divides
+the stream into splits, leaves duplicates out, keeps what was generated, and gives up when the stream runs dry.
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, SupportsIndex, TypeAlias
+from typing import Any, ClassVar, SupportsIndex
 
+from dlmrl_kit.core.prompt import Prompt
 from dlmrl_kit.core.validate import check
-
-Prompt: TypeAlias = str | list[dict[str, str]]
-"""A text, or a conversation: messages with ``role`` and ``content``, formatted with the tokenizer's chat template."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A puzzle: what a policy is given, one right completion, and whatever else the task wants to tell about it.
+    """One example of a task.
 
     Args:
-        prompt: a ``Prompt``; typed loosely, since most tasks know that theirs are texts.
-        answer: a right completion.
-        meta: anything else.
+        prompt: what a policy is given; ``prompt_text`` makes a text of it.
+        answer: one right completion; empty where the task knows none.
+        meta: whatever else the task tells about the example, for rewards and demonstrators.
     """
 
-    prompt: Any
+    prompt: Prompt
     answer: str
     meta: dict[str, Any] = field(default_factory=dict)
 
 
 class BaseTask(ABC):
-    """Puzzles in three splits and a reward for completions: what the kit asks of a task.
+    """What the kit asks of a task: examples in three splits, and a reward for completions.
 
-    Most tasks inherit from ``Task``, which makes disjoint splits out of a stream of puzzles.
+    Every task inherits from it, and whoever calls a task relies on what stands here. Most tasks inherit from ``Task``,
+    which makes disjoint splits out of a stream of examples.
     """
 
     SPLITS: ClassVar[tuple[str, ...]] = ("pretrain", "train", "heldout")
 
     main_thread: bool = False
-    """Whether it scores in the main thread only, as scorers do that set signals. Others are called from a thread beside
-    the model, so that both work at the same time; never from two threads at once."""
+    """Whether the task must be called in the main thread, as scorers must that set signals. Others are called in a
+    thread beside the model, so that both work at the same time; never in two threads at once."""
 
     def label(self) -> str:
         """What the task is called in metrics. Default: the class name."""
@@ -62,7 +61,7 @@ class BaseTask(ABC):
 
     @abstractmethod
     def example(self, split: str, index: SupportsIndex) -> Example:
-        """Example ``index`` of a split; the same one whenever it is asked for.
+        """Returns example ``index`` of a split; the same one whenever it is asked for.
 
         Raises:
             IndexError: ``index`` is negative or not below ``size(split)``.
@@ -71,23 +70,23 @@ class BaseTask(ABC):
 
     @abstractmethod
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Reward components of a completion, each in [0, 1].
+        """Returns the reward components of a completion by name, each in [0, 1].
 
-        Always has ``"reward"`` (what training maximises) and ``"solved"`` (1.0 if exactly right, else 0.0; accuracy is
-        its mean). Never raises and takes bounded time, whatever ``completion`` is. A component is averaged over the
-        samples that have it (``component_means``).
+        Two are always there: ``"reward"``, which training maximises, and ``"solved"``, which is 1.0 if the completion
+        is exactly right and else 0.0, and whose mean is the accuracy. Never raises and takes bounded time, whatever
+        ``completion`` is. A component is averaged over the samples that have it (``component_means``).
         """
 
     def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
-        """Scores of several completions, each of the example at its position. Default: one call of ``score`` each."""
+        """Scores several completions, each of the example at its position. Default: one call of ``score`` each."""
         return [self.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
 
     def canonical(self, example: Example) -> str:
-        """The text that identifies a puzzle, equal for puzzles that count as the same one. Default: the prompt."""
+        """Returns a text that is equal for examples that count as the same one. Default: the prompt."""
         return prompt_text(example.prompt)
 
     def _position(self, split: str, index: SupportsIndex) -> int:
-        """``index`` as a number, checked."""
+        """Returns ``index`` as a number, checked as ``example`` must."""
         size, position = self.size(split), operator.index(index)
         if not 0 <= position < size:
             raise IndexError(f"{type(self).__name__}: split {split!r} has {size} examples, got index {position}")
@@ -95,13 +94,13 @@ class BaseTask(ABC):
 
 
 class Task(BaseTask):
-    """Puzzles in three splits, generated when first asked for, and a reward for completions.
+    """A task whose examples are generated when they are first asked for, and divided into splits by their text.
 
-    Which split a puzzle belongs to is decided by a hash of its canonical text alone (40% pretrain, 40% train, 20%
-    heldout). So two splits never share a puzzle, not even between tasks of other sizes, seeds or difficulties.
+    A hash of its canonical text alone decides which split an example belongs to (40% pretrain, 40% train, 20%
+    heldout). So two splits never share an example, not even between tasks of other sizes, seeds or difficulties.
 
-    Subclasses list in ``generator_parameters`` the parameters that decide how many distinct puzzles exist, and in
-    ``max_misses`` after how many puzzles in a row that are not new ones of a split this split is taken to be used up.
+    Subclasses list in ``generator_parameters`` the parameters that decide how many distinct examples exist. A split is
+    taken to be used up after ``max_misses`` candidates in a row that were not new examples of this split.
     """
 
     generator_parameters: ClassVar[tuple[str, ...]] = ()
@@ -123,9 +122,10 @@ class Task(BaseTask):
 
     @abstractmethod
     def candidate(self, number: int) -> Example | None:
-        """Puzzle ``number`` = 0, 1, 2, ... of the stream; None where the generator failed or made an unsuitable one.
+        """Returns example ``number`` = 0, 1, 2, ... of the stream, or None where the generator has none.
 
-        Called once for each number, in order; must depend on ``number`` and the constructor's parameters only.
+        It is called once for each number, in order, and must depend on ``number`` and the constructor's parameters
+        only.
         """
 
     def size(self, split: str) -> int:
@@ -138,11 +138,11 @@ class Task(BaseTask):
         return self._sizes[split]
 
     def example(self, split: str, index: SupportsIndex) -> Example:
-        """Example ``index`` of a split; generates those before it too, unless they were generated before.
+        """Returns example ``index`` of a split; generates it, and those before it, unless that was done before.
 
         Raises:
             IndexError: ``index`` is negative or not below ``size(split)``.
-            ValueError: unknown split, or there are not as many distinct puzzles as ``size(split)`` promises.
+            ValueError: unknown split, or there are not as many distinct examples as ``size(split)`` promises.
         """
         position = self._position(split, index)
         found = self._found[split]
@@ -153,7 +153,7 @@ class Task(BaseTask):
         return found[position]
 
     def _draw(self) -> None:
-        """Takes the next puzzle of the stream and puts it into its split, whichever split it was drawn for.
+        """Takes the next candidate of the stream and puts it into its split, whichever split it was drawn for.
 
         Misses are counted for every split at every draw: what a split contains, and where it ends, is then a function
         of the stream and not of the order of the calls.
@@ -169,7 +169,7 @@ class Task(BaseTask):
                 self._misses[split] += 1
 
     def _new_in(self, example: Example) -> str | None:
-        """The split of a puzzle that was not seen before, else None."""
+        """The split of an example that was not seen before, else None."""
         text = self.canonical(example)
         if text in self._seen:
             return None
@@ -183,7 +183,7 @@ class Task(BaseTask):
         widen = f", or widen {', '.join(self.generator_parameters)}" if self.generator_parameters else ""
         return (
             f"{type(self).__name__}: num_{split} is {self._sizes[split]}, but only {len(self._found[split])} distinct "
-            f"puzzles were found (gave up after {self.max_misses} attempts in a row without a new one); "
+            f"examples were found (gave up after {self.max_misses} attempts in a row without a new one); "
             f"lower num_{split}{widen}"
         )
 
@@ -194,31 +194,24 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def split_of(text: str) -> str:
-    """The split of the puzzle with this canonical text: depends on nothing but the text."""
+    """The split of an example with this canonical text; depends on nothing but the text."""
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
     bucket = int.from_bytes(digest[:8], "big") % 5
     return ("pretrain", "pretrain", "train", "train", "heldout")[bucket]
 
 
 def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Mean of ``values`` (each in [0, 1]) with ``weights`` (same names; at least one positive): in [0, 1]."""
+    """The mean of ``values``, each in [0, 1], with ``weights`` of the same names, at least one positive; in [0, 1]."""
     # Both sums run over the same names in the same order, so that all values 1 give 1 exactly.
     total = sum(weight * values[name] for name, weight in weights.items())
     return min(1.0, total / sum(weights.values()))
 
 
-def score_many(task: Any, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
-    """Scores of several completions by ``task``, which need not be a ``BaseTask``: one with ``score`` will do."""
-    if hasattr(task, "score_many"):
-        return list(task.score_many(completions, examples))
-    return [task.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
-
-
 def component_means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each reward component over the scores that have it; a component that none has is left out.
+    """Returns the mean of each reward component over the scores that have it.
 
-    Every score of a task has ``reward`` and ``solved``. The others may differ between samples: a mixture's samples have
-    the components of their own task only, and a zero in place of the others would be a lie about them.
+    Every score of a task has ``reward`` and ``solved``. The others may differ between samples: a sample of a mixture
+    has the components of its own task only, and zeros in place of the others would be false.
     """
     values: dict[str, list[float]] = {}
     for score in scores:
@@ -227,40 +220,42 @@ def component_means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in values.items()}
 
 
-def check_split(component: BaseTask, split: str) -> None:
+def check_split(task: BaseTask, split: str) -> None:
     """Raises ``ValueError`` unless ``split`` is one of the task's splits."""
-    check(split in component.SPLITS, component, "split", split, f"one of {', '.join(component.SPLITS)}")
+    if split not in task.SPLITS:
+        raise ValueError(f"{type(task).__name__}.split must be one of {', '.join(task.SPLITS)}, got {split!r}")
 
 
-def check_weights(component: object, **weights: float) -> None:
-    """Raises ``ValueError`` unless every weight is finite and at least 0, and one is positive."""
+def check_reward_weights(component: object, of: tuple[str, ...] = (), **weights: float) -> None:
+    """Checks that every weight is finite and at least 0, and one is positive.
+
+    Args:
+        component: what is being constructed.
+        of: its parameters that hold the weights, where they are not what ``weights`` names.
+        weights: by parameter, or by an element of one (``weights[0]``).
+
+    Raises:
+        ValueError: they are not.
+    """
     for name, weight in weights.items():
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        check(number and 0 <= weight < math.inf, component, name, weight, "a finite number, at least 0")
+        usable = _is_number(weight) and 0 <= weight < math.inf
+        check(usable, component, name, weight, "a finite number, at least 0", of=of)
     total = sum(weights.values())
-    check(0 < total < math.inf, component, " + ".join(weights), total, "positive and finite")
+    check(0 < total < math.inf, component, " + ".join(weights), total, "positive and finite", of=of or tuple(weights))
 
 
-def check_seconds(component: object, parameter: str, value: Any) -> None:
+def check_seconds(component: object, parameter: str, value: float) -> None:
     """Raises ``ValueError`` unless ``value`` is a number above 0 and at most 3600."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    check(number and 0 < value <= 3600, component, parameter, value, "a number of seconds, above 0 and at most 3600")
+    expected = "a number of seconds, above 0 and at most 3600"
+    check(_is_number(value) and 0 < value <= 3600, component, parameter, value, expected)
 
 
-def check_int(component: object, parameter: str, value: Any, low: int, high: int | None = None) -> None:
+def check_int(component: object, parameter: str, value: int, low: int, high: int | None = None) -> None:
     """Raises ``ValueError`` unless ``value`` is an integer from ``low`` to ``high`` (no upper bound if None)."""
     expected = f"an integer, at least {low}" if high is None else f"an integer from {low} to {high}"
     integer = isinstance(value, int) and not isinstance(value, bool)
     check(integer and value >= low and (high is None or value <= high), component, parameter, value, expected)
 
 
-def reasoning_gym_dataset(name: str, seed: int, **config: Any) -> Any:
-    """A reasoning-gym dataset: ``dataset[n]["metadata"]`` is its n-th puzzle, n = 0, 1, 2, ... without end.
-
-    reasoning-gym seeds puzzle n with ``seed + n``, so the streams of seeds 0 and 1 are one stream shifted by one; here
-    seeds are hashed first and streams have nothing to do with each other.
-    """
-    import reasoning_gym
-
-    start = int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:8], "big")
-    return reasoning_gym.create_dataset(name, seed=start, **config)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # a recipe's True is no number

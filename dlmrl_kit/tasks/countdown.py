@@ -1,13 +1,12 @@
-"""Countdown: reach a target with given numbers; puzzles of reasoning-gym's ``countdown``, scored by ``arithmetic``."""
+"""Countdown: reach a target with given numbers. Examples of reasoning-gym's ``countdown``, scored by ``arithmetic``."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.tasks import arithmetic
-from dlmrl_kit.tasks.base import Example, Task, check_int, check_weights, reasoning_gym_dataset, weighted_mean
+from dlmrl_kit.tasks.base import Example, Task, check_int, check_reward_weights, prompt_text, weighted_mean
+from dlmrl_kit.tasks.gym_dataset import GymDataset, gym_dataset
 
 
 @register("task")
@@ -15,27 +14,29 @@ class Countdown(Task):
     """Write an expression that uses each given number exactly once and equals the target.
 
     The prompt is the numbers with spaces between them, ``=``, the target, ``:``; the answer is an expression without
-    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. With an
-    instruction, that is on the lines before. ``meta`` has ``"numbers"`` (a list, in the order of the prompt) and
-    ``"target"``. Puzzles with the same numbers in another order and the same target count as one puzzle.
+    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. An
+    instruction stands on the lines before. ``meta`` has ``"numbers"`` (a list, in the order of the prompt) and
+    ``"target"``. Examples with the same target and the same numbers, in whatever order, count as one.
 
-    Reward components: ``format``, the completion is an expression with a value and its numbers are the given ones, each
-    used exactly once; ``solved``, moreover the value is the target, exactly. ``reward`` is their weighted mean. Text
-    after the expression, also ``=116``, makes it invalid; white space around it does not.
+    Reward components:
 
-    reasoning-gym's own scorer is never called: it runs model text as Python.
+    * ``format``: 1 if the completion is an expression that has a value and uses each given number exactly once and no
+      other, else 0. Text after the expression, also ``=116``, makes it invalid; white space around it does not;
+    * ``solved``: 1 if moreover the value is exactly the target, else 0;
+    * ``reward``: their weighted mean.
+
+    reasoning-gym's own scorer is never called, because it runs the model's text as Python.
 
     Args:
         min_numbers, max_numbers: how many numbers are given, 2 to 8.
         min_value, max_value: range of the numbers, 1 to 1000.
         min_target, max_target: range of the target, at least 1.
-        seed: which puzzles, and in which order.
-        num_pretrain, num_train, num_heldout: examples of each split. About 1.8 ms per puzzle drawn with the default
-            ranges (more with more numbers or a narrow range of targets), and every 5 draws give 2, 2 and 1 of the three
-            splits.
+        seed: decides which examples there are, and in which order.
+        num_pretrain, num_train, num_heldout: examples of each split. A draw takes about 1.8 ms with the default ranges
+            (more with more numbers or a narrow range of targets), and every 5 draws give 2, 2 and 1 of the splits.
         solved_weight, format_weight: weights of the reward, at least one positive. By default the right numbers alone
             earn 0.1, a right solution 1.
-        instruction: says what to do, for models that follow instructions; by default the puzzle stands alone.
+        instruction: tells models that follow instructions what to do; by default the numbers and target stand alone.
 
     Raises:
         ValueError: a parameter out of its range, or targets that no product of the numbers reaches.
@@ -70,7 +71,7 @@ class Countdown(Task):
         largest = max(max_value**max_numbers, max_value * max_numbers)  # the sum is larger where max_value is 1
         check(min_target <= largest, self, "min_target", min_target, f"reachable: at most {largest}")
         check_int(self, "seed", seed, 0)
-        check_weights(self, solved_weight=solved_weight, format_weight=format_weight)
+        check_reward_weights(self, solved_weight=solved_weight, format_weight=format_weight)
         self.seed = seed
         self.instruction = instruction
         self.ranges = {
@@ -82,38 +83,38 @@ class Countdown(Task):
             "max_target": max_target,
         }
         self.weights = {"format": format_weight, "solved": solved_weight}
-        self._puzzles: Any = None
+        self._dataset: GymDataset | None = None
 
     def candidate(self, number: int) -> Example | None:
-        """Puzzle ``number`` of the stream; None where reasoning-gym found none in the ranges."""
-        if self._puzzles is None:
-            self._puzzles = reasoning_gym_dataset("countdown", self.seed, **self.ranges)
+        """Returns example ``number`` of the stream; None where reasoning-gym found none in the ranges."""
+        if self._dataset is None:
+            self._dataset = gym_dataset("countdown", self.seed, **self.ranges)
         try:
-            puzzle = self._puzzles[number]["metadata"]
+            made = self._dataset[number]["metadata"]
         except ValueError:
             return None
-        given, target = puzzle["numbers"], puzzle["target"]
+        given, target = made["numbers"], made["target"]
         start = f"{self.instruction}\n" if self.instruction else ""
         prompt = f"{start}{' '.join(map(str, given))}={target}:"
-        example = Example(prompt, puzzle["expression"].replace(" ", ""), {"numbers": given, "target": target})
+        example = Example(prompt, made["expression"].replace(" ", ""), {"numbers": given, "target": target})
         # The generator works on sympy's text of an expression; whatever that looks like, only right answers get out.
         return example if self.score(example.answer, example)["solved"] else None
 
     def canonical(self, example: Example) -> str:
-        """The prompt with the numbers sorted."""
+        """Returns the prompt with the numbers sorted and without the instruction."""
         given, target = _question(example)
         return f"{' '.join(map(str, given))}={target}"
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Components ``format``, ``solved`` and ``reward``, each in [0, 1]; never raises."""
+        """Returns the components ``format``, ``solved`` and ``reward``, each in [0, 1]; never raises."""
         given, target = _question(example)
-        value = arithmetic.evaluate(completion)
-        well_formed = value is not None and arithmetic.numbers(completion) == given
+        value = arithmetic.value_of(completion)
+        well_formed = value is not None and arithmetic.numbers_in(completion) == given
         values = {"format": float(well_formed), "solved": float(well_formed and value == target)}
         return {**values, "reward": weighted_mean(values, self.weights)}
 
 
 def _question(example: Example) -> tuple[list[int], int]:
     """The given numbers, sorted, and the target."""
-    given, target = example.prompt.rpartition("\n")[2].removesuffix(":").split("=")
+    given, target = prompt_text(example.prompt).rpartition("\n")[2].removesuffix(":").split("=")
     return sorted(map(int, given.split())), int(target)

@@ -1,4 +1,4 @@
-"""Puzzles from a file and a reward function of the user's own."""
+"""Examples from a file, scored by a reward function of the user's own."""
 
 from __future__ import annotations
 
@@ -8,43 +8,51 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeAlias
 
 from dlmrl_kit.core.registry import nearest, register
-from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks import reward_function
+from dlmrl_kit.core.validate import check, refuse_value
 from dlmrl_kit.tasks.base import (
     BaseTask,
     Example,
     check_int,
+    check_reward_weights,
     check_seconds,
     check_split,
-    check_weights,
     prompt_text,
     split_of,
     weighted_mean,
 )
-from dlmrl_kit.tasks.reward_worker import Failed, Failures, Pool, WorkerError, shared
+from dlmrl_kit.tasks.reward_function import check_reward_name, load_reward_function
+from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
+from dlmrl_kit.tasks.worker_process import Failed
+
+RewardPool: TypeAlias = Pool[tuple[str, Example], dict[str, float]]
 
 
 @register("task")
 class JsonLines(BaseTask):
-    """Puzzles from a JSON Lines file, scored by a function of your own in a worker process with a time limit.
+    """Examples from a JSON Lines file, scored by a function of your own in a worker process with a time limit.
 
-    A line is an object with ``"prompt"`` (a text, or a conversation: a list of messages, each with ``"role"`` and
-    ``"content"``), optionally ``"answer"`` (a text; pre-training on answers needs it), optionally ``"split"``, and
-    whatever else, which becomes the example's ``meta``. The split is ``pretrain``,
-    ``train`` or ``heldout``; either all lines have one or none, and then a hash of the prompt decides (40%, 40%, 20%).
+    A line is a JSON object with these fields:
+
+    * ``"prompt"``: a text, or a conversation: a list of messages, each with ``"role"`` and ``"content"``;
+    * ``"answer"``, optional: a text; pre-training on answers needs it;
+    * ``"split"``, optional: ``pretrain``, ``train`` or ``heldout``. Either all lines have it or none has; then a hash
+      of the prompt decides (40%, 40%, 20%);
+    * all others become the example's ``meta``.
+
     Empty lines, and lines whose prompt occurred before, are left out.
 
     The reward function is called as ``function(completion: str, example: Example)`` and returns a number, or a dict of
-    components, which are logged separately; each in [0, 1] (others are clipped, with a warning). The reward is the mean
-    of the components with ``weights``; without weights it is the component ``"reward"``. Unless it returns one,
-    ``"solved"`` is whether the reward is 1. Where the function exceeds the time limit, raises, or takes its process
-    down, all components are 0 and ``"failed"`` is 1; ``failures`` counts which, and the first of each is a warning.
+    components, which are logged separately. Each should be in [0, 1]; others are clipped, with a warning. The reward is
+    the mean of the components with ``weights``; without weights it is the component ``"reward"``. The component
+    ``"solved"`` is 1 where the reward is 1, unless the function returns its own. Where the function exceeds the time
+    limit, raises, or takes its process down, all components are 0 and ``"failed"`` is 1. ``failures`` counts these by
+    kind, and the first of each kind is a warning.
 
-    Naming a function means running its module, with your rights: it is imported in a worker process when something is
-    scored for the first time (the current folder is searched last), and not before. There it is first tried on an empty
+    Naming a function means running its module, with your rights. A worker process imports it (the current folder is
+    searched last) when something is scored for the first time, and not before. The function is first tried on an empty
     completion, which models do write; what it returns tells the names of its components. What it prints is discarded.
 
     Args:
@@ -64,18 +72,18 @@ class JsonLines(BaseTask):
     ) -> None:
         check(isinstance(path, str | os.PathLike) and bool(os.fspath(path)), self, "path", path, "the path of a file")
         try:
-            reward_function.check_name(reward)
+            check_reward_name(reward)
         except ValueError as error:
-            raise ValueError(f"JsonLines.reward: {error}") from None
+            refuse_value(self, "reward", str(error), joint=": ")
         if weights is not None:
             check(isinstance(weights, dict), self, "weights", weights, "a dict")
-            check_weights(self, **{f"weights[{name!r}]": weight for name, weight in weights.items()})
+            check_reward_weights(self, ("weights",), **{f"weights[{name!r}]": w for name, w in weights.items()})
         check_seconds(self, "timeout", timeout)
         check_int(self, "workers", workers, 1, 64)
         self.path = Path(path).expanduser()
         self.reward, self.weights, self.timeout, self.workers = reward, weights, timeout, workers
         self.failures = Failures()
-        self._examples = _read(self.path)
+        self._examples = _read(self, self.path)
         self._components: tuple[str, ...] | None = None
         self._clipped = False
 
@@ -93,7 +101,7 @@ class JsonLines(BaseTask):
         return len(self._examples[split])
 
     def example(self, split: str, index: SupportsIndex) -> Example:
-        """Example ``index`` of a split, in the order of the file.
+        """Returns example ``index`` of a split, in the order of the file.
 
         Raises:
             IndexError: ``index`` is negative or not below ``size(split)``.
@@ -103,7 +111,7 @@ class JsonLines(BaseTask):
         return self._examples[split][position]
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """What the reward function returns for a completion, ``reward``, ``solved`` and ``failed``; in [0, 1].
+        """Returns the components of the reward function, ``reward``, ``solved`` and ``failed``, each in [0, 1].
 
         Raises:
             WorkerError: the function cannot be loaded, fails on an empty completion, or lacks a component that is
@@ -112,7 +120,7 @@ class JsonLines(BaseTask):
         return self.score_many([completion], [example])[0]
 
     def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
-        """Scores of several completions, as ``score``; shared out among the workers."""
+        """Scores several completions, as ``score``; they are shared out among the workers."""
         if self._components is None and examples:
             self._components = self._try_out(examples[0])
         texts = [completion if isinstance(completion, str) else "" for completion in completions]
@@ -141,7 +149,11 @@ class JsonLines(BaseTask):
         return clipped
 
     def _try_out(self, example: Example) -> tuple[str, ...]:
-        """The names of the components; also whether the function works at all, before anything is trained with it."""
+        """Returns the names of the components; finds out whether the function works at all, before it trains a model.
+
+        Raises:
+            WorkerError: it fails, or returns too few components.
+        """
         (result,) = self._pool().run([("", example)], self.timeout)
         if isinstance(result, Failed):
             problem = "\n".join(filter(None, (result.message, result.details)))
@@ -153,11 +165,11 @@ class JsonLines(BaseTask):
                 raise WorkerError(f"the reward function {self.reward} returns no component {name!r} ({hint}); {known}")
         return tuple(result)
 
-    def _pool(self) -> Pool:
-        return shared(functools.partial(reward_function.load, self.reward), self.workers)
+    def _pool(self) -> RewardPool:
+        return shared(functools.partial(load_reward_function, self.reward), self.workers)
 
 
-def _read(path: Path) -> dict[str, list[Example]]:
+def _read(task: JsonLines, path: Path) -> dict[str, list[Example]]:
     """The examples of each split.
 
     Raises:
@@ -166,7 +178,7 @@ def _read(path: Path) -> dict[str, list[Example]]:
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        raise ValueError(f"JsonLines.path {str(path)!r} cannot be read: {error.strerror}") from None
+        refuse_value(task, "path", f"{str(path)!r} cannot be read: {error.strerror}")
     found: dict[str, list[Example]] = {split: [] for split in BaseTask.SPLITS}
     first: dict[str, tuple[int, str]] = {}
     explicit: bool | None = None
@@ -184,15 +196,34 @@ def _read(path: Path) -> dict[str, list[Example]]:
             if home != split:
                 raise ValueError(f"the prompt of line {earlier}, which is in {home}, is in {split} here")
         except ValueError as error:
-            raise ValueError(f"JsonLines.path: {path}:{number}: {error}") from None
+            refuse_value(task, "path", f"{path}:{number}: {error}", joint=": ")
         if earlier == number:
             found[split].append(Example(prompt, answer, fields))
     if not first:
-        raise ValueError(f"JsonLines.path: {path} has no puzzles; write one JSON object with a 'prompt' on each line")
+        reason = f"{path} has no examples; write one JSON object with a 'prompt' on each line"
+        refuse_value(task, "path", reason, joint=": ")
     return found
 
 
 def _fields(line: bytes) -> dict[str, Any]:
+    """The fields of a line.
+
+    Raises:
+        ValueError: anything wrong with it.
+    """
+    fields = _object(line)
+    if "prompt" not in fields:
+        hint = nearest("prompt", fields) if fields else "it is empty"
+        raise ValueError(f"no field 'prompt'; {hint}")
+    _check_prompt(fields["prompt"])
+    if "answer" in fields and not isinstance(fields["answer"], str):
+        raise ValueError(f"'answer' must be a text, got {_kind(fields['answer'])}")
+    if "split" in fields and fields["split"] not in BaseTask.SPLITS:
+        raise ValueError(f"no split {fields['split']!r}; {nearest(str(fields['split']), BaseTask.SPLITS)}")
+    return fields
+
+
+def _object(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -203,28 +234,21 @@ def _fields(line: bytes) -> dict[str, Any]:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(fields, Mapping):
         raise ValueError(f"a line must be an object with a 'prompt', got {_kind(fields)}")
-    if "prompt" not in fields:
-        hint = nearest("prompt", fields) if fields else "it is empty"
-        raise ValueError(f"no field 'prompt'; {hint}")
-    if not isinstance(fields["prompt"], str | list):
-        raise ValueError(f"'prompt' must be a text, got {_kind(fields['prompt'])} (a list of messages will do)")
-    if not fields["prompt"]:
-        raise ValueError("'prompt' is empty")
-    for message in fields["prompt"] if isinstance(fields["prompt"], list) else ():
-        keys = {"role", "content"}
-        if (
-            not isinstance(message, Mapping)
-            or set(message) != keys
-            or not all(isinstance(message[k], str) for k in keys)
-        ):
-            raise ValueError("a message of 'prompt' must be an object with the texts 'role' and 'content'")
-    if "answer" in fields and not isinstance(fields["answer"], str):
-        raise ValueError(f"'answer' must be a text, got {_kind(fields['answer'])}")
-    if "split" in fields and fields["split"] not in BaseTask.SPLITS:
-        raise ValueError(f"no split {fields['split']!r}; {nearest(str(fields['split']), BaseTask.SPLITS)}")
     return dict(fields)
 
 
-def _kind(value: Any) -> str:
+def _check_prompt(prompt: object) -> None:
+    if not isinstance(prompt, str | list):
+        raise ValueError(f"'prompt' must be a text, got {_kind(prompt)} (a list of messages will do)")
+    if not prompt:
+        raise ValueError("'prompt' is empty")
+    for message in prompt if isinstance(prompt, list) else ():
+        whole = isinstance(message, Mapping) and set(message) == {"role", "content"}
+        if not whole or not all(isinstance(text, str) for text in message.values()):
+            raise ValueError("a message of 'prompt' must be an object with the texts 'role' and 'content'")
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is called in an error."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -6,13 +6,22 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from dlmrl_kit.core.registry import nearest, register
-from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import Example, Task, check_int, check_seconds, check_weights, weighted_mean
-from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Puzzle
-from dlmrl_kit.tasks.reward_worker import Failed, Failures, Pool, WorkerError, shared
+from dlmrl_kit.core.validate import check, refuse_value
+from dlmrl_kit.tasks.base import (
+    Example,
+    Task,
+    check_int,
+    check_reward_weights,
+    check_seconds,
+    prompt_text,
+    weighted_mean,
+)
+from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Made, Request
+from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
+from dlmrl_kit.tasks.worker_process import Failed
 
 EVALUATES_TEXT = frozenset(
     {
@@ -32,44 +41,50 @@ EVALUATES_TEXT = frozenset(
 )
 """Datasets of reasoning-gym 0.1.25 whose ``score_answer`` can reach ``eval``, ``exec`` or sympy's parser.
 
-Refused whether the text is the model's or the puzzle's: a rule without exceptions can be checked by a program, and the
-tests do, on the installed sources.
+They are refused whether the text is the model's or the dataset's: a rule without exceptions can be checked by a
+program, and the tests do so on the installed sources.
 """
 REWARDS_ANYTHING = frozenset({"game_of_life_halting"})
 """Datasets whose scorer gives full marks to every text that is not empty: there is nothing to learn."""
 
 GENERATE_SECONDS = 120.0
-"""Time limit of making one puzzle."""
+"""Time limit of making the entries of one request."""
 MEMORY = 4 * 2**30
-"""Address space of a worker."""
+"""Address space of a worker in bytes."""
+
+GymPool: TypeAlias = Pool[Request, list[Made] | float]
 
 
 @register("task")
 class ReasoningGym(Task):
     """Any dataset of reasoning-gym by name, scored by its own scorer in a worker process with a time limit.
 
-    The prompt is the dataset's question and ``prompt_suffix``, the answer is the dataset's answer without white space
-    around it, or else the first example of an answer in its metadata that gets full marks (``boxnet`` and ``rush_hour``
-    tell no answer: theirs is empty, and nothing to pre-train on). ``meta["entry"]`` is the dataset's entry. Puzzles
-    whose own answer the scorer does not give full marks are left out.
+    The prompt is the dataset's question and ``prompt_suffix``. The answer is the dataset's answer without white space
+    around it, or else the first text in its metadata that is an answer and gets full marks. (``boxnet`` and
+    ``rush_hour`` tell no answer: theirs is empty, and they are nothing to pre-train on.) ``meta["entry"]`` is the
+    dataset's entry. Entries whose own answer does not get full marks are left out.
 
-    Reward components: ``score``, the scorer's value for the completion without white space around it, clipped to
-    [0, 1]; ``solved``, the score is 1; ``failed``, there is none because the scorer exceeded the time limit or its
-    process died, and the others are 0 (``failures`` counts which). ``reward`` is the weighted mean of score and solved.
-    Many scorers give a little to any text, and some are lenient; read one before you trust it.
+    Reward components:
 
-    Refused: the datasets in ``EVALUATES_TEXT``, whose scorer evaluates text, and in ``REWARDS_ANYTHING``. Should
-    another scorer execute code made out of text after all, the worker stops it and the run ends with an error.
+    * ``score``: the scorer's value for the completion without white space around it, clipped to [0, 1];
+    * ``solved``: 1 if the score is 1, else 0;
+    * ``failed``: 1 if there is no score because the scorer exceeded the time limit or its process died. The others are
+      0 then, and ``failures`` counts these by kind;
+    * ``reward``: the weighted mean of ``score`` and ``solved``.
 
-    Puzzles come from a worker process too: with a fixed hash seed, for a few datasets depend on the order of sets. The
-    first puzzle takes about two seconds more, for the import of reasoning-gym.
+    Many scorers give a little to any text, and some are lenient; read one before you trust it. Datasets in
+    ``EVALUATES_TEXT``, whose scorer evaluates text, and in ``REWARDS_ANYTHING`` are refused. Should another scorer
+    execute code made out of text after all, the worker stops it and the run ends with an error.
+
+    Entries are made in a worker process too, with a fixed hash seed, for a few datasets depend on the order of sets.
+    The first one takes about two seconds more, for the import of reasoning-gym.
 
     Args:
         dataset: name in reasoning-gym (``"chain_sum"``, ``"knights_knaves"``, ...).
         config: parameters of the dataset, as for ``reasoning_gym.create_dataset``, without ``seed`` and ``size``.
-        seed: which puzzles, and in which order.
-        num_pretrain, num_train, num_heldout: examples of each split; every 5 puzzles drawn give 2, 2 and 1.
-        prompt_suffix: added to every question. Does not move puzzles to other splits.
+        seed: decides which examples there are, and in which order.
+        num_pretrain, num_train, num_heldout: examples of each split; every 5 entries made give 2, 2 and 1.
+        prompt_suffix: added to every question. It does not move examples to other splits.
         score_weight, solved_weight: weights of the reward, at least one positive.
         timeout: seconds for scoring one completion.
         workers: processes that score.
@@ -97,7 +112,7 @@ class ReasoningGym(Task):
         super().__init__(num_pretrain, num_train, num_heldout)
         check_int(self, "seed", seed, 0)
         check(isinstance(prompt_suffix, str), self, "prompt_suffix", prompt_suffix, "a text")
-        check_weights(self, score_weight=score_weight, solved_weight=solved_weight)
+        check_reward_weights(self, score_weight=score_weight, solved_weight=solved_weight)
         check_seconds(self, "timeout", timeout)
         check_int(self, "workers", workers, 1, 64)
         self.dataset = _checked_name(self, dataset)
@@ -105,7 +120,7 @@ class ReasoningGym(Task):
         self.seed, self.prompt_suffix, self.timeout, self.workers = seed, prompt_suffix, timeout, workers
         self.weights = {"score": score_weight, "solved": solved_weight}
         self.failures = Failures()
-        self._ahead: list[Puzzle | str] = []
+        self._ahead: list[Made] = []  # entries of the stream from this number on, which were made in one request
         self._ahead_of = 0
         self._unfit = ""
 
@@ -114,29 +129,30 @@ class ReasoningGym(Task):
         return self.dataset
 
     def candidate(self, number: int) -> Example | None:
-        """Puzzle ``number`` of the stream; None where the dataset could not make it, or its own answer is wrong.
+        """Returns example ``number`` of the stream; None where the dataset could not make it, or its answer is wrong.
 
         Raises:
             WorkerError: making it takes too long or kills the worker.
         """
         if not 0 <= number - self._ahead_of < len(self._ahead):
-            (made,) = self._pool().run([("puzzles", number)], GENERATE_SECONDS)
-            if isinstance(made, Failed):
-                raise WorkerError(f"ReasoningGym: making puzzle {number} of {self.dataset!r}: {made.message}")
-            self._ahead, self._ahead_of = made, number
-        puzzle = self._ahead[number - self._ahead_of]
-        if isinstance(puzzle, str):
-            self._unfit = puzzle
+            (result,) = self._pool().run([("make", number)], GENERATE_SECONDS)
+            if isinstance(result, Failed):
+                raise WorkerError(f"ReasoningGym: making entry {number} of {self.dataset!r}: {result.message}")
+            assert isinstance(result, list)
+            self._ahead, self._ahead_of = result, number
+        made = self._ahead[number - self._ahead_of]
+        if isinstance(made, str):
+            self._unfit = made
             return None
-        entry, answer = puzzle
+        entry, answer = made
         return Example(f"{entry['question']}{self.prompt_suffix}", answer, {"entry": entry})
 
     def canonical(self, example: Example) -> str:
-        """The question, without the suffix."""
+        """Returns the question without the suffix."""
         return str(example.meta["entry"]["question"])
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Components ``score``, ``solved``, ``failed`` and ``reward``, each in [0, 1].
+        """Returns the components ``score``, ``solved``, ``failed`` and ``reward``, each in [0, 1].
 
         Raises:
             WorkerError: the scorer tried to execute text.
@@ -144,29 +160,39 @@ class ReasoningGym(Task):
         return self.score_many([completion], [example])[0]
 
     def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
-        """Scores of several completions, as ``score``; shared out among the workers."""
-        items = [
+        """Scores several completions, as ``score``; they are shared out among the workers."""
+        items: list[Request] = [
             ("score", completion.strip() if isinstance(completion, str) else "", example.meta["entry"])
             for completion, example in zip(completions, examples, strict=True)
         ]
-        scores = []
-        for result, example in zip(self._pool().run(items, self.timeout), examples, strict=True):
-            failed = isinstance(result, Failed)
-            if failed:
-                if result.kind == "error":
-                    raise WorkerError(f"ReasoningGym: {result.message}")
-                self.failures.note(f"ReasoningGym({self.dataset!r})", result, example.prompt)
-            score = 0.0 if failed else result
-            values = {"score": score, "solved": float(score == 1), "failed": float(failed)}
-            scores.append({**values, "reward": weighted_mean(values, self.weights)})
-        return scores
+        results = self._pool().run(items, self.timeout)
+        return [self._scores(result, example) for result, example in zip(results, examples, strict=True)]
 
-    def _pool(self) -> Pool:
+    def _scores(self, result: list[Made] | float | Failed, example: Example) -> dict[str, float]:
+        score, failed = 0.0, isinstance(result, Failed)
+        if isinstance(result, Failed):
+            if result.kind == "error":
+                raise WorkerError(f"ReasoningGym: {result.message}")
+            self.failures.note(f"ReasoningGym({self.dataset!r})", result, prompt_text(example.prompt))
+        else:
+            assert isinstance(result, float)
+            score = result
+        values = {"score": score, "solved": float(score == 1), "failed": float(failed)}
+        return {**values, "reward": weighted_mean(values, self.weights)}
+
+    def _pool(self) -> GymPool:
         return shared(functools.partial(Gym, self.dataset, self.seed, self.config), self.workers, MEMORY)
 
     def _shortage(self, split: str) -> str:
-        unfit = f"; the last puzzle that was left out: {self._unfit}" if self._unfit else ""
+        unfit = f"; the last entry that was left out: {self._unfit}" if self._unfit else ""
         return super()._shortage(split) + unfit
+
+
+@runtime_checkable
+class _Validated(Protocol):
+    """What most configurations of reasoning-gym have; they share no base class that would say so."""
+
+    def validate(self) -> None: ...
 
 
 def _checked_name(task: ReasoningGym, name: str) -> str:
@@ -177,11 +203,11 @@ def _checked_name(task: ReasoningGym, name: str) -> str:
     if name in EVALUATES_TEXT:
         instead = {"countdown": "; use the task Countdown", "composite": "; use the task Mixture"}.get(name, "")
         why = f"its scorer evaluates text, which could run what a model wrote{instead}"
-        raise ValueError(f"ReasoningGym.dataset {name!r} is refused: {why}")
+        refuse_value(task, "dataset", f"{name!r} is refused: {why}")
     if name in REWARDS_ANYTHING:
-        raise ValueError(f"ReasoningGym.dataset {name!r} is refused: its scorer gives full marks to any text")
+        refuse_value(task, "dataset", f"{name!r} is refused: its scorer gives full marks to any text")
     if name not in usable:
-        raise ValueError(f"ReasoningGym.dataset: reasoning-gym has no dataset {name!r}; {nearest(name, usable)}")
+        refuse_value(task, "dataset", f"reasoning-gym has no dataset {name!r}; {nearest(name, usable)}", joint=": ")
     return name
 
 
@@ -195,12 +221,13 @@ def _checked_config(task: ReasoningGym, name: str, config: dict[str, Any] | None
     for parameter in config:
         if parameter in ("seed", "size"):
             own = "seed" if parameter == "seed" else "num_pretrain, num_train and num_heldout"
-            raise ValueError(f"ReasoningGym.config must not have {parameter!r}: set the task's own {own}")
+            refuse_value(task, "config", f"must not have {parameter!r}: set the task's own {own}")
         if parameter not in known:
-            raise ValueError(f"ReasoningGym.config: {name} has no {parameter!r}; {nearest(str(parameter), known)}")
+            refuse_value(task, "config", f"{name} has no {parameter!r}; {nearest(str(parameter), known)}", joint=": ")
     try:
         filled = cls(**copy.deepcopy(config), seed=0, size=CHUNK)
-        getattr(filled, "validate", lambda: None)()
+        if isinstance(filled, _Validated):
+            filled.validate()
     except Exception as error:  # mostly assertions
-        raise ValueError(f"ReasoningGym.config of {name}: {error or type(error).__name__}, got {config!r}") from error
+        refuse_value(task, "config", f"of {name}: {error or type(error).__name__}, got {config!r}")
     return config

@@ -10,9 +10,9 @@ import math
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import SupportsFloat, SupportsIndex
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import nearest
@@ -24,7 +24,7 @@ MAX_COMPONENTS = 64
 _NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*(\.[^\W\d]\w*)*)")
 
 
-def check_name(name: Any) -> None:
+def check_reward_name(name: object) -> None:
     """Checks what can be checked of ``module:function`` without running code: its form, and that there is a module.
 
     Raises:
@@ -40,15 +40,15 @@ def check_name(name: Any) -> None:
         raise ValueError(_no_module(match["module"], top, search_path()))
 
 
-def load(name: str) -> Callable[[tuple[str, Example]], dict[str, float]]:
-    """The reward function of that name, called with ``(completion, example)``; imports its module.
+def load_reward_function(name: str) -> Callable[[tuple[str, Example]], dict[str, float]]:
+    """Imports the module of a reward function; returns the function, to be called with ``(completion, example)``.
 
     Raises:
         UserError: no such module or function.
     """
     module_name, _, path = name.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if not f"{module_name}.".startswith(f"{missing}."):
@@ -57,29 +57,34 @@ def load(name: str) -> Callable[[tuple[str, Example]], dict[str, float]]:
         raise UserError(_no_module(module_name, missing, _path_of(parent) if parent else sys.path)) from error
     where = module_name
     for part in path.split("."):
-        if not hasattr(found, part):
+        try:  # the user's module: whatever it says it has
+            inner = getattr(found, part)
+        except AttributeError:
             functions = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
-            raise UserError(f"no function {part!r} in {where}; {nearest(part, functions)}")
-        found, where = getattr(found, part), f"{where}.{part}"
+            raise UserError(f"no function {part!r} in {where}; {nearest(part, functions)}") from None
+        found, where = inner, f"{where}.{part}"
     if not callable(found):
         raise UserError(f"{name} is no function, but {type(found).__name__} {found!r:.80}")
     return functools.partial(_call, found, name)
 
 
-def _call(function: Callable[[str, Example], Any], name: str, item: tuple[str, Example]) -> dict[str, float]:
+def _call(function: Callable[..., object], name: str, item: tuple[str, Example]) -> dict[str, float]:
+    """Calls a reward function and checks what it returns, which becomes components by name."""
     result = function(*item)
-    values = result if isinstance(result, Mapping) else {"reward": result}
+    values: Mapping[object, object] = result if isinstance(result, Mapping) else {"reward": result}
     if len(values) > MAX_COMPONENTS:
         raise ValueError(f"{name} returned {len(values)} components; {MAX_COMPONENTS} are the limit")
+    components: dict[str, float] = {}
     for component, value in values.items():
         if not isinstance(component, str) or not 0 < len(component) <= 64 or component == "failed":
             raise ValueError(f"{name} returned {component!r:.80} as the name of a component")
-        if isinstance(value, str | bytes) or not math.isfinite(float(value)):
+        if not isinstance(value, SupportsFloat | SupportsIndex) or not math.isfinite(float(value)):
             raise ValueError(f"{name} returned {component} = {value!r:.80}, which is no finite number")
-    return {component: float(value) for component, value in values.items()}
+        components[component] = float(value)
+    return components
 
 
-def _no_module(name: str, missing: str, path: Any) -> str:
+def _no_module(name: str, missing: str, path: Sequence[str]) -> str:
     last = missing.rpartition(".")[2]
     close = difflib.get_close_matches(last, {module.name for module in pkgutil.iter_modules(path)}, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -87,5 +92,7 @@ def _no_module(name: str, missing: str, path: Any) -> str:
     return f"no module named {missing!r} for the reward function of {name!r}{hint}{looked}"
 
 
-def _path_of(module: str) -> Any:
-    return getattr(sys.modules.get(module), "__path__", [])
+def _path_of(module: str) -> Sequence[str]:
+    """Where the modules of a package are looked for; empty for a module that is no package."""
+    spec = sys.modules[module].__spec__ if module in sys.modules else None
+    return [] if spec is None else spec.submodule_search_locations or []

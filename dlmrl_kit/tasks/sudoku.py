@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.tasks.base import Example, Task, check_int, check_weights, reasoning_gym_dataset, weighted_mean
+from dlmrl_kit.tasks.base import Example, Task, check_int, check_reward_weights, prompt_text, weighted_mean
+from dlmrl_kit.tasks.gym_dataset import GymDataset, gym_dataset
 
 _GRID = re.compile("[1-4]{16}")  # not \d, which also matches the digits of other scripts
 _ROWS = [[4 * row + column for column in range(4)] for row in range(4)]
@@ -22,13 +22,16 @@ class Sudoku4x4(Task):
     The prompt is the grid row by row, digits 1-4 and ``_`` for an empty cell, then ``:``; the answer is the filled
     grid, 16 digits. Example: ``"1_3__4_22_4__3_1:"``. ``meta["num_empty"]`` is the number of empty cells.
 
-    Reward components (white space in a completion is ignored): ``format``, exactly 16 characters, all of them 1-4;
-    ``cells``, the share of the empty cells that equal the solution, 0 where the format is wrong; ``solved``, the givens
-    are kept and every row, column and box holds each digit once. ``reward`` is their weighted mean.
+    Reward components, for which white space in a completion is ignored:
+
+    * ``format``: 1 if the completion has exactly 16 characters, all of them 1-4, else 0;
+    * ``cells``: the share of the empty cells that equal the solution; 0 where the format is wrong;
+    * ``solved``: 1 if the givens are kept and every row, column and box holds each digit once, else 0;
+    * ``reward``: their weighted mean.
 
     Args:
         min_empty, max_empty: number of empty cells, 1 to 12 (with more no puzzle has a unique solution).
-        seed: which puzzles, and in which order.
+        seed: decides which puzzles there are, and in which order.
         num_pretrain, num_train, num_heldout: examples of each split. About 0.3 ms per puzzle drawn, and every 5 draws
             give 2, 2 and 1 of the three splits.
         solved_weight, cells_weight, format_weight: weights of the reward, at least one positive.
@@ -56,17 +59,16 @@ class Sudoku4x4(Task):
         check_int(self, "max_empty", max_empty, 1, 12)
         check_int(self, "min_empty", min_empty, 1, max_empty)
         check_int(self, "seed", seed, 0)
-        check_weights(self, solved_weight=solved_weight, cells_weight=cells_weight, format_weight=format_weight)
+        check_reward_weights(self, solved_weight=solved_weight, cells_weight=cells_weight, format_weight=format_weight)
         self.min_empty, self.max_empty, self.seed = min_empty, max_empty, seed
         self.weights = {"format": format_weight, "cells": cells_weight, "solved": solved_weight}
-        self._puzzles: Any = None
+        self._dataset: GymDataset | None = None
 
     def candidate(self, number: int) -> Example | None:
-        """Puzzle ``number`` of the stream; None where reasoning-gym could not empty ``min_empty`` cells."""
-        if self._puzzles is None:
-            empty = {"min_empty": self.min_empty, "max_empty": self.max_empty}
-            self._puzzles = reasoning_gym_dataset("mini_sudoku", self.seed, **empty)
-        grids = self._puzzles[number]["metadata"]
+        """Returns puzzle ``number`` of the stream; None where reasoning-gym could not empty ``min_empty`` cells."""
+        if self._dataset is None:
+            self._dataset = gym_dataset("mini_sudoku", self.seed, min_empty=self.min_empty, max_empty=self.max_empty)
+        grids = self._dataset[number]["metadata"]
         puzzle = _text(grids["puzzle"])
         num_empty = puzzle.count("_")
         if not self.min_empty <= num_empty <= self.max_empty:
@@ -74,9 +76,9 @@ class Sudoku4x4(Task):
         return Example(f"{puzzle}:", _text(grids["solution"]), {"num_empty": num_empty})
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Components ``format``, ``cells``, ``solved`` and ``reward``, each in [0, 1]; never raises."""
+        """Returns the components ``format``, ``cells``, ``solved`` and ``reward``, each in [0, 1]; never raises."""
         grid = "".join(completion.split()) if isinstance(completion, str) else ""
-        puzzle = example.prompt[:16]
+        puzzle = prompt_text(example.prompt)[:16]
         values = {"format": 0.0, "cells": 0.0, "solved": 0.0}
         if _GRID.fullmatch(grid):
             values = {"format": 1.0, "cells": _cells(grid, puzzle, example.answer), "solved": _solved(grid, puzzle)}

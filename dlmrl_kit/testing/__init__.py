@@ -4,7 +4,8 @@ In the spirit of scikit-learn's estimator checks: ``check_component(MyComponent)
 ``parametrize_with_checks`` makes a pytest case of each.
 """
 
+from dlmrl_kit.testing.check import Check
 from dlmrl_kit.testing.collect import check_component, checks_for, parametrize_with_checks
-from dlmrl_kit.testing.core import Check, ConformanceError
+from dlmrl_kit.testing.core import ConformanceError
 
 __all__ = ["Check", "ConformanceError", "check_component", "checks_for", "parametrize_with_checks"]

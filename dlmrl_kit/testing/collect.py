@@ -3,71 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dlmrl_kit.testing.core import Check, CheckFunction, ConformanceError
-from dlmrl_kit.testing.subject import build, kind_of
+from dlmrl_kit.core.component import Component
+from dlmrl_kit.testing import (
+    advantages,
+    caches,
+    claims,
+    constructor,
+    corrections,
+    declarations,
+    filters,
+    likelihoods,
+    loggers,
+    normalisers,
+    padding,
+    samplers,
+    schedules,
+    selectors,
+    sizes,
+    tasks,
+    terms,
+    values,
+)
+from dlmrl_kit.testing.check import Check, CheckFunction
+from dlmrl_kit.testing.core import ConformanceError
+from dlmrl_kit.testing.subject import build, fits_kind, kind_of
 
+if TYPE_CHECKING:
+    import pytest
 
-def _functions(kind: str) -> tuple[CheckFunction, ...]:
-    from dlmrl_kit.testing import constructor
+OF_KIND: dict[str, tuple[CheckFunction, ...]] = {
+    "task": tasks.CHECKS,
+    "sampler": samplers.CHECKS,
+    "cache": caches.CHECKS,
+    "correction": corrections.CHECKS,
+    "filter": filters.CHECKS,
+    "selector": (*selectors.CHECKS, *sizes.SELECTOR_CHECKS, *claims.CHECKS),
+    "advantage": (*advantages.CHECKS, *claims.CHECKS),
+    "likelihood": (*likelihoods.CHECKS, *claims.CHECKS),
+    "value": values.CHECKS,
+    "loss": (*terms.LOSS_CHECKS, *claims.CHECKS),
+    "regulariser": terms.REGULARISER_CHECKS,
+    "normaliser": normalisers.CHECKS,
+    "schedule": schedules.CHECKS,
+    "logger": loggers.CHECKS,
+}
+"""The checks that only components of one kind are for."""
 
-    return (*constructor.CHECKS, *_of_kind(kind))
-
-
-def _of_kind(kind: str) -> tuple[CheckFunction, ...]:
-    from dlmrl_kit.testing import caches, corrections, loggers, schedules, tasks
-
-    plain: dict[str, tuple[CheckFunction, ...]] = {
-        "task": tasks.CHECKS,
-        "schedule": schedules.CHECKS,
-        "cache": caches.CHECKS,
-        "correction": corrections.CHECKS,
-        "logger": loggers.CHECKS,
-    }
-    if kind in plain:
-        return plain[kind]
-    from dlmrl_kit.testing import (
-        advantages,
-        claims,
-        declarations,
-        filters,
-        likelihoods,
-        normalisers,
-        padding,
-        samplers,
-        selectors,
-        terms,
-        values,
-    )
-
-    if kind == "normaliser":
-        return normalisers.CHECKS
-
-    flowing: dict[str, tuple[CheckFunction, ...]] = {
-        "sampler": samplers.CHECKS,
-        "filter": filters.CHECKS,
-        "selector": (*selectors.CHECKS, *claims.CHECKS),
-        "advantage": (*advantages.CHECKS, *claims.CHECKS),
-        "likelihood": (*likelihoods.CHECKS, *claims.CHECKS),
-        "value": values.CHECKS,
-        "loss": (*terms.LOSS_CHECKS, *claims.CHECKS),
-        "regulariser": terms.REGULARISER_CHECKS,
-    }
-    return (*declarations.CHECKS, *padding.CHECKS, *flowing[kind]) if kind in flowing else ()
+OF_COMPONENTS: tuple[CheckFunction, ...] = (*declarations.CHECKS, *padding.CHECKS, *sizes.CHECKS)
+"""The checks of what runs on trajectories."""
 
 
-def checks_for(component: Any) -> list[Check]:
+def checks_for(component: object) -> list[Check]:
     """The checks that apply to a component, an instance or a class.
+
+    One that does not inherit from the base class of its kind has only those of the class itself, the first of which
+    says so.
 
     Raises:
         ConformanceError: it is of no kind (see ``dlmrl_kit.core.registry.KINDS``).
     """
     cls = component if isinstance(component, type) else type(component)
-    return [Check(function) for function in _functions(kind_of(cls))]
+    kind = kind_of(cls)
+    functions: list[CheckFunction] = [*constructor.CHECKS]
+    if fits_kind(cls):
+        functions += OF_COMPONENTS if issubclass(cls, Component) else ()
+        functions += OF_KIND.get(kind, ())
+    return [Check(function) for function in functions]
 
 
-def check_component(component: Any) -> None:
+def check_component(component: object) -> None:
     """Runs every check that applies to a component.
 
     Args:
@@ -90,7 +96,9 @@ def check_component(component: Any) -> None:
         raise ConformanceError("\n\n".join([head, *parts]))
 
 
-def parametrize_with_checks(components: Iterable[Any], expected_failures: Mapping[str, str] | None = None) -> Any:
+def parametrize_with_checks(
+    components: Iterable[object], expected_failures: Mapping[str, str] | None = None
+) -> pytest.MarkDecorator:
     """A pytest decorator: one case per component and check, with the id ``Name-check``.
 
     Use it on a test that takes ``component`` and ``check`` and calls ``check(component)``.
@@ -104,7 +112,7 @@ def parametrize_with_checks(components: Iterable[Any], expected_failures: Mappin
         ConformanceError: a class that cannot be built, or of no kind.
         ValueError: an expected failure that is no case.
     """
-    import pytest
+    import pytest  # needed by nothing else in the kit: it is not among what the kit installs
 
     expected, cases, known = dict(expected_failures or {}), [], set()
     for component in map(build, components):

@@ -1,4 +1,4 @@
-"""Checks of the class itself: registration, documentation, constructor, copies."""
+"""Checks of the class itself: base class, registration, documentation, constructor, copies."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import inspect
 import math
 import pickle
 import re
-from typing import Any
 
-from dlmrl_kit.core.registry import Claims, Parameter
-from dlmrl_kit.core.registry import Component as Entry
+from dlmrl_kit.algorithm.bases import BASE_CLASSES
+from dlmrl_kit.core.component import Component, settings
+from dlmrl_kit.core.registry import Parameter
 from dlmrl_kit.testing.core import attempt, fail
-from dlmrl_kit.testing.running import different, outputs
-from dlmrl_kit.testing.subject import BY_ANNOTATION, BY_NAME, entry_of, kind_of
+from dlmrl_kit.testing.running import different, written
+from dlmrl_kit.testing.subject import entry_of, fits_kind, kind_of, parameters_of, placeholder
 from dlmrl_kit.testing.world import world
 
 SECTION = re.compile(r"^ *Args: *\n(.*?)(?:\n *\n(?! {4,}\S)|\Z)", re.MULTILINE | re.DOTALL)
@@ -28,13 +28,13 @@ def docstring(cls: type) -> str:
 
 
 def bases_named(cls: type) -> list[type]:
-    """Base classes that the docstring refers to: "Arguments as ``Base``"."""
+    """The base classes that the docstring refers to: "Arguments as ``Base``"."""
     names = AS_BASE.findall(" ".join(docstring(cls).split()))
-    return [base for base in cls.__mro__[1:] if base.__name__ in names]
+    return [base for base in inspect.getmro(cls)[1:] if base.__name__ in names]
 
 
 def documented(cls: type) -> set[str]:
-    """Parameters named under Args, here or in a base class that the docstring refers to."""
+    """The parameters named under Args, here or in a base class that the docstring refers to."""
     found: set[str] = set()
     for section in SECTION.findall(docstring(cls)):
         for names in NAMES.findall(section):
@@ -47,14 +47,23 @@ def says_raises(cls: type) -> bool:
     return "Raises:" in docstring(cls) or any(says_raises(base) for base in bases_named(cls))
 
 
-def check_registered(name: str, component: Any) -> None:
+def check_base_class(name: str, component: object) -> None:
+    """The class inherits from the base class of its kind, whose methods the kit calls."""
+    kind = kind_of(type(component))
+    if not fits_kind(type(component)):
+        base = BASE_CLASSES[kind]
+        fix = f"class {name}({base.__name__}), with `from {base.__module__} import {base.__name__}`"
+        fail(name, f"is registered as a {kind}, but does not inherit from {base.__module__}.{base.__name__}", fix)
+
+
+def check_registered(name: str, component: object) -> None:
     """The class is registered, so that recipes can use it by name."""
     cls = type(component)
     if entry_of(cls) is None:
         fail(name, "is not registered", f'decorate the class with @register("{kind_of(cls)}")')
 
 
-def check_summary(name: str, component: Any) -> None:
+def check_summary(name: str, component: object) -> None:
     """The class has a docstring of its own that starts with a summary of one line."""
     text = docstring(type(component))
     if not text:
@@ -64,23 +73,20 @@ def check_summary(name: str, component: Any) -> None:
         fail(name, "has a summary of more than one line", "end it on the first line, and leave the second one empty")
 
 
-def check_parameters_documented(name: str, component: Any) -> None:
+def check_parameters_documented(name: str, component: object) -> None:
     """Every constructor parameter is named in the class docstring."""
-    missing = [p.name for p in _parameters(type(component)) if p.name not in documented(type(component))]
+    missing = [p.name for p in parameters_of(type(component)) if p.name not in documented(type(component))]
     if missing:
         fix = f'add "{missing[0]}: ..." to the section Args of the class docstring, or write "Arguments as ``Base``."'
         fail(name, f"does not document its parameter {', '.join(missing)}", fix)
 
 
-def check_constructor_errors(name: str, component: Any) -> None:
+def check_constructor_errors(name: str, component: object) -> None:
     """Numbers that make no sense are accepted or refused with a documented ValueError, nothing else."""
     cls = type(component)
-    required = {
-        p.name: getattr(component, p.name, BY_NAME.get(p.name, BY_ANNOTATION.get(p.annotation)))
-        for p in _parameters(cls)
-        if p.required
-    }
-    for parameter in _parameters(cls):
+    kept = settings(component)
+    required = {p.name: kept.get(p.name, placeholder(p)) for p in parameters_of(cls) if p.required}
+    for parameter in parameters_of(cls):
         for value in _probes(parameter):
             try:
                 cls(**{**required, parameter.name: value})
@@ -93,37 +99,34 @@ def check_constructor_errors(name: str, component: Any) -> None:
                 fail(name, problem, "check the value first (dlmrl_kit.core.validate.check) and raise a ValueError")
 
 
-def check_copies(name: str, component: Any) -> None:
+def check_copies(name: str, component: object) -> None:
     """Pickle and deepcopy give components that do the same."""
     fix = "define the class at the top of a module, and keep no lambdas, open files or generators in it"
     with attempt(name, "deep-copied", fix):
         copied = copy.deepcopy(component)
     with attempt(name, "pickled and loaded", fix):
         loaded = pickle.loads(pickle.dumps(component))
-    if not _runs(component):
+    if not isinstance(component, Component) or not fits_kind(type(component)):
         return
-    expected = outputs(name, component, world())
+    expected = written(name, component, world())
     for how, twin in (("deepcopy", copied), ("pickle", loaded)):
-        if (key := different(expected, outputs(name, twin, world()))) is not None:
+        if isinstance(twin, Component) and (key := different(expected, written(name, twin, world()))):
             fix = "keep everything that decides its results in ordinary attributes"
             fail(name, f"writes other values of {key!r} after {how}", fix)
 
 
-def _runs(component: Any) -> bool:
-    from tensordict.nn import TensorDictModuleBase
-
-    return isinstance(component, TensorDictModuleBase)
-
-
-def _parameters(cls: type) -> tuple[Parameter, ...]:
-    return Entry("", cls.__name__, cls, "", "", Claims()).parameters
-
-
-def _probes(parameter: Parameter) -> list[Any]:
+def _probes(parameter: Parameter) -> list[float]:
     number = isinstance(parameter.default, (int, float)) and not isinstance(parameter.default, bool)
     if isinstance(parameter.default, float) or "float" in parameter.annotation:
         return [-1.0, math.nan, math.inf]
     return [-1, 0] if number or parameter.annotation.startswith("int") else []
 
 
-CHECKS = (check_registered, check_summary, check_parameters_documented, check_constructor_errors, check_copies)
+CHECKS = (
+    check_base_class,
+    check_registered,
+    check_summary,
+    check_parameters_documented,
+    check_constructor_errors,
+    check_copies,
+)

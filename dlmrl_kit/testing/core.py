@@ -1,13 +1,11 @@
-"""What all conformance checks share: the error they raise, and a check as a named function."""
+"""What all conformance checks share: the error they raise, and how exceptions of a component become that error."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from typing import NoReturn
 
 
 class ConformanceError(AssertionError):
@@ -39,61 +37,3 @@ def _where(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in foreign)]
     theirs = [f for f in frames if "/dlmrl_kit/" not in f.filename] or frames
     return f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-
-
-def _attach(name: str, subject: Any) -> None:
-    """Lets a component create the modules that it trains, as a run does when its policy is loaded."""
-    if not hasattr(subject, "attach"):
-        return
-    import torch
-
-    from dlmrl_kit.core.component import Component
-    from dlmrl_kit.testing.world import world
-
-    if type(subject).attach is Component.attach:
-        return
-
-    fix = "create modules in attach(policy), from its sizes (policy.vocab_size, ...); do nothing else there"
-    with torch.random.fork_rng(devices=[]), attempt(name, "attached to a policy", fix):
-        torch.manual_seed(0)
-        subject.attach(world().policy)
-
-
-CheckFunction = Callable[[str, Any], None]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A conformance check; call it with a component.
-
-    ``function``: takes the component's name (for messages) and the component. ``str(check)`` is its name.
-    """
-
-    function: CheckFunction
-
-    @property
-    def name(self) -> str:
-        """Name of the function."""
-        return self.function.__name__
-
-    @property
-    def summary(self) -> str:
-        """What is checked: first line of the function's docstring."""
-        return (self.function.__doc__ or "").strip().split("\n", 1)[0]
-
-    def __call__(self, component: Any) -> None:
-        """Checks a copy of the component.
-
-        Raises:
-            ConformanceError: it does not pass.
-        """
-        try:
-            subject = copy.deepcopy(component)
-        except Exception:  # check_copies reports it; the other checks still tell something
-            subject = component
-        name = type(component).__name__
-        _attach(name, subject)
-        self.function(name, subject)
-
-    def __str__(self) -> str:
-        return self.name

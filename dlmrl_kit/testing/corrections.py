@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from dlmrl_kit.corrections.base import Correction
 from dlmrl_kit.testing.core import attempt, fail
 
 SHAPE = (4, 5)
 
 
-def _weights(name: str, component: Any, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+def _weights(name: str, component: Correction, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     fix = "return (weights, truncated), [B, N] or [B, 1] each, from log_ratio [B, N] and used bool [B, N]"
     with attempt(name, "asked for weights", fix):
         weights, truncated = component.weights(log_ratio, used)
@@ -31,7 +30,7 @@ def _case(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return log_ratio, used
 
 
-def check_on_policy(name: str, component: Any) -> None:
+def check_on_policy(name: str, component: Correction) -> None:
     """Where what was sampled from is the policy, every weight is 1 and none is truncated."""
     used = _case(torch.float64)[1]
     weights, truncated = _weights(name, component, torch.zeros(SHAPE, dtype=torch.float64), used)
@@ -39,8 +38,8 @@ def check_on_policy(name: str, component: Any) -> None:
         fail(name, "changes weights although the ratio is 1", "return exactly 1 at log_ratio 0")
 
 
-def check_weights(name: str, component: Any) -> None:
-    """Weights are finite, not negative, constants, and do not depend on what slots without a step hold."""
+def check_weights(name: str, component: Correction) -> None:
+    """Weights are finite, not negative, constants, and do not depend on what entries without a step hold."""
     for dtype in (torch.float32, torch.float64):
         log_ratio, used = _case(dtype)
         for ratio in (log_ratio, 1000 * log_ratio):
@@ -52,9 +51,8 @@ def check_weights(name: str, component: Any) -> None:
         garbage = torch.where(used, log_ratio, torch.nan)
         clean, dirty = (_weights(name, component, values, used)[0].expand(SHAPE) for values in (log_ratio, garbage))
         if not torch.equal(clean[used], dirty[used]):
-            fail(
-                name, "lets slots without a step change the weights of others", "replace them first (losses.base.keep)"
-            )
+            fix = "replace what they hold first (core.trajectory.where_used)"
+            fail(name, "lets entries without a step change the weights of others", fix)
 
 
 CHECKS = (check_on_policy, check_weights)

@@ -6,15 +6,15 @@ import copy
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.testing.core import attempt, fail
 
 LOCAL = "check an instance that works offline; a logger whose package is missing raises a UserError in open"
 
 
-def check_opens_late(name: str, component: Any) -> None:
+def check_opens_late(name: str, component: Logger) -> None:
     """Building it touches no file; logging before open is a RuntimeError, closing does nothing."""
     home = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -28,16 +28,16 @@ def check_opens_late(name: str, component: Any) -> None:
                 pass
             except Exception as error:
                 problem = f"raises {type(error).__name__} when it logs before open: {error}"
-                fail(name, problem, "raise RuntimeError (Logger._not_open())")
+                fail(name, problem, "raise a RuntimeError in log where nothing is open")
             else:
-                fail(name, "logs before it was opened", "raise RuntimeError (Logger._not_open())")
+                fail(name, "logs before it was opened", "raise a RuntimeError in log where nothing is open")
             if made := sorted(path.name for path in Path(folder).iterdir()):
                 fail(name, f"writes {made[0]} before open", "touch the disk and the network in open, not before")
         finally:
             os.chdir(home)
 
 
-def check_life_of_a_run(name: str, component: Any) -> None:
+def check_life_of_a_run(name: str, component: Logger) -> None:
     """It can be opened, log metrics that come and go, be closed twice, and opened again to resume."""
     with tempfile.TemporaryDirectory() as folder, attempt(name, "used for a run", LOCAL):
         try:

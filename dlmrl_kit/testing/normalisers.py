@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK, SELECTED_WEIGHT
+from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import equal
 from dlmrl_kit.testing.world import GROUPS, world
@@ -30,13 +30,13 @@ def _cases() -> Iterator[Case]:
         yield values, torch.zeros_like(mask), torch.zeros_like(weight)
 
 
-def _called(name: str, component: Any, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _called(name: str, component: Normaliser, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     fix = "take a mask bool [B, K, C] and weights [B, K] of any shape; compute into new tensors"
     with attempt(name, "asked for shares and count", fix):
         return component.shares(mask, weight), component.count(mask, weight)
 
 
-def check_shares(name: str, component: Any) -> None:
+def check_shares(name: str, component: Normaliser) -> None:
     """Shares are finite, shaped as the mask, of the weights' dtype, 0 outside the mask; the count is a scalar."""
     for _, mask, weight in _cases():
         before = mask.clone(), weight.clone()
@@ -54,7 +54,7 @@ def check_shares(name: str, component: Any) -> None:
             fail(name, "changes the mask or the weights", "use no operation that ends in _ on them")
 
 
-def check_additive(name: str, component: Any) -> None:
+def check_additive(name: str, component: Normaliser) -> None:
     """Numerator and count of a batch are the sums of those of its pieces: micro-batches accumulate exactly."""
     fix = "let shares depend on the sample alone, and count be a sum over samples"
     for values, mask, weight in _cases():
@@ -72,21 +72,21 @@ def check_additive(name: str, component: Any) -> None:
             fail(name, f"sums to {float(total):g} in a batch and {joined:g} in its pieces together", fix)
 
 
-def check_slot_shares(name: str, component: Any) -> None:
-    """If it says ``slotwise``, the share of a token does not change when the other slots of its sample are left out."""
-    if not component.slotwise:
+def check_segment_shares(name: str, component: Normaliser) -> None:
+    """If it says ``segmentwise``, a token has the same share when the other segments of its sample are left out."""
+    if not component.segmentwise:
         return
     for _, mask, weight in _cases():
         shares, _ = _called(name, component, mask, weight)
-        for slot in range(mask.shape[1]):
-            only = torch.arange(mask.shape[1]) == slot
+        for segment in range(mask.shape[1]):
+            only = torch.arange(mask.shape[1]) == segment
             alone, _ = _called(name, component, mask & only[:, None], weight * only)
-            if not equal(alone[:, slot], shares[:, slot], 1e-6):
-                problem = "says slotwise = True, but a token's share depends on the other slots of its sample"
-                fail(name, problem, "set slotwise = False: samples are then not cut between their slots")
+            if not equal(alone[:, segment], shares[:, segment], 1e-6):
+                problem = "says segmentwise = True, but a token's share depends on the other segments of its sample"
+                fail(name, problem, "set segmentwise = False: samples are then not cut between their segments")
 
 
-def check_padding_of_tokens(name: str, component: Any) -> None:
+def check_padding_of_tokens(name: str, component: Normaliser) -> None:
     """Values outside the mask (NaN) reach neither the numerator nor its gradient."""
     for values, mask, weight in _cases():
         leaf = torch.where(mask, values, torch.nan).requires_grad_()
@@ -97,4 +97,4 @@ def check_padding_of_tokens(name: str, component: Any) -> None:
             fail(name, "lets what is outside the mask into the sum", "replace it first: torch.where(mask, values, 0)")
 
 
-CHECKS = (check_shares, check_additive, check_slot_shares, check_padding_of_tokens)
+CHECKS = (check_shares, check_additive, check_segment_shares, check_padding_of_tokens)

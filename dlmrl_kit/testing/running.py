@@ -2,85 +2,84 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.contract import TERMS
+from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import Key
+from dlmrl_kit.likelihoods.base import Likelihood
+from dlmrl_kit.losses.base import Term
 from dlmrl_kit.testing.core import attempt, fail
-from dlmrl_kit.testing.subject import kind_of
 from dlmrl_kit.testing.world import World
 
-Outputs = dict[Any, Tensor]
+Outputs: TypeAlias = dict[Key, Tensor]
+"""What a component wrote, or a term returned, by key."""
 
 
-def is_term(component: Any) -> bool:
-    """Whether the component returns a TensorDict of its own: losses and regularisers."""
-    return kind_of(type(component)) in TERMS
-
-
-def leaves(tensordict: TensorDictBase) -> Outputs:
-    """All tensors of a TensorDict by key."""
+def flat(tensordict: TensorDictBase) -> Outputs:
+    """All tensors of a TensorDict by key, nested ones too."""
     return dict(tensordict.items(include_nested=True, leaves_only=True))
 
 
-def written(component: Any) -> tuple[Key, ...]:
-    """What the component writes now."""
-    return tuple(component.written_keys()) if hasattr(component, "written_keys") else tuple(component.out_keys)
+def demands(component: Component) -> list[tuple[Key, ...]]:
+    """The on-demand keys that the component is run with: none of them, and all if it has any."""
+    optional = tuple(component.optional_keys)
+    return [(), optional] if optional else [()]
 
 
-def asked(component: Any, keys: tuple[Key, ...]) -> Any:
-    """A copy of the component that was asked for these optional keys."""
-    twin = copy.copy(component)
-    if hasattr(twin, "ask_for"):
-        twin.ask_for(keys)
-    return twin
-
-
-def variants(component: Any) -> list[Any]:
-    """The component as it is when asked for nothing, and for everything."""
-    optional = tuple(getattr(component, "optional_keys", ()))
-    return [asked(component, ()), *([asked(component, optional)] if optional else [])]
-
-
-def inputs(name: str, component: Any, world: World) -> TensorDict:
-    """A TensorDict that holds the in_keys of a component and nothing else."""
-    known = leaves(world.full)
-    for key in component.in_keys:
+def inputs(name: str, component: Component, w: World, keys: tuple[Key, ...] = ()) -> TensorDict:
+    """A TensorDict that holds what the component reads, when it is asked for ``keys``, and nothing else."""
+    with attempt(name, "asked what it reads", "set in_keys and out_keys, in the class or in its constructor"):
+        reads = component.reads(keys)
+    known = flat(w.full)
+    for key in reads:
         if key not in known:
             fix = "read keys of docs/trajectory.md; a key of another kind cannot be made up here, test it in a recipe"
             fail(name, f"reads {key!r}, which is no key of the trajectory", fix)
-    return world.full.select(*component.in_keys)
+    return w.full.select(*reads)
 
 
-def run(name: str, component: Any, given: TensorDictBase, world: World, seed: int = 0) -> Outputs:
-    """What the component writes (terms: returns) when given a TensorDict, which it gets itself, not a copy."""
-    before = set(leaves(given))
-    keys = list(component.in_keys)
-    fix = f"read nothing but the in_keys {keys} (or declare what it reads), and handle rows that ended early"
+def run(name: str, component: Component, given: TensorDictBase, w: World, keys: tuple[Key, ...] = ()) -> Outputs:
+    """What the component writes, or a term returns, for a TensorDict, which it gets itself and not a copy.
+
+    Args:
+        name: of the component, for messages.
+        component: to be run as an update runs it.
+        given: what it reads.
+        w: the services.
+        keys: on-demand keys that it is asked for.
+    """
+    before = set(flat(given))
+    fix = (
+        f"read nothing but the in_keys {list(component.in_keys)} (or declare what it reads), take the services in "
+        "requires, and keys if there are optional_keys, by name, and handle rows that ended early"
+    )
     with attempt(name, "run on a trajectory that holds its in_keys only", fix):
-        if hasattr(component, "prepare"):
-            component.prepare(given, sampler=world.sampler, policy=world.policy)
-        result = component(given, **world.services(component, seed))
+        if isinstance(component, Likelihood):
+            component.prepare(given, sampler=w.sampler, policy=w.policy, keys=keys)
+        result: object = w.call(component, given, keys)
     if not isinstance(result, TensorDictBase):
         fail(name, f"returns {type(result).__name__}, not a TensorDict", "end forward with `return tensordict`")
-    if is_term(component):
-        return leaves(result)
-    found = leaves(result)
+    found = flat(result)
+    if isinstance(component, Term):
+        return found
     lost = [key for key in before if key not in found]
     if lost:
         fail(name, f"removes {lost[0]!r} from the trajectory", "add keys to the TensorDict that came in and return it")
     return {key: value for key, value in found.items() if key not in before}
 
 
-def outputs(name: str, component: Any, world: World, seed: int = 0) -> Outputs:
-    """What the component writes when given its in_keys only; without gradients."""
-    found = run(name, component, inputs(name, component, world), world, seed)
+def written(name: str, component: Component, w: World, keys: tuple[Key, ...] = ()) -> Outputs:
+    """What the component writes when given only what it reads; without gradients."""
+    return detached(run(name, component, inputs(name, component, w, keys), w, keys))
+
+
+def detached(found: Outputs) -> Outputs:
+    """The same values without gradients."""
     return {key: value.detach() for key, value in found.items()}
 
 
@@ -93,7 +92,7 @@ def equal(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def different(a: Mapping[Any, Tensor], b: Mapping[Any, Tensor], tolerance: float = 0.0) -> Any:
+def different(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor], tolerance: float = 0.0) -> Key | None:
     """The first key that two outputs do not share with equal values, or None."""
     keys = [*a, *(key for key in b if key not in a)]
     return next((k for k in keys if k not in a or k not in b or not equal(a[k], b[k], tolerance)), None)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 
-from dlmrl_kit.core.component import unattached
+from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
+from dlmrl_kit.audit.policies import attached
+from dlmrl_kit.audit.problem import Problem
+from dlmrl_kit.core.component import Sizes
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
     SELECTED_ENTROPY,
+    SELECTED_LOG_PROB,
+    SELECTED_STEP,
+    SELECTED_WEIGHT,
     STEP_ACCEPTED,
+    STEP_ENTROPY,
     STEP_LOG_PROB,
     STEP_NUM_COMMITTED,
     STEP_VALID,
@@ -21,17 +25,19 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.testing.core import attempt, fail
-from dlmrl_kit.testing.running import inputs, outputs
+from dlmrl_kit.testing.running import inputs, written
 from dlmrl_kit.testing.world import world
 
 SEEDS, DRAWS = 3, 400
+SMALL = Problem(vocab=2, length=3)
+"""The problem on which trajectories are listed."""
 
 
 def check_commits(name: str, component: Sampler) -> None:
     """Every position is committed in a step that happened, or lies behind the end of the text of a row that ended."""
     for seed in range(SEEDS):
-        w = world()
-        found = outputs(name, component, w, seed)
+        w = world(seed=seed)
+        found = written(name, component, w)
         ids, commit, valid = found[COMPLETION_IDS], found[COMMIT_STEP].long(), found[STEP_VALID]
         steps = torch.arange(valid.shape[1])
         if not torch.equal(valid, steps < valid.sum(-1, keepdim=True)):
@@ -56,8 +62,8 @@ def check_commits(name: str, component: Sampler) -> None:
 def check_forbidden_tokens(name: str, component: Sampler) -> None:
     """It never commits the mask, padding, or another token that the policy forbids."""
     for seed in range(SEEDS):
-        w = world()
-        found = outputs(name, component, w, seed)
+        w = world(seed=seed)
+        found = written(name, component, w)
         committed = found[COMPLETION_IDS][found[COMMIT_STEP] < component.max_steps]
         forbidden = torch.isin(committed, torch.tensor(w.policy.forbidden_ids))
         if forbidden.any():
@@ -71,37 +77,31 @@ def check_recorded_log_prob(name: str, component: Sampler) -> None:
         return
     w = world()
     given = inputs(name, component, w)
-    trajectory = given.clone().update(_nested(outputs(name, component, w), len(given)))
+    trajectory = given.clone().update(TensorDict(written(name, component, w), given.batch_size))
     valid = trajectory[STEP_VALID]
-    steps = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
-    trajectory["selected"] = TensorDict({"step": steps, "weight": valid.float()}, [len(given)])
-    likelihood = StepLogProb()
-    likelihood.ask_for([SELECTED_ENTROPY])
+    trajectory.set(SELECTED_STEP, torch.arange(valid.shape[1]).expand_as(valid).contiguous())
+    trajectory.set(SELECTED_WEIGHT, valid.float())
     fix = "make action_log_prob a function of the state and the decision alone, with everything that is needed stored"
     with attempt(name, "recomputing its log-probabilities from the trajectory", fix), torch.no_grad():
-        again = likelihood(trajectory, policy=w.policy, sampler=component)
-    for key in ("log_prob", "entropy"):
-        worst = (again["selected", key] - trajectory["step", key]).abs()[valid].max().item()
+        again = StepLogProb()(trajectory, policy=w.policy, sampler=component, keys=[SELECTED_ENTROPY])
+    for recomputed, recorded in ((SELECTED_LOG_PROB, STEP_LOG_PROB), (SELECTED_ENTROPY, STEP_ENTROPY)):
+        worst = (again[recomputed] - trajectory[recorded]).abs()[valid].max().item()
         if not worst < 1e-3:
-            fail(name, f'records ("step", "{key}") that differs from the recomputed one by {worst:.3g}', fix)
+            fail(name, f"records {recorded!r} that differs from the recomputed one by {worst:.3g}", fix)
     if (trajectory[STEP_LOG_PROB][valid] > 1e-5).any():
         fail(name, "records a log-probability above 0", "return the log-probability of the whole action, no density")
-
-
-def _nested(found: dict[Any, Tensor], rows: int) -> TensorDict:
-    return TensorDict(found, [rows])
 
 
 def check_resume(name: str, component: Sampler) -> None:
     """It goes on from any state: what was filled stays, and has commit_step -1."""
     w = world()
-    ids = outputs(name, component, w)[COMPLETION_IDS]
+    ids = written(name, component, w)[COMPLETION_IDS]
     keep = torch.arange(ids.shape[1]) % 2 == 0
     text = ids.masked_fill(ids == w.policy.eos_id, 5) if w.policy.eos_id is not None else ids
     start = text.masked_fill(~keep, w.policy.mask_id)
     fix = "let what a step does depend on the state alone (StateScoreSampler does), not on how many steps came before"
     with attempt(name, "resumed from a state half filled", fix):
-        generator = torch.Generator().manual_seed(0)
+        generator = w.generator("resume")
         found = component.resume(inputs(name, component, w), start, policy=w.policy, generator=generator)
     if not torch.equal(found[COMPLETION_IDS][:, keep], start[:, keep]) or (found[COMMIT_STEP][:, keep] != -1).any():
         fail(name, "changes positions that were filled when it resumed", fix)
@@ -111,24 +111,19 @@ def check_resume(name: str, component: Sampler) -> None:
 
 def check_probabilities(name: str, component: Sampler) -> None:
     """On a problem of two tokens and three positions its probabilities sum to 1, and its draws follow them."""
-    from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
-    from dlmrl_kit.audit.problem import Problem
-    from dlmrl_kit.rollout.services import plain
-
-    problem = Problem(vocab=2, length=3)
-    size = {"completion_length": 3, "block_length": min(3, component.block_length)}
-    if hasattr(component, "steps"):
-        size["steps"] = min(2, component.steps)
-    small = plain(unattached(component), **size, tokens_per_step=min(2, component.tokens_per_step))
+    length = SMALL.length
+    wanted = Sizes(length, length, min(length, component.block_length), min(2, component.tokens_per_step), SMALL.vocab)
+    with attempt(name, "made smaller", "keep every parameter of the constructor as an attribute of the same name"):
+        small = component.resized(component.sizes, wanted)
     fix = "make action_log_prob the log-probability of exactly what decide draws, and list that in position_choices"
-    prompt = problem.batch()
-    try:
-        with attempt(name, "listing its trajectories on a small problem", fix):
-            listed = enumerate_trajectories(small, problem.denoiser, prompt)
-            check_draws(small, problem.denoiser, prompt, listed, DRAWS)
-    except AssertionError as error:
-        if not isinstance(error.__cause__, NotImplementedError):  # a sampler need not list its choices
-            raise
+    prompt = SMALL.batch()
+    with attempt(name, "listing its trajectories on a small problem", fix):
+        attached(small, SMALL.denoiser)
+        try:
+            listed = enumerate_trajectories(small, SMALL.denoiser, prompt)
+        except NotImplementedError:  # a sampler need not list its choices
+            return
+        check_draws(small, SMALL.denoiser, prompt, listed, DRAWS)
 
 
 CHECKS = (

@@ -1,18 +1,18 @@
-"""Checks of schedules."""
+"""Checks of schedules: a value for every fraction, of its shape and dtype."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
 
 import torch
 
+from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import equal
 
 
-def check_values(name: str, component: Any) -> None:
+def check_values(name: str, component: Schedule) -> None:
     """It keeps shape and dtype, is finite on [0, 1], changes nothing, and gives the same again."""
     for dtype in (torch.float32, torch.float64):
         for shape in ((), (0,), (5,), (2, 3)):
@@ -33,7 +33,7 @@ def check_values(name: str, component: Any) -> None:
                 fail(name, "gives another value the second time", "make it a function of fraction alone")
 
 
-def check_schedule_copies(name: str, component: Any) -> None:
+def check_schedule_copies(name: str, component: Schedule) -> None:
     """Pickle and deepcopy give schedules with the same values."""
     fraction = torch.linspace(0, 1, 7)
     for how, twin in (("deepcopy", copy.deepcopy(component)), ("pickle", pickle.loads(pickle.dumps(component)))):

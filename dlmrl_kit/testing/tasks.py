@@ -1,12 +1,12 @@
-"""Checks of tasks: reproducible puzzles, disjoint splits, a reward that nothing breaks."""
+"""Checks of tasks: reproducible examples, disjoint splits, a reward that nothing breaks."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from typing import Any
 
+from dlmrl_kit.tasks.base import BaseTask, Example, prompt_text
 from dlmrl_kit.testing.core import attempt, fail
 
 FIRST = 25
@@ -41,13 +41,15 @@ JUNK: tuple[str, ...] = (
 """Completions that are (almost surely) wrong, some of them hostile."""
 
 
-def _examples(name: str, task: Any) -> dict[str, list[Any]]:
-    fix = "implement size, example and candidate as dlmrl_kit.tasks.base.Task says; examples are made when asked for"
+def _examples(name: str, task: BaseTask) -> dict[str, list[Example]]:
+    fix = (
+        "implement size and example as dlmrl_kit.tasks.base.BaseTask says, or inherit from Task and implement candidate"
+    )
     with attempt(name, f"asked for the first {FIRST} examples of each split", fix):
         return {split: [task.example(split, i) for i in range(min(FIRST, task.size(split)))] for split in task.SPLITS}
 
 
-def check_examples_reproducible(name: str, component: Any) -> None:
+def check_examples_reproducible(name: str, component: BaseTask) -> None:
     """The same task gives the same examples, in whatever order they are asked for."""
     twin = copy.deepcopy(component)
     found = _examples(name, component)
@@ -58,19 +60,19 @@ def check_examples_reproducible(name: str, component: Any) -> None:
                 fail(name, f"gives another example {index} of {split} when asked in another order", fix)
 
 
-def check_splits_disjoint(name: str, component: Any) -> None:
-    """No puzzle is in two splits, and none twice in one."""
+def check_splits_disjoint(name: str, component: BaseTask) -> None:
+    """No example is in two splits, and none twice in one."""
     home: dict[str, str] = {}
     for split, examples in _examples(name, component).items():
         for example in examples:
-            text = component.canonical(example) if hasattr(component, "canonical") else example.prompt
+            text = component.canonical(example)
             if text in home:
-                fix = "inherit from dlmrl_kit.tasks.base.Task, which divides puzzles by a hash of canonical(example)"
-                fail(name, f"has the puzzle {text!r} in {home[text]} and in {split}", fix)
+                fix = "inherit from dlmrl_kit.tasks.base.Task, which divides examples by a hash of canonical(example)"
+                fail(name, f"has the example {text!r} in {home[text]} and in {split}", fix)
             home[text] = split
 
 
-def check_outside_of_splits(name: str, component: Any) -> None:
+def check_outside_of_splits(name: str, component: BaseTask) -> None:
     """An index out of range is an IndexError, an unknown split a ValueError."""
     split = component.SPLITS[0]
     asked: tuple[tuple[str, int, type[Exception]], ...] = (
@@ -89,7 +91,7 @@ def check_outside_of_splits(name: str, component: Any) -> None:
         fail(name, f"has an example({which!r}, {index})", f"raise {expected.__name__}")
 
 
-def check_answer_scores_full(name: str, component: Any) -> None:
+def check_answer_scores_full(name: str, component: BaseTask) -> None:
     """The answer of every example is solved, with at least the reward of any junk."""
     for examples in _examples(name, component).values():
         for example in examples:
@@ -103,12 +105,19 @@ def check_answer_scores_full(name: str, component: Any) -> None:
                 fail(name, problem, "reward right answers most")
 
 
-def check_score_of_junk(name: str, component: Any) -> None:
+def check_score_of_junk(name: str, component: BaseTask) -> None:
     """Whatever a model writes gets a score in [0, 1] in bounded time, and raises nothing."""
     for split, examples in _examples(name, component).items():
         for example in examples[:3]:
             answer = example.answer
-            for text in (*JUNK, example.prompt, answer[:-1], answer * 2, f"{answer} ", examples[-1].answer):
+            for text in (
+                *JUNK,
+                prompt_text(example.prompt),
+                answer[:-1],
+                answer * 2,
+                f"{answer} ",
+                examples[-1].answer,
+            ):
                 start = time.perf_counter()
                 score = _score(name, component, text, example)
                 if time.perf_counter() - start > SECONDS:
@@ -118,7 +127,7 @@ def check_score_of_junk(name: str, component: Any) -> None:
                     fail(name, f'scores {text[:40]!r} as "solved" = {score["solved"]}', "solved is 0.0 or 1.0")
 
 
-def _score(name: str, task: Any, text: str, example: Any) -> dict[str, float]:
+def _score(name: str, task: BaseTask, text: str, example: Example) -> dict[str, float]:
     with attempt(name, f"scoring {text[:40]!r}", "score anything; what cannot be read is worth 0"):
         score = task.score(text, example)
     missing = [part for part in ("reward", "solved") if part not in score]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from dlmrl_kit.core.keys import SELECTED_VALUE
@@ -11,9 +9,10 @@ from dlmrl_kit.testing.core import fail
 from dlmrl_kit.testing.likelihoods import check_samples_independent
 from dlmrl_kit.testing.running import inputs, run
 from dlmrl_kit.testing.world import world
+from dlmrl_kit.values.base import Value
 
 
-def check_own_parameters(name: str, component: Any) -> None:
+def check_own_parameters(name: str, component: Value) -> None:
     """Attached to a policy, it has parameters of its own, none of them the policy's."""
     policy = world().policy
     component.attach(policy)
@@ -27,7 +26,7 @@ def check_own_parameters(name: str, component: Any) -> None:
         fail(name, "holds parameters of the policy, which would be trained twice", fix)
 
 
-def check_value_gradient(name: str, component: Any) -> None:
+def check_value_gradient(name: str, component: Value) -> None:
     """The values are finite, with a finite gradient that reaches its own parameters."""
     w = world()
     found = run(name, component, inputs(name, component, w), w)[SELECTED_VALUE]

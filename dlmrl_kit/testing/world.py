@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -26,6 +25,26 @@ from dlmrl_kit.core.keys import (
     PROMPT_IDS,
     PROMPT_MASK,
     REWARD,
+    SEED,
+    SELECTED_ADVANTAGE,
+    SELECTED_CORRECTION,
+    SELECTED_DISTRIBUTION,
+    SELECTED_END,
+    SELECTED_ENTROPY,
+    SELECTED_LOG_PROB,
+    SELECTED_OLD_LOG_PROB,
+    SELECTED_OLD_TOKEN_LOG_PROB,
+    SELECTED_OLD_VALUE,
+    SELECTED_REF_DISTRIBUTION,
+    SELECTED_REF_LOG_PROB,
+    SELECTED_REF_TOKEN_LOG_PROB,
+    SELECTED_RETURN,
+    SELECTED_REWARD,
+    SELECTED_STEP,
+    SELECTED_TOKEN_ADVANTAGE,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+    SELECTED_VALUE,
     SELECTED_WEIGHT,
     SEQUENCE_LENGTH,
     STEP_ADVANTAGE,
@@ -33,37 +52,53 @@ from dlmrl_kit.core.keys import (
     STEP_VALID,
     TOKEN_ADVANTAGE,
     TOKEN_COMMIT_RANK,
+    TREE_NODE,
+    TREE_STEP,
+    Key,
 )
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, number_in_group, state_at
 from dlmrl_kit.policies.characters import CharacterLlama
+from dlmrl_kit.rollout.services import Services
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.base import Example
 
 GROUPS = (7, 2, 7, 5, 2, 7, 2, 5)
 """Prompt of each sample: interleaved, groups of different sizes, ids that are no indices."""
-LENGTH, TOKENS_PER_STEP, PROMPT, SLOTS = 18, 2, 5, 5
+LENGTH, TOKENS_PER_STEP, PROMPT, ENTRIES = 18, 2, 5, 5
 SCORES = 997
 """Size of the table of rewards; a prime."""
 
 
-@dataclass(frozen=True)
-class World:
-    """Services and a trajectory with every key, for one check; nothing in it is shared with another."""
+class World(Services):
+    """Services and a trajectory with every key, for one check; nothing in it is shared with another.
 
-    policy: Policy
-    sampler: Sampler
-    full: TensorDict
-    dtype: torch.dtype
+    Args:
+        policy, sampler: as ``Services``.
+        full: TensorDict [8], the trajectory.
+        dtype: of its real numbers.
+        seed: of the generator.
+    """
+
+    def __init__(self, policy: Policy, sampler: Sampler, full: TensorDict, dtype: torch.dtype, seed: int) -> None:
+        super().__init__(policy, sampler)
+        self.full = full
+        self.dtype = dtype
+        self.seed = seed
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A new generator, the same for every purpose."""
+        return torch.Generator().manual_seed(self.seed)
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
-        """The ``score`` service: rewards [N] from a table, a function of completion and puzzle."""
-        return self._table()[(_code(ids) + 31 * example) % SCORES]
+        """Rewards [N] from a table: a function of the completion and the example."""
+        rewards: Tensor = self._table()[(_code(ids) + 31 * example) % SCORES]
+        return rewards
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
-        """The ``restart`` service: rewards [B, K, n] from a table, a function of the state; 0 where the weight is."""
+        """Rewards [B, K, n] from a table: a function of the state; 0 where the weight is."""
         ids = state_at(tensordict[COMPLETION_IDS], tensordict[COMMIT_STEP], step, self.policy.mask_id)
         code = (_code(ids) + 31 * tensordict[EXAMPLE][:, None])[..., None] + 7919 * torch.arange(n)
         # a finished state has one completion, so that all n rewards are its own
@@ -72,24 +107,12 @@ class World:
         return rewards * (tensordict[SELECTED_WEIGHT] > 0)[..., None]
 
     def examples(self, example: Tensor) -> list[Example]:
-        """The ``examples`` service: a puzzle for each index, with a preferred and another completion."""
+        """An example for each index, with a preferred and another completion."""
         found = []
         for index in example.tolist():
             chosen, rejected = "abcdef"[: 1 + index % 6], "fedcba"[: 1 + index % 5]
             found.append(Example("abc", chosen, {"chosen": chosen, "rejected": rejected}))
         return found
-
-    def services(self, component: Any, seed: int = 0) -> dict[str, Any]:
-        """The services that a component requires."""
-        available = {
-            "policy": self.policy,
-            "sampler": self.sampler,
-            "score": self.score,
-            "restart": self.restart,
-            "examples": self.examples,
-            "generator": torch.Generator().manual_seed(seed),
-        }
-        return {name: available[name] for name in component.requires}
 
     def _table(self) -> Tensor:
         generator = torch.Generator().manual_seed(11)
@@ -101,11 +124,11 @@ def _code(ids: Tensor) -> Tensor:
     return (ids * (torch.arange(ids.shape[-1]) * 37 + 101)).sum(-1)
 
 
-def world(dtype: torch.dtype = torch.float32) -> World:
-    """A fresh copy of the world, in float32 or float64."""
+def world(dtype: torch.dtype = torch.float32, seed: int = 0) -> World:
+    """A fresh copy of the world, in float32 or float64, with a generator of this seed."""
     policy, sampler, full = _made(dtype)
     shared = {id(policy.tokenizer): policy.tokenizer}
-    return World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full.clone(), dtype)
+    return World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full.clone(), dtype, seed)
 
 
 @functools.cache
@@ -122,22 +145,21 @@ def _made(dtype: torch.dtype) -> tuple[Policy, Sampler, TensorDict]:
     return policy, sampler, _complete(_rollout(policy, sampler), policy, dtype)
 
 
-def prompts(policy: Policy) -> TensorDict:
+def _prompts(policy: Policy) -> TensorDict:
     """Left-padded prompts of different lengths, the same for the samples of a group."""
     generator = torch.Generator().manual_seed(1)
     group = torch.tensor(GROUPS)
     ids = torch.randint(4, policy.vocab_size, (max(GROUPS) + 1, PROMPT), generator=generator)[group]
     mask = torch.arange(PROMPT) >= (group % 4)[:, None]
-    keys = {PROMPT_IDS: ids.masked_fill(~mask, policy.pad_id), PROMPT_MASK: mask, "group": group}
-    return TensorDict({**keys, "example": group + 3, "seed": sample_seeds(len(GROUPS), "cpu", 5)}, [len(GROUPS)])
+    keys = {PROMPT_IDS: ids.masked_fill(~mask, policy.pad_id), PROMPT_MASK: mask, GROUP: group}
+    return TensorDict({**keys, EXAMPLE: group + 3, SEED: sample_seeds(len(GROUPS), "cpu", 5)}, [len(GROUPS)])
 
 
 def _rollout(policy: Policy, sampler: Sampler) -> TensorDict:
     """The first rollout in which at least two rows end early and one does not."""
-    asked = copy.deepcopy(sampler)
-    asked.ask_for(asked.optional_keys)
     for seed in range(1000):
-        found = asked(prompts(policy), policy=policy, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        found: TensorDict = sampler(_prompts(policy), policy=policy, generator=generator, keys=sampler.optional_keys)
         steps = found[STEP_VALID].sum(-1)
         if (steps < sampler.max_steps - 1).sum() >= 2 and (steps == sampler.max_steps).any() and steps.min() >= 2:
             return found
@@ -148,55 +170,67 @@ def _complete(trajectory: TensorDict, policy: Policy, dtype: torch.dtype) -> Ten
     """Adds every key that no sampler writes."""
     generator = torch.Generator().manual_seed(2)
     batch, length = trajectory[COMPLETION_IDS].shape
-    real = functools.partial(torch.randn, generator=generator, dtype=dtype)
-    trajectory[REWARD] = torch.randint(0, 5, (batch,), generator=generator).to(dtype) / 4
-    trajectory[ADVANTAGE] = real(batch)
-    trajectory[ITERATION] = torch.zeros(batch, dtype=torch.int64)
-    trajectory[SEQUENCE_LENGTH] = (trajectory[COMMIT_STEP] < trajectory[STEP_VALID].shape[1]).sum(-1)
-    trajectory[TOKEN_ADVANTAGE] = real(batch, length)
+    steps = trajectory[STEP_VALID].shape
+
+    def real(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    trajectory.set(REWARD, torch.randint(0, 5, (batch,), generator=generator).to(dtype) / 4)
+    trajectory.set(ADVANTAGE, real(batch))
+    trajectory.set(ITERATION, torch.zeros(batch, dtype=torch.int64))
+    trajectory.set(SEQUENCE_LENGTH, (trajectory[COMMIT_STEP] < steps[1]).sum(-1))
+    trajectory.set(TOKEN_ADVANTAGE, real(batch, length))
     order = torch.rand(batch, length, generator=generator).argsort(-1)
-    trajectory[TOKEN_COMMIT_RANK] = (order % TOKENS_PER_STEP).to(torch.int16)
-    trajectory["selected"] = TensorDict(_selected(trajectory, policy, real, generator), [batch])
-    trajectory[PROGRESS] = torch.full((batch,), 0.25, dtype=dtype)
-    trajectory[STEP_REWARD] = torch.randint(0, 5, trajectory[STEP_VALID].shape, generator=generator).to(dtype) / 4
-    trajectory[STEP_ADVANTAGE] = real(*trajectory[STEP_VALID].shape)
-    trajectory["tree"] = _tree(trajectory)
+    trajectory.set(TOKEN_COMMIT_RANK, (order % TOKENS_PER_STEP).to(torch.int16))
+    for key, value in _selected(trajectory, policy, real, generator).items():
+        trajectory.set(key, value)
+    trajectory.set(PROGRESS, torch.full((batch,), 0.25, dtype=dtype))
+    trajectory.set(STEP_REWARD, torch.randint(0, 5, steps, generator=generator).to(dtype) / 4)
+    trajectory.set(STEP_ADVANTAGE, real(*steps))
+    _add_tree(trajectory)
     return trajectory
 
 
-def _tree(trajectory: TensorDict) -> TensorDict:
-    """Nodes of trees of height 2 with two children per node, as far as a group has samples."""
+def _add_tree(trajectory: TensorDict) -> None:
+    """Adds nodes of trees of height 2 with two children per node, as far as a group has samples."""
     number = number_in_group(trajectory[GROUP])
     node = torch.stack([number // 2, number], -1)
     first = torch.tensor([0, trajectory[STEP_VALID].shape[1] // 2])
-    return TensorDict({"node": node, "step": first.expand_as(node).clone()}, trajectory.batch_size)
+    trajectory.set(TREE_NODE, node).set(TREE_STEP, first.expand_as(node).clone())
 
 
-def _selected(trajectory: TensorDict, policy: Policy, real: Any, generator: torch.Generator) -> dict[str, Tensor]:
+def _selected(
+    trajectory: TensorDict, policy: Policy, real: Callable[..., Tensor], generator: torch.Generator
+) -> dict[Key, Tensor]:
     valid = trajectory[STEP_VALID]
     batch, num_steps = valid.shape
     noise = torch.rand(batch, num_steps, generator=generator).masked_fill(~valid, 2)
-    step = noise.argsort(-1)[:, :SLOTS]
+    step = noise.argsort(-1)[:, :ENTRIES]
     used = valid.gather(1, step) & (torch.arange(batch) != batch - 1)[:, None]  # the last row selects nothing
-    used[0, -1] = False  # and the first, a long one, has a free slot
+    used[0, -1] = False  # and the first, a long one, has an entry to spare
     step = step.masked_fill(~used, num_steps).sort(-1).values
     used = step < num_steps
     step = step.masked_fill(~used, 0)
-    weight = 0.5 + torch.rand(batch, SLOTS, generator=generator)
+    weight = 0.5 + torch.rand(batch, ENTRIES, generator=generator)
     mask = committed_at(trajectory[COMMIT_STEP], step) & used[..., None]  # tokens by position
-    found = {"step": step, "weight": (weight * used).to(real.keywords["dtype"]), "token_mask": mask}
-    found["end"] = torch.minimum(step + 2, num_valid(trajectory)[:, None])
-    found["reward"], found["advantage"] = real(batch, SLOTS).abs() * used, real(batch, SLOTS) * used
-    found["entropy"], found["correction"] = real(batch, SLOTS).abs() * used, 1 + 0.1 * used
-    old, old_token = -real(batch, SLOTS).abs(), -real(*mask.shape).abs()
-    for name in ("old_log_prob", "log_prob", "ref_log_prob"):
-        found[name] = (old if name.startswith("old") else old + 0.1 * real(batch, SLOTS)) * used
-    for name in ("value", "old_value", "return", "token_advantage"):
-        found[name] = real(*mask.shape) * mask
-    for name in ("old_token_log_prob", "token_log_prob", "ref_token_log_prob"):
-        found[name] = (old_token if name.startswith("old") else old_token + 0.1 * real(*old_token.shape)) * mask
-    for name in ("distribution", "ref_distribution"):
+    found: dict[Key, Tensor] = {SELECTED_STEP: step, SELECTED_TOKEN_MASK: mask}
+    found[SELECTED_END] = torch.minimum(step + 2, num_valid(trajectory)[:, None])
+    found[SELECTED_REWARD] = real(batch, ENTRIES).abs() * used
+    found[SELECTED_WEIGHT] = (weight * used).to(found[SELECTED_REWARD].dtype)
+    found[SELECTED_ADVANTAGE] = real(batch, ENTRIES) * used
+    found[SELECTED_ENTROPY] = real(batch, ENTRIES).abs() * used
+    found[SELECTED_CORRECTION] = (1 + 0.1 * used).to(found[SELECTED_REWARD].dtype)
+    old, old_token = -real(batch, ENTRIES).abs(), -real(*mask.shape).abs()
+    found[SELECTED_OLD_LOG_PROB] = old * used
+    for key in (SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB):
+        found[key] = (old + 0.1 * real(batch, ENTRIES)) * used
+    for key in (SELECTED_VALUE, SELECTED_OLD_VALUE, SELECTED_RETURN, SELECTED_TOKEN_ADVANTAGE):
+        found[key] = real(*mask.shape) * mask
+    found[SELECTED_OLD_TOKEN_LOG_PROB] = old_token * mask
+    for key in (SELECTED_TOKEN_LOG_PROB, SELECTED_REF_TOKEN_LOG_PROB):
+        found[key] = (old_token + 0.1 * real(*old_token.shape)) * mask
+    for key in (SELECTED_DISTRIBUTION, SELECTED_REF_DISTRIBUTION):
         logits = real(*mask.shape, policy.vocab_size)
         logits[..., list(policy.forbidden_ids)] = -torch.inf
-        found[name] = torch.where(mask[..., None], logits.log_softmax(-1), 0.0)
+        found[key] = torch.where(mask[..., None], logits.log_softmax(-1), 0.0)
     return found

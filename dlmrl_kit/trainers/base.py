@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from dlmrl_kit.core.validate import check
 
 SCHEDULES: tuple[str, ...] = (
@@ -14,6 +16,19 @@ SCHEDULES: tuple[str, ...] = (
     "inverse_sqrt",
 )
 """The schedules of ``transformers.get_scheduler`` that need nothing but warm-up and number of steps."""
+
+
+class OptimiserArguments(TypedDict):
+    """The arguments of ``OptimiserSettings``, for subclasses that hand them on."""
+
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    betas: tuple[float, float]
+    weight_decay: float
+    max_grad_norm: float
+    device: str
+    seed: int
 
 
 class OptimiserSettings:
@@ -55,8 +70,13 @@ class OptimiserSettings:
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.warmup_steps = warmup_steps
-        self.betas = betas
+        self.beta1, self.beta2 = betas
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.device = device
         self.seed = seed
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of AdamW: ``beta1`` and ``beta2``."""
+        return self.beta1, self.beta2

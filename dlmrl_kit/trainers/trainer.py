@@ -14,7 +14,7 @@ COMPILE_MODES: tuple[str, ...] = ("default", "max-autotune-no-cudagraphs")
 
 @register("trainer")
 class Trainer(OptimiserSettings):
-    """How often, how much and how fast to train. AdamW; one rollout per update.
+    """Says how often, how much and how fast to train. There is one rollout per update; AdamW takes the steps.
 
     Args:
         updates: rollouts to generate and learn from.
@@ -75,39 +75,6 @@ class Trainer(OptimiserSettings):
         super().__init__(
             learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm, device, seed
         )
-        positive = {
-            "updates": updates,
-            "prompts_per_update": prompts_per_update,
-            "group_size": group_size,
-            "inner_iterations": inner_iterations,
-            "minibatches": minibatches,
-            "micro_batch_size": micro_batch_size,
-            "eval_size": eval_size,
-            "checkpoint_every": checkpoint_every,
-            "max_skipped": max_skipped,
-        }
-        for name, value in positive.items():
-            check(value >= 1, self, name, value, "at least 1")
-        check(
-            rollout_batch_size is None or rollout_batch_size >= 1,
-            self,
-            "rollout_batch_size",
-            rollout_batch_size,
-            "at least 1, or None",
-        )
-        check(
-            micro_batch_tokens is None or micro_batch_tokens >= 1,
-            self,
-            "micro_batch_tokens",
-            micro_batch_tokens,
-            "at least 1, or None",
-        )
-        samples = prompts_per_update * group_size
-        check(minibatches <= samples, self, "minibatches", minibatches, f"at most the {samples} samples of a rollout")
-        check(precision in ("float32", "bfloat16"), self, "precision", precision, "'float32' or 'bfloat16'")
-        modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
-        check(compile is None or compile in COMPILE_MODES, self, "compile", compile, modes)
-        check(eval_every >= 0, self, "eval_every", eval_every, "at least 0")
         self.updates = updates
         self.prompts_per_update = prompts_per_update
         self.group_size = group_size
@@ -122,6 +89,32 @@ class Trainer(OptimiserSettings):
         self.eval_size = eval_size
         self.checkpoint_every = checkpoint_every
         self.max_skipped = max_skipped
+        self._check()
+
+    def _check(self) -> None:
+        positive = {
+            "updates": self.updates,
+            "prompts_per_update": self.prompts_per_update,
+            "group_size": self.group_size,
+            "inner_iterations": self.inner_iterations,
+            "minibatches": self.minibatches,
+            "micro_batch_size": self.micro_batch_size,
+            "eval_size": self.eval_size,
+            "checkpoint_every": self.checkpoint_every,
+            "max_skipped": self.max_skipped,
+        }
+        for name, value in positive.items():
+            check(value >= 1, self, name, value, "at least 1")
+        limits = {"rollout_batch_size": self.rollout_batch_size, "micro_batch_tokens": self.micro_batch_tokens}
+        for name, limit in limits.items():
+            check(limit is None or limit >= 1, self, name, limit, "at least 1, or None")
+        samples = self.prompts_per_update * self.group_size
+        fewer = f"at most the {samples} samples of a rollout"
+        check(self.minibatches <= samples, self, "minibatches", self.minibatches, fewer)
+        check(self.precision in ("float32", "bfloat16"), self, "precision", self.precision, "'float32' or 'bfloat16'")
+        modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
+        check(self.compile is None or self.compile in COMPILE_MODES, self, "compile", self.compile, modes)
+        check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")
 
     @property
     def optimiser_steps(self) -> int:

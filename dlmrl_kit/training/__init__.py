@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 _LAZY = {
     "train": "dlmrl_kit.training.loop",
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.training.loop import resume, train
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'dlmrl_kit.training' has no attribute {name!r}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LRScheduler
 
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import atomic_folder
@@ -24,7 +26,7 @@ KEPT = 2
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Complete checkpoints of a run, oldest first, as (updates done, folder)."""
+    """Lists the complete checkpoints of a run, oldest first, as (updates done, folder)."""
     found = []
     for folder in (run / "checkpoints").glob("update-*"):
         match = _NAME.fullmatch(folder.name)
@@ -37,18 +39,29 @@ def save_checkpoint(
     run: Path,
     updates: int,
     parameters: dict[str, torch.nn.Parameter],
-    optimiser: Any,
-    scheduler: Any,
-    counters: dict[str, Any],
+    optimiser: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    counters: Mapping[str, object],
 ) -> Path:
-    """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two."""
+    """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two.
+
+    Args:
+        run: the run folder.
+        updates: how many are done.
+        parameters: what is trained, by name.
+        optimiser, scheduler: of torch.
+        counters: whatever else ``load_checkpoint`` is to return, as JSON can hold it.
+
+    Returns:
+        The checkpoint's folder.
+    """
     folder = run / "checkpoints" / f"update-{updates:06d}"
     with atomic_folder(folder) as temporary:
         weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
         save_file(weights, temporary / "weights.safetensors")
         tensors, groups = _flatten(optimiser.state_dict())
         save_file(tensors, temporary / "optimiser.safetensors")
-        state = {"updates": updates, "groups": groups, "scheduler": scheduler.state_dict(), "counters": counters}
+        state = {"updates": updates, "groups": groups, "scheduler": scheduler.state_dict(), "counters": {**counters}}
         (temporary / "state.json").write_text(json.dumps(state, default=_unserialisable))
     prune(run)
     return folder
@@ -63,7 +76,7 @@ def prune(run: Path) -> None:
 
 
 def load_checkpoint(
-    folder: Path, parameters: dict[str, torch.nn.Parameter], optimiser: Any, scheduler: Any
+    folder: Path, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer, scheduler: LRScheduler
 ) -> tuple[int, dict[str, Any]]:
     """Restores ``parameters``, optimiser and schedule in place; returns (updates done, counters).
 
@@ -106,5 +119,5 @@ def _unflatten(tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -
     return {"state": state, "param_groups": groups}
 
 
-def _unserialisable(value: Any) -> None:
+def _unserialisable(value: object) -> None:
     """Schedulers keep their functions in the state; they are rebuilt from the recipe."""

@@ -56,7 +56,7 @@ def _draw_learning(axis: Axes, metrics: dict[str, Series]) -> None:
     evaluations = metrics.get("eval/accuracy", [])
     if evaluations:
         x, y = zip(*evaluations, strict=True)
-        axis.plot(x, y, color=EVAL, linewidth=2, marker="o", markersize=5, label="accuracy on held-out puzzles")
+        axis.plot(x, y, color=EVAL, linewidth=2, marker="o", markersize=5, label="accuracy on held-out examples")
         ends = evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
         for update, value in ends:
             axis.annotate(
@@ -87,7 +87,7 @@ def _draw_kl(axis: Axes, metrics: dict[str, Series]) -> None:
 
 
 def _line(axis: Axes, series: Series, colour: str, label: str) -> None:
-    """A metric as it is, thin; over it, where there are enough points, its running mean."""
+    """Draws a metric as it is, thin, and its running mean over it where there are enough points."""
     if not series:
         return
     x, y = zip(*series, strict=True)
@@ -100,7 +100,7 @@ def _line(axis: Axes, series: Series, colour: str, label: str) -> None:
 
 
 def running_mean(values: list[float], window: int) -> list[float]:
-    """Mean of each value and its neighbours, ``window`` values on each side at most; as long as ``values``."""
+    """Returns the mean of each value and its neighbours, at most ``window`` of them on each side."""
     means = []
     for index in range(len(values)):
         near = values[max(0, index - window) : index + window + 1]

@@ -12,20 +12,30 @@ These are estimates: allocators, kernels and adapters add to them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.core.policy import Policy, text_config
-from dlmrl_kit.samplers.parts import LOGITS_BYTES
+from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
+from dlmrl_kit.core.policy import LOGITS_BYTES, Policy
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy, text_config
 
 NF4_BYTES = 0.57
 """Bytes of a weight in 4 bits, with its share of the scales."""
 
+STATE_BYTES: Mapping[Key, int] = {STEP_GREEDY_IDS: 4, STEP_DRAFT_IDS: 4, STEP_STATE_IDS: 4, STEP_ACCEPTED: 1}
+"""Bytes per position of the keys [B, T, L] that a sampler may write: whole states of every step."""
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: ``weights`` and ``optimiser`` (with gradients) stay, ``rollout`` and ``update`` come on top, in turn."""
+    """How many bytes an update takes.
+
+    Args:
+        weights, optimiser: what stays; gradients count with the optimiser.
+        rollout, update: what comes on top of it in these phases, one after the other.
+    """
 
     weights: float
     optimiser: float
@@ -34,17 +44,20 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """At the most."""
+        """How many bytes it takes at the most."""
         return self.weights + self.optimiser + max(self.rollout, self.update)
 
 
 @dataclass(frozen=True)
 class Forwards:
-    """States that go through the model in an update, at most.
+    """How many states go through the model in an update, at most.
 
-    ``samples``: completions. ``rollout``: states sampled. ``correction``, ``old``, ``reference``: scored once more
-    without gradients. ``update``: forward and backward. ``restarts``: components that sample more completions, which
-    are not counted.
+    Args:
+        samples: completions.
+        rollout: states that are sampled.
+        correction, old, reference: states that are scored once more, without gradients.
+        update: states that are scored forward and backward.
+        restarts: names of the components that sample more completions, which are not counted.
     """
 
     samples: int
@@ -56,21 +69,20 @@ class Forwards:
     restarts: tuple[str, ...]
 
 
-def forwards(algorithm: Algorithm) -> Forwards:
-    """Counts from the recipe's settings; rows that end early need fewer."""
-    trainer, plan, likelihood = algorithm.trainer, algorithm.plan, algorithm.likelihood
+def forwards(algorithm: Algorithm, plan: Plan) -> Forwards:
+    """Counts the states of an update from the recipe's settings; rows that end early need fewer."""
+    trainer, sampler, likelihood = algorithm.trainer, algorithm.sampler, algorithm.likelihood
     samples = trainer.prompts_per_update * trainer.group_size
-    steps = algorithm.sampler.max_steps
-    slots, correction = algorithm.selector.most_slots(steps), algorithm.correction
-    scored = samples * slots * likelihood.copies
-    again = sum(source is None for source in plan.old.values()) > 0
+    segments, correction = algorithm.selector.most_selected(sampler.max_steps), algorithm.correction
+    scored = samples * segments * likelihood.forwards(sampler.completion_length)
     passes = trainer.inner_iterations if likelihood.redraw else 1
     live = trainer.inner_iterations if plan.live_reference else 0
+    steps_corrected = sampler.max_steps if correction is not None and correction.every_step else segments
     return Forwards(
         samples=samples,
-        rollout=samples * steps,
-        correction=0 if correction is None else samples * (steps if correction.every_step else slots),
-        old=scored * passes if again else 0,
+        rollout=samples * sampler.max_steps,
+        correction=0 if correction is None else samples * steps_corrected,
+        old=scored * passes if plan.computed_old else 0,
         reference=scored * (passes * bool(plan.reference) + live),
         update=scored * trainer.inner_iterations,
         restarts=tuple(type(part).__name__ for part in algorithm.components if "restart" in part.requires),
@@ -78,7 +90,7 @@ def forwards(algorithm: Algorithm) -> Forwards:
 
 
 def computed_positions(algorithm: Algorithm, prompt_length: int) -> float | None:
-    """Positions that a cached rollout computes, over those of an exact one; None without a cache.
+    """Returns which share of an exact rollout's positions a cached one computes; None without a cache.
 
     Each block takes a forward of everything for its anchor, then one of the window in each of its steps.
     """
@@ -95,75 +107,90 @@ def computed_positions(algorithm: Algorithm, prompt_length: int) -> float | None
     return cached / exact
 
 
-def memory(algorithm: Algorithm, policy: Policy, prompt_length: int) -> Memory:
-    """The estimate for a policy whose parameters may be on the ``meta`` device.
+def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_length: int) -> Memory:
+    """Estimates the memory of an update, for a policy whose parameters may be on the ``meta`` device.
 
     Args:
         algorithm: the recipe.
+        plan: of the algorithm.
         policy: with its adapter, if any.
         prompt_length: P.
     """
-    trainer, source = algorithm.trainer, algorithm.policy
+    trainer, sampler = algorithm.trainer, algorithm.sampler
+    trained = sum(p.numel() for _, p in policy.trainable())
+    compute = 2 if trainer.precision == "bfloat16" else 4
+    layer = layer_sizes(policy, algorithm.policy.gradient_checkpointing)
+    samples, kept = trainer.prompts_per_update * trainer.group_size, _trajectories(algorithm, plan)
+    length = prompt_length + sampler.completion_length
+
+    rows = min(trainer.rollout_batch_size or samples, samples)
+    rollout = compute * rows * length * layer.computed + _logits(rows * sampler.completion_length, policy) + kept
+    if algorithm.cache is not None:
+        rollout += compute * rows * length * layer.number * layer.keys_and_values
+
+    scored = min(trainer.micro_batch_size, samples) * min(forwards(algorithm, plan).update // samples, 10**9)
+    passed = scored * length
+    if trainer.micro_batch_tokens is not None:
+        passed = min(passed, max(trainer.micro_batch_tokens, length))
+    activations = compute * passed * (layer.number * layer.kept + layer.computed)
+    update = activations + _logits(scored * sampler.max_commits, policy) + kept
+    return Memory(_weights(algorithm, plan, policy), 12 * trained, rollout, update)
+
+
+def _weights(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy) -> float:
+    """Adds up the bytes of the policy, and of the copy of it that is the reference."""
     trained = sum(p.numel() for _, p in policy.trainable())
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]
-    nf4 = getattr(source, "quantisation", "none") == "nf4"
+    nf4 = algorithm.policy.quantisation == "nf4"
     sizes = [NF4_BYTES if nf4 and p.dim() == 2 else p.element_size() for p in frozen]
     weights = 4 * trained + sum(p.numel() * size for p, size in zip(frozen, sizes, strict=True))
-    if algorithm.plan.needs_reference and policy.adapter is None:
-        weights += 4 * trained
-    compute = 2 if trainer.precision == "bfloat16" else 4
-    layer, kept, layers = _layer(policy, getattr(source, "gradient_checkpointing", False))
-    length, samples = algorithm.sampler.completion_length, trainer.prompts_per_update * trainer.group_size
-    rows = min(trainer.rollout_batch_size or samples, samples)
-    tokens = rows * (prompt_length + length)
-    rollout = compute * tokens * layer + _logits(rows * length, policy) + _trajectories(algorithm, samples)
-    if algorithm.cache is not None:
-        rollout += compute * tokens * layers * _keys_and_values(policy)
-    scored = min(trainer.micro_batch_size, samples) * min(forwards(algorithm).update // samples, 10**9)
-    passed = scored * (prompt_length + length)
-    if trainer.micro_batch_tokens is not None:
-        passed = min(passed, max(trainer.micro_batch_tokens, prompt_length + length))
-    update = compute * passed * (layers * kept + layer) + _logits(scored * algorithm.sampler.max_commits, policy)
-    return Memory(weights, 12 * trained, rollout, update + _trajectories(algorithm, samples))
+    return weights + 4 * trained if plan.needs_reference and policy.adapter is None else weights
 
 
-def _keys_and_values(policy: Policy) -> int:
-    """Numbers per token in the keys and values of a layer."""
-    _, groups, size = _heads(text_config(policy.model).to_dict())
-    return 2 * groups * size
+@dataclass(frozen=True)
+class LayerSize:
+    """How large the layers of a model are, in numbers per token.
+
+    Args:
+        computed: in a layer's forward pass.
+        kept: of these, for the backward pass.
+        keys_and_values: of a layer.
+        number: of layers.
+    """
+
+    computed: int
+    kept: int
+    keys_and_values: int
+    number: int
 
 
-def _heads(sizes: dict[str, Any]) -> tuple[int, int, int]:
-    """Heads, key-value heads and size of a head in a configuration."""
-    hidden = sizes.get("hidden_size") or sizes["dim"]
-    heads = sizes.get("num_attention_heads") or sizes["n_heads"]
-    return heads, sizes.get("num_key_value_heads") or heads, sizes.get("head_dim") or hidden // heads
-
-
-def _layer(policy: Policy, checkpointing: bool) -> tuple[int, int, int]:
-    """Numbers per token in a layer's forward pass, those of them kept for the backward pass, and layers."""
+def layer_sizes(policy: TransformersPolicy, checkpointing: bool) -> LayerSize:
+    """Reads the sizes of a model's layers from its configuration, by the names of any family."""
     sizes = text_config(policy.model).to_dict()
     hidden = sizes.get("hidden_size") or sizes["dim"]
-    heads, groups, size = _heads(sizes)
+    heads = sizes.get("num_attention_heads") or sizes["n_heads"]
+    groups, size = sizes.get("num_key_value_heads") or heads, sizes.get("head_dim") or hidden // heads
     inner = sizes.get("intermediate_size") or sizes.get("hidden_dim") or 4 * hidden
     chosen = sizes.get("num_experts_per_tok") or sizes.get("top_k_experts") or 0
     experts = chosen * sizes.get("moe_intermediate_size", 0)
     shared = inner if experts == 0 or "top_k_experts" in sizes else 0  # Gemma has both at once
-    layer = 8 * hidden + 3 * (heads + 2 * groups) * size + 4 * (shared + experts)
-    return layer, hidden if checkpointing else layer, sizes.get("num_hidden_layers") or sizes["n_layers"]
+    computed = 8 * hidden + 3 * (heads + 2 * groups) * size + 4 * (shared + experts)
+    number = sizes.get("num_hidden_layers") or sizes["n_layers"]
+    return LayerSize(computed, hidden if checkpointing else computed, 2 * groups * size, number)
 
 
 def _logits(predictions: int, policy: Policy) -> float:
     return 3.0 * min(4 * predictions * policy.vocab_size, LOGITS_BYTES[False])
 
 
-def _trajectories(algorithm: Algorithm, samples: int) -> float:
-    """Whole states per step, where the sampler keeps them; the rest of a trajectory is small."""
-    wide = {"greedy_ids": 4, "draft_ids": 4, "state_ids": 4, "accepted": 1}
-    size = sum(wide.get(key[1], 0) for key in algorithm.sampler.written_keys() if isinstance(key, tuple))
-    return float(samples * algorithm.sampler.max_steps * algorithm.sampler.completion_length * size)
+def _trajectories(algorithm: Algorithm, plan: Plan) -> float:
+    """Adds up the bytes of the whole states that the sampler keeps of each step; the rest of a trajectory is small."""
+    trainer, sampler = algorithm.trainer, algorithm.sampler
+    size = sum(STATE_BYTES.get(key, 0) for key in plan.sampler.writes)
+    samples = trainer.prompts_per_update * trainer.group_size
+    return float(samples * sampler.max_steps * sampler.completion_length * size)
 
 
-def describe(value: Any) -> str:
-    """Bytes in words."""
+def describe(value: float) -> str:
+    """Writes a number of bytes in MiB or GiB."""
     return f"{value / 2**30:.2f} GiB" if value >= 2**27 else f"{value / 2**20:.1f} MiB"

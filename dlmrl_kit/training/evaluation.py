@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from math import comb
 from pathlib import Path
-from typing import Any
 
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
@@ -14,12 +13,13 @@ from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.trajectory import cut, length_order, restored
-from dlmrl_kit.policies.load import load_policy
+from dlmrl_kit.policies.loading import load_policy
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.rollout.services import prompt_batch, require_examples
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, component_means
-from dlmrl_kit.training.start import attach, load_components
+from dlmrl_kit.training.start import attach_components, load_components
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -28,7 +28,10 @@ SHOWN = 8
 
 
 def pass_at_k(solved: int, samples: int, k: int) -> float:
-    """Probability that one of k of ``samples`` completions is right, ``solved`` of them being so (arXiv 2107.03374)."""
+    """Estimates the probability that one of k completions is right, from ``samples`` of which ``solved`` are.
+
+    Unbiased (arXiv 2107.03374).
+    """
     return 1.0 - comb(samples - solved, k) / comb(samples, k)
 
 
@@ -79,12 +82,12 @@ def evaluate(
     return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
 
 
-def _decoding(sampler: Sampler) -> dict[str, Any]:
+def _decoding(sampler: Sampler) -> dict[str, object]:
     return {
         "sampler": type(sampler).__name__,
-        "temperature": sampler.behaviour.temperature,
-        "top_k": sampler.behaviour.top_k,
-        "top_p": sampler.behaviour.top_p,
+        "temperature": sampler.temperature,
+        "top_k": sampler.top_k,
+        "top_p": sampler.top_p,
         "tokens_per_step": sampler.tokens_per_step,
         "block_length": sampler.block_length,
         "completion_length": sampler.completion_length,
@@ -94,11 +97,11 @@ def _decoding(sampler: Sampler) -> dict[str, Any]:
 def _summary(
     scores: list[dict[str, float]],
     texts: list[str],
-    task: Any,
+    task: BaseTask,
     split: str,
     size: int,
     samples: int,
-    decoding: dict[str, Any],
+    decoding: dict[str, object],
 ) -> EvalResult:
     means = component_means(scores)
     solved = [
@@ -155,8 +158,6 @@ def evaluate_path(
     Raises:
         UserError: nothing to evaluate at ``path``, or a broken recipe.
     """
-    from dlmrl_kit.recipe.load import load_recipe
-
     run = Path(path)
     model = path
     if (run / "recipe.gin").is_file():
@@ -168,7 +169,7 @@ def evaluate_path(
         raise CheckpointError(f"no run or model folder at {path}")
     algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports).build()
     policy = load_policy(model, mask_id=algorithm.policy.mask_id)
-    attach([algorithm.sampler], policy)
+    attach_components([algorithm.sampler], policy)
     load_components(Path(model), [algorithm.sampler])
     return evaluate(
         policy,

@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import GradientEstimator
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
@@ -31,6 +31,7 @@ from dlmrl_kit.core.keys import (
     STEP_LOG_PROB,
     Key,
 )
+from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.trajectory import every_step, gather_steps, micro_batches, restored, segment_pieces, where_used
 from dlmrl_kit.corrections.apply import add_correction
@@ -56,7 +57,7 @@ class LogProbs:
 
     def __init__(
         self,
-        algorithm: Algorithm,
+        algorithm: GradientEstimator,
         plan: Plan,
         policy: Policy,
         *,
@@ -267,7 +268,8 @@ class Gradient:
         shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
         total = torch.stack([loss_of(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
         if total.requires_grad or bool((micro[SELECTED_WEIGHT] != 0).any()):
-            total.backward()
+            with phase("backward"):
+                total.backward()
         for term, output, share, labels in zip(self.terms, outputs, shares, self._labels, strict=True):
             for name, value in output.items():
                 if name in term.additive_keys:
@@ -300,7 +302,8 @@ class Gradient:
             estimated = log_probs.live(piece)
             parts = [(estimated[key] * leaf.grad[rows]).sum() for key, leaf in leaves.items() if leaf.grad is not None]
             if parts:
-                torch.stack(parts).sum().backward()
+                with phase("backward"):
+                    torch.stack(parts).sum().backward()
         return loss
 
 

@@ -6,25 +6,21 @@ import json
 import time
 from pathlib import Path
 
-from dlmrl_kit import __version__
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.files import write_atomic
-from dlmrl_kit.core.results import EvalResult, Observer, RunResult
-from dlmrl_kit.policies.compiling import compile_blocks
+from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
+from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.rollout.services import require_examples
-from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
-from dlmrl_kit.training.start import start_policy, trained
+from dlmrl_kit.training.start import start_training, trained
 from dlmrl_kit.training.update import Update
 
 
-def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> RunResult:
+def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) -> RunResult:
     """Trains a recipe from its start in a new run folder.
 
     Args:
@@ -40,17 +36,14 @@ def train(recipe: Recipe, folder: Path, *, observer: Observer | None = None) -> 
         raise CheckpointError(
             f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another folder"
         )
-    if recipe.root != "Algorithm":
-        raise RecipeError(
-            f"{recipe.name} is a recipe for {recipe.root}, not for training: run 'dlmrl pretrain {recipe.name}'"
-        )
-    run = Run(recipe.build(), folder, recipe.name, observer or Observer())  # what fails here leaves no folder behind
-    write_atomic(folder / "run.json", json.dumps({"recipe": recipe.name, "dlmrl_kit": __version__}))
+    algorithm = recipe.build_algorithm()
+    run = Run(algorithm, folder, recipe.name, observer or RunObserver())  # what fails here leaves no folder behind
+    write_atomic(folder / "run.json", json.dumps({"recipe": recipe.name, "dlmrl_kit": VERSION}))
     write_atomic(folder / "recipe.gin", recipe.text())
     return run.run()
 
 
-def resume(folder: Path, *, observer: Observer | None = None, allow_imports: bool = False) -> RunResult:
+def resume(folder: Path, *, observer: RunObserver | None = None, allow_imports: bool = False) -> RunResult:
     """Continues a run from its newest checkpoint, or from the start if it has none yet.
 
     A finished run is not trained further: its results are written and reported again.
@@ -66,11 +59,12 @@ def resume(folder: Path, *, observer: Observer | None = None, allow_imports: boo
     if not (folder / "recipe.gin").is_file():
         raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
     recipe = load_recipe(str(folder / "recipe.gin"), allow_imports=allow_imports)
-    if recipe.root != "Algorithm":
+    algorithm = recipe.build()
+    if not isinstance(algorithm, Algorithm):
         raise RecipeError(f"{folder} holds a pre-training run: go on with 'dlmrl pretrain RECIPE --out {folder}'")
     about = folder / "run.json"
     name = json.loads(about.read_text())["recipe"] if about.is_file() else folder.name
-    return Run(recipe.build(), folder, name, observer or Observer()).run()
+    return Run(algorithm, folder, name, observer or RunObserver()).run()
 
 
 class Run:
@@ -83,25 +77,16 @@ class Run:
         observer: told of progress.
     """
 
-    def __init__(self, algorithm: Algorithm, folder: Path, name: str, observer: Observer) -> None:
+    def __init__(self, algorithm: Algorithm, folder: Path, name: str, observer: RunObserver) -> None:
         self.algorithm = algorithm
         self.trainer = algorithm.trainer
         self.folder = folder
         self.name = name
         self.observer = observer
-        plan = make_plan(algorithm)
-        require_examples(algorithm.task, "train", "heldout")
-        components = algorithm.components
-        self.policy, optimiser, scheduler = start_policy(
-            algorithm.policy, self.trainer, self.trainer.optimiser_steps, components
-        )
-        check_cache(algorithm.sampler, self.policy, algorithm.cache)
-        self.parameters = trained(self.policy, components)
-        if plan.needs_reference:
-            self.policy.freeze_reference()
-        if self.trainer.compile is not None:
-            compile_blocks(self.policy, self.trainer.compile)
-        self.update = Update(algorithm, plan, self.policy, optimiser, scheduler, observer.on_message)
+        started = start_training(algorithm)
+        self.policy = started.policy
+        self.parameters = trained(started.policy, algorithm.components)
+        self.update = Update(algorithm, *started, observer.on_message)
         self.evaluations: dict[int, EvalResult] = {}
 
     def run(self) -> RunResult:
@@ -132,8 +117,7 @@ class Run:
             first, counters = load_checkpoint(
                 found[-1][1], self.parameters, self.update.optimiser, self.update.scheduler
             )
-            self.update.skipped = int(counters["skipped"])
-            self.update.skipped_in_a_row = int(counters["skipped_in_a_row"])
+            self.update.restore(counters)
         stored = self.folder / "evaluations.json"
         if stored.is_file():
             entries = {int(k): EvalResult.from_json(v) for k, v in json.loads(stored.read_text()).items()}
@@ -151,7 +135,7 @@ class Run:
         }
 
     def step(self, number: int) -> None:
-        """One update, its metrics, and the evaluation and checkpoint that are due after it."""
+        """Takes one update, logs its metrics, and does the evaluation and the checkpoint that are due after it."""
         started = time.perf_counter()
         metrics = self.update(number)
         seconds = time.perf_counter() - started
@@ -165,8 +149,7 @@ class Run:
 
     def _save(self, done: int) -> None:
         update = self.update
-        counters: dict[str, float] = {"skipped": update.skipped, "skipped_in_a_row": update.skipped_in_a_row}
-        save_checkpoint(self.folder, done, self.parameters, update.optimiser, update.scheduler, counters)
+        save_checkpoint(self.folder, done, self.parameters, update.optimiser, update.scheduler, update.counters())
 
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from dlmrl_kit import __version__
 from dlmrl_kit.core.results import EvalResult, RunResult
+from dlmrl_kit.core.version import VERSION
 
 AUDIT = "audit.json"
 """File in a run's folder whose verdict goes into the card: the output of ``dlmrl audit RECIPE --json``."""
 
 
 def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter: bool) -> str:
-    """Markdown with the header that the hub reads.
+    """Writes the card in Markdown, with the header that the hub reads.
 
     Args:
         result: of the run; its folder is searched for ``recipe.gin`` and ``audit.json``.
@@ -28,10 +27,10 @@ def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter:
     parts = [
         _header(base, adapter),
         f"# {recipe}: {base or 'a denoiser from scratch'}",
-        f"A masked diffusion language model, trained with reinforcement learning by dlmrl_kit {__version__}: recipe "
+        f"A masked diffusion language model, trained with reinforcement learning by dlmrl_kit {VERSION}: recipe "
         f"`{recipe}`, task {task}, {result.updates} updates in {result.seconds:.0f} s."
         + (f" This folder holds the LoRA adapter alone, for `{base}`." if adapter else ""),
-        "## Held-out puzzles before and after",
+        "## Held-out examples before and after",
         _metrics(result.before, result.after),
         "Decoding: " + ", ".join(f"{name} {value}" for name, value in result.after.decoding.items()) + ".",
         "## Audit of the gradient estimator",
@@ -44,8 +43,8 @@ def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter:
     return "\n\n".join(parts) + "\n"
 
 
-def read_audit(folder: Path) -> Mapping[str, Any] | None:
-    """The audit in a run's folder; None where there is none that can be read."""
+def read_audit(folder: Path) -> Mapping[str, object] | None:
+    """Reads the audit in a run's folder; returns None where there is none that can be read."""
     try:
         found = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -69,7 +68,7 @@ def _metrics(before: EvalResult, after: EvalResult) -> str:
     rows += [(name, before.components.get(name), value) for name, value in after.components.items()]
     lines = [f"| {name} | {_number(old)} | {_number(new)} |" for name, old, new in rows]
     table = "\n".join(["| metric | before | after |", "| --- | --- | --- |", *lines])
-    return f"{table}\n\n{after.size} puzzles; 95% interval of the accuracy after training: {low:.3f} to {high:.3f}."
+    return f"{table}\n\n{after.size} examples; 95% interval of the accuracy after training: {low:.3f} to {high:.3f}."
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import GradientEstimator
 from dlmrl_kit.algorithm.dataflow import plain_key
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB, Key
@@ -25,7 +25,7 @@ def tolerance(log_probs: LogProbs) -> float:
     return 1e-3 if full and log_probs.precision == "float32" else 0.1
 
 
-def check_old(trajectory: TensorDictBase, algorithm: Algorithm, log_probs: LogProbs) -> float:
+def check_old(trajectory: TensorDictBase, algorithm: GradientEstimator, log_probs: LogProbs) -> float:
     """Compares recorded with recomputed log-probabilities before the first update.
 
     Args:
@@ -56,7 +56,7 @@ def check_old(trajectory: TensorDictBase, algorithm: Algorithm, log_probs: LogPr
 
 
 def _both(
-    trajectory: TensorDictBase, algorithm: Algorithm, log_probs: LogProbs
+    trajectory: TensorDictBase, algorithm: GradientEstimator, log_probs: LogProbs
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Key, str]]:
     """Log-probabilities computed again, as recorded, where they count, the sampler's key, and what computed them.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,18 +20,24 @@ def build_optimiser(
     total_steps: int,
     others: Sequence[tuple[list[nn.Parameter], float]] = (),
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW (weight decay on matrices only), and one of ``trainers.base.SCHEDULES`` over ``total_steps`` steps.
+    """Makes AdamW, with weight decay on matrices only, and its learning-rate schedule.
 
-    ``others``: parameters with a learning rate of their own, which follows the same schedule.
+    Args:
+        parameters: that are trained.
+        learning_rate, betas, weight_decay: of AdamW.
+        schedule: one of ``trainers.base.SCHEDULES``.
+        warmup_steps, total_steps: optimiser steps of the warm-up and of the whole run.
+        others: parameters with a learning rate of their own, which follows the same schedule.
     """
     from transformers import get_scheduler
 
-    groups: list[dict[str, Any]] = []
+    groups: list[dict[str, object]] = []
     for members, rate in ((parameters, learning_rate), *others):
-        groups += [
-            {"params": [p for p in members if p.dim() >= 2], "weight_decay": weight_decay, "lr": rate},
-            {"params": [p for p in members if p.dim() < 2], "weight_decay": 0.0, "lr": rate},
-        ]
-    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas)
+        matrices, vectors = [p for p in members if p.dim() >= 2], [p for p in members if p.dim() < 2]
+        if matrices:
+            groups.append({"params": matrices, "weight_decay": weight_decay, "lr": rate})
+        if vectors:
+            groups.append({"params": vectors, "weight_decay": 0.0, "lr": rate})
+    optimiser = torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
     scheduler = get_scheduler(schedule, optimiser, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
     return optimiser, scheduler

@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.files import write_atomic
-from dlmrl_kit.core.results import Observer
+from dlmrl_kit.core.phases import listening
 from dlmrl_kit.recipe.load import Recipe
-from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.start import start_training
+from dlmrl_kit.training.update import Update
 
 MODEL = ("body", "head", "backward", "optimiser")
 """The phases that any implementation has: the policy's forwards up to the head, its head, autograd, the optimiser."""
@@ -29,11 +32,12 @@ MODEL = ("body", "head", "backward", "optimiser")
 PHASES = (*MODEL, "sampling", "rewards", "old and reference", "update", "bookkeeping")
 """All phases. ``sampling`` is the rest of the sampler; ``rewards`` is decoding completions and waiting for their
 scores, which may be computed in a thread; ``old and reference`` and ``update`` are the rest of these stages (states,
-log-probabilities, losses); ``bookkeeping`` is all that is left: prompts, selection, advantages, metrics."""
+log-probabilities, losses); ``bookkeeping`` is all that is left: prompts, selection, advantages, metrics. The check
+before the first update, which is done once, is in none of them."""
 
 
 class Clock:
-    """Wall-clock seconds of the thread that made it, by phase.
+    """Counts the wall-clock seconds of the thread that made it, by phase.
 
     Args:
         synchronise: called at the borders of phases; waits until the device has done what it was asked for.
@@ -46,7 +50,7 @@ class Clock:
     def __init__(
         self,
         synchronise: Callable[[], None] = lambda: None,
-        mark: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        mark: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.seconds: dict[str, float] = {}
         self._synchronise = synchronise
@@ -80,32 +84,6 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
-    @contextlib.contextmanager
-    def timed(self, owner: Any, attribute: str, name: str) -> Iterator[None]:
-        """Within the context, every call of a method is a phase.
-
-        Args:
-            owner: an object, or a class for the method of all its objects.
-            attribute: the method.
-            name: of the phase.
-        """
-        inner = getattr(owner, attribute)
-        own = vars(owner).get(attribute)  # None: inherited, so that removing the wrapper restores it
-
-        @functools.wraps(inner)
-        def wrapper(*given: Any, **named: Any) -> Any:
-            with self.phase(name):
-                return inner(*given, **named)
-
-        setattr(owner, attribute, wrapper)
-        try:
-            yield
-        finally:
-            if own is None:
-                delattr(owner, attribute)
-            else:
-                setattr(owner, attribute, own)
-
 
 def profile(recipe: Recipe, updates: int, *, trace: Path | None = None) -> dict[str, float]:
     """Trains for a few updates and measures them. No evaluation, checkpoint or logger; nothing is kept.
@@ -121,52 +99,27 @@ def profile(recipe: Recipe, updates: int, *, trace: Path | None = None) -> dict[
     Raises:
         UserError: a recipe that is not for training or is broken, or training that cannot go on.
     """
-    if recipe.root != "Algorithm":
+    algorithm = recipe.build()
+    if not isinstance(algorithm, Algorithm):
         raise RecipeError(f"{recipe.name} is a recipe for {recipe.root}: only training recipes can be profiled")
-    with tempfile.TemporaryDirectory() as folder:
-        run = _prepared(recipe, updates, Path(folder))
-        run._update(0)
-        run.checked = True  # also where the first update kept no sample to check
-        clock = Clock(_synchroniser(run.policy.device), torch.profiler.record_function if trace else nullcontext)
-        with _traced(trace), _measured(run, clock):
-            for update in range(1, updates + 1):
-                with clock.phase("bookkeeping"):
-                    run._update(update)
+    algorithm = _long_enough(algorithm, updates + 1)
+    started = start_training(algorithm)
+    update = Update(algorithm, *started)
+    update(0)
+    clock = Clock(_synchroniser(started.policy.device), torch.profiler.record_function if trace else nullcontext)
+    with _traced(trace), listening(clock.phase):
+        for number in range(1, updates + 1):
+            with clock.phase("bookkeeping"):
+                update(number)
     return {name: clock.seconds.get(name, 0.0) / updates for name in PHASES}
 
 
-def _prepared(recipe: Recipe, updates: int, folder: Path) -> Run:
-    """A run that neither logs, evaluates nor saves within its first ``updates`` + 1 updates."""
-    algorithm: Any = recipe.build()
-    algorithm.loggers = []
-    trainer = algorithm.trainer
-    trainer.updates = max(trainer.updates, updates + 2)
-    trainer.eval_every, trainer.checkpoint_every = 0, trainer.updates
-    return Run(algorithm, folder, recipe.name, Observer())
-
-
-@contextlib.contextmanager
-def _measured(run: Run, clock: Clock) -> Iterator[None]:
-    """Within the context, the stages of a run's updates are phases of the clock."""
-    policy, updater, sampler = run.policy, run.updater, type(run.algorithm.sampler)
-    methods = [
-        (policy, "forward", "body"),
-        (policy, "features", "body"),
-        (policy, "head", "head"),
-        (torch.Tensor, "backward", "backward"),
-        (updater.optimiser, "step", "optimiser"),
-        (sampler, "forward", "sampling"),  # of the class: components sample with copies of the recipe's sampler
-        (sampler, "resume", "sampling"),
-        (run.scorer, "submit", "rewards"),
-        (run.scorer, "components", "rewards"),
-        (run.scorer, "examples", "rewards"),
-        (updater, "score", "old and reference"),
-        (updater, "update", "update"),
-    ]
-    with contextlib.ExitStack() as stack:
-        for method in methods:
-            stack.enter_context(clock.timed(*method))
-        yield
+def _long_enough(algorithm: Algorithm, updates: int) -> Algorithm:
+    """Returns the algorithm, with a trainer of at least so many updates."""
+    if algorithm.trainer.updates >= updates:
+        return algorithm
+    trainer = rebuilt(algorithm.trainer, updates=updates)
+    return Algorithm(task=algorithm.task, policy=algorithm.policy, trainer=trainer, **algorithm.fillings)
 
 
 def _synchroniser(device: torch.device) -> Callable[[], None]:
@@ -188,7 +141,7 @@ def _traced(path: Path | None) -> Iterator[None]:
 
 
 def report(recipe: str, updates: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """What ``profile`` found, as JSON can hold it: the phases that take longest first, and shares of an update.
+    """Puts what ``profile`` found into JSON: the phases that take longest first, with their shares of an update.
 
     Args:
         recipe: its name.

@@ -19,7 +19,7 @@ SHAPES = Path(__file__).with_name("shapes.json")
 
 
 def find_config(path: str) -> tuple[dict[str, Any], str]:
-    """The configuration of a checkpoint, and in words where it was found.
+    """Finds the configuration of a checkpoint; returns also in words where it was found.
 
     Args:
         path: a folder, ``shipped:NAME`` or a hub id, as ``Pretrained.path``.
@@ -46,7 +46,7 @@ def find_config(path: str) -> tuple[dict[str, Any], str]:
 
 
 def local_folder(path: str) -> Path | None:
-    """The folder that a checkpoint's path means; None for a hub id."""
+    """Returns the folder that a checkpoint's path means; None for a hub id."""
     folder = SHIPPED / path.removeprefix("shipped:") if path.startswith("shipped:") else Path(path)
     return folder if folder.is_dir() else None
 
@@ -65,7 +65,7 @@ def _from_hub(path: str) -> str | None:
 
 
 def _reachable() -> bool:
-    """Whether the hub answers at once: huggingface_hub itself tries for half a minute where there is no network."""
+    """Finds out whether the hub answers at once: huggingface_hub itself tries for half a minute without a network."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

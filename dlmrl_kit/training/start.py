@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import Plan, check_groups, make_plan
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.rollout.services import require_examples
+from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
 from dlmrl_kit.training.optimiser import build_optimiser
 
@@ -24,6 +29,35 @@ PREFIX = "component:"
 
 COMPONENTS = "components.safetensors"
 """In a model folder: what components trained beside the policy."""
+
+
+class Started(NamedTuple):
+    """What the first update needs besides the algorithm, in the order in which ``Update`` takes it."""
+
+    plan: Plan
+    policy: TransformersPolicy
+    optimiser: torch.optim.Optimizer
+    scheduler: LRScheduler
+
+
+def start_training(algorithm: Algorithm) -> Started:
+    """Orders an algorithm's components and loads its policy, with its reference and compiled blocks where it has them.
+
+    Raises:
+        UserError: a broken recipe, or a policy, device, cache or compiler that cannot be used here.
+    """
+    check_groups(algorithm)
+    plan, trainer = make_plan(algorithm), algorithm.trainer
+    require_examples(algorithm.task, "train", "heldout")
+    policy, optimiser, scheduler = start_policy(
+        algorithm.policy, trainer, trainer.optimiser_steps, algorithm.components
+    )
+    check_cache(algorithm.sampler, policy, algorithm.cache)
+    if plan.needs_reference:
+        policy.freeze_reference()
+    if trainer.compile is not None:
+        policy.compile_blocks(trainer.compile)
+    return Started(plan, policy, optimiser, scheduler)
 
 
 def start_policy(
@@ -45,7 +79,7 @@ def start_policy(
     policy.to(find_device(settings.device))
     to_full_precision(policy)
     components = list(components)
-    attach(components, policy)
+    attach_components(components, policy)
     usual = [component for component in components if component.learning_rate is None]
     others = [
         (list(own_parameters([component]).values()), component.learning_rate)
@@ -65,7 +99,7 @@ def start_policy(
     return policy, optimiser, scheduler
 
 
-def attach(components: Iterable[Component], policy: Policy) -> None:
+def attach_components(components: Iterable[Component], policy: Policy) -> None:
     """Lets components create their modules for a policy, on its device."""
     for component in components:
         component.attach(policy)
@@ -73,7 +107,7 @@ def attach(components: Iterable[Component], policy: Policy) -> None:
 
 
 def own_parameters(components: Iterable[Component]) -> dict[str, torch.nn.Parameter]:
-    """Parameters that components train beside the policy, by ``component:<class>.<name>``."""
+    """Returns the parameters that components train beside the policy, by ``component:<class>.<name>``."""
     return {
         f"{PREFIX}{type(component).__name__}.{name}": parameter
         for component in components
@@ -83,19 +117,19 @@ def own_parameters(components: Iterable[Component]) -> dict[str, torch.nn.Parame
 
 
 def trained(policy: Policy, components: Iterable[Component] = ()) -> dict[str, torch.nn.Parameter]:
-    """Everything the optimiser updates, by name."""
+    """Returns every parameter that the optimiser updates, by name."""
     return {**dict(policy.trainable()), **own_parameters(components)}
 
 
 def save_components(folder: Path, components: Iterable[Component]) -> None:
-    """Writes what components trained beside the policy to ``components.safetensors``; nothing if there is nothing."""
+    """Writes what components trained beside the policy to ``components.safetensors``; no file if that is nothing."""
     own = own_parameters(components)
     if own:
         save_file({name: p.detach().cpu().contiguous() for name, p in own.items()}, folder / COMPONENTS)
 
 
 def load_components(folder: Path, components: Iterable[Component]) -> None:
-    """Reads the own parameters of attached components from a model folder; what it holds of others is left out.
+    """Reads what attached components trained from a model folder, and leaves out what it holds of others.
 
     Raises:
         CheckpointError: the folder does not hold them, or in other shapes.
@@ -130,7 +164,7 @@ def to_full_precision(policy: Policy) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The torch device of a ``device`` setting; ``auto`` is a GPU if there is one.
+    """Finds the torch device of a ``device`` setting; ``auto`` is a GPU if there is one.
 
     Raises:
         RecipeError: no such device here.

@@ -8,7 +8,7 @@ decided once, from the keys they read and write (``algorithm.dataflow``); ``dlmr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +28,14 @@ from dlmrl_kit.core.keys import (
     STEP_NUM_COMMITTED,
     STEP_VALID,
 )
+from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.trajectory import cut, length_order, restored, shuffled
 from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.corrections.base import warning
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rollout.rewards import Reward, Scorer
-from dlmrl_kit.rollout.services import UpdateServices, prompt_batch, training_indices
+from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, training_indices
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals
 from dlmrl_kit.training.old_check import check_old
@@ -87,7 +88,9 @@ class Update:
         )
         self.gradient = Gradient(algorithm.terms, self.log_probs)
         self.skipped = self.skipped_in_a_row = 0
-        self.checked = self.warned = False
+        self.warned = False
+        self.difference: float | None = None
+        """The largest that the check before the first update found; None: it is still to come."""
         self.correction: dict[str, float] = {}
 
     def __call__(self, number: int) -> dict[str, float]:
@@ -100,8 +103,10 @@ class Update:
         rollout = self.roll_out(number)
         metrics = self.rollout_metrics(rollout)
         if len(rollout.kept):  # the filters may keep nothing
-            metrics |= self.prepare(rollout)
-            metrics |= self.learn(rollout.kept, number)
+            with phase("old and reference"):
+                metrics |= self.prepare(rollout)
+            with phase("update"):
+                metrics |= self.learn(rollout.kept, number)
         return metrics
 
     def roll_out(self, number: int) -> Rollout:
@@ -130,7 +135,7 @@ class Update:
                 # Old and reference log-probabilities, while the rewards are computed, where nothing needs them first.
                 prepared = plan.likelihood_early and len(trajectory) > 0
                 if prepared:
-                    with torch.autocast(self.policy.device.type, enabled=False):
+                    with phase("old and reference"), torch.autocast(self.policy.device.type, enabled=False):
                         self.correction = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
 
                 # Reward, filter, advantage, and a selection that reads them: in the order that their keys ask for.
@@ -149,7 +154,8 @@ class Update:
         unannounced: Sequence[Reward] = self.plan.announced
         for index, piece in cut(prompts, services.chunk, length_order(prompts, services.chunk)):
             rows.append(index)
-            pieces.append(stage.component(piece, **given))
+            with phase("sampling"):
+                pieces.append(stage.component(piece, **given))
             unannounced = self.announce(self.plan.announced, pieces[-1])
         return restored(pieces, rows), unannounced
 
@@ -171,10 +177,11 @@ class Update:
             self.correction = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
         if self.algorithm.correction is not None:
             self.weigh(rollout.kept)
-        if not self.checked:
-            self.checked = True
-            largest = check_old(rollout.kept, self.algorithm, self.log_probs)
-            self.say(f"old and new log-probabilities agree before the first update (largest difference {largest:.1e})")
+        if self.difference is None:
+            with phase("check"):
+                self.difference = check_old(rollout.kept, self.algorithm, self.log_probs)
+            largest = f"largest difference {self.difference:.1e}"
+            self.say(f"old and new log-probabilities agree before the first update ({largest})")
         return self.correction
 
     def weigh(self, trajectory: TensorDictBase) -> None:
@@ -197,9 +204,10 @@ class Update:
             with self.policy.fused():
                 loss = self.gradient.accumulate(minibatch, found)  # the loss and the regularisers, back-propagated
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
-            totals.add("learning_rate", self.scheduler.get_last_lr()[0])
+            totals.add("learning_rate", float(self.scheduler.get_last_lr()[0]))
             if math.isfinite(loss) and math.isfinite(norm):
-                self.optimiser.step()
+                with phase("optimiser"):
+                    self.optimiser.step()
                 self.scheduler.step()
                 self.skipped_in_a_row = 0
                 totals.merge(found)
@@ -237,6 +245,14 @@ class Update:
                 "Trainer.max_grad_norm, or look at the advantages; the last checkpoint is intact"
             )
 
+    def counters(self) -> dict[str, float]:
+        """What a checkpoint keeps of the updates so far, besides weights and optimiser."""
+        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def restore(self, counters: Mapping[str, float]) -> None:
+        """Goes on from the ``counters`` of a checkpoint."""
+        self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
+
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         """Means over a rollout: rewards, entropy, steps, and what was kept and selected of it."""
         trajectory, kept = rollout.everything, rollout.kept
@@ -256,7 +272,7 @@ class Update:
 
 
 def run_stages(
-    stages: Iterable[Stage], trajectory: TensorDictBase, services: UpdateServices
+    stages: Iterable[Stage], trajectory: TensorDictBase, services: Services
 ) -> tuple[TensorDictBase, TensorDictBase]:
     """Runs stages on a trajectory, as long as filters keep some of it.
 

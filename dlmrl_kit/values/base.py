@@ -29,7 +29,7 @@ from dlmrl_kit.samplers.base import Sampler
 class Value(Component):
     """Base class of value models; ``attach`` creates their modules, ``forward`` writes ``("selected", "value")``.
 
-    Values are [B, K, L], by position: those of the tokens committed in the segment of each slot, 0 elsewhere.
+    Values are [B, K, L], by position: those of the tokens committed in each segment, 0 elsewhere.
     """
 
     requires = ("policy", "sampler")
@@ -66,7 +66,7 @@ class OldValue(Component):
 
 
 def segment_tokens(tensordict: TensorDictBase, eos_id: int | None, after_eos: bool) -> Tensor:
-    """Positions committed in the segment of each slot that count: bool [B, K, L]; none in slots of weight 0.
+    """Positions committed in each segment that count: bool [B, K, L]; none in segments of weight 0.
 
     Args:
         tensordict: holds ``completion_ids``, ``commit_step`` and the selection with ``("selected", "end")``.

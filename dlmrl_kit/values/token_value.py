@@ -82,19 +82,19 @@ class TokenValue(Value):
         """Adds the values."""
         self.attach(policy)
         assert self.head is not None
-        slots = tensordict[SELECTED_WEIGHT] > 0
-        targets = segment_tokens(tensordict, policy.eos_id, self.after_eos)[slots]
-        features = self._features(tensordict, slots, targets, policy).to(self.head.weight.dtype)
+        used = tensordict[SELECTED_WEIGHT] > 0
+        targets = segment_tokens(tensordict, policy.eos_id, self.after_eos)[used]
+        features = self._features(tensordict, used, targets, policy).to(self.head.weight.dtype)
         values = self.head(features).squeeze(-1).to(features.dtype)
         flat = values.new_zeros(targets.shape).masked_scatter(targets, values)
-        out = flat.new_zeros((*slots.shape, targets.shape[1])).index_put(slots.nonzero(as_tuple=True), flat)
+        out = flat.new_zeros((*used.shape, targets.shape[1])).index_put(used.nonzero(as_tuple=True), flat)
         return tensordict.set(SELECTED_VALUE, out)
 
     @torch.no_grad()
-    def _features(self, tensordict: TensorDictBase, slots: Tensor, targets: Tensor, policy: Policy) -> Tensor:
-        """What the head reads at the targets (bool [R, L]) of the used slots, in the states at their starts: [N, D]."""
+    def _features(self, tensordict: TensorDictBase, used: Tensor, targets: Tensor, policy: Policy) -> Tensor:
+        """What the head reads at the targets (bool [R, L]) of the used segments, in the states at their starts: [N, D]."""
         some = targets.any(-1)
-        row, start = slots.nonzero(as_tuple=True)[0][some], tensordict[SELECTED_STEP][slots][some]
+        row, start = used.nonzero(as_tuple=True)[0][some], tensordict[SELECTED_STEP][used][some]
         targets, found = targets[some], []
         for part in torch.arange(len(row), device=row.device).split(self.batch_size):
             own = row[part]

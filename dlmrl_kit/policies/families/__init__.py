@@ -1,1 +1,1 @@
-"""Families of checkpoints: one module each, listed in ``dlmrl_kit.policies.load``."""
+"""Families of checkpoints: one module each, listed in ``dlmrl_kit.policies.loading``."""

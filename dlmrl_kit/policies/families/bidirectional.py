@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dlmrl_kit.policies.checkpoint_files import load_model, load_tokenizer, without_remote_code
+from dlmrl_kit.policies.checkpoint_files import ConfigJson, without_remote_code
+from dlmrl_kit.policies.families.base import Family
+from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.options import LoadOptions
-from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
-SUPPORTED = "Llama, Qwen2 and Qwen3 saved by transformers (model types llama, qwen2, qwen3, qwen3_moe)"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from dlmrl_kit.policies.checkpoint_files import ModelClass
 
 BIDIRECTIONAL = ("llama", "qwen2", "qwen3", "qwen3_moe")
 """Model types that transformers (>= 5.2) runs bidirectionally with ``is_causal=False``."""
 
 
-def matches(config: dict[str, Any]) -> bool:
-    """Whether transformers has the model's class and runs it both ways."""
-    return config.get("model_type") in BIDIRECTIONAL and without_remote_code(config)
+class Bidirectional(Family):
+    """Decoders that transformers has a class for. Causal ones attend both ways from here on."""
+
+    supported = "Llama, Qwen2 and Qwen3 saved by transformers (model types llama, qwen2, qwen3, qwen3_moe)"
+    strict = False  # transformers itself writes such checkpoints, and knows what it may leave out
+
+    def recognises(self, config: ConfigJson) -> bool:
+        """Whether transformers has the model's class and runs it both ways."""
+        return config.get("model_type") in BIDIRECTIONAL and without_remote_code(config)
+
+    def model_class(self) -> ModelClass:
+        """``AutoModelForCausalLM``."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def model_config(self, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
+        """Returns transformers' configuration, without its causal mask."""
+        from transformers import AutoConfig
+
+        return both_ways(AutoConfig.for_model(**config))
+
+    def checkpoint_config(self, folder: str, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
+        """Reads the configuration as transformers does; returns it without its causal mask."""
+        from transformers import AutoConfig
+
+        return both_ways(AutoConfig.from_pretrained(folder))
+
+    def empty_model(self, config: ConfigJson, options: LoadOptions) -> PreTrainedModel:
+        """Builds the model with random weights; see ``Family.empty_model``."""
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(self.model_config(config, options))
+        return model
+
+    def layout(self, folder: str, config: ConfigJson) -> Layout | None:
+        """Returns None: the checkpoint is written as transformers writes it."""
+        return None
 
 
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
-    """Loads the checkpoint; causal ones attend both ways from here on."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = AutoConfig.from_pretrained(source)
+def both_ways(settings: PretrainedConfig) -> PretrainedConfig:
+    """Returns a decoder's configuration, changed so that it attends both ways and keeps no keys and values."""
     settings.is_causal = False
     settings.use_cache = False
-    model = load_model(AutoModelForCausalLM, source, options, config=settings)
-    return TransformersPolicy(model, load_tokenizer(source, config), **options.policy_arguments())
+    return settings

@@ -1,13 +1,13 @@
-"""DiffusionGemma: a causal encoder reads what is final, a decoder denoises one canvas of tokens both ways.
+"""DiffusionGemma: a causal encoder reads what is final, and a decoder denoises one canvas of tokens both ways.
 
 The two share their weights. A completion is a row of canvases; the prompt and the canvases before the asked one go
-through the encoder, whose keys and values the decoder reads. Canvases are counted from the end of the sequence, so that
-a completion must be whole canvases.
+through the encoder, whose keys and values the decoder reads. Canvases are counted from the end of the sequence, so
+that a completion must consist of whole canvases.
 
 Self-conditioning is off: at each denoising step transformers' ``generate`` also feeds the decoder the logits of the
 step before. These are no function of the state, but of all steps before it and of the weights that sampled them; with
-them no step has an exact log-probability of its own. The decoder gets the zero signal that it was trained with for a
-part of the examples (Analog Bits, arXiv 2208.04202), and that it gets in every first step.
+them no step would have an exact log-probability of its own. The decoder gets the zero signal that it was trained with
+for a part of the examples (Analog Bits, arXiv 2208.04202), and that it gets in every first step.
 """
 
 from __future__ import annotations
@@ -17,53 +17,33 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.phases import phase
 from dlmrl_kit.policies.adapter import pattern
-from dlmrl_kit.policies.checkpoint_files import end_of_turn, load_model, load_tokenizer
-from dlmrl_kit.policies.layout import Layout, read_files
-from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, end_of_turn, load_tokenizer
+from dlmrl_kit.policies.families.base import Family
+from dlmrl_kit.policies.options import LoadOptions, PolicyArguments
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
-SUPPORTED = "DiffusionGemma (model type diffusion_gemma)"
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from dlmrl_kit.policies.checkpoint_files import ModelClass
 
 _ADAPTED = re.compile(r"model\.(decoder|encoder\.language_model)\.layers\.\d+\.(self_attn|mlp)\.\w+")
 _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
 
 
-def matches(config: dict[str, Any]) -> bool:
-    """Whether ``config.json`` is DiffusionGemma's."""
-    classes = config.get("architectures") or []
-    return config.get("model_type") == "diffusion_gemma" or "DiffusionGemmaForBlockDiffusion" in classes
-
-
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> DiffusionGemmaPolicy:
-    """Loads the checkpoint; the end of text is that of a turn, where there is a chat template.
-
-    Raises:
-        UserError: tensors that are missing, or a tokenizer that cannot be loaded.
-    """
-    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
-
-    settings = DiffusionGemmaConfig.from_dict(config)
-    model = load_model(DiffusionGemmaForBlockDiffusion, source, options, config=settings)
-    tokenizer = load_tokenizer(source, config.get("text_config") or {})
-    layout = Layout(read_files(source))
-    policy = DiffusionGemmaPolicy(model, tokenizer, layout=layout, **options.policy_arguments())
-    end = end_of_turn(source, tokenizer)
-    policy.eos_id = policy.eos_id if end is None else end
-    return policy
-
-
 class DiffusionGemmaPolicy(TransformersPolicy):
-    """A ``DiffusionGemmaForBlockDiffusion`` for text: its vision tower is frozen.
+    """A denoiser around a ``DiffusionGemmaForBlockDiffusion``, for text: its vision tower is frozen.
 
-    ``mask_id`` is no token that the model knows: it stands where a canvas has not begun, and is the tokenizer's mask or
-    padding.
+    The model knows no mask. ``mask_id``, the tokenizer's mask or else its padding, stands where a canvas has not begun.
 
     Args:
         model: the transformers model.
@@ -74,8 +54,15 @@ class DiffusionGemmaPolicy(TransformersPolicy):
     """
 
     noise: Literal["mask", "uniform"] = "uniform"
+    block_size: int
+    uncompilable = (
+        "is not for DiffusionGemma: its layers look up cached keys by their number, so that each would be compiled for "
+        "itself, dozens of times"
+    )
 
-    def __init__(self, model: Any, tokenizer: Any, **arguments: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
+    ) -> None:
         if arguments.get("mask_id") is None and tokenizer.mask_token_id is None:
             arguments["mask_id"] = tokenizer.pad_token_id
         super().__init__(model, tokenizer, **arguments)
@@ -83,7 +70,7 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         self.softcap = float(model.config.get_text_config().final_logit_softcapping)
         bos = tokenizer.bos_token_id
         self.prefix_ids = () if bos is None else (int(bos),)
-        for name, part in model.model.encoder.named_children():
+        for name, part in model.get_submodule("model.encoder").named_children():
             if name != "language_model":
                 part.requires_grad_(False)
         self._prefixes: _Prefixes | None = None
@@ -97,8 +84,7 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         """
         row, column = torch.broadcast_tensors(row, column)
         if row.numel() == 0:
-            return self.model.get_input_embeddings()(row)
-        assert self.block_size is not None
+            return self.no_states(row)
         from_end = (input_ids.shape[1] - 1 - column) // self.block_size
         pairs, index = torch.unique(torch.stack([row, from_end]).flatten(1), dim=1, return_inverse=True)
         start = input_ids.shape[1] - (pairs[1] + 1) * self.block_size
@@ -106,14 +92,15 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         index = index.view_as(row)
         return hidden[index, column - start[index]]
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Soft-capped logits [..., V] in float32 from hidden states [..., D]."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return torch.tanh(logits / self.softcap) * self.softcap
+    def head(self, features: Tensor) -> Tensor:
+        """Computes soft-capped logits [..., V] in float32 from hidden states [..., D]."""
+        with phase("head"):
+            logits: Tensor = self.model.get_output_embeddings()(features)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            return torch.tanh(logits / self.softcap) * self.softcap
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """There are none of whole sequences.
+        """Refuses: there are no hidden states of whole sequences.
 
         Raises:
             NotImplementedError: always.
@@ -122,7 +109,6 @@ class DiffusionGemmaPolicy(TransformersPolicy):
 
     def _denoise(self, input_ids: Tensor, attention_mask: Tensor, start: Tensor) -> Tensor:
         """Hidden states [B, C, D] of the canvas of each row that begins at ``start`` (int64 [B])."""
-        assert self.block_size is not None
         if bool((start < 0).any()):
             raise UserError(f"completions must be whole canvases of {self.block_size} tokens")
         offset = torch.arange(self.block_size, device=start.device)
@@ -135,14 +121,15 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         prefix_ids, prefix_mask = _left_padded(input_ids, attention_mask, start)
         prefix_mask, states = self._encoded(prefix_ids, prefix_mask)
         position = prefix_mask.sum(-1)[:, None] + offset
-        return self.model.get_decoder()(
+        hidden: Tensor = self.model.get_decoder()(
             decoder_input_ids=canvas,
             past_key_values=states,
             decoder_attention_mask=torch.cat([prefix_mask, torch.ones_like(canvas, dtype=torch.bool)], dim=1),
             decoder_position_ids=position,
         ).last_hidden_state
+        return hidden
 
-    def _encoded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+    def _encoded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
         """Keys and values of left-padded prefixes, and the mask [B, W] that belongs to them."""
         if not self._caching or torch.is_grad_enabled():
             return mask, self._encode(ids, mask)
@@ -150,13 +137,17 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         self._prefixes = found or _Prefixes(ids, mask, self._encode(ids, mask))
         return self._prefixes.mask, self._prefixes.states
 
-    def _encode(self, ids: Tensor, mask: Tensor) -> Any:
+    def _encode(self, ids: Tensor, mask: Tensor) -> DynamicCache:
+        """Runs the encoder on left-padded prefixes, int64 and bool [B, W]; returns its keys and values."""
         from transformers import DynamicCache
 
         position = (mask.long().cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config.get_text_config())
-        encoder = self.model.model.encoder.language_model
-        return encoder(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache).past_key_values
+        encoder = self.model.get_submodule("model.encoder.language_model")
+        states: DynamicCache = encoder(
+            input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache
+        ).past_key_values
+        return states
 
     @contextlib.contextmanager
     def prefix_cache(self) -> Iterator[None]:
@@ -168,26 +159,40 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         finally:
             self._caching, self._prefixes = outer
 
-    def add_adapter(self, config: Any) -> None:
-        """As ``TransformersPolicy.add_adapter``, on attention and MLP of the text layers; encoder and decoder share it."""
+    def add_adapter(self, config: PeftConfig) -> None:
+        """Adds an adapter to attention and MLP of the text layers; encoder and decoder share it.
+
+        Args:
+            config: a ``LoraConfig``; its own choice of modules is replaced.
+        """
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraLayer
+
+        assert isinstance(config, LoraConfig)
         config = copy.copy(config)
         linear = {name for name, part in self.model.named_modules() if isinstance(part, nn.Linear)}
         config.target_modules = pattern(name for name in linear if _ADAPTED.fullmatch(name))
         super().add_adapter(config)
         modules = dict(self.model.named_modules())
         for name, part in modules.items():
-            if name.startswith(_ENCODER) and hasattr(part, "lora_A"):
+            if name.startswith(_ENCODER) and isinstance(part, LoraLayer):
                 twin = modules[_DECODER + name.removeprefix(_ENCODER)]
+                assert isinstance(twin, LoraLayer)
                 part.lora_A, part.lora_B = twin.lora_A, twin.lora_B
 
 
 @dataclass(frozen=True)
 class _Prefixes:
-    """Encoded prefixes: tokens int64 [E, W], which are real bool [E, W], and transformers' cache."""
+    """Encoded prefixes.
+
+    Args:
+        ids, mask: their tokens, int64 [E, W], and which of them are real, bool [E, W]; left-padded.
+        states: their keys and values.
+    """
 
     ids: Tensor
     mask: Tensor
-    states: Any
+    states: DynamicCache
 
     def select(self, ids: Tensor, mask: Tensor) -> _Prefixes | None:
         """The entries for prefixes [B, W'], left-padded; None if one of them is not there."""
@@ -216,8 +221,41 @@ def _left_padded(input_ids: Tensor, attention_mask: Tensor, end: Tensor) -> tupl
     column = column.clamp(min=0)
     mask = attention_mask.gather(1, column) & inside
     empty = int((~mask.any(0)).long().cumprod(0).sum()) if width else 0
-    empty = min(empty, width - 1)  # one column at least, for transformers
+    empty = min(empty, width - 1)  # keeps one column at least, for transformers
     ids = input_ids.gather(1, column) * mask
     if width == 0:
         return torch.zeros_like(end)[:, None], torch.zeros_like(end, dtype=torch.bool)[:, None]
     return ids[:, empty:], mask[:, empty:]
+
+
+class DiffusionGemma(Family):
+    """DiffusionGemma's weights in ``DiffusionGemmaForBlockDiffusion``."""
+
+    supported = "DiffusionGemma (model type diffusion_gemma)"
+    policy_class = DiffusionGemmaPolicy
+    strict = False  # transformers itself writes such checkpoints, and knows what it may leave out
+
+    def recognises(self, config: ConfigJson) -> bool:
+        """Whether ``config.json`` is DiffusionGemma's."""
+        named = config.get("model_type") == "diffusion_gemma"
+        return named or "DiffusionGemmaForBlockDiffusion" in architectures(config)
+
+    def model_class(self) -> ModelClass:
+        """``DiffusionGemmaForBlockDiffusion``."""
+        from transformers import DiffusionGemmaForBlockDiffusion
+
+        return DiffusionGemmaForBlockDiffusion
+
+    def model_config(self, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
+        """Returns the ``DiffusionGemmaConfig``."""
+        from transformers import DiffusionGemmaConfig
+
+        return DiffusionGemmaConfig.from_dict(config)
+
+    def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer; the part of ``config.json`` on text says what it does not."""
+        return load_tokenizer(folder, config.get("text_config") or {})
+
+    def end_id(self, folder: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Returns the end of a turn, where there is a chat template that writes one."""
+        return end_of_turn(folder, tokenizer)

@@ -10,60 +10,52 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.checkpoint_files import load_model, load_tokenizer, without_remote_code
-from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.core.phases import phase
+from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, load_tokenizer, without_remote_code
+from dlmrl_kit.policies.families.base import Family
+from dlmrl_kit.policies.layout import Layout
+from dlmrl_kit.policies.options import LoadOptions, PolicyArguments
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
-SUPPORTED = "masked language models that transformers has a class for (BERT, RoBERTa, DistilBERT, ModernBERT ...)"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-
-def matches(config: dict[str, Any]) -> bool:
-    """Whether transformers has a masked language model for the checkpoint."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    known = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    classes = config.get("architectures") or []
-    return known and without_remote_code(config) and not any(name.endswith("ForCausalLM") for name in classes)
-
-
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> TransformersPolicy:
-    """Loads the checkpoint.
-
-    Raises:
-        UserError: no weights for the head, or a model that cannot be told what is padding.
-    """
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
-    model = load_model(AutoModelForMaskedLM, source, options, config=AutoConfig.from_pretrained(source))
-    if "attention_mask" not in inspect.signature(model.forward).parameters:
-        raise UserError(f"{type(model).__name__} takes no attention mask: padding would change its results")
-    tokenizer = load_tokenizer(source, config)
-    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
-        tokenizer.eos_token = tokenizer.sep_token  # what ends a text in these models
-    return MaskedLMPolicy(model, tokenizer, **options.policy_arguments())
+    from dlmrl_kit.policies.checkpoint_files import ModelClass
 
 
 class MaskedLMPolicy(TransformersPolicy):
-    """A denoiser around a masked language model. Plain prompts begin with the class token, as in its training."""
+    """A denoiser around a masked language model. Plain prompts begin with the class token, as in its training.
 
-    def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
-        super().__init__(model, tokenizer, **options)
+    Args:
+        model: a transformers model for masked language modelling.
+        tokenizer, arguments: as ``TransformersPolicy``.
+
+    Raises:
+        UserError: as ``TransformersPolicy``, or a model that cannot be told what is padding.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
+    ) -> None:
+        if "attention_mask" not in inspect.signature(model.forward).parameters:
+            raise UserError(f"{type(model).__name__} takes no attention mask: padding would change its results")
+        super().__init__(model, tokenizer, **arguments)
         self.prefix_ids = () if tokenizer.cls_token_id is None else (tokenizer.cls_token_id,)
         self.max_length = _max_length(model)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Final hidden states [B, S, D]; positions count the real tokens of a row.
+        """Computes final hidden states [B, S, D]; positions count the real tokens of a row.
 
         Raises:
             UserError: longer than the model's table of positions.
         """
-        if len(input_ids) == 0:  # transformers cannot reshape an empty batch
+        if len(input_ids) == 0:  # not no_states: embeddings may be of another size than hidden states
             return input_ids.new_zeros(*input_ids.shape, self.model.config.hidden_size, dtype=self.model.dtype)
         if self.max_length is not None and input_ids.shape[1] > self.max_length:
             raise UserError(
@@ -72,17 +64,21 @@ class MaskedLMPolicy(TransformersPolicy):
             )
         order = (~attention_mask).long().argsort(dim=1, stable=True)  # real tokens first
         mask = attention_mask.gather(1, order).long()
-        states = self.model.base_model(input_ids=input_ids.gather(1, order), attention_mask=mask)[0]
+        states: Tensor = self.model.base_model(input_ids=input_ids.gather(1, order), attention_mask=mask)[0]
         back = order.argsort(dim=1)
         return states.gather(1, back[..., None].expand_as(states))
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] from hidden states [..., D], by the model's own head."""
-        rows = hidden.reshape(1, -1, hidden.shape[-1])
+    def head(self, features: Tensor) -> Tensor:
+        """Computes logits [..., V] from hidden states [..., D], by the model's own head.
+
+        transformers has no common name for the head of these models (transform, decoder, bias). So the whole model
+        runs, on a body that answers with the given states.
+        """
+        rows = features.reshape(1, -1, features.shape[-1])
         ids = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
-        with _answering(self.model.base_model, rows):
+        with phase("head"), _answering(self.model.base_model, rows):
             logits: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
+        return logits.reshape(*features.shape[:-1], logits.shape[-1])
 
 
 @contextlib.contextmanager
@@ -90,8 +86,12 @@ def _answering(body: nn.Module, states: Tensor) -> Iterator[None]:
     """Within the context, ``body`` returns ``states`` whatever it is given."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    own = body.__dict__.get("forward")  # set where another library wraps the module
-    body.forward = lambda *given, **named: BaseModelOutput(last_hidden_state=states)  # type: ignore[method-assign]
+    own = vars(body).get("forward")  # set on the module itself where another library wraps it
+
+    def forward(*given: object, **named: object) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=states)
+
+    body.forward = forward
     try:
         yield
     finally:
@@ -101,9 +101,61 @@ def _answering(body: nn.Module, states: Tensor) -> Iterator[None]:
 
 
 def _max_length(model: nn.Module) -> int | None:
-    """How many tokens the model's table of absolute positions has room for; None without such a table."""
+    """For how many tokens the model's table of absolute positions has room; None without such a table."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             return module.num_embeddings - reserved
     return None
+
+
+class MaskedLM(Family):
+    """Models for masked language modelling that transformers has a class for."""
+
+    supported = "masked language models that transformers has a class for (BERT, RoBERTa, DistilBERT, ModernBERT ...)"
+    policy_class = MaskedLMPolicy
+    strict = False  # checkpoints often have the heads of other objectives, too
+
+    def recognises(self, config: ConfigJson) -> bool:
+        """Whether transformers has a masked language model for the checkpoint."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+        known = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES and without_remote_code(config)
+        return known and not any(name.endswith("ForCausalLM") for name in architectures(config))
+
+    def model_class(self) -> ModelClass:
+        """``AutoModelForMaskedLM``."""
+        from transformers import AutoModelForMaskedLM
+
+        return AutoModelForMaskedLM
+
+    def model_config(self, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
+        """Returns transformers' configuration."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**config)
+
+    def checkpoint_config(self, folder: str, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
+        """Reads the configuration as transformers does."""
+        from transformers import AutoConfig
+
+        settings: PretrainedConfig = AutoConfig.from_pretrained(folder)
+        return settings
+
+    def empty_model(self, config: ConfigJson, options: LoadOptions) -> PreTrainedModel:
+        """Builds the model with random weights; see ``Family.empty_model``."""
+        from transformers import AutoModelForMaskedLM
+
+        model: PreTrainedModel = AutoModelForMaskedLM.from_config(self.model_config(config, options))
+        return model
+
+    def layout(self, folder: str, config: ConfigJson) -> Layout | None:
+        """Returns None: the checkpoint is written as transformers writes it."""
+        return None
+
+    def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer; where it has no end of text, the separator is it, which ends a text in these models."""
+        tokenizer = load_tokenizer(folder, config)
+        if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+            tokenizer.eos_token = tokenizer.sep_token
+        return tokenizer

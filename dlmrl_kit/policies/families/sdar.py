@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
-from dlmrl_kit.policies.checkpoint_files import end_of_turn, load_model, load_tokenizer
-from dlmrl_kit.policies.layout import Layout, read_files
+from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, end_of_turn, load_tokenizer
+from dlmrl_kit.policies.families.base import Family
+from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.options import LoadOptions
 
-SUPPORTED = "SDAR and TraDo (model type sdar)"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from dlmrl_kit.policies.checkpoint_files import ModelClass
 
 _NOT_QWEN3 = (
     *("architectures", "auto_map", "attn_implementation", "_attn_implementation", "debug", "dtype", "ep_size"),
@@ -26,54 +30,55 @@ _NOT_QWEN3 = (
 )
 
 
-def matches(config: dict[str, Any]) -> bool:
-    """Whether ``config.json`` is SDAR's, or that of one which the kit saved as Qwen3 with a block size."""
-    classes = config.get("architectures") or []
-    saved = config.get("model_type") == "qwen3" and config.get("block_size") is not None
-    return saved or config.get("model_type") in ("sdar", "sdar_moe") or "SDARForCausalLM" in classes
+class SDAR(Family):
+    """SDAR's weights in ``Qwen3ForCausalLM``, under a block-causal mask."""
 
+    supported = "SDAR and TraDo (model type sdar)"
+    policy_class = BlockCausalPolicy
 
-def load(source: str, config: dict[str, Any], options: LoadOptions) -> BlockCausalPolicy:
-    """Loads the weights into ``Qwen3ForCausalLM``; the end of text is that of a turn, where there is a chat template.
+    def recognises(self, config: ConfigJson) -> bool:
+        """Whether ``config.json`` is SDAR's, or that of one which the kit saved as Qwen3 with a block size."""
+        saved = config.get("model_type") == "qwen3" and config.get("block_size") is not None
+        return saved or config.get("model_type") in ("sdar", "sdar_moe") or "SDARForCausalLM" in architectures(config)
 
-    Raises:
-        UserError: the mixture-of-experts variant, sliding windows, no block size, another block size than the
-            checkpoint's, or tensors that are missing or left over.
-    """
-    from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
+    def model_class(self) -> ModelClass:
+        """``Qwen3ForCausalLM``."""
+        from transformers import Qwen3ForCausalLM
 
-    settings = qwen3_config(config, options.block_size)
-    model = load_model(Qwen3ForCausalLM, source, options, config=settings, strict=True)
-    tokenizer = load_tokenizer(source, config, Qwen2Tokenizer if _qwen_tokenizer(source) else None)
-    own = None if config.get("model_type") == "qwen3" else Layout(read_files(source))
-    policy = BlockCausalPolicy(model, tokenizer, layout=own, **options.policy_arguments())
-    end = end_of_turn(source, tokenizer)
-    policy.eos_id = policy.eos_id if end is None else end
-    return policy
+        return Qwen3ForCausalLM
 
+    def model_config(self, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
+        """Returns the ``Qwen3Config`` of an SDAR configuration, with ``block_size``.
 
-def qwen3_config(config: dict[str, Any], block_size: int | None = None) -> Any:
-    """The ``Qwen3Config`` of an SDAR configuration, with ``block_size``.
+        Raises:
+            UserError: the mixture-of-experts variant, sliding windows, or another block size than the checkpoint's.
+        """
+        from transformers import Qwen3Config
 
-    Raises:
-        UserError: what ``load`` says of configurations.
-    """
-    from transformers import Qwen3Config
+        if config.get("model_type") == "sdar_moe":
+            raise UserError("the mixture-of-experts variant of SDAR (model type sdar_moe) is not supported")
+        if config.get("use_sliding_window"):
+            raise UserError("an SDAR with use_sliding_window: windows and blocks together are not supported")
+        given, published = options.block_size, config.get("block_size")
+        if given is not None and published is not None and given != published:
+            raise UserError(f"block_size = {given}, but the checkpoint was trained with {published} (config.json)")
+        settings = Qwen3Config.from_dict({name: value for name, value in config.items() if name not in _NOT_QWEN3})
+        settings.block_size = published if given is None else given
+        settings.use_cache = False
+        return settings
 
-    if config.get("model_type") == "sdar_moe":
-        raise UserError("the mixture-of-experts variant of SDAR (model type sdar_moe) is not supported")
-    if config.get("use_sliding_window"):
-        raise UserError("an SDAR with use_sliding_window: windows and blocks together are not supported")
-    published = config.get("block_size")
-    if block_size is not None and published is not None and block_size != published:
-        raise UserError(f"block_size = {block_size}, but the checkpoint was trained with {published} (config.json)")
-    settings = Qwen3Config.from_dict({name: value for name, value in config.items() if name not in _NOT_QWEN3})
-    settings.block_size = published if block_size is None else block_size
-    settings.use_cache = False
-    return settings
+    def layout(self, folder: str, config: ConfigJson) -> Layout | None:
+        """Returns the files of the checkpoint; None for one which the kit saved as Qwen3."""
+        return None if config.get("model_type") == "qwen3" else super().layout(folder, config)
 
+    def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer: where it is Qwen's, by Qwen's own class, which needs no code of the checkpoint."""
+        from transformers import Qwen2Tokenizer
 
-def _qwen_tokenizer(source: str) -> bool:
-    """Whether the tokenizer is Qwen's, whose own class needs no code of the checkpoint."""
-    about = Path(source) / "tokenizer_config.json"
-    return about.is_file() and "Qwen2" in str(json.loads(about.read_text(encoding="utf-8")).get("tokenizer_class"))
+        about = Path(folder) / "tokenizer_config.json"
+        known = about.is_file() and "Qwen2" in str(json.loads(about.read_text(encoding="utf-8")).get("tokenizer_class"))
+        return load_tokenizer(folder, config, Qwen2Tokenizer if known else None)
+
+    def end_id(self, folder: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Returns the end of a turn, where there is a chat template that writes one."""
+        return end_of_turn(folder, tokenizer)

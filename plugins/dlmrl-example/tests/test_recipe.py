@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dlmrl_kit import load_recipe
-from dlmrl_kit.core.registry import find
+from dlmrl_kit.recipe.catalogue import find
 from dlmrl_kit.training import train
 
 import dlmrl_example

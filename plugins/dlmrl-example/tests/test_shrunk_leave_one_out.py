@@ -10,6 +10,7 @@ import pytest
 import torch
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
+from dlmrl_kit.core.keys import SELECTED_ADVANTAGE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
@@ -121,13 +122,12 @@ def test_the_baseline_is_closer_to_the_expected_reward() -> None:
 
 def test_as_a_component_and_as_the_baseline_of_another() -> None:
     reward, group = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0]), torch.tensor([0, 0, 0, 1, 1])
-    advantage = ShrunkLeaveOneOut()
-    advantage.ask_for([("selected", "advantage")])
     weight = torch.tensor([[1.0, 0.0]]).repeat(5, 1)
-    data = advantage(TensorDict({"reward": reward, "group": group, "selected": {"weight": weight}}, [5]))
+    data = TensorDict({"reward": reward, "group": group, "selected": {"weight": weight}}, [5])
+    data = ShrunkLeaveOneOut()(data, keys=[SELECTED_ADVANTAGE])
     assert data["advantage"].tolist() == pytest.approx(slow(reward.tolist(), group.tolist(), None), abs=1e-6)
-    assert data["selected", "advantage"][:, 0].tolist() == data["advantage"].tolist()
-    assert data["selected", "advantage"][:, 1].tolist() == [0.0] * 5
+    assert data[SELECTED_ADVANTAGE][:, 0].tolist() == data["advantage"].tolist()
+    assert data[SELECTED_ADVANTAGE][:, 1].tolist() == [0.0] * 5
     assert isinstance(OneStepDenoise(baseline=ShrunkLeaveOneOut(0.2)).baseline, ShrunkLeaveOneOut)
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from dlmrl_kit.core.component import Sizes
+from dlmrl_kit.core.keys import SELECTED_STEP as STEP
+from dlmrl_kit.core.keys import SELECTED_WEIGHT as WEIGHT
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from dlmrl_example.stratified_entropy import StratifiedEntropy
-
-STEP, WEIGHT = ("selected", "step"), ("selected", "weight")
 
 
 def trajectory(rows: list[list[float]], spare: int = 0) -> TensorDict:
@@ -116,6 +117,13 @@ def test_extreme_noise_stays_in_its_stratum(noise: float, monkeypatch: pytest.Mo
     data = StratifiedEntropy(3)(trajectory([[0.1, 0.7, 0.3] * 3 + [0.2]]), generator=generator())
     end = 0 if noise == 0 else -1
     assert data[STEP].tolist() == [[stratum[end] for stratum in slow_strata(10, 3)]]
+
+
+def test_on_fewer_steps_it_keeps_as_large_a_share() -> None:
+    before, after = Sizes(16, 16, 16, 1), Sizes(6, 6, 6, 1)
+    small = StratifiedEntropy(4, 0.1).resized(before, after)
+    assert (small.k, small.floor) == (2, 0.1)
+    assert StratifiedEntropy(1).resized(before, after).k == 1
 
 
 @pytest.mark.parametrize("wrong", [{"k": 0}, {"k": 1.5}, {"floor": 0}, {"floor": 1.1}])

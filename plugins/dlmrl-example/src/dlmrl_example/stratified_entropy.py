@@ -14,9 +14,10 @@ import itertools
 
 import torch
 from dlmrl_kit import register
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import Selector, valid_entropy
+from dlmrl_kit.selectors.base import LISTED_DRAWS, Selector, valid_entropy
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -46,6 +47,11 @@ class StratifiedEntropy(Selector):
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
         self.k = k
         self.floor = floor
+        self.max_selected = k
+
+    def resized(self, before: Sizes, after: Sizes) -> StratifiedEntropy:
+        """k in proportion to the number of steps, and so few stretches that all outcomes can be listed."""
+        return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def strata(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Number of strata of each row, int64 [B, 1], and the stratum of each step, int64 [B, T]; K past the end.
@@ -70,13 +76,13 @@ class StratifiedEntropy(Selector):
         valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
         number, _ = self.strata(valid)
         steps = valid.sum(-1, keepdim=True)
-        slot = torch.arange(min(self.k, valid.shape[-1]), device=q.device)
-        noise = torch.rand((len(q), len(slot)), generator=generator, device=q.device, dtype=torch.float64)
-        step = torch.searchsorted(q.cumsum(-1), slot + noise, right=True)
-        first = (slot * steps + number - 1) // number  # the first step with floor(t * number / steps) = slot
-        last = ((slot + 1) * steps + number - 1) // number - 1
+        entry = torch.arange(min(self.k, valid.shape[-1]), device=q.device)
+        noise = torch.rand((len(q), len(entry)), generator=generator, device=q.device, dtype=torch.float64)
+        step = torch.searchsorted(q.cumsum(-1), entry + noise, right=True)
+        first = (entry * steps + number - 1) // number  # the first step with floor(t * number / steps) = entry
+        last = ((entry + 1) * steps + number - 1) // number - 1
         step = torch.minimum(torch.maximum(step, first), last)  # cumulative sums round: not into the next stratum
-        used = slot < number
+        used = entry < number
         step = step.masked_fill(~used, 0)
         return step, used / q.gather(-1, step)
 
@@ -86,10 +92,10 @@ class StratifiedEntropy(Selector):
         number, stratum = self.strata(valid)
         found = []
         for size in sorted(set(number.flatten().tolist())):
-            slot = torch.arange(size, device=q.device)
+            entry = torch.arange(size, device=q.device)
             for steps in itertools.combinations(range(valid.shape[-1]), size):
                 step = torch.tensor(steps, device=q.device).expand(len(q), -1)
-                possible = ((stratum.gather(-1, step) == slot) & (number == size)).all(-1)
+                possible = ((stratum.gather(-1, step) == entry) & (number == size)).all(-1)
                 step = step.masked_fill(~possible[:, None], 0)
                 chance = q.gather(-1, step)
                 found.append((step, 1 / chance, chance.prod(-1) * possible))

@@ -1,0 +1,43 @@
+"""The base class of each kind of component: what the rest of the kit relies on."""
+
+from __future__ import annotations
+
+from dlmrl_kit.advantages.base import Advantage
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.corrections.base import Correction
+from dlmrl_kit.demonstrators.base import Demonstrator
+from dlmrl_kit.filters.base import Filter
+from dlmrl_kit.likelihoods.base import Likelihood
+from dlmrl_kit.loggers.base import Logger
+from dlmrl_kit.losses.base import Objective, Term
+from dlmrl_kit.normalisers.base import Normaliser
+from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.pretrainers.base import Pretrainer
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.schedules.base import Schedule
+from dlmrl_kit.selectors.base import Selector
+from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.values.base import Value
+
+BASE_CLASSES: dict[str, type] = {
+    "task": BaseTask,
+    "policy": PolicySource,
+    "sampler": Sampler,
+    "cache": Cache,
+    "correction": Correction,
+    "filter": Filter,
+    "selector": Selector,
+    "advantage": Advantage,
+    "likelihood": Likelihood,
+    "value": Value,
+    "loss": Objective,
+    "regulariser": Term,
+    "normaliser": Normaliser,
+    "schedule": Schedule,
+    "trainer": Trainer,
+    "logger": Logger,
+    "demonstrator": Demonstrator,
+    "pretrainer": Pretrainer,
+}
+"""Kind -> the class that its components inherit from."""

@@ -1,0 +1,87 @@
+"""The exact components: what does not bias the gradient, and what every other component is measured among.
+
+exact: likelihood StepLogProb, selector AllSteps, advantage LeaveOneOut, loss Reinforce
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from dlmrl_kit.advantages.base import Advantage
+from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
+from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
+from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator, Swaps
+from dlmrl_kit.core.keys import TREE_NODE
+from dlmrl_kit.core.registry import Claims, registered
+from dlmrl_kit.likelihoods.base import Likelihood
+from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.losses.base import Objective
+from dlmrl_kit.losses.reinforce import Reinforce
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.selectors.all_steps import AllSteps
+from dlmrl_kit.selectors.base import Selector
+
+EXACT: dict[str, type] = {
+    "likelihood": StepLogProb,
+    "selector": AllSteps,
+    "advantage": LeaveOneOut,
+    "loss": Reinforce,
+}
+"""Slots that can bias the gradient, and what does not."""
+
+
+class Biasing(TypedDict):
+    """The components of an estimator in the slots of ``EXACT``."""
+
+    likelihood: Likelihood
+    selector: Selector
+    advantage: Advantage
+    loss: Objective
+
+
+def biasing(estimator: GradientEstimator) -> Biasing:
+    """The components in the slots that can bias the gradient."""
+    return {
+        "likelihood": estimator.likelihood,
+        "selector": estimator.selector,
+        "advantage": estimator.advantage,
+        "loss": estimator.loss,
+    }
+
+
+def exact_swaps(*slots: str) -> Swaps:
+    """The exact components of some slots."""
+    exact: Swaps = {}
+    if "likelihood" in slots:
+        exact["likelihood"] = StepLogProb()
+    if "selector" in slots:
+        exact["selector"] = AllSteps()
+    if "advantage" in slots:
+        exact["advantage"] = LeaveOneOut()
+    if "loss" in slots:
+        exact["loss"] = Reinforce()
+    return exact
+
+
+def exact_estimator(sampler: Sampler, swaps: Swaps | None = None) -> GradientEstimator:
+    """An estimator of exact components around a sampler, without filters, cache and regularisers, but for ``swaps``."""
+    # Other leaves of a tree share the sample's own actions, so that their rewards are no baseline.
+    advantage = SiblingLeaveOneOut() if TREE_NODE in sampler.out_keys else LeaveOneOut()
+    exact: Fillings = {
+        "sampler": sampler,
+        "cache": None,
+        "filter": (),
+        "selector": AllSteps(),
+        "advantage": advantage,
+        "likelihood": StepLogProb(),
+        "correction": None,
+        "value": (),
+        "loss": Reinforce(),
+        "regulariser": (),
+    }
+    return GradientEstimator(**(exact | (swaps or Swaps())))
+
+
+def claims_of(component: object) -> Claims | None:
+    """What the component's class claims in the registry; None where it is not registered."""
+    return next((entry.claims for entry in registered() if entry.cls is type(component)), None)

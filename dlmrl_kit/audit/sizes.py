@@ -1,0 +1,177 @@
+"""A recipe at the size of a small problem: what is scaled, and whether a selector still leaves anything out there.
+
+Components say themselves how they are scaled (``Component.resized``). One that does not, and keeps its ``k`` = 8 where
+there are 3 steps, would be audited as something else than it is: ``kept_whole`` finds that by running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator
+from dlmrl_kit.audit.pipeline import DrawnServices, OnProblem, draw
+from dlmrl_kit.audit.policies import attached
+from dlmrl_kit.audit.problem import Problem
+from dlmrl_kit.core.component import Component, Sizes, rebuilt, settings
+from dlmrl_kit.core.keys import SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
+
+MOST_STEPS = 256
+"""Denoising steps of the longest trajectories on which a selector is asked whether it leaves any out."""
+
+SAMPLES = 8
+"""Trajectories that it is asked about, of each prompt."""
+
+_OF_THE_PROBLEM = frozenset({"completion_length", "tokens_per_step", "block_length"})
+"""Settings of a sampler that the description of a problem says."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A setting that was made for ``steps`` denoising steps, and its value for the ``small_steps`` of a problem."""
+
+    component: str
+    parameter: str
+    before: object
+    steps: int
+    after: object
+    small_steps: int
+
+
+def scaled_texts(found: Iterable[Scaled]) -> list[str]:
+    """What was scaled on several problems, one line for each setting."""
+    settings_found: dict[tuple[str, str], list[Scaled]] = {}
+    for one in dict.fromkeys(found):
+        settings_found.setdefault((one.component, one.parameter), []).append(one)
+    return [_text(same) for same in settings_found.values()]
+
+
+def _text(same: list[Scaled]) -> str:
+    first = same[0]
+    what = f"{first.component}.{first.parameter} = {first.before!r}"
+    if all(one.after == first.after for one in same):
+        return f"{what} becomes {first.after!r}"
+    after = ", ".join(f"{one.after!r} for {one.small_steps}" for one in same)
+    return f"{what} for {first.steps} steps becomes {after}"
+
+
+def shrunk(estimator: GradientEstimator, problem: Problem) -> tuple[GradientEstimator, list[Scaled]]:
+    """The estimator with all components scaled to the problem, and what was changed.
+
+    Raises:
+        UserError: a component that does not keep its settings, so that it cannot be scaled.
+    """
+    block = min(problem.block_length or problem.length, problem.length)
+    before = estimator.sampler.sizes
+    wanted = Sizes(problem.length, problem.length, block, problem.tokens_per_step, problem.vocab)
+    sampler = estimator.sampler.resized(before, wanted)
+    after = replace(sampler.sizes, vocab_size=problem.vocab)
+    changes: list[Scaled] = []
+
+    def noted(old: Component, new: Component) -> None:
+        then, now = settings(old), settings(new)
+        for name, value in then.items():
+            if name in now and _differ(value, now[name]) and not (old is estimator.sampler and name in _OF_THE_PROBLEM):
+                changes.append(Scaled(type(old).__name__, name, value, before.steps, now[name], after.steps))
+
+    own = estimator.fillings
+    small: Fillings = {
+        "sampler": sampler,
+        "cache": own["cache"],
+        "filter": [part.resized(before, after) for part in own["filter"]],
+        "selector": own["selector"].resized(before, after),
+        "advantage": own["advantage"].resized(before, after),
+        "likelihood": own["likelihood"].resized(before, after),
+        "correction": own["correction"],
+        "value": [rebuilt(part.resized(before, after)) for part in own["value"]],  # its modules fit another policy
+        "loss": own["loss"].resized(before, after),
+        "regulariser": [part.resized(before, after) for part in own["regulariser"]],
+    }
+    made = GradientEstimator(**small)
+    for old, new in zip(estimator.components, made.components, strict=True):
+        noted(old, new)
+    return made, changes
+
+
+def _differ(a: object, b: object) -> bool:
+    return isinstance(a, (int, float, str)) and a != b
+
+
+def keeps_whole(small: OnProblem) -> bool:
+    """Whether the selector keeps every step of sampled trajectories, each by itself and with weight 1."""
+    selector = small.estimator.selector
+    prompts = small.problem.batch(SAMPLES)
+    services = DrawnServices(small.problem, small.estimator.sampler, 0, 0)
+    trajectory = draw(small, services, prompts, small.plan.sampler.keys)
+    with torch.no_grad():
+        for stage in small.plan.rollout[1:]:
+            if len(trajectory) == 0:  # a filter kept nothing
+                return False
+            asked = {*stage.keys, SELECTED_END} if stage.component is selector else stage.keys
+            trajectory = services.call(stage.component, trajectory, tuple(asked))
+            if stage.component is selector:
+                return bool((_times_kept(trajectory) == trajectory[STEP_VALID]).all()) and _single_steps(trajectory)
+    return False
+
+
+def _times_kept(trajectory: TensorDictBase) -> Tensor:
+    """The weight with which each step is kept, by the segments that it is in: float64 [B, T]."""
+    time = torch.arange(trajectory[STEP_VALID].shape[1])
+    step, end = trajectory[SELECTED_STEP][..., None], trajectory[SELECTED_END][..., None]
+    return (trajectory[SELECTED_WEIGHT].double()[..., None] * ((step <= time) & (time < end))).sum(1)
+
+
+def _single_steps(trajectory: TensorDictBase) -> bool:
+    used = trajectory[SELECTED_WEIGHT] > 0
+    return bool((trajectory[SELECTED_END] == trajectory[SELECTED_STEP] + 1)[used].all())
+
+
+def first_left_out(estimator: GradientEstimator, most: int = MOST_STEPS) -> int | None:
+    """How many steps a trajectory must have for the selector, unscaled, to do anything else than keep them all.
+
+    Args:
+        estimator: its sampler is resized, its other components are not.
+        most: up to which number of steps to look, every one up to 16, then in powers of two.
+
+    Returns:
+        The number of steps; None: it keeps all of up to ``most``.
+    """
+    for length in [*range(2, 17), *(2**i for i in range(5, 20))]:
+        if length > most:
+            return None
+        problem = Problem(vocab=2, length=length, block_length=1, reward="parity", policy="network")
+        sampler = estimator.sampler.resized(estimator.sampler.sizes, Sizes(length, length, 1, 1, 2))
+        attached(sampler, problem.denoiser)
+        values = [rebuilt(part) for part in estimator.values]
+        own = estimator.fillings | {"sampler": sampler, "value": values, "regulariser": ()}
+        if not keeps_whole(OnProblem(GradientEstimator(**own), problem)):
+            return length
+    return None
+
+
+def kept_whole(estimator: GradientEstimator, small: Iterable[OnProblem]) -> str:
+    """Why an audit on these problems would be of another selector, as a sentence; empty where it is of this one.
+
+    Args:
+        estimator: at its own size.
+        small: the same on the problems of an audit, with samplers that are attached.
+    """
+    problems = list(small)
+    if not problems or not all(keeps_whole(one) for one in problems):
+        return ""
+    own = first_left_out(estimator, min(max(estimator.sampler.sizes.steps, 16), MOST_STEPS))
+    if own is None:
+        return ""  # it keeps every step of its own trajectories, too
+    selector, steps = estimator.selector, max(one.estimator.sampler.max_steps for one in problems)
+    counts = {name: value for name, value in settings(selector).items() if isinstance(value, int) and value > 1}
+    same = counts.items() <= settings(problems[-1].estimator.selector).items()
+    values = f" ({', '.join(f'{name} = {value}' for name, value in counts.items())})" if counts else ""
+    return (
+        f"{type(selector).__name__} is {'kept as it is' if same else 'scaled'}{values} so that it keeps all {steps} of "
+        f"{steps} steps of the small problems, while of {own} steps it does not: this would audit AllSteps. Give it a "
+        "method `resized` that keeps its share of the steps"
+    )

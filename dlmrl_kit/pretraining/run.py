@@ -1,0 +1,215 @@
+"""Pre-training a denoiser on demonstrations: what ``dlmrl pretrain`` does."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dlmrl_kit.algorithm.algorithm import Pretraining
+from dlmrl_kit.core import seeding
+from dlmrl_kit.core.errors import CheckpointError, TrainingError
+from dlmrl_kit.core.files import atomic_folder, write_atomic
+from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.results import EvalResult, PretrainResult, RunObserver
+from dlmrl_kit.demonstrators.base import Demonstrator, encode_completions
+from dlmrl_kit.policies.saving import save_transformers
+from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.rollout.services import examples as examples_of
+from dlmrl_kit.rollout.services import require_examples, training_indices
+from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from dlmrl_kit.training.evaluation import evaluate
+from dlmrl_kit.training.start import start_policy, trained
+
+RECENT = 50
+"""A reported loss is the mean over so many steps, the last ones."""
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Encoded demonstrations of N examples, with A alternative completions each.
+
+    Args:
+        prompt_ids, prompt_mask: int64 and bool [N, P], left-padded.
+        completion_ids: int64 [N, A, L].
+        probability: float [N, A], of the alternatives.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    probability: Tensor
+
+
+def encode_demonstrations(task: BaseTask, demonstrator: Demonstrator, policy: Policy, length: int) -> Demonstrations:
+    """Encodes the demonstrations of the whole pretrain split, with completions of ``length`` tokens.
+
+    Raises:
+        RecipeError: fewer examples than the task promises, a demonstration longer than ``length`` tokens, or one with
+            characters that are not in the vocabulary.
+    """
+    examples = examples_of(task, "pretrain", range(task.size("pretrain")))
+    alternatives = [demonstrator.demonstrations(example) for example in examples]
+    texts = [text for entries in alternatives for text, _ in entries]
+    padded, _ = encode_completions(policy, texts, length)
+    probability = torch.tensor([[p for _, p in entries] for entries in alternatives], device=policy.device)
+    return Demonstrations(
+        **policy.encode([example.prompt for example in examples]),
+        completion_ids=padded.reshape(len(examples), -1, length),
+        probability=probability,
+    )
+
+
+def pretrain(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) -> PretrainResult:
+    """Runs a pre-training recipe; a folder that holds an unfinished run of the same recipe is continued.
+
+    Args:
+        recipe: from ``load_recipe``, with root ``Pretraining``.
+        folder: gets ``recipe.gin``, ``checkpoints/``, ``model/`` and ``result.json``.
+        observer: is told how the run goes on.
+
+    Returns:
+        Where the model is, its loss, and its accuracy on held-out examples.
+
+    Raises:
+        UserError: a broken recipe, or a folder that holds another run.
+    """
+    stored = folder / "recipe.gin"
+    if stored.is_file() and _body(stored, recipe) != recipe.text(header=False):
+        raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
+    run = PretrainRun(recipe.build_pretraining(), folder, recipe.name, observer or RunObserver())
+    data = run.start()
+    write_atomic(stored, recipe.text())  # what fails before leaves no folder behind
+    return run.run(data)
+
+
+def _body(stored: Path, recipe: Recipe) -> str:
+    """The text of the recipe in a run folder; where ``recipe`` has import statements, the user has allowed them."""
+    return load_recipe(str(stored), allow_imports=bool(recipe.imports)).text(header=False)
+
+
+class PretrainRun:
+    """One run of pre-training: ``start``, then ``run``. See ``pretrain``.
+
+    Args:
+        built: the components of the recipe.
+        folder: of the run.
+        name: of the recipe.
+        observer: is told how the run goes on.
+
+    Raises:
+        UserError: an empty split, or a policy or device that cannot be had.
+    """
+
+    def __init__(self, built: Pretraining, folder: Path, name: str, observer: RunObserver) -> None:
+        self.built = built
+        self.settings = built.pretrainer
+        self.folder = folder
+        self.name = name
+        self.observer = observer
+        self.started = time.perf_counter()
+        self.done = 0
+        self.losses: list[float] = []  # the last RECENT ones
+        require_examples(built.task, "pretrain", "heldout")
+        self.policy, self.optimiser, self.scheduler = start_policy(built.policy, self.settings, self.settings.steps)
+        self.parameters = [p for _, p in self.policy.trainable()]
+
+    def start(self) -> Demonstrations:
+        """Restores the newest checkpoint, if there is one; returns the encoded demonstrations."""
+        prune(self.folder)
+        found = checkpoints(self.folder)
+        if found:
+            self.done, counters = load_checkpoint(found[-1][1], trained(self.policy), self.optimiser, self.scheduler)
+            self.losses = counters["losses"]
+        parameters = sum(p.numel() for p in self.parameters)
+        self.observer.on_start(
+            folder=self.folder,
+            recipe=self.name,
+            total_updates=self.settings.steps,
+            first_update=self.done,
+            info={"parameters": parameters, "device": str(self.policy.device)},
+        )
+        return encode_demonstrations(
+            self.built.task, self.built.demonstrator, self.policy, self.built.sampler.completion_length
+        )
+
+    def run(self, data: Demonstrations) -> PretrainResult:
+        """Trains to the end, evaluates on held-out examples and writes the model."""
+        for step in range(self.done, self.settings.steps):
+            self.losses = [*self.losses, self._step(data, step)][-RECENT:]
+            self._after(step + 1)
+        return self._finish()
+
+    def _step(self, data: Demonstrations, step: int) -> float:
+        """Takes one gradient step; returns its loss."""
+        settings = self.settings
+        generator = seeding.generator(self.policy.device, settings.seed, "pretrain", step)
+        indices = training_indices(len(data.prompt_ids), settings.batch_size, step, settings.seed)
+        rows = torch.tensor(indices, device=self.policy.device)
+        choice = torch.multinomial(data.probability[rows], 1, generator=generator).squeeze(-1)
+        loss = settings.objective(
+            self.policy, data.prompt_ids[rows], data.prompt_mask[rows], data.completion_ids[rows, choice], generator
+        )
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            raise TrainingError(f"pre-training step {step}: loss {loss.item()}, gradient norm {norm.item()}")
+        self.optimiser.step()
+        self.scheduler.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def _after(self, done: int) -> None:
+        """Reports and saves, where it is time to, after ``done`` steps."""
+        settings = self.settings
+        last = done == settings.steps
+        if done % settings.log_every == 0 or last:
+            metrics = {"loss": self._loss(), "learning_rate": float(self.scheduler.get_last_lr()[0])}
+            self.observer.on_update(done - 1, metrics)
+        if done % settings.checkpoint_every == 0 or last:
+            counters = {"losses": self.losses}
+            save_checkpoint(self.folder, done, trained(self.policy), self.optimiser, self.scheduler, counters)
+
+    def _loss(self) -> float:
+        """The mean over the last steps."""
+        return sum(self.losses) / len(self.losses)
+
+    def _evaluate(self, temperature: float, samples: int) -> EvalResult:
+        return evaluate(
+            self.policy,
+            self.built.sampler,
+            self.built.task,
+            size=self.settings.eval_size,
+            temperature=temperature,
+            samples_per_prompt=samples,
+            seed=self.settings.seed,
+        )
+
+    def _finish(self) -> PretrainResult:
+        """Evaluates and writes the model; ``result.json`` comes last, so that it stands for a complete run."""
+        seconds, loss = time.perf_counter() - self.started, self._loss()
+        greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
+        model = self.folder / "model"
+        with atomic_folder(model) as temporary:
+            save_transformers(self.policy, temporary)
+        result = PretrainResult(
+            folder=self.folder,
+            model=model,
+            steps=self.settings.steps,
+            seconds=seconds,
+            loss=loss,
+            accuracy=greedy.accuracy,
+            sampled_accuracy=sampled.accuracy,
+            pass_at_8=sampled.pass_at_k[8],
+        )
+        summary = {"recipe": self.name, "steps": result.steps, "seconds": seconds, "loss": loss}
+        summary |= {"greedy": greedy.to_json(), "sampled": sampled.to_json()}
+        write_atomic(self.folder / "result.json", json.dumps(summary, indent=1))
+        self.observer.on_end(result)
+        return result

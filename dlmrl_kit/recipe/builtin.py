@@ -1,0 +1,16 @@
+"""Loads the kit's own components."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from dlmrl_kit.core.registry import KINDS
+
+
+def load_builtin() -> None:
+    """Imports the module of every component of the kit, torch with them; further calls change nothing."""
+    for kind in KINDS.values():
+        package = importlib.import_module(f"dlmrl_kit.{kind.folder}")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")

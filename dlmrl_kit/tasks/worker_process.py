@@ -1,0 +1,155 @@
+"""What runs in a worker process of ``reward_worker``: it loads a function, then calls it on one item after another.
+
+Both sides send messages through pipes: their length, then their bytes. The first message to the worker is the pickled
+loader and memory limit, and the reply says whether loading worked. Every other is a time limit and a pickled item, and
+the reply is the pickled result or ``Failed``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import struct
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from dlmrl_kit.core.errors import UserError
+
+START_SECONDS = 120.0
+"""Time limit of starting a worker and loading its function."""
+MAX_BYTES = 64 * 2**20
+"""Largest reply of a worker, pickled."""
+GRACE_SECONDS = 10.0
+"""A worker ends itself so long after a time limit, should there be nobody left to end it."""
+
+LENGTH = struct.Struct(">Q")
+"""The head of a message: how many bytes follow."""
+SECONDS = struct.Struct(">d")
+"""The head of a request: its time limit."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Says why an item has no result.
+
+    Args:
+        kind: ``"timeout"``, ``"crash"`` (the process died) or ``"error"`` (the function raised, or its result cannot be
+            sent).
+        message: one line.
+        details: a traceback, where there is one.
+    """
+
+    kind: str
+    message: str
+    details: str = ""
+
+
+def write_message(stream: IO[bytes], message: bytes) -> None:
+    """Sends a message through an unbuffered stream."""
+    data = memoryview(LENGTH.pack(len(message)) + message)
+    while data:  # an unbuffered stream may take less than it is given
+        data = data[stream.write(data) :]
+
+
+def read_messages(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yields the messages of an unbuffered stream until it ends or breaks."""
+    with contextlib.suppress(OSError, ValueError):
+        while (head := _exactly(stream, LENGTH.size)) is not None:
+            message = _exactly(stream, *LENGTH.unpack(head))
+            if message is None:
+                return
+            yield message
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytes | None:
+    """Reads that many bytes; None where the stream ends before."""
+    data = bytearray()
+    while len(data) < length:
+        piece = stream.read(length - len(data))
+        if not piece:
+            return None
+        data += piece
+    return bytes(data)
+
+
+def serve() -> None:
+    """Runs the main loop of a worker; returns when its standard input ends."""
+    stdin, stdout = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
+    # What a scorer prints must not get between the replies, and there is nothing for it to read.
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    messages = read_messages(stdin)
+    setup = next(messages, None)
+    function = None if setup is None else _load(setup, stdout)
+    if function is None:
+        return
+    for message in messages:
+        (timeout,) = SECONDS.unpack_from(message)
+        with _deadline(timeout):
+            try:
+                result: object = function(pickle.loads(message[SECONDS.size :]))
+            except BaseException as error:  # SystemExit too
+                result = _failure(error)
+            _reply(stdout, result)
+
+
+def _load(setup: bytes, stdout: IO[bytes]) -> Callable[[object], object] | None:
+    """Loads the function and tells the parent whether that worked; None where it did not."""
+    with _deadline(START_SECONDS):
+        try:
+            load, memory = pickle.loads(setup)
+            _limit(memory)
+            function: Callable[[object], object] = load()
+        except BaseException as error:
+            _reply(stdout, _failure(error))
+            return None
+        _reply(stdout, None)
+        return function
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Makes the process end itself if the context takes much too long.
+
+    Usually the parent ends it before that; but a parent that was killed cannot.
+    """
+    faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _failure(error: BaseException) -> Failed:
+    if isinstance(error, UserError):
+        return Failed("error", str(error))
+    message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    return Failed("error", message, "".join(traceback.format_exception(error))[-4000:].rstrip())
+
+
+def _reply(stdout: IO[bytes], result: object) -> None:
+    try:
+        message = pickle.dumps(result)
+        if len(message) > MAX_BYTES:
+            message = pickle.dumps(Failed("error", f"a result of {len(message)} bytes; {MAX_BYTES} are the limit"))
+    except Exception as error:
+        message = pickle.dumps(_failure(error))
+    with contextlib.suppress(BrokenPipeError):
+        write_message(stdout, message)
+
+
+def _limit(memory: int | None) -> None:
+    """Limits the address space and turns off core dumps, where the system can do that."""
+    try:
+        import resource
+    except ImportError:
+        return
+    for kind, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, memory)):
+        if limit is not None:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(kind, (limit, limit))

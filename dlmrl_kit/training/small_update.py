@@ -1,0 +1,176 @@
+"""One real update of a recipe on a small random model: short completions of one prompt, one optimiser step.
+
+The recipe's own components run. Advantages are drawn at random where all rewards are the same, as those of a random
+model mostly are: gradients flow then.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import torch
+from tensordict import TensorDictBase
+
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.component import rebuilt
+from dlmrl_kit.core.errors import TrainingError
+from dlmrl_kit.core.keys import ADVANTAGE, SELECTED_ADVANTAGE, SELECTED_WEIGHT, TOKEN_ADVANTAGE
+from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.skeleton import SMALL, small_policy
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.tasks.base import BaseTask, Example
+from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.training.start import start_training
+from dlmrl_kit.training.update import Update
+
+EXAMPLES = 8
+"""Examples of each split that are looked at."""
+
+ROWS = 4
+"""Completions of the small update, at most, unless the sampler makes more of them together."""
+
+LENGTH = 32
+"""Their tokens: as many whole blocks as fit, two at least where the recipe has so many."""
+
+SMALL_RANK = 8
+"""Rank of its adapter, at most."""
+
+
+class ScaledDown(PolicySource):
+    """Loads a small random model of a checkpoint's architecture in place of the checkpoint.
+
+    Args:
+        source: the recipe's.
+        config: the checkpoint's ``config.json``.
+    """
+
+    def __init__(self, source: Pretrained, config: dict[str, Any]) -> None:
+        self.source = source
+        self.config = config
+        self.lora_rank = min(source.lora_rank, SMALL_RANK)
+        self.gradient_checkpointing = source.gradient_checkpointing
+
+    @property
+    def canvas_length(self) -> int | None:
+        """How many positions a canvas of the small model has; None where its architecture has no canvases."""
+        return SMALL["canvas_length"] if "canvas_length" in self.config else None
+
+    def load(self) -> TransformersPolicy:
+        """Makes the small model, with an adapter and gradient checkpointing as the recipe has them."""
+        policy = small_policy(self.config, architecture_options(self.source))
+        self.source.prepare(policy, self.lora_rank)
+        return policy
+
+
+def architecture_options(source: Pretrained) -> LoadOptions:
+    """Returns what a recipe says of its checkpoint, as far as the architecture depends on it."""
+    return LoadOptions(block_size=source.block_size, chat_template=source.chat_template)
+
+
+class FewExamples(BaseTask):
+    """A task with the first examples of each split alone, so that not all of them must be generated.
+
+    Args:
+        task: the recipe's.
+    """
+
+    def __init__(self, task: BaseTask) -> None:
+        self.task = task
+        self.main_thread = task.main_thread
+
+    def size(self, split: str) -> int:
+        """Returns the number of examples of a split, at most ``EXAMPLES``."""
+        return min(self.task.size(split), EXAMPLES)
+
+    def example(self, split: str, index: SupportsIndex) -> Example:
+        """Returns the example of the recipe's task."""
+        return self.task.example(split, index)
+
+    def score(self, completion: str, example: Example) -> dict[str, float]:
+        """Scores as the recipe's task."""
+        return self.task.score(completion, example)
+
+    def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
+        """Scores as the recipe's task."""
+        return self.task.score_many(completions, examples)
+
+
+def small_update(algorithm: Algorithm, source: PolicySource) -> str:
+    """Rolls out and takes one optimiser step with a recipe's components; returns in words what happened.
+
+    Args:
+        algorithm: the recipe.
+        source: of the small policy.
+
+    Raises:
+        TrainingError: old and new log-probabilities disagree, nothing changes, or a number is not finite.
+    """
+    began = time.perf_counter()
+    small = small_algorithm(algorithm, source)
+    started = start_training(small)
+    update = Update(small, *started)
+    rollout = update.roll_out(0)
+    if len(rollout.kept) == 0:
+        return "rolled out, and the recipe's filters kept nothing of it: a random model has no success"
+    credit(rollout.kept)
+    before = [parameter.detach().clone() for parameter in update.parameters]
+    metrics = update.prepare(rollout) | update.learn(rollout.kept, 0)
+    changed = sum(not torch.equal(old, new) for old, new in zip(before, update.parameters, strict=True))
+    if metrics["skipped"] or not all(math.isfinite(value) for value in metrics.values()) or not changed:
+        raise TrainingError(f"the update of the small model failed: {metrics}, {changed} tensors changed")
+    return (
+        f"worked: a random model of {started.policy.num_parameters:,} parameters, {small.trainer.group_size} "
+        f"completions, loss {metrics['loss']:.3g}, old and new log-probabilities agree to {update.difference:.1e}, "
+        f"{changed} of {len(before)} tensors changed, {time.perf_counter() - began:.1f} s"
+    )
+
+
+def small_algorithm(algorithm: Algorithm, source: PolicySource) -> Algorithm:
+    """Returns the algorithm with another policy, few examples, short completions and one prompt in each update."""
+    fillings = algorithm.fillings
+    fillings["sampler"] = _short_sampler(algorithm.sampler, source)
+    return Algorithm(task=FewExamples(algorithm.task), policy=source, trainer=_short_trainer(algorithm), **fillings)
+
+
+def _short_trainer(algorithm: Algorithm) -> Trainer:
+    group = algorithm.trainer.group_size
+    return rebuilt(
+        algorithm.trainer,
+        updates=1,
+        prompts_per_update=1,
+        group_size=group if algorithm.sampler.group_size else min(group, ROWS),
+        minibatches=1,
+        precision="float32",
+        compile=None,
+        device="cpu",
+    )
+
+
+def _short_sampler(sampler: Sampler, source: PolicySource) -> Sampler:
+    """Returns the sampler with short completions, and short blocks where the small model has short canvases."""
+    canvas = source.canvas_length if isinstance(source, ScaledDown) else None
+    whole = sampler.block_length >= sampler.completion_length
+    block = canvas or (min(sampler.completion_length, LENGTH) if whole else sampler.block_length)
+    blocks = -(-sampler.completion_length // sampler.block_length)
+    length = min(blocks, max(LENGTH // block, 2)) * block
+    if not whole and canvas is None:
+        length = min(length, sampler.completion_length)
+    return rebuilt(sampler, completion_length=length, block_length=block)
+
+
+def credit(trajectory: TensorDictBase) -> None:
+    """Draws advantages at random where all of them are 0, so that gradients flow."""
+    generator = torch.Generator().manual_seed(0)
+    for key in (SELECTED_ADVANTAGE, ADVANTAGE, TOKEN_ADVANTAGE):
+        found = trajectory.get(key, None)
+        if found is not None and not bool((found != 0).any()):
+            noise = torch.randn(found.shape, generator=generator).to(found)
+            if key == SELECTED_ADVANTAGE:
+                noise = noise * (trajectory[SELECTED_WEIGHT] > 0)
+            trajectory.set(key, noise)

@@ -1,0 +1,137 @@
+"""The audit's small problems hold what the recipe is: scaled as components declare, and refused where that fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.audit import Problem, audit_algorithm, audit_recipe, exact_estimator
+from dlmrl_kit.audit.sizes import Scaled, first_left_out, scaled_texts, shrunk
+from dlmrl_kit.core.component import Sizes, rebuilt, settings
+from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.likelihoods.step_merge import StepMerge
+from dlmrl_kit.samplers.entropy_order import EntropyOrder
+from dlmrl_kit.samplers.left_to_right import LeftToRight
+from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.selectors.all_steps import AllSteps
+from dlmrl_kit.selectors.base import Selector, descending_rank, valid_entropy
+from dlmrl_kit.selectors.equal_segments import EqualSegments
+from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.top_k import EntropyTopK
+
+PROBLEMS = [Problem(vocab=2, length=3, policy="network", seed=1), Problem(vocab=2, length=4, block_length=2, seed=2)]
+
+
+class Budget(Selector):
+    """``EntropyTopK`` as a plugin may write it: the setting has another name, and nothing says how it is scaled."""
+
+    def __init__(self, budget: int = 8) -> None:
+        super().__init__(STEP_ENTROPY)
+        self.budget = budget
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """The ``budget`` steps of largest entropy."""
+        valid = tensordict[STEP_VALID]
+        return (descending_rank(valid_entropy(tensordict), valid) < self.budget) & valid
+
+
+class ScaledBudget(Budget):
+    """The same with a declaration."""
+
+    def resized(self, before: Sizes, after: Sizes) -> ScaledBudget:
+        """The same share of the steps."""
+        return rebuilt(self, budget=before.scale_steps(self.budget, after))
+
+
+class KeepsAll(Budget):
+    """The same with a declaration that keeps everything."""
+
+    def resized(self, before: Sizes, after: Sizes) -> KeepsAll:
+        """As many as there are."""
+        return rebuilt(self, budget=after.steps)
+
+
+class Everything(Selector):
+    """Keeps every step of any trajectory, like ``AllSteps``."""
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        """All of them."""
+        return tensordict[STEP_VALID].clone()
+
+
+def audited(selector: Selector, **swaps: Any) -> Any:
+    estimator = exact_estimator(LeftToRight(16), {"selector": selector, **swaps})
+    return audit_algorithm(estimator, problems=PROBLEMS, attribution=False)
+
+
+def test_segments_are_scaled_to_the_small_problem() -> None:
+    """W1: with n = 4 of 16 segments kept as they are, the audit would replay 3 steps exactly and call it unbiased."""
+    coarse = audited(EqualSegments(4), likelihood=StepMerge())
+    fine = audited(EqualSegments(16), likelihood=StepMerge())
+    assert coarse.verdict.startswith("biased")
+    assert coarse.relative_bias > 0.1
+    assert fine.relative_bias < 1e-8  # 16 segments of 16 steps are the steps
+
+
+def test_the_recipe_with_segments_says_what_was_scaled() -> None:
+    report = audit_recipe("d2_stepmerge", problems=PROBLEMS, attribution=False, batches=20)
+    assert "EqualSegments.n = 4 becomes 2" in report.notes
+
+
+def test_a_selector_that_keeps_all_of_few_steps_is_not_called_unbiased() -> None:
+    """W1 in a plugin: ``k`` under another name. It keeps everything on the small problems, and the verdict says so."""
+    report = audited(Budget())
+    kept = "Budget is kept as it is (budget = 8) so that it keeps all 4 of 4 steps"
+    assert report.verdict.startswith(f"no verdict: {kept}")
+    assert "while of 9 steps it does not" in report.verdict
+    assert not report.unbiased
+    assert report.to_json()["unlike"]
+
+
+def test_with_a_declaration_it_is_found_biased() -> None:
+    report, known = audited(ScaledBudget()), audited(EntropyTopK(8))
+    assert report.verdict.startswith("biased")
+    assert report.relative_bias == known.relative_bias
+
+
+def test_a_declaration_that_keeps_everything_gives_no_verdict() -> None:
+    report = audited(KeepsAll())
+    assert report.verdict.startswith("no verdict: KeepsAll is scaled (budget = 8) so that it keeps all 4 of 4 steps")
+
+
+@pytest.mark.parametrize("selector", [AllSteps(), Everything(), EqualSegments(16)])
+def test_what_keeps_every_step_of_its_own_trajectories_is_judged(selector: Selector) -> None:
+    assert audited(selector).verdict == "unbiased"
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 13])
+def test_the_first_number_of_steps_of_which_some_are_left_out(k: int) -> None:
+    for selector in (FirstK(k), Budget(k)):
+        assert first_left_out(exact_estimator(EntropyOrder(64), {"selector": selector})) == k + 1
+    assert first_left_out(exact_estimator(EntropyOrder(64), {"selector": Everything()}), most=32) is None
+
+
+def test_top_k_of_the_vocabulary_is_scaled() -> None:
+    """50 tokens of a vocabulary of 3 would be no filter: a log-probability without it would be called exact."""
+    estimator = exact_estimator(RandomOrder(8, top_k=50))
+    small, scaled = shrunk(estimator, Problem(vocab=3, length=2))
+    assert small.sampler.top_k == 2
+    assert scaled_texts(scaled) == ["RandomOrder.top_k = 50 becomes 2"]
+    assert shrunk(exact_estimator(RandomOrder(8)), Problem(vocab=3, length=2))[0].sampler.top_k == 0
+
+
+def test_scaling_leaves_the_recipe_alone() -> None:
+    estimator = exact_estimator(EntropyOrder(16), {"selector": EntropyTopK(8)})
+    before = [settings(component) for component in estimator.components]
+    shrunk(estimator, PROBLEMS[0])
+    assert [settings(component) for component in estimator.components] == before
+
+
+def test_what_was_scaled_on_several_problems_is_one_line() -> None:
+    found = [Scaled("A", "k", 8, 16, 2, 3), Scaled("A", "k", 8, 16, 1, 2), Scaled("A", "k", 8, 16, 2, 3)]
+    assert scaled_texts(found) == ["A.k = 8 for 16 steps becomes 2 for 3, 1 for 2"]
+    assert scaled_texts([Scaled("B", "name", "x", 4, "y", 2)]) == ["B.name = 'x' becomes 'y'"]

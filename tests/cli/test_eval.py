@@ -1,0 +1,43 @@
+"""``dlmrl eval``: its table, JSON and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from support.command_line import dlmrl
+
+
+def test_eval_table(run: Path) -> None:
+    result = dlmrl("eval", str(run), "--size", "4")
+    assert result.exit_code == 0, result.output
+    assert "4 puzzles of heldout; greedy, sampler LowConfidence" in result.stdout
+    assert "accuracy [95% CI]" in result.stdout
+    assert result.stdout.count(":  ") >= 4  # the samples, whose prompts end in a colon
+
+
+def test_eval_json_is_all_there_is_on_stdout(run: Path) -> None:
+    options = ("--size", "4", "--temperature", "0.7", "--samples", "2", "--split", "train", "--json")
+    result = dlmrl("eval", str(run), *options, "--set", "LowConfidence.tokens_per_step=4")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert (data["split"], data["size"]) == ("train", 4)
+    assert data["decoding"]["temperature"] == 0.7
+    assert data["decoding"]["tokens_per_step"] == 4
+    assert set(data["pass_at_k"]) == {"1", "2"}
+
+
+def test_eval_of_a_model_with_a_recipe(run: Path) -> None:
+    result = dlmrl("eval", str(run / "model"), "--recipe", "egspo", "--size", "2", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["size"] == 2
+
+
+def test_eval_mistakes(run: Path) -> None:
+    for options, message in (
+        (("--samples", "4"), "temperature above 0"),
+        (("--split", "test"), "unknown split 'test'"),
+    ):
+        result = dlmrl("eval", str(run), *options)
+        assert result.exit_code == 2
+        assert message in result.stderr

@@ -1,0 +1,86 @@
+"""``dlmrl train``: its output, folders, and runs that are interrupted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command_line import OPTIONS, dlmrl
+
+from dlmrl_kit.loggers.metrics_csv import read_metrics
+from dlmrl_kit.report.run_console import RichRunObserver
+
+
+def test_train_ends_with_table_paths_and_next_commands(tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    result = dlmrl("train", "egspo", *OPTIONS, "--out", str(folder))
+    assert result.exit_code == 0, result.output
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", result.stdout)
+    for expected in ("egspo: 6 updates into", "update 6/6", "heldout accuracy before training", "accuracy [95% CI]"):
+        assert expected in result.stdout
+    for name in ("model", "curve.png", "metrics.csv", "recipe.gin"):
+        assert (folder / name).exists()
+        assert str(folder / name) in result.stdout
+    assert f"dlmrl eval '{folder}'" in result.stdout
+    assert "note: dropped Pretrained.path" in result.stderr
+    assert set(read_metrics(folder)) >= {"reward", "entropy", "loss", "eval/accuracy", "tokens_per_second"}
+
+
+def test_default_folder_carries_recipe_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    monkeypatch.setattr("dlmrl_kit.training.train", lambda recipe, folder, *, observer: folders.append(folder))
+    assert dlmrl("train", "egspo").exit_code == 0
+    assert re.fullmatch(r"runs/egspo-\d{8}-\d{6}", str(folders[0]))
+
+
+def test_seed_is_a_binding(run: Path) -> None:
+    assert "Trainer.seed = 3\n" in (run / "recipe.gin").read_text()
+
+
+def test_train_refuses_an_occupied_folder(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, hint in ((run, f"dlmrl train --resume {run}"), (tmp_path, "choose another --out")):
+        result = dlmrl("train", *OPTIONS, "--out", str(folder))
+        assert result.exit_code == 2
+        assert f"{folder} is not empty" in result.stderr
+        assert hint in result.stderr
+    result = dlmrl("train", *OPTIONS, "--out", str(tmp_path / "file" / "run"))
+    assert result.exit_code == 2
+    assert "no folder that can be written to" in result.stderr
+
+
+def without_times(folder: Path) -> str:
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    return "\n".join(line for line in lines if "seconds" not in line and "tokens_per_second" not in line)
+
+
+@pytest.mark.parametrize("last_update", [1, 3])
+def test_interrupted_run_resumes_to_the_same_metrics(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_update: int
+) -> None:
+    def interrupt(_: RichRunObserver, update: int, metrics: dict[str, float]) -> None:
+        if update == last_update:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(RichRunObserver, "on_update", interrupt)
+        result = dlmrl("train", *OPTIONS, "--seed", "3", "--out", str(folder))
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"interrupted; go on with: dlmrl train --resume {folder}\n")
+    result = dlmrl("train", "--resume", str(folder))
+    assert result.exit_code == 0, result.output
+    assert without_times(folder) == without_times(run)
+
+
+def test_interrupt_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dlmrl_kit.training.train", interrupt)
+    result = dlmrl("train", "--out", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert result.stderr.endswith("interrupted before anything was written\n")

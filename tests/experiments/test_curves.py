@@ -1,0 +1,21 @@
+"""The curves of an ablation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from support.fake_runs import design, fake
+
+from dlmrl_kit.experiments import ablate
+
+
+@fake
+def test_more_variants_than_colours_are_drawn(tmp_path: Path) -> None:
+    from dlmrl_kit.experiments.curves import COLOURS, _look, plot_curves
+
+    looks = [_look(number, "x" if number else "base") for number in range(1 + 3 * len(COLOURS))]
+    assert len(set(looks)) == len(looks)
+    summary = ablate(design(seeds=1), tmp_path)
+    failed = [replace(job, status="failed") for job in summary.jobs]
+    assert plot_curves(replace(summary, jobs=failed), tmp_path).is_file()  # nothing to draw, and no error

@@ -1,0 +1,147 @@
+"""Prompts of families: chat templates, conversations, and what a plain text begins with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import dream_checkpoint, llada_checkpoint, masked_checkpoint
+from support.policies import tiny_policy
+from torch import Tensor
+
+from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.policies.loading import load_policy
+from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.rollout.services import prompt_batch
+from dlmrl_kit.rollout.tokens import Tokens
+from dlmrl_kit.tasks.base import prompt_text, split_of
+from dlmrl_kit.tasks.json_lines import JsonLines
+
+CONVERSATION = [
+    {"role": "user", "content": "1 2"},
+    {"role": "assistant", "content": "3"},
+    {"role": "user", "content": "4 5"},
+]
+LLADA = (
+    "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n1 2<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n3<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n4 5<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+DREAM = (
+    "<|im_start|>user\n1 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n"
+    "<|im_start|>user\n4 5<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def rows(encoded: dict[str, Tensor]) -> list[list[int]]:
+    return [ids[mask].tolist() for ids, mask in zip(encoded["prompt_ids"], encoded["prompt_mask"], strict=True)]
+
+
+def plain(policy: TransformersPolicy, text: str) -> list[int]:
+    ids: list[int] = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@pytest.mark.parametrize(("make", "expected"), [(llada_checkpoint, LLADA), (dream_checkpoint, DREAM)])
+def test_conversations_follow_the_familys_template(make: Any, expected: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    policy = load_policy(tmp_path)
+    encoded = policy.encode([CONVERSATION, "1 2", CONVERSATION[:1]])
+    found = rows(encoded)
+    assert found[0] == plain(policy, expected)
+    assert found[1] == plain(policy, "1 2")  # a text stays as it is
+    assert encoded["prompt_mask"][:, -1].all()  # padded on the left
+    special = plain(policy, "<|eot_id|>" if make is llada_checkpoint else "<|im_end|>")
+    assert len(special) == 1
+    assert found[0].count(special[0]) == 3
+
+
+@pytest.mark.parametrize("make", [llada_checkpoint, dream_checkpoint])
+def test_texts_as_messages_of_the_user(make: Any, tmp_path: Path) -> None:
+    """With ``chat_template`` a text is what a user says; saved too, and the caller has the last word."""
+    make(tmp_path / "base")
+    policy = Pretrained(str(tmp_path / "base"), chat_template=True).load()
+    message = [{"role": "user", "content": "1 2"}]
+    assert rows(policy.encode(["1 2"])) == rows(policy.encode([message]))
+    assert rows(Tokens.of(policy).encode(["1 2"])) == rows(policy.encode([message]))  # type: ignore[arg-type]
+    for save in (policy.save_own_layout, policy.save_pretrained):
+        save(tmp_path / save.__name__)
+        again = load_policy(tmp_path / save.__name__)
+        assert rows(again.encode(["1 2"])) == rows(policy.encode([message]))
+        assert load_policy(tmp_path / save.__name__, chat_template=False).chat_template is False
+
+
+def test_masked_language_models_begin_with_their_class_token(tmp_path: Path) -> None:
+    masked_checkpoint(tmp_path, "bert")
+    policy = load_policy(tmp_path)
+    assert rows(policy.encode(["12", "1"])) == [[18, 1, 2], [18, 1]]
+
+
+def test_what_cannot_be_formatted_is_refused(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    with pytest.raises(
+        RecipeError, match="the prompt is a conversation, but the policy's tokenizer has no chat template"
+    ):
+        policy.encode([CONVERSATION])
+    with pytest.raises(UserError, match="chat_template = True, but the tokenizer has no chat template"):
+        TransformersPolicy(policy.model, policy.tokenizer, chat_template=True)
+    llada_checkpoint(tmp_path)
+    refusing = load_policy(tmp_path)
+    refusing.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(RecipeError, match="chat template refuses a conversation: roles must alternate"):
+        refusing.encode([CONVERSATION])
+
+
+def write(path: Path, *lines: dict[str, Any]) -> JsonLines:
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return JsonLines(str(path), "math:sqrt")
+
+
+def test_conversations_in_a_file(tmp_path: Path) -> None:
+    lines = [{"prompt": [{"role": "user", "content": str(number)}], "answer": "7"} for number in range(40)]
+    task = write(tmp_path / "a.jsonl", *lines, lines[3], {"prompt": "text"})
+    sizes = {split: task.size(split) for split in task.SPLITS}
+    assert sum(sizes.values()) == 41  # the repeated one counts once
+    assert min(sizes.values()) > 2
+    example = task.example("train", 0)
+    assert example.prompt in [line["prompt"] for line in lines] or example.prompt == "text"
+    assert split_of(task.canonical(example)) == "train"
+    assert task.canonical(example) == prompt_text(example.prompt)
+
+    llada_checkpoint(tmp_path / "base")
+    policy = load_policy(tmp_path / "base")
+    heldout = next(i for i in range(task.size("heldout")) if not isinstance(task.example("heldout", i).prompt, str))
+    batch = prompt_batch(task, "heldout", [heldout, heldout], policy, group_size=2)
+    message = task.example("heldout", heldout).prompt[0]["content"]
+    text = f"<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{message}<|eot_id|>"
+    text += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert batch["prompt_ids"].tolist() == [plain(policy, text)] * 4
+    assert torch.equal(batch["group"], torch.tensor([0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "'prompt' is empty"),
+        ({"role": "user"}, "'prompt' must be a text, got an object"),
+        (["hello"], "a message of 'prompt' must be an object with the texts 'role' and 'content'"),
+        ([{"role": "user"}], "a message of 'prompt' must be"),
+        ([{"role": "user", "content": 3}], "a message of 'prompt' must be"),
+        ([{"role": "user", "content": "a", "name": "b"}], "a message of 'prompt' must be"),
+    ],
+)
+def test_prompts_that_are_no_conversations(prompt: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f":1: {message}"):
+        write(tmp_path / "a.jsonl", {"prompt": prompt})
+
+
+def test_a_policy_without_templates_needs_none() -> None:
+    """Whatever has a tokenizer and padding can encode texts."""
+    policy = tiny_policy()
+    bare: Any = SimpleNamespace(tokenizer=policy.tokenizer, pad_id=0, device=torch.device("cpu"))
+    assert rows(bare.encode(["ab", "c"])) == rows(policy.encode(["ab", "c"]))

@@ -1,0 +1,189 @@
+"""Cached prefixes of finished blocks change nothing, and samplers follow the blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.block_checkpoints import BLOCK, block_causal_logits, padded_batch, sdar_checkpoint
+from support.sdar import LENGTH, LENGTHS, Counted, prompts, rollout
+from tensordict import TensorDict
+from torch import Tensor
+
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.policies.block_causal import BlockCausalPolicy
+from dlmrl_kit.policies.finished_blocks import FinishedBlocks
+from dlmrl_kit.policies.loading import load_policy
+from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
+from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
+from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.top_k import EntropyTopK
+from dlmrl_kit.tasks.sudoku import Sudoku4x4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("sdar")
+    return folder, sdar_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def policy(checkpoint: tuple[Path, Any]) -> Any:
+    return load_policy(checkpoint[0])
+
+
+@pytest.fixture
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockCausalPolicy, "prefix_cache", lambda self: contextlib.nullcontext())
+
+
+SAMPLERS = [
+    LowConfidence(LENGTH, 1, BLOCK),
+    LowConfidence(LENGTH, 2, BLOCK, temperature=0.7),
+    ConfidenceThreshold(LENGTH, threshold=0.3, block_length=BLOCK),
+    RandomOrder(LENGTH, 3, 2 * BLOCK),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.block_length}")
+@pytest.mark.parametrize("greedy", [False, True])
+def test_cached_prefixes_change_no_logits(policy: Any, sampler: Any, greedy: bool) -> None:
+    sampler.ask_for([("step", "greedy_ids")] if greedy else [])
+    asked: list[tuple[Tensor, ...]] = []
+
+    class Checked(BlockCausalPolicy):
+        def hidden_at(self, *given: Tensor) -> Tensor:
+            found = super().hidden_at(*given)
+            cache, self._cache = self._cache, None
+            assert cache is not None
+            torch.testing.assert_close(found, super().hidden_at(*given), atol=1e-5, rtol=0)
+            self._cache = cache
+            asked.append(given)
+            return found
+
+    checked = Checked(policy.model, policy.tokenizer)
+    checked.told = policy.told
+    trajectory = rollout(checked, sampler)
+    assert len(asked) == int(trajectory["step", "valid"].any(0).sum())
+
+
+def test_only_unfinished_blocks_are_computed(policy: Any) -> None:
+    """Prompts of six tokens: the first step also computes their first block; that of a block also the one before."""
+    sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
+    with Counted(policy) as tokens:
+        sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0))
+    assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.block_length}")
+def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any, sampler: Any) -> None:
+    """Made at the end, from the states; the rollout itself is the same bit for bit."""
+    sampler, selector = copy.copy(sampler), EntropyTopK(3)
+    sampler.ask_for([("step", "greedy_ids")])
+    everything = rollout(policy, sampler)
+    sampler.may_choose = partial(selector.kept, generator=None)
+    found = rollout(policy, sampler)
+    kept = selector.kept(found, None)
+    greedy, wanted = found["step", "greedy_ids"], everything["step", "greedy_ids"]
+    assert torch.equal(greedy[kept], wanted[kept])
+    assert (greedy[(greedy != wanted).any(-1)] == -1).all()
+    assert (greedy == -1).any()
+    torch.testing.assert_close(
+        found.exclude(("step", "greedy_ids")).to_dict(), everything.exclude(("step", "greedy_ids")).to_dict()
+    )
+
+
+def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
+    """As ``test_only_unfinished_blocks_are_computed``; then the first two states, whose blocks from the second on."""
+    sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
+    sampler.ask_for([("step", "greedy_ids")])
+    sampler.may_choose = partial(FirstK(2).kept, generator=None)
+    with Counted(policy) as tokens:
+        sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0))
+    assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4, 12, 12]
+
+
+def test_a_rollout_is_the_same_without_the_cache(policy: Any, uncached: None) -> None:
+    sampler = LowConfidence(LENGTH, 2, BLOCK, temperature=0.9)
+    plain = rollout(policy, sampler)
+    assert policy._cache is None
+    with torch.inference_mode(), _cache(policy):
+        cached = rollout(policy, sampler)
+        assert policy._cache.tokens is not None
+    for key in ("completion_ids", "commit_step"):
+        assert torch.equal(plain[key], cached[key])
+    torch.testing.assert_close(plain["step", "log_prob"], cached["step", "log_prob"], atol=1e-5, rtol=0)
+
+
+@contextlib.contextmanager
+def _cache(policy: Any) -> Iterator[None]:
+    policy._cache = FinishedBlocks(policy.block_size)
+    yield
+    policy._cache = None
+
+
+def test_blocks_are_counted_from_the_first_token_of_the_prompt(policy: Any) -> None:
+    for sampler in SAMPLERS:
+        found = rollout(policy, sampler)
+        size = sampler.block_length
+        for length, steps in zip(LENGTHS, found["commit_step"].tolist(), strict=True):
+            blocks = [(length % BLOCK + position) // size for position in range(LENGTH)]
+            order = sorted(zip(steps, blocks, strict=True))
+            done = [block for step, block in order if step < sampler.max_steps]
+            assert done == sorted(done)
+            assert max(steps) <= sampler.max_steps
+
+
+def test_decoding_is_that_of_the_release(checkpoint: tuple[Path, Any], policy: Any) -> None:
+    """One row at a time as the released generation goes: block by block, the most confident token of each step."""
+    lengths, total = (9, 4, 2, 7), 12
+    ids, mask = padded_batch(256, lengths, total)
+    width = max(lengths)
+    given = TensorDict({"prompt_ids": ids[:, :width], "prompt_mask": mask[:, :width]}, [len(lengths)])
+    sampler = LowConfidence(total, 1, BLOCK, temperature=0, stop_at_eos=False)
+    found = sampler(given, policy=policy)["completion_ids"]
+    for row, length in enumerate(lengths):
+        text = [*ids[row, width - length : width].tolist(), *([policy.mask_id] * total)]
+        for start in range(length // BLOCK * BLOCK, len(text), BLOCK):
+            while policy.mask_id in text[start : start + BLOCK]:
+                with torch.no_grad():
+                    logits = block_causal_logits(checkpoint[1], torch.tensor(text))
+                logits[:, list(policy.forbidden_ids)] = -torch.inf
+                best = logits.softmax(-1).max(-1)
+                open_ = [i for i in range(start, min(start + BLOCK, len(text))) if text[i] == policy.mask_id]
+                chosen = max(open_, key=lambda i: best.values[i].item())
+                text[chosen] = int(best.indices[chosen])
+        assert found[row].tolist() == text[length:]
+
+
+def test_recorded_log_probabilities_are_recomputed(policy: Any) -> None:
+    sampler = LowConfidence(LENGTH, 1, BLOCK, temperature=0.9)
+    trajectory = rollout(policy, sampler)
+    valid = trajectory["step", "valid"]
+    step = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
+    trajectory["selected"] = TensorDict({"step": step, "weight": valid.float()}, [len(LENGTHS)])
+    found = StepLogProb()(trajectory, policy=policy, sampler=sampler)["selected", "log_prob"]
+    torch.testing.assert_close(found.detach(), trajectory["step", "log_prob"], atol=1e-4, rtol=0)
+
+
+def test_a_sampler_of_other_blocks_is_refused(policy: Any) -> None:
+    for sampler in (LowConfidence(LENGTH, 1, 6), LowConfidence(LENGTH)):
+        with pytest.raises(UserError, match=r"blocks of 4: set LowConfidence.block_length = 4"):
+            rollout(policy, sampler)
+
+
+def test_the_environment_has_the_same_blocks(policy: Any) -> None:
+    sampler = LowConfidence(8, 1, BLOCK)
+    env = DenoisingEnv(Sudoku4x4(num_train=8), policy, 8, batch_size=3, block_length=BLOCK, action_mask=False)
+    actor = SamplerPolicy(sampler, policy, torch.Generator().manual_seed(0))
+    end = env.rollout(9, actor, break_when_any_done=False, break_when_all_done=True)  # an illegal action would raise
+    assert bool(end["next", "done"][:, -1].all())

@@ -1,0 +1,142 @@
+"""LoRA layers in one product: peft's values and gradients, and peft's own computation where that does not apply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from support.policies import tiny_policy
+from support.rollouts import prompts
+from torch import Tensor
+
+from dlmrl_kit.policies import fused_lora
+from dlmrl_kit.policies.recompute import recompute_blocks
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapted(rank: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> TransformersPolicy:
+    policy = tiny_policy(layers=2, attn_implementation="sdpa", attention_bias=True)
+    torch.manual_seed(1)
+    policy.add_adapter(LoraConfig(r=rank, init_lora_weights=False, target_modules=TARGETS, **options))
+    return policy.to(dtype)
+
+
+def outcome(policy: TransformersPolicy) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the gradients of a weighted sum of them."""
+    given = prompts(policy, rows=4)
+    mask = given["prompt_mask"]
+    logits = policy(given["prompt_ids"], mask, mask)
+    weight = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    return logits.detach(), list(torch.autograd.grad((logits * weight).sum(), [p for _, p in policy.trainable()]))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the products that were fused."""
+    found: list[int] = []
+    original = fused_lora._Product.apply
+    monkeypatch.setattr(fused_lora._Product, "apply", lambda *given: (found.append(1), original(*given))[1])
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_alpha": 5}, {"use_rslora": True}], ids=str)
+def test_values_and_gradients_are_those_of_peft(options: dict[str, Any], calls: list[int]) -> None:
+    policy = adapted(**options)
+    logits, gradients = outcome(policy)
+    with policy.fused():
+        own, found = outcome(policy)
+    assert len(calls) == 2 * len(TARGETS)
+    torch.testing.assert_close(own, logits, rtol=1e-10, atol=1e-10)
+    assert sum(float(gradient.abs().sum()) > 0 for gradient in gradients) == 4 * len(TARGETS)
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 3), min_size=1, max_size=2), st.booleans(), st.booleans())
+def test_a_product_by_finite_differences(seed: int, batch: list[int], biased: bool, wants_input: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int, grad: bool = True) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
+
+    x, a, b = random(*batch, 4, grad=wants_input), random(2, 4), random(3, 2)
+    weight, bias = random(3, 4, grad=False), random(3, grad=False) if biased else None
+
+    def product(x: Tensor, a: Tensor, b: Tensor) -> Any:
+        whole = (weight + 0.7 * b @ a).detach()
+        return fused_lora._Product.apply(x, whole, a, b, 0.7, bias)
+
+    expected = x @ (weight + 0.7 * b @ a).mT + (0 if bias is None else bias)
+    torch.testing.assert_close(product(x, a, b), expected)
+    wanted = [part for part in (x, a, b) if part.requires_grad]
+    cotangent = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    for own, other in zip(
+        torch.autograd.grad(product(x, a, b), wanted, cotangent),
+        torch.autograd.grad(expected, wanted, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other)
+
+
+def test_the_reference_is_the_base(calls: list[int]) -> None:
+    policy = adapted()
+    with policy.reference():
+        expected = policy(*(prompts(policy)[key] for key in ("prompt_ids", "prompt_mask", "prompt_mask")))
+    with policy.fused(), policy.reference():
+        found = policy(*(prompts(policy)[key] for key in ("prompt_ids", "prompt_mask", "prompt_mask")))
+    assert torch.equal(found, expected)
+    assert not calls
+
+
+def test_mixed_and_half_precision_compute_as_peft_does(calls: list[int]) -> None:
+    policy = adapted(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = outcome(policy)[0]
+        with policy.fused():
+            assert torch.equal(outcome(policy)[0], expected)
+    half = adapted(dtype=torch.bfloat16)
+    with half.fused():
+        outcome(half)
+    assert not calls
+
+
+def test_two_adapters_compute_as_peft_does(calls: list[int]) -> None:
+    policy = adapted()
+    policy.adapter.add_adapter("other", LoraConfig(r=2, init_lora_weights=False, target_modules=TARGETS))
+    policy.adapter.base_model.set_adapter(["default", "other"])
+    with policy.fused():
+        outcome(policy)
+    assert not calls
+
+
+def test_everything_is_as_before_also_after_an_error() -> None:
+    policy = adapted()
+    before = outcome(policy)[0]
+    with pytest.raises(ZeroDivisionError), policy.fused():
+        1 / 0  # noqa: B018
+    assert not [layer for layer in policy.adapter.modules() if "forward" in vars(layer)]
+    assert torch.equal(outcome(policy)[0], before)
+
+
+def test_without_an_adapter_nothing_happens() -> None:
+    policy = tiny_policy()
+    with policy.fused():
+        pass
+
+
+def test_blocks_that_are_recomputed(calls: list[int]) -> None:
+    policy = adapted()
+    gradients = outcome(policy)[1]
+    recompute_blocks(policy.model)
+    with policy.fused():
+        found = outcome(policy)[1]
+    assert len(calls) > 2 * len(TARGETS)  # again in the backward pass
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)

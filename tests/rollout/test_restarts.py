@@ -1,0 +1,91 @@
+"""Restarts from the states of a trajectory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.number_task import Numbers
+from support.shipped_runs import tiny_run
+from tensordict import TensorDict
+from torch import Tensor
+
+from dlmrl_kit.core.trajectory import state_at
+from dlmrl_kit.policies.characters import CharacterLlama
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.rollout.rewards import Scorer
+from dlmrl_kit.rollout.services import Services, plain, prompt_batch
+from dlmrl_kit.samplers.low_confidence import LowConfidence
+
+
+@pytest.fixture(scope="module")
+def digits() -> TransformersPolicy:
+    torch.manual_seed(0)
+    return CharacterLlama("0123456789", hidden_size=16, num_layers=1, num_heads=2).load()
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_restarts_go_on_from_the_state_and_score_every_slot(digits: TransformersPolicy, chunk: int) -> None:
+    sampler = LowConfidence(4, 2)
+    prompt = prompt_batch(Numbers(), "train", [0, 1, 2], digits)
+    trajectory = sampler(prompt, policy=digits, generator=torch.Generator().manual_seed(0))
+    trajectory["selected", "weight"] = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    step = torch.tensor([[0, 1, 2], [1, 2, 0], [0, 0, 0]])
+    scored: list[tuple[list[int], int]] = []
+
+    def score(ids: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+        scored.extend(zip(ids.tolist(), example.tolist(), strict=True))
+        return torch.arange(len(scored) - len(ids), len(scored)).float() + 1
+
+    sampler.ask_for([("step", "greedy_ids")])
+    services = Services(digits, sampler, score, seed=0, update=0, chunk=chunk)
+    found = services.restart(trajectory, step, 2)
+    order = [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
+    expected = torch.zeros(3, 3, 2)
+    for number, slot in enumerate(order):
+        expected[slot] = torch.tensor([2.0 * number + 1, 2 * number + 2])
+    assert torch.equal(found, expected)
+    start = state_at(trajectory["completion_ids"], trajectory["commit_step"], step, digits.mask_id)
+    for number, (row, column) in enumerate(order):
+        for ids, example in scored[2 * number : 2 * number + 2]:
+            assert example == row
+            pairs = zip(ids, start[row, column].tolist(), strict=True)
+            assert all(old in (new, digits.mask_id) for new, old in pairs)
+    assert scored[2][0] == scored[3][0] == trajectory["completion_ids"][0].tolist()  # a finished state
+    first = [ids for ids, _ in scored[:2]]
+    assert first[0] != first[1]  # fresh noise for each
+    assert services.restart(trajectory, step, 2) is not None
+    assert [ids for ids, _ in scored[10:12]] != first  # and for each call
+    assert plain(sampler).asked == ()  # a restart records nothing on demand
+    assert sampler.asked == (("step", "greedy_ids"),)
+
+
+def test_restarts_of_nothing_are_nothing(digits: TransformersPolicy) -> None:
+    sampler = LowConfidence(4, 2)
+    trajectory = sampler(prompt_batch(Numbers(), "train", [0, 1], digits), policy=digits)
+    trajectory["selected", "weight"] = torch.zeros(2, 3)
+    services = Services(digits, sampler, Scorer(Numbers(), "train", digits), seed=0, update=0, chunk=3)
+    assert torch.equal(services.restart(trajectory, torch.zeros(2, 3, dtype=torch.int64), 2), torch.zeros(2, 3, 2))
+
+
+def test_monte_carlo_restarts_from_finished_states_give_the_reward(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, uses=["advantage=MonteCarlo"])
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = Services.restart
+
+    def spy(self: Services, tensordict: TensorDict, step: Tensor, n: int) -> Tensor:
+        found = original(self, tensordict, step, n)
+        seen.append((step, found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Services, "restart", spy)
+        trajectory = run.collect(0).kept
+    used = trajectory["selected", "weight"] > 0
+    step, rewards = seen[0]
+    finished = used & (step >= trajectory["step", "valid"].sum(-1)[:, None])
+    assert bool(finished.any())
+    expected = trajectory["reward"][:, None, None].expand_as(rewards)
+    assert torch.equal(rewards[finished], expected[finished])
+    assert bool(((rewards >= 0) & (rewards <= 1)).all())

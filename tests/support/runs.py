@@ -1,0 +1,170 @@
+"""Tiny recipes on a tiny trained denoiser, runs that are not started, and what a finished run leaves."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.policies.characters import CharacterLlama
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.tasks.sudoku import Sudoku4x4
+from dlmrl_kit.training.checkpoint import checkpoints
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.update import Update
+
+TINY = {
+    "Sampler.tokens_per_step": "4",
+    "Trainer.updates": "4",
+    "Trainer.prompts_per_update": "2",
+    "Trainer.group_size": "3",
+    "Trainer.minibatches": "2",
+    "Trainer.learning_rate": "0.01",
+    "Trainer.eval_every": "2",
+    "Trainer.eval_size": "4",
+    "Trainer.checkpoint_every": "1",
+    "Sudoku4x4.num_train": "7",
+    "Sudoku4x4.num_heldout": "5",
+    "Sudoku4x4.cells_weight": "0.7",
+}
+"""Four updates of two prompts with three samples each; 7 puzzles, so that passes end within an update."""
+TOGETHER = {
+    "d_treerpo": {"Tree.branching": "2", "Trainer.group_size": "4"},
+    "vrpo": {"Trainer.group_size": "2"},
+    "sampler=Tree": {"Trainer.group_size": "4"},
+}
+"""Sizes of what makes the samples of a prompt together, recipes and swaps: the sampler says how many."""
+
+
+@functools.cache
+def model_path() -> str:
+    """A checkpoint of 16 hidden units and one layer that writes mostly digits, and other ones in every state."""
+    torch.manual_seed(0)
+    policy = CharacterLlama(characters="1234_:", hidden_size=16, num_layers=1, num_heads=2).load()
+    task = Sudoku4x4(4, 8, num_pretrain=64)
+    examples = [task.example("pretrain", index) for index in range(64)]
+    prompt = policy.encode([example.prompt for example in examples])
+    answers = policy.encode([example.answer for example in examples])["prompt_ids"]
+    optimiser = torch.optim.Adam(policy.parameters(), lr=0.02)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(80):
+        loss = MaskedDiffusion().objective(policy, prompt["prompt_ids"], prompt["prompt_mask"], answers, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    generator.manual_seed(1)
+    with torch.no_grad():  # so short a training leaves hardly any dependence on the state
+        for name, p in policy.trainable():
+            if "layers" in name and p.dim() == 2:
+                p.add_(0.6 * torch.randn(p.shape, generator=generator))
+        policy.model.model.norm.weight.mul_(2.0)
+    folder = tempfile.mkdtemp(prefix="dlmrl-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    policy.save_pretrained(folder)
+    return folder
+
+
+def recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str] = ()) -> Recipe:
+    """A recipe of the kit, tiny, on the tiny checkpoint; ``sets`` win over the tiny settings."""
+    sets, uses = list(sets), list(uses)
+    given = {binding.split("=")[0].strip() for binding in sets}
+    small = dict(TINY)
+    for part in (name, *uses):
+        small |= TOGETHER.get(part, {})
+    if not any(use.startswith("policy=") for use in uses):
+        small["Pretrained.path"] = repr(model_path())
+    if {"sampler=ConfidenceThreshold", "sampler=EntropyBoundRenoising"} & {*uses} or name == "dipo":
+        del small["Sampler.tokens_per_step"]
+    if any(use.startswith("task=") for use in uses):
+        small = {key: value for key, value in small.items() if not key.startswith("Sudoku4x4.")}
+    if not any(use.startswith("logger=") for use in uses):
+        uses.append("logger=MetricsCSV")
+    return load_recipe(name, sets=[*(f"{k} = {v}" for k, v in small.items() if k not in given), *sets], uses=uses)
+
+
+def build(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str] = ()) -> Any:
+    """The ``Algorithm`` of a tiny recipe."""
+    algorithm = recipe(name, sets, uses).build()
+    assert isinstance(algorithm, Algorithm)
+    return algorithm
+
+
+def new_run(folder: Path, name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str] = ()) -> Run:
+    """A run of a tiny recipe that was not started."""
+    return Run(build(name, sets, uses), folder, name, RunObserver())
+
+
+def rollout(run: Run, update: int = 0) -> TensorDictBase:
+    """The rollout of an update with random advantages: the tiny denoiser is seldom right, so many real ones are 0."""
+    trajectory = run.update.roll_out(update).kept
+    weight = trajectory["selected", "weight"]
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(update))
+    return trajectory.set(("selected", "advantage"), torch.where(weight > 0, noise, 0.0))
+
+
+def weights(policy: Any) -> Tensor:
+    """All trained weights, flat."""
+    return torch.cat([p.detach().reshape(-1) for _, p in policy.trainable()])
+
+
+def sgd(run: Run, rate: float = 1.0) -> Update:
+    """The run's updater with plain SGD: its steps are the gradients, not their signs as Adam's first ones."""
+    optimiser = torch.optim.SGD([p for _, p in run.policy.trainable()], lr=rate)
+    return Update(
+        run.algorithm, run.update.plan, run.policy, optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
+    )
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a finished run must leave whether or not it was interrupted; bytes, texts and rows, no times."""
+    last = checkpoints(folder)[-1][1]
+    result = json.loads((folder / "result.json").read_text())
+    del result["seconds"]
+    files = {"model": folder / "model" / "model.safetensors"}
+    files |= {name: last / name for name in ("weights.safetensors", "optimiser.safetensors", "state.json")}
+    if (folder / "evaluations.json").exists():
+        files["evaluations"] = folder / "evaluations.json"
+    return {
+        "result": result,
+        "metrics": metric_rows(folder),
+        "recipe": load_recipe(folder / "recipe.gin").text(header=False),
+        "checkpoints": [done for done, _ in checkpoints(folder)],
+        **{name: path.read_bytes() for name, path in files.items()},
+    }
+
+
+def metric_rows(folder: Path) -> list[str]:
+    """Rows of ``metrics.csv`` but for the times, each once: an evaluation may be logged again just after a kill."""
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return list(dict.fromkeys(line for line in lines if line.split(",")[1] not in ("seconds", "tokens_per_second")))
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders that a run folder should not hold once it is finished."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
+
+
+def perturb(policy: TransformersPolicy, seed: int = 0, scale: float = 0.03) -> None:
+    """Moves the weights, as updates would: ratios leave 1 and the KL 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, p in policy.trainable():
+            p.add_(scale * torch.randn(p.shape, generator=generator))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,156 @@
+"""Evaluation: pass@k, greedy and sampled decoding, runs and models on disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.runs import build, model_path, recipe
+
+from dlmrl_kit.core import seeding
+from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
+from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.policies.loading import load_policy
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.recipe.catalogue import components
+from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.rollout.services import plain, prompt_batch
+from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.training import evaluate_path, train
+from dlmrl_kit.training.evaluation import evaluate, pass_at_k
+
+
+def test_pass_at_k_counts_subsets() -> None:
+    for samples in range(1, 7):
+        for solved, k in itertools.product(range(samples + 1), range(1, samples + 1)):
+            subsets = list(itertools.combinations(range(samples), k))
+            expected = sum(any(i < solved for i in subset) for subset in subsets) / len(subsets)
+            assert pass_at_k(solved, samples, k) == pytest.approx(expected, abs=1e-12)
+
+
+OFFLINE = "PreferencePairs"  # decodes with another sampler: tests/samplers/test_preference_pairs.py
+SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name != OFFLINE]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_greedy_evaluation_is_deterministic_and_leaves_the_sampler_alone(sampler: str) -> None:
+    algorithm, policy = build(uses=[f"sampler={sampler}"], sets=["Sampler.top_p = 0.8"]), tiny_policy()
+    part = algorithm.sampler
+    before = (part.behaviour, part.asked, vars(part).copy())
+    torch.manual_seed(1)
+    first = evaluate(policy, part, algorithm.task, size=5)
+    assert (part.behaviour, part.asked, vars(part)) == before
+    torch.manual_seed(2)
+    assert evaluate(policy, part, algorithm.task, size=5) == first
+    assert (first.decoding["temperature"], first.decoding["top_p"], first.decoding["sampler"]) == (0, 1, sampler)
+    assert first.pass_at_k == {1: first.accuracy}
+    prompts = prompt_batch(algorithm.task, "heldout", list(range(5)), policy)
+    expected = plain(part, behaviour=type(part.behaviour)(0.0, 0, 1.0))(
+        prompts, policy=policy, generator=seeding.generator("cpu", 0, "evaluate")
+    )
+    assert [sample["completion"] for sample in first.samples] == policy.completion_texts(expected["completion_ids"])
+
+
+def tiny_policy() -> TransformersPolicy:
+    return load_policy(model_path())
+
+
+def test_sampled_evaluation_counts_completions_and_puzzles() -> None:
+    algorithm, policy = build(), tiny_policy()
+    task: Any = algorithm.task
+    score: Callable[..., dict[str, float]] = task.score
+
+    def easier(completion: str, example: Example) -> dict[str, float]:
+        return {**score(completion, example), "solved": float(completion[:1] == example.answer[0])}
+
+    task.score = easier
+    result = evaluate(policy, algorithm.sampler, task, size=5, temperature=1.0, samples_per_prompt=6, batch_size=7)
+    first = [task.example("heldout", index) for index in range(5)]
+    prompts = prompt_batch(task, "heldout", list(range(5)), policy, 6)
+    generator, texts = seeding.generator("cpu", 0, "evaluate"), []
+    decoder = plain(algorithm.sampler, behaviour=type(algorithm.sampler.behaviour)(1.0, 0, 1.0))
+    for piece in prompts.split(7):
+        texts += policy.completion_texts(decoder(piece, policy=policy, generator=generator)["completion_ids"])
+    solved = [[float(text[:1] == e.answer[0]) for text in texts[6 * i : 6 * i + 6]] for i, e in enumerate(first)]
+    assert 0 < sum(map(sum, solved)) < 30
+    assert result.accuracy == pytest.approx(sum(map(sum, solved)) / 30)
+    assert set(result.pass_at_k) == {1, 2, 4, 6}
+    assert result.pass_at_k[1] == pytest.approx(result.accuracy)
+    assert result.pass_at_k[6] == sum(any(row) for row in solved) / 5
+    pairs = [any(pair) for row in solved for pair in itertools.combinations(row, 2)]
+    assert result.pass_at_k[2] == pytest.approx(sum(pairs) / len(pairs))
+    assert (result.split, result.size) == ("heldout", 5)
+    assert [sample["prompt"] for sample in result.samples] == [e.prompt for e in first]
+    assert [sample["completion"] for sample in result.samples] == texts[::6]
+    assert [sample["solved"] for sample in result.samples] == [row[0] for row in solved]
+    assert EvalResult.from_json(result.to_json()) == result
+
+
+def test_filters_hold_where_completions_are_sampled() -> None:
+    algorithm = build(sets=["Sampler.top_p = 0.5", "Sampler.top_k = 2"])
+    given = {"policy": tiny_policy(), "sampler": algorithm.sampler, "task": algorithm.task, "size": 2}
+    assert evaluate(**given, temperature=0.7).decoding.items() >= {"top_p": 0.5, "top_k": 2, "temperature": 0.7}.items()
+    assert evaluate(**given).decoding.items() >= {"top_p": 1.0, "top_k": 0, "temperature": 0.0}.items()
+
+
+def test_evaluations_that_make_no_sense_are_refused() -> None:
+    algorithm = build(sets=["Sudoku4x4.num_pretrain = 0"])
+    given = {"policy": tiny_policy(), "sampler": algorithm.sampler, "task": algorithm.task}
+    with pytest.raises(RecipeError, match="several samples per puzzle at temperature 0 would all be the same"):
+        evaluate(**given, samples_per_prompt=2)
+    with pytest.raises(RecipeError, match="unknown split 'test'; available: pretrain, train, heldout"):
+        evaluate(**given, split="test")
+    with pytest.raises(RecipeError, match="Sudoku4x4: the pretrain split is empty"):
+        evaluate(**given, split="pretrain")
+    assert evaluate(**given, size=1000).size == 5  # all there are
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(recipe(sets=["Trainer.updates = 1", "Pretrained.lora_rank = 2"]), folder)
+    return folder
+
+
+def test_runs_and_models_are_evaluated(run: Path) -> None:
+    stored = EvalResult.from_json(load_json(run / "evaluations.json")["1"])
+    found = evaluate_path(str(run), size=4)  # the adapter is merged into the stored model
+    assert found == stored
+    assert evaluate_path(str(run / "model"), recipe=str(run / "recipe.gin"), size=4) == found
+    bare = evaluate_path(str(run / "model"), size=2, sets=["Sampler.tokens_per_step = 8"])
+    assert (bare.size, bare.decoding["tokens_per_step"]) == (2, 8)
+    swapped = {"uses": ["sampler=EntropyOrder"], "sets": ["EntropyOrder.completion_length = 16"]}
+    assert evaluate_path(str(run), size=2, **swapped).decoding["sampler"] == "EntropyOrder"
+    assert evaluate_path("shipped:sudoku4x4", size=2).size == 2
+
+
+def load_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_paths_that_hold_nothing_to_evaluate_are_named(run: Path, tmp_path: Path) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "recipe.gin").write_text((run / "recipe.gin").read_text())
+    with pytest.raises(CheckpointError, match=f"{unfinished} has no finished model yet; finish it with: dlmrl train"):
+        evaluate_path(str(unfinished))
+    with pytest.raises(CheckpointError, match="no run or model folder at /nowhere/at/all"):
+        evaluate_path("/nowhere/at/all")
+    with pytest.raises(UserError, match=r"no checkpoint 'shipped:nothing' ships with dlmrl_kit; available: sudoku4x4"):
+        evaluate_path("shipped:nothing")
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        evaluate_path(str(tmp_path))
+    with pytest.raises(RecipeError, match="no recipe named 'egspoo'"):
+        evaluate_path(str(run), recipe="egspoo")
+
+
+def test_a_pretraining_recipe_gives_task_and_sampler_too(run: Path) -> None:
+    sets = ["Sudoku4x4.num_heldout = 3", "LowConfidence.tokens_per_step = 4"]
+    found = evaluate_path(str(run / "model"), recipe="pretrain_sudoku4x4", sets=sets)
+    assert (found.size, found.decoding["tokens_per_step"]) == (3, 4)
+    assert load_recipe("pretrain_sudoku4x4").root == "Pretraining"

@@ -1,0 +1,107 @@
+"""Every pair of components either trains two tiny updates or is refused by the dataflow check with the reason."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import math
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import plain_key
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.recipe.catalogue import components, find
+from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.training.loop import Run
+
+TINY = (
+    "CharacterLlama.hidden_size = 16",
+    "CharacterLlama.num_layers = 1",
+    "CharacterLlama.num_heads = 2",
+    "Sampler.tokens_per_step = 4",
+    "Trainer.prompts_per_update = 2",
+    "Trainer.group_size = 2",
+    "Sudoku4x4.num_train = 8",
+    "Sudoku4x4.num_heldout = 4",
+)
+EGSPO = {
+    "sampler": "LowConfidence",
+    "selector": "EntropyTopK",
+    "advantage": "GroupMean",
+    "likelihood": "StepTokenLogProb",
+    "loss": "StepPPO",
+    "regulariser": "KLK3",
+}
+"""What the recipe is made of."""
+PAIRS = [
+    ("sampler", "selector"),
+    ("sampler", "advantage"),
+    ("selector", "advantage"),
+    ("likelihood", "loss"),
+    ("likelihood", "regulariser"),
+    ("loss", "regulariser"),
+]
+
+
+@cache
+def names(kind: str) -> list[str]:
+    """The kit's components of a kind, but for samplers of models without a mask token."""
+    return [c.name for c in components(kind) if c.package == "dlmrl_kit" and getattr(c.cls, "noise", "mask") == "mask"]
+
+
+def lacking(uses: list[str], refusal: str) -> bool:
+    """Whether a refused recipe was rightly refused: what a component misses is written by none of the recipe's."""
+    found = re.search(r"reads (\(.*?\)|'\w+'), which no component before it writes", refusal)
+    assert found, refusal
+    parts = {**EGSPO, **dict(use.split("=") for use in uses)}
+    keys = [find(name, kind).keys() for kind, name in parts.items()]
+    return plain_key(ast.literal_eval(found[1])) not in {key for k in keys if k for key in (*k.writes, *k.on_demand)}
+
+
+def build(uses: list[str]) -> Algorithm:
+    sets = [b for b in TINY if not (b.startswith("Sampler.tokens") and "sampler=ConfidenceThreshold" in uses)]
+    if "sampler=Tree" in uses:
+        sets.append("Trainer.group_size = 4")
+    recipe = load_recipe("egspo", uses=["policy=CharacterLlama", "logger=none", *uses], sets=sets)
+    algorithm = recipe.build()
+    assert isinstance(algorithm, Algorithm)
+    return algorithm
+
+
+def train_two_updates(algorithm: Algorithm, folder: Path) -> None:
+    run = Run(algorithm, folder, "pair", RunObserver())
+    before = [p.detach().clone() for _, p in run.policy.trainable()]
+    for update in range(2):
+        trajectory = run.updater.prepare(run.collect(update).kept)
+        run.updater.check_old(trajectory)
+        metrics = run.updater.update(trajectory, update)
+        assert math.isfinite(metrics["loss"])
+        assert metrics["skipped"] == 0
+    after = [p for _, p in run.policy.trainable()]
+    assert all(bool(torch.isfinite(p).all()) for p in after)
+    assert len(before) == len(after)
+
+
+def pairs(first: str, second: str) -> list[tuple[str, str]]:
+    return list(itertools.product(names(first), names(second)))
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_every_legal_pair_trains_and_every_other_is_refused(first: str, second: str, tmp_path: Path) -> None:
+    for a, b in pairs(first, second):
+        uses = [f"{first}={a}", f"{second}={b}"]
+        refusal = None
+        try:
+            algorithm = build(uses)
+        except RecipeError as error:
+            refusal = str(error)
+        if refusal is None:
+            train_two_updates(algorithm, tmp_path)
+        else:
+            assert lacking(uses, refusal), f"{uses}: {refusal}"
