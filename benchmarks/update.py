@@ -23,7 +23,7 @@ from tensordict import TensorDict, TensorDictBase
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import make_plan
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy

@@ -53,7 +53,7 @@ class StepGAE(Advantage):
         lam: lambda of the generalised advantage estimate, in [0, 1].
         after_eos: whether tokens behind the first end of text count; as the value model's.
 
-    The next step of a segment is the next segment that holds a token that counts; selectors are to choose segments in order of
+    Behind a segment comes the next one that holds a token that counts; selectors are to choose segments in order of
     time, those that do not overlap.
 
     Reads ``reward`` [B], ``completion_ids``, ``commit_step`` [B, L], ``("selected", "step")``, ``("selected", "end")``,

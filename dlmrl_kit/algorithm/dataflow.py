@@ -80,15 +80,18 @@ class Stage:
 class Plan:
     """What runs in an update, in order.
 
-    ``sampler``; ``before_rewards``: stages that need no reward; ``with_rewards``: those that do, or wait for others that
-    do. ``announced``: reward stages among them whose completions are known without any reward.
-    ``likelihood``, ``values``: computed under the current policy in each micro-batch.
-    ``old``: old key -> the sampler's key that recorded it, or None where the likelihood must be run before the update;
-    ``computed_old``: the likelihood's key -> old key, of the latter.
-    ``reference``: likelihood key -> key for its values under the reference policy, computed once per rollout.
-    ``live_reference``: the same, computed inside each micro-batch.
-    ``may_choose``: for ``Sampler.forward``. ``likelihood_early``: whether old and reference log-probabilities wait for
-    no reward, while something else does.
+    Attributes:
+        sampler: makes the trajectories.
+        before_rewards: the stages that need no reward.
+        with_rewards: those that need one, or wait for others that do.
+        announced: rewards among them whose completions are known without any reward.
+        likelihood, values: computed under the current policy in each micro-batch.
+        old: old key -> the sampler's key that recorded it, or None where the likelihood is run before the update.
+        computed_old: the likelihood's key -> old key, of the latter.
+        reference: likelihood key -> key of its values under the reference policy, computed once per rollout.
+        live_reference: the same, computed inside each micro-batch.
+        may_choose: for ``Sampler.forward``.
+        likelihood_early: whether old and reference log-probabilities wait for no reward, while something else does.
     """
 
     sampler: Stage
@@ -349,7 +352,7 @@ def _names(keys: Iterable[Key]) -> str:
 
 
 def is_twin(key: Key, prefix: str) -> bool:
-    """Whether a key holds what the likelihood says under another policy: the old (``old_``) or the reference (``ref_``)."""
+    """Whether a key holds the likelihood under another policy: the old one (``old_``) or the reference (``ref_``)."""
     return isinstance(key, tuple) and key[0] == "selected" and key[-1].startswith(prefix)
 
 

@@ -32,7 +32,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.trajectory import every_step, num_valid
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.selectors.base import Selector
 

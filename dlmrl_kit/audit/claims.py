@@ -26,7 +26,7 @@ from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import SELECTED_OLD_VALUE, SELECTED_TOKEN_ADVANTAGE, SEQUENCE_LENGTH
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.step_merge import StepMerge
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.base import Objective
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_order import EntropyOrder

@@ -14,7 +14,7 @@ from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator, Swaps
 from dlmrl_kit.core.keys import TREE_NODE
 from dlmrl_kit.core.registry import Claims, registered
 from dlmrl_kit.likelihoods.base import Likelihood
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.losses.base import Objective
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.samplers.base import Sampler

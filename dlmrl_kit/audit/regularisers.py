@@ -27,7 +27,7 @@ from dlmrl_kit.audit.variants import swapped
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import GROUP, SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.core.trajectory import every_step
-from dlmrl_kit.likelihoods.base import replay
+from dlmrl_kit.likelihoods.steps import replay
 from dlmrl_kit.losses.base import Term
 from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.training.gradient import loss_of

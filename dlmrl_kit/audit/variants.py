@@ -13,9 +13,9 @@ from dlmrl_kit.algorithm.algorithm import GradientEstimator, Swaps
 from dlmrl_kit.audit.exact import EXACT, biasing, claims_of, exact_estimator, exact_swaps
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, Key
 from dlmrl_kit.core.policy import Policy
-from dlmrl_kit.likelihoods.base import Likelihood, Replay, StepLikelihood
+from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import Replay, StepLikelihood, StepLogProb
 from dlmrl_kit.samplers.base import Sampler
 
 

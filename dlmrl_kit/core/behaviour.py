@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ class Behaviour:
     def filters(self, vocab: int) -> bool:
         """Whether top-k or top-p leaves tokens out of a vocabulary of this size."""
         return 0 < self.top_k < vocab or self.top_p < 1
+
+
+Process: TypeAlias = Callable[[Tensor, slice], Tensor]
+"""What a sampler does to logits before its behaviour distribution; see ``samplers.base.Sampler.processing``."""
 
 
 def forbid(logits: Tensor, forbidden_ids: Sequence[int]) -> Tensor:

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, Process, behaviour_log_probs, forbid
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.prompt import Prompt
 from dlmrl_kit.core.window import Window
+
+T = TypeVar("T")
 
 
 class Vocabulary:
@@ -258,3 +263,45 @@ LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}
 def most_predictions(vocab: int, device: torch.device) -> int:
     """Predictions whose logits stay below ``LOGITS_BYTES``; at least 1."""
     return max(1, LOGITS_BYTES[device.type == "cpu"] // (4 * vocab))
+
+
+def log_probs_of(
+    policy: Policy,
+    features: Tensor,
+    tokens: Tensor,
+    behaviour: Behaviour | None,
+    process: Process | None = None,
+) -> Tensor:
+    """Log-probability of one token at each position, at least ``LOG_ZERO``; differentiable.
+
+    Args:
+        policy: its head makes logits of the features.
+        features: [N, D].
+        tokens: int64 [N].
+        behaviour: the distribution, or None for softmax(logits).
+        process: what is done to the logits before, see ``core.behaviour.Process``; None: nothing.
+
+    Returns:
+        [N].
+    """
+
+    def pick(features: Tensor, tokens: Tensor, part: slice = slice(None)) -> Tensor:
+        logits = forbid(policy.head(features), policy.forbidden_ids)
+        if process is not None:
+            logits = process(logits, part)
+        log_probs = logits.log_softmax(-1) if behaviour is None else behaviour_log_probs(logits, behaviour)
+        return log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
+
+    most = most_predictions(policy.vocab_size, features.device)
+    if len(features) <= most:
+        return pick(features, tokens)
+    parts = [slice(first, first + most) for first in range(0, len(features), most)]
+    return torch.cat([recomputed(partial(pick, part=part), features[part], tokens[part]) for part in parts])
+
+
+def recomputed(function: Callable[..., T], *given: Tensor) -> T:
+    """``function(*given)``, whose intermediate results are not kept for the backward pass but computed again."""
+    if not torch.is_grad_enabled():
+        return function(*given)
+    found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return found

@@ -24,10 +24,9 @@ from dlmrl_kit.core.keys import (
     SELECTED_TOKEN_LOG_PROB,
     Key,
 )
-from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.policy import Policy, log_probs_of
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.likelihoods.base import Replay, pack, replay, token_log_probs
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import Replay, StepTokenLogProb, pack, replay
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.samplers.base import Sampler
 
@@ -78,7 +77,7 @@ class BlockReplay(StepTokenLogProb):
         scored = scored[row, number]
         features = policy.replayed(tensordict[PROMPT_IDS][row], prompt_mask[row], tokens[row], noised, scored)
         behaviour = sampler.behaviour if self.sampling_temperature else None
-        picked = token_log_probs(policy, features, tokens[row][scored], behaviour)
+        picked = log_probs_of(policy, features, tokens[row][scored], behaviour)
         flat, position = scored.nonzero(as_tuple=True)
         return picked.new_zeros(tokens.shape).index_put((row[flat], position), picked)
 

@@ -1,10 +1,10 @@
 """Likelihoods of segments: the tokens committed between two states, scored in masked copies of the completion.
 
-A segment of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step, several
-of several, or the whole completion. An estimator says, for each segment, in which copies of the completion which
-positions are masked and which are scored; all copies of all segments go through the policy as one flat batch. Random
-masks are a function of each sample's seed: the shape of a batch never changes a mask, and the old, the new and the
-reference policy see the same ones.
+A segment of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step, several,
+or the whole completion. An estimator says, for each segment, in which copies of the completion which positions are
+masked and which are scored; all copies of all segments go through the policy as one flat batch. Random masks are a
+function of each sample's seed: the shape of a batch never changes a mask, and the old, the new and the reference policy
+see the same ones.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from dlmrl_kit.core.keys import (
     SEQUENCE_LENGTH,
     Key,
 )
-from dlmrl_kit.core.policy import Policy, completion_features
+from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of
 from dlmrl_kit.core.seeding import combine_seeds, uniforms
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.likelihoods.base import Likelihood, token_log_probs
+from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.samplers.base import Sampler
 
 
@@ -46,8 +46,8 @@ class Segments:
     """The R segments of weight > 0 of a batch, flat, in row-major order.
 
     ``prompt_ids``, ``prompt_mask`` [R, P]; ``tokens`` int64 [R, L], the final ones; ``commit_step`` [R, L]; ``start``,
-    ``end`` int64 [R]; ``counted`` bool [R, L], positions that are scored at all; ``draw`` int64 [R], the segment's number
-    in 0 .. ``draws`` - 1 (K); ``sample_seed`` int64 [R], the same for the segments of a sample; ``used`` bool [B, K],
+    ``end`` int64 [R]; ``counted`` bool [R, L], positions that are scored at all; ``draw`` int64 [R], its number in
+    0 .. ``draws`` - 1 (K); ``sample_seed`` int64 [R], the same for the segments of a sample; ``used`` bool [B, K],
     where they come from; ``batch``, the TensorDict [B] they come from.
     """
 
@@ -285,5 +285,5 @@ def score(segments: Segments, copies: Copies, policy: Policy, sampler: Sampler, 
     ids = tokens.masked_fill(masked, policy.mask_id)
     features = completion_features(policy, prompt_ids, segments.prompt_mask[row], ids, scored)
     behaviour = sampler.behaviour if sampling_temperature else None
-    picked = token_log_probs(policy, features, tokens[scored], behaviour)
+    picked = log_probs_of(policy, features, tokens[scored], behaviour)
     return picked.new_zeros(copies.scored.shape).masked_scatter(copies.scored, picked)

@@ -56,8 +56,8 @@ class LinearisedBound(ClippedObjective):
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "old_log_prob")``, ``("selected", "advantage")``
     and ``("selected", "weight")``, all [B, K], and ``("sequence", "length")`` int64 [B]. Returns ``loss_objective``
-    and, over the segments of non-zero weight, ``ratio`` (mean of g), ``ratio_max``, ``clip_fraction`` (share where a clip
-    binds) and ``approx_kl`` (of the ratio per token). ``count`` is B.
+    and, over the segments of non-zero weight, ``ratio`` (mean of g), ``ratio_max``, ``clip_fraction`` (share where a
+    clip binds) and ``approx_kl`` (of the ratio per token). ``count`` is B.
 
     Raises:
         ValueError: a value out of range.

@@ -7,8 +7,8 @@ The tokens are those of the segments of non-zero weight; shares and count are th
 number of tokens, those of a segment counted with its weight.
 
     TokenPPO            A_bk of the segment
-    TokenAdvantagePPO   A_bkl, an advantage of its own for every token       TraceRL with a value model, arXiv 2509.06949
-    ConfidenceTokenPPO  A_bk * pi_old_bkc, the token's probability when drawn                     MDPO, arXiv 2508.13148
+    TokenAdvantagePPO   A_bkl, an advantage of its own for every token      TraceRL with a value model, arXiv 2509.06949
+    ConfidenceTokenPPO  A_bk * pi_old_bkc, the token's probability when drawn                    MDPO, arXiv 2508.13148
 
 At the sampling temperature pi_old is the confidence of MDPO's released code. Tokens that were drawn by chance then
 count less than those the policy was sure of.

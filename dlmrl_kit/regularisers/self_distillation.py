@@ -46,8 +46,8 @@ LEAST_TEMPERATURE = 1e-6
 class SelfDistillation(Term):
     """KL from the advantage-weighted tokens of a parent's children to the parent's prediction.
 
-    For the selector ``TreeLevels`` and a likelihood of positions given the parent's state (``StepMerge``): a segment takes
-    part if it starts where a level starts, with the selector's weight as the share of its child.
+    For the selector ``TreeLevels`` and a likelihood of positions given the parent's state (``StepMerge``): a segment
+    takes part if it starts where a level starts, with the selector's weight as the share of its child.
 
     Args:
         coefficient: multiplies the mean, at least 0: a number, or a schedule over the updates of the run; None means
@@ -115,8 +115,8 @@ class SelfDistillation(Term):
         """The target of each parent, as the parts that N = B * K segments have in it.
 
         Returns:
-            The segments' parents, int64 [N], and their parts in the target of each position, float64 [N, L], which are not
-            normalised.
+            The segments' parents, int64 [N], and their shares of the target of each position, float64 [N, L], which are
+            not normalised.
         """
         mask, weight = tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_WEIGHT].detach()
         length = tensordict[COMPLETION_IDS].shape[-1]

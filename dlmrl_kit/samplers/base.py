@@ -28,6 +28,7 @@ from dlmrl_kit.core.behaviour import (
     LOG_ZERO,
     Behaviour,
     Certainty,
+    Process,
     behaviour_log_probs,
     by_rows,
     certainty,
@@ -49,9 +50,6 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.validate import check
-
-Process = Callable[[Tensor, slice], Tensor]
-"""See ``Sampler.processing``."""
 
 MayChoose = Callable[[TensorDictBase], Tensor]
 """``Selector.may_choose``: which steps of a rollout under way may still be selected, bool [B, T]."""
@@ -334,7 +332,7 @@ class Sampler(Component, ABC):
 
         Args:
             policy: the denoiser.
-            prompt: [B], as ``likelihoods.base.Replay.prompt``.
+            prompt: [B], as ``likelihoods.steps.Replay.prompt``.
             ids: int64 [B, L], the states.
         """
         return self.allowed(ids == policy.mask_id, policy.block_offset(prompt[PROMPT_MASK]))
@@ -343,7 +341,7 @@ class Sampler(Component, ABC):
         """What this sampler does to the logits of steps that were taken, before its behaviour distribution.
 
         Args:
-            prompt: [B], as ``likelihoods.base.Replay.prompt``.
+            prompt: [B], as ``likelihoods.steps.Replay.prompt``.
             positions: bool [B, L], N of them, where logits are given.
 
         Returns:

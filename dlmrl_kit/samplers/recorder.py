@@ -90,7 +90,7 @@ class Recorder:
         self.put(STEP_NUM_COMMITTED, step, rows, count)
         self.put(STEP_LOG_PROB, step, rows, log_prob)
         self.put(STEP_ENTROPY, step, rows, view.row_sum(entropies, row) / count)
-        found = {TOKEN_LOG_PROB: picked, STEP_TOKEN_LOG_PROB: picked}
+        found: dict[Key, Tensor] = {TOKEN_LOG_PROB: picked, STEP_TOKEN_LOG_PROB: picked}
         if self.wants(STEP_MODEL_LOG_PROB) or self.wants(TOKEN_MODEL_LOG_PROB):
             of_policy = by_rows(of_model, view.logits, tokens, at=index)
             found |= {TOKEN_MODEL_LOG_PROB: of_policy, STEP_MODEL_LOG_PROB: of_policy}

@@ -25,7 +25,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.core.behaviour import by_rows, draw, entropy, forbid
+from dlmrl_kit.core.behaviour import Process, by_rows, draw, entropy, forbid
 from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import (
     PROMPT_IDS,
@@ -40,7 +40,7 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, completion_logits
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.samplers.base import Decision, MayChoose, Process, Sampler, View, token_log_prob
+from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.canvas import CanvasRecorder, Outlook, State
 
 LISTED_STEPS = 2
@@ -164,7 +164,7 @@ class RenoisingSampler(Sampler):
         """Divides logits by the temperature of their step; in the last step of a block all mass is on the best token.
 
         Args:
-            prompt: [R], holds ``steps_in_block`` and ``final`` (``likelihoods.base.replay``).
+            prompt: [R], holds ``steps_in_block`` and ``final`` (``likelihoods.steps.replay``).
             positions: bool [R, L], where logits are given.
         """
         row = positions.nonzero(as_tuple=True)[0]

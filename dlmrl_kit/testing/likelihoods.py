@@ -7,7 +7,8 @@ import torch
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import SELECTED_STEP, SELECTED_WEIGHT
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.likelihoods.base import Likelihood, pack_tokens
+from dlmrl_kit.likelihoods.base import Likelihood
+from dlmrl_kit.likelihoods.steps import pack_tokens
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import demands, detached, different, flat, inputs, run, written
 from dlmrl_kit.testing.terms import LIVE, PIECES

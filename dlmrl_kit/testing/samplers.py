@@ -22,7 +22,7 @@ from dlmrl_kit.core.keys import (
     STEP_NUM_COMMITTED,
     STEP_VALID,
 )
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import inputs, written

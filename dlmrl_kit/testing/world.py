@@ -104,7 +104,8 @@ class World(Services):
         # a finished state has one completion, so that all n rewards are its own
         done = ~masked_at(tensordict[COMMIT_STEP], step).any(-1)
         rewards = torch.where(done[..., None], self._table()[code[..., :1] % SCORES], self._table()[code % SCORES])
-        return rewards * (tensordict[SELECTED_WEIGHT] > 0)[..., None]
+        used: Tensor = tensordict[SELECTED_WEIGHT] > 0
+        return rewards * used[..., None]
 
     def examples(self, example: Tensor) -> list[Example]:
         """An example for each index, with a preferred and another completion."""
@@ -115,8 +116,7 @@ class World(Services):
         return found
 
     def _table(self) -> Tensor:
-        generator = torch.Generator().manual_seed(11)
-        return torch.randint(0, 5, (SCORES,), generator=generator).to(self.dtype) / 4
+        return torch.randint(0, 5, (SCORES,), generator=torch.Generator().manual_seed(11)).to(self.dtype) / 4
 
 
 def _code(ids: Tensor) -> Tensor:

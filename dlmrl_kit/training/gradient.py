@@ -35,8 +35,7 @@ from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.trajectory import every_step, gather_steps, micro_batches, restored, segment_pieces, where_used
 from dlmrl_kit.corrections.apply import add_correction
-from dlmrl_kit.likelihoods.base import pack_tokens
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb, pack_tokens
 from dlmrl_kit.losses.base import Term
 
 EXACT = Stage("likelihood", StepLogProb())

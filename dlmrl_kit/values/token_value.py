@@ -92,7 +92,7 @@ class TokenValue(Value):
 
     @torch.no_grad()
     def _features(self, tensordict: TensorDictBase, used: Tensor, targets: Tensor, policy: Policy) -> Tensor:
-        """What the head reads at the targets (bool [R, L]) of the used segments, in the states at their starts: [N, D]."""
+        """What the head reads at the targets (bool [R, L]) of the used segments, in their first states: [N, D]."""
         some = targets.any(-1)
         row, start = used.nonzero(as_tuple=True)[0][some], tensordict[SELECTED_STEP][used][some]
         targets, found = targets[some], []

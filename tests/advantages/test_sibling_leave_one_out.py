@@ -16,7 +16,7 @@ from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.audit import Problem
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree

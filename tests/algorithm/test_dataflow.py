@@ -15,7 +15,7 @@ from dlmrl_kit.algorithm.dataflow import PROMPT_KEYS, Plan, make_plan, plain_key
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import KEYS, Key
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.base import Objective
 
 STEP_REWARD: Key = ("selected", "reward")

@@ -16,7 +16,7 @@ from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.core.component import settings
 from dlmrl_kit.core.keys import COMPLETION_IDS, STEP_GREEDY_IDS, STEP_LOG_PROB
 from dlmrl_kit.corrections.truncated_importance import TruncatedImportance
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.samplers.entropy_order import EntropyOrder

@@ -21,7 +21,7 @@ from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
 from dlmrl_kit.audit.pipeline import ExactServices
 from dlmrl_kit.core.trajectory import every_step
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.recipe.catalogue import components

@@ -18,7 +18,7 @@ from dlmrl_kit.audit.enumeration import NOT_LISTED
 from dlmrl_kit.audit.scale import evaluated
 from dlmrl_kit.core.registry import Component, register, registered, unregister
 from dlmrl_kit.likelihoods.step_merge import StepMerge
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.samplers.entropy_order import EntropyOrder

@@ -14,8 +14,7 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.audit import AuditError, AuditReport, Problem, audit_algorithm, exact_algorithm
 from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_WEIGHT
-from dlmrl_kit.likelihoods.base import Replay
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import Replay, StepLogProb
 from dlmrl_kit.losses.base import weighted_sum
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.losses.reinforce import Reinforce

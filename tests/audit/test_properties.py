@@ -33,9 +33,8 @@ from dlmrl_kit.audit.pipeline import ExactServices, terms_gradient
 from dlmrl_kit.audit.policies import SmallPolicy
 from dlmrl_kit.core.behaviour import Behaviour
 from dlmrl_kit.core.trajectory import every_step
-from dlmrl_kit.likelihoods.base import Likelihood, pack_tokens
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.base import Likelihood
+from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb, pack_tokens
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.token_ppo import TokenPPO

@@ -26,7 +26,7 @@ from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.audit import Problem
 from dlmrl_kit.core.trajectory import every_step, state_at
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder

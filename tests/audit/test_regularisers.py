@@ -23,7 +23,7 @@ from dlmrl_kit.audit.regularisers import (
     audit_regularisers,
     combined,
 )
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.regularisers.entropy_bonus import EntropyBonus
 from dlmrl_kit.regularisers.kl import KLK1, KLK2, KLK3
 from dlmrl_kit.regularisers.kl_exact import KLExact

@@ -17,7 +17,7 @@ from dlmrl_kit.caches.base import Window
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising

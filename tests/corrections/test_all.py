@@ -31,7 +31,7 @@ from dlmrl_kit.corrections.base import diagnostics, warning
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 from dlmrl_kit.corrections.truncated_importance import TruncatedImportance
 from dlmrl_kit.corrections.uncorrected import Uncorrected
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence

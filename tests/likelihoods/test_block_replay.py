@@ -13,7 +13,7 @@ from support.sdar import LENGTH, LENGTHS, Counted, rollout
 from tensordict import TensorDict
 
 from dlmrl_kit.likelihoods.block_replay import BlockReplay, rounds
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence

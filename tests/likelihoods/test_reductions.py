@@ -15,7 +15,7 @@ from dlmrl_kit.likelihoods.random_mask import RandomMask
 from dlmrl_kit.likelihoods.sandwich import Sandwich
 from dlmrl_kit.likelihoods.scheduled_mask import ScheduledMask
 from dlmrl_kit.likelihoods.step_merge import StepMerge
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder

@@ -12,9 +12,8 @@ from support.policies import recorded_calls, tiny_policy
 from support.rollouts import SAMPLERS, make, prompts, roll_out
 from tensordict import TensorDict
 
-from dlmrl_kit.likelihoods.base import Likelihood, pack, pack_tokens, replay
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.base import Likelihood
+from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb, pack, pack_tokens, replay
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler
 

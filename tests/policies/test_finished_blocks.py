@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.policies.finished_blocks import FinishedBlocks
 from dlmrl_kit.policies.loading import load_policy

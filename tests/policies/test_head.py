@@ -12,9 +12,8 @@ from support.rollouts import make, prompts, roll_out
 
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods import head
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
 from dlmrl_kit.likelihoods.step_merge import StepMerge
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb
 from dlmrl_kit.samplers import parts
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 

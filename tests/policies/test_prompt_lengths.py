@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.policy import completion_logits, unpadded
 from dlmrl_kit.likelihoods.block_replay import BlockReplay
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies import base, block_causal
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.trajectory import committed_at, gather_steps, num_valid, state_at
-from dlmrl_kit.likelihoods.base import pack_tokens
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb, pack_tokens
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers import one_step, parts
 from dlmrl_kit.samplers.base import Sampler

@@ -23,8 +23,7 @@ from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.variants import exact_algorithm
 from dlmrl_kit.core.trajectory import canvas_state, states
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb
 from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.rollout.services import Services

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour
 from dlmrl_kit.likelihoods.base import Likelihood
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence, order_term

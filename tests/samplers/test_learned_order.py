@@ -24,7 +24,7 @@ from dlmrl_kit.core.behaviour import LOG_ZERO
 from dlmrl_kit.core.component import unattached
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.results import EvalResult
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.rollout.environment import SamplerPolicy
 from dlmrl_kit.rollout.services import plain
 from dlmrl_kit.samplers.base import Decision

@@ -13,7 +13,7 @@ from support.trees import FULL, LENGTH, MIXED, NODE, POLICY, STEP, batch, grow, 
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.trajectory import every_step
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.training.evaluation import evaluate

@@ -9,7 +9,7 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.filters.success_range import SuccessRange
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.means import FixedLength, PerSequence

@@ -15,8 +15,7 @@ from torch import Tensor
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, STEP_VALID
-from dlmrl_kit.likelihoods.base import Replay
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import Replay, StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.schedules.curves import Linear
 from dlmrl_kit.selectors.base import Selector

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm import dataflow
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.training.update import Totals

@@ -12,7 +12,7 @@ from support.runs import new_run, perturb, recipe, rollout
 from torch import Tensor
 
 from dlmrl_kit.core.errors import TrainingError
-from dlmrl_kit.likelihoods.step_token_log_prob import StepTokenLogProb
+from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.training import resume, train

@@ -9,8 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB
-from dlmrl_kit.likelihoods.base import Replay
-from dlmrl_kit.likelihoods.step_log_prob import StepLogProb
+from dlmrl_kit.likelihoods.steps import Replay, StepLogProb
 from dlmrl_kit.samplers.base import token_log_prob
 
 

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_VALUE
-from dlmrl_kit.likelihoods.base import replay
+from dlmrl_kit.likelihoods.steps import replay
 from dlmrl_kit.values.base import Value
 
 

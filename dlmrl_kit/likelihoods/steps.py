@@ -1,0 +1,252 @@
+"""Likelihoods of single denoising steps: the exact log-probability of an action, and that of its tokens alone.
+
+States are rebuilt from (final tokens, commit step); all selected steps of all samples go through the policy as one flat
+batch, those of weight 0 left out.
+
+    StepLogProb         log pi(x_{t+1} | x_t), the sampler's own, order term included: exact (theory 2)
+    StepTokenLogProb    sum over the committed positions of log p(token), as published (EGSPO, CJ-GRPO, TraceRL): it
+                        leaves out why these positions were committed, so that it is exact for samplers that choose
+                        them from the state alone, and biased for LowConfidence
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dlmrl_kit.core.behaviour import LOG_ZERO, entropy
+from dlmrl_kit.core.keys import (
+    COMMIT_STEP,
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SELECTED_DISTRIBUTION,
+    SELECTED_ENTROPY,
+    SELECTED_LOG_PROB,
+    SELECTED_STEP,
+    SELECTED_TOKEN_LOG_PROB,
+    SELECTED_TOKEN_MASK,
+    SELECTED_WEIGHT,
+    STEP_ACCEPTED,
+    STEP_LOG_PROB,
+    STEP_STATE_IDS,
+    TOKEN_COMMIT_RANK,
+    Key,
+)
+from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of, recomputed
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, state_at, states
+from dlmrl_kit.likelihoods.base import Likelihood
+from dlmrl_kit.samplers.base import Decision, Sampler, View
+from dlmrl_kit.samplers.mask import logit_pieces
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The R selected steps (weight > 0) of a batch, flat: states, actions, prompts and where they belong.
+
+    ``prompt``: TensorDict [R]; ``ids``: int64 [R, L], the states x_t; ``decision``: the actions taken;
+    ``used``: bool [B, K], True where a segment holds one of the R steps, in row-major order.
+    """
+
+    prompt: TensorDictBase
+    ids: Tensor
+    decision: Decision
+    used: Tensor
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
+        out = values.new_zeros((*self.used.shape, *values.shape[1:]))
+        return out.index_put(self.used.nonzero(as_tuple=True), values)
+
+
+def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
+    """Rebuilds the selected steps of a trajectory batch."""
+    used = tensordict[SELECTED_WEIGHT] > 0
+    row, column = used.nonzero(as_tuple=True)
+    step = tensordict[SELECTED_STEP][row, column][:, None]
+    commit_step = tensordict[COMMIT_STEP][row]
+    tokens = tensordict[COMPLETION_IDS][row]
+    rank = tensordict.get(TOKEN_COMMIT_RANK, None)
+    prompt = TensorDict(
+        {PROMPT_IDS: tensordict[PROMPT_IDS][row], PROMPT_MASK: tensordict[PROMPT_MASK][row]}, [len(row)]
+    )
+    committed = committed_at(commit_step, step).squeeze(1)
+    if STEP_STATE_IDS in tensordict.keys(include_nested=True):
+        return _renoised(tensordict[row], step, prompt, committed.any(-1), used)
+    ids = state_at(tokens, commit_step, step, mask_id).squeeze(1)
+    return Replay(prompt, ids, Decision(committed, tokens, None if rank is None else rank[row].long()), used)
+
+
+def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, used: Tensor) -> Replay:
+    """``replay`` of a renoising sampler: the R trajectories ``rows``, and the step int64 [R, 1] of each."""
+    committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
+    prompt.update({"steps_in_block": canvas_state(rows, step)["steps_in_block"].squeeze(1), "final": final})
+    prompt.set("committed", committed)
+    ids, after = states(rows, step, -1).squeeze(1), states(rows, step + 1, -1).squeeze(1)
+    return Replay(prompt, ids, Decision(committed, after), used)
+
+
+def pack(values: Tensor, committed: Tensor, width: int) -> Tensor:
+    """Values [n, ...] of the committed positions (row-major) into [R, C, ...] with C = ``width``, zeros behind."""
+    filled = torch.arange(width, device=committed.device) < committed.sum(-1)[:, None]
+    out = values.new_zeros((*filled.shape, *values.shape[1:]))
+    return out.index_put(filled.nonzero(as_tuple=True), values)
+
+
+def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tensor:
+    """Per-token values [B, L] of the selected steps as [B, K, C] with C = ``width``; zeros in empty segments."""
+    steps = replay(tensordict, mask_id=-1)
+    row = steps.used.nonzero(as_tuple=True)[0]
+    return steps.scatter(pack(values[row][steps.decision.committed], steps.decision.committed, width))
+
+
+class StepLikelihood(Likelihood):
+    """Base class of likelihoods of single denoising steps: subclasses implement ``estimate``."""
+
+    @abstractmethod
+    def estimate(
+        self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> dict[Key, Tensor]:
+        """``out_keys`` and ``keys`` of the R replayed steps, flat: [R, ...] each."""
+
+    def forward(  # type: ignore[override]
+        self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds ``out_keys`` and the on-demand ``keys``; see ``Likelihood.forward``."""
+        steps = replay(tensordict, policy.mask_id)
+        for key, values in self.estimate(steps, policy, sampler, keys).items():
+            tensordict.set(key, steps.scatter(values))
+        return tensordict
+
+
+@register("likelihood", unbiased=True, under="any sampler of the kit")
+class StepLogProb(StepLikelihood):
+    """log pi(x_{t+1} | x_t) of the sampler that generated the trajectory, one forward per selected step.
+
+    Reads the trajectory and ``("selected", "step")``, ``("selected", "weight")``; writes ``("selected", "log_prob")``
+    [B, K], on demand ``("selected", "entropy")`` [B, K].
+    """
+
+    optional_keys = (SELECTED_ENTROPY,)
+
+    @property
+    def recorded(self) -> dict[Key, Key]:
+        """The sampler records exactly this log-probability."""
+        return {SELECTED_LOG_PROB: STEP_LOG_PROB}
+
+    def estimate(
+        self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> dict[Key, Tensor]:
+        """Predictions at every position the sampler could have committed, then its own ``action_log_prob``."""
+        asked = sampler.asked_positions(policy, steps.prompt, steps.ids)
+        features = completion_features(policy, steps.prompt[PROMPT_IDS], steps.prompt[PROMPT_MASK], steps.ids, asked)
+
+        def score(rows: slice, features: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+            view = sampler.seen(policy, features, positions, steps.prompt[rows])
+            return self._score(view, steps.decision.at(rows), sampler, SELECTED_ENTROPY in keys)
+
+        # Pieces of rows whose logits fit in memory: they are computed once more in the backward pass.
+        pieces = list(logit_pieces(asked.sum(-1), policy.vocab_size))
+        if len(pieces) <= 1:
+            found = [score(slice(None), features, asked)]
+        else:
+            found = [recomputed(partial(score, rows), features[place], asked[rows]) for rows, place in pieces]
+        written = (SELECTED_LOG_PROB, SELECTED_ENTROPY)  # without entropy, zip ends before it
+        return {key: torch.cat(values) for key, values in zip(written, zip(*found, strict=True), strict=False)}
+
+    def _score(self, view: View, decision: Decision, sampler: Sampler, with_entropy: bool) -> tuple[Tensor, ...]:
+        """Log-probability of the actions and, where it is asked for, entropy at the positions committed: [R] each."""
+        log_prob = sampler.action_log_prob(view, decision)
+        if not with_entropy:
+            return (log_prob,)
+        chosen = decision.committed[view.allowed]
+        total = view.row_sum(entropy(view.log_probs[chosen]), view.index[0][chosen])
+        return log_prob, total / decision.committed.sum(-1)
+
+
+@register(
+    "likelihood",
+    paper="arXiv 2603.12554",
+    unbiased=True,
+    under="samplers that choose positions from the state alone, with sampling_temperature=True",
+)
+class StepTokenLogProb(StepLikelihood):
+    """Sum over the committed positions of the log-probability of their tokens, one forward per selected step.
+
+    Args:
+        sampling_temperature: True scores with the sampler's behaviour distribution (temperature and filters); False
+            with softmax(logits), as the released codes do whatever temperature they sampled at.
+
+    Reads the trajectory and ``("selected", "step")``, ``("selected", "weight")``; writes ``("selected", "log_prob")``
+    [B, K]. On demand, with C the most positions a step can commit: ``token_mask``, ``token_log_prob`` [B, K, C],
+    ``distribution`` [B, K, C, V], ``entropy`` [B, K].
+    """
+
+    optional_keys = (
+        SELECTED_TOKEN_MASK,
+        SELECTED_TOKEN_LOG_PROB,
+        SELECTED_DISTRIBUTION,
+        SELECTED_ENTROPY,
+    )
+
+    def __init__(self, sampling_temperature: bool = True) -> None:
+        super().__init__()
+        self.sampling_temperature = sampling_temperature
+
+    @property
+    def recorded(self) -> dict[Key, Key]:
+        """Step sums and single tokens, under the behaviour distribution or under softmax(logits)."""
+        step, token = ("token_log_prob", "log_prob") if self.sampling_temperature else ("model_log_prob",) * 2
+        return {SELECTED_LOG_PROB: ("step", step), SELECTED_TOKEN_LOG_PROB: ("token", token)}
+
+    def prepare(
+        self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy, keys: Collection[Key] = ()
+    ) -> TensorDictBase:
+        """Adds ``("selected", "token_mask")`` if asked: which of the C entries of a step hold a committed position."""
+        if SELECTED_TOKEN_MASK in keys:
+            ones = torch.ones_like(tensordict[COMPLETION_IDS], dtype=torch.bool)
+            tensordict.set(SELECTED_TOKEN_MASK, pack_tokens(tensordict, ones, sampler.max_commits))
+        return tensordict
+
+    def estimate(
+        self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
+    ) -> dict[Key, Tensor]:
+        """Predictions at the committed positions only; no logits are kept where no distribution is asked for."""
+        if {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & {*keys}:
+            return self._with_distributions(steps, policy, sampler, keys)
+        committed, prompt = steps.decision.committed, steps.prompt
+        features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], steps.ids, committed)
+        behaviour = sampler.behaviour if self.sampling_temperature else None
+        process = sampler.processing(prompt, committed)
+        picked = log_probs_of(policy, features, steps.decision.tokens[committed], behaviour, process)
+        row = committed.nonzero(as_tuple=True)[0]
+        out: dict[Key, Tensor] = {SELECTED_LOG_PROB: picked.new_zeros(len(committed)).index_add(0, row, picked)}
+        if SELECTED_TOKEN_LOG_PROB in keys:
+            out[SELECTED_TOKEN_LOG_PROB] = pack(picked, committed, sampler.max_commits)
+        return out
+
+    def _with_distributions(
+        self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key]
+    ) -> dict[Key, Tensor]:
+        """The same with whole distributions in memory."""
+        committed = steps.decision.committed
+        view = sampler.view(policy, steps.prompt, steps.ids, committed)
+        log_probs = view.log_probs if self.sampling_temperature else view.logits.log_softmax(-1)
+        tokens = steps.decision.tokens[committed]
+        picked = log_probs.gather(-1, tokens[:, None]).squeeze(-1).clamp(min=LOG_ZERO)
+        row, width = view.index[0], sampler.max_commits
+        out: dict[Key, Tensor] = {SELECTED_LOG_PROB: view.row_sum(picked, row)}
+        if SELECTED_TOKEN_LOG_PROB in keys:
+            out[SELECTED_TOKEN_LOG_PROB] = pack(picked, committed, width)
+        if SELECTED_DISTRIBUTION in keys:
+            out[SELECTED_DISTRIBUTION] = pack(log_probs, committed, width)
+        if SELECTED_ENTROPY in keys:
+            out[SELECTED_ENTROPY] = view.row_sum(entropy(view.log_probs), row) / committed.sum(-1)
+        return out
