@@ -4,7 +4,7 @@ On problems small enough to list every trajectory, bias, scale, cosine and varia
 """
 
 from dlmrl_kit.audit.actions import AuditError
-from dlmrl_kit.audit.audit import audit_algorithm, audit_recipe
+from dlmrl_kit.audit.auditing import audit_algorithm, audit_recipe
 from dlmrl_kit.audit.claims import audit_component, broken_claim
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.exact import exact_estimator

@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dlmrl_kit.audit.pipeline import ExactServices, OnProblem
+from dlmrl_kit.audit.on_problem import ExactServices, OnProblem
 from dlmrl_kit.audit.policies import Parameters
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.keys import (

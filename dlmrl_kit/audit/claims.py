@@ -15,7 +15,7 @@ from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.step_gae import StepGAE
 from dlmrl_kit.algorithm.algorithm import Swaps
-from dlmrl_kit.audit.audit import audit_algorithm
+from dlmrl_kit.audit.auditing import audit_algorithm
 from dlmrl_kit.audit.exact import claims_of, exact_estimator
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.report import AuditReport

@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
-from dlmrl_kit.audit.pipeline import ExactServices, OnProblem
+from dlmrl_kit.audit.on_problem import ExactServices, OnProblem
 from dlmrl_kit.core.keys import (
     EXAMPLE,
     GROUP,

@@ -17,10 +17,10 @@ from dlmrl_kit.algorithm.algorithm import GradientEstimator
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import NOT_LISTED, check_draws, enumerate_trajectories
 from dlmrl_kit.audit.estimator import Moments, TooLarge, moments
-from dlmrl_kit.audit.monte_carlo import sampled_gradients
-from dlmrl_kit.audit.pipeline import ExactServices, OnProblem, expected_rewards
+from dlmrl_kit.audit.on_problem import ExactServices, OnProblem, expected_rewards
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
+from dlmrl_kit.audit.sampled import sampled_gradients
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROBABILITY, REWARD, TRAJECTORY, Key
 from dlmrl_kit.samplers.base import Sampler

@@ -21,7 +21,7 @@ from dlmrl_kit.audit.actions import actions, repeated
 from dlmrl_kit.audit.bank import select
 from dlmrl_kit.audit.exact import exact_estimator
 from dlmrl_kit.audit.measure import ZERO, Ground
-from dlmrl_kit.audit.pipeline import OnProblem
+from dlmrl_kit.audit.on_problem import OnProblem
 from dlmrl_kit.audit.scale import TOLERANCE
 from dlmrl_kit.audit.variants import swapped
 from dlmrl_kit.core.errors import RecipeError

@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator
-from dlmrl_kit.audit.pipeline import DrawnServices, OnProblem, draw
+from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, draw_trajectories
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.component import Component, Sizes, rebuilt, settings
@@ -106,7 +106,7 @@ def keeps_whole(small: OnProblem) -> bool:
     selector = small.estimator.selector
     prompts = small.problem.batch(SAMPLES)
     services = DrawnServices(small.problem, small.estimator.sampler, 0, 0)
-    trajectory = draw(small, services, prompts, small.plan.sampler.keys)
+    trajectory = draw_trajectories(small, services, prompts, small.plan.sampler.keys)
     with torch.no_grad():
         for stage in small.plan.rollout[1:]:
             if len(trajectory) == 0:  # a filter kept nothing

@@ -13,8 +13,8 @@ from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.experiments.aggregate import Summary, summarise, write_tables
-from dlmrl_kit.experiments.curves import plot_curves
 from dlmrl_kit.experiments.design import Design
+from dlmrl_kit.experiments.learning_curves import plot_curves
 from dlmrl_kit.experiments.runs import MAX_JOBS, AblationObserver, Job, Scheduler, cores, jobs_of, recipe_file
 
 MANIFEST = "ablation.json"

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from dlmrl_kit.experiments.aggregate import RESULTS, SUMMARY, SUMMARY_JSON, Estimate, Line, Summary
-from dlmrl_kit.experiments.curves import FILE as CURVES
+from dlmrl_kit.experiments.learning_curves import FILE as CURVES
 from dlmrl_kit.report.console import printable
 from dlmrl_kit.report.tables import numbers, plain_table, words
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.audit.exact import exact_estimator
-from dlmrl_kit.audit.pipeline import OnProblem
+from dlmrl_kit.audit.on_problem import OnProblem
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.sizes import first_left_out, kept_whole, shrunk

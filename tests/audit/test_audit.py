@@ -19,7 +19,7 @@ from dlmrl_kit.audit import AuditReport, Problem, audit_algorithm, audit_recipe,
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
-from dlmrl_kit.audit.pipeline import ExactServices
+from dlmrl_kit.audit.on_problem import ExactServices
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.ppo import StepPPO
@@ -242,7 +242,7 @@ def test_restart_values_are_what_restarts_average_to() -> None:
 
 
 def test_variance_is_that_of_sampled_groups() -> None:
-    from dlmrl_kit.audit.monte_carlo import sampled_gradients
+    from dlmrl_kit.audit.sampled import sampled_gradients
 
     algorithm = exact_algorithm(EntropyOrder(3), advantage=GroupMean(), selector=RandomSteps(2))
     exact = audit_algorithm(algorithm, problems=[SMALL], attribution=False).measured[0]

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dlmrl_kit.audit import Problem, exact_algorithm
 from dlmrl_kit.audit.bank import true_gradient
-from dlmrl_kit.audit.pipeline import ExactServices, terms_gradient
+from dlmrl_kit.audit.on_problem import ExactServices, terms_gradient
 from dlmrl_kit.audit.policies import SmallPolicy
 from dlmrl_kit.core.behaviour import Behaviour
 from dlmrl_kit.core.trajectory import every_step

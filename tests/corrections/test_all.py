@@ -20,8 +20,8 @@ from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.audit import Problem, audit_algorithm, exact_algorithm
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
-from dlmrl_kit.audit.monte_carlo import sampled_gradients
-from dlmrl_kit.audit.pipeline import ExactServices
+from dlmrl_kit.audit.on_problem import ExactServices
+from dlmrl_kit.audit.sampled import sampled_gradients
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
 from dlmrl_kit.core.errors import RecipeError, TrainingError

@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
-from dlmrl_kit.audit.audit import audit_algorithm
+from dlmrl_kit.audit.auditing import audit_algorithm
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
 from dlmrl_kit.audit.problem import Problem

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.policies.characters import character_tokenizer
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
@@ -43,7 +44,7 @@ def tiny_policy(
     )
 
 
-class TabularPolicy(nn.Module):
+class TabularPolicy(Policy):
     """Logits from a table indexed by the whole state, float64: any function of the state is one of these.
 
     Tokens 0 .. V-1, mask V; no end of text. ``forbidden_ids`` holds the mask.
@@ -58,7 +59,6 @@ class TabularPolicy(nn.Module):
         self.mask_id, self.pad_id, self.eos_id = vocab, vocab, None
         self.forbidden_ids = (vocab,)
         self.vocab_size = vocab + 1
-        self.device = torch.device("cpu")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         state = input_ids[:, -self.length :]

@@ -18,11 +18,12 @@ from support.brute_force import Action, State, brute_force, probabilities
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.audit import Problem, exact_algorithm
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit import Problem, exact_estimator
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import Moments, moments
 from dlmrl_kit.audit.measure import Ground
-from dlmrl_kit.audit.pipeline import ExactServices
+from dlmrl_kit.audit.on_problem import ExactServices, OnProblem
 from dlmrl_kit.audit.policies import SmallPolicy
 from dlmrl_kit.core.behaviour import Behaviour
 from dlmrl_kit.core.trajectory import every_step
@@ -62,8 +63,8 @@ class MDP:
 
     def listed(self) -> TensorDict:
         """Every trajectory with its probability, reward and every on-demand key of the sampler."""
-        self.sampler.ask_for(self.sampler.optional_keys)
-        rows = enumerate_trajectories(self.sampler, self.policy, self.problem.batch())
+        keys = self.sampler.optional_keys
+        rows = enumerate_trajectories(self.sampler, self.policy, self.problem.batch(), keys=keys)
         rows.set("reward", self.problem.score(rows["completion_ids"], rows["example"]))
         return rows.set("trajectory", torch.arange(len(rows)))
 
@@ -106,7 +107,7 @@ def sampler_for(cls: type[Sampler], problem: Problem, options: dict[str, Any], o
     """The sampler of a problem; ``own`` is the threshold or the temperature of the order, where there is one."""
     blocks = problem.block_length
     if cls is ConfidenceThreshold:
-        return ConfidenceThreshold(problem.length, own, blocks, **options)
+        return ConfidenceThreshold(problem.length, blocks, threshold=own, **options)
     if cls is PlackettLuceOrder:
         options = {**options, "order_temperature": own}
     return cls(problem.length, problem.tokens_per_step, blocks, **options)
@@ -221,5 +222,5 @@ class Listed:
 
     def moments(self, group_size: int | None = None, **parts: Any) -> Moments:
         """Of exact components around the sampler, except for ``parts`` by slot."""
-        algorithm = exact_algorithm(self.mdp.sampler, **parts)
-        return moments(algorithm, self.services, self.rows, group_size or self.group_size)
+        small = OnProblem(exact_estimator(self.mdp.sampler, Swaps(**parts)), self.mdp.problem)
+        return moments(small, self.services, self.rows, group_size or self.group_size)

@@ -39,9 +39,8 @@ def prompts(policy: TransformersPolicy, rows: int = 6, width: int = 4, seed: int
 
 def roll_out(sampler: Sampler, policy: Any, prompt: TensorDict, seed: int = 0, everything: bool = True) -> Any:
     """A trajectory with every on-demand key, and all its steps selected."""
-    if everything:
-        sampler.ask_for(sampler.optional_keys)
-    trajectory = sampler(prompt.clone(), policy=policy, generator=torch.Generator().manual_seed(seed))
+    keys = sampler.optional_keys if everything else ()
+    trajectory = sampler(prompt.clone(), policy=policy, generator=torch.Generator().manual_seed(seed), keys=keys)
     valid = trajectory["step", "valid"]
     trajectory["selected", "step"] = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
     trajectory["selected", "weight"] = valid.to(trajectory["step", "log_prob"].dtype)

@@ -18,6 +18,7 @@ from torch import Tensor
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.policies.characters import CharacterLlama
+from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
 from dlmrl_kit.recipe.load import Recipe, load_recipe
@@ -40,7 +41,7 @@ TINY = {
     "Sudoku4x4.num_heldout": "5",
     "Sudoku4x4.cells_weight": "0.7",
 }
-"""Four updates of two prompts with three samples each; 7 puzzles, so that passes end within an update."""
+"""Four updates of two prompts with three samples each; 7 examples, so that passes end within an update."""
 TOGETHER = {
     "d_treerpo": {"Tree.branching": "2", "Trainer.group_size": "4"},
     "vrpo": {"Trainer.group_size": "2"},
@@ -73,7 +74,7 @@ def model_path() -> str:
         policy.model.model.norm.weight.mul_(2.0)
     folder = tempfile.mkdtemp(prefix="dlmrl-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    policy.save_pretrained(folder)
+    save_transformers(policy, folder)
     return folder
 
 

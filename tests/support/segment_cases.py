@@ -62,8 +62,7 @@ CASES: dict[str, tuple[SegmentLikelihood, Loop]] = {
 def selected(data: TensorDict, selector: Selector) -> TensorDict:
     """A copy with the selection, and advantages of both signs."""
     data = data.clone()
-    selector.ask_for([SELECTED_END])
-    selector(data)
+    selector(data, keys=[SELECTED_END])
     generator = torch.Generator().manual_seed(2)
     data["selected", "advantage"] = torch.randn(data[WEIGHT].shape, generator=generator, dtype=torch.float64)
     return data
@@ -73,9 +72,9 @@ def selected(data: TensorDict, selector: Selector) -> TensorDict:
 def rolled_out(sampler_class: type[Sampler], tokens_per_step: int, stop_at_eos: bool, eos: bool = True) -> Any:
     """A sampler and six rows, some of which hold an end of text, or (``eos`` = False) none does."""
     sampler = sampler_class(LENGTH_OF_COMPLETIONS, tokens_per_step, 4, 1.3, 5, stop_at_eos=stop_at_eos)
-    sampler.ask_for([("step", "token_log_prob"), ("step", "model_log_prob")])
+    keys = [("step", "token_log_prob"), ("step", "model_log_prob")]
     generator = torch.Generator().manual_seed(3)
-    rows = sampler(prompts(POLICY, 40), policy=POLICY, generator=generator).clone()
+    rows = sampler(prompts(POLICY, 40), policy=POLICY, generator=generator, keys=keys).clone()
     has = (rows["completion_ids"] == POLICY.eos_id).any(-1)
     inside = (rows["completion_ids"][:, :-1] == POLICY.eos_id).any(-1)
     chosen = torch.cat([inside.nonzero()[:4], (~has).nonzero()[:2]]) if eos else (~has).nonzero()[:6]
@@ -88,11 +87,10 @@ def rolled_out(sampler_class: type[Sampler], tokens_per_step: int, stop_at_eos: 
 
 def estimated(likelihood: SegmentLikelihood, sampler: Sampler, data: TensorDict) -> TensorDict:
     """All keys, on a copy."""
-    likelihood.ask_for(likelihood.optional_keys)
-    data = data.clone()
-    likelihood.prepare(data, sampler=sampler, policy=POLICY)
+    data, keys = data.clone(), likelihood.optional_keys
+    likelihood.prepare(data, sampler=sampler, policy=POLICY, keys=keys)
     with torch.no_grad():
-        return likelihood(data, policy=POLICY, sampler=sampler)  # type: ignore[return-value]
+        return likelihood(data, policy=POLICY, sampler=sampler, keys=keys)  # type: ignore[return-value]
 
 
 def alike(a: Any, b: Any) -> None:

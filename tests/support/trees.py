@@ -7,6 +7,7 @@ from support.policies import tiny_policy
 from support.rollouts import prompts
 from tensordict import TensorDict
 
+from dlmrl_kit.core.keys import SELECTED_END
 from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.selectors.tree_levels import TreeLevels
 
@@ -26,9 +27,8 @@ def batch(groups: list[int]) -> TensorDict:
 
 
 def grow(sampler: Tree, groups: list[int], seed: int = 0, everything: bool = False) -> TensorDict:
-    if everything:
-        sampler.ask_for(sampler.optional_keys)
-    return sampler(batch(groups), policy=POLICY, generator=torch.Generator().manual_seed(seed))
+    keys = sampler.optional_keys if everything else ()
+    return sampler(batch(groups), policy=POLICY, generator=torch.Generator().manual_seed(seed), keys=keys)
 
 
 def state(data: TensorDict, row: int, t: int) -> list[int]:
@@ -43,6 +43,4 @@ MIXED = [3, 1, 3, 3, 8, 1, 3, 3, 8, 3, 3, 3, 3, 3]
 
 
 def selection(data: TensorDict) -> TensorDict:
-    selector = TreeLevels()
-    selector.ask_for([("selected", "end")])
-    return selector(data)  # type: ignore[return-value]
+    return TreeLevels()(data, keys=[SELECTED_END])  # type: ignore[return-value]

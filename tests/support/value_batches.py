@@ -26,9 +26,7 @@ def rolled_out(shrink: int = 2, rows: int = 12) -> tuple[Sampler, TensorDict]:
     sampler = RandomOrder(LENGTH, 1, stop_at_eos=True)
     data = sampler(prompts(POLICY, rows), policy=POLICY, generator=torch.Generator().manual_seed(1))
     data["reward"] = torch.randn(rows, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    selector = ShrunkSteps(shrink)
-    selector.ask_for([("selected", "end")])
-    data = selector(data)
+    data = ShrunkSteps(shrink)(data, keys=[("selected", "end")])
     data["selected", "weight"][0] = 0  # a row that selects nothing
     return sampler, data
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
-from dlmrl_kit.core.component import Component
 
 
 class WritesLess(GroupAdvantage):
@@ -62,9 +59,6 @@ class ReadsWhatItWrites(LeaveOneOut):
     def __init__(self) -> None:
         super().__init__()
         self.in_keys = [*self.in_keys, "advantage"]
-
-    def ask_for(self, keys: Any) -> None:
-        Component.ask_for(self, keys)
 
 
 class DividesByOthers(GroupAdvantage):

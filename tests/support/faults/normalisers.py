@@ -26,9 +26,9 @@ class CountsTheBatch(FixedLength):
 
 
 class CutsSamples(PerSequence):
-    """Says that shares do not depend on other slots."""
+    """Says that shares do not depend on other segments."""
 
-    slotwise = True
+    segmentwise = True
 
 
 class LetsPaddingIn(FixedLength):

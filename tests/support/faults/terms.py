@@ -71,9 +71,9 @@ class NotScalar(TokenPPO):
 
 
 class CutsSequences(SequencePPO):
-    """Says that it is a sum over slots. Arguments as ``ClippedSequences``."""
+    """Says that it is a sum over segments. Arguments as ``ClippedSequences``."""
 
-    slotwise = True
+    segmentwise = True
 
 
 class CutsGroups(DPO):
@@ -83,7 +83,7 @@ class CutsGroups(DPO):
 
 
 class WrongUnits(TokenPPO):
-    """Says that its diagnostics are means over slots. Arguments as ``TokenPPO``."""
+    """Says that its diagnostics are means over segments. Arguments as ``TokenPPO``."""
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         return Objective.units(self, tensordict)

@@ -13,7 +13,7 @@ from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
 from dlmrl_kit.audit.actions import AuditError
 from dlmrl_kit.audit.attribution import Attribution, Interaction, attribution, interaction
 from dlmrl_kit.audit.measure import Ground, Measured
-from dlmrl_kit.audit.pipeline import OnProblem
+from dlmrl_kit.audit.on_problem import OnProblem
 from dlmrl_kit.audit.problem import Problem, random_problems
 from dlmrl_kit.audit.regularisers import RegulariserAudit, audit_regularisers, combined
 from dlmrl_kit.audit.report import AuditReport

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.audit.exact import exact_estimator
-from dlmrl_kit.audit.pipeline import DrawnServices, OnProblem, complete, draw
+from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, complete, draw_trajectories
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 
 
@@ -54,7 +54,9 @@ def sampled_gradients(small: OnProblem, group_size: int, batches: int, seed: int
         services = DrawnServices(problem, estimator.sampler, seed, i)
         q = i % problem.prompts
         asked = prompts[q * group_size : (q + 1) * group_size]
-        batch = draw(reference, services, asked, estimator.sampler.optional_keys)  # the trajectories must do for both
+        batch = draw_trajectories(
+            reference, services, asked, estimator.sampler.optional_keys
+        )  # the trajectories must do for both
         exact.append(_gradient(reference, complete(reference, services, batch.copy())))
         rows = batch.select(*small.plan.sampler.writes, *prompts.keys())
         own.append(_gradient(small, complete(small, services, rows)))

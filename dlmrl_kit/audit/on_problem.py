@@ -154,7 +154,9 @@ def no_examples() -> NoReturn:
     raise NotImplementedError("a component reads the examples of a task, which the audit's problems do not have")
 
 
-def draw(small: OnProblem, services: DrawnServices, prompts: TensorDictBase, keys: Collection[Key]) -> TensorDictBase:
+def draw_trajectories(
+    small: OnProblem, services: DrawnServices, prompts: TensorDictBase, keys: Collection[Key]
+) -> TensorDictBase:
     """Samples trajectories of prompts [B], with the on-demand ``keys``."""
     asked = prompts.copy().set(SEED, sample_seeds(len(prompts), "cpu", services.seed, services.update))
     sampler = small.estimator.sampler
