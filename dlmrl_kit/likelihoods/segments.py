@@ -1,7 +1,7 @@
 """Likelihoods of segments: the tokens committed between two states, scored in masked copies of the completion.
 
-A segment of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step, several,
-or the whole completion. An estimator says, for each segment, in which copies of the completion which positions are
+A segment of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step,
+several, or the whole completion. An estimator says, for each segment, in which copies of the completion which positions are
 masked and which are scored; all copies of all segments go through the policy as one flat batch. Random masks are a
 function of each sample's seed: the shape of a batch never changes a mask, and the old, the new and the reference policy
 see the same ones.
