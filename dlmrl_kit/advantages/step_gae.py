@@ -42,8 +42,9 @@ from dlmrl_kit.values.base import segment_tokens
 @register(
     "advantage",
     paper="arXiv 2509.06949; arXiv 1506.02438",
-    unbiased=True,
-    under="gamma = lam = 1, and samplers that choose positions from the state alone",
+    unbiased=False,
+    under="steps behind the end of text get no advantage; unbiased with after_eos = True, gamma = lam = 1 and samplers "
+    "that choose positions from the state alone",
 )
 class StepGAE(Advantage):
     """Credits every step, and every token of it, with the reward beyond what a value model expected.

@@ -37,6 +37,7 @@ from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.selectors.base import Selector
 
 _DRAWS = 100
+_UNITS = 256
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,14 @@ def _drawn_as_listed(
 
 def jacobian(small: OnProblem, trajectories: TensorDictBase, units: Tensor) -> Jacobian:
     """The recipe's likelihood for every unit, with derivatives."""
+    found = [_jacobian(small, trajectories, some) for some in units.split(_UNITS)]
+    values = {key: torch.cat([part.values[key] for part in found]) for key in found[0].values}
+    rows = {key: torch.cat([part.rows[key] for part in found]) for key in found[0].rows}
+    return Jacobian(values, rows, units[:, 1])
+
+
+def _jacobian(small: OnProblem, trajectories: TensorDictBase, units: Tensor) -> Jacobian:
+    """The same for some units at once: each row of the derivative costs a backward pass through all of them."""
     policy, sampler, likelihood = small.policy, small.estimator.sampler, small.estimator.likelihood
     before = trajectories[units[:, 0]].copy()
     before.set(SELECTED_STEP, units[:, 1:2]).set(SELECTED_END, units[:, 2:])

@@ -38,7 +38,7 @@ from dlmrl_kit.values.token_value import TokenValue
 STEPS = 16
 """Steps of the sampler that a selector's ``k`` is meant for; on a small problem it is reduced in proportion."""
 
-MOST_LISTED = 12
+MOST_LISTED = 9
 """Steps of the longest trajectories of two tokens that are still listed."""
 
 PROBLEMS = (

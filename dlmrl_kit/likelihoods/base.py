@@ -69,7 +69,7 @@ class Likelihood(Component, ABC):
         return tensordict
 
     @abstractmethod
-    def forward(  # type: ignore[override]
+    def forward(
         self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> TensorDictBase:
         """Adds ``out_keys`` and the on-demand ``keys``, with gradient: [B, K, ...] each, 0 where the weight is."""

@@ -48,7 +48,7 @@ class BlockReplay(StepTokenLogProb):
         sampling_temperature: as ``StepTokenLogProb``.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> TensorDictBase:
         """Adds ``out_keys`` and the on-demand ``keys``; see ``Likelihood.forward``."""

@@ -227,7 +227,7 @@ class SegmentLikelihood(Likelihood):
             batch=tensordict,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> TensorDictBase:
         """Adds the log-probabilities, [B, K] and [B, K, L]; see ``Likelihood.forward``."""

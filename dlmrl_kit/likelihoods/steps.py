@@ -116,7 +116,7 @@ class StepLikelihood(Likelihood):
     ) -> dict[Key, Tensor]:
         """``out_keys`` and ``keys`` of the R replayed steps, flat: [R, ...] each."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> TensorDictBase:
         """Adds ``out_keys`` and the on-demand ``keys``; see ``Likelihood.forward``."""

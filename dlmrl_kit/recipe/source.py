@@ -86,7 +86,7 @@ class Source:
     imports: list[Import] = field(default_factory=list)
 
 
-class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]  # gin has no annotations
+class _Delegate(config_parser.ParserDelegate):  # gin has no annotations
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Ref:
         scope, _, name = scoped_configurable_name.rpartition("/")
         return Ref(scope, name, evaluate)
@@ -95,7 +95,7 @@ class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]  # gin has 
         return Macro(macro_name)
 
 
-class _Parser(config_parser.ConfigParser):  # type: ignore[misc]  # gin has no annotations
+class _Parser(config_parser.ConfigParser):  # gin has no annotations
     def _maybe_parse_basic_type(self) -> tuple[bool, object]:
         # Gin consumes the minus sign before it looks at what follows, and would read -%LR as %LR.
         minus = self._current_token.string == "-"

@@ -33,7 +33,7 @@ State: TypeAlias = Mapping[str, Tensor] | TensorDictBase
 """The observations that are the state, by their names."""
 
 
-class DenoisingEnv(EnvBase):  # type: ignore[misc]  # torchrl is not typed
+class DenoisingEnv(EnvBase):
     """An environment in which completions of a task's prompts are denoised from masks.
 
     V is the vocabulary size, L the completion length, P the prompt length.
@@ -269,7 +269,7 @@ def valid_steps(rollout: TensorDictBase) -> Tensor:
     return happened
 
 
-class SamplerPolicy(TensorDictModuleBase):  # type: ignore[misc]  # nor is tensordict
+class SamplerPolicy(TensorDictModuleBase):
     """A kit sampler with a kit policy, as the policy of a ``DenoisingEnv``.
 
     Writes ``action`` (see ``DenoisingEnv``) and ``action_log_prob`` [B], the exact log-probability of the step; 0 in

@@ -282,7 +282,7 @@ class Sampler(Component, ABC):
             )
 
     @abstractmethod
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tensordict: TensorDictBase,
         *,

@@ -133,7 +133,7 @@ class MaskSampler(Sampler):
         """Positions a step commits in each row: int64 [B]."""
         return view.allowed.sum(-1).clamp(max=self.tokens_per_step)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tensordict: TensorDictBase,
         *,

@@ -179,7 +179,7 @@ class RenoisingSampler(Sampler):
         """Logits [n, V] over the temperature after ``steps`` (int64 [n]) denoising steps of the block."""
         return logits / self.temperature_at(steps).to(logits.dtype)[:, None]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tensordict: TensorDictBase,
         *,

@@ -59,7 +59,7 @@ class Tree(LowConfidence):
         self.in_keys = [*self.in_keys, GROUP]
         self.out_keys = [*self.out_keys, TREE_NODE, TREE_STEP]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tensordict: TensorDictBase,
         *,

@@ -1,8 +1,8 @@
 """One update, from prompts to an optimiser step. ``Update`` is the algorithm: read its methods from top to bottom.
 
 What stands behind it: ``rollout.rewards`` scores completions in a thread, ``training.gradient`` runs the likelihood and
-back-propagates the loss in pieces that fit in memory. Which component runs when is
-decided once, from the keys they read and write (``algorithm.dataflow``); ``dlmrl check RECIPE`` prints it.
+back-propagates the loss in pieces that fit in memory. Which component runs when is decided once, from the keys they
+read and write (``algorithm.dataflow``); ``dlmrl check RECIPE`` prints it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from support.faults.selectors import MissesAnOutcome, ReadsUndeclared, SilentSel
 from support.faults.values import PlainValue
 
 from dlmrl_kit.core.component import Component
-from dlmrl_kit.core.keys import KEYS, SELECTED_WEIGHT, STEP_VALID
+from dlmrl_kit.core.keys import KEYS, PROBABILITY, SELECTED_UNIT, SELECTED_WEIGHT, STEP_VALID, TRAJECTORY
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.regularisers.kl import KLK3
 from dlmrl_kit.selectors.base import Selector
@@ -40,7 +40,7 @@ def test_everything_wrong_is_told_once(registered: Any) -> None:
     with pytest.raises(ConformanceError) as raised:
         check_component(registered("selector", ReadsUndeclared))
     text = str(raised.value)
-    assert re.match(r"ReadsUndeclared fails \d+ of 21 checks", text)
+    assert re.match(r"ReadsUndeclared fails \d+ of 25 checks", text)
     assert text.count("To fix it") <= 3
     assert "check_registered" not in text
 
@@ -52,7 +52,11 @@ def test_the_guard_on_plugins_speaks_through_the_checks(registered: Any) -> None
 
 
 @parametrize_with_checks(
-    [MissesAnOutcome(2)], expected_failures={"MissesAnOutcome-check_registered": "a class of this test"}
+    [MissesAnOutcome(2)],
+    expected_failures={
+        "MissesAnOutcome-check_registered": "a class of this test",
+        "MissesAnOutcome-check_outcomes": "its fault",
+    },
 )
 def test_expected_failures_are_strict(component: Any, check: Any) -> None:
     check(component)
@@ -116,7 +120,8 @@ def test_the_world_is_padded_everywhere() -> None:
     assert used.any(-1).tolist() == [True] * 7 + [False]
     assert (used.sum(-1) < used.shape[1]).any()
     renoised = {("step", "state_ids"), ("step", "accepted")}  # of samplers that renoise: states that cannot be rebuilt
-    assert set(KEYS) - renoised <= set(full.keys(True, True))
+    of_audits = {PROBABILITY, TRAJECTORY, SELECTED_UNIT}
+    assert set(KEYS) - renoised - of_audits <= set(full.keys(True, True))
     assert (full["commit_step"] == full[STEP_VALID].shape[1]).any()
 
 

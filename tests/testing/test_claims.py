@@ -40,12 +40,12 @@ def first_two(unbiased_weight: bool) -> type[Selector]:
 
 
 def test_claimed_weights_are_held_to_the_claim(registered: Any) -> None:
-    wrong = failures(registered("selector", first_two(False), unbiased=True)())["check_expected_weights"]
-    assert re.search("registered as unbiased, but a step .* expected weight.*register unbiased=False", wrong)
+    wrong = failures(registered("selector", first_two(False), unbiased=True)())["check_claim"]
+    assert re.search("claims to be unbiased; the audit finds: biased .Monte Carlo.*register unbiased=False", wrong)
 
 
 def test_weights_without_a_claim_are_free(registered: Any) -> None:
-    assert "check_expected_weights" not in failures(registered("selector", first_two(False), unbiased=False)())
+    assert "check_claim" not in failures(registered("selector", first_two(False), unbiased=False)())
 
 
 class Standardised(GroupZScore):
@@ -63,16 +63,23 @@ class WrongSign(Reinforce):
 class Doubled(StepLogProb):
     """Twice the gradient, the right value."""
 
-    def estimate(self, steps: Replay, policy: Any, sampler: Any) -> dict[Any, Tensor]:
-        found = super().estimate(steps, policy, sampler)
+    def estimate(self, steps: Replay, policy: Any, sampler: Any, keys: Any = ()) -> dict[Any, Tensor]:
+        found = super().estimate(steps, policy, sampler, keys)
         return {**found, SELECTED_LOG_PROB: 2 * found[SELECTED_LOG_PROB] - found[SELECTED_LOG_PROB].detach()}
 
 
-@pytest.mark.parametrize(("kind", "cls"), [("advantage", Standardised), ("loss", WrongSign), ("likelihood", Doubled)])
-def test_claims_are_held_to_the_audit(kind: str, cls: Any, registered: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cls", "words"),
+    [
+        ("advantage", Standardised, "claims to be unbiased; the audit finds: biased"),
+        ("loss", WrongSign, "claims the scale 1 = 1; the audit finds -1"),
+        ("likelihood", Doubled, "claims the scale 1 = 1; the audit finds 2"),
+    ],
+)
+def test_claims_are_held_to_the_audit(kind: str, cls: Any, words: str, registered: Any) -> None:
     found = failures(registered(kind, cls, unbiased=True)())
     assert set(found) == {"check_claim"}
-    assert re.search(r"unbiased with scale 1, but .* off by .*or register unbiased=False", found["check_claim"])
+    assert re.search(f"{words}.*or register unbiased=False", found["check_claim"])
 
 
 @pytest.mark.parametrize(("scale", "right"), [("2", True), ("1 + 1", True), ("3", False), ("twice", True)])
@@ -95,15 +102,29 @@ class Unnormalised(OneStepDenoise):
 
 def test_listed_outcomes_must_be_all(registered: Any) -> None:
     found = failures(registered("selector", MissesAnOutcome, unbiased=True)(1))
-    assert set(found) == {"check_expected_weights"}
-    assert "do not sum to 1" in found["check_expected_weights"]
+    assert set(found) == {"check_outcomes"}
+    assert "do not sum to 1" in found["check_outcomes"]
 
 
-def test_draws_stand_in_for_outcomes_that_are_not_listed(registered: Any) -> None:
+class ListsOtherWeights(RandomSteps):
+    """Draws with weight 1, and lists what would be right. Arguments as ``RandomSteps``."""
+
+    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        step, weight = super().choose(tensordict, generator)
+        return step, (weight > 0).double()
+
+
+def test_listed_outcomes_are_held_to_the_draws(registered: Any) -> None:
+    found = failures(registered("selector", ListsOtherWeights, unbiased=True)(1))
+    assert re.search("mean weight .*in which its expected weight.*exactly what choose draws", found["check_outcomes"])
+    assert "biased (Monte Carlo)" in found["check_claim"]
+
+
+def test_outcomes_need_not_be_listed(registered: Any) -> None:
     class NotListed(RandomSteps):
         """Random steps. Arguments as ``RandomSteps``."""
 
         def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
             raise NotImplementedError
 
-    assert "check_expected_weights" not in failures(registered("selector", NotListed, unbiased=True)(2))
+    assert not {"check_outcomes", "check_claim"} & set(failures(registered("selector", NotListed, unbiased=True)(2)))

@@ -88,10 +88,10 @@ FAULTS = [
     (LeaksGradient, "check_gradient", r"leaks its gradient into \('selected', 'advantage'\).*\.detach\(\)"),
     (NoGradient, "check_gradient", r"has no gradient in \[\('selected', 'log_prob'\)\]"),
     (WrongCount, "check_micro_batches", "counts 9 in a batch and .*let count add up"),
-    (IgnoresWeights, "check_weights_matter", "whatever the weights are.*multiply each slot"),
+    (IgnoresWeights, "check_weights_matter", "whatever the weights are.*multiply each segment"),
     (MultipliesPadding, "check_padding", "when padding holds garbage"),
     (NotScalar, "check_scalars", "'ratio' of shape"),
-    (CutsSequences, "check_slotwise", "for its pieces together.*set slotwise = False"),
+    (CutsSequences, "check_segmentwise", "for its pieces together.*set segmentwise = False"),
     (CutsGroups, "check_micro_batches", "for its pieces together.*needs_groups = True"),
     (WrongUnits, "check_diagnostics", "its pieces together.*override units"),
     (KeepsTheBest, "check_whole_groups", "keeps part of a group: not sample .*decide by group"),
@@ -101,7 +101,7 @@ FAULTS = [
     (ChangesItsMind, "check_decides_again", "the first time and .* the second.*no state from call to call"),
     (EmptyShares, "check_shares", "negative or not finite.*of 0 by 1"),
     (CountsTheBatch, "check_additive", "another share when the batch holds other samples"),
-    (CutsSamples, "check_slot_shares", "depends on the other slots.*slotwise = False"),
+    (CutsSamples, "check_segment_shares", "depends on the other segments.*segmentwise = False"),
     (LetsPaddingIn, "check_padding_of_tokens", r"outside the mask into the sum.*torch\.where"),
     (NoValueHead, "check_own_parameters", r"no trainable parameters after attach.*torch\.nn\.Linear"),
     (SharesThePolicy, "check_own_parameters", "holds parameters of the policy"),
@@ -137,7 +137,7 @@ FAULTS = [
 SEEDLESS = {"check_copies", "check_padding", "check_reads_only_in_keys", "check_same_result_for_same_seed"}
 ALSO: dict[Any, set[str]] = {
     UsesGlobalRandomState: SEEDLESS,
-    UsesPythonRandomState: SEEDLESS,
+    UsesPythonRandomState: {*SEEDLESS, "check_leaves_steps_out"},
     NotFinite: {"check_one_sample"},
     LeaksGradient: {"check_diagnostics"},
     CutsGroups: {"check_diagnostics"},
@@ -150,7 +150,7 @@ ALSO: dict[Any, set[str]] = {
     ClosesOnce: {"check_life_of_a_run"},
     ChangesItsMind: {"check_keeps_samples", "check_keeps_by_content"},
     NoValueHead: {"check_value_gradient"},
-    CountsTheBatch: {"check_slot_shares"},
+    CountsTheBatch: {"check_segment_shares"},
     EmptyShares: {"check_additive", "check_padding_of_tokens"},
 }
 """What else a fault fails; the others fail nothing but their own check."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
+from dlmrl_kit.core.keys import Key
 
 
 class WritesLess(GroupAdvantage):
     """Forgets to write."""
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def forward(self, tensordict: TensorDictBase, *, keys: Collection[Key] = ()) -> TensorDictBase:
         return tensordict
 
 
 class WrongShape(LeaveOneOut):
     """Keeps a dimension too many."""
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        super().forward(tensordict)
+    def forward(self, tensordict: TensorDictBase, *, keys: Collection[Key] = ()) -> TensorDictBase:
+        super().forward(tensordict, keys=keys)
         return tensordict.set("advantage", tensordict["advantage"][:, None])
 
 

@@ -24,8 +24,8 @@ class NoPolicyGradient(StepLogProb):
 class CentresOverBatch(StepLogProb):
     """Subtracts the mean of the batch."""
 
-    def estimate(self, steps: Replay, policy: Any, sampler: Any) -> dict[Any, Tensor]:
-        found = super().estimate(steps, policy, sampler)
+    def estimate(self, steps: Replay, policy: Any, sampler: Any, keys: Any = ()) -> dict[Any, Tensor]:
+        found = super().estimate(steps, policy, sampler, keys)
         return {
             **found,
             SELECTED_LOG_PROB: found[SELECTED_LOG_PROB]
@@ -36,6 +36,9 @@ class CentresOverBatch(StepLogProb):
 class ForgetsOrder(StepLogProb):
     """Records one quantity and computes another."""
 
-    def estimate(self, steps: Replay, policy: Any, sampler: Any) -> dict[Any, Tensor]:
+    def estimate(self, steps: Replay, policy: Any, sampler: Any, keys: Any = ()) -> dict[Any, Tensor]:
         view = sampler.view(policy, steps.prompt, steps.ids)
-        return {**super().estimate(steps, policy, sampler), SELECTED_LOG_PROB: token_log_prob(view, steps.decision)}
+        return {
+            **super().estimate(steps, policy, sampler, keys),
+            SELECTED_LOG_PROB: token_log_prob(view, steps.decision),
+        }

@@ -13,14 +13,14 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 
 
 class NoOrderTerm(LowConfidence):
-    """Leaves the order out of its log-probability. Arguments as ``Sampler``."""
+    """Leaves the order out of its log-probability. Arguments as ``MaskSampler``."""
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         return token_log_prob(view, decision)
 
 
 class CommitsForbidden(LeftToRight):
-    """Commits padding. Arguments as ``Sampler``."""
+    """Commits padding. Arguments as ``MaskSampler``."""
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         decision = super().decide(view, generator)
@@ -28,7 +28,7 @@ class CommitsForbidden(LeftToRight):
 
 
 class CountsSteps(LeftToRight):
-    """Lets the log-probability depend on what is not in the state. Arguments as ``Sampler``."""
+    """Lets the log-probability depend on what is not in the state. Arguments as ``MaskSampler``."""
 
     calls = 0
 
@@ -38,14 +38,14 @@ class CountsSteps(LeftToRight):
 
 
 class TooManyCommits(LeftToRight):
-    """Commits two positions and says one. Arguments as ``Sampler``."""
+    """Commits two positions and says one. Arguments as ``MaskSampler``."""
 
     def num_commits(self, view: View) -> Tensor:
         return view.allowed.sum(-1).clamp(max=2)
 
 
 class StartsOver(LeftToRight):
-    """Forgets what was filled. Arguments as ``Sampler``."""
+    """Forgets what was filled. Arguments as ``MaskSampler``."""
 
     def resume(self, prompt: Any, ids: Tensor, *, policy: Any, generator: Any = None) -> dict[Any, Tensor]:
         return super().resume(prompt, torch.full_like(ids, policy.mask_id), policy=policy, generator=generator)

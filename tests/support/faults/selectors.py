@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.keys import SELECTED_WEIGHT, STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.core.keys import SELECTED_WEIGHT, STEP_ENTROPY, STEP_VALID, Key
 from dlmrl_kit.selectors.base import Selector, valid_entropy
 from dlmrl_kit.selectors.k_steps import FirstK
 from dlmrl_kit.selectors.random_steps import RandomSteps
@@ -150,8 +151,14 @@ class OddError(Undocumented):
 class WrongDtype(FirstK):
     """Writes float64 weights whatever comes in. Arguments as ``FirstK``."""
 
-    def forward(self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None) -> TensorDictBase:
-        super().forward(tensordict)
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        generator: torch.Generator | None = None,
+        keys: Collection[Key] = (),
+    ) -> TensorDictBase:
+        super().forward(tensordict, keys=keys)
         return tensordict.set(SELECTED_WEIGHT, tensordict[SELECTED_WEIGHT].double())
 
 

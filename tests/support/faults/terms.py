@@ -42,7 +42,7 @@ class WrongCount(Reinforce):
 
 
 class IgnoresWeights(Reinforce):
-    """Gives every used slot the weight 1."""
+    """Gives every used segment the weight 1."""
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         return super().total(tensordict.clone().set(SELECTED_WEIGHT, (tensordict[SELECTED_WEIGHT] > 0).float()))
