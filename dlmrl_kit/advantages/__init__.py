@@ -1,1 +1,1 @@
-"""How much better an action was than expected."""
+"""Advantages: how much better an action was than expected."""

@@ -1,7 +1,8 @@
-"""Group advantages: how much better a sample's return is than what its group - the samples of one prompt - got.
+"""Base classes of advantages: how much better an action was than expected.
 
-A group estimator is a function ``estimate(returns, group)``; returns are [B], or [B, N] with each column compared by
-itself. Sums run in float64: equal returns give an advantage of exactly 0.
+A group advantage compares a sample's return with those of its group, the samples of one prompt. It is a function
+``estimate(returns, group)``; returns are [B], or [B, N] with each column compared by itself. Sums run in float64: equal
+returns give an advantage of exactly 0.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from dlmrl_kit.core.keys import (
 
 
 class Advantage(Component):
-    """Base class of advantages: reads rewards and writes how much better an action was than expected."""
+    """Base class of advantages: they read rewards and write how much better an action was than expected."""
 
     @property
     def factors(self) -> dict[str, float]:
-        """What these settings scale the expected gradient by beside the factor that the class claims, by its text."""
+        """Factors by which these settings scale the expected gradient, besides the claimed one, by their text."""
         return {}
 
 
@@ -51,12 +52,12 @@ class GroupAdvantage(Advantage):
         self.out_keys = [ADVANTAGE]
 
     def reads(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
-        """``reward`` and ``group``, and the keys that give the shapes of what is asked for."""
+        """Returns ``reward`` and ``group``, and the keys that give the shapes of what is asked for."""
         shapes: dict[Key, Key] = {SELECTED_ADVANTAGE: SELECTED_WEIGHT, TOKEN_ADVANTAGE: COMPLETION_IDS}
         return (*self.in_keys, *(shapes[key] for key in self.optional_keys if key in keys))
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
-        """Advantage of each return: [B] or [B, N] from returns of that shape and int64 [B]."""
+        """Returns the advantage of each return: [B] or [B, N] from returns of that shape and ``group`` int64 [B]."""
         raise NotImplementedError
 
     def forward(self, tensordict: TensorDictBase, *, keys: Collection[Key] = ()) -> TensorDictBase:

@@ -14,12 +14,15 @@ from dlmrl_kit.core.trajectory import group_mean
 
 @register("advantage", paper="arXiv 2503.20783", unbiased=True, scale="1 - 1/G", under="groups of equal size G")
 class GroupMean(GroupAdvantage):
-    """Return minus the mean of the group. Reads and writes as ``GroupAdvantage``."""
+    """Credits each sample with its reward minus the mean reward of its group.
+
+    Reads and writes as ``GroupAdvantage``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
-        """R - mean; 0 in a group of one."""
+        """Returns R - mean; 0 in a group of one."""
         exact = returns.double()
         return (exact - group_mean(exact, group)).to(returns.dtype)

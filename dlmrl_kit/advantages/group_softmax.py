@@ -5,8 +5,8 @@ r"""Softmax weights over the group (wd1, arXiv 2507.08838): likelihood up for th
 
 With ``Reinforce`` this is wd1's weighted log-likelihood -sum_i (w+_i - w-_i) log pi_i, averaged over prompts. Centring
 R first, as wd1 does, changes no weight. Where rewards are close, A is 2 / tau times the group-mean advantage; it never
-exceeds G. The released code takes the softmax over whatever samples are in the local micro-batch; here it is taken over
-the group, so that batch shapes change nothing.
+exceeds G. The released code takes the softmax over the samples in the local micro-batch; here it is taken over the
+group, so that batch shapes change nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dlmrl_kit.core.validate import check
 
 @register("advantage", paper="arXiv 2507.08838", unbiased=False, under="weights that are nonlinear in the rewards")
 class GroupSoftmax(GroupAdvantage):
-    """Softmax of the returns minus softmax of minus the returns, times the size of the group.
+    """Credits each sample with softmax(rewards) - softmax(-rewards) over its group, times the size of the group.
 
     Reads and writes as ``GroupAdvantage``.
 
@@ -41,7 +41,7 @@ class GroupSoftmax(GroupAdvantage):
         self.temperature = temperature
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
-        """G (w+ - w-); 0 in a group of one."""
+        """Returns G (w+ - w-); 0 in a group of one."""
         scaled = returns.double() / self.temperature
         size = group_sum(torch.ones_like(scaled), group)
         up, down = group_softmax(scaled, group), group_softmax(-scaled, group)
@@ -49,6 +49,6 @@ class GroupSoftmax(GroupAdvantage):
 
 
 def group_softmax(values: Tensor, group: Tensor) -> Tensor:
-    """Softmax over the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    """Takes the softmax over the members of each row's group, column by column: [B, ...], from that and int64 [B]."""
     mass = (values - group_max(values, group)).exp()
     return mass / group_sum(mass, group)

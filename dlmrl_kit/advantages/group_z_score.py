@@ -18,7 +18,9 @@ from dlmrl_kit.core.validate import check
 
 @register("advantage", paper="arXiv 2402.03300", unbiased=False, under="divided by the group's standard deviation")
 class GroupZScore(GroupAdvantage):
-    """Return standardised within the group. Reads and writes as ``GroupAdvantage``.
+    """Credits each sample with its reward standardised within its group.
+
+    Reads and writes as ``GroupAdvantage``.
 
     Args:
         eps: added to the standard deviation, at least 0; a group of equal returns gets 0 in any case.
@@ -37,10 +39,10 @@ class GroupZScore(GroupAdvantage):
         self.correction = correction
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
-        """(R - mean) / (std + eps); 0 in a group of one."""
+        """Returns (R - mean) / (std + eps); 0 in a group of one."""
         exact = returns.double()
         equal = group_max(exact, group) == -group_max(-exact, group)
-        centred = (exact - group_mean(exact, group)).masked_fill(equal, 0)  # rounding leaves no spread to divide by
+        centred = (exact - group_mean(exact, group)).masked_fill(equal, 0)  # no spread of rounding errors
         freedom = group_sum(torch.ones_like(exact), group) - self.correction
         std = (group_sum(centred.square(), group) / freedom.clamp(min=1)).sqrt()
         return (centred / (std + self.eps).masked_fill(equal, 1)).to(returns.dtype)

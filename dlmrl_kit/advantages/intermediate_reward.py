@@ -36,7 +36,7 @@ class IntermediateReward(Advantage):
 
     Reads ``reward`` [B], ``group`` int64 [B], ``("step", "valid")`` bool [B, T] and ``("step", "reward")`` [B, T], the
     rewards of the drafts. Writes ``("step", "advantage")`` [B, T], 0 past the end of a row, which selectors may read;
-    ``("selected", "advantage")`` is then read off at the chosen steps.
+    ``("selected", "advantage")`` then holds those of the chosen steps.
 
     Raises:
         ValueError: a value out of range.
@@ -50,7 +50,7 @@ class IntermediateReward(Advantage):
         self.out_keys = [STEP_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Returns of every step, compared within the group."""
+        """Computes the return of every step, and compares it within the group."""
         valid, reward = tensordict[STEP_VALID], tensordict[REWARD]
         rewards = torch.where(valid, tensordict[STEP_REWARD], reward[:, None]).double()
         advantage = self.baseline.estimate(step_returns(rewards), tensordict[GROUP]).to(reward.dtype)
@@ -58,7 +58,7 @@ class IntermediateReward(Advantage):
 
 
 def step_returns(rewards: Tensor) -> Tensor:
-    """G_t of every step: float64 [B, T] from the rewards of the drafts, float64 [B, T]."""
+    """Returns G_t of every step, float64 [B, T], from the rewards of the drafts, float64 [B, T]."""
     gain = rewards.diff(dim=1, prepend=torch.zeros_like(rewards[:, :1]))
     from_here = rewards.flip(1).cumsum(1).flip(1)
     later = torch.arange(rewards.shape[1] - 1, 0, -1, device=rewards.device)

@@ -15,13 +15,16 @@ from dlmrl_kit.core.trajectory import group_sum
 
 @register("advantage", paper="arXiv 2402.14740", unbiased=True)
 class LeaveOneOut(GroupAdvantage):
-    """Return minus the mean of the rest of the group. Reads and writes as ``GroupAdvantage``."""
+    """Credits each sample with its reward minus the mean reward of the other samples of its group.
+
+    Reads and writes as ``GroupAdvantage``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
-        """R - mean of the others; R itself in a group of one."""
+        """Returns R - mean of the others; R itself in a group of one."""
         exact = returns.double()
         others = group_sum(torch.ones_like(exact), group) - 1
         baseline = (group_sum(exact, group) - exact) / others.clamp(min=1)

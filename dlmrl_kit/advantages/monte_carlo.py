@@ -34,7 +34,7 @@ from dlmrl_kit.core.validate import check
 
 @register("advantage", paper="arXiv 2410.01679", unbiased=True, under="restarts sample as the trajectory was sampled")
 class MonteCarlo(Advantage):
-    """Average reward of completions restarted after a step, minus that of completions restarted before it.
+    """Credits each step with the mean reward of restarts after it, minus that of restarts before it.
 
     Args:
         n: completions from x_{t+1}, at least 1.
@@ -43,8 +43,7 @@ class MonteCarlo(Advantage):
     Reads ``("step", "valid")`` bool [B, T], ``("selected", "step")`` int64 [B, K], ``("selected", "weight")`` [B, K],
     and what a restart needs: ``prompt_ids``, ``prompt_mask`` [B, P], ``example`` [B], ``completion_ids``,
     ``commit_step`` [B, L], ``reward`` [B]. Service: ``restart``.
-    Writes ``("selected", "advantage")`` [B, K], 0 where the weight is (there the restart is asked for the final state,
-    which costs nothing).
+    Writes ``("selected", "advantage")`` [B, K], 0 where the weight is.
 
     Raises:
         ValueError: a value out of range.
@@ -76,6 +75,7 @@ class MonteCarlo(Advantage):
     ) -> TensorDictBase:
         """Restarts at step + 1, and at step for the baseline."""
         used = tensordict[SELECTED_WEIGHT] > 0
+        # Entries that are not used restart from the final state, which costs nothing.
         step = torch.where(used, tensordict[SELECTED_STEP], num_valid(tensordict)[:, None])
         advantage = restart(tensordict, torch.where(used, step + 1, step), self.n).mean(-1)
         if self.n_baseline > 0:

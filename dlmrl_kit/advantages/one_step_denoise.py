@@ -6,10 +6,10 @@ state. The return of step t and its advantage are
     G_{i,t} = ((1 + lambda_t) R_i - lambda_t V_{i,t}) / (1 + lambda_t),    A_{i,t} = G_{i,t} - baseline_t(group)
 
 The baseline compares the *same time step* of the group's members (the released code compares entropy ranks, which mixes
-time steps). A member that did not select t stands in with the V of its selected step nearest in time (ties: the
-earlier), one that selected nothing with V = R. So each baseline runs over the whole group, is a function of the other
-samples only (besides the own G_{i,t}, where the estimator includes it), and is exactly the same-time-step baseline
-where all members selected t.
+time steps). For a member that did not select t, V is that of its selected step nearest in time (ties: the earlier); for
+one that selected nothing, V = R. So every baseline runs over the whole group; it is a function of the other samples
+alone, apart from G_{i,t} itself where the baseline includes that; and it is exactly the same-time-step baseline where
+all members selected t.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class OneStepDenoise(Advantage):
 
     Reads ``reward`` [B], ``group`` int64 [B], ``("step", "valid")`` bool [B, T], ``("selected", "step")`` int64 [B, K],
     ``("selected", "weight")`` [B, K], ``("selected", "reward")`` [B, K]: V. Writes ``("selected", "advantage")``
-    [B, K], 0 where the weight is; such segments influence nothing.
+    [B, K], 0 where the weight is; such entries influence nothing.
 
     Raises:
         ValueError: a value out of range.
@@ -90,7 +90,7 @@ class OneStepDenoise(Advantage):
         return {} if self.normalise or isinstance(lam, Schedule) else {"1 + lambda": 1 + float(lam)}
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Returns of every time step, compared within the group, read off at the chosen steps."""
+        """Computes the return of every time step, compares it within the group, and writes that of the chosen steps."""
         reward, step, used = tensordict[REWARD], tensordict[SELECTED_STEP], tensordict[SELECTED_WEIGHT] > 0
         num_steps = tensordict[STEP_VALID].shape[1]
         value = nearest_value(tensordict[SELECTED_REWARD].double(), step, used, reward.double(), num_steps)
@@ -104,19 +104,19 @@ class OneStepDenoise(Advantage):
 
 
 def nearest_value(value: Tensor, step: Tensor, used: Tensor, fallback: Tensor, num_steps: int) -> Tensor:
-    """The value of the used step nearest in time to each step of a row; the earlier of two equally near ones.
+    """Returns the value of the used step nearest in time to each step of a row; the earlier of two equally near ones.
 
     Args:
         value: [B, K], at the steps ``step``.
         step: int64 [B, K], in any order.
-        used: bool [B, K], which segments count.
+        used: bool [B, K], which entries count.
         fallback: [B], the value of a row where none does.
         num_steps: T.
 
     Returns:
         [B, T].
     """
-    nowhere = num_steps  # a spare column for segments that do not count; a row without others holds the fallback in all
+    nowhere = num_steps  # a spare column for entries that do not count, and for rows without others
     column = step.masked_fill(~used, nowhere)
     dense = fallback[:, None].repeat(1, num_steps + 1)
     dense = dense.scatter(1, column, torch.where(used, value, fallback[:, None]))

@@ -1,4 +1,4 @@
-"""From the advantage of every step to that of the chosen ones, for advantages that selectors may read."""
+"""Connects an advantage of every step, which selectors may read, with what reads the advantages of the chosen steps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from dlmrl_kit.core.trajectory import gather_steps
 
 
 class SelectedAdvantage(Component):
-    """Reads ``("step", "advantage")`` [B, T] and the selection; writes ``("selected", "advantage")`` [B, K].
+    """Copies the advantages of the chosen steps from those of all steps.
 
-    The dataflow check adds it behind an advantage that writes the advantage of every step. 0 where the weight is.
+    The dataflow check adds it behind an advantage that writes the advantage of every step.
+
+    Reads ``("step", "advantage")`` [B, T], ``("selected", "step")`` int64 [B, K] and ``("selected", "weight")`` [B, K].
+    Writes ``("selected", "advantage")`` [B, K], 0 where the weight is.
     """
 
     def __init__(self) -> None:
@@ -22,6 +25,6 @@ class SelectedAdvantage(Component):
         self.out_keys = [SELECTED_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Reads the advantages off at the chosen steps."""
+        """Writes the advantages of the chosen steps."""
         advantage = gather_steps(tensordict[STEP_ADVANTAGE], tensordict[SELECTED_STEP])
         return tensordict.set(SELECTED_ADVANTAGE, torch.where(tensordict[SELECTED_WEIGHT] > 0, advantage, 0.0))

@@ -20,7 +20,7 @@ from dlmrl_kit.core.trajectory import first_rows, group_sum, tree_level, tree_no
 
 @register("advantage", paper="arXiv 2512.09675", unbiased=True, under="trees of samples, every step with weight 1")
 class SiblingLeaveOneOut(Advantage):
-    """Value of a sample's node against those of the node's siblings, for every level of a tree of samples.
+    """Compares, at every level of a tree of samples, the value of a sample's node with those of the node's siblings.
 
     Reads ``reward`` [B], ``group`` int64 [B], the ``tree`` keys, ``("selected", "step")`` int64 [B, K] and
     ``("selected", "weight")`` [B, K]. Writes ``("selected", "advantage")`` [B, K]: that of the level which the step
@@ -33,7 +33,7 @@ class SiblingLeaveOneOut(Advantage):
         self.out_keys = [SELECTED_ADVANTAGE]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Values from the leaves up, then their differences, read off at the chosen steps."""
+        """Computes values from the leaves up, then their differences, and writes those of the chosen steps."""
         reward, used = tensordict[REWARD], tensordict[SELECTED_WEIGHT] > 0
         advantage = sibling_advantages(reward.double(), tree_nodes(tensordict), tensordict[GROUP])
         chosen = advantage.to(reward.dtype).gather(1, tree_level(tensordict, tensordict[SELECTED_STEP]))
@@ -41,7 +41,7 @@ class SiblingLeaveOneOut(Advantage):
 
 
 def sibling_advantages(reward: Tensor, node: Tensor, group: Tensor) -> Tensor:
-    """A of each sample's node at every depth.
+    """Returns A of each sample's node at every depth.
 
     Args:
         reward: float64 [B].

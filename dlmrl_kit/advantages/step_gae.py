@@ -54,8 +54,8 @@ class StepGAE(Advantage):
         lam: lambda of the generalised advantage estimate, in [0, 1].
         after_eos: whether tokens behind the first end of text count; as the value model's.
 
-    Behind a segment comes the next one that holds a token that counts; selectors are to choose segments in order of
-    time, those that do not overlap.
+    The selector must choose segments in order of time that do not overlap; a segment without a token that counts is
+    passed over.
 
     Reads ``reward`` [B], ``completion_ids``, ``commit_step`` [B, L], ``("selected", "step")``, ``("selected", "end")``,
     ``("selected", "weight")`` [B, K] and ``("selected", "old_value")`` [B, K, L]. Service: ``policy``, for its end of
@@ -95,11 +95,11 @@ class StepGAE(Advantage):
         step_reward = reward.double()[:, None] * (there & (number == number[:, -1:]))
 
         def after(values: Tensor) -> Tensor:
-            """The values of the step after each, 0 after the last."""
+            """Returns the values of the step after each, 0 after the last."""
             return torch.where(follows, values[:, None, :], 0.0).sum(-1)
 
         def discounted(values: Tensor, factor: float) -> Tensor:
-            """Sum of the values of each step and all after it, times factor to the number of steps between."""
+            """Sums the values of each step and all after it, times ``factor`` to the number of steps between."""
             share = torch.as_tensor(factor, dtype=values.dtype, device=values.device) ** ahead.clamp(min=0)
             return torch.where(both & (ahead >= 0), share * values[:, None, :], 0.0).sum(-1)
 

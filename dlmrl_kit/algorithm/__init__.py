@@ -1,1 +1,1 @@
-"""The algorithm: filled slots, and in which order they run."""
+"""The algorithm: the components that fill its slots, and the plan in which they run."""

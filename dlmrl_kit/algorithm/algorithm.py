@@ -1,6 +1,6 @@
-"""The algorithm: one component per slot. Pure data; ``algorithm.dataflow`` says what runs in which order.
+"""The algorithm: one component per slot. It is pure data; ``algorithm.dataflow`` plans what runs in which order.
 
-A recipe fills the slots. It has one of two roots: ``Algorithm``, or ``Pretraining`` for pre-training.
+A recipe builds one of two roots: ``Algorithm`` for training, or ``Pretraining``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Fillings(TypedDict):
-    """The components of a ``GradientEstimator`` by slot; ``fillings | swaps`` has some of them replaced."""
+    """All components of a ``GradientEstimator`` by slot; ``fillings | swaps`` replaces some of them."""
 
     sampler: Sampler
     cache: Cache | None
@@ -44,7 +44,7 @@ class Fillings(TypedDict):
 
 
 class Swaps(TypedDict, total=False):
-    """Other components for some slots of a ``GradientEstimator``."""
+    """New components for some slots of a ``GradientEstimator``."""
 
     sampler: Sampler
     cache: Cache | None
@@ -59,12 +59,12 @@ class Swaps(TypedDict, total=False):
 
 
 class GradientEstimator:
-    """The components that turn a policy and rewards into an estimate of the gradient: what the audit measures.
+    """The components that turn a policy and rewards into an estimate of the gradient, which the audit measures.
 
     Args:
         sampler, selector, advantage, likelihood, loss: one component each.
-        cache: None, or what rollouts reuse approximately; it then needs a correction.
-        correction: weights for what was sampled from another distribution than the policy; None: no such weights.
+        cache: approximate cache of the rollout, which needs a correction; None: rollouts are exact.
+        correction: weights samples of another distribution than the policy's; None: no sample is weighted.
         filter, value, regulariser: None, one component or a list.
     """
 
@@ -95,18 +95,18 @@ class GradientEstimator:
 
     @property
     def components(self) -> list[Component]:
-        """Every component that runs on trajectories."""
+        """Every component that runs on trajectories, in recipe order."""
         rollout = [self.sampler, *self.filters, self.selector, self.advantage]
         return [*rollout, self.likelihood, *self.values, self.loss, *self.regularisers]
 
     @property
     def terms(self) -> list[Term]:
-        """What is minimised: the loss, then the regularisers."""
+        """The terms whose sum is minimised: the loss, then the regularisers."""
         return [self.loss, *self.regularisers]
 
     @property
     def fillings(self) -> Fillings:
-        """The components by slot, as the constructor takes them."""
+        """The components by slot, as arguments of the constructor."""
         return {
             "sampler": self.sampler,
             "cache": self.cache,
@@ -125,8 +125,8 @@ class Algorithm(GradientEstimator):
     """A filled sentence: sample with S, keep the steps chosen by C, credit with A, re-score with Q, minimise L.
 
     Args:
-        task: prompts and reward.
-        policy: the denoiser's starting point.
+        task: gives prompts and rewards.
+        policy: loads the denoiser that training starts from.
         sampler, selector, advantage, likelihood, loss, cache, correction, filter, value, regulariser: as
             ``GradientEstimator``.
         trainer: the training loop's settings.
@@ -170,14 +170,14 @@ class Algorithm(GradientEstimator):
 
 
 class Pretraining:
-    """What ``dlmrl pretrain`` runs: the root of a pre-training recipe.
+    """The root of a pre-training recipe, which ``dlmrl pretrain`` runs.
 
     Args:
-        task: examples; the ``pretrain`` split is learned, the ``heldout`` split evaluated.
-        demonstrator: whose completions are learned.
-        policy: the denoiser at its start.
-        pretrainer: loss and loop settings.
-        sampler: for the final evaluation; its ``completion_length`` is the length that completions are padded to.
+        task: gives examples: the ``pretrain`` split is learned, the ``heldout`` split evaluated.
+        demonstrator: writes the completions that are learned.
+        policy: loads the denoiser that pre-training starts from.
+        pretrainer: loss and settings of the loop.
+        sampler: decodes in the final evaluation; demonstrations are padded to its ``completion_length``.
     """
 
     def __init__(
@@ -211,13 +211,13 @@ SLOTS = (
     "trainer",
     "logger",
 )
-"""Slots of an algorithm in recipe order; each takes a component of the kind of the same name."""
+"""The slots of an algorithm, in recipe order. Each takes components of the kind of the same name."""
 
 LIST_SLOTS = frozenset({"filter", "value", "regulariser", "logger"})
-"""Slots that hold any number of components: none, one, or a list."""
+"""The slots that take any number of components: none, one, or a list."""
 
 ROOTS: dict[str, type] = {root.__name__: root for root in (Algorithm, Pretraining)}
-"""What a recipe may build; the parameters of the constructor are its slots."""
+"""The classes that a recipe may build, by name. The parameters of their constructors are the slots."""
 
 
 def _as_list(value: T | Sequence[T] | None) -> list[T]:

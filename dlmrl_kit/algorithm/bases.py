@@ -1,4 +1,4 @@
-"""The base class of each kind of component: what the rest of the kit relies on."""
+"""The base class of each kind of component, whose methods the rest of the kit calls."""
 
 from __future__ import annotations
 
@@ -40,4 +40,4 @@ BASE_CLASSES: dict[str, type] = {
     "demonstrator": Demonstrator,
     "pretrainer": Pretrainer,
 }
-"""Kind -> the class that its components inherit from."""
+"""By kind, the class that its components must inherit from."""

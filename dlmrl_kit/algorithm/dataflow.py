@@ -1,7 +1,8 @@
-"""The dataflow check: who writes what is read, in which order components run, and which on-demand keys are needed.
+"""Plans an update from the keys that its components read and write, and refuses components that do not fit together.
 
-Runs before anything expensive: a recipe in which a component reads a key that none before it writes is refused, with
-the components that would write it. The answer is a ``Plan``; components are not changed.
+This happens before anything expensive. ``make_plan`` finds an order in which each component reads only what others have
+written before, and the on-demand keys that each has to write. If a key is read that no component writes, the error
+names the registered components that would. Components are not changed.
 """
 
 from __future__ import annotations
@@ -43,17 +44,21 @@ from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.values.base import OldValue
 
 PROMPT_KEYS: tuple[Key, ...] = (PROMPT_IDS, PROMPT_MASK, GROUP, EXAMPLE, SEED, PROGRESS)
-"""Keys of a batch of prompts, before the sampler runs."""
+"""The keys that a batch of prompts has before the sampler runs."""
 
 LIVE_KEYS: frozenset[Key] = frozenset({SELECTED_DISTRIBUTION})
-"""Likelihood keys too large to keep: computed inside a micro-batch, never stored; they have no ``old_`` twin."""
+"""Likelihood keys that are too large to store with a trajectory. They are computed inside a micro-batch, those of the
+reference policy too, and have no ``old_`` twin."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """A component at its place in an update.
 
-    ``slot``: what it is there for. ``keys``: the on-demand keys that others read.
+    Attributes:
+        slot: the slot it fills; ``"reward"`` for the reward components, which fill none.
+        component: what runs.
+        keys: the on-demand keys that it is to write, as others read them.
     """
 
     slot: str
@@ -62,36 +67,38 @@ class Stage:
 
     @property
     def reads(self) -> tuple[Key, ...]:
-        """What it reads here."""
+        """The keys that the component reads when it is asked for ``keys``."""
         return self.component.reads(self.keys)
 
     @property
     def writes(self) -> tuple[Key, ...]:
-        """What it writes here."""
+        """The keys that the component writes when it is asked for ``keys``."""
         return self.component.writes(self.keys)
 
     @property
     def name(self) -> str:
-        """Of the component's class."""
+        """The name of the component's class."""
         return type(self.component).__name__
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs in an update, in order.
+    """The stages of an update in the order in which they run, and where old and reference log-probabilities come from.
 
     Attributes:
         sampler: makes the trajectories.
         before_rewards: the stages that need no reward.
-        with_rewards: those that need one, or wait for others that do.
-        announced: rewards among them whose completions are known without any reward.
-        likelihood, values: computed under the current policy in each micro-batch.
-        old: old key -> the sampler's key that recorded it, or None where the likelihood is run before the update.
-        computed_old: the likelihood's key -> old key, of the latter.
-        reference: likelihood key -> key of its values under the reference policy, computed once per rollout.
-        live_reference: the same, computed inside each micro-batch.
-        may_choose: for ``Sampler.forward``.
-        likelihood_early: whether old and reference log-probabilities wait for no reward, while something else does.
+        with_rewards: the stages that need a reward, directly or through other stages.
+        announced: the reward components whose completions are known without any reward, so that they can be scored in
+            the background.
+        likelihood, values: run under the current policy in each micro-batch.
+        old: by ``old_`` key, the sampler's key that recorded its values; None if the likelihood computes them before
+            the update.
+        computed_old: by likelihood key, the ``old_`` key, for those that are computed.
+        reference: by likelihood key, the ``ref_`` key, for what is computed once per rollout.
+        live_reference: by likelihood key, the ``ref_`` key, for what is computed inside each micro-batch.
+        may_choose: tells the sampler which steps may still be selected, see ``Sampler.forward``; None: all.
+        likelihood_early: whether old and reference log-probabilities can be computed while rewards are awaited.
     """
 
     sampler: Stage
@@ -109,21 +116,21 @@ class Plan:
 
     @property
     def rollout(self) -> tuple[Stage, ...]:
-        """The stages that complete a trajectory, in the order they run."""
+        """The stages that complete a trajectory, the sampler first."""
         return (self.sampler, *self.before_rewards, *self.with_rewards)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a frozen reference policy is used at all."""
+        """Whether any component reads log-probabilities under a frozen reference policy."""
         return bool(self.reference or self.live_reference)
 
 
 def make_plan(algorithm: GradientEstimator) -> Plan:
-    """Orders the components of an algorithm, and finds the on-demand keys that each is to write for others.
+    """Orders the components of an algorithm, and finds the on-demand keys that each has to write for others.
 
     Raises:
-        RecipeError: a key that is read and never written, or written twice; a cache without a correction, or a
-            correction that does not fit.
+        RecipeError: a key is read but never written, or is written twice; a cache lacks a correction, or the correction
+            does not fit the other components.
     """
     _check_correction(algorithm)
     terms = [Stage("loss", algorithm.loss), *(Stage("regulariser", term) for term in algorithm.regularisers)]
@@ -141,7 +148,7 @@ def make_plan(algorithm: GradientEstimator) -> Plan:
     values = tuple(Stage("value", value) for value in algorithm.values)
     later = wanted | recorded | {key for stage in (likelihood, *values) for key in stage.reads}
     ordered, available = _order(_ask_each(_rollout_stages(algorithm), later))
-    available.add(ITERATION)  # the update writes it, for likelihoods that draw new masks in each pass
+    available.add(ITERATION)  # ``LogProbs`` writes it, for likelihoods that draw new masks in each pass
     for source in sorted(recorded, key=str):
         _require(likelihood.name, [source], available, ordered)
     for stage in (likelihood, *values):
@@ -169,10 +176,10 @@ def make_plan(algorithm: GradientEstimator) -> Plan:
 
 
 def check_groups(algorithm: Algorithm) -> None:
-    """Refuses a trainer whose groups, or pieces of a rollout, are not those that the sampler makes together.
+    """Refuses a trainer whose groups do not fit a sampler that makes the samples of a prompt together.
 
     Raises:
-        RecipeError: that.
+        RecipeError: the group sizes differ, or the pieces of a rollout would cut groups.
     """
     size, trainer, name = algorithm.sampler.group_size, algorithm.trainer, type(algorithm.sampler).__name__
     if size is None:
@@ -190,8 +197,10 @@ def check_groups(algorithm: Algorithm) -> None:
 
 
 def _check_correction(algorithm: GradientEstimator) -> None:
-    """Refuses a cache without correction; a correction of samples without log-probability, or of single steps where an
-    entry of the selection stands for several.
+    """Refuses a cache without a correction, and a correction that has nothing it could weigh.
+
+    That is one for a sampler that records no log-probability, or one of single steps where the entries of a selection
+    stand for several steps.
     """
     correction = algorithm.correction
     if correction is None:
@@ -213,8 +222,8 @@ def _check_correction(algorithm: GradientEstimator) -> None:
 
 
 def _recorded(algorithm: GradientEstimator, key: Key) -> Key | None:
-    """The sampler's key that holds what the likelihood writes as ``key``; None: it is computed again."""
-    if algorithm.correction is not None:  # what was recorded is not the policy's
+    """Returns the sampler's key that holds what the likelihood writes as ``key``; None: it must be computed."""
+    if algorithm.correction is not None:  # the sampler recorded the distribution it drew from, not the policy's
         return None
     source = algorithm.likelihood.recorded.get(key)
     if source is not None and source[0] == "token" and not algorithm.sampler.records_tokens:
@@ -223,9 +232,9 @@ def _recorded(algorithm: GradientEstimator, key: Key) -> Key | None:
 
 
 def _rollout_stages(algorithm: GradientEstimator) -> list[Stage]:
-    """The sampler, what scores its completions, and the components between it and the advantage, in recipe order."""
+    """Lists the stages from the sampler to the advantage in recipe order, with the reward components that are read."""
     stages = [Stage("sampler", algorithm.sampler)]
-    if REWARD not in algorithm.sampler.out_keys:  # offline data knows what is better
+    if REWARD not in algorithm.sampler.out_keys:  # a sampler of offline data brings its own rewards
         stages.append(Stage("reward", FinalReward()))
     stages += [Stage("filter", part) for part in algorithm.filters]
     selector, advantage = Stage("selector", algorithm.selector), Stage("advantage", algorithm.advantage)
@@ -244,12 +253,12 @@ def _rollout_stages(algorithm: GradientEstimator) -> list[Stage]:
 
 
 def _asked(stage: Stage, reads: Iterable[Key]) -> Stage:
-    """The stage, to write those of its on-demand keys that are among ``reads``."""
+    """Returns the stage asked for those of its on-demand keys that are among ``reads``."""
     return replace(stage, keys=tuple(key for key in stage.component.optional_keys if key in set(reads)))
 
 
 def _ask_each(stages: list[Stage], later: set[Key]) -> list[Stage]:
-    """Asks for on-demand keys until nothing changes: a component that was asked for more may read more itself."""
+    """Asks each stage for the on-demand keys that are read; repeats, as a stage that writes more may also read more."""
     always = {key for stage in stages for key in stage.component.out_keys}
     while True:
         reads = later | {key for stage in stages for key in stage.reads}
@@ -260,7 +269,10 @@ def _ask_each(stages: list[Stage], later: set[Key]) -> list[Stage]:
 
 
 def _order(stages: list[Stage]) -> tuple[list[Stage], set[Key]]:
-    """Stages in an order in which each reads only what was written before; the sampler's place is first."""
+    """Orders stages so that each reads only what was written before, with the sampler first.
+
+    Among stages that are ready the first in recipe order runs first. Also returns all keys that are there at the end.
+    """
     pending, available = list(stages), set(PROMPT_KEYS)
     ordered: list[Stage] = []
     while pending:
@@ -273,7 +285,11 @@ def _order(stages: list[Stage]) -> tuple[list[Stage], set[Key]]:
 
 
 def _may_choose(selector: Selector, ordered: list[Stage]) -> MayChoose | None:
-    """Which steps of a rollout under way may need one-step completions; None: all of them."""
+    """Returns the function by which the sampler knows which steps still need one-step completions; None: all do.
+
+    It can be used if only selected steps need the completions, and if the selector can decide from what the sampler has
+    recorded so far without changing its mind later (``Selector.nested``).
+    """
     chosen_only = all(
         isinstance(stage.component, SelectedReward) for stage in ordered if STEP_GREEDY_IDS in stage.reads
     )
@@ -282,10 +298,13 @@ def _may_choose(selector: Selector, ordered: list[Stage]) -> MayChoose | None:
 
 
 class _Waiting:
-    """Which stages wait for rewards. Behind a filter everything does: it runs on the samples that are kept.
+    """Sorts stages by whether they wait for rewards.
 
-    ``late``: those that wait, or wait for others that do. ``announced``: reward components among them whose completions
-    are known without any reward.
+    Behind a filter every stage waits, as it runs on the samples that the filter keeps.
+
+    Attributes:
+        late: the stages that wait for a reward, or for other stages that do.
+        announced: the reward components whose completions are known without any reward.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -303,15 +322,15 @@ class _Waiting:
                 self._awaited |= {*stage.writes}
 
     def awaits(self, keys: set[Key]) -> bool:
-        """Whether some of the keys are there only when rewards are."""
+        """Returns whether some of ``keys`` are written only after rewards are known."""
         return self._filtered or bool(self._awaited & keys)
 
 
 def _add(writer: Stage, available: set[Key]) -> None:
-    """Adds what a component writes to the keys there are.
+    """Adds the keys that a component writes to those that are ``available``.
 
     Raises:
-        RecipeError: it writes a key that is there already.
+        RecipeError: the component writes a key that another one has written.
     """
     written = set(writer.writes)
     if written & available:
@@ -352,12 +371,12 @@ def _names(keys: Iterable[Key]) -> str:
 
 
 def is_twin(key: Key, prefix: str) -> bool:
-    """Whether a key holds the likelihood under another policy: the old one (``old_``) or the reference (``ref_``)."""
+    """Returns whether a key holds values under another policy: the old one (``old_``) or the reference (``ref_``)."""
     return isinstance(key, tuple) and key[0] == "selected" and key[-1].startswith(prefix)
 
 
 def plain_key(key: Key) -> Key:
-    """``("selected", "old_x")`` or ``("selected", "ref_x")`` -> ``("selected", "x")``; other keys unchanged."""
+    """Turns ``("selected", "old_x")`` and ``("selected", "ref_x")`` into ``("selected", "x")``; leaves other keys."""
     for prefix in ("old_", "ref_"):
         if is_twin(key, prefix):
             return (key[0], key[1].removeprefix(prefix))
@@ -365,5 +384,5 @@ def plain_key(key: Key) -> Key:
 
 
 def twin_key(key: Key, prefix: str) -> Key:
-    """``("selected", "x")`` -> ``("selected", "ref_x")`` for the prefix ``"ref_"``."""
+    """Turns ``("selected", "x")`` into ``("selected", "ref_x")``, for the prefix ``"ref_"``."""
     return (key[0], prefix + key[1])

@@ -1,6 +1,6 @@
 """The exact gradient audit: is the expected update of a recipe the gradient of its expected reward?
 
-On problems small enough to list every trajectory, bias, scale, cosine and variance are numbers, not estimates.
+Its problems are so small that every trajectory can be listed, so that bias, scale, cosine and variance are exact.
 """
 
 from dlmrl_kit.audit.actions import AuditError

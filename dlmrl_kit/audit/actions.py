@@ -1,4 +1,4 @@
-"""Every action of a sampler in some states, with its probability."""
+"""Lists every action of a sampler in given states, with its probability."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.mask import MaskSampler
 
 NOTHING = 1e-30
-"""Actions less likely than this are those that the kit's floor of -100 stands for: they cannot happen."""
+"""Actions with a smaller probability cannot happen: their log-probability is ``LOG_ZERO``, the floor of -100."""
 
 
 class AuditError(UserError):
@@ -21,7 +21,17 @@ class AuditError(UserError):
 
 
 def actions(sampler: MaskSampler, view: View, policy: Policy) -> tuple[Tensor, Decision, Tensor]:
-    """Every possible action in the states of ``view``: row of the state [n], decisions [n, L], log-probability [n]."""
+    """Lists every possible action in the states of a view.
+
+    Args:
+        sampler: must list its ``position_choices``.
+        view: of the states [B].
+        policy: says which tokens are forbidden.
+
+    Returns:
+        For each of n actions the row of its state, int64 [n], the decisions [n], and log-probabilities [n], with
+        gradient.
+    """
     tokens = [token for token in range(view.logits.shape[-1]) if token not in policy.forbidden_ids]
     parts = [
         fill(committed, rank, tokens, size)
@@ -43,7 +53,7 @@ def actions(sampler: MaskSampler, view: View, policy: Policy) -> tuple[Tensor, D
 
 
 def repeated(view: View, rows: Tensor) -> View:
-    """The view with the rows at ``rows``, which may repeat."""
+    """Returns the view of the states at ``rows``, int64 [n], which may repeat."""
     allowed = view.allowed[rows]
 
     def repeat(values: Tensor) -> Tensor:
@@ -56,7 +66,17 @@ def repeated(view: View, rows: Tensor) -> View:
 
 
 def fill(committed: Tensor, rank: Tensor | None, tokens: list[int], size: int) -> tuple[Tensor, Decision]:
-    """All fillings of the rows that commit ``size`` positions."""
+    """Fills the rows that commit ``size`` positions with tokens in every possible way.
+
+    Args:
+        committed: bool [R, L]; other rows are left out.
+        rank: int64 [R, L], passed on to the decisions; None: none.
+        tokens: that a position may hold.
+        size: positions to fill.
+
+    Returns:
+        The row of each filling, int64 [n], and the decisions [n].
+    """
     rows = (committed.sum(-1) == size).nonzero().squeeze(-1)
     values = torch.tensor(list(itertools.product(tokens, repeat=size)), dtype=torch.int64)
     source = rows.repeat_interleave(len(values))
@@ -66,10 +86,16 @@ def fill(committed: Tensor, rank: Tensor | None, tokens: list[int], size: int) -
 
 
 def check_sums(sampler: Sampler, log_prob: Tensor, source: Tensor, num_states: int) -> None:
-    """Checks that the probabilities of all actions [n] sum to 1 in each state, of which ``source`` [n] is the number.
+    """Checks that the probabilities of all actions sum to 1 in each state.
+
+    Args:
+        sampler: is named in the error.
+        log_prob: [n], of the actions.
+        source: int64 [n], the number of each action's state.
+        num_states: how many states there are.
 
     Raises:
-        AuditError: they do not.
+        AuditError: in some state they do not.
     """
     totals = torch.zeros(num_states, dtype=torch.float64).index_add(0, source, log_prob.exp().double())
     worst = totals[(totals - 1).abs().argmax()].item()

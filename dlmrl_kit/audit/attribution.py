@@ -1,4 +1,4 @@
-"""Which component adds what to the bias of a recipe: alone among exact ones, taken away, and two of them together."""
+"""Attributes the bias of a recipe to its causes: each alone among exact components, left out, and two together."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dlmrl_kit.audit.scale import TOLERANCE, matching
 from dlmrl_kit.audit.variants import Cause
 
 MORE_TOGETHER = 1.5
-"""Causes interact where their bias together is more than this times the sum of what each has alone ..."""
+"""Two causes interact if their bias together is more than this times the sum of what each has alone ..."""
 LEAST = 0.01
-"""... and by at least so much."""
+"""... and exceeds it by more than this."""
 
 Json: TypeAlias = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over the problems where it is defined."""
+    """Mean, smallest and largest value of a number over the problems on which it is defined; None if there are none."""
 
     mean: float | None
     min: float | None
@@ -30,23 +30,31 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread:
-        """Of the values that are numbers."""
+        """Computes the spread of the values that are not None."""
         numbers = [value for value in values if value is not None]
         if not numbers:
             return cls(None, None, None)
         return cls(math.fsum(numbers) / len(numbers), min(numbers), max(numbers))
 
     def to_json(self) -> dict[str, float | None]:
-        """As a dictionary."""
+        """Returns the three numbers for JSON."""
         return {"mean": self.mean, "min": self.min, "max": self.max}
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """A cause and its bias: of the recipe without it, and of it alone among exact components.
+    """The bias of one cause, alone among exact components, and that of the recipe without it.
 
-    A number is None where the components do not fit together (``note`` says so). ``..._after_scale``: with the fitted
-    scale divided out.
+    All are relative biases, spread over the problems; None if the components do not fit together (see ``note``).
+
+    Attributes:
+        slot: where the cause is.
+        component: what it is called.
+        cause: what it does to the gradient, in words.
+        alone, without: the cause alone, and the recipe without it.
+        alone_after_scale, without_after_scale: the same after the best scale is divided out.
+        scale_alone: the best scale of the cause alone.
+        note: says what could not be measured; "" if everything could.
     """
 
     slot: str
@@ -60,13 +68,18 @@ class Attribution:
     note: str = ""
 
     def to_json(self) -> Json:
-        """As a dictionary; spreads as theirs."""
+        """Returns all fields for JSON."""
         return {k: v.to_json() if isinstance(v, Spread) else v for k, v in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class Interaction:
-    """Two causes whose bias together is more than the sum of what each has alone; relative, with scales divided out."""
+    """Two causes whose bias together is more than the sum of what each has alone.
+
+    Attributes:
+        first, second: names of the causes.
+        alone, together: relative biases after the best scale, of each cause alone and of both.
+    """
 
     first: str
     second: str
@@ -75,7 +88,7 @@ class Interaction:
 
     @property
     def sentence(self) -> str:
-        """In words, with the three numbers."""
+        """Says that they interact, with the three numbers."""
         a, b = (_text(value) for value in self.alone)
         return (
             f"{self.first} and {self.second} interact: after the best scale {a} and {b} alone, "
@@ -83,19 +96,19 @@ class Interaction:
         )
 
     def to_json(self) -> Json:
-        """As a dictionary."""
+        """Returns it for JSON."""
         return {"components": [self.first, self.second], "alone": list(self.alone), "together": self.together}
 
 
 def attribution(
     cause: Cause, alone: Sequence[Measured | None], without: Sequence[Measured | None], known: dict[str, float]
 ) -> Attribution:
-    """A cause as it was measured on several problems.
+    """Sums up what was measured of a cause on several problems.
 
     Args:
-        cause: which.
-        alone, without: of it alone and of the recipe without it, on each problem; None where that does not fit.
-        known: factors by which components are known to scale the gradient.
+        cause: what was measured.
+        alone, without: the cause alone, and the recipe without it, on each problem; None where components do not fit.
+        known: factors by which components are known to scale the gradient, by their text.
     """
     only = [m for m in alone if m is not None]
     rest = [m for m in without if m is not None]
@@ -132,13 +145,16 @@ def interaction(
     found: Sequence[Attribution],
     together: Callable[[int, int], list[Measured | None]],
 ) -> Interaction | None:
-    """The two causes that are most beyond the sum of what each is alone; None where the parts explain the whole.
+    """Finds the two causes whose bias together exceeds the sum of their own biases by most.
 
     Args:
-        whole: the recipe on each problem; nothing is said where that was sampled, for its noise.
+        whole: the recipe on each problem.
         listed: the causes.
-        found: what each is alone.
-        together: measures two causes, by their numbers, among exact components.
+        found: the attribution of each cause.
+        together: measures two causes, given by their numbers in ``listed``, among exact components.
+
+    Returns:
+        The interaction; None if the causes alone explain the bias of the recipe, or if that was sampled and so noisy.
     """
     total = Spread.of(m.relative_bias_after_scale for m in whole).mean
     alone = [cause.alone_after_scale.mean for cause in found]
@@ -162,7 +178,7 @@ def _more(together: float, parts: float) -> bool:
 
 
 def _separate(a: Cause, b: Cause) -> bool:
-    """Whether two causes can be had alone together: both can, and they are in different slots."""
+    """Returns whether two causes can be measured together: each can be alone, and they fill different slots."""
     return a.only is not None and b.only is not None and not {*a.only} & {*b.only}
 
 

@@ -1,4 +1,4 @@
-"""The audit of a recipe: measure it on several problems, then each cause alone and the recipe without it."""
+"""Audits a recipe: measures it on several problems, then each cause of a bias alone and the recipe without it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from dlmrl_kit.recipe.load import load_recipe
 
 @dataclass(frozen=True)
 class Options:
-    """How an audit is done.
+    """The settings of an audit.
 
     Args:
-        problems: how many random ones (``random_problems``), or which.
-        seed: of the random problems, and of Monte Carlo where it is needed.
+        problems: the problems, or how many random ones to make (``random_problems``).
+        seed: of random problems, and of sampling where trajectories cannot be listed.
         group_size: G; a batch is one group of one prompt.
-        attribution: also measure the causes one by one.
-        batches: groups drawn where they cannot be listed.
+        attribution: whether to measure the causes of a bias one by one, too.
+        batches: how many groups to sample where they cannot be listed.
     """
 
     problems: int | Sequence[Problem] = 4
@@ -56,16 +56,17 @@ def audit_recipe(
     attribution: bool = True,
     batches: int = 400,
 ) -> AuditReport:
-    """Audits a recipe by name or path.
+    """Audits a recipe, as ``dlmrl audit`` does.
 
     Args:
         recipe: its name or path.
         sets, uses, allow_imports: as ``load_recipe``.
-        problems, seed, group_size, attribution, batches: as ``audit_algorithm``.
+        problems, seed, group_size, attribution, batches: as ``Options``.
 
     Raises:
-        RecipeError: anything wrong with the recipe.
-        AuditError: a pre-training recipe, or a sampler that contradicts its own log-probability.
+        RecipeError: the recipe cannot be loaded.
+        AuditError: it is a pre-training recipe, or as ``audit_algorithm``.
+        UserError: as ``audit_algorithm``.
     """
     loaded = load_recipe(recipe, sets=sets, uses=uses, allow_imports=allow_imports)
     built = loaded.build()
@@ -97,13 +98,13 @@ def audit_algorithm(
     """Audits an algorithm on small problems that stand in for its task and policy.
 
     Args:
-        algorithm: its components are scaled to the problems, by what they declare (``Component.resized``).
-        name: for the report.
+        algorithm: the components; each is scaled to the problems by its own method ``resized``.
+        name: of the report.
         problems, seed, group_size, attribution, batches: as ``Options``.
 
     Raises:
-        AuditError: a sampler that contradicts its own log-probability, or one that does not sample from the policy.
-        UserError: a component that cannot be scaled.
+        AuditError: the sampler contradicts its own log-probability, or does not sample from the policy.
+        UserError: a component cannot be scaled.
     """
     if STEP_LOG_PROB not in algorithm.sampler.writes():
         sampler = type(algorithm.sampler).__name__
@@ -114,7 +115,7 @@ def audit_algorithm(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Within the context torch uses one thread: tensors are tiny."""
+    """Within the context torch uses one thread, which is faster for tensors as tiny as these."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -124,7 +125,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Place:
-    """A problem, and the algorithm at its size."""
+    """One problem of an audit, with the algorithm scaled to its size and measured on it."""
 
     def __init__(self, algorithm: GradientEstimator, problem: Problem, options: Options) -> None:
         self.small, self.scaled = shrunk(algorithm, problem)
@@ -133,14 +134,14 @@ class _Place:
         self.measured = self.ground.measure(swapped(self.small))
 
     def alone(self, *found: Cause) -> Measured | None:
-        """Causes alone among exact components; None where they do not fit together, or cannot be had alone."""
+        """Measures causes alone among exact components; None if they do not fit together, or one cannot be alone."""
         kept = [cause.only for cause in found if cause.only is not None]
         if len(kept) < len(found):
             return None
         return self._measured(lambda: alone(self.small, *kept))
 
     def without(self, cause: Cause) -> Measured | None:
-        """The algorithm without a cause; None where the components do not fit together."""
+        """Measures the algorithm without a cause; None if the components do not fit together."""
         return self._measured(lambda: swapped(self.small, cause.without))
 
     def _measured(self, build: Callable[[], GradientEstimator]) -> Measured | None:
@@ -173,7 +174,7 @@ def _audit(algorithm: GradientEstimator, name: str, options: Options) -> AuditRe
 
 
 def _attributed(places: list[_Place], report: AuditReport) -> tuple[list[Attribution], Interaction | None]:
-    """What each cause adds to the bias, and which two are more together than the sum of each alone."""
+    """Attributes the bias to its causes, and finds two of them that interact."""
     listed = [causes(place.small) for place in places]
     by_cause = list(zip(*listed, strict=True))
     found = [
@@ -201,7 +202,7 @@ def _regularisers(places: list[_Place]) -> dict[str, RegulariserAudit]:
 
 
 def _notes(places: list[_Place]) -> list[str]:
-    """What was scaled, and why groups were sampled."""
+    """Says what was scaled, and why groups were sampled if they were."""
     scaled: list[Scaled] = [one for place in places for one in place.scaled]
     reasons = dict.fromkeys(reason for place in places for reason in place.ground.reasons)
     return [*scaled_texts(scaled), *(f"sampled, not listed: {reason}" for reason in reasons)]

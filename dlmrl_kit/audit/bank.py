@@ -1,8 +1,9 @@
-"""What a tuple of trajectories is made of: every listed trajectory with every selection of its steps, and derivatives.
+"""The bank: every listed trajectory with every selection of its steps, prepared once for all groups it is a member of.
 
-Rows that do not depend on the group are prepared once; a tuple then only indexes them. A loss sees the parameters
-through the likelihood's keys alone: a gradient is (d loss / d keys) times the Jacobian of the keys. The likelihood is
-computed once for each *unit*: a trajectory, the step that a segment starts at, and the step it ends before.
+Whatever does not depend on the group is computed here. A group of G trajectories then is a tuple of G indices into the
+rows of the bank. A loss depends on the parameters only through the likelihood's keys, so its gradient is
+(d loss / d keys) times the Jacobian of the keys. The Jacobian is computed once for each *unit*, which is a trajectory
+with the first step of a segment and the step that it ends before.
 """
 
 from __future__ import annotations
@@ -36,13 +37,19 @@ from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.selectors.base import Selector
 
-_DRAWS = 100
-_UNITS = 256
+_DRAWS = 100  # of a selector, to compare with the outcomes it lists
+_UNITS = 256  # differentiated at once
 
 
 @dataclass(frozen=True)
 class Jacobian:
-    """Likelihood keys of every unit: ``values`` [U, ...] each, ``rows`` [U * E, P] each, ``step`` int64 [U]."""
+    """The likelihood's keys for all U units, with derivatives.
+
+    Attributes:
+        values: by key, [U, ...], with E numbers for each unit.
+        rows: by key, [U * E, P], the derivative of each number by the P parameters; keys without gradient are left out.
+        step: int64 [U], the first step of each unit.
+    """
 
     values: dict[Key, Tensor]
     rows: dict[Key, Tensor]
@@ -51,13 +58,13 @@ class Jacobian:
 
 @dataclass(frozen=True)
 class Bank:
-    """Prepared rows.
+    """Every trajectory with every selection of its steps: R rows.
 
     Attributes:
         rows: TensorDict [R] with selection, old keys, ``trajectory`` and ``("selected", "unit")``.
-        units: int64 [U, 3], trajectory, step and end of each.
-        probability: float64 [R], given the prompt.
-        forwards: float64 [R], model forwards of sampling and of the update.
+        units: int64 [U, 3], the trajectory, first step and end of each unit.
+        probability: float64 [R], of trajectory and selection, given the prompt.
+        forwards: float64 [R], model forwards to sample and train the row.
     """
 
     rows: TensorDictBase
@@ -67,7 +74,7 @@ class Bank:
 
 
 def true_gradient(trajectories: TensorDictBase, problem: Problem, sampler: Sampler) -> Tensor:
-    """Gradient [P] of J by automatic differentiation of the sum of P(trajectory) * R."""
+    """Computes grad J, float64 [P], by automatic differentiation of the sum of P(trajectory) * R."""
     scored = StepLogProb()(every_step(trajectories), policy=problem.denoiser, sampler=sampler)
     total = scored[SELECTED_LOG_PROB].sum(-1)  # without the noise of a renoising sampler, which no policy draws
     weight = (total - total.detach()).exp() * trajectories[PROBABILITY]
@@ -76,10 +83,10 @@ def true_gradient(trajectories: TensorDictBase, problem: Problem, sampler: Sampl
 
 
 def select(small: OnProblem, services: ExactServices, trajectories: TensorDictBase) -> Bank:
-    """Every trajectory with every outcome of the selector, prepared up to the advantage.
+    """Makes the bank: runs all stages but filters and advantage on every trajectory with every outcome of the selector.
 
     Raises:
-        NotImplementedError: a random selector that does not list its outcomes.
+        NotImplementedError: the selector is random and does not list its outcomes.
     """
     estimator = small.estimator
     selector = next(stage for stage in small.plan.rollout if stage.component is estimator.selector)
@@ -106,7 +113,7 @@ def select(small: OnProblem, services: ExactServices, trajectories: TensorDictBa
 
 
 def _forwards(small: OnProblem, bank: TensorDictBase) -> Tensor:
-    """Model forwards of sampling each row, of its update, and of its correction: float64 [R]."""
+    """Counts the model forwards to sample, train and correct each row: float64 [R]."""
     sampled, trained = num_valid(bank).double(), (bank[SELECTED_WEIGHT] > 0).sum(-1)
     forwards = sampled + small.estimator.likelihood.forwards(small.problem.length) * trained
     if small.estimator.correction is not None:
@@ -115,7 +122,7 @@ def _forwards(small: OnProblem, bank: TensorDictBase) -> Tensor:
 
 
 def _number_units(bank: TensorDictBase) -> Tensor:
-    """Adds ``("selected", "unit")``, 0 where the weight is; returns the units, int64 [U, 3]."""
+    """Adds ``("selected", "unit")``, the unit of each segment (0 at weight 0); returns the units, int64 [U, 3]."""
     step, used = bank[SELECTED_STEP], bank[SELECTED_WEIGHT] > 0
     end = bank[SELECTED_END] if SELECTED_END in bank.keys(True) else step + 1
     code = torch.stack([bank[TRAJECTORY][:, None].expand_as(step), step, end], dim=-1)[used]
@@ -125,10 +132,13 @@ def _number_units(bank: TensorDictBase) -> Tensor:
 
 
 def selections(selector: Selector, trajectories: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """What the selector can choose: ``Selector.outcomes``, all of one width, checked against what it draws.
+    """Lists what the selector can choose, and checks a random one by drawing from it.
+
+    Returns:
+        ``Selector.outcomes``, padded to the same K: steps int64 [N, K], weights float64 [N, K], probability [N].
 
     Raises:
-        NotImplementedError: it is random and does not list its outcomes, or lists others than it draws.
+        NotImplementedError: the selector is random and does not list its outcomes, or draws others than it lists.
     """
     outcomes = selector.outcomes(trajectories)
     width = max(step.shape[1] for step, _, _ in outcomes)
@@ -145,7 +155,7 @@ def _wide(values: Tensor, width: int) -> Tensor:
 def _drawn_as_listed(
     selector: Selector, trajectories: TensorDictBase, outcomes: list[tuple[Tensor, Tensor, Tensor]], width: int
 ) -> bool:
-    """Whether draws are among the outcomes, about as often as they should be (a chi-squared statistic)."""
+    """Returns whether draws are among the outcomes, and about as often as listed (by a chi-squared statistic)."""
     steps, weights, shares = (torch.stack(parts) for parts in zip(*outcomes, strict=True))
     counts = torch.zeros_like(shares)
     for i in range(_DRAWS):
@@ -165,7 +175,7 @@ def _drawn_as_listed(
 
 
 def jacobian(small: OnProblem, trajectories: TensorDictBase, units: Tensor) -> Jacobian:
-    """The recipe's likelihood for every unit, with derivatives."""
+    """Runs the likelihood on every unit, and differentiates what it writes."""
     found = [_jacobian(small, trajectories, some) for some in units.split(_UNITS)]
     values = {key: torch.cat([part.values[key] for part in found]) for key in found[0].values}
     rows = {key: torch.cat([part.rows[key] for part in found]) for key in found[0].rows}
@@ -173,7 +183,7 @@ def jacobian(small: OnProblem, trajectories: TensorDictBase, units: Tensor) -> J
 
 
 def _jacobian(small: OnProblem, trajectories: TensorDictBase, units: Tensor) -> Jacobian:
-    """The same for some units at once: each row of the derivative costs a backward pass through all of them."""
+    """Does so for some units at once; not for all, as each row of the Jacobian costs a backward pass through all."""
     policy, sampler, likelihood = small.policy, small.estimator.sampler, small.estimator.likelihood
     before = trajectories[units[:, 0]].copy()
     before.set(SELECTED_STEP, units[:, 1:2]).set(SELECTED_END, units[:, 2:])
@@ -190,6 +200,6 @@ def _jacobian(small: OnProblem, trajectories: TensorDictBase, units: Tensor) -> 
 
 
 def table(rows: TensorDictBase, keys: Collection[Key]) -> TensorDictBase:
-    """The rows with only those of ``keys`` that they have."""
+    """Returns the rows with no other keys than ``keys``, those that they have."""
     have = set(rows.keys(True, True))
     return rows.select(*[key for key in keys if key in have])

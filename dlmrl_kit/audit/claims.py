@@ -1,10 +1,10 @@
-"""A component against its own claims: alone among exact components, is its gradient what its registration promises?
+"""Judges a component by its own claims: alone among exact components, does it have the gradient that it promises?
 
 unbiased=True, scale=s    means    E g = s * grad J
 
-This is the one referee of claims: of the kit's components, of plugins (``dlmrl_kit.testing``), of an author at the
-command line. A selector is measured on problems that have more steps than it keeps: scaled to the small ones by what it
-declares, and where it keeps everything there, as it is on a problem that is large enough.
+This is the only referee of claims, for the kit's components and for plugins (``dlmrl_kit.testing``). A selector must be
+measured on problems with more steps than it keeps. It is scaled to the small problems by its method ``resized``; if it
+keeps every step there all the same, it is measured unscaled on a problem that is large enough.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.values.token_value import TokenValue
 
 STEPS = 16
-"""Steps of the sampler that a selector's ``k`` is meant for; on a small problem it is reduced in proportion."""
+"""Denoising steps that components' settings are taken to be made for; small problems scale them in proportion."""
 
 MOST_LISTED = 9
-"""Steps of the longest trajectories of two tokens that are still listed."""
+"""Steps of the longest trajectories, over two tokens, that are listed."""
 
 PROBLEMS = (
     Problem(vocab=2, length=3, policy="network", seed=5),
@@ -50,10 +50,10 @@ GROUP_SIZE = 2
 
 
 def audit_component(component: Component, problems: Sequence[Problem] = PROBLEMS) -> AuditReport:
-    """Audits one component among exact ones, with the most demanding sampler that its claim may be about.
+    """Audits one component among exact ones, with the most demanding sampler that its claim can be about.
 
-    That is ``LowConfidence`` at temperature 0.8; ``EntropyOrder`` for a likelihood that is not exact there, and for
-    what needs the log-probabilities of single tokens.
+    This is ``LowConfidence`` at temperature 0.8. It is ``EntropyOrder`` for a likelihood that is not exact with the
+    former, and for a component that needs log-probabilities of single tokens.
 
     Args:
         component: a selector, an advantage, a likelihood or a loss.
@@ -61,7 +61,7 @@ def audit_component(component: Component, problems: Sequence[Problem] = PROBLEMS
 
     Raises:
         RecipeError: the component does not fit the exact ones.
-        TypeError: a component of another kind.
+        TypeError: it is a component of another kind.
     """
     hard, easy = LowConfidence(STEPS, temperature=0.8), EntropyOrder(STEPS, temperature=0.8)
     own, others = _swap(component), companions(component)
@@ -91,7 +91,7 @@ def _swap(component: Component) -> Swaps:
 
 
 def companions(component: Component) -> Swaps:
-    """What a component needs beside the exact ones, by slot: a value model, advantages of single tokens, lengths."""
+    """Returns other components that one needs to run: those that write token advantages, lengths or values it reads."""
     reads = set(component.in_keys)
     if SELECTED_TOKEN_ADVANTAGE in reads:
         return Swaps(likelihood=StepMerge(), advantage=StepGAE(), value=[TokenValue()])
@@ -106,12 +106,12 @@ def _audit(sampler: Sampler, problems: Sequence[Problem], swaps: Swaps, group_si
 
 
 def audit_unscaled(selector: Selector) -> AuditReport | None:
-    """Audits a selector with its own settings, on the smallest problem on which it leaves something out.
+    """Audits a selector with its own settings, on the smallest problem on which it leaves out a step.
 
-    Groups are of one sample, so that trajectories of up to ``MOST_LISTED`` steps can be listed.
+    Groups have one sample, so that trajectories of up to ``MOST_LISTED`` steps can be listed.
 
     Returns:
-        The report; None where it keeps all steps of trajectories that are longer than that.
+        The report; None if the selector keeps all steps of trajectories of that length.
     """
     steps = first_left_out(exact_estimator(LeftToRight(STEPS), Swaps(selector=selector)))
     if steps is None or steps > MOST_LISTED:
@@ -122,9 +122,9 @@ def audit_unscaled(selector: Selector) -> AuditReport | None:
 
 
 def broken_claim(component: Component) -> str:
-    """What a component claims and does not keep, in one sentence; empty where it keeps its claims or makes none.
+    """Says in one sentence which claim of a component is false; "" if its claims are true or it makes none.
 
-    Only promises are held against it: a component that says it is biased may be unbiased here.
+    A component that claims to be biased is not refuted by being unbiased here.
 
     Raises:
         RecipeError: the component does not fit the exact ones.

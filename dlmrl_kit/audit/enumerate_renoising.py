@@ -1,8 +1,9 @@
-"""Every trajectory of a renoising sampler, with its probability: accepted tokens and all noise, step by step.
+"""Lists every trajectory of a renoising sampler with its probability: accepted tokens and all noise, step by step.
 
     P(trajectory) = product over blocks of U^-(first noise) * product over steps of exp(action_log_prob) * U^-(renoised)
 
-with U the tokens that noise is drawn from. A state with a block that has not begun branches over its first noise.
+where noise is drawn from U tokens, and the exponents count positions. Where a block begins, the listing branches over
+its first noise, too.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from dlmrl_kit.samplers.canvas import CanvasRecorder, Outlook, State
 from dlmrl_kit.samplers.renoising import RenoisingSampler, noise_tokens
 
 CERTAIN = 1e-30
-"""Transitions less likely than this cannot happen; see ``actions.NOTHING``."""
+"""Transitions with a smaller probability cannot happen, as for ``actions.NOTHING``."""
 
 
 def enumerate_renoising(
     sampler: RenoisingSampler, policy: Policy, prompts: TensorDictBase, keys: Collection[Key]
 ) -> TensorDict:
-    """All trajectories from each prompt; arguments, result and errors as ``enumeration.enumerate_trajectories``."""
+    """Lists all trajectories from each prompt; arguments, result and errors as ``enumerate_trajectories``."""
     vocabulary = noise_tokens(policy).tolist()
     start = State.of(prompts, sampler.fully_masked(prompts, policy), policy.mask_id)
     recorder = CanvasRecorder(policy, start, sampler.max_steps, sampler.recorded_keys(keys))
@@ -57,7 +58,11 @@ def enumerate_renoising(
 def _begun(
     sampler: RenoisingSampler, state: State, rows: Tensor, vocabulary: list[int], mask_id: int
 ) -> tuple[Tensor, State, Tensor]:
-    """Rows (repeated), their states with every first noise of blocks that begin, and its probability [n]."""
+    """Branches rows over every first noise of the blocks that begin in them.
+
+    Returns:
+        The row of each branch [n], its state [n], and the probability of its noise [n]; other rows have one branch.
+    """
     state = state.at(rows)
     fresh = sampler.allowed(state.open) & (state.ids == mask_id)
     source, filled = _fillings(fresh, vocabulary)
@@ -69,7 +74,7 @@ def _begun(
 def _transitions(
     sampler: RenoisingSampler, outlook: Outlook, vocabulary: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Every transition: row of the state [n], tokens [n, L], log-probability of the action and of the noise [n]."""
+    """Lists every transition: row of its state [n], tokens [n, L], log-probabilities of action and noise [n] each."""
     canvas, final = outlook.view.allowed, outlook.final[:, None]
     source, filled = _fillings(canvas & ~final, vocabulary)
     tokens = torch.where(final[source], outlook.best[source], filled)
@@ -81,7 +86,7 @@ def _transitions(
 
 
 def _fillings(positions: Tensor, vocabulary: list[int]) -> tuple[Tensor, Tensor]:
-    """Every way to fill ``positions`` (bool [R, L]), one for rows that have none: row [n] and tokens [n, L]."""
+    """Lists every way to fill ``positions``, bool [R, L]: rows [n] and tokens [n, L]. Empty rows have one filling."""
     parts = [fill(positions, None, vocabulary, size) for size in positions.sum(-1).unique().tolist()]
     return torch.cat([rows for rows, _ in parts]), torch.cat([decision.tokens for _, decision in parts])
 

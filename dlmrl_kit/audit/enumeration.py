@@ -1,9 +1,9 @@
-"""Every trajectory of a sampler, with its probability: breadth first over the denoising steps.
+"""Lists every trajectory of a sampler with its probability, breadth first over the denoising steps.
 
     P(trajectory) = product over steps of exp(sampler.action_log_prob(state, action))
 
-In every state the probabilities must sum to 1, and what the sampler draws must follow them; a sampler that fails either
-has no exact log-probability, and the audit says so.
+In every state these probabilities must sum to 1, and the sampler's draws must follow them. A sampler that fails either
+check has no exact log-probability, and the audit says so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from dlmrl_kit.samplers.recorder import MaskRecorder
 from dlmrl_kit.samplers.renoising import RenoisingSampler
 
 NOT_LISTED: frozenset[Key] = frozenset({STEP_DRAFT_IDS, TREE_NODE, TREE_STEP})
-"""Keys of a rollout that are no function of one sample's actions: draws that were thrown away, trees of samples."""
+"""Keys of a rollout that do not follow from the actions of one sample: draws that were dropped, trees of samples."""
 
 
 def enumerate_trajectories(
@@ -53,17 +53,17 @@ def enumerate_trajectories(
     keys: Collection[Key] = (),
     cache: Cache | None = None,
 ) -> TensorDict:
-    """All trajectories from each prompt, as they are sampled.
+    """Lists every trajectory that the sampler can take from each prompt.
 
     Args:
-        sampler: of masks, or of noise.
+        sampler: a ``MaskSampler`` or a ``RenoisingSampler``.
         policy: a small one.
         prompts: TensorDict [Q] with ``prompt_ids``, ``prompt_mask``, ``group``, ``example``.
-        keys: on-demand keys to write; those in ``NOT_LISTED`` hold nothing.
-        cache: with which trajectories are sampled.
+        keys: on-demand keys to write; keys in ``NOT_LISTED`` are written without content.
+        cache: the cache that is sampled with; None: none.
 
     Returns:
-        TensorDict [N]: the keys of a rollout and ``probability`` float64 [N], given the prompt.
+        TensorDict [N]: the keys of a rollout, and ``probability`` float64 [N], given the prompt.
 
     Raises:
         NotImplementedError: the sampler does not list its choices.
@@ -123,10 +123,11 @@ def check_draws(
     draws: int,
     cache: Cache | None = None,
 ) -> None:
-    """Samples each prompt ``draws`` times and compares with what was listed.
+    """Checks a list of trajectories: samples each prompt ``draws`` times and compares.
 
     Raises:
-        AuditError: a trajectory that is not listed, another log-probability, or frequencies far from the probabilities.
+        AuditError: a sampled trajectory is not listed or has another log-probability, or frequencies are far from the
+            listed probabilities.
     """
     repeats = torch.arange(len(prompts)).repeat_interleave(draws)
     generator = torch.Generator().manual_seed(0)

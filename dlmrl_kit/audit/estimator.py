@@ -1,10 +1,10 @@
-"""Expectation and variance of a recipe's gradient estimate: a sum over all groups of G trajectories.
+"""Expectation and variance of a recipe's gradient estimate g, summed over all tuples of G trajectories of a prompt.
 
     E[g] = mean over prompts of sum over tuples of product_i P_i * g(tuple),    Var = E ||g||^2 - ||E g||^2
 
-A batch is one group of one prompt. All tuples go through the advantage and the loss together, each as a group of its
-own; that this gives the same as one tuple at a time is checked on some of them by running the whole recipe. Where it
-does not (a component that looks across groups), every tuple is run alone.
+A batch is one group, that is one tuple. To be fast, many tuples go through the advantage and the loss as the groups of
+one large batch. On a few tuples this is compared with running the whole recipe on each alone. If they differ, because a
+component looks across groups, every tuple is run alone.
 """
 
 from __future__ import annotations
@@ -32,21 +32,29 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.training.gradient import loss_of
 
 MAX_TUPLES = 1_000_000
+"""The most tuples that are listed."""
 MAX_SINGLE_TUPLES = 3_000
-_CHUNK = 4096
-_CHECKED = 4
+"""The most tuples that are run one at a time."""
+_CHUNK = 4096  # tuples that are run together
+_CHECKED = 4  # tuples that are run alone to check that running them together is the same
 
 
 class TooLarge(Exception):
-    """More tuples than are listed; the message says how many."""
+    """There are too many tuples to list; the message says how many."""
 
 
 @dataclass
 class Moments:
-    """Sums over tuples. ``mean``: minus the gradient of the loss, [P]. ``step_mean``: its part from each step, [T, P].
+    """Moments of the gradient estimate g, which is minus the gradient of the loss.
 
-    ``second``, ``step_second``: expected squared norms; ``forwards``: expected model forwards per batch; ``tuples``:
-    how many were listed; ``vectorised``: whether together.
+    Attributes:
+        mean: E g, [P].
+        second: E ||g||^2.
+        step_mean, step_second: [T, P] and [T], the same of the part of g that comes from segments that start at each
+            step; None if tuples were run one at a time.
+        forwards: expected model forwards of a batch.
+        tuples: how many were listed.
+        vectorised: whether they were run together.
     """
 
     mean: Tensor
@@ -59,17 +67,18 @@ class Moments:
 
 
 def moments(small: OnProblem, services: ExactServices, trajectories: TensorDictBase, group_size: int) -> Moments:
-    """Exact moments of the estimate.
+    """Computes the exact moments of a gradient estimate.
 
     Args:
-        small: an estimator without regularisers, on its problem.
+        small: the estimator on its problem, without regularisers.
         services: of the problem.
         trajectories: all of them, with ``probability``, ``reward`` and ``trajectory``.
         group_size: G.
 
     Raises:
-        NotImplementedError: a selector that is random and lists no outcomes.
-        TooLarge: too many tuples.
+        NotImplementedError: the selector is random and does not list its outcomes, or the likelihood masks at random or
+            reads the advantage.
+        TooLarge: there are too many tuples.
     """
     estimator = small.estimator
     if estimator.likelihood.random_masks:
@@ -94,7 +103,7 @@ def moments(small: OnProblem, services: ExactServices, trajectories: TensorDictB
 
 
 def product_index(rows: Tensor, group_size: int) -> Tensor:
-    """All ordered tuples of ``rows``: int64 [len(rows) ** G, G]."""
+    """Lists all ordered tuples of G ``rows``: int64 [len(rows) ** G, G]."""
     if group_size == 1:
         return rows[:, None]
     return torch.cartesian_prod(*[rows] * group_size)
@@ -113,7 +122,10 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def _single(small: OnProblem, services: ExactServices, bank: Bank, index: Tensor) -> Tensor:
-    """Minus the gradient of one group, every component run on it alone; a random selector's choice is given."""
+    """Runs every component on one group, and returns minus its gradient, [P].
+
+    A random selector is not run: the selection in the bank stands for its draw.
+    """
     rows, selector = bank.rows[index], small.estimator.selector
     given = "generator" in selector.requires
     written = {key for s in small.plan.rollout if given and s.component is selector for key in s.writes}
@@ -128,7 +140,7 @@ def _single(small: OnProblem, services: ExactServices, bank: Bank, index: Tensor
 
 
 def _is_selected(key: Key) -> bool:
-    """Whether a key belongs to a selection, which ``_single`` makes again."""
+    """Returns whether a key belongs to a selection, which ``_single`` makes again."""
     return isinstance(key, tuple) and key[0] == "selected"
 
 
@@ -146,7 +158,11 @@ def _one_by_one(
 
 
 class _Together:
-    """All tuples at once; see the module docstring."""
+    """Runs many tuples as the groups of one batch.
+
+    A gradient is kept as its coefficients: d loss / d (each number that the likelihood writes for each unit). Times
+    ``matrix``, the Jacobian of these numbers, that is the gradient; ``gram`` gives its norm without computing it.
+    """
 
     def __init__(
         self,
@@ -170,7 +186,7 @@ class _Together:
         self.gram = self.matrix @ self.matrix.mT
 
     def _with_likelihood(self, rows: TensorDictBase) -> TensorDictBase:
-        """Adds the likelihood's keys at the selected steps; zeros where the weight is."""
+        """Adds the likelihood's keys of the units of each row, 0 where the weight is."""
         unit = rows[SELECTED_UNIT]
         used = rows[SELECTED_WEIGHT] > 0
         have = set(rows.keys(True, True))
@@ -182,7 +198,14 @@ class _Together:
         return rows
 
     def coefficients(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """d loss / d keys of every tuple [M, columns], negated, and model forwards [M]."""
+        """Differentiates the loss of every tuple by the likelihood's keys.
+
+        Args:
+            index: int64 [M, G], tuples of rows of the bank.
+
+        Returns:
+            Minus the derivatives, [M, columns], one column for each number in the bank, and model forwards, [M].
+        """
         count, group_size = index.shape
         batch = self.rows[index.flatten()].copy()
         batch.set(GROUP, torch.arange(count).repeat_interleave(group_size))
@@ -202,8 +225,9 @@ class _Together:
         loss = self.small.estimator.loss
         total = loss_of(loss(batch)) * float(loss.count(batch))
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if leaves else ()
+        # The loss divides by the count of the whole batch; each tuple must be divided by the count of its own samples.
         share = (self.counts[index] * kept.reshape(index.shape)).sum(-1)
-        share = share.masked_fill(share == 0, torch.inf)  # nothing kept: no gradient
+        share = share.masked_fill(share == 0, torch.inf)  # a tuple of which filters keep nothing has no gradient
         blocks = [self._block(key, found_key, batch, count) for key, found_key in zip(leaves, found, strict=True)]
         return -torch.cat([torch.zeros(count, 0, dtype=torch.float64), *blocks], dim=1) / share[:, None], forwards
 
@@ -218,11 +242,11 @@ class _Together:
         return out.scatter_add(1, column, gradient.reshape(count, -1))
 
     def gradients(self, index: Tensor) -> Tensor:
-        """Minus the gradient of every group of index [M, G], [M, P]."""
+        """Computes minus the gradient of every tuple of index int64 [M, G]: [M, P]."""
         return self.coefficients(index)[0] @ self.matrix
 
     def total(self, prompts: list[Tensor], tuples: int) -> Moments:
-        """Sums over all tuples of all prompts."""
+        """Sums over all tuples of all prompts, given as rows of the bank for each prompt."""
         columns = len(self.matrix)
         step_of = torch.cat([torch.zeros(0), *(self._step_of(key) for key in self.keys)])
         by_step = [(step_of == t).nonzero().squeeze(-1) for t in range(self.num_steps)]

@@ -1,6 +1,6 @@
-"""The exact components: what does not bias the gradient, and what every other component is measured among.
+"""The exact components, which do not bias the gradient; other components are measured among them.
 
-exact: likelihood StepLogProb, selector AllSteps, advantage LeaveOneOut, loss Reinforce
+Likelihood StepLogProb, selector AllSteps, advantage LeaveOneOut, loss Reinforce.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ EXACT: dict[str, type] = {
     "advantage": LeaveOneOut,
     "loss": Reinforce,
 }
-"""Slots that can bias the gradient, and what does not."""
+"""By slot that can bias the gradient, the component that does not."""
 
 
 class Biasing(TypedDict):
-    """The components of an estimator in the slots of ``EXACT``."""
+    """The components of an estimator in the slots of ``EXACT``, those that can bias the gradient."""
 
     likelihood: Likelihood
     selector: Selector
@@ -40,7 +40,7 @@ class Biasing(TypedDict):
 
 
 def biasing(estimator: GradientEstimator) -> Biasing:
-    """The components in the slots that can bias the gradient."""
+    """Returns the components in the slots that can bias the gradient."""
     return {
         "likelihood": estimator.likelihood,
         "selector": estimator.selector,
@@ -50,7 +50,7 @@ def biasing(estimator: GradientEstimator) -> Biasing:
 
 
 def exact_swaps(*slots: str) -> Swaps:
-    """The exact components of some slots."""
+    """Returns the exact components for some of the slots in ``EXACT``."""
     exact: Swaps = {}
     if "likelihood" in slots:
         exact["likelihood"] = StepLogProb()
@@ -64,8 +64,13 @@ def exact_swaps(*slots: str) -> Swaps:
 
 
 def exact_estimator(sampler: Sampler, swaps: Swaps | None = None) -> GradientEstimator:
-    """An estimator of exact components around a sampler, without filters, cache and regularisers, but for ``swaps``."""
-    # Other leaves of a tree share the sample's own actions, so that their rewards are no baseline.
+    """Makes an estimator of exact components around a sampler, without cache, filters and regularisers.
+
+    Args:
+        sampler: any.
+        swaps: components that take the place of exact ones.
+    """
+    # Leaves of a tree share actions, so the rewards of all other leaves are no baseline; those of siblings are.
     advantage = SiblingLeaveOneOut() if TREE_NODE in sampler.out_keys else LeaveOneOut()
     exact: Fillings = {
         "sampler": sampler,
@@ -83,5 +88,5 @@ def exact_estimator(sampler: Sampler, swaps: Swaps | None = None) -> GradientEst
 
 
 def claims_of(component: object) -> Claims | None:
-    """What the component's class claims in the registry; None where it is not registered."""
+    """Returns what the component's class claims in the registry; None if it is not registered."""
     return next((entry.claims for entry in registered() if entry.cls is type(component)), None)

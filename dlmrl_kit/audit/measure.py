@@ -1,4 +1,4 @@
-"""Bias, scale, cosine and variance of one algorithm on one problem: exact where it can be listed, else sampled.
+"""Measures bias, scale, cosine and variance of one estimator on one problem, exactly if it can be listed, else sampled.
 
 relative bias = ||E g - grad J|| / ||grad J||          scale s = <E g, grad J> / ||grad J||^2
 after scale   = ||E g - s grad J|| / ||E g||           cosine = <E g, grad J> / (||E g|| ||grad J||)
@@ -26,17 +26,25 @@ from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROBABILITY, REWARD, TR
 from dlmrl_kit.samplers.base import Sampler
 
 DRAWS = 2048
+"""Samples of each prompt by which the list of trajectories is checked."""
 ZERO = 1e-12
+"""A norm below this is 0 but for rounding."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found on one problem; None where the gradient is zero; ``step_variance`` also where groups
-    were not run together, ``forwards`` where they were sampled.
+    """What was measured on one problem.
 
-    ``interval``: 95% of ``relative_bias``, for a Monte Carlo estimate; None where the numbers are exact. ``variance``:
-    of the whole gradient; ``forwards``: model forwards of a batch; ``relative_variance``: over ||E g||^2;
-    ``cost``: relative variance times forwards. ``groups``: listed or sampled.
+    Attributes:
+        problem: where it was measured.
+        relative_bias, scale, relative_bias_after_scale, cosine: see the module docstring; None if grad J is zero.
+        variance: trace of the covariance of g.
+        relative_variance: variance over ||E g||^2; None if E g is zero.
+        step_variance: the variance of each step's part of g; None if groups were sampled or run one at a time.
+        forwards: expected model forwards of a batch; None if groups were sampled.
+        groups: how many groups were listed or sampled.
+        interval: 95% confidence interval of ``relative_bias`` if groups were sampled; None if the numbers are exact.
+        gradient_norm: ||grad J||.
     """
 
     problem: Problem
@@ -54,7 +62,7 @@ class Measured:
 
     @property
     def cost(self) -> float | None:
-        """Relative variance at a budget of one model forward."""
+        """Relative variance times forwards: the relative variance at a budget of one model forward."""
         if self.relative_variance is None or self.forwards is None:
             return None
         return self.relative_variance * self.forwards
@@ -62,9 +70,18 @@ class Measured:
 
 @dataclass
 class Ground:
-    """What all estimates on a problem are compared with; made once for a sampler.
+    """The ground truth of a problem, with which all estimators of one sampler are compared; call ``prepare`` first.
 
-    ``trajectories`` and ``truth`` are None where the sampler does not list its choices.
+    Attributes:
+        problem, sampler: what it is the truth of.
+        group_size: G.
+        batches: how many groups to sample where they cannot be listed.
+        seed: of that sampling.
+        trajectories: all of the sampler's, with probability and reward; None if it does not list its choices.
+        truth: grad J, [P]; None likewise.
+        values: the expected reward from each of their states, as ``ExactServices`` takes it; None likewise.
+        reasons: why groups were sampled.
+        cached: trajectories and values with a cache, by cache.
     """
 
     problem: Problem
@@ -77,10 +94,9 @@ class Ground:
     values: Tensor | None = None
     reasons: list[str] = field(default_factory=list)
     cached: dict[Cache, tuple[TensorDict, Tensor]] = field(default_factory=dict)
-    """What was listed with a cache."""
 
     def prepare(self) -> Ground:
-        """Lists the trajectories and differentiates J.
+        """Lists the trajectories and differentiates J; returns itself.
 
         Raises:
             AuditError: the sampler contradicts its own log-probability.
@@ -95,7 +111,7 @@ class Ground:
         return self
 
     def _list(self, cache: Cache | None = None) -> tuple[TensorDict, Tensor]:
-        """All trajectories of the sampler, and the expected reward from each of their states."""
+        """Lists all trajectories of the sampler; also computes the expected reward from each of their states."""
         policy, prompts = self.problem.denoiser, self.problem.batch()
         keys = [key for key in self.sampler.optional_keys if key not in NOT_LISTED]
         listed = enumerate_trajectories(self.sampler, policy, prompts, keys=keys, cache=cache)
@@ -105,7 +121,7 @@ class Ground:
         return listed, expected_rewards(listed, policy.mask_id)
 
     def listed(self, cache: Cache | None) -> tuple[TensorDict, Tensor]:
-        """Trajectories as they are sampled with a cache, and the expected reward from each of their states.
+        """Returns all trajectories as they are sampled with a cache, and the expected reward from each of their states.
 
         Raises:
             AuditError: the sampler contradicts its own log-probability.
@@ -119,17 +135,17 @@ class Ground:
         return self.cached[cache]
 
     def services(self, small: OnProblem) -> tuple[TensorDict, ExactServices]:
-        """What the sampler records for an estimator, of every trajectory, and the services of its components."""
+        """Returns what the sampler records for an estimator on every trajectory, and services for its components."""
         trajectories, values = self.listed(small.estimator.cache)
         written = (*small.plan.sampler.writes, *self.problem.batch().keys())
         listed = trajectories.select(*written, PROBABILITY, REWARD, TRAJECTORY)
         return listed, ExactServices(self.problem, small.estimator.sampler, values)
 
     def measure(self, estimator: GradientEstimator) -> Measured:
-        """Compares an estimate with grad J.
+        """Measures an estimator against grad J.
 
         Args:
-            estimator: its sampler is the one of this ground.
+            estimator: its sampler must be the one of this ground.
 
         Raises:
             RecipeError: its components do not fit together.
@@ -148,7 +164,7 @@ class Ground:
             return self._sampled(small)
 
     def unlisted(self, small: OnProblem) -> list[Key]:
-        """What an estimator's sampler records that is no function of one sample's actions."""
+        """Returns the keys that the estimator's sampler records but that cannot be listed sample by sample."""
         return sorted(NOT_LISTED.intersection(small.plan.sampler.writes), key=str)
 
     def _because(self, reason: str) -> None:
@@ -207,7 +223,7 @@ class Ground:
 
 
 def _compare(mean: Tensor, truth: Tensor) -> tuple[float | None, float | None, float | None, float | None]:
-    """Relative bias, scale, relative bias after scale, cosine; None where the truth is zero."""
+    """Computes relative bias, scale, relative bias after scale and cosine; all None if the truth is zero."""
     norm, own = float(truth.norm()), float(mean.norm())
     if norm < ZERO:
         return None, None, None, None

@@ -1,7 +1,7 @@
-"""A gradient estimator on a small problem: its components, run on listed or sampled trajectories.
+"""Runs the components of a gradient estimator on a small problem, on listed or on sampled trajectories.
 
-Where trajectories are listed, ``restart`` gives the exact conditional expectation of the reward instead of sampled
-completions:
+If trajectories are listed, the service ``restart`` gives the exact expected reward from a state instead of rewards of
+sampled completions:
 
     V(x_t) = sum over trajectories through x_t of P * R  /  sum over them of P
 """
@@ -32,11 +32,11 @@ from dlmrl_kit.training.gradient import LogProbs, loss_of
 from dlmrl_kit.training.update import run_stages
 
 ALL = 10**6
-"""Samples that go through a small policy at once."""
+"""More samples than there are: everything goes through a small policy at once."""
 
 
 class OnProblem:
-    """A gradient estimator on a problem: what of it runs when, and its log-probabilities.
+    """Plans a gradient estimator on a problem, computes its log-probabilities and differentiates its loss.
 
     Raises:
         RecipeError: the components do not fit together.
@@ -50,39 +50,39 @@ class OnProblem:
 
     @property
     def after_reward(self) -> list[Stage]:
-        """The stages of a rollout behind the sampler and the final reward, in the plan's order."""
+        """The stages of a rollout after the sampler and without the final reward, in the plan's order."""
         return [stage for stage in self.plan.rollout[1:] if not isinstance(stage.component, FinalReward)]
 
     @property
     def advantage(self) -> Stage:
-        """The stage of the advantage itself."""
+        """The stage of the advantage component itself."""
         return next(s for s in self.plan.rollout if s.component is self.estimator.advantage)
 
     @property
     def likelihood_keys(self) -> set[Key]:
-        """What the likelihood writes here."""
+        """The keys that the likelihood writes in this plan."""
         return set(self.plan.likelihood.writes)
 
     def fixed(self, batch: TensorDictBase) -> TensorDictBase:
-        """The batch with old and reference log-probabilities, and with corrected weights."""
+        """Adds old and reference log-probabilities to a batch and corrects its weights, as ``Update.prepare`` does."""
         with torch.no_grad():
             self.log_probs.add_fixed(batch)
         return self.weighed(batch)
 
     def weighed(self, batch: TensorDictBase) -> TensorDictBase:
-        """The batch with corrected weights, where there is a correction."""
+        """Corrects the weights of a batch, if the estimator has a correction."""
         return batch if self.estimator.correction is None else corrected(batch)
 
     def loss_gradient(self, batch: TensorDictBase) -> Tensor:
-        """Gradient [P] of the loss on a complete batch."""
+        """Computes the gradient [P] of the loss, without regularisers, on a complete batch."""
         return self.parameters.gradient(loss_of(self.estimator.loss(self.log_probs.live(batch))))
 
 
 class ExactServices(Services):
-    """What components may require, on a problem whose trajectories are listed.
+    """The services of components on a problem whose trajectories are listed.
 
     Args:
-        problem: policy and reward.
+        problem: gives policy and rewards.
         sampler: the estimator's.
         values: float64 [N, T + 1], the expected reward from x_t of each listed trajectory.
     """
@@ -92,28 +92,28 @@ class ExactServices(Services):
         self.problem = problem
         self.values = values
         self.restarts: Tensor | None = None
-        """Model forwards of the restarts asked for since the last ``call``, for each row."""
+        """Model forwards that restarts of each row would take, since the last ``call`` began; None: no restarts."""
 
     def call(self, component: Component, tensordict: TensorDictBase, keys: Collection[Key] = ()) -> TensorDictBase:
-        """As ``Services.call``, without gradients."""
+        """Runs a component as ``Services.call``, without gradients."""
         self.restarts = None
         with torch.no_grad():
             return super().call(component, tensordict, keys)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """The same for every purpose: what is random is listed, or given."""
+        """Makes the same generator for every purpose, as whatever is random is listed or given."""
         return torch.Generator().manual_seed(0)
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
-        """The problem's rewards, float64 [N]."""
+        """Returns the problem's rewards, float64 [N]."""
         return self.problem.score(ids, example)
 
     def examples(self, example: Tensor) -> NoReturn:
-        """Problems have no examples."""
+        """Raises NotImplementedError, as problems have no examples."""
         no_examples()
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
-        """The expected reward from x_step, n times the same: [B, K, n]; 0 where the weight is."""
+        """Returns the expected reward from x_step, n times the same: float64 [B, K, n], 0 where the weight is."""
         used = tensordict[SELECTED_WEIGHT] > 0
         left = (num_valid(tensordict)[:, None] - step).clamp(min=0)
         forwards = n * (left * used).sum(-1).double()
@@ -123,13 +123,13 @@ class ExactServices(Services):
 
 
 class DrawnServices(SamplingServices):
-    """What components may require, on a problem whose trajectories are sampled; a batch is an update.
+    """The services of components on a problem whose trajectories are sampled; each batch is like an update.
 
     Args:
-        problem: policy and reward.
+        problem: gives policy and rewards.
         sampler: the estimator's.
         seed: of all batches.
-        batch: the number of this one.
+        batch: number of this batch.
     """
 
     def __init__(self, problem: Problem, sampler: Sampler, seed: int, batch: int) -> None:
@@ -137,16 +137,16 @@ class DrawnServices(SamplingServices):
         self.problem = problem
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
-        """The problem's rewards, float64 [N]."""
+        """Returns the problem's rewards, float64 [N]."""
         return self.problem.score(ids, example)
 
     def examples(self, example: Tensor) -> Sequence[Example]:
-        """Problems have no examples."""
+        """Raises NotImplementedError, as problems have no examples."""
         no_examples()
 
 
 def no_examples() -> NoReturn:
-    """Says that a component cannot be audited.
+    """Refuses a component that reads examples.
 
     Raises:
         NotImplementedError: always.
@@ -157,7 +157,7 @@ def no_examples() -> NoReturn:
 def draw_trajectories(
     small: OnProblem, services: DrawnServices, prompts: TensorDictBase, keys: Collection[Key]
 ) -> TensorDictBase:
-    """Samples trajectories of prompts [B], with the on-demand ``keys``."""
+    """Samples a trajectory for each of the prompts [B], with the on-demand ``keys``."""
     asked = prompts.copy().set(SEED, sample_seeds(len(prompts), "cpu", services.seed, services.update))
     sampler = small.estimator.sampler
     given = services.given_to(sampler)
@@ -166,13 +166,13 @@ def draw_trajectories(
 
 
 def complete(small: OnProblem, services: Services, trajectory: TensorDictBase) -> TensorDictBase:
-    """Sampled trajectories with what all stages add; those that the filters keep."""
+    """Runs all stages after the sampler on sampled trajectories; returns those that the filters keep."""
     with torch.no_grad():
         return run_stages(small.plan.rollout[1:], trajectory, services)[1]
 
 
 def expected_rewards(trajectories: TensorDictBase, mask_id: int) -> Tensor:
-    """``values`` of ``ExactServices``, from trajectories with ``probability`` and ``reward``."""
+    """Computes ``values`` of ``ExactServices`` from all trajectories, with ``probability`` and ``reward``."""
     probability, reward = trajectories[PROBABILITY], trajectories[REWARD]
     num_steps = trajectories[STEP_VALID].shape[1]
     columns = []

@@ -1,8 +1,9 @@
-"""Two policies small enough to differentiate through every trajectory, in float64.
+"""Policies that are small enough to differentiate through every trajectory, in float64.
 
-Tabular: one free logit for every prompt, state, position and token. Network: embeddings, one attention layer that looks
-both ways, a hidden layer; its parameters are shared by all states, as in a language model. Deep network: two attention
-layers, so that keys and values depend on the other tokens and a cache is not exact. Prompts are one token long.
+``tabular``: one free logit for every prompt, state, position and token. ``network``: embeddings, one bidirectional
+attention layer and a hidden layer, whose parameters all states share, as in a language model. ``deep network``: two
+attention layers, so that keys and values depend on the other tokens and a cache is not exact. Prompts are one token
+long.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from dlmrl_kit.core.window import Span, Window
 
 PolicyKind = Literal["tabular", "network", "deep network"]
 
-_CHUNK = 128
+_CHUNK = 128  # rows of a Jacobian computed at once
 
 
 class Table(nn.Module):
-    """Logits [prompts, states, length, tokens], looked up; state = the completion read as a number in base ``tokens``.
+    """Looks up logits in a table [prompts, states, length, tokens], where ``states`` is ``tokens ** length``.
+
+    The number of a state is its completion, read as a number in base ``tokens``.
 
     Args:
-        prompts, length, tokens: sizes; ``tokens`` counts the mask.
+        prompts, length, tokens: sizes; ``tokens`` includes the mask.
         generator: of the random logits.
         spread: their standard deviation.
     """
@@ -40,7 +43,7 @@ class Table(nn.Module):
         self.base = tokens ** torch.arange(length)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits [B, 1 + L, V]; those of the prompt position are 0. A masked prompt is read as the last one."""
+        """Returns logits [B, 1 + L, V], 0 at the position of the prompt. A masked prompt is read as the last one."""
         prompt, completion = input_ids[:, 0], input_ids[:, 1:]
         logits = self.logits[prompt.clamp(max=len(self.logits) - 1), (completion * self.base).sum(-1)]
         return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
@@ -50,11 +53,11 @@ class Network(nn.Module):
     """Bidirectional attention layers and a hidden layer over token and position embeddings.
 
     Args:
-        length, tokens: sizes; ``tokens`` counts the mask.
+        length, tokens: sizes; ``tokens`` includes the mask.
         generator: of the random weights.
-        spread: of the logits.
-        width: of the hidden states.
-        layers: of attention.
+        spread: standard deviation of the logits, about.
+        width: size of the hidden states.
+        layers: number of attention layers.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Network(nn.Module):
         self.out = random(2 * width, tokens, scale=spread * width**-0.5)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, span: Span | None = None) -> Tensor:
-        """Logits [B, S, V] from int64 [B, S] and bool [B, S]; with ``span``, those of the cached policy."""
+        """Computes logits [B, S, V] from int64 [B, S] and bool [B, S]; with ``span``, those of the cached policy."""
         x = self._embedded(input_ids)
         then = x if span is None else self._embedded(span.anchor)
         for layer in range(len(self.query)):
@@ -94,21 +97,21 @@ class Network(nn.Module):
 
     @staticmethod
     def _mixed(span: Span, now: Tensor, then: Tensor) -> Tensor:
-        """``now`` in the windows, ``then`` outside: [B, S, D]."""
+        """Takes ``now`` in the windows and ``then`` outside: [B, S, D]."""
         column = torch.arange(now.shape[1])
         inside = (column >= span.start[:, None]) & (column < span.end[:, None])
         return torch.where(inside[..., None], now, then)
 
 
 class SmallPolicy(Policy):
-    """A policy around ``Table`` or ``Network``, in place of a transformers model and its tokenizer.
+    """A policy made of a ``Table`` or a ``Network`` instead of a transformers model; it has no tokenizer.
 
     Args:
-        kind: which.
-        vocab: tokens that may be committed: ids 0 .. vocab - 1; the mask has id ``vocab`` and is forbidden.
+        kind: of model, see the module docstring.
+        vocab: number of tokens that may be committed, with ids 0 .. vocab - 1; the mask has id ``vocab``.
         length: L.
         prompts: number of prompts; prompt q is the token q.
-        eos: the last token is the end of text.
+        eos: whether the last token is the end of text.
         seed: of the random weights.
         spread: standard deviation of the logits, about.
     """
@@ -131,7 +134,7 @@ class SmallPolicy(Policy):
         self.freeze_reference()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits at the asked positions, as ``Policy.forward``."""
+        """Computes logits at the asked positions, as ``Policy.forward``."""
         if self._window is None or torch.is_grad_enabled() or isinstance(self.model, Table):
             logits = self.model(input_ids, attention_mask)
         else:
@@ -141,11 +144,11 @@ class SmallPolicy(Policy):
         return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
 
     def check_cache(self) -> None:
-        """Nothing is refused; a table has no keys and values, so that its cache is exact."""
+        """Accepts every cache. A table has no keys and values, so that any cache is exact for it."""
 
     @contextlib.contextmanager
     def cached(self, window: Window) -> Iterator[None]:
-        """As ``Policy.cached``."""
+        """Within the context, forwards without gradients are those of the cached policy."""
         outer, self._window = self._window, window
         try:
             yield
@@ -153,12 +156,12 @@ class SmallPolicy(Policy):
             self._window = outer
 
     def freeze_reference(self) -> None:
-        """Fixes the present weights as the reference policy."""
+        """Freezes the present weights as the reference policy."""
         self.frozen = copy.deepcopy(self.model).requires_grad_(False)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Policy]:
-        """As ``Policy.reference``."""
+        """Within the context, forwards are those of the reference policy."""
         own, self.model = self.model, self.frozen
         try:
             yield self
@@ -167,7 +170,7 @@ class SmallPolicy(Policy):
 
     @contextlib.contextmanager
     def shifted_reference(self, scale: float, seed: int) -> Iterator[None]:
-        """Within the context, the reference is a random step away from the policy.
+        """Within the context, the reference is a random step away from the policy; afterwards it equals the policy.
 
         Args:
             scale: standard deviation of the change of each weight.
@@ -184,7 +187,7 @@ class SmallPolicy(Policy):
 
 
 def attached(component: Component, policy: Policy) -> None:
-    """Attaches a component; the modules that it makes for itself start at random, so that they matter."""
+    """Attaches a component to a policy and draws the weights that it trains at random, so that they have an effect."""
     component.attach(policy)
     parameters = list(component.parameters())
     generator = torch.Generator().manual_seed(len(parameters))
@@ -194,7 +197,7 @@ def attached(component: Component, policy: Policy) -> None:
 
 
 class Parameters:
-    """What a gradient is taken with respect to: the weights of the policy, and of a sampler that is trained with it."""
+    """The P weights that gradients are taken by: those of the policy, and of a sampler that is trained with it."""
 
     def __init__(self, policy: Policy, sampler: Component) -> None:
         self.all = [*(parameter for _, parameter in policy.trainable()), *sampler.parameters()]
@@ -205,7 +208,12 @@ class Parameters:
         return sum(p.numel() for p in self.all)
 
     def gradient(self, value: Tensor, retain: bool = False) -> Tensor:
-        """Gradient of a scalar with respect to all parameters, [P]; zero where it does not depend on them."""
+        """Computes the gradient of a scalar, [P], 0 for weights that it does not depend on.
+
+        Args:
+            value: a scalar.
+            retain: whether its graph is needed again.
+        """
         if not value.requires_grad:
             return torch.cat([torch.zeros_like(p).flatten() for p in self.all])
         found = torch.autograd.grad(value, self.all, retain_graph=retain, allow_unused=True)
@@ -214,11 +222,11 @@ class Parameters:
         )
 
     def zero(self) -> Tensor:
-        """The gradient of what does not depend on them, [P]."""
+        """Returns a gradient of 0, [P]."""
         return self.gradient(torch.zeros(()))
 
     def jacobian(self, values: Tensor) -> Tensor:
-        """Gradient of each entry of ``values`` (any shape, E entries), [E, P]."""
+        """Computes the gradient of each of the E numbers in ``values``, of any shape: [E, P]."""
         flat = values.flatten()
         if len(flat) == 0:  # nothing is ever selected
             return torch.zeros(0, self.size, dtype=values.dtype)

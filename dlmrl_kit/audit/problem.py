@@ -1,4 +1,4 @@
-"""Small problems: a policy, prompts and a reward for every completion, all in float64.
+"""The problems of the audit: a small policy, prompts and a reward for every completion, all in float64.
 
 J = mean over prompts of sum over trajectories of P(trajectory) * R(prompt, completion)
 """
@@ -23,19 +23,22 @@ RewardKind = Literal["random", "sparse", "parity"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A decision process that can be listed completely.
+    """A decision process so small that all its trajectories can be listed.
 
     Args:
-        vocab: tokens that may be committed.
-        length: L, positions.
-        tokens_per_step, block_length: how the sampler goes through them.
-        prompts: number of prompts, at most ``vocab``; all equally likely.
+        vocab: number of tokens that may be committed.
+        length: L, the positions of a completion.
+        tokens_per_step, block_length: settings that the sampler gets.
+        prompts: number of prompts, at most ``vocab``; all are equally likely.
         reward: ``"random"`` (standard normal per completion), ``"sparse"`` (1 for one completion of each prompt) or
             ``"parity"`` (1 where the tokens and the prompt sum to an even number).
         policy: ``"tabular"``, ``"network"`` or ``"deep network"``.
-        eos: the last token ends the text.
-        seed: of policy and reward.
-        spread: standard deviation of the logits, about; large makes the policy certain.
+        eos: whether the last token ends the text.
+        seed: of the random policy and rewards.
+        spread: standard deviation of the logits, about; if large, the policy is certain of its predictions.
+
+    Raises:
+        ValueError: ``prompts`` is out of range.
     """
 
     vocab: int = 2
@@ -55,12 +58,12 @@ class Problem:
 
     @cached_property
     def denoiser(self) -> SmallPolicy:
-        """The policy, the same object each time."""
+        """The policy; always the same object."""
         return SmallPolicy(self.policy, self.vocab, self.length, self.prompts, self.eos, self.seed, self.spread)
 
     @cached_property
     def table(self) -> Tensor:
-        """Rewards float64 [prompts, vocab ** length], by the completion read as a number in base ``vocab``."""
+        """Rewards float64 [prompts, vocab ** length], with completions read as numbers in base ``vocab``."""
         generator = torch.Generator().manual_seed(self.seed + 7919)
         size = (self.prompts, self.vocab**self.length)
         if self.reward == "random":
@@ -69,14 +72,17 @@ class Problem:
         return torch.zeros(size, dtype=torch.float64).scatter(1, target, 1.0)
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
-        """The ``score`` service: rewards float64 [N] of completions int64 [N, L]; a token out of range counts as 0."""
+        """Returns rewards float64 [N] of completions int64 [N, L]; tokens out of range, such as padding, count as 0."""
         digits = torch.where(ids < self.vocab, ids, 0)
-        if self.reward == "parity":  # a formula: no table, however long completions are
+        if self.reward == "parity":  # needs no table, which would be too large for long completions
             return ((digits.sum(-1) + example) % 2 == 0).double()
         return self.table[example, (digits * self.vocab ** torch.arange(self.length)).sum(-1)]
 
     def batch(self, copies: int = 1) -> TensorDict:
-        """The prompts, each ``copies`` times in a row; ``group`` and ``example`` are the index of the prompt."""
+        """Returns a batch of the prompts, each ``copies`` times in a row.
+
+        It has the keys that a sampler reads; ``group`` and ``example`` are the index of the prompt.
+        """
         index = torch.arange(self.prompts).repeat_interleave(copies)
         prompt = index[:, None]
         batch = TensorDict({PROMPT_IDS: prompt, PROMPT_MASK: torch.ones_like(prompt).bool()}, [len(index)])
@@ -84,7 +90,7 @@ class Problem:
         return batch.set(PROGRESS, torch.full(index.shape, 0.5, dtype=torch.float64))
 
     def described(self) -> dict[str, Any]:
-        """All settings, for reports."""
+        """Returns all settings, for reports."""
         return dataclasses.asdict(self)
 
 
@@ -96,7 +102,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"vocab": 2, "length": 3, "prompts": 2},
     {"vocab": 3, "length": 2},
 )
-"""Shapes that ``random_problems`` goes through."""
+"""The shapes that ``random_problems`` goes through."""
 
 
 DEEP_SHAPES: tuple[dict[str, Any], ...] = (
@@ -105,16 +111,16 @@ DEEP_SHAPES: tuple[dict[str, Any], ...] = (
     {"vocab": 2, "length": 4, "tokens_per_step": 2, "eos": True},
     {"vocab": 2, "length": 4, "block_length": 2, "prompts": 2},
 )
-"""Shapes for recipes with a cache: blocks with something behind them, and single blocks."""
+"""The shapes for recipes with a cache: some with positions after the current block, some of a single block."""
 
 
 def random_problems(count: int, seed: int = 0, deep: bool = False) -> list[Problem]:
-    """Problems of every shape, policy and reward in turn, with different random numbers.
+    """Makes problems that go through all shapes, policies and rewards in turn, each with its own random numbers.
 
     Args:
         count: how many.
         seed: of the random numbers.
-        deep: with deep networks, on which a cache is not exact, instead of tables and networks.
+        deep: whether policies are deep networks, on which a cache is not exact, instead of tables and networks.
     """
     rewards: tuple[RewardKind, ...] = ("random", "parity", "sparse")
     policies: tuple[PolicyKind, ...] = ("deep network",) if deep else ("tabular", "network")

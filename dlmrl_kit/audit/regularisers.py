@@ -1,10 +1,11 @@
-r"""Regularisers in the audit: how large the expected gradient of each is, and whether it is that of the KL it names.
+r"""Audits regularisers: how large the expected gradient of each is, and whether it is the gradient of a KL.
 
-A KL is compared with the one of whole actions, the states held fixed and summed over the selected steps,
+It is compared with the gradient of the KL of whole actions in the selected states,
 
     KL = E[ sum_k w_k sum_a pi(a | s_k) log(pi(a | s_k) / reference(a | s_k)) ],
 
-differentiated in the inner sum alone. The reference is a small random step away from the policy.
+where only the inner sum is differentiated: the states are held fixed. The reference is a small random step away from
+the policy.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.training.gradient import loss_of
 
 REFERENCE_SHIFT = 0.1
-"""How far the reference policy is from the policy: standard deviation of a change of its weights."""
+"""How far the reference policy is from the policy: the standard deviation of the change of each weight."""
 
 FORWARD = "that of KL(policy || reference)"
 REVERSE = "that of KL(reference || policy), the reverse"
@@ -44,9 +45,13 @@ NO_KL = "not of a KL to the reference: only its size is measured"
 
 @dataclass(frozen=True)
 class RegulariserAudit:
-    """``size``: norm of the expected gradient over ||grad J||. ``relative_bias``: its distance from the gradient of
-    KL(policy || reference), times the coefficient, over the norm of that; None for what is no KL to the reference.
-    ``words``: what its expected gradient is.
+    """What was found of one regulariser.
+
+    Attributes:
+        size: norm of its expected gradient over ||grad J||.
+        relative_bias: distance of its expected gradient from that of KL(policy || reference) times its coefficient,
+            over the norm of the latter; None if it is no KL to the reference.
+        words: says what its expected gradient is.
     """
 
     size: float
@@ -54,16 +59,20 @@ class RegulariserAudit:
     words: str
 
     def to_json(self) -> dict[str, float | str | None]:
-        """As a dictionary."""
+        """Returns all fields for JSON."""
         return dataclasses.asdict(self)
 
 
 def audit_regularisers(estimator: GradientEstimator, ground: Ground) -> dict[str, RegulariserAudit]:
-    """Each regulariser of an estimator, by name, with a number where two have the same.
+    """Audits each regulariser of an estimator.
 
     Args:
-        estimator: of the problem's size.
-        ground: prepared; nothing is measured where trajectories could not be listed.
+        estimator: scaled to the problem.
+        ground: of the problem, prepared.
+
+    Returns:
+        The findings by class name, with a number where two have the same; empty if trajectories, actions or selections
+        cannot be listed.
     """
     if not estimator.regularisers or ground.trajectories is None:
         return {}
@@ -102,7 +111,7 @@ def _audit(estimator: GradientEstimator, ground: Ground, term: Term) -> Regulari
 
 
 def _alone(estimator: GradientEstimator, ground: Ground, term: Term) -> str:
-    """What its gradient is among exact components; empty where it does not fit them."""
+    """Says what the gradient of a regulariser is among exact components; "" if it does not fit them."""
     try:
         own = _Expected(exact_estimator(estimator.sampler, Swaps(regulariser=[term])), ground, term)
     except RecipeError:
@@ -120,9 +129,15 @@ def _words(gradient: Tensor, forward: Tensor, reverse: Tensor) -> str:
 
 
 class _Expected:
-    """The expected gradient of a term, [P], over all trajectories and all choices of the selector.
+    """Computes the expected gradient of a regulariser, [P], over all trajectories and all choices of the selector.
 
-    ``estimator``: with this one regulariser.
+    Args:
+        estimator: has this one regulariser.
+        ground: of the problem, prepared.
+        term: the regulariser.
+
+    Raises:
+        NotImplementedError: selections cannot be listed, or the regulariser reads an advantage that compares samples.
     """
 
     def __init__(self, estimator: GradientEstimator, ground: Ground, term: Term) -> None:
@@ -142,9 +157,9 @@ class _Expected:
         self.gradient = small.parameters.gradient((torch.stack(terms) * self.share).sum())
 
     def kl_gradients(self) -> tuple[Tensor, Tensor]:
-        """Gradients of KL(policy || reference) and KL(reference || policy), times the coefficient, [P] each.
+        """Computes the gradients of KL(policy || reference) and of its reverse, times the coefficient, [P] each.
 
-        Where the reference can do what the policy cannot, the second one leaves that out: no sample shows it.
+        The reverse leaves out actions that only the reference can take, as no sample of the policy shows them.
         """
         new, old, weight = self._action_log_probs()
         scale = self.term.factor * weight
@@ -153,7 +168,11 @@ class _Expected:
         return gradient(forward.sum(), retain=True), gradient(reverse.sum())
 
     def _action_log_probs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability of every action in every selected state: policy (with gradient), reference; weight; [n]."""
+        """Lists every action in every selected state.
+
+        Returns:
+            Log-probabilities under the policy, with gradient, and under the reference, and weights, [n] each.
+        """
         policy, sampler = self.small.policy, self.small.estimator.sampler
         if not isinstance(sampler, MaskSampler):
             raise NotImplementedError(f"the actions of {type(sampler).__name__} are not listed state by state")
@@ -167,7 +186,7 @@ class _Expected:
         return new, old, weight[source]
 
     def _step_weights(self) -> Tensor:
-        """Weight of each step: the sum over the segments that it is in, [N, T]."""
+        """Sums the weights of the segments that each step is in: [N, T]."""
         rows, time = self.rows, torch.arange(self.rows[STEP_VALID].shape[1])
         step, weight = rows[SELECTED_STEP][..., None], rows[SELECTED_WEIGHT][..., None]
         end = rows.get(SELECTED_END, rows[SELECTED_STEP] + 1)[..., None]
@@ -175,7 +194,7 @@ class _Expected:
 
 
 def combined(audits: list[RegulariserAudit]) -> RegulariserAudit:
-    """Means over several problems; in words, what holds on all of them."""
+    """Averages the findings on several problems; the words are those of one where it is no KL's, if any."""
     words = dict.fromkeys(audit.words for audit in audits)
     inexact = [text for text in words if text.startswith(OTHER)]
     biases = [audit.relative_bias for audit in audits if audit.relative_bias is not None]

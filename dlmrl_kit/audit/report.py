@@ -1,4 +1,4 @@
-"""What an audit found: numbers over several problems, a verdict in words, and the causes of the bias."""
+"""The report of an audit: numbers over several problems, a verdict in words, and the causes of the bias."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from dlmrl_kit.audit.scale import TOLERANCE, matching
 
 @dataclass
 class AuditReport:
-    """The result of an audit; ``exact`` is False where some numbers are Monte Carlo estimates.
+    """The result of an audit.
 
-    ``regularisers``: by name, size and bias of the expected gradient of each. ``scales``: known factors, by problem.
-    ``interaction``: two causes that are more together than alone. ``unlike``: why what was measured is another
-    algorithm than the recipe's, as a sentence; empty where it is the recipe's.
+    Attributes:
+        recipe: its name.
+        measured: what was measured on each problem.
+        attribution: the biases of single causes.
+        scales: the known factors of the gradient on each problem, by their text.
+        regularisers: what was found of each, by name.
+        notes: what was scaled, and why groups were sampled.
+        sampler: name of the recipe's sampler.
+        group_size: G.
+        interaction: two causes that have more bias together than alone; None if none do.
+        unlike: says why the recipe would be another algorithm on these problems, so that there is no verdict; "" if
+            it would not.
     """
 
     recipe: str
@@ -33,27 +42,27 @@ class AuditReport:
 
     @property
     def exact(self) -> bool:
-        """Whether every number is exact."""
+        """Whether every number is exact, so that none is a Monte Carlo estimate."""
         return all(m.interval is None for m in self.measured)
 
     @property
     def relative_bias(self) -> float:
-        """The largest over the problems; NaN where no problem has a gradient."""
+        """The largest relative bias over the problems; NaN if no problem has a gradient."""
         return _or_nan(Spread.of(m.relative_bias for m in self.measured).max)
 
     @property
     def relative_bias_after_scale(self) -> float:
-        """The largest over the problems, of what no factor removes."""
+        """The largest relative bias over the problems after the best scale; NaN if no problem has a gradient."""
         return _or_nan(Spread.of(m.relative_bias_after_scale for m in self.measured).max)
 
     @property
     def scale(self) -> float:
-        """Mean over the problems."""
+        """The mean scale over the problems; NaN if no problem has a gradient."""
         return _or_nan(Spread.of(m.scale for m in self.measured).mean)
 
     @property
     def known_scale(self) -> str | None:
-        """The claimed factor that the scale equals on every problem."""
+        """The text of the claimed factor that the scale equals on every problem; None if there is none."""
         found = {
             matching(m.scale, known)
             for m, known in zip(self.measured, self.scales, strict=False)
@@ -63,12 +72,12 @@ class AuditReport:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the expected gradient is grad J, to rounding."""
+        """Whether the expected gradient is grad J up to rounding."""
         return self.exact and not self.unlike and self.relative_bias < TOLERANCE
 
     @property
     def verdict(self) -> str:
-        """In words; where two causes interact, with a sentence that says so."""
+        """Says whether the recipe is biased and how much, and which two causes interact."""
         said = f". {self.interaction.sentence}" if self.interaction is not None else ""
         return self._bias_words() + said
 
@@ -114,7 +123,7 @@ class AuditReport:
         return f"no bias found (Monte Carlo): relative bias below {high:.2g} with 95% confidence"
 
     def to_json(self) -> Json:
-        """Everything, as ``dlmrl audit --json`` prints it."""
+        """Returns everything for JSON, as ``dlmrl audit --json`` prints it."""
         return {
             "recipe": self.recipe,
             "verdict": self.verdict,

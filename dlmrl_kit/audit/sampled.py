@@ -1,10 +1,11 @@
-r"""Where groups cannot be listed: the recipe run as in training, on sampled groups of the small problem.
+r"""Runs an estimator on sampled groups of a small problem, as in training, for when groups cannot be listed.
 
-Each batch also gives h, the estimate of the exact components from the same trajectories, whose expectation is grad J:
+The exact components give a second estimate h from the same trajectories, whose expectation is grad J. It is a control
+variate: for any beta,
 
     E g - grad J  =  E[g - beta h] - (1 - beta) grad J
 
-for any beta. Where grad J is known beta is the regression of g on h, else 1: most of the noise of the rewards cancels.
+in which most of the noise cancels. If grad J is known, beta is the regression coefficient of g on h, else it is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 
 @dataclass(frozen=True)
 class Sampled:
-    """``own``, ``exact``: g and h of every batch, [n, P] each."""
+    """The estimates g (``own``) and h (``exact``) of each of n batches, [n, P] each."""
 
     own: Tensor
     exact: Tensor
@@ -34,7 +35,14 @@ class Sampled:
         return float(self.own.var(0).sum())
 
     def bias(self, truth: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Estimate of E g - grad J, [P], and the covariance of its error, [P, P]; ``truth``: grad J if known."""
+        """Estimates E g - grad J.
+
+        Args:
+            truth: grad J, [P], if it is known.
+
+        Returns:
+            The estimate [P], and the covariance of its error [P, P].
+        """
         beta = 1.0
         if truth is not None:
             centred = self.exact - self.exact.mean(0)
@@ -45,7 +53,10 @@ class Sampled:
 
 
 def sampled_gradients(small: OnProblem, group_size: int, batches: int, seed: int) -> Sampled:
-    """Draws ``batches`` groups, one of prompt i modulo their number in batch i, and runs every component on each."""
+    """Samples ``batches`` groups, with the prompts in turn, and runs every component on each.
+
+    The services of a batch depend on ``seed`` and its number alone, so that g and h see the same trajectories.
+    """
     problem, estimator = small.problem, small.estimator
     prompts, own, exact = problem.batch(group_size), [], []
     cached = Swaps(cache=estimator.cache, correction=TrajectoryImportance()) if estimator.cache else Swaps()

@@ -1,6 +1,7 @@
-"""Which known factor a measured scale is: those that the components claim, with their symbols filled in.
+"""Compares a measured scale with the factors that components claim.
 
-G group size, B samples and tokens of a batch
+Claims are arithmetic expressions in G, the group size; B, the samples of a batch; and ``number of tokens``, the
+committed tokens of a batch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ _OPERATORS: dict[type, Callable[[float, float], float]] = {
 
 
 def known_scales(estimator: GradientEstimator, group_size: int, tokens: float) -> dict[str, float]:
-    """Factors that the estimator's components are known for, by their text; ``"1"`` first, then products.
+    """Computes the factors by which the estimator's components are known to scale the gradient, and their products.
 
     Args:
         estimator: its components' claims are read.
         group_size: G.
         tokens: committed tokens of a batch.
+
+    Returns:
+        The factors by their text, ``"1"`` first.
     """
     symbols = {"G": float(group_size), "B": float(group_size), "tokens": tokens}
     claimed = [claims.scale for part in biasing(estimator).values() if (claims := claims_of(part)) is not None]
@@ -40,12 +44,12 @@ def known_scales(estimator: GradientEstimator, group_size: int, tokens: float) -
 
 
 def matching(scale: float, known: dict[str, float]) -> str | None:
-    """The text of the known factor that ``scale`` equals."""
+    """Returns the text of the known factor that ``scale`` equals; None if it equals none."""
     return next((text for text, value in known.items() if abs(scale - value) < TOLERANCE * max(1.0, abs(value))), None)
 
 
 def evaluated(text: str, symbols: dict[str, float]) -> float | None:
-    """Value of an arithmetic expression over symbols; None where it is anything else."""
+    """Evaluates an arithmetic expression over symbols; None if the text is anything else."""
     source = text.replace("number of tokens", "tokens")
     try:
         return _value(ast.parse(source, mode="eval").body, symbols)

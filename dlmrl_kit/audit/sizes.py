@@ -1,7 +1,7 @@
-"""A recipe at the size of a small problem: what is scaled, and whether a selector still leaves anything out there.
+"""Scales a recipe to the size of a small problem, and finds out whether its selector still leaves out steps there.
 
-Components say themselves how they are scaled (``Component.resized``). One that does not, and keeps its ``k`` = 8 where
-there are 3 steps, would be audited as something else than it is: ``kept_whole`` finds that by running it.
+Each component says how it is scaled (``Component.resized``). A selector that does not, and takes 8 steps where there
+are 3, would be audited as if it were AllSteps: ``kept_whole`` finds such selectors by running them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from dlmrl_kit.core.component import Component, Sizes, rebuilt, settings
 from dlmrl_kit.core.keys import SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
 
 MOST_STEPS = 256
-"""Denoising steps of the longest trajectories on which a selector is asked whether it leaves any out."""
+"""Denoising steps of the longest trajectories on which a selector is run to see whether it leaves out any."""
 
 SAMPLES = 8
-"""Trajectories that it is asked about, of each prompt."""
+"""Trajectories of each prompt on which it is run."""
 
 _OF_THE_PROBLEM = frozenset({"completion_length", "tokens_per_step", "block_length"})
-"""Settings of a sampler that the description of a problem says."""
+"""Settings of a sampler that follow from the problem, so that a report need not say how they were scaled."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A setting that was made for ``steps`` denoising steps, and its value for the ``small_steps`` of a problem."""
+    """A setting that was scaled.
+
+    Attributes:
+        component, parameter: what was scaled.
+        before: the value that was made for ``steps`` denoising steps.
+        after: the value for the ``small_steps`` denoising steps of a problem.
+    """
 
     component: str
     parameter: str
@@ -43,7 +49,7 @@ class Scaled:
 
 
 def scaled_texts(found: Iterable[Scaled]) -> list[str]:
-    """What was scaled on several problems, one line for each setting."""
+    """Says in one line for each setting how it was scaled to several problems."""
     settings_found: dict[tuple[str, str], list[Scaled]] = {}
     for one in dict.fromkeys(found):
         settings_found.setdefault((one.component, one.parameter), []).append(one)
@@ -60,10 +66,10 @@ def _text(same: list[Scaled]) -> str:
 
 
 def shrunk(estimator: GradientEstimator, problem: Problem) -> tuple[GradientEstimator, list[Scaled]]:
-    """The estimator with all components scaled to the problem, and what was changed.
+    """Scales all components of an estimator to a problem; returns the small estimator and the settings that changed.
 
     Raises:
-        UserError: a component that does not keep its settings, so that it cannot be scaled.
+        UserError: a component does not store its settings, so that it cannot be made again.
     """
     block = min(problem.block_length or problem.length, problem.length)
     before = estimator.sampler.sizes
@@ -102,7 +108,7 @@ def _differ(a: object, b: object) -> bool:
 
 
 def keeps_whole(small: OnProblem) -> bool:
-    """Whether the selector keeps every step of sampled trajectories, each by itself and with weight 1."""
+    """Returns whether the selector keeps every step of sampled trajectories, each by itself and with weight 1."""
     selector = small.estimator.selector
     prompts = small.problem.batch(SAMPLES)
     services = DrawnServices(small.problem, small.estimator.sampler, 0, 0)
@@ -119,7 +125,7 @@ def keeps_whole(small: OnProblem) -> bool:
 
 
 def _times_kept(trajectory: TensorDictBase) -> Tensor:
-    """The weight with which each step is kept, by the segments that it is in: float64 [B, T]."""
+    """Sums the weights of the segments that each step is in: float64 [B, T]."""
     time = torch.arange(trajectory[STEP_VALID].shape[1])
     step, end = trajectory[SELECTED_STEP][..., None], trajectory[SELECTED_END][..., None]
     return (trajectory[SELECTED_WEIGHT].double()[..., None] * ((step <= time) & (time < end))).sum(1)
@@ -131,14 +137,14 @@ def _single_steps(trajectory: TensorDictBase) -> bool:
 
 
 def first_left_out(estimator: GradientEstimator, most: int = MOST_STEPS) -> int | None:
-    """How many steps a trajectory must have for the selector, unscaled, to do anything else than keep them all.
+    """Finds how many steps a trajectory must have so that the unscaled selector does not just keep every one.
 
     Args:
         estimator: its sampler is resized, its other components are not.
-        most: up to which number of steps to look, every one up to 16, then in powers of two.
+        most: the largest number of steps to try; numbers up to 16 are tried one by one, then powers of two.
 
     Returns:
-        The number of steps; None: it keeps all of up to ``most``.
+        The number of steps; None if the selector keeps every step of up to ``most``.
     """
     for length in [*range(2, 17), *(2**i for i in range(5, 20))]:
         if length > most:
@@ -154,11 +160,11 @@ def first_left_out(estimator: GradientEstimator, most: int = MOST_STEPS) -> int 
 
 
 def kept_whole(estimator: GradientEstimator, small: Iterable[OnProblem]) -> str:
-    """Why an audit on these problems would be of another selector, as a sentence; empty where it is of this one.
+    """Says in a sentence why an audit on these problems would measure another selector; "" if it would not.
 
     Args:
         estimator: at its own size.
-        small: the same on the problems of an audit, with samplers that are attached.
+        small: the estimator scaled to each problem of the audit, with attached samplers.
     """
     problems = list(small)
     if not problems or not all(keeps_whole(one) for one in problems):

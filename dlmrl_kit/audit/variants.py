@@ -1,4 +1,4 @@
-"""The causes of a bias, and the same estimator with single ones swapped for their exact counterparts."""
+"""Lists the possible causes of a bias, and makes estimators with one cause alone or with one cause left out."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ from dlmrl_kit.samplers.base import Sampler
 class Cause:
     """A component, or a part of one, that may bias the gradient.
 
-    ``only``: components that keep this cause and leave out the others of their slot, or None where it cannot be had
-    alone; ``without``: those that leave out this one alone.
+    Attributes:
+        slot: where it is.
+        component: what it is called.
+        words: says what it does.
+        only: components that have this cause but no other of their slot; None if it cannot be had alone.
+        without: components that leave out this cause but no other.
     """
 
     slot: str
@@ -35,7 +39,12 @@ class Cause:
 
 
 class Shifted(StepLikelihood):
-    """exact + kept - left: the exact log-probability with the one mistake of ``kept`` that ``left`` does not make."""
+    """The exact log-probability with one mistake, which ``kept`` makes and ``left`` does not: exact + kept - left.
+
+    Args:
+        kept: a likelihood with the mistake.
+        left: the same likelihood without it.
+    """
 
     def __init__(self, kept: StepLikelihood, left: StepLikelihood) -> None:
         super().__init__()
@@ -44,18 +53,18 @@ class Shifted(StepLikelihood):
     def estimate(
         self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> dict[Key, Tensor]:
-        """Only ``("selected", "log_prob")``."""
+        """Computes only ``("selected", "log_prob")``."""
         found = [sign * term.estimate(steps, policy, sampler)[SELECTED_LOG_PROB] for sign, term in self.terms]
         return {SELECTED_LOG_PROB: found[0] + found[1] + found[2]}
 
 
 def swapped(estimator: GradientEstimator, swaps: Swaps | None = None) -> GradientEstimator:
-    """The estimator without regularisers, with ``swaps``."""
+    """Returns the estimator with ``swaps``, and without its regularisers unless they are among these."""
     return GradientEstimator(**(estimator.fillings | Swaps(regulariser=()) | (swaps or Swaps())))
 
 
 def alone(estimator: GradientEstimator, *kept: Swaps) -> GradientEstimator:
-    """Some causes of an estimator among exact components."""
+    """Makes an estimator of exact components but for some causes, given as ``Cause.only``."""
     swaps: Swaps = {}
     for some in kept:
         swaps |= some
@@ -63,12 +72,12 @@ def alone(estimator: GradientEstimator, *kept: Swaps) -> GradientEstimator:
 
 
 def causes(estimator: GradientEstimator) -> list[Cause]:
-    """What may bias this estimator: each slot that does not hold the exact component, taken apart where possible."""
+    """Lists what may bias an estimator: the components that are not the exact ones, split into parts if possible."""
     found = _segment_causes(estimator)
     together = {slot for cause in found for slot in cause.without}
     own = estimator.fillings
     for slot, part in biasing(estimator).items():
-        # Any other class is a possible cause, a subclass of the exact one too: it may do something else.
+        # A subclass of the exact component may do something else, so only the class itself is exact.
         if type(part) is EXACT[slot] or slot in together:
             continue
         if isinstance(part, StepLikelihood) and not part.sampling_temperature:
@@ -89,7 +98,7 @@ def causes(estimator: GradientEstimator) -> list[Cause]:
 
 
 def _segment_causes(estimator: GradientEstimator) -> list[Cause]:
-    """A likelihood of segments and what cuts the trajectory into them: exact only as steps, so judged together."""
+    """Lists the causes of a likelihood of segments; a selector that makes the segments is judged together with it."""
     likelihood, selector = estimator.likelihood, estimator.selector
     if not isinstance(likelihood, SegmentLikelihood):
         return []
@@ -136,7 +145,7 @@ L = TypeVar("L", bound=Likelihood)
 
 
 def at_sampling_temperature(likelihood: L) -> L:
-    """A copy that scores with the sampler's behaviour distribution."""
+    """Returns a copy that scores with the sampler's behaviour distribution."""
     scored = copy.copy(likelihood)
     scored.sampling_temperature = True
     return scored

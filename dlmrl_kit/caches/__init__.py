@@ -1,1 +1,1 @@
-"""Approximate key-value caches for rollouts of models that attend both ways."""
+"""Approximate key-value caches for rollouts of models with bidirectional attention."""

@@ -8,10 +8,10 @@ from dlmrl_kit.core.registry import register
 
 @register("cache", paper="arXiv 2505.22618")
 class DualCache(Cache):
-    """Computes the current block alone; keys and values of everything else are those of the step in which it was begun.
+    """Computes only the current block in each step; keys and values of all else are from the step in which it began.
 
-    This is the faster and the coarser of the two caches: the masks behind the block do not see what is committed in it.
-    Predictions behind the block, which one-step greedy completions need, are those of the step in which it was begun.
+    This is the faster and coarser of the two caches, as the masks after the block do not see what is committed in it.
+    Predictions after the block, which one-step greedy completions need, are from the step in which the block began.
     """
 
     to_end = False

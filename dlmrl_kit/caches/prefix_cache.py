@@ -8,9 +8,9 @@ from dlmrl_kit.core.registry import register
 
 @register("cache", paper="arXiv 2505.22618")
 class PrefixCache(Cache):
-    """Computes the current block and all that follows it.
+    """Computes the current block and everything after it in each step.
 
-    Keys and values of the prompt and of finished blocks are those of the step in which the current block was begun.
+    Keys and values of the prompt and of finished blocks are from the step in which the current block began.
     """
 
     to_end = True

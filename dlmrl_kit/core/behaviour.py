@@ -1,7 +1,7 @@
-"""Logits -> behaviour distribution: the one function that samplers and exact likelihoods share.
+"""From logits to the behaviour distribution: the one function that samplers and exact likelihoods share.
 
-Order of operations: forbidden tokens, temperature, top-k, top-p. The distribution a sampler draws from and the one an
-exact estimator scores with are the same tensor by construction, so the old/new ratio is 1 before the first update.
+Forbidden tokens are excluded first; temperature, top-k and top-p follow in this order. Samplers draw from the same
+tensor that exact likelihoods score with, so that the ratio of new to old probabilities is 1 before the first update.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 LOG_ZERO = -100.0
-"""Floor for the log-probability of an action that the current policy cannot take (exp(-100) is 0 for every ratio)."""
+"""Log-probability of an action that the current policy cannot take: finite, and small enough to make every ratio 0."""
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped to +-20 (ratios to 2e-9 .. 5e8) so that none overflows; beyond it the gradient is 0."""
+"""Log-ratios are clamped to +-20 (ratios from 2e-9 to 5e8) so that none overflows; outside, their gradient is 0."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How logits become a sampling distribution.
+    """Says how logits become the distribution that is sampled from.
 
     Args:
-        temperature: divides the logits; 0 means greedy (all mass on the argmax).
-        top_k: keep the k most probable tokens, and those as probable as the last of them; 0 keeps all.
-        top_p: keep the smallest set of most probable tokens whose mass reaches top_p; 1 keeps all.
+        temperature: divides the logits; 0 puts all mass on the argmax.
+        top_k: only the k most probable tokens, and any that tie with the last of them, can be drawn; 0 excludes none.
+        top_p: only the smallest set of most probable tokens whose mass reaches top_p can be drawn; 1 excludes none.
 
     Raises:
         ValueError: a value out of range.
@@ -47,18 +47,18 @@ class Behaviour:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}")
 
     def filters(self, vocab: int) -> bool:
-        """Whether top-k or top-p leaves tokens out of a vocabulary of this size."""
+        """Returns whether top-k or top-p may exclude tokens of a vocabulary of this size."""
         return 0 < self.top_k < vocab or self.top_p < 1
 
 
 Process: TypeAlias = Callable[[Tensor, slice], Tensor]
-"""What a sampler does to logits before its behaviour distribution; see ``samplers.base.Sampler.processing``."""
+"""Changes logits [n, V] before they become a behaviour distribution; see ``samplers.base.Sampler.processing``."""
 
 
 def forbid(logits: Tensor, forbidden_ids: Sequence[int]) -> Tensor:
-    """Logits in float32 or better with the forbidden tokens at -inf: [..., V] -> [..., V].
+    """Sets the logits of forbidden tokens to -inf: [..., V] from [..., V], in float32, or float64 if they were.
 
-    In inference mode float logits are changed in place.
+    In inference mode, float logits are changed in place to save memory.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if not forbidden_ids:
@@ -69,15 +69,15 @@ def forbid(logits: Tensor, forbidden_ids: Sequence[int]) -> Tensor:
 
 
 def behaviour_log_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
-    """Log-probabilities of the behaviour distribution.
+    """Computes the log-probabilities of the behaviour distribution.
 
     Args:
         logits: float32 or float64 [..., V], forbidden tokens at -inf (see ``forbid``).
         behaviour: temperature and filters.
 
     Returns:
-        [..., V] of the same dtype, normalised; -inf at filtered tokens. Differentiable: the kept set is held fixed,
-        which is exact almost everywhere.
+        [..., V] of the same dtype, normalised; -inf at tokens that cannot be drawn. Differentiable: the set of tokens
+        that can be drawn is treated as constant, which it is almost everywhere.
     """
     if behaviour.temperature == 0:
         greedy = torch.full_like(logits, -torch.inf)
@@ -95,23 +95,23 @@ def behaviour_log_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
 
 
 def behaviour_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
-    """Probabilities of the behaviour distribution, [..., V] from [..., V], where no gradient is needed."""
+    """Computes the probabilities of the behaviour distribution, [..., V] from [..., V], for use without gradients."""
     if behaviour.temperature > 0 and not behaviour.filters(logits.shape[-1]):
         return (logits / behaviour.temperature if behaviour.temperature != 1 else logits).softmax(-1)
     return behaviour_log_probs(logits, behaviour).exp_()
 
 
 def sample(log_probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One token per distribution by inverting the cumulative distribution: int64 [N] from [N, V].
+    """Draws one token from each distribution by inverse transform sampling: int64 [N] from log-probabilities [N, V].
 
-    The uniform noise and the cumulative sums are float64, so the tail keeps its mass (a Gumbel draw in bfloat16 loses
-    it), and a token of probability 0 is never drawn.
+    The uniform noise and the cumulative sums are float64, so that improbable tokens come up as often as they should (a
+    Gumbel draw in bfloat16 misses them), and a token of probability 0 never does.
     """
     return invert(log_probs.exp(), _noise(log_probs, generator))
 
 
 def draw(logits: Tensor, behaviour: Behaviour, generator: torch.Generator | None = None) -> Tensor:
-    """As ``sample``, from logits [N, V], in pieces (see ``by_rows``): no second tensor of their size."""
+    """Draws as ``sample``, but from logits [N, V], and in pieces, so that no second tensor of their size is made."""
 
     def tokens(piece: Tensor, noise: Tensor) -> Tensor:
         return invert(behaviour_probs(piece, behaviour), noise)
@@ -125,10 +125,10 @@ def _noise(values: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def invert(weights: Tensor, noise: Tensor) -> Tensor:
-    """The token at which the cumulative sum of ``weights`` passes ``noise`` times their total.
+    """Finds the token at which the cumulative sum of ``weights`` passes ``noise`` times their total.
 
-    A large vocabulary is searched twice: for a block of tokens by the blocks' sums, then within it. Cumulative sums are
-    float64; that of a whole large vocabulary would cost more than everything else in a draw.
+    In a large vocabulary, first the block of tokens is found by the sums of all blocks, then the token in it: float64
+    cumulative sums over the whole vocabulary would take more time than the rest of a draw.
 
     Args:
         weights: [N, V], at least 0, not all 0.
@@ -154,7 +154,10 @@ _BLOCK = 256
 
 
 def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative sum passes noise * total, and how far into that entry, as noise for a search within it."""
+    """Finds where the cumulative sum passes noise * total, and how far it is into that weight, as a share in [0, 1).
+
+    Given where the noise falls, the share is uniform again: it serves as noise for a search within a block.
+    """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     target = (noise * cumulative[..., -1]).unsqueeze(-1)
     found = torch.searchsorted(cumulative, target, right=True)
@@ -164,13 +167,13 @@ def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor, at: Tensor | None = None) -> Any:
-    """``function(values, *others)`` in pieces of rows that stay in a processor's cache, concatenated.
+    """Calls ``function(values, *others)`` on pieces that fit in a processor's cache, and concatenates the results.
 
-    For functions of single rows. Where gradients are recorded the function is called once, with everything: pieces
-    would save nothing.
+    For functions that treat each row by itself. Where gradients are recorded, the function is called once with
+    everything, as the graph would hold all pieces anyway.
 
     Args:
-        function: of [n, V] and the matching rows of ``others``; returns a tensor [n, ...] or a tuple of them.
+        function: takes [n, V] and the matching rows of ``others``; returns a tensor [n, ...] or a tuple of them.
         values: [N, V].
         others: [N, ...] each; [n, ...] with ``at``.
         at: int64 [n], the rows of ``values`` to use; None: all.
@@ -190,22 +193,28 @@ _PIECE_BYTES = {True: 2**20, False: 128 * 2**20}  # on a CPU, elsewhere
 
 
 def entropy(log_probs: Tensor) -> Tensor:
-    """Shannon entropy in nats, [...] from [..., V]; filtered tokens (-inf) count 0, in value and gradient."""
+    """Computes Shannon entropies in nats, [...] from log-probabilities [..., V]; tokens at -inf count as 0.
+
+    The gradient is finite at tokens at -inf, too, where p log p would give NaN.
+    """
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
     return -(log_probs.exp() * finite).sum(-1)
 
 
 def entropy_(log_probs: Tensor) -> Tensor:
-    """As ``entropy``, where no gradient is needed; overwrites ``log_probs``, in half the time for it."""
+    """Computes ``entropy`` without a gradient in about half the time, and overwrites ``log_probs``."""
     probs = log_probs.exp()
     return log_probs.clamp_min_(torch.finfo(log_probs.dtype).min).mul_(probs).sum(-1).neg_()
 
 
 class Certainty(NamedTuple):
-    """What turns a position's logits into confidences; [N] each, without gradient.
+    """Holds what turns the logits of N positions into confidences; [N] each, without gradient.
 
-    ``top``: the largest logit; ``log_total``: log sum exp(logits - top); ``dominant``: whether the best token has
-    probability above 1/2; ``best``: confidence of the best token.
+    Attributes:
+        top: the largest logit.
+        log_total: log sum exp(logits - top).
+        dominant: whether the best token has a probability above 1/2.
+        best: confidence of the best token.
     """
 
     top: Tensor
@@ -214,21 +223,24 @@ class Certainty(NamedTuple):
     best: Tensor
 
     def confidence(self, logits: Tensor) -> Tensor:
-        """Confidence of tokens with the given logits, [N] or [N, n]: see ``confidence``."""
+        """Computes ``confidence`` of tokens with these logits: one at each position, [N], or several, [N, n]."""
         top, log_total, dominant, best = (t if logits.dim() == 1 else t[:, None] for t in self)
         return torch.where(dominant & (logits == top), best, logits - top - log_total)
 
     def at(self, index: Tensor) -> Certainty:
-        """That of some of the positions, by index or mask."""
+        """Returns the values of some positions, given by index or mask."""
         return Certainty(*(values[index] for values in self))
 
     def threshold(self, bar: Tensor, ties: Tensor) -> Tensor:
-        """The number t [N] such that exactly the tokens with logit - top - log_total < t are less confident than bar.
+        """Finds t [N] such that the tokens with logit - top - log_total < t are just those less confident than ``bar``.
+
+        A comparison with t costs less than the confidence of every token of the vocabulary.
 
         Args:
             bar: [N], a confidence.
             ties: bool [N], whether tokens as confident as ``bar`` count as less confident.
         """
+        # A dominant best token has a confidence of its own formula, so it is compared by that and not by its logit.
         above = torch.where(ties, bar.nextafter(torch.full_like(bar, torch.inf)), bar)
         best_too = (self.best < bar) | ((self.best == bar) & ties)
         without_best = torch.minimum(above, -self.log_total)
@@ -236,7 +248,7 @@ class Certainty(NamedTuple):
 
 
 def certainty(logits: Tensor) -> Certainty:
-    """See ``Certainty``: from [N, V], forbidden tokens at -inf."""
+    """Computes ``Certainty`` from logits [N, V], forbidden tokens at -inf."""
     return Certainty(*by_rows(_certainty, logits.detach()))
 
 
@@ -254,10 +266,10 @@ def _certainty(logits: Tensor) -> tuple[Tensor, ...]:
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Confidence of every token, with c = softmax(logits): log c up to c = 1/2, -log(1 - c) - 2 log 2 above.
+    """Computes the confidence of every token: with c = softmax(logits), log c up to 1/2, -log(1 - c) - 2 log 2 above.
 
-    Orders tokens and positions exactly as c does. In float32 c itself rounds to 1 for confident tokens, which would
-    make the order among confident positions arbitrary; this keeps it. Below 1/2 it needs no logarithm of its own.
+    It orders tokens and positions exactly as c does. In float32, c itself rounds to 1 for confident tokens, which would
+    make their order arbitrary.
 
     Args:
         logits: [N, V], forbidden tokens at -inf.
@@ -269,23 +281,24 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def confidence_of(probability: float) -> float:
-    """The confidence of a token of this probability c, 0 < c <= 1: see ``confidence``."""
+    """Computes ``confidence`` from a probability in (0, 1]."""
     if probability <= 0.5:
         return math.log(probability)
     return -math.log1p(-probability) - 2 * math.log(2) if probability < 1 else math.inf
 
 
 def log_mass(logits: Tensor, at: Tensor, behaviour: Behaviour, certain: Certainty, threshold: Tensor) -> Tensor:
-    """log of the behaviour probability of the tokens below a threshold, [n] from logits [N, V]; differentiable.
+    """Computes the log of the behaviour probability that a draw is less confident than a threshold; differentiable.
 
     Args:
         logits: [N, V].
         at: int64 [n], the positions to use.
+        behaviour: temperature and filters.
         certain: of these n positions.
-        threshold: [n], from ``Certainty.threshold``; the set of tokens is held fixed.
+        threshold: [n], from ``Certainty.threshold``; the set of tokens below it is treated as constant.
 
     Returns:
-        [n]; ``LOG_ZERO`` without gradient where no token is left.
+        [n]; ``LOG_ZERO`` without gradient where no token is below the threshold.
     """
     given = (certain.top, certain.log_total, threshold)
     if torch.is_grad_enabled() and logits.requires_grad:
@@ -297,7 +310,7 @@ def log_mass(logits: Tensor, at: Tensor, behaviour: Behaviour, certain: Certaint
 
     total = by_rows(mass, logits, *given, at=at)
     out = total.log()
-    tiny = (total < 1e-30).nonzero().squeeze(-1)  # what underflow may have reached
+    tiny = (total < 1e-30).nonzero().squeeze(-1)  # sums that may have underflowed are computed again in logs
     if len(tiny):
         out[tiny] = _log_mass(logits[at[tiny]], behaviour, *(t[tiny] for t in given))
     return out
@@ -308,5 +321,6 @@ def _log_mass(logits: Tensor, behaviour: Behaviour, top: Tensor, log_total: Tens
     log_probs = behaviour_log_probs(logits, behaviour)
     possible = (below & (log_probs > -torch.inf)).any(-1)
     masked = log_probs.masked_fill(~below, -torch.inf)
+    # The gradient of logsumexp over nothing but -inf is NaN, also where its value is not used.
     safe = torch.where(possible[:, None], masked, torch.zeros_like(masked))
     return torch.where(possible, safe.logsumexp(-1), LOG_ZERO)

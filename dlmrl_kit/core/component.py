@@ -1,14 +1,13 @@
 """The base class of components: a TensorDict module with declared keys and declared services.
 
-A component reads ``in_keys`` and adds ``out_keys``; it never overwrites a key that it did not write. Keys in
-``optional_keys`` cost time or memory: a component that has some takes ``keys``, those of them that a later component
-reads, and writes these too. What is not data - the policy, a random generator, a reward function - is a *service*,
-listed in ``requires`` and passed by name:
+A component reads its ``in_keys``, adds its ``out_keys``, and never overwrites a key that another one wrote. It may also
+declare ``optional_keys``, which cost time or memory: the caller asks for the ones that a later component reads by the
+argument ``keys``. What is not data (the policy, a random generator, a reward function) is a *service*: the component
+lists its name in ``requires`` and gets it as an argument:
 
     component(tensordict, policy=policy, generator=generator, keys=[("step", "greedy_ids")])
 
-A component keeps nothing between calls but its settings and the modules that it trains, so that algorithms may share
-it.
+Between calls a component holds nothing but its settings and the modules that it trains, so algorithms can share it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SERVICES: dict[str, str] = {
     "score": "score(ids, example) -> float32 [N]: rewards of completions int64 [N, L] for example indices [N]",
     "restart": "restart(tensordict, step, n) -> float32 [B, K, n]: rewards of n completions sampled from x_step",
 }
-"""What a component may list in ``requires``."""
+"""The services that a component may list in ``requires``, and what each of them is."""
 
 DECLARATIONS = ("in_keys", "out_keys", "optional_keys")
 """The attributes that declare keys: each a list or tuple of keys."""
@@ -42,14 +41,14 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the trajectories are that a component's settings were made for.
+    """Describes how large trajectories are; ``Component.resized`` scales settings from one such size to another.
 
     Args:
-        length: L, positions of a completion.
-        steps: T, denoising steps at most.
-        block_length: positions of a block.
-        tokens_per_step: positions that a step commits at most.
-        vocab_size: tokens that a position may hold; None where it is not known, and large.
+        length: L, the positions of a completion.
+        steps: T, the largest number of denoising steps.
+        block_length: the positions of a block.
+        tokens_per_step: the largest number of positions that a step commits.
+        vocab_size: the tokens that a position may hold; None means unknown and large.
     """
 
     length: int
@@ -59,32 +58,40 @@ class Sizes:
     vocab_size: int | None = None
 
     def scale_steps(self, count: int, to: Sizes) -> int:
-        """A number of denoising steps in proportion: at least 1; fewer than all steps where it was before."""
+        """Scales a number of denoising steps in proportion.
+
+        Returns:
+            At least 1; fewer than all ``to.steps`` if ``count`` is fewer than all steps here.
+        """
         return max(1, min(round(count * to.steps / self.steps), to.steps if count >= self.steps else to.steps - 1))
 
     def scale_length(self, count: int, to: Sizes) -> int:
-        """A number of positions in proportion: at least 1; fewer than all where it was before."""
+        """Scales a number of positions in proportion.
+
+        Returns:
+            At least 1; fewer than all ``to.length`` if ``count`` is fewer than all positions here.
+        """
         return max(1, min(round(count * to.length / self.length), to.length if count >= self.length else to.length - 1))
 
     def limit_tokens(self, count: int, to: Sizes) -> int:
-        """A number of tokens of the vocabulary: fewer than all of them, but no fewer than 2; 0 stays 0."""
+        """Limits a number of tokens, such as a top-k, to fewer than the new vocabulary has, but at least 2; 0 stays."""
         return count if to.vocab_size is None else min(count, max(to.vocab_size - 1, 2))
 
 
 class Component(TensorDictModuleBase):
     """Base class of samplers, filters, selectors, advantages, likelihoods, value models, losses and regularisers.
 
-    Subclasses set ``in_keys`` and ``out_keys`` (class attributes, or in the constructor when they depend on it), and
-    implement ``forward(tensordict, **services) -> tensordict``. Every parameter of the constructor is kept under its
-    own name, so that ``rebuilt`` can make a component again with other settings.
+    Subclasses set ``in_keys`` and ``out_keys``, as class attributes or in the constructor, and implement
+    ``forward(tensordict, **services) -> tensordict``. They store every parameter of the constructor as an attribute of
+    the same name, so that ``rebuilt`` can make the component again with other settings.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
-    """Services that ``forward`` takes; see ``SERVICES``."""
+    """Names of the services that ``forward`` takes; see ``SERVICES``."""
     optional_keys: ClassVar[tuple[Key, ...]] = ()
-    """Keys that ``forward`` writes only where its argument ``keys`` names them."""
+    """Keys that ``forward`` writes only if its argument ``keys`` names them."""
     learning_rate: float | None = None
-    """Of the modules it trains itself; None: the trainer's."""
+    """Learning rate of the modules that the component trains; None: the trainer's."""
     initialised: bool = False
     """Whether ``Component.__init__`` has run."""
 
@@ -93,7 +100,7 @@ class Component(TensorDictModuleBase):
         self.initialised = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As ever; but malformed keys are refused before tensordict takes them apart.
+        """Refuses malformed keys here, as tensordict would split a string into letters without a word.
 
         Raises:
             DeclarationError: malformed keys.
@@ -103,34 +110,34 @@ class Component(TensorDictModuleBase):
         super().__setattr__(name, value)
 
     def reads(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
-        """What it reads when it is asked for the on-demand ``keys``: ``in_keys``, unless a subclass says more."""
+        """Returns the keys it reads when it is to write the on-demand ``keys``: ``in_keys``, or more in a subclass."""
         return tuple(self.in_keys)
 
     def writes(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
-        """``out_keys`` and the on-demand keys among ``keys``, in the order of ``optional_keys``."""
+        """Returns the keys it writes when called with ``keys``: ``out_keys``, then its optional keys among them."""
         return (*self.out_keys, *(key for key in self.optional_keys if key in keys))
 
     def attach(self, policy: Policy) -> None:
-        """Called when the policy is loaded: a component that trains modules of its own creates them here.
+        """Creates the modules that the component trains, if it has any; called once the policy is loaded.
 
-        Its parameters are then trained beside the policy's, with the same optimiser, and kept in checkpoints. Further
-        calls change nothing.
+        The optimiser of the policy trains their parameters, too, and checkpoints hold them. Further calls must change
+        nothing.
 
         Args:
             policy: on its device.
         """
 
     def resized(self: C, before: Sizes, after: Sizes) -> C:
-        """The component for trajectories of other sizes, for the audit's small problems; here as it is.
+        """Returns the component for trajectories of another size, such as those of the audit's small problems.
 
-        A component whose settings count denoising steps or positions (k, segments, a block length) overrides it: what
-        keeps 8 of 64 steps is to keep about one in eight of any number. The audit names what it could not resize.
+        A component whose settings count denoising steps or positions (k, segments, a block length) must override this:
+        one that selects 8 of 64 steps should select about one in eight of any number. Here it returns itself.
         """
         return self
 
 
 def malformed(keys: object) -> str:
-    """What is wrong with a declaration of keys, as the end of a sentence; empty if nothing is."""
+    """Says what is wrong with a declaration of keys, as the end of a sentence; "" if nothing is."""
     must = "must be a list of keys, each a str or a tuple of str,"
     if not isinstance(keys, (list, tuple)):
         return f"{must} got {keys!r}" + (f"; write [{keys!r}]" if isinstance(keys, str) else "")
@@ -144,20 +151,20 @@ def _is_key(key: object) -> bool:
 
 
 def settings(component: object) -> dict[str, object]:
-    """The values of a component's constructor parameters, of those that it keeps under their own names."""
+    """Returns the constructor parameters that a component stores as attributes of the same name, with their values."""
     kept = {name: getattr(component, name, inspect.Parameter.empty) for name in _parameter_names(type(component))}
     return {name: v for name, v in kept.items() if v is not inspect.Parameter.empty and not inspect.isroutine(v)}
 
 
 def rebuilt(component: C, **changes: Any) -> C:
-    """A component made again from its own settings, some of them changed; modules it trains are not taken over.
+    """Makes a component again from its own settings with some of them changed, and without the modules it trained.
 
     Args:
-        component: keeps every other parameter of its constructor under its own name.
+        component: must store every parameter that is not in ``changes`` as an attribute of the same name.
         changes: new values by parameter.
 
     Raises:
-        UserError: it does not keep a parameter.
+        UserError: it does not store such a parameter.
         ValueError: a value out of range.
     """
     given = {**settings(component), **changes}
@@ -176,9 +183,9 @@ def _parameter_names(cls: type) -> list[str]:
 
 
 def with_parameters_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator of a constructor that passes ``*decoding`` and ``**decoding`` on to a base class: it takes those too.
+    """Decorates a constructor that passes ``*args`` and ``**kwargs`` on to ``base``: its signature then lists them all.
 
-    Recipes, the catalogue and ``rebuilt`` then see the parameters of both; the base's come first.
+    Recipes, the catalogue and ``rebuilt`` read signatures, and so see the parameters of both; the base's come first.
     """
 
     def decorate(constructor: Callable[..., None]) -> Callable[..., None]:

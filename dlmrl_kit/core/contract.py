@@ -1,7 +1,7 @@
-"""What the kit holds components from elsewhere to: they declare their keys, and write what they declare.
+"""Holds plugins to their contract: a component declares its keys, and writes what it declares.
 
-``@register`` guards every component from outside the kit, so that a mistake in one is an error that names it, at the
-moment it is built or runs, instead of a failure deep inside something else.
+``@register`` guards every component from outside the kit. A mistake in one is then reported under its name when it is
+built or run, and not as a failure deep inside another component.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from dlmrl_kit.core.keys import Key
 
 
 def guard(cls: type, name: str, *, is_term: bool) -> None:
-    """Makes a component check its declarations when it has been built, and what it wrote each time it ran.
+    """Makes a class check its declarations whenever an instance is built, and the written keys whenever one runs.
 
     Classes that are no ``Component`` (tasks, policies, ...) are left alone, and so are subclasses that are not
     registered themselves.
 
     Args:
-        cls: the class; its constructor and ``forward`` are wrapped.
+        cls: the class, whose constructor and ``forward`` are wrapped.
         name: how errors name it.
-        is_term: whether it returns what is minimised instead of adding keys to the trajectory.
+        is_term: whether ``forward`` returns what is minimised instead of adding keys to the trajectory.
 
     Raises:
-        RegistryError: malformed keys in the class itself.
+        RegistryError: the class declares malformed keys.
     """
     if not issubclass(cls, Component):
         return
@@ -42,7 +42,7 @@ def guard(cls: type, name: str, *, is_term: bool) -> None:
 
 
 class _Guard:
-    """The checks of one registered class."""
+    """Wraps one registered class in checks."""
 
     def __init__(self, cls: type[Component], name: str, is_term: bool) -> None:
         self.cls, self.name, self.is_term = cls, name, is_term
@@ -83,7 +83,7 @@ class _Guard:
         self.cls.forward = checked_forward
 
     def _is_for(self, component: Component) -> bool:
-        # What a subclass declares holds when its own constructor or forward is done, not its base class's.
+        # A subclass is checked when its own constructor or forward is done, as it may still change what the base did.
         return type(component) is self.cls
 
     def _check_declarations(self, component: Component) -> None:

@@ -1,10 +1,10 @@
-"""Errors that are a user's to fix: the command line prints their text without a traceback and exits with 2."""
+"""Errors that the user can fix: the command line prints their text without a traceback and exits with code 2."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something in a recipe, a command or a file is wrong; the message says what and what would be right."""
+    """Something in a recipe, a command or a file is wrong; the message says what, and what would be right."""
 
 
 class RegistryError(UserError):
@@ -35,11 +35,11 @@ class ParameterError(UserError, ValueError):
     """A constructor refuses the value of a parameter.
 
     Attributes:
-        component: the name of the class.
-        subject: what is wrong, in terms of parameters: ``k``, ``tasks[0]``, ``low + high``.
+        component: name of the class.
+        subject: the parameter, or an expression of parameters: ``k``, ``tasks[0]``, ``low + high``.
         reason: what is wrong with it.
-        parameters: the parameters concerned.
-        joint: what stands between subject and reason in the message.
+        parameters: names of the parameters concerned.
+        joint: text between subject and reason in the message.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ParameterError(UserError, ValueError):
         self.parameters = parameters or (subject,)
 
     def message(self, component: str) -> str:
-        """Says what is wrong under another name of the component, such as one with a scope."""
+        """Returns the message with another name of the component, such as one with a gin scope."""
         return f"{component}.{self.subject}{self.joint}{self.reason}"
 
     def __str__(self) -> str:
@@ -62,4 +62,4 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on: non-finite losses in a row, or old and new log-probabilities that disagree."""
+    """Training cannot go on: several non-finite losses in a row, or old and new log-probabilities that disagree."""

@@ -1,4 +1,4 @@
-"""Atomic files and folders: what exists under its final name is complete, whenever the process is killed."""
+"""Atomic files and folders: whatever has its final name is complete, even if the process is killed at any moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name in the same folder, flushes it to disk and renames it."""
+    """Writes a file so that it is complete or not there, and creates its folder if need be.
+
+    It is written under a temporary name in the same folder, flushed to disk and renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
@@ -29,8 +32,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes ``path`` when the block ends without an error.
 
-    A folder already at ``path`` is replaced: it is renamed first and removed last, so that no kill leaves half of it.
-    What a killed process left behind is removed: one process at a time writes a folder.
+    A folder that is at ``path`` already is replaced. It is renamed first and removed last, so that a kill never leaves
+    half of it. Temporary folders of killed processes are removed, so only one process may write a folder at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")

@@ -1,4 +1,4 @@
-"""The keys of a trajectory, each with dtype, shape and meaning. Components take the names of keys from here.
+"""The keys of a trajectory, each with its dtype, shape and meaning. All code takes the names of keys from here.
 
 Shape letters: B samples, P prompt positions, L completion positions, T denoising steps, K selected segments, C
 committed positions of a step, V vocabulary, D levels of a tree.
@@ -13,7 +13,7 @@ K = TypeVar("K", str, tuple[str, str])
 
 
 class KeySpec(NamedTuple):
-    """Dtype, shape (in the letters of this module) and meaning of a key."""
+    """Describes a key: its dtype, its shape in the letters of this module, and its meaning in words."""
 
     dtype: str
     shape: str
@@ -21,7 +21,7 @@ class KeySpec(NamedTuple):
 
 
 KEYS: dict[Key, KeySpec] = {}
-"""Every key that the kit knows, in the order of an update."""
+"""Every key that the kit knows, in the order in which an update writes them."""
 
 
 def _key(key: K, dtype: str, shape: str, meaning: str) -> K:
@@ -32,7 +32,7 @@ def _key(key: K, dtype: str, shape: str, meaning: str) -> K:
 PROMPT_IDS = _key("prompt_ids", "int64", "[B, P]", "left-padded prompt")
 PROMPT_MASK = _key("prompt_mask", "bool", "[B, P]", "False at padding")
 GROUP = _key("group", "int64", "[B]", "index of the prompt a sample belongs to")
-EXAMPLE = _key("example", "int64", "[B]", "index of the puzzle in the task's split")
+EXAMPLE = _key("example", "int64", "[B]", "index of the example in the task's split")
 SEED = _key("seed", "int64", "[B]", "seed of the sample's own random masks")
 ITERATION = _key("iteration", "int64", "[B]", "index of the pass over the rollout; set by the update")
 PROGRESS = _key("progress", "float32", "[B]", "share of the run's updates that is done, in [0, 1)")
@@ -137,7 +137,7 @@ SELECTED_UNIT = _key(
 
 
 def keys_table() -> str:
-    """The keys as a Markdown table, as ``docs/trajectory.md`` shows it."""
+    """Returns the Markdown table of all keys that ``docs/trajectory.md`` shows."""
     names = {key: f'`"{key}"`' if isinstance(key, str) else f"`{key}`".replace("'", '"') for key in KEYS}
     rows = [f"| {names[key]} | {spec.dtype} {spec.shape} | {spec.meaning} |" for key, spec in KEYS.items()]
     return "\n".join(["| key | dtype, shape | meaning |", "|---|---|---|", *rows])

@@ -1,10 +1,10 @@
-"""Phases: names for the parts of an update, so that they can be measured from outside.
+"""Names the phases of an update, so that a profiler can measure them from outside.
 
     with phase("sampling"):
         ...
 
-Nothing happens unless somebody listens, as ``dlmrl profile`` does with ``listening``. A thread that is started within a
-phase has none of its own.
+A phase does nothing unless a listener is set with ``listening``, as ``dlmrl profile`` does. The listener hears only the
+phases of its own thread.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from contextvars import ContextVar
 from typing import TypeAlias
 
 Listener: TypeAlias = Callable[[str], AbstractContextManager[object]]
-"""Makes a context from the name of a phase; the phase runs within it."""
+"""Returns, for the name of a phase, the context that the phase is to run in."""
 
 _LISTENER: ContextVar[Listener | None] = ContextVar("dlmrl_kit_phases", default=None)
 
 
 def phase(name: str) -> AbstractContextManager[object]:
-    """The context of a phase; phases may lie within each other.
+    """Returns the context of a phase. Phases may be nested.
 
     Args:
         name: ``body``, ``head``, ``backward``, ``optimiser``, ``sampling``, ``rewards``, ``old and reference``,
@@ -34,7 +34,7 @@ def phase(name: str) -> AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Within the context, ``listener`` is told of every phase of this thread."""
+    """Within the context, every phase of this thread runs in a context that ``listener`` makes."""
     token = _LISTENER.set(listener)
     try:
         yield

@@ -1,8 +1,8 @@
-"""The denoiser's interface: what the kit asks of a policy, and how states go through it.
+"""The interface of denoisers: what the kit asks of a policy, and how states go through it.
 
-A policy predicts the tokens at asked positions. Most do so in two parts, ``features`` (the body, which is expensive per
-sequence) and ``head`` (which is expensive per position): samplers and likelihoods run the head in pieces, so that no
-tensor of all positions times the vocabulary is ever in memory. A policy that has only ``forward`` works as well.
+A policy predicts the tokens at the positions it is asked for. Most compute ``features`` first (the body, expensive per
+sequence) and turn them into logits by ``head`` (expensive per position). Samplers and likelihoods run the head in
+pieces, so that no tensor of all positions times the vocabulary is ever in memory. A policy may have only ``forward``.
 """
 
 from __future__ import annotations
@@ -28,30 +28,36 @@ T = TypeVar("T")
 
 
 class Vocabulary:
-    """The tokens of a policy, and how its prompts and blocks are laid out: all that a rule of decoding needs."""
+    """Describes the tokens of a policy and how its prompts and blocks are laid out, without the model.
+
+    It is all that tasks, scorers and the rules of decoding need of a policy.
+    """
 
     tokenizer: Any
     """A tokenizer of transformers."""
     vocab_size: int
     mask_id: int
     eos_id: int | None
-    """The end of text, which also fills what a finished completion leaves open; None: there is none."""
+    """The end-of-text token, which also fills the positions that a finished completion leaves open; None: none."""
     pad_id: int
     forbidden_ids: tuple[int, ...]
-    """Tokens that are never committed, the mask among them."""
+    """Tokens that are never committed, such as the mask."""
     chat_template: bool = False
     """Whether plain prompts are formatted with the tokenizer's chat template; conversations always are."""
     prefix_ids: tuple[int, ...] = ()
-    """Tokens in front of every plain prompt: what the family starts a text with."""
+    """Tokens that the model's family puts in front of a text; they precede every plain prompt."""
     device: torch.device
 
     @property
     def filler_id(self) -> int:
-        """What fills the space behind the end of a text: the end of text again, padding where there is none."""
+        """The token that fills positions behind the end of a text: end of text again, or padding if there is none."""
         return self.eos_id if self.eos_id is not None else self.pad_id
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """``prompt_ids`` int64 [N, P] and ``prompt_mask`` bool [N, P], left-padded, on the policy's device.
+        """Tokenises prompts and pads them at the left.
+
+        Returns:
+            ``prompt_ids`` int64 [N, P] and ``prompt_mask`` bool [N, P] (False at padding), on the policy's device.
 
         Raises:
             RecipeError: as ``prompt_tokens``.
@@ -63,10 +69,10 @@ class Vocabulary:
         return {PROMPT_IDS: ids.to(self.device), PROMPT_MASK: mask.to(self.device)}
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, as the policy's family wants it.
+        """Tokenises one prompt in the format of the policy's family.
 
         A conversation, and any prompt of a policy with ``chat_template``, goes through the tokenizer's chat template
-        and ends where the assistant's answer begins; other texts follow ``prefix_ids``.
+        and ends where the assistant's answer begins. Any other text is put behind ``prefix_ids``.
 
         Raises:
             RecipeError: a conversation for a tokenizer without a chat template, or one that the template refuses.
@@ -86,7 +92,7 @@ class Vocabulary:
         return formatted
 
     def completion_texts(self, ids: Tensor) -> list[str]:
-        """Texts of completions int64 [N, L], up to the first end-of-text token, special tokens left out."""
+        """Decodes completions int64 [N, L] up to the first end-of-text token, without special tokens."""
         if len(ids) == 0:  # tokenizers cannot decode an empty batch
             return []
         if self.eos_id is not None:
@@ -96,10 +102,13 @@ class Vocabulary:
         return texts
 
     def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
-        """Prompt tokens in the block in which the completion begins, int64 [B]; None: it begins with a block.
+        """Counts the prompt tokens in the block in which the completion begins, for blocks counted from the prompt.
 
         Args:
             prompt_mask: bool [B, P].
+
+        Returns:
+            int64 [B]; None if the completion always begins with a block, as here.
         """
         return None
 
@@ -107,19 +116,18 @@ class Vocabulary:
 class Policy(Vocabulary, nn.Module, ABC):
     """Base class of denoisers. A subclass sets the attributes of ``Vocabulary`` and implements ``forward``.
 
-    One whose logits come from a body and a head overrides ``features``, ``head`` and ``feature_size`` too, so that
-    ``forward`` is ``head(features(...))``. Everything else has a default that is right for a policy without adapters,
-    blocks and caches.
+    A model that is a body and a head should override ``features``, ``head`` and ``feature_size``, too, with ``forward``
+    equal to ``head(features(...))``. The other defaults are right for a policy without adapters, blocks and caches.
     """
 
     shift_logits: bool = False
-    """Whether the logits at position i - 1 predict token i."""
+    """Whether the logits at position i - 1 predict token i, as in models made from autoregressive ones."""
     block_size: int | None = None
-    """Positions of a block, for policies that denoise block by block."""
+    """Positions of a block, for policies that can only denoise block by block; None: any order."""
     noise: Literal["mask", "uniform"] = "mask"
     """What an open position holds: the mask token, or a random token of the vocabulary."""
     name: str = ""
-    """The path or hub id it was loaded from."""
+    """The path or hub id that it was loaded from."""
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -128,17 +136,17 @@ class Policy(Vocabulary, nn.Module, ABC):
 
     @property
     def real_dtype(self) -> torch.dtype:
-        """Precision of what is recorded: float64 for a policy in float64, else float32."""
+        """Dtype of recorded log-probabilities and entropies: float64 for a policy in float64, else float32."""
         return torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the denoiser itself, without a frozen reference."""
+        """Number of parameters of the denoiser, a frozen reference left out."""
         return sum(p.numel() for p in self.parameters())
 
     @abstractmethod
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits at the asked positions.
+        """Computes logits at the asked positions.
 
         Args:
             input_ids: int64 [B, S].
@@ -155,32 +163,35 @@ class Policy(Vocabulary, nn.Module, ABC):
         return self.vocab_size
 
     def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """What the head turns into logits at the asked positions: as ``forward``, with D for V. Here the logits."""
+        """Computes what the head turns into logits, with the arguments and shapes of ``forward`` but D in place of V.
+
+        Here the features are the logits themselves.
+        """
         with phase("body"):
             logits: Tensor = self(input_ids, attention_mask, positions)
         return logits
 
     def head(self, features: Tensor) -> Tensor:
-        """Logits [..., V] from features [..., D], of which they share no memory. Here a copy."""
+        """Computes logits [..., V] from features [..., D], in memory of their own, as callers change them in place."""
         return features.clone()
 
     def prefix_cache(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context, a policy whose finished blocks never change may reuse what it computed of them."""
+        """Within the context, a policy may reuse keys and values of finished blocks, if these cannot change; exact."""
         return contextlib.nullcontext()
 
     def check_cache(self) -> None:
-        """Refuses approximate caches (``dlmrl_kit.caches``) where they cannot be used. Here they never can.
+        """Refuses approximate caches (``dlmrl_kit.caches``) if the policy cannot use them; here it never can.
 
         Raises:
-            UserError: the policy has none.
+            UserError: the policy has no such cache.
         """
         raise UserError(f"{type(self).__name__} has no approximate cache: take no cache")
 
     def cached(self, window: Window) -> contextlib.AbstractContextManager[None]:
-        """Within the context and without gradients, this policy is the cached one: see ``core.window``.
+        """Within the context, forwards without gradients are those of the cached policy; see ``core.window``.
 
         Args:
-            window: which positions a step computes again; inputs must end with completions of its length.
+            window: which positions a step computes again. Inputs must end with completions of its length.
 
         Raises:
             UserError: as ``check_cache``.
@@ -189,46 +200,46 @@ class Policy(Vocabulary, nn.Module, ABC):
         return contextlib.nullcontext()
 
     def merged(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context and without gradients, an adapter is in the weights: faster, equal up to rounding."""
+        """Within the context an adapter is merged into the weights: faster, equal up to rounding, without gradients."""
         return contextlib.nullcontext()
 
     def fused(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context, in which the weights must not change, an adapter takes fewer matrix products."""
+        """Within the context, an adapter takes fewer matrix products; the weights must not change meanwhile."""
         return contextlib.nullcontext()
 
     def freeze_reference(self) -> None:
-        """Fixes the present weights as the reference policy.
+        """Freezes the present weights as the reference policy.
 
         Raises:
-            UserError: the policy keeps no reference.
+            UserError: the policy cannot hold a reference.
         """
         raise UserError(f"{type(self).__name__} keeps no reference policy: take no regulariser that compares with one")
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Policy]:
-        """Within the context, this policy computes with the frozen reference weights.
+        """Within the context, forwards of this policy are those of the reference policy.
 
         Raises:
             RuntimeError: ``freeze_reference`` was not called.
         """
         raise RuntimeError("call freeze_reference() before using the reference policy")
-        yield self
+        yield self  # never reached; it makes this a generator, as ``contextmanager`` needs
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters that the optimiser updates."""
+        """Lists the parameters that the optimiser updates, with their names."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
 
 def completion_features(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, positions: Tensor
 ) -> Tensor:
-    """What the policy's head turns into logits at some completion positions, each completion behind its prompt.
+    """Runs the policy's body on prompts and completions; returns the features at some completion positions.
 
     Args:
         policy: the denoiser.
         prompt_ids, prompt_mask: int64 and bool [B, P], left-padded.
         completion_ids: int64 [B, L], masked where open; all of it is attended to.
-        positions: bool [B, L], N of them.
+        positions: bool [B, L], True at N positions.
 
     Returns:
         [N, D], in row-major order.
@@ -244,12 +255,12 @@ def completion_features(
 def completion_logits(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, positions: Tensor
 ) -> Tensor:
-    """Raw logits [N, V] at some completion positions; arguments as ``completion_features``."""
+    """Computes raw logits [N, V] at some completion positions; arguments as ``completion_features``."""
     return policy.head(completion_features(policy, prompt_ids, prompt_mask, completion_ids, positions))
 
 
 def unpadded(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Left-padded prompts, int64 and bool [B, P], without the columns at the left that are padding in every row."""
+    """Removes from left-padded prompts, int64 and bool [B, P], the columns that are padding in every row."""
     if prompt_mask.numel() == 0 or bool(prompt_mask[:, 0].any()):
         return prompt_ids, prompt_mask
     empty = int((~prompt_mask.any(0)).long().cumprod(0).sum())
@@ -257,11 +268,11 @@ def unpadded(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}
-"""Largest block of float32 logits that is held at once, on a CPU (True) and elsewhere."""
+"""The most bytes of float32 logits that are in memory at once, on a CPU (True) and elsewhere (False)."""
 
 
 def most_predictions(vocab: int, device: torch.device) -> int:
-    """Predictions whose logits stay below ``LOGITS_BYTES``; at least 1."""
+    """Returns for how many positions at once the logits fit in ``LOGITS_BYTES``; at least 1."""
     return max(1, LOGITS_BYTES[device.type == "cpu"] // (4 * vocab))
 
 
@@ -272,17 +283,17 @@ def log_probs_of(
     behaviour: Behaviour | None,
     process: Process | None = None,
 ) -> Tensor:
-    """Log-probability of one token at each position, at least ``LOG_ZERO``; differentiable.
+    """Computes the log-probability of one token at each of N positions, differentiable, in pieces.
 
     Args:
-        policy: its head makes logits of the features.
+        policy: the denoiser, whose head turns features into logits.
         features: [N, D].
         tokens: int64 [N].
         behaviour: the distribution, or None for softmax(logits).
-        process: what is done to the logits before, see ``core.behaviour.Process``; None: nothing.
+        process: changes the logits before that, see ``core.behaviour.Process``; None: nothing does.
 
     Returns:
-        [N].
+        [N], at least ``LOG_ZERO``.
     """
 
     def pick(features: Tensor, tokens: Tensor, part: slice = slice(None)) -> Tensor:
@@ -300,7 +311,7 @@ def log_probs_of(
 
 
 def recomputed(function: Callable[..., T], *given: Tensor) -> T:
-    """``function(*given)``, whose intermediate results are not kept for the backward pass but computed again."""
+    """Calls ``function(*given)`` and, to save memory, computes its intermediate results again in the backward pass."""
     if not torch.is_grad_enabled():
         return function(*given)
     found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)

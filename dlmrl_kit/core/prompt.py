@@ -1,8 +1,8 @@
-"""Prompts: what a task asks, and what a policy is given. Imports no torch, for the processes that score."""
+"""The type of prompts. This module imports no torch, so that the processes that score completions start fast."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
 Prompt: TypeAlias = str | list[dict[str, str]]
-"""A text, or a conversation: messages with ``role`` and ``content``, formatted with the tokenizer's chat template."""
+"""A text, or a conversation: messages with ``role`` and ``content`` for the tokenizer's chat template."""

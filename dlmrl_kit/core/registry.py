@@ -1,11 +1,11 @@
-"""The kinds of components there are, ``@register``, and the list of what was registered.
+"""The kinds of components, ``@register``, and the list of registered components.
 
 A *kind* says what a component is for (sampler, selector, loss, ...); a *component* is a class of that kind. Its name is
-its class name: here, in recipes, in the docs and on the command line. Its full name is ``<package>.<kind>.<name>``, so
-``@EntropyTopK()`` is enough in a recipe, and ``@acme.selector.EntropyTopK()`` settles a clash.
+its class name: here, in recipes, in the docs and on the command line. Its full name is ``<package>.<kind>.<name>``.
+Recipes write ``@EntropyTopK()``, and ``@acme.selector.EntropyTopK()`` if two packages have one of that name.
 
-The registry holds what has been imported and loads nothing itself: ``recipe.catalogue`` loads the kit's components and
-the plugins.
+The registry holds the components that were imported and imports none itself: ``recipe.catalogue`` loads the kit's
+components and the plugins.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ C = TypeVar("C", bound=type)
 
 @dataclass(frozen=True)
 class Kind:
-    """What components of one kind are for.
+    """A kind of component.
 
     Attributes:
-        name: the kind, as in ``@register(name)``.
-        folder: the subpackage of the kit that holds its components.
-        summary: what it is, in a few words.
+        name: as in ``@register(name)``.
+        folder: the subpackage of the kit that holds the components of the kind.
+        summary: what they are for, in a few words.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A constructor parameter; ``annotation`` is its type as text, "" where it has none."""
+    """A constructor parameter; ``annotation`` is its type as text, "" if it has none."""
 
     name: str
     default: Any
@@ -93,7 +93,7 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether a recipe must bind it."""
+        """Whether a recipe must give it a value."""
         return self.default is inspect.Parameter.empty
 
 
@@ -105,7 +105,7 @@ def _annotation(annotation: object) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered component: its class, and what was said of it when it was registered."""
+    """A registered component: its class, and what ``@register`` was told about it."""
 
     kind: str
     name: str
@@ -144,17 +144,17 @@ class Entry:
         )
 
     def keys(self) -> Keys | None:
-        """Finds the keys that an instance with defaults reads and writes.
+        """Finds the keys that an instance with default settings reads and writes.
 
         Returns:
-            None where the class is no ``Component``, or cannot be built with defaults.
+            The keys; None if the class is no ``Component`` or cannot be built with defaults.
         """
         return _keys(self.cls)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What a component reads, what it writes always, and what it writes when it is asked to."""
+    """The keys that a component reads, that it always writes, and that it writes when asked to."""
 
     reads: tuple[Key, ...]
     writes: tuple[Key, ...]
@@ -162,12 +162,12 @@ class Keys:
 
 
 _PLACEHOLDERS: dict[str, object] = {"int": 1, "float": 0.5, "str": "", "bool": False}
-"""Values for parameters without a default, by annotation, where only the keys of a component are asked for."""
+"""Values, by annotation, for parameters without a default when a component is built only to see its keys."""
 
 
 @functools.cache
 def _keys(cls: type) -> Keys | None:
-    # An instance has to be asked, not the class: keys may depend on the arguments of the constructor.
+    # Keys may depend on the arguments of the constructor, so an instance is needed.
     from dlmrl_kit.core.component import Component
 
     if not issubclass(cls, Component):
@@ -197,19 +197,19 @@ def register(
     scale: str = "1",
     under: str = "",
 ) -> Callable[[C], C]:
-    """Makes a class a component of ``kind``, which recipes use under its class name; a class decorator.
+    """Decorates a class to make it a component of ``kind``, which recipes use by its class name.
 
-    Components from outside the kit are held to their declarations from then on, see ``core.contract``.
+    A component from outside the kit is checked against its declarations from then on, see ``core.contract``.
 
     Args:
         kind: one of ``KINDS``.
-        name: must equal the class name; may be left out.
+        name: may be left out; must equal the class name.
         paper: where the component comes from (``"arXiv 2603.12554, eq. 7"``).
         unbiased, scale, under: the component's ``Claims``.
 
     Raises:
-        RegistryError: unknown kind, no class, a name that is not the class name, a second component of the same kind
-            and name in one package, or malformed keys.
+        RegistryError: an unknown kind, something else than a class, a name that is not the class name, a second
+            component of the same kind and name in one package, or malformed keys.
     """
     if kind not in KINDS:
         raise unknown_kind(kind)
@@ -239,7 +239,7 @@ def register(
 
 
 def registered(kind: str | None = None) -> list[Entry]:
-    """Lists the components registered so far (of one kind), sorted by kind, name and package; loads nothing.
+    """Lists the components registered so far, of one kind or all, by kind, name and package. Imports nothing.
 
     Raises:
         RegistryError: no such kind.
@@ -258,12 +258,12 @@ def unregister(entry: Entry) -> None:
 
 
 def unknown_kind(kind: str) -> RegistryError:
-    """Makes the error that there is no such kind, with the nearest names."""
+    """Makes the error for a kind that does not exist; it suggests the nearest names."""
     return RegistryError(f"unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggests names close to ``name`` among ``known``, and lists them all, for a message."""
+    """Returns the end of a message that suggests the names closest to ``name`` and lists all that are ``known``."""
     names = sorted(known)
     lowered = {n.lower(): n for n in names}
     close = [lowered[m] for m in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]

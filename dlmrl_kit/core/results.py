@@ -1,8 +1,8 @@
 """What training and evaluation return, and the observer that the loops report to; imports no torch.
 
-Updates are numbered from 0. Metrics at update u are those of update u itself; an evaluation at u is of the policy
-after u updates, so the one at 0 comes before training and the last one at ``total_updates``. ``first_update`` is the
-next update to run: 0 in a fresh run, u where a checkpoint holds the state after u updates.
+Updates are numbered from 0. Metrics at u are those of update u; an evaluation at u is of the policy after u updates, so
+the first one, at 0, comes before training and the last one is at ``total_updates``. ``first_update`` is the next update
+to run: 0 in a fresh run, u after a checkpoint of u updates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
 def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a proportion measured on ``count`` trials; (0, 1) for no trial."""
+    """Computes the 95% Wilson score interval of a proportion measured on ``count`` trials; (0, 1) without trials."""
     if count <= 0:
         return (0.0, 1.0)
     shrink = 1 + _Z95**2 / count
@@ -32,15 +32,15 @@ def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One evaluation.
+    """The result of one evaluation.
 
-    Args:
+    Attributes:
         split: the task's split.
         size: number of examples (not of completions: those of one example are not independent).
         accuracy: share of completions that solve their example.
         reward: mean reward.
-        components: mean of each reward component.
-        pass_at_k: k -> probability that one of k completions solves its example.
+        components: mean of each reward component, by name.
+        pass_at_k: by k, the probability that at least one of k completions solves its example.
         decoding: how completions were generated: sampler, temperature, tokens per step, ...
         samples: a few completions, each with ``prompt``, ``completion``, ``answer``, ``solved`` and ``reward``.
     """
@@ -55,18 +55,18 @@ class EvalResult:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def interval(self) -> tuple[float, float]:
-        """The 95% Wilson interval of ``accuracy`` over examples."""
+        """Returns the 95% Wilson interval of ``accuracy``, with examples as trials."""
         return wilson_interval(self.accuracy, self.size)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that ``json`` can write; the interval is in it for the reader's convenience."""
+        """Returns a dictionary that ``json`` can write, the interval included."""
         data = asdict(self)
         data["pass_at_k"] = {str(k): value for k, value in self.pass_at_k.items()}
         return {**data, "interval": list(self.interval())}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EvalResult:
-        """The inverse of ``to_json``."""
+        """Rebuilds the result that ``to_json`` wrote."""
         known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         known["pass_at_k"] = {int(k): value for k, value in known.get("pass_at_k", {}).items()}
         return cls(**known)
@@ -74,7 +74,16 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished training run: its folder, held-out accuracy before and after, and the path of the trained model."""
+    """The result of a finished training run.
+
+    Attributes:
+        folder: the run folder.
+        before, after: evaluations on held-out examples before and after training.
+        updates: of the whole run.
+        seconds: training time of the process that finished the run.
+        model: folder of the trained model.
+        skipped: optimiser steps that were not taken because a loss or gradient was not finite.
+    """
 
     folder: Path
     before: EvalResult
@@ -87,9 +96,16 @@ class RunResult:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """A finished pre-training run: folder, model, steps, last loss, and held-out accuracy.
+    """The result of a finished pre-training run.
 
-    ``accuracy`` is greedy; ``sampled_accuracy`` and ``pass_at_8`` are at temperature 1.
+    Attributes:
+        folder: the run folder.
+        model: folder of the trained model.
+        steps: optimiser steps of the whole run.
+        seconds: training time of the process that finished the run.
+        loss: mean over the last steps.
+        accuracy: on held-out examples, decoded greedily.
+        sampled_accuracy, pass_at_8: on held-out examples, sampled at temperature 1.
     """
 
     folder: Path
@@ -103,10 +119,10 @@ class PretrainResult:
 
 
 class RunObserver:
-    """What a run of training or pre-training reports to while it goes on. Nothing is done with the reports here.
+    """Receives the reports of a run of training or pre-training; this base class ignores them.
 
-    Subclasses override the methods they want, and give ``stop`` if they hold something, such as a display, that must
-    end however the run ends: whoever makes an observer uses it as a context manager around the run.
+    Subclasses override the methods they need. One that holds something that must end with the run, such as a display,
+    overrides ``stop``: whoever makes an observer uses it as a context manager around the run.
     """
 
     def __enter__(self) -> Self:
@@ -120,32 +136,32 @@ class RunObserver:
         self.stop()
 
     def stop(self) -> None:
-        """The run has ended, or failed: nothing more is reported. May be called more than once."""
+        """Ends the observer when the run has ended or failed. May be called more than once."""
 
     def on_start(
         self, *, folder: Path, recipe: str, total_updates: int, first_update: int, info: Mapping[str, object]
     ) -> None:
-        """Training starts, or goes on, with ``first_update``.
+        """Called when training starts, or goes on, with ``first_update``.
 
         Args:
             folder: the run folder.
             recipe: name of the recipe.
             total_updates: updates of the whole run, those done before a resume included.
             first_update: the next update to run; 0 in a fresh run.
-            info: what a user may want to know (device, number of parameters, ...), by what it is called.
+            info: facts that a user may want to see (device, number of parameters, ...), by name.
         """
 
     def on_message(self, text: str) -> None:
-        """Something worth a line of its own happened."""
+        """Called with a message that is worth a line of its own."""
 
     def on_update(self, update: int, metrics: dict[str, float]) -> None:
-        """Update ``update`` is done; ``metrics`` are numbers by their names in ``metrics.csv``."""
+        """Called after update number ``update``, with its metrics by their names in ``metrics.csv``."""
 
     def on_eval(self, update: int, result: EvalResult) -> None:
-        """The policy as it is after ``update`` updates was evaluated."""
+        """Called after an evaluation of the policy as it is after ``update`` updates."""
 
     def on_end(self, result: RunResult | PretrainResult) -> None:
-        """Training is done, and everything it writes is on disk."""
+        """Called when training is done and everything it writes is on disk."""
 
 
 Observer = RunObserver  # until the tests are renamed

@@ -1,13 +1,13 @@
-"""Trajectories: their states, their groups, and how a batch of them is cut; shape letters as in ``core.keys``.
+"""Trajectories: their states, their groups and trees, and how batches are cut. Shape letters are as in ``core.keys``.
 
-States are rebuilt from (final tokens, step of commit). Steps are counted in the order they are taken, t = 0 .. T-1; the
-state before step t is x_t, its action leads to x_{t+1}. Position i is masked in x_t iff ``commit_step[i] >= t``;
-positions that were never committed (the end-of-text padding of a row that finished early) have ``commit_step = T``:
-masked in every state visited.
+Steps are counted in the order in which they are taken, t = 0 .. T-1: the state before step t is x_t, and the action in
+it leads to x_{t+1}. A trajectory need not store its states: position i is masked in x_t iff ``commit_step[i] >= t``,
+else it holds its final token. Positions that were never committed (end-of-text padding of a row that finished early)
+have ``commit_step = T``, so that they are masked in every state.
 
-A tree of height D has the samples of a group as its leaves. ``("tree", "node")`` numbers the node of each sample at
-depth 1 .. D; nodes of different depths or groups may have the same number. ``("tree", "step")`` is the first of the
-denoising steps that lead to each depth.
+In a tree of height D the leaves are the samples of a group. ``("tree", "node")`` numbers the node above each sample at
+depth 1 .. D; numbers are unique only within a depth and group. ``("tree", "step")`` is the first of the denoising steps
+that lead to each depth.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ B = TypeVar("B", Tensor, TensorDictBase)
 
 
 def masked_at(commit_step: Tensor, step: Tensor) -> Tensor:
-    """Which positions are masked in x_t.
+    """Finds the positions that are masked in the states x_t.
 
     Args:
         commit_step: integer [B, L].
-        step: int64 [B, K], the t of each asked state.
+        step: int64 [B, K], the t of each state.
 
     Returns:
         bool [B, K, L].
@@ -49,17 +49,26 @@ def masked_at(commit_step: Tensor, step: Tensor) -> Tensor:
 
 
 def committed_at(commit_step: Tensor, step: Tensor) -> Tensor:
-    """Which positions step t commits: bool [B, K, L] from integer [B, L] and int64 [B, K]."""
+    """Finds the positions that steps commit: bool [B, K, L] from integer [B, L] and int64 [B, K]."""
     return commit_step[:, None, :] == step[:, :, None]
 
 
 def state_at(completion_ids: Tensor, commit_step: Tensor, step: Tensor, mask_id: int) -> Tensor:
-    """The states x_t: int64 [B, K, L] from int64 [B, L], integer [B, L] and int64 [B, K]."""
+    """Rebuilds the states x_t from final tokens: int64 [B, K, L] from int64 [B, L], integer [B, L], int64 [B, K]."""
     return completion_ids[:, None, :].expand(-1, step.shape[1], -1).masked_fill(masked_at(commit_step, step), mask_id)
 
 
 def states(tensordict: TensorDictBase, step: Tensor, mask_id: int) -> Tensor:
-    """The states x_t of a trajectory, stored or rebuilt: int64 [B, K, L] for int64 [B, K], t up to T."""
+    """Returns the states x_t of a trajectory, stored or rebuilt.
+
+    Args:
+        tensordict: a trajectory [B].
+        step: int64 [B, K], the t of each state, from 0 to T; at T the completion is final.
+        mask_id: of the policy.
+
+    Returns:
+        int64 [B, K, L].
+    """
     tokens, stored = tensordict[COMPLETION_IDS], tensordict.get(STEP_STATE_IDS, None)
     if stored is None:
         return state_at(tokens, tensordict[COMMIT_STEP], step, mask_id)
@@ -69,30 +78,33 @@ def states(tensordict: TensorDictBase, step: Tensor, mask_id: int) -> Tensor:
 
 
 def canvas_state(tensordict: TensorDictBase, step: Tensor) -> dict[str, Tensor]:
-    """What a state of a renoising sampler is besides its tokens: ``open`` bool [B, K, L], ``steps_in_block`` [B, K].
+    """Returns what ``Sampler.resume`` must know of states x_t besides their tokens, for steps int64 [B, K].
 
-    Empty for samplers that fill masks, whose states are tokens alone. ``step``: int64 [B, K].
+    Returns:
+        For a sampler that renoises, ``open`` bool [B, K, L], the positions that are not final yet, and
+        ``steps_in_block`` int64 [B, K], the steps since the block began; for a sampler that fills masks, nothing.
     """
     if tensordict.get(STEP_STATE_IDS, None) is None:
         return {}
     still_open = masked_at(tensordict[COMMIT_STEP], step)
+    # A block commits all its positions in its last step.
     last = tensordict[COMMIT_STEP][:, None, :].long().masked_fill(still_open, -1).amax(-1)
     return {"open": still_open, "steps_in_block": step - 1 - last}
 
 
 def gather_steps(values: Tensor, step: Tensor) -> Tensor:
-    """``values[b, step[b, k], ...]``: [B, K, ...] from [B, T, ...] and int64 [B, K]."""
+    """Gathers ``values[b, step[b, k], ...]``: [B, K, ...] from [B, T, ...] and int64 [B, K]."""
     index = step.reshape(*step.shape, *([1] * (values.dim() - 2))).expand(*step.shape, *values.shape[2:])
     return values.gather(1, index)
 
 
 def num_valid(tensordict: TensorDictBase) -> Tensor:
-    """Number of steps that happened in each row: int64 [B] (steps happen from 0 on, without gaps)."""
+    """Counts the steps that happened in each row: int64 [B]. They are the first ones, without gaps."""
     return tensordict[STEP_VALID].sum(-1)
 
 
 def every_step(tensordict: TensorDictBase) -> TensorDictBase:
-    """A copy with all T steps selected, weight 1 where they happened."""
+    """Returns a copy in which every step that happened is selected with weight 1; K is T, weight 0 pads."""
     valid = tensordict[STEP_VALID]
     step = torch.arange(valid.shape[1], device=valid.device).expand_as(valid).masked_fill(~valid, 0)
     batch = tensordict.copy()
@@ -100,53 +112,53 @@ def every_step(tensordict: TensorDictBase) -> TensorDictBase:
 
 
 def where_used(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` where ``mask``, 0 elsewhere; what is dropped gets gradient 0 even if it is not finite."""
+    """Returns ``values`` where ``mask``, else 0; values outside the mask get gradient 0 even if they are not finite."""
     return torch.where(mask, values, 0.0)
 
 
 def partition(*ids: Tensor) -> Tensor:
-    """A number 0 .. N - 1 for each of N distinct combinations of ids: int64 [B] from int64 [B] each."""
+    """Numbers the N distinct combinations of ids from 0 to N - 1: int64 [B] from int64 [B] each."""
     return torch.unique(torch.stack(ids, -1), dim=0, return_inverse=True)[1]
 
 
 def first_rows(index: Tensor) -> Tensor:
-    """The first row of each number of a partition: int64 [N] from int64 [B]."""
+    """Finds the first row that has each number of a ``partition``: int64 [N] from int64 [B]."""
     rows = torch.arange(len(index), device=index.device)
     none = torch.full((int(index.max()) + 1,), len(index), dtype=torch.int64, device=index.device)
     return none.scatter_reduce(0, index, rows, "amin")
 
 
 def number_in_group(group: Tensor) -> Tensor:
-    """The number of each row among those of its group, 0, 1, ... in the batch's order: int64 [B] from int64 [B]."""
+    """Numbers the rows of each group 0, 1, ... in the order of the batch: int64 [B] from groups int64 [B]."""
     ordered, order = group.sort(stable=True)
     number = torch.arange(len(group), device=group.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(order).scatter_(0, order, number)
 
 
 def tree_nodes(tensordict: TensorDictBase) -> Tensor:
-    """The nodes of every depth, a number for each of the whole batch's: int64 [B, D]."""
+    """Numbers the tree nodes of each depth so that nodes of different groups differ, too: int64 [B, D]."""
     group, node = tensordict[GROUP], tensordict[TREE_NODE]
     return torch.stack([partition(group, column) for column in node.unbind(-1)], -1)
 
 
 def tree_level(tensordict: TensorDictBase, step: Tensor) -> Tensor:
-    """The level, 0 .. D - 1, that each step belongs to: int64 [B, K] from int64 [B, K]."""
+    """Finds the level of the tree, 0 .. D - 1, that each step belongs to: int64 [B, K] from steps int64 [B, K]."""
     return (tensordict[TREE_STEP][:, None, :] <= step[:, :, None]).sum(-1) - 1
 
 
 def group_sum(values: Tensor, group: Tensor) -> Tensor:
-    """Sum over the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    """Sums over the members of each row's group, column by column: [B, ...] from [B, ...] and groups int64 [B]."""
     ids, index = torch.unique(group, return_inverse=True)
     return values.new_zeros(len(ids), *values.shape[1:]).index_add(0, index, values)[index]
 
 
 def group_mean(values: Tensor, group: Tensor) -> Tensor:
-    """Mean over the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    """Averages over the members of each row's group, column by column: [B, ...] from [B, ...] and groups int64 [B]."""
     return group_sum(values, group) / group_sum(torch.ones_like(values), group)
 
 
 def group_max(values: Tensor, group: Tensor) -> Tensor:
-    """Largest value of the members of each row's group, column by column: [B, ...] from [B, ...] and int64 [B]."""
+    """Finds the largest value in each row's group, column by column: [B, ...] from [B, ...] and groups int64 [B]."""
     ids, index = torch.unique(group, return_inverse=True)
     rows = index.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
     most = values.new_full((len(ids), *values.shape[1:]), -torch.inf)
@@ -154,19 +166,23 @@ def group_max(values: Tensor, group: Tensor) -> Tensor:
 
 
 def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator, whole_groups: bool) -> list[Tensor]:
-    """Row indices of each minibatch, in random order: int64 each.
+    """Splits a rollout at random into minibatches.
 
     Args:
         trajectory: [B].
-        parts: how many; some are empty where there are fewer samples (groups) than parts.
+        parts: number of minibatches; some are empty if there are fewer samples (or groups).
         generator: on the CPU.
-        whole_groups: keep the samples of a group together.
+        whole_groups: put all samples of a group into the same minibatch.
+
+    Returns:
+        Row indices of each minibatch, int64 each.
     """
     group = trajectory[GROUP].cpu() if whole_groups else torch.arange(len(trajectory))
     index = torch.unique(group, return_inverse=True)[1]
     place = torch.randperm(int(index.max()) + 1, generator=generator)
     if not whole_groups:
         return [part.to(trajectory.device) for part in place.tensor_split(parts)]
+    # Rows by group, groups in random order, cut so that every minibatch gets about as many groups.
     order = place[index].argsort(stable=True)
     bounds = [len(part) for part in place.tensor_split(parts)]
     last_group = torch.tensor(bounds).cumsum(0)
@@ -175,10 +191,12 @@ def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator,
 
 
 def length_order(batch: TensorDictBase, size: int) -> Tensor | None:
-    """Order in which rows whose prompts are of like length are together, the longest first: int64 [B].
+    """Orders rows by the length of their prompts, longest first, so that pieces of ``size`` rows need little padding.
 
-    Rows of equal length keep their order, so groups, which share their prompt, stay whole. None where nothing is to be
-    ordered: one piece of ``size`` rows holds all, or all prompts are of one length.
+    The sort is stable, so the samples of a group, which share their prompt, stay together.
+
+    Returns:
+        int64 [B]; None if nothing is gained: one piece holds all rows, or all prompts have the same length.
     """
     if len(batch) <= size:
         return None
@@ -187,12 +205,12 @@ def length_order(batch: TensorDictBase, size: int) -> Tensor | None:
 
 
 def cut(batch: TensorDictBase, sizes: int | list[int], order: Tensor | None) -> Iterator[tuple[Tensor, TensorDictBase]]:
-    """Row indices and a copy of the rows of each piece.
+    """Cuts a batch into pieces; yields the row indices of each piece and a copy of its rows.
 
     Args:
         batch: [B].
-        sizes: rows of every piece (the last one may be smaller), or of each.
-        order: int64 [B], of the rows; None: as they are.
+        sizes: rows of every piece (the last one may be smaller), or a list with the rows of each.
+        order: int64 [B], the order in which rows are taken; None: as they are.
     """
     rows = torch.arange(len(batch), device=batch[PROMPT_MASK].device) if order is None else order
     first = 0
@@ -202,7 +220,12 @@ def cut(batch: TensorDictBase, sizes: int | list[int], order: Tensor | None) -> 
 
 
 def restored(pieces: list[B], rows: list[Tensor]) -> B:
-    """Pieces (tensors or TensorDicts), whose rows are those of the indices ``rows``, as one batch in its own order."""
+    """Undoes ``cut``: joins pieces, tensors or TensorDicts, into one batch in its original order.
+
+    Args:
+        pieces: [n, ...] each.
+        rows: the row indices of each piece, int64 [n].
+    """
     whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     index = torch.cat(rows)
     in_order = len(index) < 2 or bool((index.diff() > 0).all())
@@ -210,9 +233,10 @@ def restored(pieces: list[B], rows: list[Tensor]) -> B:
 
 
 def micro_batches(minibatch: TensorDictBase, size: int, whole_groups: bool) -> Iterator[tuple[Tensor, TensorDictBase]]:
-    """Row indices and copies of at most ``size`` samples each, those with prompts of like length together.
+    """Cuts a minibatch into pieces of at most ``size`` samples with prompts of similar length.
 
-    With ``whole_groups``, at least one group, groups never cut.
+    Yields row indices and copies, as ``cut``. With ``whole_groups`` no group is cut, so that a group of more than
+    ``size`` samples is a piece of its own.
     """
     order = length_order(minibatch, size)
     if not whole_groups:
@@ -228,10 +252,10 @@ def micro_batches(minibatch: TensorDictBase, size: int, whole_groups: bool) -> I
 
 
 def segment_pieces(micro: TensorDictBase, most: int) -> list[tuple[Tensor, TensorDictBase]]:
-    """A micro-batch cut into pieces of at most ``most`` used segments, in order.
+    """Cuts a micro-batch between segments, into pieces of at most ``most`` segments of non-zero weight, in order.
 
     Returns:
-        Row indices and a copy of these rows, in which the weights of the segments of other pieces are 0.
+        For each piece its row indices and a copy of these rows, in which all other segments have weight 0.
     """
     weight = micro[SELECTED_WEIGHT]
     used = weight != 0

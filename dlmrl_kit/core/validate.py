@@ -1,4 +1,4 @@
-"""Checks of constructor parameters; imports no torch, so that cheap modules can use it."""
+"""Checks of constructor parameters; imports no torch, so that modules that must load fast can use it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def check(
     """Refuses the value of a constructor's parameter unless ``condition`` holds.
 
     Args:
-        condition: whether the value will do.
+        condition: whether the value is valid.
         component: what is being constructed.
-        parameter: its parameter, or an expression such as ``tasks[0]`` or ``low + high``.
-        value: what the parameter or expression is.
-        expected: what would be right, to follow "must be".
-        of: the parameters of an expression, so that a recipe's error names the line that binds one.
+        parameter: name of the parameter, or an expression such as ``tasks[0]`` or ``low + high``.
+        value: of the parameter or expression.
+        expected: what would be valid, to follow "must be".
+        of: the parameters of an expression, so that an error in a recipe can name the line that sets one of them.
 
     Raises:
-        ParameterError: a ``ValueError`` that names component, parameter, value and what was expected.
+        ParameterError: ``condition`` is False; a ``ValueError`` that says what was given and what was expected.
     """
     if not condition:
         refuse_value(component, parameter, f"must be {expected}, got {value!r}", of=of)
@@ -30,12 +30,12 @@ def check(
 def refuse_value(
     component: object, parameter: str, reason: str, *, of: tuple[str, ...] = (), joint: str = " "
 ) -> NoReturn:
-    """Refuses the value of a constructor's parameter.
+    """Refuses the value of a constructor's parameter for a reason given in words.
 
     Args:
         component, parameter, of: as ``check``.
         reason: what is wrong.
-        joint: what stands between parameter and reason in the message.
+        joint: text between parameter and reason in the message.
 
     Raises:
         ParameterError: always.

@@ -1,3 +1,3 @@
-"""The kit's version, where every layer can read it; the package is built with it."""
+"""The kit's version. Every layer can import it, and the package is built with it."""
 
 VERSION = "0.1.0"

@@ -1,13 +1,13 @@
-r"""Caches: which positions a denoising step computes again, for models that attend both ways (arXiv 2505.22618).
+r"""The windows of caches: which positions a denoising step computes again (Fast-dLLM, arXiv 2505.22618).
 
-With attention in both directions every commit changes the keys and values of all positions, so reusing them is an
-approximation. A cache takes those outside a *window* around the current block from the state in which that block was
-still all masks, its *anchor*:
+In a model with bidirectional attention every commit changes the keys and values of all positions, so reusing them is an
+approximation. A cache computes those in a *window* around the current block in every step; all others it takes from the
+*anchor*, the state in which the current block was still all masks:
 
     anchor(x_t) = x_t with the block of the first masked position masked again
 
-In a rollout that is the state in which the block was begun, so that one full forward per block suffices. But it is a
-function of x_t: the cached policy mu(. | x_t) is a distribution like any other, its log-probabilities can be recorded,
+In a rollout this is the state in which the block was begun, so one full forward per block is enough. As the anchor is a
+function of x_t, the cached policy mu(. | x_t) is a distribution like any other: its log-probabilities can be recorded,
 recomputed and enumerated, and pi / mu corrects what was sampled from it (``dlmrl_kit.corrections``).
 """
 
@@ -21,28 +21,33 @@ from torch import Tensor
 
 
 class Span(NamedTuple):
-    """Of each state: ``anchor`` int64 [B, S]; the window is the columns from ``start`` to before ``end``, int64 [B]."""
+    """The anchor and the window of each of B states.
+
+    Attributes:
+        anchor: int64 [B, S].
+        start, end: int64 [B]; the window is the columns from ``start`` to before ``end``.
+    """
 
     anchor: Tensor
     start: Tensor
     end: Tensor
 
     def inside(self, row: Tensor, column: Tensor) -> Tensor:
-        """Whether places, int64 [n] each, are in the windows of their rows: bool [n]."""
+        """Returns which positions, given by row and column int64 [n], are in the window of their row: bool [n]."""
         return (column >= self.start[row]) & (column < self.end[row])
 
 
 @dataclass(frozen=True)
 class Window:
-    """The windows of a sampler's states.
+    """Finds the window and the anchor of any state of a sampler.
 
     Args:
         mask_id: of the policy.
         completion_length: L; a state ends with its completion.
-        block_length: as the sampler's.
-        to_end: whether the window reaches to the end of the completion, or to the end of the block.
-        before: positions in front of the block that are in the window too (a policy that shifts its logits predicts
-            the first position of the block from one).
+        block_length: of the sampler.
+        to_end: whether the window reaches to the end of the completion, not only to the end of the block.
+        before: positions in front of the block that are in the window, too. A policy with shifted logits needs one,
+            from which it predicts the first position of the block.
     """
 
     mask_id: int
@@ -52,7 +57,7 @@ class Window:
     before: int = 0
 
     def of(self, input_ids: Tensor) -> Span:
-        """Anchors and windows of states: int64 [B, S], prompt and completion."""
+        """Returns anchors and windows of states int64 [B, S], each a prompt and its completion."""
         length, size = self.completion_length, input_ids.shape[1]
         masked = input_ids[:, -length:] == self.mask_id
         block = masked.long().argmax(-1) // self.block_length

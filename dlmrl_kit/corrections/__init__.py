@@ -1,1 +1,1 @@
-"""Importance weights for rollouts that were not sampled from the policy itself."""
+"""Corrections: importance weights for rollouts that were not sampled from the policy itself."""

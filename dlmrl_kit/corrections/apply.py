@@ -1,4 +1,4 @@
-"""Puts a correction to work on a rollout."""
+"""Applies a correction to a rollout: computes its weights, and multiplies those of the selection by them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dlmrl_kit.corrections.base import Correction, diagnostics
 def add_correction(
     trajectory: TensorDictBase, correction: Correction, scored: TensorDictBase, log_prob: Tensor
 ) -> dict[str, float]:
-    """Adds ``("selected", "correction")`` [B, K]: pi over what was sampled from, as the correction weighs it.
+    """Adds ``("selected", "correction")`` [B, K], the importance weights of the selected steps.
 
     Args:
-        trajectory: with a selection and the log-probabilities recorded.
-        correction: the recipe's.
-        scored: the same, with every step selected where the correction asks for it.
+        trajectory: with a selection, and with the sampler's recorded log-probabilities.
+        correction: computes weights from log-ratios.
+        scored: the same trajectory, but with every step selected if ``correction.every_step``.
         log_prob: [B, N], log pi of the steps selected in ``scored``.
 
     Returns:
-        Diagnostics, see ``dlmrl_kit.corrections.base``.
+        Metrics by name, see ``corrections.base.diagnostics``.
     """
     used, happened = trajectory[SELECTED_WEIGHT] != 0, scored[SELECTED_WEIGHT] != 0
     log_ratio = where_used(log_prob - gather_steps(trajectory[STEP_LOG_PROB], scored[SELECTED_STEP]), happened)
@@ -32,5 +32,5 @@ def add_correction(
 
 
 def corrected(trajectory: TensorDictBase) -> TensorDictBase:
-    """The trajectory with its weights multiplied by ``("selected", "correction")``."""
+    """Multiplies the weights of a trajectory by ``("selected", "correction")``, in place; returns the trajectory."""
     return trajectory.set(SELECTED_WEIGHT, trajectory[SELECTED_WEIGHT] * trajectory[SELECTED_CORRECTION])

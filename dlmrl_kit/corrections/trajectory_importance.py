@@ -1,10 +1,11 @@
 r"""Importance sampling of whole trajectories: w = min(product over all steps of rho_t, cap).
 
-Without a cap the expected gradient is that of exact rollouts, whatever was sampled from: the ratio of the probabilities
-of the trajectories. Its price is one exact forward for every step, and a variance that grows with their number. The
-sampler must be able to take every action of the policy, which a cache may rule out: for samplers that pick positions by
-a score, without chance (``EntropyOrder``, ``MarginOrder``, ``ConfidenceThreshold``), and in rare cases for
-``LowConfidence`` (a token that can never be the most confident draw). No weight corrects that.
+Without a cap, w is the ratio of the trajectory's probabilities, and the expected gradient is that of exact rollouts. It
+takes one exact forward for every step, and its variance grows with their number.
+
+Importance sampling needs a sampler that can take every action of the policy. A cached one may not: samplers that pick
+positions by a score and not by chance (``EntropyOrder``, ``MarginOrder``, ``ConfidenceThreshold``) pick others with a
+cache, and, rarely, a token can never be the most confident draw of ``LowConfidence``. No weight corrects that.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from dlmrl_kit.corrections.base import Correction, ratios
 
 @register("correction", paper="Kahn and Marshall 1953")
 class TrajectoryImportance(Correction):
-    """Weighs all steps of a sample by the importance ratio of its trajectory, at most ``cap``.
+    """Weighs all steps of a sample by the importance ratio of its whole trajectory, at most ``cap``.
 
     Args:
-        cap: the largest weight, at least 1; infinite: exact, nothing is truncated.
+        cap: the largest weight, at least 1; infinity is exact and truncates none.
 
     Raises:
         ValueError: a value out of range.
@@ -39,7 +40,7 @@ class TrajectoryImportance(Correction):
         self.cap = cap
 
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-        """min(product of rho, cap), [B, 1], and where the product was larger."""
+        """Returns min(product of rho, cap), [B, 1], and where the product was larger."""
         total = where_used(log_ratio, used).sum(-1, keepdim=True)
         rho = ratios(total, torch.ones_like(total, dtype=torch.bool)).detach()
         return rho.clamp(max=self.cap), rho > self.cap

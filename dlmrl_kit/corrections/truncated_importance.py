@@ -1,7 +1,7 @@
 r"""Truncated importance sampling of single steps (Ionides 2008): w_t = min(rho_t, cap).
 
-Corrects what was drawn in x_t. Not corrected: that earlier steps, drawn from mu as well, led to x_t, and that later
-ones led to the reward. ``dlmrl audit`` measures what is left.
+It corrects the draw in x_t itself. It does not correct that earlier steps, drawn from mu as well, led to x_t, or that
+later ones led to the reward. ``dlmrl audit`` measures the bias that is left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class TruncatedImportance(Correction):
     """Weighs each selected step by its own importance ratio, at most ``cap``.
 
     Args:
-        cap: the largest weight, at least 1; infinite: none is truncated.
+        cap: the largest weight, at least 1; infinity truncates none.
 
     Raises:
         ValueError: a value out of range.
@@ -29,6 +29,6 @@ class TruncatedImportance(Correction):
         self.cap = cap
 
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-        """min(rho, cap), [B, K], and where rho was larger."""
+        """Returns min(rho, cap), [B, K], and where rho was larger."""
         rho = ratios(log_ratio, used).detach()
         return rho.clamp(max=self.cap), rho > self.cap

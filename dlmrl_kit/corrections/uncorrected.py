@@ -1,4 +1,4 @@
-"""No correction: what is usually done with cached rollouts, and biased. The drift is reported all the same."""
+"""No correction, as is usual with cached rollouts, though it is biased. The drift is measured all the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dlmrl_kit.corrections.base import Correction
 
 @register("correction")
 class Uncorrected(Correction):
-    """Takes what was sampled for samples of the policy; for comparisons."""
+    """Treats cached rollouts as if they were samples of the policy, for comparisons."""
 
     single_steps = False
 
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-        """Ones, [B, K]."""
+        """Returns weights of 1, [B, K], none of them truncated."""
         return torch.ones_like(log_ratio), torch.zeros_like(used)

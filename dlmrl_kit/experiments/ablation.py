@@ -1,4 +1,4 @@
-"""An ablation from its design to its tables: one folder, which the same command goes on with at any time."""
+"""Runs an ablation from its design to its tables, in one folder; the same command goes on after an interruption."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def ablate(
 
     Args:
         design: from ``make_design``.
-        folder: created, or that of the same ablation. Holds ``ablation.json``, ``recipes/``, ``runs/``,
+        folder: is created, or belongs to the same ablation. It gets ``ablation.json``, ``recipes/``, ``runs/``,
             ``results.csv``, ``summary.csv``, ``summary.json`` and ``curves.png``.
-        parallel: runs at a time; default: one per core, at most 8, and one where there is a GPU to share.
-        observer: told how the runs go.
-        run_observer: class that each run reports to in its own process; it takes no arguments, and what it prints goes
-            to the run's ``log.txt``. The class must be one that another process can import.
+        parallel: runs at a time; default: one per core, at most 8, but one if they would share a GPU.
+        observer: is told how the runs go.
+        run_observer: class that each run reports to in its own process, in which it must be importable. It is built
+            without arguments, and what it prints goes to the run's ``log.txt``.
 
     Returns:
-        What was found; failed runs are in it.
+        The results, which list failed runs, too.
 
     Raises:
         UserError: ``folder`` holds something else, or another process is working on it.
@@ -65,7 +65,7 @@ def _check_folder(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"cannot use {folder}: {existing} is no folder that can be written to")
-    # Hidden files are the lock, and what an attempt left that was killed before it could write the manifest.
+    # Hidden files are the lock, and temporary files of an attempt that was killed before it wrote the manifest.
     used = existing is folder and not all(path.name.startswith(".") for path in folder.iterdir())
     if used and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not empty and holds no ablation; choose another --out")
@@ -74,7 +74,7 @@ def _check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Keeps a second process out, where the system can; a lock ends with its process, however that ends."""
+    """Locks the folder against a second process, if the system can. The lock ends with the process in any case."""
     try:
         import fcntl
     except ImportError:
@@ -91,9 +91,10 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _open(design: Design, folder: Path, parallel: int | None) -> int:
-    """Writes the manifest and the recipes, or checks that they are of this design; returns the threads of each run.
+    """Writes the manifest and the recipes, or checks that the manifest is of this design.
 
-    These stay what they were: sums in another order may differ in the last digit.
+    Returns:
+        The threads of each run, as many as in earlier attempts: other sums would differ in the last digit.
     """
     path = folder / MANIFEST
     if path.is_file():
@@ -109,7 +110,7 @@ def _open(design: Design, folder: Path, parallel: int | None) -> int:
         threads = int(set_by_user) if set_by_user.isdigit() else max(1, cores() // at_once)
     write_atomic(path, json.dumps({"design": design.to_json(), "threads": threads}, indent=1, ensure_ascii=False))
     for variant in design.variants:
-        # A recipe that was edited is put right; what runs is compared with the design once more.
+        # An edited recipe is written again. The worker also compares what it loads with the design.
         write_atomic(recipe_file(folder, variant), variant.recipe.text())
     return threads
 
@@ -124,7 +125,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Says the first thing in which two designs differ; "" if they are the same."""
+    """Says in what two designs differ first; "" if they are the same."""
     for key in ("dlmrl_kit", "recipe", "seeds"):
         if old.get(key) != new[key]:
             return f"{key} was {old.get(key)}, now {new[key]}"

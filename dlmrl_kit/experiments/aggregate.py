@@ -1,4 +1,4 @@
-"""From run folders to a tidy table, and to means with bootstrap intervals and paired differences to the base."""
+"""Turns run folders into a tidy table, and into means with bootstrap intervals and paired differences to the base."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 RESULTS, SUMMARY, SUMMARY_JSON = "results.csv", "summary.csv", "summary.json"
 RESAMPLES = 9999
 UNTIMED = frozenset({"seconds", "tokens_per_second"})
-"""Metrics that tell about the machine rather than the run; left out, so that tables can be compared."""
+"""Metrics that depend on the machine; tables leave them out so that they can be compared."""
 
 COVERAGE = {2: 50, 3: 75, 4: 80, 5: 85, 6: 86, 8: 89, 10: 90, 15: 92}
-"""Seeds -> percent of 95% bootstrap intervals that cover the true mean of normally distributed values (measured)."""
+"""By number of seeds, the percentage of 95% bootstrap intervals that cover the true mean of normal values; measured."""
 
 ENOUGH = 20
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` values; ``low`` and ``high`` are its 95% bootstrap interval, None for fewer than two."""
+    """A mean over ``n`` values with its 95% bootstrap interval from ``low`` to ``high``, None for fewer than two."""
 
     mean: float | None
     low: float | None
@@ -42,14 +42,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Line:
-    """A variant in the summary.
+    """The line of a variant in the summary.
 
     Attributes:
         swap: name of the variant.
         finished, failed: numbers of runs.
         before: mean accuracy on held-out examples before training.
-        accuracy: after training.
-        difference: of the accuracy after training to that of the base with the same seed; None for the base.
+        accuracy: the same after training.
+        difference: accuracy after training minus that of the base with the same seed; None for the base.
     """
 
     swap: str
@@ -62,14 +62,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an ablation found.
+    """The results of an ablation.
 
     Attributes:
-        design: the ablation.
-        jobs: its runs.
+        design: what was compared.
+        jobs: all runs.
         lines: one per variant.
-        notes: on how far the numbers go.
-        measured: what the accuracies were measured on.
+        notes: say how far the numbers can be trusted.
+        measured: says on what the accuracies were measured.
     """
 
     design: Design
@@ -80,11 +80,11 @@ class Summary:
 
     @property
     def failed(self) -> list[Job]:
-        """Runs that failed."""
+        """The runs that failed."""
         return [job for job in self.jobs if job.status == "failed"]
 
     def to_json(self) -> dict[str, object]:
-        """Returns everything for JSON, without times and absolute paths: equal results give equal files."""
+        """Returns everything for JSON, without times and absolute paths, so that equal results give equal files."""
         return {
             "dlmrl_kit": VERSION,
             "recipe": self.design.recipe,
@@ -119,7 +119,7 @@ def summarise(design: Design, jobs: list[Job]) -> Summary:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Computes the mean of values and its 95% bootstrap interval (percentile method); the same values give the same."""
+    """Computes the mean of values and its 95% bootstrap interval by the percentile method, with a fixed seed."""
     if not values:
         return Estimate(None, None, None, 0)
     mean = _rounded(math.fsum(values) / len(values))
@@ -130,11 +130,11 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def interval(rows: Sequence[Sequence[float]], resamples: int = RESAMPLES) -> tuple[list[float], list[float]]:
-    """Computes 95% bootstrap intervals of the mean of each column, from at least two rows: lower and upper ends."""
+    """Computes lower and upper ends of 95% bootstrap intervals of the mean of each column, from at least two rows."""
     import numpy as np
     from scipy.stats import bootstrap
 
-    # scipy renames ``random_state``; it takes a generator under either name.
+    # Newer versions of scipy call ``random_state`` ``rng``; both take a generator.
     name = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
     generator: dict[str, Any] = {name: np.random.default_rng(0)}
     found = bootstrap(
@@ -159,7 +159,7 @@ def write_tables(summary: Summary, folder: Path) -> None:
 
 
 def tidy_rows(jobs: Iterable[Job]) -> Iterator[Sequence[object]]:
-    """Yields the finished runs in long form, one row per number, below a row of titles."""
+    """Yields a row of titles, then the metrics of the finished runs in long form, one row per number."""
     yield ("run", "seed", "swap", "step", "metric", "value")
     for job in jobs:
         if job.status == "finished":
@@ -169,7 +169,7 @@ def tidy_rows(jobs: Iterable[Job]) -> Iterator[Sequence[object]]:
 
 
 def metrics_of(job: Job) -> dict[str, list[tuple[int, float]]]:
-    """Reads the metrics and evaluations of a run: name -> (step, value)."""
+    """Reads the metrics and evaluations of a run: by name, a list of (step, value)."""
     series = {name: points for name, points in read_metrics(job.folder).items() if name not in UNTIMED}
     stored = json.loads((job.folder / "evaluations.json").read_text(encoding="utf-8"))
     measured: dict[str, list[tuple[int, float]]] = {}
@@ -183,7 +183,7 @@ def metrics_of(job: Job) -> dict[str, list[tuple[int, float]]]:
 
 
 def summary_rows(lines: Iterable[Line]) -> Iterator[Sequence[object]]:
-    """Yields the rows of the summary below a row of titles; a cell without a number is empty."""
+    """Yields a row of titles, then the lines of the summary; a number that there is not is an empty cell or None."""
     names = ("accuracy", "difference")
     columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high", "_n")]
     yield ("swap", "finished", "failed", "before", *columns)
@@ -198,7 +198,7 @@ def _accuracy(result: dict[str, Any], when: str) -> float:
 
 
 def _rounded(value: float) -> float:
-    """Rounds away the noise of adding in another order, which would put ends of intervals beyond their means."""
+    """Rounds away the noise of sums in another order, by which an interval could miss its own mean; -0 becomes 0."""
     return round(value, 10) + 0.0
 
 

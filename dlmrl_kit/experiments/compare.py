@@ -1,4 +1,4 @@
-"""Comparing two resolved recipes: what differs, and whether a swap of one component explains it."""
+"""Compares two resolved recipes: what differs, and whether the swap of one component explains it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Difference:
     """How a variant differs from its base.
 
     Attributes:
-        slot: the swapped slot and both fillings.
-        only_base, only_variant: parameters of components that only one of the two recipes has.
-        equal: number of parameters that both have, and that are equal.
-        unwanted: everything else that differs, as text for a message; "" if nothing does.
+        slot: the swapped slot, its component in the base and its component in the variant.
+        only_base, only_variant: parameters of components that only one of the two recipes has, with their values.
+        equal: how many parameters both have with equal values.
+        unwanted: what differs but must not, as text for a message; "" if nothing does.
     """
 
     slot: tuple[str, str, str]
@@ -35,7 +35,7 @@ class Difference:
         return f"differs in {', '.join(parts)}; the other {self.equal} parameters are equal"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as a dictionary of JSON values."""
+        """Returns all but ``unwanted`` for JSON."""
         slot, old, new = self.slot
         return {
             "slot": slot,
@@ -50,7 +50,7 @@ class Difference:
 def compare(base: Recipe, variant: Recipe, kind: str) -> Difference:
     """Compares every parameter of two recipes that should differ in one slot only.
 
-    Components that both recipes build must have the same parameters with the same values, the slot aside.
+    Components that both recipes build must have equal parameters, except for the slot itself.
     """
     old, new = _values(base), _values(variant)
     slot = f"{base.root}.{kind}"
@@ -72,12 +72,12 @@ def compare(base: Recipe, variant: Recipe, kind: str) -> Difference:
 
 
 def filling(recipe: Recipe, kind: str) -> str:
-    """Writes what fills a slot as a swap: ``"selector=UniformSteps"``, ``"regulariser=KLK1+KLK2"``."""
+    """Writes what fills a slot as on the command line: ``"selector=UniformSteps"``, ``"regulariser=KLK1+KLK2"``."""
     return f"{kind}={_plain(_values(recipe)[f'{recipe.root}.{kind}'])}"
 
 
 def namesakes(base: Recipe, variant: Recipe) -> list[str]:
-    """Writes a note on each parameter that both swapped components have, with different values."""
+    """Writes a note on each parameter name that both swapped components have, but with different values."""
     shared = {block.name for block in base.blocks} & {block.name for block in variant.blocks}
     old, new = _of_others(_values(base), shared), _of_others(_values(variant), shared)
     by_name = {key.rpartition(".")[2]: (key, value) for key, value in old.items()}
@@ -98,5 +98,5 @@ def _of_others(values: dict[str, str], shared: Iterable[str]) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Writes a slot's value as on the command line: ``"A+B"`` for ``"[@A(), @B()]"``."""
+    """Writes the value of a slot as on the command line: ``"A+B"`` for ``"[@A(), @B()]"``."""
     return "+".join(re.findall(r"@([\w./]+)\(\)", text)) or "none"

@@ -1,7 +1,7 @@
-"""The design of an ablation: a base recipe and variants of it that differ in one component, which is verified.
+"""The design of an ablation: a base recipe, and variants of it that differ in one component.
 
-Everything here is decided before anything runs: which variants there are, the resolved recipe of every run, and that
-no two recipes differ in more than the swapped slot and what hangs from it.
+It is made before anything runs. It resolves the recipe of every run, and verifies that each variant differs from the
+base only in the swapped slot and the components that belong to it.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _CAUTIONS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One column of an ablation.
+    """The base or one variant of an ablation.
 
     Attributes:
         name: ``"base"``, or the swap: ``"selector=UniformSteps"``.
-        folder: a name for files.
-        kind: the swapped slot, "" for the base.
-        recipe: resolved, with the first seed.
+        folder: the name as one for files.
+        kind: the swapped slot; "" for the base.
+        recipe: the resolved recipe, with the first seed.
         seed_key: the parameter that holds the seed: ``"Trainer.seed"``.
-        texts: the resolved recipe of every seed.
-        skipped: settings of the command line that concern no component of it.
+        texts: the text of the resolved recipe, by seed.
+        skipped: settings of the command line that concern none of its components.
         updates: training updates of a run.
-        difference: to the base; None for the base itself.
+        difference: from the base; None for the base itself.
     """
 
     name: str
@@ -61,7 +61,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Design:
-    """An ablation before it runs; the base is the first of its ``variants``, and ``notes`` are for the user to read."""
+    """An ablation before it runs.
+
+    Attributes:
+        recipe: name of the base recipe.
+        variants: the base first, then the variants.
+        seeds: of the runs of each variant.
+        allow_imports: whether recipes may run import statements.
+        notes: what the user should know before the runs start.
+    """
 
     recipe: str
     variants: tuple[Variant, ...]
@@ -70,13 +78,13 @@ class Design:
     notes: list[str] = field(default_factory=list)
 
     def label(self, name: str) -> str:
-        """Writes a variant's name for people; the base's says what it has in the swapped slots."""
+        """Writes the name of a variant for people; that of the base says what it has in the swapped slots."""
         kinds = dict.fromkeys(v.kind for v in self.variants if v.kind)
         own = ", ".join(filling(self.variants[0].recipe, kind) for kind in kinds)
         return f"{name} ({own})" if name == BASE else name
 
     def to_json(self) -> dict[str, Any]:
-        """Writes down what tells this ablation from any other: versions, seeds and resolved recipes."""
+        """Returns what identifies the ablation, for JSON: version, seeds and resolved recipes."""
         return {
             "dlmrl_kit": VERSION,
             "recipe": self.recipe,
@@ -101,13 +109,13 @@ def make_design(
 
     Args:
         recipe: name or path.
-        swaps: ``"selector=UniformSteps,FirstK"``: one variant per name. The base's own component is no variant.
-        seeds: runs of each variant, with seeds 0, 1, ...
+        swaps: such as ``"selector=UniformSteps,FirstK"``; each name makes a variant, but the base's own is left out.
+        seeds: number of runs of each variant, with seeds 0, 1, ...
         sets, uses, allow_imports: as ``load_recipe``, for all variants. A setting of a component that only some
-            variants have is for those.
+            variants have is applied to those.
 
     Raises:
-        UserError: a variant that cannot be loaded or built, with its name; variants that differ in more than the swap.
+        UserError: a variant cannot be loaded or built, or differs from the base in more than the swap; names it.
     """
     if seeds < 1:
         raise RecipeError(f"an ablation needs at least one seed, got {seeds}")
@@ -132,10 +140,10 @@ def make_design(
 
 
 def parse_swaps(options: Iterable[str]) -> list[tuple[str, str]]:
-    """Reads ``--swap`` options as pairs (kind, component), in order, each once.
+    """Reads ``--swap`` options as pairs (kind, component), in order and each once.
 
     Raises:
-        RecipeError: an option that is not ``KIND=A,B``, or none at all.
+        RecipeError: an option is not of the form ``KIND=A,B``, or there is none.
     """
     found: dict[tuple[str, str], None] = {}
     for option in options:
@@ -152,7 +160,7 @@ def parse_swaps(options: Iterable[str]) -> list[tuple[str, str]]:
 
 
 class _Loader:
-    """Loads variants; a ``--set`` that concerns no component of a variant is left out there."""
+    """Loads variants. A ``--set`` that concerns no component of a variant is left out for that variant."""
 
     def __init__(
         self,
@@ -167,15 +175,15 @@ class _Loader:
         self.refused: dict[str, RecipeError] = {}
 
     def variant(self, name: str, kind: str) -> Variant:
-        """Resolves every parameter of a variant, under its canonical name; of the base where ``kind`` is "".
+        """Resolves the recipe of a variant, or of the base if ``kind`` is "", for every seed.
 
         Raises:
-            UserError: it cannot be loaded, or is not for training; names the variant.
+            UserError: the recipe cannot be loaded, or is not for training; names the variant.
         """
         try:
             return self._variant(name, kind)
         except StatementError as error:
-            # The user wrote --swap; the loader was given --use.
+            # The user wrote --swap, but the recipe was loaded with --use, which the message would name.
             reason = error.reason if error.where == place_of_use(name) else str(error)
             raise RecipeError(f"{name}: {reason}") from error
         except UserError as error:
@@ -196,7 +204,7 @@ class _Loader:
         return Variant(canonical, "", kind, recipes[0], seed_key, texts, skipped)
 
     def _load(self, uses: tuple[str, ...]) -> tuple[Recipe, tuple[str, ...]]:
-        """Loads a recipe with the settings that concern it, and returns both."""
+        """Loads a recipe with those settings that concern it; returns it and these settings."""
         sets = self.sets
         while True:
             try:
@@ -215,7 +223,7 @@ class _Loader:
         """Checks that every setting concerns at least one variant.
 
         Raises:
-            RecipeError: one does not.
+            RecipeError: a setting concerns none.
         """
         variants = list(variants)
         for text, error in self.refused.items():
@@ -253,7 +261,7 @@ def _notes(variant: Variant, base: Variant) -> list[str]:
 
 
 def _partial_settings(sets: Iterable[str], variants: Iterable[Variant]) -> list[str]:
-    """Writes a note on each setting that is not for all variants."""
+    """Writes a note on each setting that does not concern all variants."""
     variants = list(variants)
     users = {text: [v.name for v in variants if text not in v.skipped] for text in sets}
     return [
@@ -262,7 +270,7 @@ def _partial_settings(sets: Iterable[str], variants: Iterable[Variant]) -> list[
 
 
 def _checked(variant: Variant, base: Variant) -> Variant:
-    """Verifies a variant against the base and builds it once; returns it with what was found."""
+    """Compares a variant with the base and builds it once; returns it with the difference and its updates."""
     difference = compare(base.recipe, variant.recipe, variant.kind) if variant.kind else None
     if difference is not None and difference.unwanted:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""How many states go through the model per sample and update, counted while one update of a recipe runs."""
+"""Counts how many states go through the model per sample, while one update of a recipe runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from dlmrl_kit.training.update import Update
 
 @dataclass(frozen=True)
 class ForwardsPerSample:
-    """How many states per sample go through the model: in the ``rollout``, restarts included, and the ``update``.
+    """How many states go through the model for each sample.
 
-    The passes under the old and the reference policy belong to the update.
+    Attributes:
+        rollout: in the rollout, restarts included.
+        update: in the update, forwards under the old and the reference policy included.
     """
 
     rollout: float
@@ -36,7 +38,7 @@ def count_forwards(recipe: str, sets: Sequence[str] = ()) -> ForwardsPerSample:
         sets: bindings that change it, as ``load_recipe``.
 
     Raises:
-        UserError: a broken recipe, or one that is not for training.
+        UserError: the recipe is broken or not for training.
     """
     small = ["Trainer.prompts_per_update = 4", "Trainer.device = 'cpu'"]
     algorithm = load_recipe(recipe, sets=[*small, *sets], uses=["logger=none", "filter=none"]).build()
@@ -51,12 +53,12 @@ def count_forwards(recipe: str, sets: Sequence[str] = ()) -> ForwardsPerSample:
 
 
 class RowCounter:
-    """Counts the rows of the batches that go through a policy's model, by the phase of the update that asked for them.
+    """Counts the rows of all batches that go through a policy's model, by phase of the update.
 
     Attributes:
-        rollout: rows outside of the phases of ``update``.
-        update: rows in the phases ``old and reference`` and ``update``. The check before the first update is no work
-            of the algorithm and counts for neither.
+        rollout: rows outside of the phases that count for ``update``.
+        update: rows in the phases ``old and reference`` and ``update``. Those of the check before the first update
+            count for neither, as the check is not part of the algorithm.
     """
 
     def __init__(self) -> None:
@@ -65,7 +67,7 @@ class RowCounter:
 
     @contextlib.contextmanager
     def watching(self, policy: TransformersPolicy) -> Iterator[None]:
-        """Within the context, rows are counted where a batch is embedded: once in each forward pass."""
+        """Within the context, the rows of each forward pass are counted, by hooks on the embeddings."""
         models = [policy.model] if policy.frozen is None else [policy.model, policy.frozen]
         with contextlib.ExitStack() as stack:
             for model in models:
@@ -82,7 +84,7 @@ class RowCounter:
             self._phases.pop()
 
     def _count(self, embedding: nn.Module, inputs: tuple[Tensor]) -> None:
-        """A pre-hook of torch for a module that is given token ids int64 [B, S]."""
+        """Counts a batch; a forward pre-hook of torch, for a module that takes token ids int64 [B, S]."""
         rows = len(inputs[0])
         if "check" in self._phases:
             return

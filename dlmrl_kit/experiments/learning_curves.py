@@ -1,4 +1,4 @@
-"""``curves.png``: the learning curves of an ablation, a colour per variant, a band over its seeds."""
+"""Draws ``curves.png``, the learning curves of an ablation: a colour per variant, with a band over its seeds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FILE = "curves.png"
 PANELS = {"eval/accuracy": "accuracy on held-out examples", "reward": "training reward, smoothed"}
 BASE_COLOUR = "#4d4d4d"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b")
-"""Of the variants; told apart with colour-blind eyes, too (Okabe and Ito)."""
+"""Colours of the variants, which colour-blind people can tell apart, too (Okabe and Ito)."""
 
 STYLES = ("-", "--", ":")
-"""Of the lines; the next one where the colours start over."""
+"""Line styles; each time the colours start over, the next one is taken."""
 
 
 def plot_curves(summary: Summary, folder: Path) -> Path:
@@ -76,12 +76,12 @@ def _look(number: int, name: str) -> tuple[str, str]:
 
 
 def _draw(axis: Axes, runs: Sequence[Series], metric: str, label: str, colour: str, style: str) -> None:
-    """Draws the mean over runs at the steps that all of them have, and its band."""
+    """Draws the mean over runs, at the steps that all of them have, with its bootstrap band."""
     finite = [{step: value for step, value in series if math.isfinite(value)} for series in runs]
     steps = sorted(set.intersection(*(set(series) for series in finite))) if finite else []
     if not steps:
         return
-    # Rewards of single updates are noisy: every run is smoothed, then averaged.
+    # Rewards of single updates are noisy, so each run is smoothed before runs are averaged.
     window = 0 if metric.startswith("eval/") else len(steps) // 15
     rows = [running_mean([series[step] for step in steps], window) for series in finite]
     means = [math.fsum(column) / len(column) for column in zip(*rows, strict=True)]

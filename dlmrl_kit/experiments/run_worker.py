@@ -1,4 +1,4 @@
-"""One run of an ablation, in a process of its own, which ends when the process that started it is gone."""
+"""Does one run of an ablation in a process of its own, which ends when the process that started it is gone."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from dlmrl_kit.experiments.runs import FAILURE
 
 
 def work(*, recipe: str, folder: str, seed: str, text: str, allow_imports: bool, observer: str) -> None:
-    """Does the run or goes on with it; exits with 1 if it fails, and leaves the reason in the run folder.
+    """Starts a run or goes on with it; if it fails, writes the reason to the run folder and exits with code 1.
 
     Args:
-        recipe: gin file.
-        folder: run folder.
-        seed: the binding of the seed.
+        recipe: path of the gin file.
+        folder: the run folder.
+        seed: binding of the seed, such as ``Trainer.seed=0``.
         text: what the recipe must resolve to.
-        allow_imports: run the import statements of the recipe.
+        allow_imports: whether to run the import statements of the recipe.
         observer: the ``RunObserver`` class that the run reports to, as ``package.module:Class``.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the starter decides what happens
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process, too, but the starter must decide
     threading.Thread(target=end_with_starter, daemon=True).start()
     try:
         make_observer: type[RunObserver] = pkgutil.resolve_name(observer)
@@ -41,7 +41,7 @@ def work(*, recipe: str, folder: str, seed: str, text: str, allow_imports: bool,
 
 
 def end_with_starter() -> None:
-    """Ends this process, whatever it does, when its standard input ends. A run that is cut off can be resumed."""
+    """Ends this process at once when its standard input ends; the run can be resumed."""
     while os.read(0, 1):
         pass
     os._exit(1)

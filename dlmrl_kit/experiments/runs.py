@@ -1,4 +1,7 @@
-"""Running an ablation: one process per run, several at a time; a killed run resumes, a failed one stops no other."""
+"""Does the runs of an ablation, each in a process of its own and several at a time.
+
+A killed run can be resumed, and a failed one does not stop the others.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 RUNS, RECIPES = "runs", "recipes"
 LOG, FAILURE = "log.txt", "failed.json"
 MAX_JOBS = 8
-"""Runs at a time unless told otherwise, on a machine with at least as many cores."""
+"""The most runs at a time, unless the user asks for more."""
 
 Status = Literal["waiting", "running", "finished", "failed"]
 
-# The worker finds modules where this process does, and takes everything else from its standard input, too: that stays
-# open, and its end tells the worker that this process is gone.
+# The worker reads its task, and the path where this process finds modules, from standard input. That stays open: when
+# it ends, the worker knows that this process is gone.
 _START = "import json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task.pop('path'); "
 _COMMAND = (sys.executable, "-c", f"{_START}from dlmrl_kit.experiments.run_worker import work; work(**task)")
 _POLL_SECONDS = 0.2
@@ -39,10 +42,12 @@ class Job:
     """One run of an ablation.
 
     Attributes:
-        name: ``"selector-UniformSteps/seed-0"``.
-        folder: its run folder.
-        done: updates done, as far as known.
-        error: why it failed; "" if it did not.
+        name: such as ``"selector-UniformSteps/seed-0"``.
+        variant, seed: what is run.
+        folder: the run folder.
+        status: how far it is.
+        done: updates that are done, as far as is known.
+        error: says why it failed; "" if it did not.
     """
 
     name: str
@@ -55,7 +60,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the run printed, over all attempts."""
+        """The file with everything that the run printed, over all attempts."""
         return self.folder / LOG
 
     def result(self) -> dict[str, Any]:
@@ -65,29 +70,29 @@ class Job:
 
 
 class AblationObserver:
-    """What an ablation reports to while it goes on. Nothing is done with the reports here; subclasses override."""
+    """Receives the reports of an ablation; this base class ignores them. Subclasses override the methods they need."""
 
     def on_start(self, jobs: list[Job], parallel: int, threads: int) -> None:
-        """The runs begin.
+        """Called when the runs begin.
 
         Args:
-            jobs: all runs there are; some may be finished already.
-            parallel: how many go on at a time.
+            jobs: all runs; some may be finished already.
+            parallel: how many runs go on at a time.
             threads: of each run.
         """
 
     def on_status(self, job: Job) -> None:
-        """A run started, finished or failed."""
+        """Called when a run has started, finished or failed."""
 
     def on_progress(self, job: Job) -> None:
-        """A run has done more updates."""
+        """Called when a run has done more updates."""
 
     def on_end(self) -> None:
-        """Nothing runs any more; also after an interrupt."""
+        """Called when nothing runs any more, also after an interrupt."""
 
 
 def jobs_of(design: Design, folder: Path) -> list[Job]:
-    """Lists all runs of an ablation, those of the first seed first, with what is known of earlier attempts."""
+    """Lists all runs of an ablation, those of the first seed first; marks those that are finished already."""
     jobs = []
     for seed in design.seeds:
         for variant in design.variants:
@@ -100,7 +105,7 @@ def jobs_of(design: Design, folder: Path) -> list[Job]:
 
 
 def recipe_file(folder: Path, variant: Variant) -> Path:
-    """Returns the file of a variant's resolved recipe, which has the first seed."""
+    """Returns the path of a variant's resolved recipe, which has the first seed."""
     return folder / RECIPES / f"{variant.folder}.gin"
 
 
@@ -119,9 +124,9 @@ class Scheduler:
         folder: of the ablation.
         parallel: runs at a time.
         threads: of each run.
-        observer: told how the runs go.
-        run_observer: what each run reports to, in its own process.
-        allow_imports: let recipes import modules.
+        observer: is told how the runs go.
+        run_observer: class that each run reports to in its own process.
+        allow_imports: whether recipes may run import statements.
     """
 
     folder: Path
@@ -133,7 +138,7 @@ class Scheduler:
     _running: list[tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Does the runs, and returns when each is finished or failed; an exception, such as an interrupt, ends them."""
+        """Does the runs; returns when all are finished or failed. An exception, such as an interrupt, stops them."""
         waiting = [job for job in jobs if job.status != "finished"]
         try:
             while waiting or self._running:
@@ -174,7 +179,7 @@ class Scheduler:
         self.observer.on_status(job)
 
     def _look(self) -> None:
-        """Notes progress, and which runs have ended."""
+        """Looks how many updates the runs have done, and which have ended; reports what is new."""
         for job, process in list(self._running):
             code = process.poll()
             if code is None:
@@ -213,7 +218,7 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 def updates_done(folder: Path) -> int:
-    """Reads from the end of a run's ``metrics.csv`` how many updates it has logged so far."""
+    """Reads how many updates a run has logged so far, from the end of its ``metrics.csv``."""
     try:
         with (folder / METRICS).open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -226,12 +231,12 @@ def updates_done(folder: Path) -> int:
 
 def _updates_of(line: bytes) -> int:
     update, _, rest = line.partition(b",")
-    # Metrics at update u are logged when u + 1 updates are done, an evaluation at u when u are.
+    # Metrics at u are logged when u + 1 updates are done, an evaluation at u when u are done.
     return (int(update) + (not rest.startswith(b"eval/"))) if update.isdigit() else 0
 
 
 def _failure(job: Job, code: int) -> str:
-    """Says why a run failed: what the worker wrote, or how its process ended. The reason is kept in the run folder."""
+    """Says why a run failed, by what the worker wrote or how its process ended; writes that to the run folder."""
     path = job.folder / FAILURE
     if path.is_file():
         return str(json.loads(path.read_text(encoding="utf-8"))["error"])

@@ -1,1 +1,1 @@
-"""Which samples of a rollout are trained at all."""
+"""Filters: which samples of a rollout are trained at all."""

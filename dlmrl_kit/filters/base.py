@@ -1,4 +1,4 @@
-"""Rollout filters: which samples of a rollout are trained at all, decided by reward before any step is chosen."""
+"""The interface of filters, which keep some samples of a rollout by their rewards; only these are trained."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dlmrl_kit.core.keys import GROUP, REWARD, Key
 class Filter(Component):
     """Base class of rollout filters; subclasses implement ``keep``.
 
-    Reads ``reward`` [B], ``group`` int64 [B]; writes nothing: ``forward`` returns the samples that are kept, which may
-    be none. Filters are to keep whole groups, so that group advantages are what they would be without.
+    Reads ``reward`` [B] and ``group`` int64 [B]; writes no key. ``forward`` returns the samples that are kept, possibly
+    none. A filter should keep whole groups, so that it does not change the group advantages of the others.
     """
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class Filter(Component):
         self.out_keys: list[Key] = []
 
     def keep(self, tensordict: TensorDictBase) -> Tensor:
-        """Which samples are kept: bool [B]."""
+        """Returns which samples are kept, bool [B]."""
         raise NotImplementedError
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The samples that are kept, in their order."""
+        """Returns the samples that are kept, in their order."""
         return tensordict[self.keep(tensordict)]

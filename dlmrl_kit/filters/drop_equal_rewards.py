@@ -1,6 +1,6 @@
-"""Drops groups whose rewards are all equal (DAPO's dynamic sampling, arXiv 2503.14476): they have no advantage.
+"""Keeps the groups in which rewards differ (dynamic sampling of DAPO, arXiv 2503.14476); the others have no advantage.
 
-DAPO samples on until the batch is full again; here an update trains on the groups that are left.
+DAPO samples on until the batch is full again. Here an update trains on the groups that are left.
 """
 
 from __future__ import annotations
@@ -22,6 +22,6 @@ class DropEqualRewards(Filter):
         super().__init__()
 
     def keep(self, tensordict: TensorDictBase) -> Tensor:
-        """Where the group's highest reward is above its lowest: bool [B]."""
+        """Returns where the group's highest reward is above its lowest, bool [B]."""
         reward, group = tensordict[REWARD], tensordict[GROUP]
         return group_max(reward, group) > -group_max(-reward, group)

@@ -21,7 +21,7 @@ class SuccessRange(Filter):
     Args:
         low: smallest share of successes, in [0, 1].
         high: largest share of successes, in [low, 1].
-        success: the reward from which on a sample is a success.
+        success: the lowest reward of a success.
 
     Raises:
         ValueError: a value out of range.
@@ -37,7 +37,7 @@ class SuccessRange(Filter):
         self.success = success
 
     def keep(self, tensordict: TensorDictBase) -> Tensor:
-        """Where the group's share of rewards of at least ``success`` is in the range: bool [B]."""
+        """Returns where the share of rewards of at least ``success`` in the group is in the range, bool [B]."""
         solved = (tensordict[REWARD] >= self.success).double()
         share = group_mean(solved, tensordict[GROUP])
         return (share >= self.low) & (share <= self.high)

@@ -1,1 +1,1 @@
-"""Likelihood estimators: the log-probability of steps under the current policy."""
+"""Likelihoods: estimators of the log-probability of the selected steps under the current policy, with gradient."""

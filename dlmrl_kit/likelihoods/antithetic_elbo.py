@@ -26,20 +26,20 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
     under="an unbiased estimate of a lower bound of the sequence log-probability",
 )
 class AntitheticElbo(SegmentLikelihood):
-    """Lower bound of the sequence log-probability, one partly masked copy per draw, draws in antithetic pairs.
+    """Estimates the lower bound of ``Elbo`` from draws in antithetic pairs, one partly masked copy per draw.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
 
-    Meant for an even number of draws of ``WholeSequence``; a draw without partner is as in ``Elbo``. Reads and writes
-    as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens, ``token_log_prob`` its parts: the masked tokens, times
-    L / x.
+    Use it with an even number of draws of ``WholeSequence``; a draw without partner is as in ``Elbo``. Reads and writes
+    as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens, ``token_log_prob`` holds its summands: the masked
+    tokens, times L / x.
     """
 
     random_masks = True
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy with exactly x, or L + 1 - x, masked tokens."""
+        """Makes one copy with exactly x, or L + 1 - x, masked tokens."""
         targets = segments.targets
         pair, second = segments.draw // 2, segments.draw % 2 == 1
         start = segments.shared_uniforms("count")
@@ -51,5 +51,5 @@ class AntitheticElbo(SegmentLikelihood):
         return partly_masked(segments, first_of(targets[:, None], order[:, None], count[:, None]))
 
     def weights(self, copies: Copies, segments: Segments) -> Tensor:
-        """L / x: float64 [R, 1, 1]."""
+        """Returns L / x: float64 [R, 1, 1]."""
         return inverse_share(copies, segments)

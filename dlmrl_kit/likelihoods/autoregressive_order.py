@@ -15,13 +15,13 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 
 @register("likelihood", paper="arXiv 2601.15165", unbiased=False, under="exact for LeftToRight, one token per step")
 class AutoregressiveOrder(SegmentLikelihood):
-    """Each token given those to its left, the rest masked; as many copies as the completion has positions.
+    """Scores each token given those to its left, with the rest masked: one copy per position of the completion.
 
     Args:
         sampling_temperature, after_eos: as ``SegmentLikelihood``.
 
     All copies of a segment are in memory at once. For completions that ``LeftToRight`` sampled one token per step,
-    ``StepTokenLogProb`` of ``AllSteps`` is the same with a segment for each token, which an update can cut.
+    ``StepTokenLogProb`` with ``AllSteps`` computes the same with a segment for each token, which an update can cut.
 
     Reads and writes as ``SegmentLikelihood``.
     """
@@ -30,11 +30,11 @@ class AutoregressiveOrder(SegmentLikelihood):
         super().__init__(sampling_temperature, after_eos)
 
     def forwards(self, length: int) -> int:
-        """One for each position."""
+        """Returns one forward for each position."""
         return length
 
     def masks(self, segments: Segments) -> Copies:
-        """Copy l: the first l positions visible, position l scored."""
+        """Makes copy l with the first l positions visible and position l scored."""
         index = torch.arange(segments.tokens.shape[1], device=segments.tokens.device)
         masked = (index >= index[:, None]) | ~segments.counted[:, None]
         return Copies(masked, segments.targets[:, None] & (index == index[:, None]))

@@ -1,4 +1,4 @@
-"""Likelihood estimators: the log-probability of the selected steps under the current policy, with gradients.
+"""The interface of likelihood estimators: the log-probability of the selected steps under the current policy.
 
 ``likelihoods.steps`` is for those of single denoising steps, ``likelihoods.segments`` for those of several at once,
 which are scored in masked copies of the completion.
@@ -39,7 +39,7 @@ class Likelihood(Component, ABC):
     random_masks: bool = False
     """Whether what it computes depends on ``seed``."""
     sampling_temperature: bool = True
-    """Whether it scores with the sampler's behaviour distribution, or else with softmax(logits)."""
+    """Whether it scores with the sampler's behaviour distribution; otherwise with softmax(logits)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Likelihood(Component, ABC):
         return {}
 
     def forwards(self, length: int) -> int:
-        """Model forwards for each entry of a selection, for completions of ``length`` positions."""
+        """Returns how many model forwards an entry of a selection takes, for completions of ``length`` positions."""
         return 1
 
     def prepare(

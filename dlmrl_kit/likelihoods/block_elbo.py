@@ -6,9 +6,9 @@ r"""Block-wise evidence lower bound (EBPO, LLaDA2.1, arXiv 2602.08676): every bl
 
 With one block this is the bound of ``Elbo``, with blocks of one position ``AutoregressiveOrder``. The x of all blocks
 and draws of a sample are stratified together. Masks and weights are those of DARE's re-implementation
-(yjyddq/DARE, verl/trainer/ppo/dllm_core_algos.py), the official code not being public. There a block-causal model
-scores all blocks in one forward over the noised and the clean completion; here it is one forward per block, which is
-the same for such a model, and right for a bidirectional one too.
+(yjyddq/DARE, verl/trainer/ppo/dllm_core_algos.py), as the official code is not public. There a block-causal model
+scores all blocks in one forward over the noised and the clean completion; here each block has a forward of its own,
+which is the same for such a model, and right for a bidirectional one too.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
     under="an unbiased estimate of a lower bound of the log-probability of block-wise decoding",
 )
 class BlockElbo(SegmentLikelihood):
-    """Sum over blocks of the lower bound of each block given the earlier ones, one copy per block and draw.
+    """Estimates the sum over blocks of a lower bound of each block given the earlier ones, one copy per block and draw.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
         block_length: positions of a block, at least 1; counted from the start of the completion.
 
-    Reads and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens, ``token_log_prob`` its parts: the
-    masked tokens, times n_b / x.
+    Reads and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens, ``token_log_prob`` holds its
+    summands: the masked tokens, times n_b / x.
 
     Raises:
         ValueError: a value out of range.
@@ -59,15 +59,15 @@ class BlockElbo(SegmentLikelihood):
         self.block_length = block_length
 
     def forwards(self, length: int) -> int:
-        """One for each block."""
+        """Returns one forward for each block."""
         return -(-length // self.block_length)
 
     def resized(self, before: Sizes, after: Sizes) -> BlockElbo:
-        """Blocks of the same share of the completion."""
+        """Makes blocks of the same share of the completion."""
         return rebuilt(self, block_length=before.scale_length(self.block_length, after))
 
     def masks(self, segments: Segments) -> Copies:
-        """Copy b: x tokens of block b masked, and all later blocks."""
+        """Makes copy b with x tokens of block b masked, and all later blocks."""
         inside, later = self._blocks(segments)
         number = inside.shape[1]
         cell = segments.draw[:, None] * number + torch.arange(number, device=inside.device)
@@ -77,12 +77,12 @@ class BlockElbo(SegmentLikelihood):
         return dataclasses.replace(partly_masked(segments, chosen | later), scored=chosen)
 
     def weights(self, copies: Copies, segments: Segments) -> Tensor:
-        """n_b / x: float64 [R, M, 1]."""
+        """Returns n_b / x: float64 [R, M, 1]."""
         total = self._blocks(segments)[0].sum(-1).double()
         return (total / copies.scored.sum(-1).clamp(min=1))[..., None]
 
     def _blocks(self, segments: Segments) -> tuple[Tensor, Tensor]:
-        """Tokens of each block, bool [R, M, L], and positions of later blocks, bool [1, M, L]."""
+        """Returns the tokens of each block, bool [R, M, L], and the positions of later blocks, bool [1, M, L]."""
         length = segments.tokens.shape[1]
         block = torch.arange(length, device=segments.tokens.device) // self.block_length
         index = torch.arange(-(-length // self.block_length), device=block.device)[:, None]

@@ -38,11 +38,11 @@ from dlmrl_kit.samplers.base import Sampler
     under="samplers that choose positions from the state alone, with sampling_temperature=True",
 )
 class BlockReplay(StepTokenLogProb):
-    """``StepTokenLogProb`` for block-causal policies, with fewer forwards: arguments, keys and values are the same.
+    """Computes what ``StepTokenLogProb`` computes, with fewer forwards, for block-causal policies.
 
-    Where blocks cannot be replayed in parallel, every step has a forward of its own, as in ``StepTokenLogProb``: for
-    policies that are not block-causal, samplers whose blocks are not the policy's, and when ``distribution`` or
-    ``entropy`` is asked for.
+    Arguments, keys and values are the same. Where blocks cannot be replayed in parallel, every step has a forward of
+    its own, as in ``StepTokenLogProb``: for policies that are not block-causal, samplers whose blocks are not the
+    policy's, and when ``distribution`` or ``entropy`` is asked for.
 
     Args:
         sampling_temperature: as ``StepTokenLogProb``.
@@ -65,7 +65,7 @@ class BlockReplay(StepTokenLogProb):
         return tensordict
 
     def _replay(self, tensordict: TensorDictBase, steps: Replay, policy: BlockCausalPolicy, sampler: Sampler) -> Tensor:
-        """Log-probability of every token of a selected step when it was committed, 0 elsewhere: [B, L]."""
+        """Returns the log-probability that each token of a selected step had when committed, 0 elsewhere: [B, L]."""
         tokens, prompt_mask = tensordict[COMPLETION_IDS], tensordict[PROMPT_MASK]
         chosen = steps.scatter(steps.decision.committed.long()).any(1)
         turn = rounds(tensordict[COMMIT_STEP].long(), policy.block_offset(prompt_mask), policy.block_size)
@@ -83,7 +83,7 @@ class BlockReplay(StepTokenLogProb):
 
 
 def rounds(commit_step: Tensor, offset: Tensor, block_size: int) -> Tensor:
-    """In which step of its block each position was committed, counted from 0: int64 [B, L].
+    """Counts in which step of its block each position was committed, from 0: int64 [B, L].
 
     Args:
         commit_step: int64 [B, L].
@@ -95,7 +95,7 @@ def rounds(commit_step: Tensor, offset: Tensor, block_size: int) -> Tensor:
     place = offset[:, None] + torch.arange(length, device=commit_step.device)
     grid = torch.full(
         (batch, width), -1, dtype=torch.int64, device=commit_step.device
-    )  # before all that were committed
+    )  # places without a position come before every step
     values, order = grid.scatter(1, place, commit_step).view(batch, -1, block_size).sort(dim=-1)
     new = torch.zeros_like(values)
     new[..., 1:] = (values[..., 1:] > values[..., :-1]) & (values[..., :-1] >= 0)

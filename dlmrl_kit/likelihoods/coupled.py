@@ -21,7 +21,7 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 
 @register("likelihood", paper="arXiv 2506.20639", unbiased=False, under="weighted scores of states never visited")
 class Coupled(SegmentLikelihood):
-    """Tokens scored in the fully masked copy and in one of two complementary ones, weighted; the prompt stays visible.
+    """Scores tokens in the fully masked copy and in one of two complementary ones, weighted; the prompt stays visible.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
@@ -50,19 +50,19 @@ class Coupled(SegmentLikelihood):
         self.upper = upper
 
     def ratio(self, segments: Segments) -> Tensor:
-        """Mask ratio of the first of each segment's pair: float64 [R]."""
+        """Draws the mask ratio of the first of each segment's pair: float64 [R]."""
         return self.lower + (self.upper - self.lower) * segments.uniforms("ratio")
 
     def forwards(self, length: int) -> int:
-        """One for each copy."""
+        """Returns one forward for each copy."""
         return 3
 
     def masks(self, segments: Segments) -> Copies:
-        """All tokens masked, some of them, the others."""
+        """Makes three copies: all tokens masked, some of them, the others."""
         some = each_with(segments, self.ratio(segments))
         return partly_masked(segments, torch.cat([torch.ones_like(some), some, ~some], dim=1))
 
     def weights(self, copies: Copies, segments: Segments) -> Tensor:
-        """1/2, 1 / (2 r), 1 / (2 (1 - r)): float64 [R, 3, 1]."""
+        """Returns 1/2, 1 / (2 r), 1 / (2 (1 - r)): float64 [R, 3, 1]."""
         ratio = self.ratio(segments)
         return 0.5 / torch.stack([torch.ones_like(ratio), ratio, 1 - ratio], dim=1)[..., None]

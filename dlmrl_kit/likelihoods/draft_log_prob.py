@@ -26,7 +26,7 @@ from dlmrl_kit.samplers.base import Sampler
     under="scores tokens that were drawn and not committed as if they were the action",
 )
 class DraftLogProb(SegmentLikelihood):
-    """All tokens of the draft of each selected step given x_t, one forward per step.
+    """Scores all tokens of the draft of each selected step given x_t, one forward per step.
 
     Args:
         sampling_temperature: as ``SegmentLikelihood``.
@@ -40,7 +40,7 @@ class DraftLogProb(SegmentLikelihood):
         self.in_keys = [*self.in_keys, STEP_DRAFT_IDS]
 
     def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
-        """The used segments, whose tokens are those of the draft."""
+        """Returns the used segments, with the tokens of the draft."""
         segments = super().segments(tensordict, policy, sampler)
         drafts = gather_steps(tensordict[STEP_DRAFT_IDS], tensordict[SELECTED_STEP])
         tokens = drafts[segments.used].long()
@@ -48,6 +48,6 @@ class DraftLogProb(SegmentLikelihood):
         return dataclasses.replace(segments, tokens=tokens, counted=counted)
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy: x_t, scored wherever it is masked."""
+        """Makes one copy: x_t, scored wherever it is masked."""
         masked = segments.masked[:, None]
         return Copies(masked, masked & segments.counted[:, None])

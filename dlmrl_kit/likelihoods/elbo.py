@@ -25,24 +25,24 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
     under="an unbiased estimate of a lower bound of the sequence log-probability",
 )
 class Elbo(SegmentLikelihood):
-    """Lower bound of the sequence log-probability, one partly masked copy per draw, stratified over the draws.
+    """Estimates a lower bound of the completion's log-probability, one partly masked copy per draw.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
 
-    Reads and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens, ``token_log_prob`` its parts: the
-    masked tokens, times L / x.
+    Reads and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens, ``token_log_prob`` holds its summands:
+    the masked tokens, times L / x.
     """
 
     random_masks = True
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy with exactly x masked tokens."""
+        """Makes one copy with exactly x masked tokens."""
         targets = segments.targets
         count = count_from(segments.stratified_uniforms("count"), 1, targets.sum(-1))
         chosen = first_of(targets[:, None], segments.position_uniforms("order"), count[:, None])
         return partly_masked(segments, chosen)
 
     def weights(self, copies: Copies, segments: Segments) -> Tensor:
-        """L / x: float64 [R, 1, 1]."""
+        """Returns L / x: float64 [R, 1, 1]."""
         return inverse_share(copies, segments)

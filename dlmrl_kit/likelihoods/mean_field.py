@@ -15,12 +15,12 @@ from dlmrl_kit.likelihoods.segments import Copies, OneCopyLikelihood, Segments
 
 @register("likelihood", paper="arXiv 2504.12216", unbiased=False, under="exact only for completions of one step")
 class MeanField(OneCopyLikelihood):
-    """Tokens of each segment given the prompt alone; prompt tokens may be masked at random.
+    """Scores the tokens of each segment given the prompt alone; prompt tokens may be masked at random.
 
     Arguments, reads, writes, raises as ``OneCopyLikelihood``.
     """
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy, masked everywhere."""
+        """Makes one copy, masked everywhere."""
         targets = segments.targets[:, None]
         return Copies(torch.ones_like(targets), targets, self.prompt_masks(segments))

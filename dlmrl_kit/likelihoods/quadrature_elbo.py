@@ -23,7 +23,7 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 
 @functools.cache
 def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes in (0, 1), ascending, and weights that sum to 1: float64 [count] each."""
+    """Returns the nodes in (0, 1), ascending, and the weights, which sum to 1: float64 [count] each."""
     nodes, weights = leggauss(count)
     return torch.from_numpy(nodes).add(1).div(2), torch.from_numpy(weights).div(2)
 
@@ -35,26 +35,26 @@ def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
     under="a lower bound of the sequence log-probability, up to the error of the quadrature",
 )
 class QuadratureElbo(SegmentLikelihood):
-    """Lower bound of the sequence log-probability, one partly masked copy at each node of a Gauss-Legendre rule.
+    """Estimates the lower bound of ``Elbo`` from one partly masked copy at each node of a Gauss-Legendre rule.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
 
     For ``WholeSequence``: segment k has node k, and its ``log_prob`` holds K times the node's weight, so that the mean
     over the K draws is the quadrature sum. Reads and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over
-    tokens, ``token_log_prob`` its parts.
+    tokens, ``token_log_prob`` holds its summands.
     """
 
     random_masks = True
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy with exactly max(1, floor(t L)) masked tokens."""
+        """Makes one copy with exactly max(1, floor(t L)) masked tokens."""
         targets = segments.targets
         node = gauss_legendre(segments.draws)[0].to(targets.device)[segments.draw]
         count = (node * targets.sum(-1)).floor().clamp(min=1)
         return partly_masked(segments, first_of(targets[:, None], segments.position_uniforms("order"), count[:, None]))
 
     def weights(self, copies: Copies, segments: Segments) -> Tensor:
-        """K w_k L / x: float64 [R, 1, 1]."""
+        """Returns K w_k L / x: float64 [R, 1, 1]."""
         weight = gauss_legendre(segments.draws)[1].to(segments.draw.device)[segments.draw]
         return (segments.draws * weight)[:, None, None] * inverse_share(copies, segments)

@@ -17,7 +17,7 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 
 @register("likelihood", paper="arXiv 2505.15809", unbiased=False, under="scores tokens in states never visited")
 class RandomMask(SegmentLikelihood):
-    """Tokens of a randomly masked copy, one copy with a mask ratio of its own per segment; the prompt stays visible.
+    """Scores the masked tokens of one randomly masked copy per segment; the prompt stays visible.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
@@ -46,9 +46,9 @@ class RandomMask(SegmentLikelihood):
         self.upper = upper
 
     def ratio(self, segments: Segments) -> Tensor:
-        """Mask ratio of each segment: float64 [R]."""
+        """Draws the mask ratio of each segment: float64 [R]."""
         return self.lower + (self.upper - self.lower) * segments.uniforms("ratio")
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy."""
+        """Makes one copy."""
         return partly_masked(segments, each_with(segments, self.ratio(segments)))

@@ -33,7 +33,7 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments, 
 
 @register("likelihood", paper="arXiv 2510.09541", unbiased=False, under="bounds of the sequence log-probability")
 class Sandwich(SegmentLikelihood):
-    """A lower bound for positive advantages, a mixture of an upper and the lower one for the others.
+    """Takes a lower bound where the advantage is positive, and mixes an upper bound with it elsewhere.
 
     Args:
         sampling_temperature, after_eos, redraw: as ``SegmentLikelihood``.
@@ -45,7 +45,7 @@ class Sandwich(SegmentLikelihood):
         earlier_mask_share: the same for tokens of blocks before the one drawn.
 
     Reads (with ``("selected", "advantage")``) and writes as ``SegmentLikelihood``; ``log_prob`` is a sum over tokens: L
-    times what the released code calls the log-probability. ``token_log_prob`` holds its parts.
+    times what the released code calls the log-probability. ``token_log_prob`` holds its summands.
 
     Raises:
         ValueError: a value out of range.
@@ -81,15 +81,15 @@ class Sandwich(SegmentLikelihood):
         self.earlier_mask_share = earlier_mask_share
 
     def forwards(self, length: int) -> int:
-        """One for each copy."""
+        """Returns one forward for each copy."""
         return self.num_copies
 
     def resized(self, before: Sizes, after: Sizes) -> Sandwich:
-        """Blocks of the same share of the completion."""
+        """Makes blocks of the same share of the completion."""
         return rebuilt(self, block_length=before.scale_length(self.block_length, after))
 
     def masks(self, segments: Segments) -> Copies:
-        """M copies, each with a block of its own as far as there are enough."""
+        """Makes M copies, each with a block of its own as far as there are enough."""
         targets = segments.targets[:, None]
         block = torch.arange(targets.shape[-1], device=targets.device) // self.block_length
         drawn = drawn_blocks(segments, self.block_length, self.num_copies)[..., None]
@@ -102,7 +102,7 @@ class Sandwich(SegmentLikelihood):
         return dataclasses.replace(copies, prompt_masked=masked)
 
     def combine(self, log_probs: Tensor, copies: Copies, segments: Segments) -> tuple[Tensor, Tensor]:
-        """The bound that each segment's advantage asks for, [R], and its tokens' parts, [R, L]."""
+        """Returns the bound that each segment's advantage asks for, [R], and its summands by token, [R, L]."""
         weight = inverse_share(copies, segments).to(log_probs.dtype)
         lower = (log_probs * weight).mean(1)
         upper = upper_bound(log_probs, weight, copies.scored, self.beta)
@@ -114,7 +114,7 @@ class Sandwich(SegmentLikelihood):
 
 
 def drawn_blocks(segments: Segments, block_length: int, copies: int) -> Tensor:
-    """A random block with targets for each of M copies, int64 [R, M]; no block twice before all were drawn."""
+    """Draws a block with targets for each of M copies, int64 [R, M]; no block twice before all were drawn."""
     targets = segments.targets
     spare = -targets.shape[1] % block_length
     there = torch.nn.functional.pad(targets, (0, spare)).unflatten(1, (-1, block_length)).any(-1)
@@ -124,7 +124,7 @@ def drawn_blocks(segments: Segments, block_length: int, copies: int) -> Tensor:
 
 
 def upper_bound(log_probs: Tensor, weight: Tensor, scored: Tensor, beta: float) -> Tensor:
-    """1/beta log(mean over copies of weight * p^beta) of each token, [R, L]; 0 for tokens that no copy scores.
+    """Returns 1/beta log(mean over copies of weight * p^beta) of each token, [R, L]; 0 for tokens that no copy scores.
 
     Args:
         log_probs: [R, M, L].

@@ -21,7 +21,7 @@ from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
 
 @register("likelihood", paper="arXiv 2505.15809", unbiased=False, under="scores tokens in states never visited")
 class ScheduledMask(SegmentLikelihood):
-    """Tokens of a randomly masked copy whose mask ratio rises to 1 over the passes; masks are new in each pass.
+    """Scores the masked tokens of a copy whose mask ratio rises to 1 over the passes; masks are new in each pass.
 
     Args:
         inner_iterations: number of passes over a rollout, the same as ``Trainer.inner_iterations``; at least 1.
@@ -43,7 +43,7 @@ class ScheduledMask(SegmentLikelihood):
         self.inner_iterations = inner_iterations
 
     def ratio(self, segments: Segments) -> Tensor:
-        """Mask ratio of each segment in this pass: float64 [R]; where it starts is the same in all passes."""
+        """Returns the mask ratio of each segment in this pass, float64 [R]; all passes share where it starts."""
         number = segments.per_sample("iteration")
         last = int(number.max()) if len(number) else 0
         if last >= self.inner_iterations:
@@ -55,5 +55,5 @@ class ScheduledMask(SegmentLikelihood):
         return start + (1 - start) * number.double() / max(self.inner_iterations - 1, 1)
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy."""
+        """Makes one copy."""
         return partly_masked(segments, each_with(segments, self.ratio(segments)))

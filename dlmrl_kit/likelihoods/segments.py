@@ -1,10 +1,10 @@
 """Likelihoods of segments: the tokens committed between two states, scored in masked copies of the completion.
 
 A segment of the selection stands for the steps from ``step`` up to, not including, ``end``: one denoising step,
-several, or the whole completion. An estimator says, for each segment, in which copies of the completion which positions are
-masked and which are scored; all copies of all segments go through the policy as one flat batch. Random masks are a
-function of each sample's seed: the shape of a batch never changes a mask, and the old, the new and the reference policy
-see the same ones.
+several, or the whole completion. A segment likelihood says in which copies of the completion which positions are masked
+and which are scored; all copies of all segments go through the policy as one flat batch. Random masks are a function of
+each sample's seed: the shape of a batch never changes a mask, and the old, the new and the reference policy see the
+same ones.
 """
 
 from __future__ import annotations
@@ -45,10 +45,17 @@ from dlmrl_kit.samplers.base import Sampler
 class Segments:
     """The R segments of weight > 0 of a batch, flat, in row-major order.
 
-    ``prompt_ids``, ``prompt_mask`` [R, P]; ``tokens`` int64 [R, L], the final ones; ``commit_step`` [R, L]; ``start``,
-    ``end`` int64 [R]; ``counted`` bool [R, L], positions that are scored at all; ``draw`` int64 [R], its number in
-    0 .. ``draws`` - 1 (K); ``sample_seed`` int64 [R], the same for the segments of a sample; ``used`` bool [B, K],
-    where they come from; ``batch``, the TensorDict [B] they come from.
+    Attributes:
+        prompt_ids, prompt_mask: int64 and bool [R, P].
+        tokens: int64 [R, L], the final ones.
+        commit_step: int64 [R, L].
+        start, end: int64 [R], the first step, and the first one behind the segment.
+        counted: bool [R, L], positions that may be scored at all.
+        draw: int64 [R], the number of the segment in its row, in 0 .. ``draws`` - 1.
+        draws: K.
+        sample_seed: int64 [R], the same for the segments of a sample.
+        used: bool [B, K], where the segments come from.
+        batch: the TensorDict [B] that they come from.
     """
 
     prompt_ids: Tensor
@@ -75,31 +82,31 @@ class Segments:
         return self.masked & (self.commit_step < self.end[:, None]) & self.counted
 
     def per_sample(self, key: Key) -> Tensor:
-        """An estimator's own key [B, ...] for each of the segments, [R, ...]."""
+        """Returns a key [B, ...] of the batch for each of the segments: [R, ...]."""
         return self.batch[key][self.used.nonzero(as_tuple=True)[0]]
 
     def per_segment(self, key: Key) -> Tensor:
-        """An estimator's own key [B, K, ...] for each of the segments, [R, ...]."""
+        """Returns a key [B, K, ...] of the batch for each of the segments: [R, ...]."""
         return self.batch[key][self.used]
 
     def uniforms(self, purpose: str, *shape: int) -> Tensor:
-        """Uniform numbers of each segment's own, float64 [R, *shape] in [0, 1)."""
+        """Draws uniform numbers in [0, 1) for each segment alone: float64 [R, *shape]."""
         return uniforms(combine_seeds(self.sample_seed, self.draw), *shape, purpose=purpose)
 
     def shared_uniforms(self, purpose: str, *shape: int) -> Tensor:
-        """Uniform numbers that the segments of a sample share, float64 [R, *shape] in [0, 1)."""
+        """Draws uniform numbers in [0, 1) that the segments of a sample share: float64 [R, *shape]."""
         return uniforms(self.sample_seed, *shape, purpose=purpose)
 
     def position_uniforms(self, purpose: str, copies: int = 1) -> Tensor:
-        """A number of each segment's own for every position in M copies, float64 [R, M, L]; L changes none of them."""
+        """Draws a number for every position in M copies of each segment: float64 [R, M, L], whatever L is."""
         return self.uniforms(purpose, self.tokens.shape[1], copies).mT
 
     def stratified_uniforms(self, purpose: str) -> Tensor:
-        """Uniform numbers float64 [R]; those of a sample's K segments are one number shifted by multiples of 1 / K."""
+        """Draws float64 [R]: for the K segments of a sample, one uniform number shifted by multiples of 1 / K."""
         return (self.shared_uniforms(purpose) + self.draw.double() / self.draws) % 1
 
     def scatter(self, values: Tensor) -> Tensor:
-        """Values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
+        """Puts values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
         out = values.new_zeros((*self.used.shape, *values.shape[1:]))
         return out.index_put(self.used.nonzero(as_tuple=True), values)
 
@@ -108,8 +115,10 @@ class Segments:
 class Copies:
     """M masked copies of each segment's completion.
 
-    ``masked``, ``scored``: bool [R, M, L], scored positions are masked; ``prompt_masked``: bool [R, M, P], prompt
-    tokens that are masked too, or None.
+    Attributes:
+        masked: bool [R, M, L].
+        scored: bool [R, M, L], positions to score, all of them masked.
+        prompt_masked: bool [R, M, P], prompt tokens that are masked too; None: none is.
     """
 
     masked: Tensor
@@ -118,7 +127,7 @@ class Copies:
 
 
 def counted_positions(completion_ids: Tensor, eos_id: int | None, after_eos: bool) -> Tensor:
-    """Completion positions that count: bool [B, L]; those up to the first end of text, itself included, or all."""
+    """Returns the positions up to the first end of text, itself included, or all of them: bool [B, L]."""
     if after_eos or eos_id is None:
         return torch.ones_like(completion_ids, dtype=torch.bool)
     is_eos = completion_ids == eos_id
@@ -126,7 +135,7 @@ def counted_positions(completion_ids: Tensor, eos_id: int | None, after_eos: boo
 
 
 def prompt_masks(segments: Segments, share: float, copies: int) -> Tensor | None:
-    """Each prompt token masked with probability ``share`` in each of M copies: bool [R, M, P], or None for share 0."""
+    """Masks each prompt token with probability ``share`` in each of M copies: bool [R, M, P], or None for share 0."""
     if share == 0:
         return None
     width = segments.prompt_ids.shape[1]
@@ -161,14 +170,14 @@ class SegmentLikelihood(Likelihood):
 
     @abstractmethod
     def masks(self, segments: Segments) -> Copies:
-        """The masked copies of each segment."""
+        """Makes the masked copies of each segment."""
 
     def weights(self, copies: Copies, segments: Segments) -> Tensor:
-        """Weight of each copy: broadcastable to [R, M, L]; here 1."""
+        """Returns the weight of each copy, broadcastable to [R, M, L]; here 1."""
         return torch.ones_like(segments.start)[:, None, None]
 
     def combine(self, log_probs: Tensor, copies: Copies, segments: Segments) -> tuple[Tensor, Tensor]:
-        """From the log-probabilities of the scored tokens, [R, M, L], to the segment's and its tokens'.
+        """Combines the log-probabilities of the copies, [R, M, L], into those of segments and of their tokens.
 
         Returns:
             [R] and [R, L]; here the weighted sum over copies, and its sum over positions.
@@ -177,7 +186,7 @@ class SegmentLikelihood(Likelihood):
         return tokens.sum(-1), tokens
 
     def token_mask(self, copies: Copies, segments: Segments) -> Tensor:
-        """Which entries of the tokens' log-probabilities count: bool [R, L]."""
+        """Returns which entries of the tokens' log-probabilities count: bool [R, L]."""
         return copies.scored.any(1)
 
     def prepare(
@@ -185,19 +194,20 @@ class SegmentLikelihood(Likelihood):
     ) -> TensorDictBase:
         """Adds what was asked for and does not depend on the policy's weights: token mask and length."""
         if SELECTED_TOKEN_MASK in keys:
-            segments = self.segments(tensordict, policy, sampler)
+            segments = self.segments(tensordict, policy, sampler)  # masks depend on seeds: ``forward`` makes the same
             tensordict.set(SELECTED_TOKEN_MASK, segments.scatter(self.token_mask(self.masks(segments), segments)))
         if SEQUENCE_LENGTH in keys:
             tensordict.set(SEQUENCE_LENGTH, self.counted(tensordict, policy, sampler).sum(-1))
         return tensordict
 
     def counted(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Tensor:
-        """Positions that are scored in one segment or another: committed ones that count, bool [B, L]."""
+        """Returns the positions that some segment may score: bool [B, L], those committed that count."""
         counted = counted_positions(tensordict[COMPLETION_IDS], policy.eos_id, self.after_eos)
+        # The padding behind a row that ended was never committed; its commit step is T.
         return counted & (tensordict[COMMIT_STEP] < sampler.num_steps(policy))
 
     def segments(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Segments:
-        """The used segments of a batch.
+        """Returns the used segments of a batch.
 
         Raises:
             RecipeError: the sampler does not fill masks.
@@ -268,14 +278,14 @@ class OneCopyLikelihood(SegmentLikelihood):
         self.random_masks = prompt_mask_share > 0
 
     def prompt_masks(self, segments: Segments) -> Tensor | None:
-        """Prompt tokens that are masked in the one copy: bool [R, 1, P], or None."""
+        """Masks prompt tokens in the one copy: bool [R, 1, P], or None."""
         return prompt_masks(segments, self.prompt_mask_share, 1)
 
 
 def score(segments: Segments, copies: Copies, policy: Policy, sampler: Sampler, sampling_temperature: bool) -> Tensor:
-    """Log-probability of every scored token in every copy, 0 elsewhere: [R, M, L].
+    """Computes the log-probability of every scored token in every copy, 0 elsewhere: [R, M, L].
 
-    One flat batch of all copies; those in which nothing is scored are left out.
+    All copies are one flat batch; those in which nothing is scored are left out.
     """
     row, copy = copies.scored.any(-1).nonzero(as_tuple=True)
     masked, scored, tokens = copies.masked[row, copy], copies.scored[row, copy], segments.tokens[row]
@@ -286,4 +296,5 @@ def score(segments: Segments, copies: Copies, policy: Policy, sampler: Sampler, 
     features = completion_features(policy, prompt_ids, segments.prompt_mask[row], ids, scored)
     behaviour = sampler.behaviour if sampling_temperature else None
     picked = log_probs_of(policy, features, tokens[scored], behaviour)
+    # Copies and positions are both in row-major order, so the flat scores are in the order of the mask.
     return picked.new_zeros(copies.scored.shape).masked_scatter(copies.scored, picked)

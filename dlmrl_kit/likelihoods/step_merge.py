@@ -19,11 +19,11 @@ from dlmrl_kit.likelihoods.segments import Copies, OneCopyLikelihood, Segments
     under="exact for segments of one step of samplers that choose positions from the state alone, with after_eos=True",
 )
 class StepMerge(OneCopyLikelihood):
-    """Tokens of each segment given the state at its start.
+    """Scores the tokens of each segment given the state at its start.
 
     Arguments, reads, writes, raises as ``OneCopyLikelihood``.
     """
 
     def masks(self, segments: Segments) -> Copies:
-        """One copy: the state at the start of the segment."""
+        """Makes one copy: the state at the start of the segment."""
         return Copies(segments.masked[:, None], segments.targets[:, None], self.prompt_masks(segments))

@@ -1,12 +1,12 @@
 """Likelihoods of single denoising steps: the exact log-probability of an action, and that of its tokens alone.
 
-States are rebuilt from (final tokens, commit step); all selected steps of all samples go through the policy as one flat
-batch, those of weight 0 left out.
-
-    StepLogProb         log pi(x_{t+1} | x_t), the sampler's own, order term included: exact (theory 2)
+    StepLogProb         log pi(x_{t+1} | x_t), the sampler's own, order term included: exact for every sampler
     StepTokenLogProb    sum over the committed positions of log p(token), as published (EGSPO, CJ-GRPO, TraceRL): it
                         leaves out why these positions were committed, so that it is exact for samplers that choose
                         them from the state alone, and biased for LowConfidence
+
+States are rebuilt from (final tokens, commit step); all selected steps of all samples go through the policy as one flat
+batch, those of weight 0 left out.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ from dlmrl_kit.samplers.mask import logit_pieces
 
 @dataclass(frozen=True)
 class Replay:
-    """The R selected steps (weight > 0) of a batch, flat: states, actions, prompts and where they belong.
+    """The R selected steps (weight > 0) of a batch, flat, in row-major order.
 
-    ``prompt``: TensorDict [R]; ``ids``: int64 [R, L], the states x_t; ``decision``: the actions taken;
-    ``used``: bool [B, K], True where a segment holds one of the R steps, in row-major order.
+    Attributes:
+        prompt: TensorDict [R], prompts, and what a renoising sampler needs to know of its states besides tokens.
+        ids: int64 [R, L], the states x_t.
+        decision: the actions taken.
+        used: bool [B, K], the entries of the selection that the steps come from.
     """
 
     prompt: TensorDictBase
@@ -61,7 +64,7 @@ class Replay:
     used: Tensor
 
     def scatter(self, values: Tensor) -> Tensor:
-        """Values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
+        """Puts values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
         out = values.new_zeros((*self.used.shape, *values.shape[1:]))
         return out.index_put(self.used.nonzero(as_tuple=True), values)
 
@@ -85,7 +88,7 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
 
 
 def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, used: Tensor) -> Replay:
-    """``replay`` of a renoising sampler: the R trajectories ``rows``, and the step int64 [R, 1] of each."""
+    """Rebuilds the steps of a renoising sampler: the R trajectories ``rows``, and the step int64 [R, 1] of each."""
     committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
     prompt.update({"steps_in_block": canvas_state(rows, step)["steps_in_block"].squeeze(1), "final": final})
     prompt.set("committed", committed)
@@ -94,15 +97,15 @@ def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Ten
 
 
 def pack(values: Tensor, committed: Tensor, width: int) -> Tensor:
-    """Values [n, ...] of the committed positions (row-major) into [R, C, ...] with C = ``width``, zeros behind."""
+    """Packs values [n, ...] of the committed positions (row-major) into [R, C, ...], C = ``width``, zeros behind."""
     filled = torch.arange(width, device=committed.device) < committed.sum(-1)[:, None]
     out = values.new_zeros((*filled.shape, *values.shape[1:]))
     return out.index_put(filled.nonzero(as_tuple=True), values)
 
 
 def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tensor:
-    """Per-token values [B, L] of the selected steps as [B, K, C] with C = ``width``; zeros in empty segments."""
-    steps = replay(tensordict, mask_id=-1)
+    """Packs values [B, L] of tokens by selected step: [B, K, C] with C = ``width``; zeros in entries of weight 0."""
+    steps = replay(tensordict, mask_id=-1)  # the states are not read
     row = steps.used.nonzero(as_tuple=True)[0]
     return steps.scatter(pack(values[row][steps.decision.committed], steps.decision.committed, width))
 
@@ -114,7 +117,7 @@ class StepLikelihood(Likelihood):
     def estimate(
         self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> dict[Key, Tensor]:
-        """``out_keys`` and ``keys`` of the R replayed steps, flat: [R, ...] each."""
+        """Computes ``out_keys`` and ``keys`` of the R replayed steps, flat: [R, ...] each."""
 
     def forward(
         self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
@@ -128,7 +131,7 @@ class StepLikelihood(Likelihood):
 
 @register("likelihood", unbiased=True, under="any sampler of the kit")
 class StepLogProb(StepLikelihood):
-    """log pi(x_{t+1} | x_t) of the sampler that generated the trajectory, one forward per selected step.
+    """Computes the exact log-probability of each selected step's action, order term included; one forward per step.
 
     Reads the trajectory and ``("selected", "step")``, ``("selected", "weight")``; writes ``("selected", "log_prob")``
     [B, K], on demand ``("selected", "entropy")`` [B, K].
@@ -144,7 +147,7 @@ class StepLogProb(StepLikelihood):
     def estimate(
         self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> dict[Key, Tensor]:
-        """Predictions at every position the sampler could have committed, then its own ``action_log_prob``."""
+        """Predicts every position that the sampler could have committed, then calls its own ``action_log_prob``."""
         asked = sampler.asked_positions(policy, steps.prompt, steps.ids)
         features = completion_features(policy, steps.prompt[PROMPT_IDS], steps.prompt[PROMPT_MASK], steps.ids, asked)
 
@@ -152,7 +155,7 @@ class StepLogProb(StepLikelihood):
             view = sampler.seen(policy, features, positions, steps.prompt[rows])
             return self._score(view, steps.decision.at(rows), sampler, SELECTED_ENTROPY in keys)
 
-        # Pieces of rows whose logits fit in memory: they are computed once more in the backward pass.
+        # Rows go in pieces whose logits fit in memory, and are computed once more in the backward pass.
         pieces = list(logit_pieces(asked.sum(-1), policy.vocab_size))
         if len(pieces) <= 1:
             found = [score(slice(None), features, asked)]
@@ -162,7 +165,7 @@ class StepLogProb(StepLikelihood):
         return {key: torch.cat(values) for key, values in zip(written, zip(*found, strict=True), strict=False)}
 
     def _score(self, view: View, decision: Decision, sampler: Sampler, with_entropy: bool) -> tuple[Tensor, ...]:
-        """Log-probability of the actions and, where it is asked for, entropy at the positions committed: [R] each."""
+        """Returns the log-probability of the actions and, if asked, their entropy at committed positions: [R] each."""
         log_prob = sampler.action_log_prob(view, decision)
         if not with_entropy:
             return (log_prob,)
@@ -178,7 +181,7 @@ class StepLogProb(StepLikelihood):
     under="samplers that choose positions from the state alone, with sampling_temperature=True",
 )
 class StepTokenLogProb(StepLikelihood):
-    """Sum over the committed positions of the log-probability of their tokens, one forward per selected step.
+    """Sums the log-probabilities of the tokens that each selected step committed; one forward per step.
 
     Args:
         sampling_temperature: True scores with the sampler's behaviour distribution (temperature and filters); False
@@ -209,7 +212,7 @@ class StepTokenLogProb(StepLikelihood):
     def prepare(
         self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy, keys: Collection[Key] = ()
     ) -> TensorDictBase:
-        """Adds ``("selected", "token_mask")`` if asked: which of the C entries of a step hold a committed position."""
+        """Adds ``("selected", "token_mask")`` if asked: which of the C places of a step hold a committed position."""
         if SELECTED_TOKEN_MASK in keys:
             ones = torch.ones_like(tensordict[COMPLETION_IDS], dtype=torch.bool)
             tensordict.set(SELECTED_TOKEN_MASK, pack_tokens(tensordict, ones, sampler.max_commits))
@@ -218,7 +221,7 @@ class StepTokenLogProb(StepLikelihood):
     def estimate(
         self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> dict[Key, Tensor]:
-        """Predictions at the committed positions only; no logits are kept where no distribution is asked for."""
+        """Predicts the committed positions only; no logits are kept where no distribution is asked for."""
         if {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & {*keys}:
             return self._with_distributions(steps, policy, sampler, keys)
         committed, prompt = steps.decision.committed, steps.prompt
@@ -235,7 +238,7 @@ class StepTokenLogProb(StepLikelihood):
     def _with_distributions(
         self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key]
     ) -> dict[Key, Tensor]:
-        """The same with whole distributions in memory."""
+        """Computes the same with whole distributions in memory."""
         committed = steps.decision.committed
         view = sampler.view(policy, steps.prompt, steps.ids, committed)
         log_probs = view.log_probs if self.sampling_temperature else view.logits.log_softmax(-1)

@@ -1,1 +1,1 @@
-"""Losses: the objective that is descended."""
+"""Losses: the objectives that are minimised."""

@@ -1,12 +1,12 @@
-r"""Losses: scalars to minimise, each a global numerator over a global count.
+r"""Losses are scalars to minimise, each a global numerator over a global count.
 
     loss(batch) = total(batch) / count(batch),    total and count additive over samples
 
-so micro-batches accumulate exactly, values and gradients alike:
+so that micro-batches accumulate exactly, values and gradients alike:
 
     loss(batch) = sum_m loss(micro_m) * count(micro_m) / sum_m count(micro_m)
 
-A segment of weight 0 is padding: it is replaced *before* any arithmetic, so whatever it holds (NaN and infinities
+An entry of weight 0 is padding: it is replaced *before* any arithmetic, so whatever it holds (NaN and infinities
 included) reaches neither the value nor the gradient.
 """
 
@@ -27,7 +27,7 @@ from dlmrl_kit.core.trajectory import where_used
 
 
 def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
-    """Scalar sum of weight * value; segments of weight 0 count exactly nothing, and weights get no gradient.
+    """Sums weight * value into a scalar; entries of weight 0 count exactly nothing, and weights get no gradient.
 
     Args:
         values, weight: the same shape.
@@ -36,33 +36,33 @@ def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar mean of ``values`` over ``mask``; 0 where the mask is empty."""
+    """Returns the scalar mean of ``values`` over ``mask``; 0 where the mask is empty."""
     return where_used(values, mask).sum() / mask.sum().clamp(min=1)
 
 
 def scored_tokens(tensordict: TensorDictBase) -> Tensor:
-    """The tokens of the segments of non-zero weight: bool [B, K, C]."""
+    """Returns which tokens belong to segments of non-zero weight: bool [B, K, C]."""
     return tensordict[SELECTED_TOKEN_MASK] & (tensordict[SELECTED_WEIGHT] != 0)[..., None]
 
 
 def max_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar maximum of ``values`` over ``mask``; 0 where the mask is empty."""
+    """Returns the scalar maximum of ``values`` over ``mask``; 0 where the mask is empty."""
     kept = values[mask]
     return kept.max() if kept.numel() else values.new_zeros(())
 
 
 def used_sequences(weight: Tensor) -> Tensor:
-    """The samples that have a segment of non-zero weight: bool [B] from [B, K]."""
+    """Returns the samples that have a segment of non-zero weight: bool [B] from [B, K]."""
     return (weight != 0).any(-1)
 
 
 def sequence_log_prob(log_prob: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sum over the segments of each sample: [B] from [B, K] and [B, K]; weights get no gradient."""
+    """Sums the segments of each sample with their weights: [B] from [B, K] and [B, K]; weights get no gradient."""
     return (where_used(log_prob, weight != 0) * weight.detach()).sum(-1)
 
 
 def sequence_length(tensordict: TensorDictBase) -> Tensor:
-    """The length of each completion in tokens, at least 1, as a real number: [B]."""
+    """Returns the length of each completion in tokens, at least 1, as a real number: [B]."""
     return tensordict[SEQUENCE_LENGTH].clamp(min=1).to(tensordict[SELECTED_WEIGHT].dtype)
 
 
@@ -88,25 +88,25 @@ class Term(Component, LossModule):
         self.out_keys: list[str] = list(out_keys)
 
     factor: float = 1.0
-    """What the mean is multiplied by."""
+    """The mean is multiplied by this."""
     mean_key: str | None = None
-    """Where the mean is returned before it is multiplied; None: nowhere."""
+    """The key under which the mean is returned before it is multiplied; None: it is not."""
 
     @property
     def additive_keys(self) -> list[str]:
-        """What ``forward`` returns as a numerator over ``count``, so that it adds up over micro-batches."""
+        """Keys of ``forward`` whose values are numerators over ``count``, so that they add up over micro-batches."""
         return [key for key in (self.out_keys[0], self.mean_key) if key is not None]
 
     @abstractmethod
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The numerator (a scalar with gradient, a plain sum over samples), and diagnostics: means over ``units``."""
+        """Computes the numerator, a scalar with gradient that sums over samples, and diagnostics: means over units."""
 
     def multiplier(self, tensordict: TensorDictBase) -> Tensor | float:
-        """What the mean of this batch is multiplied by, here ``factor``."""
+        """Returns what the mean of this batch is multiplied by, here ``factor``."""
         return self.factor
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """The term of this batch, its mean before it is multiplied, and its diagnostics: scalars by ``out_keys``."""
+        """Computes the term, its mean before it is multiplied, and its diagnostics: scalars by ``out_keys``."""
         total, diagnostics = self.total(tensordict)
         mean = self.mean(total, tensordict)
         scalars = {self.out_keys[0]: self.multiplier(tensordict) * mean}
@@ -115,16 +115,16 @@ class Term(Component, LossModule):
         return TensorDict({**scalars, **{name: value.detach() for name, value in diagnostics.items()}})
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
-        """How many units its other values are means over, here the used segments: an integer scalar."""
+        """Counts the units that diagnostics are means over, here the used segments: an integer scalar."""
         return (tensordict[SELECTED_WEIGHT] != 0).sum()
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
-        """The denominator of this batch, an int64 scalar: its number of samples B."""
+        """Returns the denominator of this batch, an int64 scalar: its number of samples B."""
         weight = tensordict[SELECTED_WEIGHT]
         return torch.full((), weight.shape[0], dtype=torch.int64, device=weight.device)
 
     def mean(self, total: Tensor, tensordict: TensorDictBase) -> Tensor:
-        """``total`` over the count of this batch; 0 where there is nothing to count."""
+        """Divides ``total`` by the count of this batch; 0 where there is nothing to count."""
         count = self.count(tensordict)
         return total / count.masked_fill(count == 0, 1)
 

@@ -25,7 +25,7 @@ from dlmrl_kit.losses.base import Objective, sequence_log_prob, used_sequences
 
 
 def best_and_worst(reward: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-    """The members of highest and of lowest reward of each group; none where all rewards are equal.
+    """Returns the members of highest and of lowest reward of each group; none where all rewards are equal.
 
     Args:
         reward: [B].
@@ -42,7 +42,7 @@ def best_and_worst(reward: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor,
 
 
 def preference_pairs(best: Tensor, worst: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All pairs of a best and a worst sample of the same group.
+    """Lists all pairs of a best and a worst sample of the same group.
 
     Args:
         best, worst: bool [B].
@@ -67,15 +67,15 @@ def preference_pairs(best: Tensor, worst: Tensor, group: Tensor) -> tuple[Tensor
 
 @register("loss", paper="arXiv 2305.18290; arXiv 2505.19223", unbiased=False, under="another objective")
 class DPO(Objective):
-    """Preference of each group's best completions to its worst ones, relative to the reference policy.
+    """Prefers each group's best completions to its worst ones, relative to the reference policy.
 
     Args:
         beta: how strongly the policy is held to the reference; positive.
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "ref_log_prob")`` and ``("selected", "weight")``,
     all [B, K], ``reward`` [B] and ``group`` int64 [B]. Returns ``loss_objective`` and, over pairs, each group counting
-    once, ``preference_accuracy`` (share of pairs ranked right) and ``preference_margin`` (mean of what the sigmoid is
-    taken of). ``count`` is the number of groups that have a pair. Minibatches hold whole groups.
+    once, ``preference_accuracy`` (share of pairs ranked right) and ``preference_margin`` (mean of the sigmoid's
+    argument). ``count`` is the number of groups that have a pair. Minibatches hold whole groups.
 
     Raises:
         ValueError: a value out of range.
@@ -90,17 +90,17 @@ class DPO(Objective):
         self.beta = beta
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
-        """The number of groups that have a pair, an int64 scalar."""
+        """Returns the number of groups that have a pair, an int64 scalar."""
         group = tensordict[GROUP]
         best, _ = best_and_worst(tensordict[REWARD], group, used_sequences(tensordict[SELECTED_WEIGHT]))
         return torch.full((), len(torch.unique(group[best])), dtype=torch.int64, device=group.device)
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
-        """The number of groups that have a pair."""
+        """Returns the number of groups that have a pair."""
         return self.count(tensordict)
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over groups of the mean over their pairs of -log sigmoid(margin)."""
+        """Sums, over groups, the mean over their pairs of -log sigmoid(margin)."""
         weight, group = tensordict[SELECTED_WEIGHT], tensordict[GROUP]
         best, worst = best_and_worst(tensordict[REWARD], group, used_sequences(weight))
         row, column, share = preference_pairs(best, worst, group)

@@ -25,7 +25,7 @@ from dlmrl_kit.losses.base import Objective, mean_over, used_sequences, weighted
     under="proportional to Reinforce; a number of tokens that varies with the samples biases it",
 )
 class LengthWeightedReinforce(Objective):
-    """Policy gradient: minus advantage times log-probability, summed over the batch, divided by its tokens.
+    """Minimises minus advantage times log-probability, summed over the batch and divided by its tokens.
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "advantage")`` and ``("selected", "weight")``,
     all [B, K], and ``("sequence", "length")`` int64 [B]. Returns ``loss_objective`` and ``log_prob`` (mean over the
@@ -38,11 +38,11 @@ class LengthWeightedReinforce(Objective):
         super().__init__([SELECTED_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT, SEQUENCE_LENGTH], ["log_prob"])
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
-        """Sum of the lengths, an int64 scalar."""
+        """Sums the lengths: an int64 scalar."""
         return (tensordict[SEQUENCE_LENGTH].clamp(min=1) * used_sequences(tensordict[SELECTED_WEIGHT])).sum()
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the sum of weight * advantage * log-probability."""
+        """Returns minus the sum of weight * advantage * log-probability."""
         weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
         log_prob = where_used(tensordict[SELECTED_LOG_PROB], used)

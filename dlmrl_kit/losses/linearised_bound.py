@@ -1,12 +1,13 @@
 r"""Lower bound of the sequence-level PPO objective that is a sum over Monte Carlo draws (BGPO, arXiv 2510.11683).
 
     d_bk = (log pi_bk - log pi_old_bk) / |o_b|            the log-ratio of one draw, per token
-    g_bk = 1 + d_bk  where A >= 0                          at most exp(mean d), summed over draws: exp(x) >= 1 + x
-    g_bk = exp(d_bk) where A < 0                           at least exp(mean d), summed over draws: Jensen
+    g_bk = 1 + d_bk  where A >= 0                          mean over draws at most exp(mean d): exp(x) >= 1 + x
+    g_bk = exp(d_bk) where A < 0                           mean over draws at least exp(mean d): Jensen
     L = -(1/B) sum_b sum_k w_bk s_bk,    s = min(g A, clip(g, 1 - low, 1 + high) A), for A < 0 at least c A
 
-A times g, averaged over draws, bounds A rho from below, with equality in value and gradient where the policy is the old
-one. Each term depends on a single draw: draws are back-propagated one by one, in the memory of one.
+A times g, averaged over draws, bounds A rho from below, with rho = exp(mean d); value and gradient are equal where the
+policy is the old one. Each summand depends on a single draw: draws are back-propagated one by one, in the memory of
+one.
 
 The re-implementation in DARE writes g as exp(log(1 + d)), which is NaN for d <= -1; here g is 1 + d itself.
 """
@@ -47,7 +48,7 @@ from dlmrl_kit.losses.ppo import ClippedObjective
     under="proportional to Reinforce before the first update where all completions have the same length",
 )
 class LinearisedBound(ClippedObjective):
-    """Clipped lower bound of the length-normalised sequence objective, a sum over segments, averaged over samples.
+    """Minimises minus a clipped lower bound of the length-normalised sequence objective, a sum over segments.
 
     Args:
         clip_low: g is clipped at 1 - clip_low; in [0, 1].
@@ -72,7 +73,7 @@ class LinearisedBound(ClippedObjective):
         self.dual_clip = dual_clip
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the weighted sum of the bounds of the segments."""
+        """Returns minus the weighted sum of the bounds of the segments."""
         weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
         advantage = where_used(tensordict[SELECTED_ADVANTAGE], used).detach()

@@ -2,18 +2,17 @@ r"""PPO (arXiv 1707.06347, eq. 7) with one ratio per denoising step, or one per 
 
     rho = exp(log pi - log pi_old),    surrogate = min(rho A, clip(rho, 1 - low, 1 + high) A)
 
-A ratio that already moved further than the clip in the direction A asks for gets no gradient. Before the first update
-ratios are 1 up to the rounding of a forward in other batches: a range of 0 would drop the gradient of every unit that
-rounding moved that way, about half of them.
-
     StepPPO              L = -(1/B) sum_b sum_k w_bk surrogate_bk                          EGSPO, arXiv 2603.12554
     SequencePPO          L = -(1/B) sum_b surrogate_b,  log pi_b = sum_k w_bk log pi_bk
     LengthNormalisedPPO  the same with log rho_b / |o_b|                                   GSPO, ESPO
     PerTokenSequencePPO  L = -(1/B) sum_b surrogate_b / |o_b|                              GDPO
 
-|o_b| is the number of completion tokens that the likelihood counts. The released EGSPO code takes one selected step per
-micro-step and divides its loss by the number of tokens a step commits; here the steps are summed, so that before the
-first update the gradient is that of ``Reinforce``.
+|o_b| is the number of completion tokens that the likelihood counts. A ratio that already moved further than the clip in
+the direction that A asks for gets no gradient. Before the first update ratios are 1 up to the rounding of a forward in
+other batches: a range of 0 would drop the gradient wherever rounding moved the ratio that way, about half of the time.
+
+The released EGSPO code takes one selected step per micro-step and divides its loss by the number of tokens that a step
+commits; here the steps are summed, so that before the first update the gradient is that of ``Reinforce``.
 """
 
 from __future__ import annotations
@@ -52,7 +51,12 @@ DIAGNOSTICS = ("ratio", "ratio_max", "clip_fraction", "approx_kl")
 
 
 class Surrogate(NamedTuple):
-    """``value``: min(rho A, clip(rho) A), 0 outside the mask. ``diagnostics``: scalars, see ``clipped_surrogate``."""
+    """The clipped surrogate of each unit (step, token or completion).
+
+    Attributes:
+        value: min(rho A, clip(rho) A), 0 outside the mask.
+        diagnostics: scalars, see ``clipped_surrogate``.
+    """
 
     value: Tensor
     diagnostics: dict[str, Tensor]
@@ -61,7 +65,7 @@ class Surrogate(NamedTuple):
 def clipped_surrogate(
     new: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> Surrogate:
-    """The surrogate of every unit in ``mask``.
+    """Computes the surrogate of every unit (step, token or completion) in ``mask``.
 
     Args:
         new: log-probabilities with gradient, any shape.
@@ -114,7 +118,7 @@ class ClippedObjective(Objective):
     under="before the first update on a batch, where its gradient is that of Reinforce, and as Reinforce",
 )
 class StepPPO(ClippedObjective):
-    """Clipped surrogate with the ratio of whole steps, summed over steps, averaged over samples.
+    """Clips one ratio per denoising step (PPO); sums the surrogates over steps and averages over samples.
 
     Args:
         clip_low: the ratio is clipped at 1 - clip_low; in [0, 1], 1 leaves it free.
@@ -136,7 +140,7 @@ class StepPPO(ClippedObjective):
         super().__init__(clip_low, clip_high, keys)
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the weighted sum of the surrogates of the selected steps."""
+        """Returns minus the weighted sum of the surrogates of the selected steps."""
         weight = tensordict[SELECTED_WEIGHT]
         surrogate = clipped_surrogate(
             tensordict[SELECTED_LOG_PROB],
@@ -170,11 +174,11 @@ class ClippedSequences(ClippedObjective):
         super().__init__(clip_low, clip_high, keys)
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
-        """The number of samples that have a segment of non-zero weight."""
+        """Counts the samples that have a segment of non-zero weight."""
         return used_sequences(tensordict[SELECTED_WEIGHT]).sum()
 
     def surrogates(self, tensordict: TensorDictBase, divisor: Tensor | float = 1.0) -> Surrogate:
-        """The clipped surrogate of each sample, [B]; ``divisor`` [B]: of the log-ratio, before it is exponentiated."""
+        """Returns the surrogate of each sample, [B], whose log-ratio is divided by ``divisor`` ([B] or a number)."""
         weight = tensordict[SELECTED_WEIGHT]
         return clipped_surrogate(
             sequence_log_prob(tensordict[SELECTED_LOG_PROB], weight) / divisor,
@@ -193,7 +197,7 @@ class ClippedSequences(ClippedObjective):
     under="before the first update on a batch, where its gradient is that of Reinforce, and as Reinforce",
 )
 class SequencePPO(ClippedSequences):
-    """Clipped surrogate with the ratio of whole completions, averaged over samples.
+    """Clips one ratio per completion (PPO), and averages the surrogates over samples.
 
     Arguments, reads, returns as ``ClippedSequences``.
 
@@ -205,7 +209,7 @@ class SequencePPO(ClippedSequences):
         super().__init__(clip_low, clip_high)
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the sum of the surrogates of the samples."""
+        """Returns minus the sum of the surrogates of the samples."""
         surrogate = self.surrogates(tensordict)
         return -surrogate.value.sum(), surrogate.diagnostics
 
@@ -218,7 +222,7 @@ class SequencePPO(ClippedSequences):
     under="proportional to Reinforce before the first update where all completions have the same length",
 )
 class LengthNormalisedPPO(ClippedSequences):
-    """Clipped surrogate whose log-ratio is divided by the length of the completion, averaged over samples.
+    """Clips one ratio per completion, whose logarithm is divided by the completion's length (GSPO, ESPO).
 
     Arguments as ``ClippedSequences``. Reads ``("sequence", "length")`` int64 [B] besides what ``ClippedSequences``
     reads; returns what it returns.
@@ -231,7 +235,7 @@ class LengthNormalisedPPO(ClippedSequences):
         super().__init__(clip_low, clip_high, [SEQUENCE_LENGTH])
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the sum of the surrogates of the samples."""
+        """Returns minus the sum of the surrogates of the samples."""
         surrogate = self.surrogates(tensordict, divisor=sequence_length(tensordict))
         return -surrogate.value.sum(), surrogate.diagnostics
 
@@ -244,7 +248,7 @@ class LengthNormalisedPPO(ClippedSequences):
     under="proportional to Reinforce before the first update where all completions have the same length",
 )
 class PerTokenSequencePPO(ClippedSequences):
-    """Clipped surrogate with the ratio of whole completions, divided by their length, averaged over samples.
+    """Clips one ratio per completion, and divides the surrogate by the completion's length (GDPO).
 
     Arguments as ``ClippedSequences``. Reads ``("sequence", "length")`` int64 [B] besides what ``ClippedSequences``
     reads; returns what it returns.
@@ -257,6 +261,6 @@ class PerTokenSequencePPO(ClippedSequences):
         super().__init__(clip_low, clip_high, [SEQUENCE_LENGTH])
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the sum of the surrogates of the samples, each over its length."""
+        """Returns minus the sum of the surrogates of the samples, each divided by its length."""
         surrogate = self.surrogates(tensordict)
         return -(surrogate.value / sequence_length(tensordict)).sum(), surrogate.diagnostics

@@ -24,7 +24,7 @@ from dlmrl_kit.losses.base import Objective, mean_over, weighted_sum
     under="on-policy; exact log-probabilities, unbiased advantages, weights that stand for every step",
 )
 class Reinforce(Objective):
-    """Policy gradient: minus advantage times log-probability, summed over steps, averaged over samples.
+    """Minimises minus advantage times log-probability (policy gradient), summed over steps, averaged over samples.
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "advantage")`` and ``("selected", "weight")``,
     all [B, K]. Returns ``loss_objective`` and ``log_prob`` (mean over the segments of non-zero weight). ``count`` is B.
@@ -36,7 +36,7 @@ class Reinforce(Objective):
         super().__init__([SELECTED_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT], ["log_prob"])
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the sum of weight * advantage * log-probability."""
+        """Returns minus the sum of weight * advantage * log-probability."""
         weight = tensordict[SELECTED_WEIGHT]
         used = weight != 0
         log_prob = where_used(tensordict[SELECTED_LOG_PROB], used)

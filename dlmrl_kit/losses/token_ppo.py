@@ -11,7 +11,7 @@ number of tokens, those of a segment counted with its weight.
     ConfidenceTokenPPO  A_bk * pi_old_bkc, the token's probability when drawn                    MDPO, arXiv 2508.13148
 
 At the sampling temperature pi_old is the confidence of MDPO's released code. Tokens that were drawn by chance then
-count less than those the policy was sure of.
+count less than those that the policy was sure of.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dlmrl_kit.values.base import check_by_position
     under="proportional to Reinforce before the first update, with token-wise exact log-probabilities",
 )
 class TokenPPO(ClippedObjective):
-    """Clipped surrogate with the ratio of single tokens, averaged over the tokens of the batch (see ``normaliser``).
+    """Clips one ratio per token (PPO), and averages over the tokens of the batch (see ``normaliser``).
 
     With a fixed number of tokens per batch the mean only scales the gradient of the sum; a number that varies with the
     samples (rows that end early) biases it.
@@ -79,19 +79,19 @@ class TokenPPO(ClippedObjective):
         self.segmentwise = self.normaliser.segmentwise
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
-        """The normaliser's denominator of this batch, a scalar."""
+        """Returns the normaliser's denominator of this batch, a scalar."""
         return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
-        """The number of tokens."""
+        """Counts the tokens."""
         return scored_tokens(tensordict).sum()
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
-        """The advantage of each token, [B, K, C]: that of its segment."""
+        """Returns the advantage of each token, [B, K, C]: that of its segment."""
         return tensordict[SELECTED_ADVANTAGE][..., None].expand(tensordict[SELECTED_TOKEN_MASK].shape)
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the weighted sum of the surrogates of the tokens."""
+        """Returns minus the normaliser's sum of the surrogates of the tokens."""
         mask = scored_tokens(tensordict)
         surrogate = clipped_surrogate(
             tensordict[SELECTED_TOKEN_LOG_PROB],
@@ -113,9 +113,9 @@ class TokenPPO(ClippedObjective):
     under="as TokenPPO, with unbiased advantages of tokens",
 )
 class TokenAdvantagePPO(TokenPPO):
-    """Clipped surrogate with ratio and advantage of single tokens.
+    """Clips one ratio per token, with an advantage of each token's own.
 
-    For likelihoods of segments (``StepMerge``), whose tokens are by position, as the advantages are.
+    Use it with likelihoods of segments (``StepMerge``), whose tokens are by position, as the advantages are.
 
     Arguments, returns as ``TokenPPO``. Reads ``("selected", "token_advantage")`` [B, K, L] instead of
     ``("selected", "advantage")``.
@@ -129,7 +129,7 @@ class TokenAdvantagePPO(TokenPPO):
         self.in_keys = [SELECTED_TOKEN_ADVANTAGE if key == SELECTED_ADVANTAGE else key for key in self.in_keys]
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
-        """The advantage of each token, [B, K, L]."""
+        """Returns the advantage of each token, [B, K, L]."""
         check_by_position(self, tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_TOKEN_ADVANTAGE])
         return tensordict[SELECTED_TOKEN_ADVANTAGE]
 
@@ -141,12 +141,12 @@ class TokenAdvantagePPO(TokenPPO):
     under="weights every token with its own probability",
 )
 class ConfidenceTokenPPO(TokenPPO):
-    """Clipped surrogate with the ratio of single tokens, each weighted with its probability under the old policy.
+    """Clips one ratio per token, weighted with the token's probability under the old policy.
 
     Arguments, reads, returns, raises as ``TokenPPO``.
     """
 
     def token_advantage(self, tensordict: TensorDictBase) -> Tensor:
-        """The advantage of the segment times the token's confidence, [B, K, C]."""
+        """Returns the advantage of the segment times the token's confidence, [B, K, C]."""
         old = where_used(tensordict[SELECTED_OLD_TOKEN_LOG_PROB], scored_tokens(tensordict)).detach()
         return super().token_advantage(tensordict) * old.exp()

@@ -1,1 +1,1 @@
-"""What a sum over tokens is divided by."""
+"""Normalisers: what a loss divides its sum over tokens by."""

@@ -1,4 +1,4 @@
-"""What a sum over tokens is divided by, so that every token, step or sample counts the same.
+"""Normalisers by which every token, every step or every sample counts the same.
 
 PerToken     mean over all tokens of the batch           d1, arXiv 2504.12216; DAPO, arXiv 2503.14476
 PerStep      mean over the tokens of a step, then over steps     TraceRL and UniGRPO as released, arXiv 2509.06949
@@ -20,24 +20,24 @@ class PerToken(Normaliser):
     """Every token counts the same, whichever sample it belongs to: long completions weigh more."""
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """1 for each token."""
+        """Returns 1 for each token."""
         return mask.to(weight.dtype)
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """The number of tokens, those of a segment counted with its weight."""
+        """Counts the tokens, those of a segment times its weight."""
         return (mask.sum(-1) * weight).sum()
 
 
 @register("normaliser", paper="arXiv 2509.06949")
 class PerStep(Normaliser):
-    """Every selected step (segment, masked copy) counts the same, however many tokens it scores."""
+    """Every selected step or segment counts the same, however many tokens it scores."""
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """1 / (tokens of the segment)."""
+        """Returns 1 / (tokens of the segment) for each token."""
         return mask.to(weight.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """The total weight of the segments that score at least one token."""
+        """Sums the weights of the segments that score at least one token."""
         return (mask.any(-1) * weight).sum()
 
 
@@ -48,12 +48,12 @@ class PerSequence(Normaliser):
     segmentwise = False
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """1 / (tokens of the sample, those of a segment counted with its weight)."""
+        """Returns 1 / (tokens of the sample, those of a segment times its weight) for each token."""
         tokens = (mask.sum(-1) * weight).sum(-1)
         return mask / tokens.masked_fill(tokens == 0, 1)[:, None, None]
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """The number of samples."""
+        """Counts the samples."""
         return weight.new_tensor(len(mask))
 
 
@@ -73,9 +73,9 @@ class FixedLength(Normaliser):
         self.length = length
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """1 / length for each token."""
+        """Returns 1 / length for each token."""
         return mask.to(weight.dtype) / self.length
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """The number of samples."""
+        """Counts the samples."""
         return weight.new_tensor(len(mask))

@@ -1,1 +1,1 @@
-"""Pre-training a denoiser on demonstrations."""
+"""Pre-trains a denoiser on demonstrations."""

@@ -1,4 +1,4 @@
-"""Pre-training a denoiser on demonstrations: what ``dlmrl pretrain`` does."""
+"""Pre-trains a denoiser on demonstrations, as ``dlmrl pretrain`` does."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.start import start_policy, trained
 
 RECENT = 50
-"""A reported loss is the mean over so many steps, the last ones."""
+"""A reported loss is the mean over this many last steps."""
 
 
 @dataclass(frozen=True)
 class Demonstrations:
     """Encoded demonstrations of N examples, with A alternative completions each.
 
-    Args:
+    Attributes:
         prompt_ids, prompt_mask: int64 and bool [N, P], left-padded.
         completion_ids: int64 [N, A, L].
-        probability: float [N, A], of the alternatives.
+        probability: float [N, A], with which each alternative is drawn.
     """
 
     prompt_ids: Tensor
@@ -51,8 +51,8 @@ def encode_demonstrations(task: BaseTask, demonstrator: Demonstrator, policy: Po
     """Encodes the demonstrations of the whole pretrain split, with completions of ``length`` tokens.
 
     Raises:
-        RecipeError: fewer examples than the task promises, a demonstration longer than ``length`` tokens, or one with
-            characters that are not in the vocabulary.
+        RecipeError: the split has fewer examples than the task says, or a demonstration is longer than ``length``
+            tokens or has characters that are not in the vocabulary.
     """
     examples = examples_of(task, "pretrain", range(task.size("pretrain")))
     alternatives = [demonstrator.demonstrations(example) for example in examples]
@@ -67,44 +67,44 @@ def encode_demonstrations(task: BaseTask, demonstrator: Demonstrator, policy: Po
 
 
 def pretrain(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) -> PretrainResult:
-    """Runs a pre-training recipe; a folder that holds an unfinished run of the same recipe is continued.
+    """Runs a pre-training recipe, or goes on with the unfinished run of the same recipe in ``folder``.
 
     Args:
         recipe: from ``load_recipe``, with root ``Pretraining``.
         folder: gets ``recipe.gin``, ``checkpoints/``, ``model/`` and ``result.json``.
-        observer: is told how the run goes on.
+        observer: is told how the run goes.
 
     Returns:
-        Where the model is, its loss, and its accuracy on held-out examples.
+        The folder of the model, its loss, and its accuracy on held-out examples.
 
     Raises:
-        UserError: a broken recipe, or a folder that holds another run.
+        UserError: the recipe is broken, or ``folder`` holds another run.
     """
     stored = folder / "recipe.gin"
     if stored.is_file() and _body(stored, recipe) != recipe.text(header=False):
         raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
     run = PretrainRun(recipe.build_pretraining(), folder, recipe.name, observer or RunObserver())
     data = run.start()
-    write_atomic(stored, recipe.text())  # what fails before leaves no folder behind
+    write_atomic(stored, recipe.text())  # not earlier, as a failure must leave no folder
     return run.run(data)
 
 
 def _body(stored: Path, recipe: Recipe) -> str:
-    """The text of the recipe in a run folder; where ``recipe`` has import statements, the user has allowed them."""
+    """Reads the text of the recipe in a run folder. If ``recipe`` has imports, the user has allowed them before."""
     return load_recipe(str(stored), allow_imports=bool(recipe.imports)).text(header=False)
 
 
 class PretrainRun:
-    """One run of pre-training: ``start``, then ``run``. See ``pretrain``.
+    """One run of pre-training; call ``start``, then ``run``.
 
     Args:
         built: the components of the recipe.
-        folder: of the run.
+        folder: the run folder.
         name: of the recipe.
-        observer: is told how the run goes on.
+        observer: is told how the run goes.
 
     Raises:
-        UserError: an empty split, or a policy or device that cannot be had.
+        UserError: a split is empty, or the policy or the device cannot be used.
     """
 
     def __init__(self, built: Pretraining, folder: Path, name: str, observer: RunObserver) -> None:
@@ -147,7 +147,7 @@ class PretrainRun:
         return self._finish()
 
     def _step(self, data: Demonstrations, step: int) -> float:
-        """Takes one gradient step; returns its loss."""
+        """Takes one gradient step; returns its loss. Raises TrainingError if a number is not finite."""
         settings = self.settings
         generator = seeding.generator(self.policy.device, settings.seed, "pretrain", step)
         indices = training_indices(len(data.prompt_ids), settings.batch_size, step, settings.seed)
@@ -166,7 +166,7 @@ class PretrainRun:
         return loss.item()
 
     def _after(self, done: int) -> None:
-        """Reports and saves, where it is time to, after ``done`` steps."""
+        """Reports metrics and saves a checkpoint if these are due after ``done`` steps."""
         settings = self.settings
         last = done == settings.steps
         if done % settings.log_every == 0 or last:
@@ -177,7 +177,7 @@ class PretrainRun:
             save_checkpoint(self.folder, done, trained(self.policy), self.optimiser, self.scheduler, counters)
 
     def _loss(self) -> float:
-        """The mean over the last steps."""
+        """Returns the mean loss of the last ``RECENT`` steps."""
         return sum(self.losses) / len(self.losses)
 
     def _evaluate(self, temperature: float, samples: int) -> EvalResult:
@@ -192,7 +192,7 @@ class PretrainRun:
         )
 
     def _finish(self) -> PretrainResult:
-        """Evaluates and writes the model; ``result.json`` comes last, so that it stands for a complete run."""
+        """Evaluates and writes the model, then ``result.json``, the last file: a run that has it is complete."""
         seconds, loss = time.perf_counter() - self.started, self._loss()
         greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
         model = self.folder / "model"

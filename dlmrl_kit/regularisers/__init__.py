@@ -1,1 +1,1 @@
-"""Regularisers: terms added to the loss."""
+"""Regularisers: terms that are added to the loss."""

@@ -1,4 +1,4 @@
-r"""Regularisers: terms added to the loss, summed over selected segments and averaged over samples as the losses are.
+r"""Regularisers are terms added to the loss, summed over selected segments and averaged over samples as losses are.
 
     loss = coefficient * (1/B) sum_b sum_k w_bk value_bk
 
@@ -28,8 +28,8 @@ class Regulariser(Term):
     Args:
         coefficient: multiplies the mean; at least 0.
         in_keys: keys that ``total`` reads; the weight is added.
-        loss_key: name of the term in the loss, ``loss_`` and something.
-        mean_key: name of the mean before it is multiplied.
+        loss_key: key of the term in the loss, ``loss_`` and something.
+        mean_key: key of the mean before it is multiplied.
 
     Writes the scalars ``loss_key`` (to be minimised) and ``mean_key`` (detached).
 
@@ -57,10 +57,10 @@ class StepRegulariser(Regulariser):
 
     @abstractmethod
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
-        """The regularised quantity of each selected step, [B, K], with gradient."""
+        """Returns the regularised quantity of each selected step, [B, K], with gradient."""
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum over the selected steps."""
+        """Returns the weighted sum over the selected steps."""
         return weighted_sum(self.per_step(tensordict), tensordict[SELECTED_WEIGHT]), {}
 
 
@@ -90,13 +90,13 @@ class TokenRegulariser(Regulariser):
 
     @abstractmethod
     def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
-        """The regularised quantity of each token in ``mask`` (bool [B, K, C]), [B, K, C], with gradient."""
+        """Returns the regularised quantity of each token in ``mask`` (bool [B, K, C]): [B, K, C], with gradient."""
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
-        """The normaliser's denominator of this batch, a scalar."""
+        """Returns the normaliser's denominator of this batch, a scalar."""
         return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The normaliser's numerator."""
+        """Returns the normaliser's numerator."""
         mask, weight = scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach()
         return self.normaliser.total(self.per_token(tensordict, mask), mask, weight), {}

@@ -2,7 +2,7 @@ r"""Entropy bonus (A3C, arXiv 1602.01783): keeps the policy from collapsing.
 
     loss = -coefficient * (1/B) sum_b sum_k w_bk H_bk
 
-H is the entropy of the behaviour distribution, mean over the positions that step k of sample b commits.
+H is the entropy of the behaviour distribution, averaged over the positions that step k of sample b commits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dlmrl_kit.regularisers.base import StepRegulariser
 
 @register("regulariser", paper="arXiv 1602.01783")
 class EntropyBonus(StepRegulariser):
-    """Rewards entropy: minus the mean entropy (nats) of the behaviour distribution of the selected steps.
+    """Rewards the entropy (nats) of the behaviour distribution in the selected steps.
 
     Args:
         coefficient: multiplies the mean; at least 0.
@@ -35,5 +35,5 @@ class EntropyBonus(StepRegulariser):
         super().__init__(coefficient, [SELECTED_ENTROPY], "loss_entropy", "entropy_bonus")
 
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
-        """The entropy of each selected step, [B, K]."""
+        """Returns the entropy of each selected step, [B, K]."""
         return tensordict[SELECTED_ENTROPY]

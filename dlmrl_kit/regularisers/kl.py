@@ -41,7 +41,7 @@ from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.regularisers.base import Regulariser, TokenRegulariser
 
 MAX_EXPONENT = 20.0
-"""d is clamped from below at -20 in k3, where it is 5e8 and would soon overflow; the gradient is 0 there."""
+"""In k3, d is clamped from below at minus this, where k3 is 5e8 and would soon overflow; beyond, the gradient is 0."""
 
 SCHULMAN = "Schulman 2020, Approximating KL Divergence"
 
@@ -50,23 +50,23 @@ To = Literal["reference", "old"]
 
 
 def k1(log_ratio: Tensor) -> Tensor:
-    """The log-ratio itself."""
+    """Returns the log-ratio itself."""
     return log_ratio
 
 
 def k2(log_ratio: Tensor) -> Tensor:
-    """Half the squared log-ratio."""
+    """Returns half the squared log-ratio."""
     return 0.5 * log_ratio.square()
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """exp(-d) - 1 + d, computed as expm1(-d) + d, which keeps its sign in float32."""
+    """Returns exp(-d) - 1 + d, computed as expm1(-d) + d, which keeps its sign in float32."""
     log_ratio = log_ratio.clamp(min=-MAX_EXPONENT)
     return (-log_ratio).expm1() + log_ratio
 
 
 def compared(component: object, to: str, reference: Key, old: Key) -> tuple[str, Key]:
-    """Name of a KL to ``"reference"`` or ``"old"``, and which of the two keys it reads.
+    """Returns the name of a KL to ``"reference"`` or ``"old"``, and which of the two keys it reads.
 
     Raises:
         ValueError: ``to`` is neither.
@@ -98,7 +98,7 @@ class KLEstimator(Regulariser):
         self.to_key = other
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the estimates at the selected steps."""
+        """Returns the weighted sum of the estimates at the selected steps."""
         weight = tensordict[SELECTED_WEIGHT]
         new, other = (where_used(tensordict[key], weight != 0) for key in (SELECTED_LOG_PROB, self.to_key))
         return weighted_sum(self.estimate(new - other.detach()), weight), {}
@@ -106,7 +106,7 @@ class KLEstimator(Regulariser):
 
 @register("regulariser", paper=SCHULMAN)
 class KLK1(KLEstimator):
-    """KL by k1 = d: unbiased in value, but its gradient pushes nowhere.
+    """Estimates the KL of steps by k1 = d: unbiased in value, but its gradient is 0 on average.
 
     As a loss it measures the KL and adds noise to the gradient; ``KLK2`` and ``KLExact`` minimise it. Arguments, reads,
     returns, raises as ``KLEstimator``.
@@ -117,7 +117,7 @@ class KLK1(KLEstimator):
 
 @register("regulariser", paper=f"{SCHULMAN}; arXiv 2506.09477")
 class KLK2(KLEstimator):
-    """KL by k2 = d^2 / 2: biased in value, the right gradient.
+    """Estimates the KL of steps by k2 = d^2 / 2: biased in value, with the right gradient.
 
     Under samples of the current policy its expected gradient is exactly that of KL(pi || reference), so this is the
     estimator to minimise; the value it reports is not the KL. Arguments, reads, returns, raises as ``KLEstimator``.
@@ -128,11 +128,11 @@ class KLK2(KLEstimator):
 
 @register("regulariser", paper=f"{SCHULMAN}; arXiv 2504.12216; arXiv 2603.12554")
 class KLK3(KLEstimator):
-    """KL by k3 = exp(-d) - 1 + d: unbiased in value, never negative, the gradient of the other KL (d1, EGSPO).
+    """Estimates the KL of steps by k3 = exp(-d) - 1 + d: unbiased, but with the gradient of KL(reference || pi).
 
-    Minimising it minimises KL(reference || pi): the same to first order near the reference, another thing far from it.
-    d is clamped from below at -20, where k3 is 5e8 and would soon overflow; the gradient is 0 there. Arguments, reads,
-    returns, raises as ``KLEstimator``.
+    It is never negative. Minimising it, as d1 and EGSPO do, minimises KL(reference || pi): the same to first order near
+    the reference, another thing far from it. d is clamped from below at -20, where k3 is 5e8 and would soon overflow;
+    the gradient is 0 there. Arguments, reads, returns, raises as ``KLEstimator``.
     """
 
     estimate = staticmethod(k3)
@@ -163,14 +163,14 @@ class TokenKLEstimator(TokenRegulariser):
         self.to_key = other
 
     def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
-        """The estimate at each token, [B, K, C]."""
+        """Returns the estimate at each token, [B, K, C]."""
         new, other = (where_used(tensordict[key], mask) for key in (SELECTED_TOKEN_LOG_PROB, self.to_key))
         return self.estimate(new - other.detach())
 
 
 @register("regulariser", paper=SCHULMAN)
 class TokenKLK1(TokenKLEstimator):
-    """KL of tokens by k1 = d: unbiased in value, but its gradient pushes nowhere.
+    """Estimates the KL of tokens by k1 = d: unbiased in value, but its gradient is 0 on average.
 
     It measures the KL; ``TokenKLK2`` minimises it. Arguments, reads, returns, raises as ``TokenKLEstimator``.
     """
@@ -180,10 +180,10 @@ class TokenKLK1(TokenKLEstimator):
 
 @register("regulariser", paper=f"{SCHULMAN}; arXiv 2506.09477; arXiv 2508.13148")
 class TokenKLK2(TokenKLEstimator):
-    """KL of tokens by k2 = d^2 / 2: biased in value, the right gradient (MDPO).
+    """Estimates the KL of tokens by k2 = d^2 / 2: biased in value, with the right gradient.
 
-    Where tokens are samples of the distributions that score them, its expected gradient is that of their KL.
-    Arguments, reads, returns, raises as ``TokenKLEstimator``.
+    Where tokens are samples of the distributions that score them, its expected gradient is that of their KL. MDPO
+    minimises it. Arguments, reads, returns, raises as ``TokenKLEstimator``.
     """
 
     estimate = staticmethod(k2)
@@ -191,21 +191,20 @@ class TokenKLK2(TokenKLEstimator):
 
 @register("regulariser", paper=f"{SCHULMAN}; arXiv 2504.12216; arXiv 2509.06949")
 class TokenKLK3(TokenKLEstimator):
-    """KL of tokens by k3 = exp(-d) - 1 + d: unbiased in value, never negative, the gradient of the other KL.
+    """Estimates the KL of tokens by k3 = exp(-d) - 1 + d: unbiased, but with the gradient of KL(reference || pi).
 
-    d1 compares with the frozen reference and takes the mean over tokens; TraceRL compares with the old policy. d
-    is clamped from below at -20. Arguments, reads, returns, raises as ``TokenKLEstimator``.
+    It is never negative. d1 compares with the frozen reference and takes the mean over tokens; TraceRL compares with
+    the old policy. d is clamped from below at -20. Arguments, reads, returns, raises as ``TokenKLEstimator``.
     """
 
     estimate = staticmethod(k3)
 
 
 class SequenceKLEstimator(Regulariser):
-    """Base class of estimators of KL(pi || reference) from the log-probabilities of whole completions (ESPO, arXiv
-    2512.03759); ``estimate`` is k.
+    """Base class of estimators of KL(pi || reference) from the log-probabilities of completions; ``estimate`` is k.
 
-    The estimator is applied to the log-ratio of the whole completion, and its value is divided by the length; applied
-    to the log-ratio per token, k2 and k3 would be another quantity.
+    As in ESPO (arXiv 2512.03759), k is applied to the log-ratio of the whole completion, and its value is divided by
+    the length; applied to the log-ratio per token, k2 and k3 would be another quantity.
 
     Args:
         coefficient: multiplies the mean; at least 0.
@@ -228,7 +227,7 @@ class SequenceKLEstimator(Regulariser):
         self.to_key = other
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over samples of the estimate at the sequence log-ratio, each over its length."""
+        """Returns the sum over samples of the estimate at the sequence log-ratio, each divided by its length."""
         weight = tensordict[SELECTED_WEIGHT]
         new, other = (where_used(tensordict[key], weight != 0) for key in (SELECTED_LOG_PROB, self.to_key))
         log_ratio = sequence_log_prob(new - other.detach(), weight)
@@ -237,7 +236,7 @@ class SequenceKLEstimator(Regulariser):
 
 @register("regulariser", paper=SCHULMAN)
 class SequenceKLK1(SequenceKLEstimator):
-    """KL of completions, per token, by k1 = d: unbiased in value, but its gradient pushes nowhere.
+    """Estimates the KL of completions, per token, by k1 = d: unbiased in value, but its gradient is 0 on average.
 
     It measures the KL; ``SequenceKLK2`` minimises it. Arguments, reads, returns, raises as ``SequenceKLEstimator``.
     """
@@ -248,10 +247,10 @@ class SequenceKLK1(SequenceKLEstimator):
 
 @register("regulariser", paper=f"{SCHULMAN}; arXiv 2506.09477; arXiv 2512.03759")
 class SequenceKLK2(SequenceKLEstimator):
-    """KL of completions, per token, by k2 = d^2 / 2: biased in value, the right gradient (ESPO).
+    """Estimates the KL of completions, per token, by k2 = d^2 / 2: biased in value, with the right gradient.
 
-    Under samples of the current policy its expected gradient is that of the KL, as far as log pi is exact. Arguments,
-    reads, returns, raises as ``SequenceKLEstimator``.
+    ESPO minimises it. Under samples of the current policy its expected gradient is that of the KL, as far as log pi is
+    exact. Arguments, reads, returns, raises as ``SequenceKLEstimator``.
     """
 
     estimate = staticmethod(k2)
@@ -259,10 +258,10 @@ class SequenceKLK2(SequenceKLEstimator):
 
 @register("regulariser", paper=SCHULMAN)
 class SequenceKLK3(SequenceKLEstimator):
-    """KL of completions, per token, by k3 = exp(-d) - 1 + d: unbiased, never negative, the gradient of the other KL.
+    """Estimates the KL of completions, per token, by k3 = exp(-d) - 1 + d: the gradient is that of KL(reference || pi).
 
-    The exponential of a whole completion's log-ratio has a large variance; d is clamped from below at -20. Arguments,
-    reads, returns, raises as ``SequenceKLEstimator``.
+    Unbiased, as far as log pi is exact, and never negative. The exponential of a whole completion's log-ratio has a
+    large variance; d is clamped from below at -20. Arguments, reads, returns, raises as ``SequenceKLEstimator``.
     """
 
     estimate = staticmethod(k3)

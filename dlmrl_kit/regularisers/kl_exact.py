@@ -18,7 +18,7 @@ from dlmrl_kit.regularisers.base import StepRegulariser
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats of log-probabilities [..., V], with gradient in p: [...].
+    """Returns KL(p || q) in nats for log-probabilities [..., V], with gradient in p: [...].
 
     Tokens with p = 0 (log-probability -inf) count 0 in value and gradient; where q = 0 < p, log q is ``LOG_ZERO``.
     """
@@ -29,7 +29,7 @@ def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 @register("regulariser", paper="arXiv 2603.12554")
 class KLExact(StepRegulariser):
-    """KL(pi || reference) summed over the vocabulary at every committed position, with its exact gradient.
+    """Sums KL(pi || reference) over the vocabulary at every committed position, with its exact gradient.
 
     It is the KL of the tokens given the state and the positions committed; the choice of positions is not part of it.
     Needs the whole distribution of every committed position in memory.
@@ -51,7 +51,7 @@ class KLExact(StepRegulariser):
         )
 
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
-        """KL of each selected step: [B, K], summed over its committed positions."""
+        """Returns the KL of each selected step, [B, K], summed over its committed positions."""
         mask = tensordict[SELECTED_TOKEN_MASK] & (tensordict[SELECTED_WEIGHT] != 0)[..., None]
         kl = categorical_kl(tensordict[SELECTED_DISTRIBUTION][mask], tensordict[SELECTED_REF_DISTRIBUTION][mask])
         return kl.new_zeros(mask.shape).masked_scatter(mask, kl).sum(-1)

@@ -39,12 +39,12 @@ from dlmrl_kit.losses.base import Term
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.curves import Constant, Exponential, Polynomial
 
-LEAST_TEMPERATURE = 1e-6
+LEAST_TEMPERATURE = 1e-6  # stands in for a tau of 0, at which a schedule may end
 
 
 @register("regulariser", paper="arXiv 2512.09675")
 class SelfDistillation(Term):
-    """KL from the advantage-weighted tokens of a parent's children to the parent's prediction.
+    """Pulls a parent's prediction towards the tokens that its children of positive advantage drew.
 
     For the selector ``TreeLevels`` and a likelihood of positions given the parent's state (``StepMerge``): a segment
     takes part if it starts where a level starts, with the selector's weight as the share of its child.
@@ -91,20 +91,23 @@ class SelfDistillation(Term):
         return schedule
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
-        """The number of positions of parents that have a target, an int64 scalar."""
+        """Counts the positions of parents that have a target: an int64 scalar."""
         parent, part = self._targets(tensordict)
+        # Every segment of a parent sees all of its positions: each counts once, divided among the segments.
         return (group_sum(part, parent).gt(0) / group_sum(torch.ones_like(part), parent)).sum().round().long()
 
     def multiplier(self, tensordict: TensorDictBase) -> Tensor:
-        """The coefficient at this point of the run."""
+        """Returns the coefficient at this point of the run."""
         return self.coefficient(tensordict[PROGRESS].detach()).amax()
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over pairs of a parent and a position of the KL from target to prediction."""
+        """Sums KL(q || p) over the (parent, position) pairs."""
         parent, part = self._targets(tensordict)
         log_prob = tensordict[SELECTED_TOKEN_LOG_PROB].flatten(0, 1)
         tokens = tensordict[COMPLETION_IDS].repeat_interleave(tensordict[SELECTED_WEIGHT].shape[1], 0)
         share = part / group_sum(part, parent).masked_fill(part == 0, 1)  # of a child in the target of its parent
+        # Children that drew the same token at a position have one probability q between them. The KL is summed child
+        # by child: a child's share of q, times log q - log p of its own token.
         position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         same = partition(parent[:, None].expand_as(tokens).flatten(), position.flatten(), tokens.flatten())
         target = group_sum(share.flatten(), same).reshape(share.shape)
@@ -112,10 +115,10 @@ class SelfDistillation(Term):
         return (share.to(log_prob.dtype) * (log_target - where_used(log_prob, part > 0))).sum(), {}
 
     def _targets(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The target of each parent, as the parts that N = B * K segments have in it.
+        """Computes the target of each parent, as the contributions of the N = B * K segments to it.
 
         Returns:
-            The segments' parents, int64 [N], and their shares of the target of each position, float64 [N, L], which are
+            The segments' parents, int64 [N], and their contributions to the target of each position, float64 [N, L],
             not normalised.
         """
         mask, weight = tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_WEIGHT].detach()
@@ -135,6 +138,7 @@ class SelfDistillation(Term):
         used = (starts & (weight != 0)).flatten()
         child = where_used(weight.flatten().double(), used)
         advantage = where_used(tensordict[SELECTED_ADVANTAGE].detach().flatten().double(), used)
+        # The weights of a child's samples sum to 1, so their sum over a parent counts its children.
         good = used & (advantage > 0) & (group_sum(child, parent) > 1 + 1e-6)
         tau = self.tau(tensordict[PROGRESS].detach().double()).amax().clamp(min=LEAST_TEMPERATURE)
         scaled = (advantage / tau).masked_fill(~good, -math.inf)

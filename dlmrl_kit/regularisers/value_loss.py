@@ -27,7 +27,7 @@ from dlmrl_kit.values.base import check_by_position
 
 @register("regulariser", paper="arXiv 2509.06949; arXiv 2005.12729")
 class ValueLoss(TokenRegulariser):
-    """Squared error of the values of tokens, no smaller than with the change of the value clipped.
+    """Trains a value model by the squared error of its values, whose change in an update is clipped.
 
     Args:
         coefficient: multiplies the mean; at least 0.
@@ -49,7 +49,7 @@ class ValueLoss(TokenRegulariser):
         self.clip = clip
 
     def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
-        """The error of each token's value, [B, K, L]."""
+        """Returns the error of each token's value, [B, K, L]."""
         check_by_position(self, tensordict[SELECTED_TOKEN_MASK], tensordict[SELECTED_VALUE])
         value = where_used(tensordict[SELECTED_VALUE], mask)
         old, target = (where_used(tensordict[key], mask).detach() for key in (SELECTED_OLD_VALUE, SELECTED_RETURN))

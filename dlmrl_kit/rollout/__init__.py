@@ -1,1 +1,1 @@
-"""From prompts to trajectories with rewards."""
+"""Gets from prompts to trajectories with rewards."""

@@ -1,9 +1,9 @@
 """The denoising MDP as a TorchRL environment, so that TorchRL's collectors and algorithms run on the kit's tasks.
 
-A batch of B rows. The state is a prompt and a partially masked completion, an action commits tokens, the reward is the
-task's, at the end of a row. Everything a step needs is in the TensorDict: the environment itself holds nothing but the
-number of examples drawn so far. Rows end at different steps, and a finished row stays as it is; in ``rollout`` pass
-``break_when_any_done=False, break_when_all_done=True`` and see ``valid_steps``.
+A state is a prompt and a partially masked completion, an action commits tokens, and the task's reward comes in the step
+that ends a row. All that a step needs is in the TensorDict: the environment itself only counts the examples drawn so
+far. The B rows of a batch end at different steps, and a finished row stays as it is. So call ``rollout`` with
+``break_when_any_done=False, break_when_all_done=True``, and use ``valid_steps`` on the result.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.tasks.base import BaseTask
 
 State: TypeAlias = Mapping[str, Tensor] | TensorDictBase
-"""The observations that are the state, by their names."""
+"""The observations that make up the state, by name."""
 
 
 class DenoisingEnv(EnvBase):
     """An environment in which completions of a task's prompts are denoised from masks.
 
-    V is the vocabulary size, L the completion length, P the prompt length.
+    B is the batch size, V the vocabulary size, L the completion length and P the prompt length.
 
-    Observations, also the state (all a step reads):
+    Observations, which are also the state (all that a step reads):
 
     * ``prompt_ids`` int64 [B, P], ``prompt_mask`` bool [B, P]: left-padded to a fixed width;
     * ``example`` int64 [B]: index of the example in the split;
-    * ``completion_ids`` int64 [B, L]: x_t, masked where open. When a row ends, positions still open are filled with the
-      end-of-text token (padding if there is none), as samplers do;
+    * ``completion_ids`` int64 [B, L]: x_t, masked where open. When a row ends, positions that are still open are filled
+      with the end-of-text token (padding if there is none), as samplers do;
     * ``commit_step`` int16 [B, L]: step at which each position was committed; ``max_steps`` where it was not;
     * ``steps_taken`` int64 [B, 1]: t;
     * ``legal_positions`` bool [B, L]: positions that may be committed; none in a finished row;
     * ``action_mask``: legal actions, for TorchRL's ``ActionMask`` and ``MaskedCategorical``; see below.
 
-    ``action``: int64 [B, L], a token for each position, the mask id to keep it masked; ``action_mask`` is bool
-    [B, L, V]; any combination of legal entries is legal, and a step that commits nothing counts. With
-    ``single_commit``: int64 [B], ``position * V + token``, one commit per step; ``action_mask`` is bool [B, L * V].
-    In a finished row every action is ignored; the mask then allows one: keep all masked, or action 0.
+    ``action`` is int64 [B, L], a token for each position, or the mask id to leave it masked; ``action_mask`` is bool
+    [B, L, V]. Any combination of legal tokens is a legal action, and a step that commits nothing counts as a step. With
+    ``single_commit``, ``action`` is int64 [B], ``position * V + token``, and ``action_mask`` is bool [B, L * V]. In a
+    finished row every action is ignored; the mask then allows just one: leave all masked, or action 0.
 
-    ``reward`` float32 [B, 1]: the task's reward in the step that ends a row, else 0. A row is ``terminated`` (and
+    ``reward`` float32 [B, 1] is the task's reward in the step that ends a row, else 0. A row is ``terminated`` (and
     ``done``) once it is complete as ``Sampler.running`` defines it, or after ``max_steps``.
 
     Args:
-        task: whose prompts are completed.
-        policy: a ``Policy``, of which the environment keeps the ``Tokens`` only, or these ``Tokens`` themselves.
+        task: gives prompts and rewards.
+        policy: a ``Policy``, of which the environment stores only the ``Tokens``, or these ``Tokens`` themselves.
         completion_length, batch_size: L and B.
         split: split of the task.
         seed: of the order of the examples: passes over the split, each in a new order, as in training. Rows take the
-            next examples when they are reset. ``set_seed`` starts over.
-        single_commit: one commit per step, with a flat action.
+            next examples when they are reset; ``set_seed`` starts over.
+        single_commit: whether each step commits one position, by a flat action.
         block_length, stop_at_eos: as in ``Sampler``.
-        max_steps: T, after which a row ends in any case; default L.
-        prompt_length: P; default: the longest prompt of the split, for which all its examples are generated.
-        action_mask: whether to write ``action_mask``, and to keep the mask of the action spec up to date, so that its
-            random actions are legal. Without, a large vocabulary needs less memory, and a policy must be given.
+        max_steps: T, after which a row ends in any case; default: L.
+        prompt_length: P; default: that of the longest prompt, for which all examples of the split are generated.
+        action_mask: whether to write ``action_mask`` and to update the mask of the action spec, so that its random
+            actions are legal. False saves memory where the vocabulary is large; actions must then come from a policy.
 
     Raises:
         ValueError: a value out of range; on reset, a prompt longer than ``prompt_length``; on a step, an illegal action
             (a position that is not legal, a forbidden token, an integer that is no action).
-        UserError: a policy without masks.
+        UserError: the policy denoises something else than masks.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class DenoisingEnv(EnvBase):
         self._set_seed(seed)
 
     def _make_specs(self) -> None:
-        """Says what states, actions, observations and rewards are, as TorchRL wants to know."""
+        """Sets the specs by which TorchRL knows states, actions, observations and rewards."""
         batch, length, vocab = self.batch_size[0], self.completion_length, self.tokens.vocab_size
         flag = {"n": 2, "dtype": torch.bool, "device": self.device}
         token = {"n": vocab, "dtype": torch.int64, "device": self.device}
@@ -153,7 +153,7 @@ class DenoisingEnv(EnvBase):
         self._seed, self._drawn = seed or 0, 0
 
     def _reset(self, tensordict: TensorDictBase | None, **_: object) -> TensorDictBase:
-        """Gives rows their next examples, all masked: the rows that ``_reset`` asks for, without it every row."""
+        """Gives the next examples, all masked, to the rows that ``_reset`` names, or to every row without it."""
         batch, device = self.batch_size[0], self.device
         asked = torch.ones(batch, dtype=torch.bool, device=device)
         if tensordict is not None and tensordict.get("_reset", None) is not None:
@@ -173,14 +173,14 @@ class DenoisingEnv(EnvBase):
         return self._observe(state, asked)
 
     def _draw(self, count: int) -> list[int]:
-        """Takes the next examples of the order, at least one."""
+        """Returns the indices of the next ``count`` examples; for a count of 0 a stand-in, which no row will use."""
         numbers = range(self._drawn, self._drawn + count)
         self._drawn = numbers.stop
         size = self.task.size(self.split)
         return [training_indices(size, 1, number, self._seed)[0] for number in numbers] or [0]
 
     def _prompts(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Encodes the prompts of examples to the fixed width: ``prompt_ids`` and ``prompt_mask``, [N, P]."""
+        """Encodes the prompts of N examples at the fixed width: ``prompt_ids`` and ``prompt_mask``, [N, P] each."""
         prompt = self._encode(indices)
         width = prompt[PROMPT_IDS].shape[1]
         check(width <= self.prompt_length, self, "prompt_length", self.prompt_length, f"at least {width}, for a prompt")
@@ -189,10 +189,10 @@ class DenoisingEnv(EnvBase):
         return ids, torch.nn.functional.pad(prompt[PROMPT_MASK], (padding, 0))
 
     def _observe(self, state: dict[str, Tensor], asked: Tensor | None = None) -> TensorDictBase:
-        """Adds to a new state what can be done in it.
+        """Makes the observation of a new state: adds its legal positions and actions.
 
         Args:
-            state: of all rows, with rewards and ends after a step.
+            state: of all rows; after a step, with rewards and ends.
             asked: bool [B], the rows that were reset; None after a step.
         """
         legal = self._legal_positions(state)
@@ -206,14 +206,14 @@ class DenoisingEnv(EnvBase):
         return TensorDict(observed, self.batch_size, device=self.device)
 
     def _legal_positions(self, state: State) -> Tensor:
-        """Finds the positions that may be committed, bool [B, L]; a row has some if and only if it is running."""
+        """Finds the positions that may be committed, bool [B, L]; a row has such positions iff it is running."""
         ids = state[COMPLETION_IDS]
         running = self.rule.running(ids, self.tokens) & (state["steps_taken"].squeeze(-1) < self.max_steps)
         offset = self.tokens.block_offset(state[PROMPT_MASK])
         return self.rule.allowed(ids == self.tokens.mask_id, offset) & running[:, None]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Commits the tokens of the actions, and fills and scores the rows that end with them."""
+        """Commits the tokens of the actions, then fills and scores the rows that end in this step."""
         before, steps, mask_id = tensordict[COMPLETION_IDS], tensordict["steps_taken"], self.tokens.mask_id
         legal = self._legal_positions(tensordict)
         was_running = legal.any(-1)
@@ -237,7 +237,7 @@ class DenoisingEnv(EnvBase):
         return self._observe(after)
 
     def _tokens(self, action: Tensor, legal: Tensor, moving: Tensor) -> Tensor:
-        """Reads the action as tokens [B, L], the mask id where a position stays as it is; refuses illegal actions."""
+        """Turns actions into tokens [B, L], the mask id where a position stays as it is; refuses illegal actions."""
         vocab, mask_id = self.tokens.vocab_size, self.tokens.mask_id
         valid = (action >= 0) & (action < self.action_spec.n)
         if self.single_commit:
@@ -261,8 +261,8 @@ class DenoisingEnv(EnvBase):
 def valid_steps(rollout: TensorDictBase) -> Tensor:
     """Finds the steps that happened, bool [B, T], in a rollout [B, T] that began with a reset.
 
-    With ``break_when_all_done=True`` TorchRL repeats the last transition of a finished row, its reward included, until
-    the last row is done. Sums of rewards and losses must leave these copies out.
+    With ``break_when_all_done=True`` TorchRL repeats the last transition of a finished row, with its reward, until all
+    rows are done. Sums of rewards and losses must leave these copies out.
     """
     steps = rollout["steps_taken"].squeeze(-1)
     happened: Tensor = steps == torch.arange(steps.shape[-1], device=steps.device)
@@ -270,19 +270,19 @@ def valid_steps(rollout: TensorDictBase) -> Tensor:
 
 
 class SamplerPolicy(TensorDictModuleBase):
-    """A kit sampler with a kit policy, as the policy of a ``DenoisingEnv``.
+    """Acts in a ``DenoisingEnv`` with a sampler and a policy of the kit.
 
     Writes ``action`` (see ``DenoisingEnv``) and ``action_log_prob`` [B], the exact log-probability of the step; 0 in
-    finished rows. Draws what the sampler itself would draw with the same generator.
+    finished rows. With the same generator it draws what the sampler itself would draw.
 
     Args:
-        sampler: one that fills masks, of the environment's completion length.
+        sampler: one that fills masks, with the completion length of the environment.
         policy: the denoiser.
-        generator: of the draws; None uses torch's.
+        generator: for the draws; None uses torch's global one.
         single_commit: as the environment's.
 
     Raises:
-        ValueError: a sampler of more than one commit per step for single commits.
+        ValueError: the sampler does not fill masks, or commits several positions per step where one is allowed.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ class SamplerPolicy(TensorDictModuleBase):
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Acts in the states of ``tensordict``."""
+        """Adds the actions for the states of ``tensordict``."""
         ids = tensordict[COMPLETION_IDS]
         rows = self.sampler.running(ids, self.policy).nonzero().squeeze(-1)
         action = torch.full_like(ids, self.policy.mask_id)

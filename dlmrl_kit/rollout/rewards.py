@@ -1,8 +1,8 @@
 """Rewards: which completions are scored, by whom, and when.
 
-A task scores texts; ``Scorer`` turns token ids into texts and asks it, once for equal completions, in a thread while
-the model goes on. The reward components put the numbers where advantages read them: of final completions, of one-step
-completions at the chosen steps, of the drafts of every step.
+A task scores texts. ``Scorer`` turns token ids into texts and asks the task, once for equal completions, and in a
+thread while the model goes on. The reward components score final completions, one-step completions at the selected
+steps, or the drafts of every step, and write the rewards to the keys that advantages read.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from dlmrl_kit.tasks.base import BaseTask, Example
 from dlmrl_kit.tasks.reward_worker import stop_all as stop_workers
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""Rewards float32 [N] of completions int64 [N, L] for example indices int64 [N]."""
+"""Returns rewards float32 [N] of completions int64 [N, L] for example indices int64 [N]."""
 
 
 class Reward(Component, ABC):
-    """Base class of the components that write rewards; the dataflow adds those that others read."""
+    """Base class of the components that write rewards; ``make_plan`` adds those whose keys are read."""
 
     requires = ("score",)
 
     @abstractmethod
     def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """What is scored: completions int64 [N, L] and their example indices int64 [N]."""
+        """Returns what is scored: completions int64 [N, L] and their example indices int64 [N]."""
 
 
 class FinalReward(Reward):
@@ -64,22 +64,23 @@ class FinalReward(Reward):
         self.out_keys = [REWARD]
 
     def forward(self, tensordict: TensorDictBase, *, score: Score) -> TensorDictBase:
-        """Adds the reward of each completion."""
+        """Adds the reward of each final completion."""
         return tensordict.set(REWARD, score(*self.completions(tensordict)))
 
     def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The final ones."""
+        """Returns the final completions."""
         return tensordict[COMPLETION_IDS], tensordict[EXAMPLE]
 
 
 class SelectedReward(Reward):
     """Reads ``("step", "greedy_ids")``, the selection and ``example``; writes ``("selected", "reward")`` [B, K].
 
-    The reward of x_t with every masked position filled greedily in one go (EGSPO-SA's one-step denoising value), at the
-    selected steps only; 0 where the weight is.
+    It is the reward of x_t with all masked positions filled greedily at once (the one-step denoising value of EGSPO-SA,
+    arXiv 2603.12554), at the selected steps only, and 0 where the weight is.
 
     Raises:
-        RuntimeError: a step was chosen that the selector had left out before: it is not ``nested`` as it says.
+        RuntimeError: a selected step has no one-step completion, as the selector left it out during the rollout: it
+            says that it is ``nested``, but is not.
     """
 
     def __init__(self) -> None:
@@ -95,7 +96,7 @@ class SelectedReward(Reward):
         return tensordict.set(SELECTED_REWARD, out.masked_scatter(used, reward))
 
     def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The one-step completions at the selected steps, row by row."""
+        """Returns the one-step completions at the selected steps, row by row."""
         used = tensordict[SELECTED_WEIGHT] > 0
         greedy = gather_steps(tensordict[STEP_GREEDY_IDS], tensordict[SELECTED_STEP])[used].long()
         if bool((greedy == NOT_COMPUTED).any()):
@@ -109,8 +110,8 @@ class SelectedReward(Reward):
 class StepReward(Reward):
     """Reads ``("step", "draft_ids")``, ``("step", "valid")`` and ``example``; writes ``("step", "reward")`` [B, T].
 
-    The reward of each step's draft, x_t with every masked position filled with the step's draws (MDPO, arXiv
-    2508.13148); 0 past the end of a row.
+    It is the reward of each step's draft, which is x_t with all masked positions filled with the step's draws (MDPO,
+    arXiv 2508.13148), and 0 past the end of a row.
     """
 
     def __init__(self) -> None:
@@ -126,28 +127,30 @@ class StepReward(Reward):
         return tensordict.set(STEP_REWARD, out.masked_scatter(valid, reward))
 
     def completions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The drafts of the steps that happened, row by row."""
+        """Returns the drafts of the steps that happened, row by row."""
         valid = tensordict[STEP_VALID]
         drafts = tensordict[STEP_DRAFT_IDS][valid].long()
         return drafts, tensordict[EXAMPLE][:, None].expand_as(valid)[valid]
 
 
 Question = tuple[int, str]
-"""Example index and completion."""
+"""Index of an example, and the text of a completion of it."""
 
 DROP_SECONDS = 1.0
-"""How long to wait, after an error or Ctrl-C, for the scoring that it interrupted."""
+"""Seconds to wait for a scoring thread to end, also after an error or Ctrl-C."""
 
 T = TypeVar("T")
 
 
 class Scorer:
-    """Scores completions of one split of a task; equal completions of one example are scored once until ``forget``.
+    """Scores completions for one split of a task.
+
+    Equal completions of the same example are scored once, until ``forget``.
 
     Args:
-        task: its code runs in one thread at a time.
-        split: its split.
-        policy: for its tokenizer and end-of-text id.
+        task: gives examples and scores; its code never runs in two threads at a time.
+        split: of the task.
+        policy: decodes token ids.
     """
 
     def __init__(self, task: BaseTask, split: str, policy: Vocabulary) -> None:
@@ -161,10 +164,11 @@ class Scorer:
 
     @contextlib.contextmanager
     def ahead(self) -> Iterator[None]:
-        """Within the context, completions that were announced (``begin``) are scored in a thread meanwhile.
+        """Within the context, completions given to ``begin`` are scored in a thread, while the caller goes on.
 
-        Not for a task that scores in the main thread only (``BaseTask.main_thread``). What a scorer raises is raised by
-        the next call of ``components``, ``examples`` or the scorer itself, or at the end of the context.
+        With a task that must score in the main thread (``BaseTask.main_thread``) nothing is scored ahead. What the task
+        raises in the thread is raised by the next call of ``components``, ``examples`` or the scorer itself, or at the
+        end of the context.
         """
         if self.task.main_thread:
             yield
@@ -172,10 +176,11 @@ class Scorer:
         self._jobs = jobs = Background[list[dict[str, float]]]()
         try:
             yield
-            self._settle()  # the task is free for other uses now
+            self._settle()  # from here on the caller may use the task in its own thread
         except BaseException:
             jobs.drop()
-            for _ in range(10):  # a job that is about to ask its workers will have asked them the next time
+            # The running job may be about to ask worker processes, which then are not there to be stopped yet.
+            for _ in range(10):
                 stop_workers()
                 if jobs.close(DROP_SECONDS / 10):
                     break
@@ -187,7 +192,7 @@ class Scorer:
             self._begun.clear()
 
     def begin(self, ids: Tensor, example: Tensor) -> None:
-        """Begins to score completions int64 [N, L] for example indices int64 [N], if that can be done in a thread."""
+        """Starts to score completions int64 [N, L] for example indices int64 [N]; does nothing outside of ``ahead``."""
         if self._jobs is None:
             return
         with phase("rewards"):
@@ -196,7 +201,7 @@ class Scorer:
                 self._begun.append((new, self._jobs.submit(functools.partial(self._score, new))))
 
     def components(self, ids: Tensor, example: Tensor) -> list[dict[str, float]]:
-        """Named reward components of completions int64 [N, L] for example indices int64 [N]."""
+        """Returns the reward components, by name, of completions int64 [N, L] for example indices int64 [N]."""
         with phase("rewards"):
             questions = self._questions(ids, example)
             self._settle()
@@ -206,39 +211,40 @@ class Scorer:
             return [self._found[question] for question in questions]
 
     def examples(self, example: Tensor) -> list[Example]:
-        """The examples of example indices int64 [N]."""
+        """Returns the task's examples of indices int64 [N]."""
         with phase("rewards"):
             self._settle()
             return [self.task.example(self.split, index) for index in example.tolist()]
 
     def forget(self) -> None:
-        """Drops the scores kept so far; called between updates."""
+        """Drops the scores found so far, so that they do not pile up over the updates."""
         self._found.clear()
         self._texts.clear()
 
     def __call__(self, ids: Tensor, example: Tensor) -> Tensor:
-        """Total rewards float32 [N]."""
+        """Returns total rewards float32 [N] of completions int64 [N, L] for example indices int64 [N]."""
         rewards = [score["reward"] for score in self.components(ids, example)]
         return torch.tensor(rewards, dtype=torch.float32, device=ids.device)
 
     def _questions(self, ids: Tensor, example: Tensor) -> list[Question]:
+        # Decoding is slow, so each distinct row of ids is decoded once.
         rows = [row.tobytes() for row in ids.int().cpu().numpy()]
         new = {row: number for number, row in enumerate(rows) if row not in self._texts}
         self._texts.update(zip(new, self.policy.completion_texts(ids[list(new.values())]), strict=True))
         return [(index, self._texts[row]) for index, row in zip(example.tolist(), rows, strict=True)]
 
     def _new(self, questions: list[Question]) -> list[Question]:
-        """Those that are neither answered nor being scored, once each."""
+        """Returns the questions that are neither answered nor being scored, once each."""
         known = self._found.keys() | {question for begun, _ in self._begun for question in begun}
         return [question for question in dict.fromkeys(questions) if question not in known]
 
     def _score(self, questions: list[Question]) -> list[dict[str, float]]:
-        """Asks the task."""
+        """Asks the task, in whichever thread this is called."""
         examples = [self.task.example(self.split, index) for index, _ in questions]
         return self.task.score_many([text for _, text in questions], examples)
 
     def _settle(self) -> None:
-        """Waits for what was begun."""
+        """Waits until everything begun is scored; raises what the task raised."""
         while self._begun:
             questions, future = self._begun[0]
             self._found.update(zip(questions, future.result(), strict=True))
@@ -246,9 +252,9 @@ class Scorer:
 
 
 class Background(Generic[T]):
-    """Runs jobs in one thread, in the order in which they were given.
+    """Runs jobs one after another in a thread, in the order in which they were given.
 
-    A daemon: a job that hangs does not keep the process from ending.
+    It is a daemon thread: a job that hangs does not hinder the process from ending.
     """
 
     def __init__(self) -> None:
@@ -258,19 +264,19 @@ class Background(Generic[T]):
         self._thread.start()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Queues a job; the future holds what it returns or raises."""
+        """Queues a job; the future will hold what it returns or raises."""
         future: Future[T] = Future()
         self._given.append(future)
         self._jobs.put((future, job))
         return future
 
     def drop(self) -> None:
-        """Cancels the jobs that did not begin."""
+        """Cancels the jobs that have not begun."""
         for future in self._given:
             future.cancel()
 
     def close(self, timeout: float) -> bool:
-        """Ends the thread behind the jobs in its queue; waits for at most ``timeout`` seconds. Whether it has ended."""
+        """Ends the thread after the queued jobs; waits at most ``timeout`` seconds and returns whether it has ended."""
         self._jobs.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()

@@ -1,4 +1,4 @@
-"""What an update gets from outside of the algorithm: prompts of the task, and the services of components."""
+"""Prompts of a task as batches, and the services that components require."""
 
 from __future__ import annotations
 
@@ -23,10 +23,19 @@ from dlmrl_kit.tasks.base import BaseTask, Example
 
 
 def prompt_batch(task: BaseTask, split: str, indices: list[int], policy: Vocabulary, group_size: int = 1) -> TensorDict:
-    """Prompts repeated ``group_size`` times: TensorDict [len(indices) * group_size] with the prompt keys.
+    """Encodes the prompts of examples, each repeated for the samples of its group.
+
+    Args:
+        task, split: where the examples come from.
+        indices: of the examples.
+        policy: its tokenizer encodes them, and the batch is on its device.
+        group_size: how often each prompt is repeated.
+
+    Returns:
+        TensorDict [len(indices) * group_size] with ``prompt_ids``, ``prompt_mask``, ``group`` and ``example``.
 
     Raises:
-        RecipeError: the task has fewer distinct examples than its split is to hold.
+        RecipeError: as ``examples``.
     """
     encoded = policy.encode([example.prompt for example in examples(task, split, indices)])
     group = torch.arange(len(indices), device=policy.device)
@@ -37,10 +46,10 @@ def prompt_batch(task: BaseTask, split: str, indices: list[int], policy: Vocabul
 
 
 def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example]:
-    """Examples of a task.
+    """Returns the examples of a split with these indices.
 
     Raises:
-        RecipeError: the task has fewer distinct examples than its split is to hold.
+        RecipeError: the task has fewer distinct examples than the size of the split.
     """
     try:
         return [task.example(split, index) for index in indices]
@@ -49,10 +58,10 @@ def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example
 
 
 def require_examples(task: BaseTask, *splits: str) -> None:
-    """Refuses a task without examples in one of ``splits``.
+    """Refuses a task with an empty split among ``splits``.
 
     Raises:
-        RecipeError: an empty split.
+        RecipeError: a split is empty.
     """
     for split in splits:
         if task.size(split) < 1:
@@ -60,9 +69,10 @@ def require_examples(task: BaseTask, *splits: str) -> None:
 
 
 def training_indices(size: int, per_update: int, update: int, seed: int) -> list[int]:
-    """Example indices of one update: passes over 0 .. size-1, each in a new random order, cut into ``per_update`` each.
+    """Returns the ``per_update`` example indices of one update.
 
-    Depends on its arguments alone, so a resumed run sees the same data in the same order.
+    Updates go through 0 .. size-1 in passes, each in a new random order. The result depends on the arguments alone, so
+    a resumed run sees the same data in the same order.
     """
     first = update * per_update
     orders: dict[int, list[int]] = {}
@@ -76,11 +86,11 @@ def training_indices(size: int, per_update: int, update: int, seed: int) -> list
 
 
 class Services(ABC):
-    """Base class of services; ``core.component.SERVICES`` says what each is.
+    """Base class of what gives components their services; ``core.component.SERVICES`` describes each service.
 
     Args:
         policy: the current denoiser.
-        sampler: the recipe's.
+        sampler: of the algorithm.
     """
 
     def __init__(self, policy: Policy, sampler: Sampler) -> None:
@@ -89,22 +99,22 @@ class Services(ABC):
 
     @abstractmethod
     def generator(self, purpose: str) -> torch.Generator:
-        """A random generator of its own for each purpose."""
+        """Makes a random generator whose draws are independent of those for other purposes."""
 
     @abstractmethod
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
-        """Rewards [N] of completions int64 [N, L] for example indices int64 [N]."""
+        """Returns rewards [N] of completions int64 [N, L] for example indices int64 [N]."""
 
     @abstractmethod
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
-        """Rewards [B, K, n] of n completions sampled from each x_step (int64 [B, K]); 0 where the weight is."""
+        """Returns the rewards [B, K, n] of n completions sampled from each x_step, int64 [B, K]; 0 at weight 0."""
 
     @abstractmethod
     def examples(self, example: Tensor) -> Sequence[Example]:
-        """The examples of indices int64 [N]."""
+        """Returns the examples of indices int64 [N]."""
 
     def given_to(self, component: Component) -> dict[str, object]:
-        """The services that a component requires, by name."""
+        """Returns the services that a component requires, by name."""
         make: dict[str, Callable[[], object]] = {
             "policy": lambda: self.policy,
             "sampler": lambda: self.sampler,
@@ -116,20 +126,20 @@ class Services(ABC):
         return {name: make[name]() for name in component.requires}
 
     def call(self, component: Component, tensordict: TensorDictBase, keys: Collection[Key] = ()) -> TensorDictBase:
-        """Runs a component on a batch with the services it requires and the on-demand ``keys`` that are read later."""
+        """Runs a component with the services it requires; it is to write the on-demand ``keys`` as well."""
         asked = {"keys": keys} if component.optional_keys else {}
         result: TensorDictBase = component(tensordict, **self.given_to(component), **asked)
         return result
 
 
 class SamplingServices(Services):
-    """Services of one update, whose randomness depends on (seed, update, purpose) alone.
+    """The services of one update, with restarts that really sample, and noise from (seed, update, purpose) alone.
 
     Args:
         policy, sampler: as ``Services``.
         seed: of the run.
-        update: its number.
-        chunk: samples per forward pass of restarted completions.
+        update: number of the update.
+        chunk: the most completions that a restart samples at once.
     """
 
     def __init__(self, policy: Policy, sampler: Sampler, seed: int, update: int, chunk: int) -> None:
@@ -139,16 +149,16 @@ class SamplingServices(Services):
         self.chunk = chunk
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Seeded with (seed, update, purpose), on the policy's device."""
+        """Makes a generator on the policy's device, seeded with (seed, update, purpose)."""
         return seeding.generator(self.policy.device, self.seed, self.update, purpose)
 
     @cached_property
     def _restart_noise(self) -> torch.Generator:
-        """One generator for all restarts of an update, so that no two of them share their noise."""
+        """One generator for all restarts of the update, so that no two of them draw the same noise."""
         return self.generator("restart")
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
-        """Rewards float32 [B, K, n] of n completions sampled from each x_step, ``chunk`` of them at a time."""
+        """Samples n completions from each state x_step, ``chunk`` at a time; returns rewards float32 [B, K, n]."""
         used = tensordict[SELECTED_WEIGHT] > 0
         ids = states(tensordict, step, self.policy.mask_id)
         rows = used.nonzero(as_tuple=True)[0].repeat_interleave(n)
@@ -172,7 +182,7 @@ class UpdateServices(SamplingServices):
 
     Args:
         policy, sampler, seed, update, chunk: as ``SamplingServices``.
-        scorer: gives rewards.
+        scorer: asks the task.
     """
 
     def __init__(self, policy: Policy, sampler: Sampler, scorer: Scorer, seed: int, update: int, chunk: int) -> None:
@@ -180,9 +190,9 @@ class UpdateServices(SamplingServices):
         self.scorer = scorer
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
-        """The task's rewards, float32 [N]."""
+        """Returns the task's rewards, float32 [N]."""
         return self.scorer(ids, example)
 
     def examples(self, example: Tensor) -> list[Example]:
-        """The task's examples."""
+        """Returns the task's examples."""
         return self.scorer.examples(example)

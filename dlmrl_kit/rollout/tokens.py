@@ -1,4 +1,4 @@
-"""The tokens of a policy without the policy: cheap to copy, and to send to another process."""
+"""The tokens of a policy without its model, which are cheap to copy or to send to another process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlmrl_kit.core.policy import Policy, Vocabulary
 
 @dataclass
 class Tokens(Vocabulary):
-    """The ``Vocabulary`` of a policy, as values of its own; the attributes are those of the base class."""
+    """Stores the attributes of a policy's ``Vocabulary`` as plain values."""
 
     tokenizer: Any
     vocab_size: int
@@ -27,11 +27,11 @@ class Tokens(Vocabulary):
     noise: Literal["mask", "uniform"] = "mask"
     """What an open position holds, as ``Policy.noise``."""
     aligned_size: int | None = None
-    """Block size of a policy whose blocks are counted from the first token of the prompt; None: of another one."""
+    """Block size of a policy that counts blocks from the first token of the prompt; None for any other policy."""
 
     @classmethod
     def of(cls, policy: Policy) -> Tokens:
-        """The tokens of a policy."""
+        """Copies the tokens of a policy."""
         aligned = policy.block_offset(torch.ones(1, 1, dtype=torch.bool)) is not None
         return cls(
             tokenizer=policy.tokenizer,
@@ -48,5 +48,5 @@ class Tokens(Vocabulary):
         )
 
     def block_offset(self, prompt_mask: Tensor) -> Tensor | None:
-        """Prompt tokens in the block in which the completion begins, as ``Policy.block_offset``."""
+        """Counts the prompt tokens in the block in which the completion begins, as ``Policy.block_offset``."""
         return None if self.aligned_size is None else prompt_mask.sum(-1) % self.aligned_size

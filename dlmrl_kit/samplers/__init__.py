@@ -1,1 +1,1 @@
-"""Samplers: how a trajectory is generated, and the exact log-probability of what was done."""
+"""Samplers: they generate trajectories, and know the exact log-probability of each of their actions."""

@@ -1,11 +1,11 @@
-"""Samplers: the interface. How a trajectory is generated, and the exact log-probability of each of its actions.
+"""The interface of samplers: they generate trajectories, and know the exact log-probability of each of their actions.
 
-A sampler takes denoising steps. In each it sees what the policy predicts (a ``View``) and commits
-positions with tokens (a ``Decision``); ``action_log_prob`` is the probability of that decision, which the likelihoods
-compute again with gradients. Everything depends on the state alone, so a sampler can go on from any state, and a step
-that is computed again from a stored trajectory is the step that was taken.
+In every denoising step a sampler sees what the policy predicts (a ``View``) and commits positions with tokens (a
+``Decision``). ``action_log_prob`` says how probable the decision was; likelihoods compute it again, with gradient. Both
+depend on the state alone, so that a sampler can go on from any state, and a step that is computed again from a stored
+trajectory is the step that was taken.
 
-``samplers.mask`` is for samplers that fill masks, ``samplers.renoising`` for those that draw noise again.
+``samplers.mask`` has the base class for samplers that fill masks, ``samplers.renoising`` the one for uniform noise.
 """
 
 from __future__ import annotations
@@ -52,15 +52,18 @@ from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.validate import check
 
 MayChoose = Callable[[TensorDictBase], Tensor]
-"""``Selector.may_choose``: which steps of a rollout under way may still be selected, bool [B, T]."""
+"""Says which steps of an unfinished rollout the selector may still choose, bool [B, T]; see ``Sampler.forward``."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What a sampler sees in a state: predictions at the N positions it may commit, in row-major order.
+    """What a sampler sees in a state: predictions at the N positions that it may commit, in row-major order.
 
-    ``logits``: [N, V], forbidden tokens at -inf. ``behaviour``: how they become probabilities. ``allowed``: bool
-    [B, L]. ``features``: what the policy's head reads, [N, D], for samplers that ask for it (``needs_features``).
+    Attributes:
+        logits: [N, V], forbidden tokens at -inf.
+        behaviour: how logits become the distribution that tokens are drawn from.
+        allowed: bool [B, L], the N positions.
+        features: [N, D], what the policy's head reads; None for samplers without ``needs_features``.
     """
 
     logits: Tensor
@@ -75,17 +78,17 @@ class View:
 
     @cached_property
     def certainty(self) -> Certainty:
-        """What gives the confidence of any token at each of the N positions; without gradient."""
+        """What the confidence of any token at the N positions is computed from; without gradient."""
         return certainty(self.logits)
 
     def confidence(self, tokens: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Confidence of one token at each of the N positions, or at those of bool [N]: [n]; without gradient."""
+        """Returns the confidence of one token at each position, or at each of ``chosen`` (bool [N]); no gradient."""
         logits = self.logits.detach()
         row = torch.arange(len(logits), device=logits.device) if chosen is None else chosen.nonzero().squeeze(-1)
         return self.certainty.at(row).confidence(logits[row, tokens])
 
     def draw(self, generator: torch.Generator | None) -> Tensor:
-        """A token for each of the N positions from the behaviour distribution: int64 [N]."""
+        """Draws a token at each of the N positions from the behaviour distribution: int64 [N]."""
         return draw(self.logits, self.behaviour, generator)
 
     @cached_property
@@ -95,7 +98,7 @@ class View:
         return rows, positions
 
     def narrow(self, allowed: Tensor) -> View:
-        """The view of some of these positions, bool [B, L]; itself if it is all of them."""
+        """Returns the view of ``allowed`` (bool [B, L]), which are some of its positions; itself if they are all."""
         inside = allowed[self.allowed]
         if bool(inside.all()):
             return self
@@ -103,20 +106,23 @@ class View:
         return View(self.logits[inside], self.behaviour, allowed, features)
 
     def dense(self, values: Tensor, fill: float) -> Tensor:
-        """Puts values [N] back into [B, L], ``fill`` elsewhere."""
+        """Puts values [N] at their positions in [B, L], and ``fill`` elsewhere."""
         return values.new_full(self.allowed.shape, fill).masked_scatter(self.allowed, values)
 
     def row_sum(self, values: Tensor, rows: Tensor) -> Tensor:
-        """Sums values [n] that belong to ``rows`` [n] into [B]."""
+        """Sums values [n] by the rows that they belong to (int64 [n]): [B]."""
         return values.new_zeros(self.allowed.shape[0]).index_add(0, rows, values)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """An action: the positions committed (bool [B, L]) and their tokens (int64 [B, L], read where committed).
+    """An action: which positions are committed, and with which tokens.
 
-    ``rank`` (int64 [B, L]): order of the draw, for samplers whose action is an ordered draw. ``drawn`` (bool [B, L]):
-    where ``tokens`` holds a draw, for samplers that draw more tokens than they commit.
+    Attributes:
+        committed: bool [B, L].
+        tokens: int64 [B, L], read where committed.
+        rank: int64 [B, L], order of the draw, for samplers whose action is an ordered draw.
+        drawn: bool [B, L], where ``tokens`` holds a draw, for samplers that draw more tokens than they commit.
     """
 
     committed: Tensor
@@ -125,12 +131,12 @@ class Decision:
     drawn: Tensor | None = None
 
     def at(self, rows: slice) -> Decision:
-        """The decision of some of its rows."""
+        """Returns the decisions of some rows."""
         return Decision(*(None if part is None else part[rows] for part in vars(self).values()))  # type: ignore[arg-type]
 
 
 def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
-    """Behaviour log-probability of each committed token [n], and its row [n]."""
+    """Returns the behaviour log-probability of each committed token, [n], and its row, int64 [n]."""
     chosen = decision.committed[view.allowed]
     tokens = decision.tokens[decision.committed]
 
@@ -142,12 +148,12 @@ def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
 
 
 def token_log_prob(view: View, decision: Decision) -> Tensor:
-    """Token part of the action's log-probability: [B], sum over committed positions of log p(token)."""
+    """Returns the token part of the action's log-probability: log p(token), summed over committed positions, [B]."""
     return view.row_sum(*token_log_probs(view, decision))
 
 
 class Sampler(Component, ABC):
-    """Base class of samplers; see the module docstring.
+    """Base class of samplers.
 
     Args:
         completion_length: L, number of positions to fill.
@@ -165,15 +171,15 @@ class Sampler(Component, ABC):
 
     requires: ClassVar[tuple[str, ...]] = ("policy", "generator")
     noise: ClassVar[Literal["mask", "uniform"]] = "mask"
-    """What open positions hold; see ``Policy.noise``."""
+    """What positions hold that are still open; see ``Policy.noise``."""
     records_tokens: ClassVar[bool] = True
     """Whether a position is committed once, so that its log-probability can be kept per position."""
     needs_features: ClassVar[bool] = False
     """Whether it reads ``View.features``."""
     tokens_per_step: int = 1
-    """Positions that a step commits, of samplers that have this setting."""
+    """How many positions a step commits, in samplers that have this setting."""
     group_size: int | None = None
-    """Samples of each prompt, for samplers that make them together; None: any number."""
+    """How many samples of a prompt are made together; None: each is made by itself."""
 
     def __init__(
         self,
@@ -206,32 +212,32 @@ class Sampler(Component, ABC):
 
     @property
     def temperature(self) -> float:
-        """Of the behaviour distribution."""
+        """Temperature of the behaviour distribution."""
         return self.behaviour.temperature
 
     @property
     def top_k(self) -> int:
-        """Most probable tokens that the behaviour distribution keeps; 0: all."""
+        """How many of the most probable tokens the behaviour distribution keeps; 0: all."""
         return self.behaviour.top_k
 
     @property
     def top_p(self) -> float:
-        """Mass of the most probable tokens that the behaviour distribution keeps."""
+        """How much mass of the most probable tokens the behaviour distribution keeps."""
         return self.behaviour.top_p
 
     @property
     @abstractmethod
     def max_steps(self) -> int:
-        """T: an upper bound on the number of denoising steps of a completion that begins with a block."""
+        """T: an upper bound on the denoising steps of a completion that begins with a block."""
 
     def num_steps(self, policy: Policy) -> int:
-        """T for completions from a policy, whose blocks may begin before the completion (``Policy.block_offset``)."""
+        """Returns T for this policy, in whose blocks a completion may begin anywhere (``Policy.block_offset``)."""
         return self.max_steps
 
     @property
     @abstractmethod
     def max_commits(self) -> int:
-        """C: an upper bound on the positions a step commits."""
+        """C: an upper bound on the positions that a step commits."""
 
     @property
     def sizes(self) -> Sizes:
@@ -239,11 +245,11 @@ class Sampler(Component, ABC):
         return Sizes(self.completion_length, self.max_steps, self.block_length, self.max_commits)
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
-        """A new sampler of the same kind for completions of ``after.length``; the number of steps follows from it."""
+        """Returns a sampler of its kind for completions of ``after.length``; the number of steps follows from it."""
         return rebuilt(self, **self.fitted(before, after))
 
     def fitted(self, before: Sizes, after: Sizes) -> dict[str, int]:
-        """New values, by parameter, of the settings that every sampler has and that depend on sizes."""
+        """Returns new values, by parameter, for the settings that every sampler has and that depend on sizes."""
         return {
             "completion_length": after.length,
             "block_length": min(after.block_length, after.length),
@@ -251,13 +257,13 @@ class Sampler(Component, ABC):
         }
 
     def at_temperature(self, temperature: float) -> Sampler:
-        """A copy that decodes at another temperature, at 0 without filters; the two share the modules they train."""
+        """Returns a copy that decodes at another temperature, at 0 without filters; trained modules are shared."""
         twin = copy.copy(self)
         twin.behaviour = replace(self.behaviour, temperature=temperature) if temperature else Behaviour(0.0)
         return twin
 
     def recorded_keys(self, keys: Collection[Key]) -> tuple[Key, ...]:
-        """What a rollout records: ``out_keys`` and the on-demand ``keys``.
+        """Returns what a rollout records: ``out_keys`` and the on-demand ``keys``.
 
         Raises:
             ValueError: a key that this sampler cannot write.
@@ -298,14 +304,14 @@ class Sampler(Component, ABC):
             tensordict: [B], holds ``in_keys``; the written keys are added to it.
             policy, generator: services.
             keys: on-demand keys to write.
-            cache: what the policy takes over from earlier steps, approximately; None: nothing.
-            may_choose: the steps that alone need ``("step", "greedy_ids")``; None: every step does.
+            cache: what the policy may reuse of earlier steps, which makes it approximate; None: it reuses nothing.
+            may_choose: picks the steps for which ``("step", "greedy_ids")`` is computed; None: every step.
         """
 
     def decode(
         self, prompt: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
     ) -> dict[Key, Tensor]:
-        """Completes every row by itself, from fully masked, whatever ``forward`` does with groups; as ``resume``."""
+        """Completes each row by itself, from fully masked, even if ``forward`` makes groups together; as ``resume``."""
         return self.resume(prompt, self.fully_masked(prompt, policy), policy=policy, generator=generator)
 
     @abstractmethod
@@ -325,10 +331,10 @@ class Sampler(Component, ABC):
 
     @abstractmethod
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
-        """Exact log-probability [B] of ``decision`` in the states of ``view``, with gradient."""
+        """Returns the exact log-probability [B] of ``decision`` in the states of ``view``, with gradient."""
 
     def asked_positions(self, policy: Policy, prompt: TensorDictBase, ids: Tensor) -> Tensor:
-        """Positions whose predictions give the log-probability of a step: bool [B, L].
+        """Returns the positions whose predictions the log-probability of a step is computed from: bool [B, L].
 
         Args:
             policy: the denoiser.
@@ -338,34 +344,34 @@ class Sampler(Component, ABC):
         return self.allowed(ids == policy.mask_id, policy.block_offset(prompt[PROMPT_MASK]))
 
     def processing(self, prompt: TensorDictBase, positions: Tensor) -> Process | None:
-        """What this sampler does to the logits of steps that were taken, before its behaviour distribution.
+        """Returns what this sampler does to the logits of steps that were taken, before its behaviour distribution.
 
         Args:
             prompt: [B], as ``likelihoods.steps.Replay.prompt``.
-            positions: bool [B, L], N of them, where logits are given.
+            positions: bool [B, L], the N positions of the logits.
 
         Returns:
-            A function of logits [n, V] of n of the N positions, forbidden tokens at -inf, and of the slice they are;
+            A function of logits [n, V], forbidden tokens at -inf, and the slice of the N positions that they belong to;
             None: logits are used as they are.
         """
         return None
 
     def seen(self, policy: Policy, features: Tensor, positions: Tensor, prompt: TensorDictBase) -> View:
-        """The view that the policy's head makes of features [N, D] at the N positions of bool [B, L]."""
+        """Returns the view at ``positions`` (bool [B, L]); the policy's head makes its logits of features [N, D]."""
         logits, process = forbid(policy.head(features), policy.forbidden_ids), self.processing(prompt, positions)
         if process is not None:
             logits = process(logits, slice(None))
         return View(logits, self.behaviour, positions, features if self.needs_features else None)
 
     def view(self, policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor | None = None) -> View:
-        """Runs the policy on states ids [B, L]; predictions at bool [B, L], by default ``asked_positions``."""
+        """Runs the policy on states ``ids`` [B, L]; returns the view at ``positions``, or at ``asked_positions``."""
         if positions is None:
             positions = self.asked_positions(policy, prompt, ids)
         features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, positions)
         return self.seen(policy, features, positions, prompt)
 
     def allowed(self, still_open: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Positions that may be committed: the open ones of the block of the first open one, bool [B, L].
+        """Returns the positions that may be committed: those open in the block of the first open one, bool [B, L].
 
         Args:
             still_open: bool [B, L].
@@ -376,7 +382,7 @@ class Sampler(Component, ABC):
         return still_open & (block == block.gather(1, still_open.long().argmax(-1, keepdim=True)))
 
     def running(self, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Rows of states ids [B, L] that are not finished: bool [B]."""
+        """Returns which rows of states ``ids`` [B, L] are not finished: bool [B]."""
         masked = ids == vocabulary.mask_id
         if not self.stop_at_eos or vocabulary.eos_id is None:
             return masked.any(-1)
@@ -384,20 +390,20 @@ class Sampler(Component, ABC):
         return (masked & before_end).any(-1)
 
     def fully_masked(self, prompt: TensorDictBase, policy: Policy) -> Tensor:
-        """x_0 of every row: int64 [B, L]."""
+        """Returns x_0 of every row: int64 [B, L]."""
         shape = (prompt.shape[0], self.completion_length)
         return torch.full(shape, policy.mask_id, dtype=torch.int64, device=prompt[PROMPT_IDS].device)
 
     @contextlib.contextmanager
     def rolling_out(self, policy: Policy, cache: Cache | None = None) -> Iterator[None]:
-        """The context of a rollout: no gradients, an adapter merged, and what ``sampling_from`` reuses."""
+        """Within the context a rollout runs: no gradients, an adapter merged into the weights, ``sampling_from``."""
         with policy.merged(), torch.inference_mode(), self.sampling_from(policy, cache):
             yield
 
     def sampling_from(self, policy: Policy, cache: Cache | None) -> contextlib.AbstractContextManager[None]:
         """Within the context and without gradients, the policy is the one that rollouts with ``cache`` sample from.
 
-        With a cache that is another distribution than the policy's; else only what is exact is reused.
+        With a cache that is another distribution than the policy's. Without one only what is exact is reused.
 
         Raises:
             UserError: the cache is not for this sampler or policy.
@@ -409,10 +415,10 @@ class Sampler(Component, ABC):
 
 
 def check_noise(sampler: Sampler, policy: Policy) -> None:
-    """Refuses a sampler of masks for a policy that has none.
+    """Refuses a sampler that fills masks for a policy that has none.
 
     Raises:
-        UserError: that.
+        UserError: it is refused.
     """
     if policy.noise not in ("mask", sampler.noise):
         raise UserError(
@@ -425,7 +431,7 @@ def check_cache(sampler: Sampler, policy: Policy, cache: Cache | None) -> None:
     """Refuses a cache that cannot be used with a sampler and a policy.
 
     Raises:
-        UserError: that.
+        UserError: it is refused.
     """
     if cache is None:
         return

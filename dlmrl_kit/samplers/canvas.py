@@ -1,4 +1,4 @@
-"""What a renoising sampler works on: its states, what it sees in them, and the recorder of its trajectories."""
+"""The states of a renoising sampler, what it sees in them, and the recorder of its trajectories."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from dlmrl_kit.samplers.recorder import Recorder
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a step sees and settles before it draws: R rows.
+    """What a denoising step of R rows sees and decides before any token is drawn.
 
-    ``view``: predictions at the canvas, at the temperature of the step; where the step is the last of its block, all
-    mass on the most probable token. ``committed``: bool [R, L], the positions accepted, or all of the canvas in the
-    last step. ``final``: bool [R], whether it is the last step. ``best``: int64 [R, L], the most probable tokens.
+    Attributes:
+        view: predictions at the canvas, at the temperature of the step; in the last step of a block all mass is on the
+            most probable token.
+        committed: bool [R, L], the positions that the step accepts; all of the canvas in the last step of a block.
+        final: bool [R], whether the step is the last of its block.
+        best: int64 [R, L], the most probable tokens.
     """
 
     view: View
@@ -34,9 +37,11 @@ class Outlook:
 class State:
     """States of B rows.
 
-    ``ids``: int64 [B, L], tokens; the mask where a block has not begun. ``open``: bool [B, L], positions that are not
-    final. ``steps``: int64 [B], denoising steps taken in the present block. ``previous``: int64 [B, L], the most
-    probable tokens in the step before; -1 where there is none.
+    Attributes:
+        ids: int64 [B, L], tokens; the mask where a block has not begun.
+        open: bool [B, L], positions that are not final.
+        steps: int64 [B], denoising steps taken in the present block.
+        previous: int64 [B, L], the most probable tokens in the step before; -1 where there is none.
     """
 
     ids: Tensor
@@ -46,7 +51,7 @@ class State:
 
     @classmethod
     def of(cls, prompt: TensorDictBase, ids: Tensor, mask_id: int) -> State:
-        """The state that ``ids`` [B, L] and what ``prompt`` holds of ``core.trajectory.canvas_state`` describe."""
+        """Returns the states that ``ids`` [B, L] and the ``core.trajectory.canvas_state`` in ``prompt`` describe."""
         masked = ids == mask_id
         still_open = prompt.get("open", None)
         steps = prompt.get("steps_in_block", None)
@@ -58,15 +63,15 @@ class State:
         )
 
     def at(self, rows: Tensor) -> State:
-        """The states of ``rows``."""
+        """Returns the states of ``rows``."""
         return State(self.ids[rows], self.open[rows], self.steps[rows], self.previous[rows])
 
     def with_ids(self, ids: Tensor) -> State:
-        """The states with other tokens."""
+        """Returns the states with other tokens."""
         return replace(self, ids=ids)
 
     def after(self, outlook: Outlook, tokens: Tensor) -> State:
-        """The states after a step that put ``tokens`` [B, L] on the canvas."""
+        """Returns the states after a step that put ``tokens`` [B, L] on the canvas."""
         canvas, final = outlook.view.allowed, outlook.final[:, None]
         return State(
             torch.where(canvas, tokens, self.ids),
@@ -77,7 +82,7 @@ class State:
 
 
 class CanvasRecorder(Recorder):
-    """Trajectories of a renoising sampler: the arrays, and the ``state`` as it is now.
+    """Records trajectories of a renoising sampler, and holds the ``state`` that they are in.
 
     Args:
         policy: the denoiser.
@@ -96,7 +101,7 @@ class CanvasRecorder(Recorder):
         self.select_arrays(index)
 
     def step(self, step: int, rows: Tensor, state: State, outlook: Outlook, tokens: Tensor, log_prob: Tensor) -> None:
-        """Records a step of ``rows`` from ``state`` that put ``tokens`` [R, L] on the canvas, and takes it."""
+        """Records a step of ``rows`` from ``state`` that puts ``tokens`` [R, L] on the canvas, and takes it."""
         view, committed = outlook.view, outlook.committed
         self.put_step(step, rows, view, Decision(committed, tokens), log_prob)
         self.put(STEP_STATE_IDS, step, rows, state.ids)
@@ -112,14 +117,14 @@ class CanvasRecorder(Recorder):
         )
 
     def draft(self, step: int, rows: Tensor, state: State, outlook: Outlook, drawn: Tensor) -> None:
-        """Records the canvas with a draw at every position, ``drawn`` [R, L]."""
+        """Records the drafts of a step: ``drawn`` [R, L] holds a draw at every position of the canvas."""
         self.put(STEP_DRAFT_IDS, step, rows, self._filled(state, outlook, drawn))
 
     def finish(self) -> dict[Key, Tensor]:
-        """All keys; positions left open by a finished row hold the end of text (padding if there is none)."""
+        """Returns all keys; what a finished row leaves open holds the end-of-text token (padding if there is none)."""
         return self.finished(self.state.ids, self.state.open)
 
     def _filled(self, state: State, outlook: Outlook, tokens: Tensor) -> Tensor:
-        """The canvas with ``tokens``; the text ends where no block has begun."""
+        """Returns completions with ``tokens`` on the canvas, whose text ends where no block has begun."""
         canvas = outlook.view.allowed
         return torch.where(canvas, tokens, state.ids.masked_fill(state.open & ~canvas, self.policy.filler_id))

@@ -1,4 +1,9 @@
-"""Confidence threshold (Fast-dLLM, arXiv 2505.22618): commit everything the model is sure of, at least one position."""
+"""Confidence threshold (Fast-dLLM, arXiv 2505.22618): commit every position that the model is sure of.
+
+    S = { i : max_v softmax(logits_i)[v] >= threshold },  or the one position where it is largest if S is empty
+
+S depends on the state alone, so the exact log-probability is that of the tokens.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,7 @@ class ConfidenceThreshold(StateScoreSampler):
         self.threshold = threshold
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
-        """As ``Sampler``: how many positions a step commits is not one of its settings."""
+        """As ``Sampler``: how many positions a step commits is none of its settings."""
         return Sampler.resized(self, before, after)
 
     @property
@@ -43,7 +48,7 @@ class ConfidenceThreshold(StateScoreSampler):
         return self.block_length
 
     def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
-        """Positions at or above the threshold; the most confident one where there is none."""
+        """Returns the positions at or above the threshold; the most confident one where there is none: bool [B, L]."""
         best = view.dense(view.certainty.best, -torch.inf)
         bar = confidence_of(self.threshold)
         return highest(best, view.allowed, torch.ones_like(view.allowed[:, 0], dtype=torch.int64)) | (best >= bar)

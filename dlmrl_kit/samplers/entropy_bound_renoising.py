@@ -22,7 +22,7 @@ from dlmrl_kit.samplers.renoising import RenoisingSampler
 
 @register("sampler", paper="arXiv 2505.24857")
 class EntropyBoundRenoising(RenoisingSampler):
-    """Accepts the most certain positions of the canvas, renoises the others; for models of uniform noise.
+    """Accepts the most certain positions of the canvas and renoises the others; for models of uniform noise.
 
     The defaults are those of DiffusionGemma in transformers (``DiffusionGemmaGenerationConfig``).
 
@@ -30,7 +30,7 @@ class EntropyBoundRenoising(RenoisingSampler):
         completion_length, block_length, top_k, top_p: as ``Sampler``; a block is a canvas of the model.
         steps: denoising steps of a block, at most.
         entropy_bound: in nats.
-        first_temperature, last_temperature: of the predictions; falls linearly over the steps.
+        first_temperature, last_temperature: the predictions' temperature falls linearly from one towards the other.
         confidence_threshold: a block is finished once the mean entropy of its canvas (nats) is below this and the most
             probable tokens are those of the step before; 0 always takes all ``steps``.
         temperature: divides the logits once more before tokens are drawn, not where positions are accepted; 0 draws
@@ -78,14 +78,14 @@ class EntropyBoundRenoising(RenoisingSampler):
         self.confidence_threshold = confidence_threshold
 
     def accepted(self, entropies: Tensor) -> Tensor:
-        """The positions of lowest entropy while the sum of the entropies before them is within the bound."""
+        """Accepts the positions of lowest entropy while the sum of the entropies before them is within the bound."""
         values, order = entropies.sort(dim=-1, stable=True)
         before = values.cumsum(-1) - values
         within = (before <= self.entropy_bound) & values.isfinite()
         return torch.zeros_like(within).scatter(-1, order, within)
 
     def finished(self, entropies: Tensor, best: Tensor, state: State) -> Tensor:
-        """Mean entropy below the threshold, and the same most probable tokens as in the step before."""
+        """Finishes a block of low mean entropy whose most probable tokens are the same as in the step before."""
         canvas = entropies.isfinite()
         mean = entropies.masked_fill(~canvas, 0.0).sum(-1) / canvas.sum(-1)
         same = ((state.previous == best) | ~canvas).all(-1)

@@ -1,4 +1,4 @@
-r"""Learned order (DCoLT, arXiv 2505.10446): a module scores positions, drawn as ``PlackettLuceOrder`` draws them.
+r"""Learned order (DCoLT, arXiv 2505.10446): a module scores positions, which are drawn as in ``PlackettLuceOrder``.
 
     h_i = down( gelu( up( LayerNorm(f_i) * (1 + scale(m)) + shift(m) ) ) ),    m = open share of the block's positions
 
@@ -27,7 +27,7 @@ from dlmrl_kit.samplers.plackett_luce_order import OrderedDraw
 
 
 class OrderModule(nn.Module):
-    """Scores of positions.
+    """Scores positions by the policy's features there.
 
     Args:
         feature_size: D.
@@ -49,7 +49,7 @@ class OrderModule(nn.Module):
         return self.up.in_features
 
     def forward(self, features: Tensor, share: Tensor) -> Tensor:
-        """Scores h, [N].
+        """Returns the scores h, [N].
 
         Args:
             features: real [N, D].
@@ -63,7 +63,7 @@ class OrderModule(nn.Module):
 
 @register("sampler", paper="arXiv 2505.10446")
 class LearnedOrder(OrderedDraw):
-    """Draws positions in proportion to exp(h), h from a module that is trained beside the policy; then their tokens.
+    """Draws positions in proportion to exp(h), h from a module that is trained beside the policy, then their tokens.
 
     At temperature 0 it takes the positions of highest h (ties: the first ones) with their most probable tokens. The
     log-probability of the ordered draw is exact in every step; LLaDOU leaves it out in the last step of a block. Its
@@ -107,7 +107,7 @@ class LearnedOrder(OrderedDraw):
             )
 
     def scores(self, view: View) -> Tensor:
-        """Position scores h, [N], with gradient.
+        """Returns the position scores h, [N], with gradient.
 
         Raises:
             RuntimeError: ``attach`` was not called.
@@ -118,18 +118,18 @@ class LearnedOrder(OrderedDraw):
         return self.order(view.features, share[view.index[0]]).to(view.logits.dtype)
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
-        """As ``OrderedDraw``; greedy at temperature 0."""
+        """Draws positions and tokens as ``OrderedDraw``; at temperature 0 it takes the best of both."""
         if self.behaviour.temperature > 0:
             return super().decide(view, generator)
         committed, rank = self._greedy(view)
         return Decision(committed, draw_tokens(view, committed, generator), rank)
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
-        """All ordered draws; at temperature 0 the greedy one."""
+        """Lists all ordered draws; at temperature 0 the greedy one alone."""
         return [self._greedy(view)] if self.behaviour.temperature == 0 else super().position_choices(view)
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
-        """Token part plus log-probability of the ordered draw of positions."""
+        """Adds the log-probability of the ordered draw of positions to the token part: [B]."""
         if self.behaviour.temperature > 0:
             return super().action_log_prob(view, decision)
         committed, rank = self._greedy(view)
@@ -138,6 +138,6 @@ class LearnedOrder(OrderedDraw):
         return token_log_prob(view, decision) + torch.where(same.all(-1), 0.0, LOG_ZERO)
 
     def _greedy(self, view: View) -> tuple[Tensor, Tensor]:
-        """Positions of highest score, bool [B, L], and rank of all, int64 [B, L]."""
+        """Returns the positions of highest score, bool [B, L], and the rank of all positions, int64 [B, L]."""
         rank = rank_of(view.dense(self.scores(view).detach(), -torch.inf), view.allowed)
         return (rank < self.num_commits(view)[:, None]) & view.allowed, rank

@@ -22,7 +22,10 @@ from dlmrl_kit.samplers.mask import MaskSampler, highest, subsets
 
 @register("sampler", paper="arXiv 2502.09992")
 class LowConfidence(MaskSampler):
-    """LLaDA's remasking: draws everywhere, keeps the most confident draws. Arguments as ``MaskSampler``."""
+    """Draws a token at every position and keeps the most confident draws (LLaDA's remasking).
+
+    Arguments as ``MaskSampler``.
+    """
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
         """Draws a token at each of the N positions and commits the most confident ones of each row."""
@@ -32,16 +35,16 @@ class LowConfidence(MaskSampler):
         return Decision(committed, tokens, drawn=view.allowed)
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
-        """All sets of k positions: any may turn out the most confident."""
+        """Lists all sets of k positions: any may turn out the most confident."""
         return [(positions, None) for positions in subsets(view.allowed, self.num_commits(view))]
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
-        """Token part plus order term, [B]."""
+        """Adds the order term to the token part: [B]."""
         return token_log_prob(view, decision) + order_term(view, decision)
 
 
 def order_term(view: View, decision: Decision) -> Tensor:
-    """Log-probability [B] that each position left masked drew something less confident than all committed ones."""
+    """Returns the log-probability [B] that each position left masked drew a less confident token than all committed."""
     committed, allowed = decision.committed, view.allowed
     chosen = committed[allowed]
     kept = view.confidence(decision.tokens[committed], chosen)

@@ -1,6 +1,6 @@
 """Samplers that fill masks: the denoising loop.
 
-A subclass says how a step is drawn (``decide``) and how probable that was (``action_log_prob``). The loop here predicts
+A subclass says how a step is drawn (``decide``) and how probable that was (``action_log_prob``). The loop predicts
 every state once, calls both, and records what they did.
 """
 
@@ -37,8 +37,14 @@ from dlmrl_kit.samplers.recorder import MaskRecorder
 
 
 class Rows(NamedTuple):
-    """Rows of a step: their numbers int64 [R], prompts [R] and states int64 [R, L]; where predictions are wanted and
-    positions may be committed, bool [R, L].
+    """Some rows at a denoising step.
+
+    Attributes:
+        numbers: int64 [R], which rows of the rollout they are.
+        prompt: [R].
+        ids: int64 [R, L], their states.
+        asked: bool [R, L], where predictions are wanted.
+        allowed: bool [R, L], which positions may be committed.
     """
 
     numbers: Tensor
@@ -48,7 +54,7 @@ class Rows(NamedTuple):
     allowed: Tensor
 
     def part(self, rows: slice) -> Rows:
-        """Some of the rows."""
+        """Returns some of the rows."""
         return Rows(*(values[rows] for values in self))
 
 
@@ -89,28 +95,28 @@ class MaskSampler(Sampler):
 
     @property
     def max_steps(self) -> int:
-        """T: each block takes ceil(positions / tokens_per_step)."""
+        """T: each block takes ceil(positions / tokens_per_step) steps."""
         return self._steps(self.block_length)
 
     def num_steps(self, policy: Policy) -> int:
-        """T at the most, over all places in a block of the policy's where a completion can begin."""
+        """Returns the largest T over all places in a block of the policy's at which a completion may begin."""
         if policy.block_offset(torch.ones(1, 1, dtype=torch.bool)) is None:
             return self.max_steps
         return max(self._steps(first) for first in range(1, self.block_length + 1))
 
     def _steps(self, first: int) -> int:
-        """Steps of a completion with ``first`` positions in its first block."""
+        """Returns the number of steps of a completion with ``first`` positions in its first block."""
         full, last = divmod(self.completion_length - first, self.block_length)
         per_step = self.tokens_per_step
         return -(-first // per_step) + full * -(-self.block_length // per_step) + -(-last // per_step)
 
     @property
     def max_commits(self) -> int:
-        """C: an upper bound on the positions a step commits."""
+        """C: an upper bound on the positions that a step commits."""
         return min(self.tokens_per_step, self.block_length)
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
-        """A new sampler for completions of ``after.length``, with ``after.tokens_per_step``."""
+        """Returns a sampler of its kind for completions of ``after.length``, with ``after.tokens_per_step``."""
         return rebuilt(self, **self.fitted(before, after), tokens_per_step=after.tokens_per_step)
 
     @abstractmethod
@@ -118,7 +124,7 @@ class MaskSampler(Sampler):
         """Draws an action in the states of ``view``."""
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
-        """Every choice of positions that ``decide`` can make in the states of ``view``; used to list all trajectories.
+        """Lists every choice of positions that ``decide`` can make in the states of ``view``; the audit needs them all.
 
         Returns:
             Pairs of positions (bool [B, L]) and order of the draw (int64 [B, L], or None where the action has none). A
@@ -130,7 +136,7 @@ class MaskSampler(Sampler):
         raise NotImplementedError(f"{type(self).__name__} does not list its choices of positions (position_choices)")
 
     def num_commits(self, view: View) -> Tensor:
-        """Positions a step commits in each row: int64 [B]."""
+        """Returns how many positions a step commits in each row: int64 [B]."""
         return view.allowed.sum(-1).clamp(max=self.tokens_per_step)
 
     def forward(
@@ -171,7 +177,7 @@ class MaskSampler(Sampler):
         policy: Policy,
         generator: torch.Generator | None,
     ) -> None:
-        """Takes the denoising steps ``steps`` of the rows of ``recorder``, as far as they are not finished."""
+        """Takes the denoising steps ``steps`` with those rows of ``recorder`` that are not finished."""
         for step in steps:
             rows = self.running(recorder.ids, policy).nonzero().squeeze(-1)
             if len(rows) == 0:
@@ -187,22 +193,22 @@ class MaskSampler(Sampler):
         policy: Policy,
         generator: torch.Generator | None,
     ) -> None:
-        """One denoising step of ``rows``: predict, then decide and record in pieces whose logits fit in memory."""
+        """Takes a denoising step of ``rows``: predicts, then decides and records in pieces that fit in memory."""
         ids = recorder.ids[rows]
         masked = ids == policy.mask_id
         offset = policy.block_offset(prompt[PROMPT_MASK])
         allowed = self.allowed(masked, offset)
         greedy, draft = recorder.wants(STEP_GREEDY_IDS), recorder.wants(STEP_DRAFT_IDS)
-        # One-step completions need the best tokens behind the block too. A policy that denoises block by block would
-        # run whole blocks for nothing else: it is run again, at the end, on the states that the selector may choose.
+        # Greedy completions need the best tokens behind the block too. A policy that denoises block by block would run
+        # whole blocks for nothing else: it is run again, later, on the states that the selector may choose.
         later = greedy and not draft and offset is not None and recorder.may_choose is not None
         asked = masked if (greedy or draft) and not later else allowed
         features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, asked)
         behind: Tensor | TensorDictBase = prompt.select(PROMPT_IDS, PROMPT_MASK) if later else features[:0]
-        if greedy and not draft and not later:  # of what cannot be committed only the best tokens are needed
+        if greedy and not draft and not later:  # behind the block features wait, and the head with them
             inside = allowed[asked]
             features, behind, asked = features[inside], features[~inside], allowed
-        held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # both are in memory
+        held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # narrowing copies
         whole = Rows(rows, prompt, ids, asked, allowed)
         for part, place in logit_pieces(asked.sum(-1), policy.vocab_size, held):
             some = whole if part == slice(0, len(rows)) else whole.part(part)
@@ -219,7 +225,7 @@ class MaskSampler(Sampler):
         policy: Policy,
         generator: torch.Generator | None,
     ) -> None:
-        """The step in some rows; its logits are gone before those of the next rows are computed."""
+        """Takes the step in some rows, whose logits are gone before those of the next rows are computed."""
         predicted = self.seen(policy, features, some.asked, some.prompt)
         if recorder.wants(STEP_GREEDY_IDS):
             best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
@@ -240,7 +246,7 @@ def logit_pieces(count: Tensor, vocab: int, held: Tensor | None = None) -> Itera
         held: int64 [B], predictions of each row that are in memory at once, copies included; None: ``count``.
 
     Yields:
-        The rows, and the places of their predictions among all predictions.
+        The rows, and the slice of all predictions that are theirs.
     """
     most = most_predictions(vocab, count.device)
     ends = [0, *count.cumsum(0).tolist()]
@@ -253,18 +259,18 @@ def logit_pieces(count: Tensor, vocab: int, held: Tensor | None = None) -> Itera
 
 
 def draw_tokens(view: View, committed: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Tokens [B, L] drawn from the behaviour distribution at the committed positions, 0 elsewhere."""
+    """Draws tokens from the behaviour distribution at the committed positions, 0 elsewhere: int64 [B, L]."""
     drawn = draw(view.logits[committed[view.allowed]], view.behaviour, generator)
     return torch.zeros_like(committed, dtype=torch.int64).masked_scatter(committed, drawn)
 
 
 def drafted(ids: Tensor, view: View, decision: Decision, generator: torch.Generator | None) -> Tensor:
-    """The draft of states ids [B, L]: every masked position filled with a draw, int64 [B, L].
+    """Fills every masked position of the states ``ids`` with a draw: int64 [B, L].
 
     Args:
         ids: int64 [B, L].
         view: predictions at all masked positions.
-        decision: its own draws, which are kept; elsewhere tokens are drawn from the behaviour distribution.
+        decision: the draws of the step, which are kept; elsewhere tokens are drawn from the behaviour distribution.
         generator: of the noise.
     """
     drawn = decision.committed if decision.drawn is None else decision.drawn
@@ -274,12 +280,12 @@ def drafted(ids: Tensor, view: View, decision: Decision, generator: torch.Genera
 
 
 def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
-    """The ``count`` [B] highest scores among ``allowed`` [B, L] as a bool mask; ties go to the lower position."""
+    """Returns the places of the ``count`` [B] highest scores in ``allowed``, bool [B, L]; ties go to the lower one."""
     return (rank_of(scores, allowed) < count[:, None]) & allowed
 
 
 def rank_of(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Rank (0 = highest) of each score in its row, int64 [B, L]; allowed positions come first, ties in order."""
+    """Ranks the scores of each row, 0 the highest: int64 [B, L]; allowed positions come first, ties in order."""
     floor = torch.finfo(scores.dtype).min
     scores = scores.clamp(min=floor).masked_fill(~allowed, -torch.inf)
     order = scores.sort(dim=-1, descending=True, stable=True).indices
@@ -289,7 +295,7 @@ def rank_of(scores: Tensor, allowed: Tensor) -> Tensor:
 
 
 def subsets(allowed: Tensor, count: Tensor) -> list[Tensor]:
-    """Every set of ``count`` [B] positions of ``allowed`` [B, L] as a mask [B, L]; empty in rows without that set."""
+    """Lists the sets of ``count`` [B] positions of ``allowed``: bool [B, L] each, empty in rows without that set."""
     length = allowed.shape[-1]
     sizes = sorted({int(size) for size in count if size > 0})
     sets = [s for size in sizes for s in itertools.combinations(range(length), size)]
@@ -310,15 +316,15 @@ class StateScoreSampler(MaskSampler):
     """
 
     def scores(self, view: View) -> Tensor:
-        """Score of each of the N positions, [N]; the highest are committed."""
+        """Scores each of the N positions, [N]; the highest are committed."""
         raise NotImplementedError
 
     def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
-        """Positions to commit, bool [B, L]."""
+        """Chooses the positions to commit: bool [B, L]."""
         return highest(view.dense(self.scores(view), -torch.inf), view.allowed, self.num_commits(view))
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
-        """The one choice that the state makes."""
+        """Lists the one choice that the state makes."""
         return [(self.committed(view, None), None)]
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
@@ -327,5 +333,5 @@ class StateScoreSampler(MaskSampler):
         return Decision(committed, draw_tokens(view, committed, generator))
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
-        """Sum over committed positions of log p(token)."""
+        """Sums log p(token) over the committed positions: [B]."""
         return token_log_prob(view, decision)

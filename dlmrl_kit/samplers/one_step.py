@@ -1,8 +1,9 @@
-"""One-step greedy completions: the best tokens behind the block, found only for the steps that can be chosen.
+"""One-step greedy completions: the best tokens behind the block, found only for the steps that may be selected.
 
-Inside the block the logits are there anyway. Behind it the head would be asked for nothing else, at most of the masked
-positions; so the features wait until the selector has left a step out, or the rollout ends. A policy that denoises
-block by block would run through whole blocks for nothing else: it is run again, on the states that were chosen.
+``("step", "greedy_ids")`` fills all masked positions of x_t with their most probable tokens. In the block that is being
+decoded logits are there anyway. Behind it the head would run for these tokens alone, at most of the masked positions.
+So the features wait until the selector is known to leave the step out, or the rollout ends. A policy that denoises
+block by block would run whole blocks for nothing else: it is run again, on the states that may be selected.
 """
 
 from __future__ import annotations
@@ -30,17 +31,22 @@ from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.samplers.base import MayChoose
 
 RECORDED_ALWAYS: tuple[Key, ...] = (STEP_VALID, STEP_ENTROPY, STEP_NUM_COMMITTED)
-"""Keys of a rollout under way that ``may_choose`` of ``Sampler.forward`` can read."""
+"""Keys of an unfinished rollout that ``may_choose`` of ``Sampler.forward`` can read."""
 
 NOT_COMPUTED = -1
-"""In ``("step", "greedy_ids")``, at steps that the recipe's selector does not choose."""
+"""Fills ``("step", "greedy_ids")`` at steps that the selector leaves out."""
 
-_FEW_BYTES = 2**20
+_FEW_BYTES = 2**20  # so much may wait before the selector is asked
 
 
 class Waiting(NamedTuple):
-    """Rows int64 [R] at steps int64 [R], and what the best tokens at the positions (bool [R, L]) behind the block are
-    found from: features [N, D] there; or prompts [R], with ``prompt_ids`` and ``prompt_mask``, to run the policy again.
+    """Rows whose best tokens behind the block are still to be found, each at one step.
+
+    Attributes:
+        rows, step: int64 [R].
+        positions: bool [R, L], those behind the block.
+        source: what the tokens are found from: features [N, D] at the positions; or prompts [R], ``prompt_ids`` and
+            ``prompt_mask``, to run the policy again.
     """
 
     rows: Tensor
@@ -49,18 +55,18 @@ class Waiting(NamedTuple):
     source: Tensor | TensorDictBase
 
     def at(self, kept: Tensor) -> Waiting:
-        """Some of the rows, bool [R]."""
+        """Returns some of the rows, bool [R]."""
         inside = kept[self.positions.nonzero()[:, 0]] if isinstance(self.source, Tensor) else kept
         return Waiting(self.rows[kept], self.step[kept], self.positions[kept], self.source[inside])
 
 
 class BehindTheBlock:
-    """The positions behind the block, over a rollout.
+    """Finds the best tokens behind the block, over a rollout.
 
     Args:
         policy: its head turns features into logits.
         out: the recorder's arrays of the trajectory; ``("step", "greedy_ids")`` is completed in place.
-        may_choose: ``may_choose`` of ``Sampler.forward``.
+        may_choose: as ``Sampler.forward``.
     """
 
     def __init__(self, policy: Policy, out: dict[Key, Tensor], may_choose: MayChoose | None) -> None:
@@ -71,16 +77,17 @@ class BehindTheBlock:
         self._limit = _FEW_BYTES
 
     def add(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase, ids: Tensor) -> None:
-        """A step that was recorded; see ``Waiting``. ``ids``: int64 [B, L], as the trajectory is now."""
+        """Takes note of a recorded step; arguments as ``Waiting``, and ``ids`` int64 [B, L], the present states."""
         self._waiting.append(Waiting(rows, torch.full_like(rows, step), positions, source))
         if self._bytes() > self._limit:
             self._leave_out()
-            self._limit = max(2 * self._bytes(), _FEW_BYTES)  # so that few steps ask
+            self._limit = max(2 * self._bytes(), _FEW_BYTES)  # doubles, so that the selector is asked rarely
+        # Either no step can be left out, or what waits takes more memory than a piece of logits may.
         if self._may_choose is None or self._limit > LOGITS_BYTES[ids.device.type == "cpu"]:
             self.complete(ids)
 
     def complete(self, ids: Tensor) -> None:
-        """Fills in the best tokens of every step that can be chosen."""
+        """Fills in the best tokens of every waiting step that may still be selected."""
         self._leave_out()
         for rows, step, positions, features in self._with_features(ids):
             stored = self._out[STEP_GREEDY_IDS]
@@ -90,7 +97,7 @@ class BehindTheBlock:
         self._limit = _FEW_BYTES
 
     def _with_features(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Rows, steps, positions and features: those that were kept, then those that the policy gives now."""
+        """Yields rows, steps, positions and features: those that were kept, then those that the policy computes now."""
         again = []
         for waiting in self._waiting:
             if isinstance(waiting.source, Tensor):
@@ -99,6 +106,7 @@ class BehindTheBlock:
                 again.append(waiting.at(waiting.positions.any(-1)))
         if not again:
             return
+        # States of different steps are mixed, as many at a time as the rollout has rows.
         batches: Any = (torch.cat(parts).split(len(ids)) for parts in zip(*again, strict=True))
         for rows, step, positions, prompt in zip(*batches, strict=True):
             states = state_at(ids[rows], self._out[COMMIT_STEP][rows], step[:, None], self._policy.mask_id)
@@ -106,7 +114,7 @@ class BehindTheBlock:
             yield rows, step, positions, completion_features(self._policy, *given)
 
     def _leave_out(self) -> None:
-        """Drops what the selector leaves out of the rows as far as they got."""
+        """Drops the steps that the selector would leave out of the rows, as far as these have come."""
         if self._may_choose is None or not self._waiting:
             return
         so_far = TensorDict({key: self._out[key] for key in RECORDED_ALWAYS}, [len(self._out[COMMIT_STEP])])
@@ -121,7 +129,7 @@ class BehindTheBlock:
 
 
 def best_tokens(policy: Policy, features: Tensor) -> Tensor:
-    """The most probable tokens, int64 [N], from features [N, D]; few logits are in memory at once."""
+    """Returns the most probable tokens, int64 [N], for features [N, D]; few logits are in memory at once."""
 
     def best(piece: Tensor) -> Tensor:
         logits = forbid(policy.head(piece), policy.forbidden_ids)

@@ -36,7 +36,7 @@ class OrderedDraw(StateScoreSampler):
         self.out_keys = [*self.out_keys, TOKEN_COMMIT_RANK]
 
     def decide(self, view: View, generator: torch.Generator | None) -> Decision:
-        """Ordered draw of positions by the Gumbel-top-k trick, then their tokens."""
+        """Draws positions in order, by the Gumbel-top-k trick, then their tokens."""
         scores = view.dense(self.scores(view), -torch.inf).double()
         uniform = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=torch.float64)
         gumbel = -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()
@@ -45,7 +45,7 @@ class OrderedDraw(StateScoreSampler):
         return Decision(committed, draw_tokens(view, committed, generator), rank)
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
-        """All ordered draws of k positions."""
+        """Lists all ordered draws of k positions."""
         choices: list[tuple[Tensor, Tensor | None]] = []
         for positions in subsets(view.allowed, self.num_commits(view)):
             drawn = positions.any(0).nonzero().squeeze(-1)
@@ -56,7 +56,7 @@ class OrderedDraw(StateScoreSampler):
         return choices
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
-        """Token part plus log-probability of the ordered draw of positions."""
+        """Adds the log-probability of the ordered draw of positions to the token part: [B]."""
         return token_log_prob(view, decision) + ordered_draw_log_prob(
             view.dense(self.scores(view), _NOT_ALLOWED), view.allowed, decision
         )
@@ -68,7 +68,7 @@ class PlackettLuceOrder(OrderedDraw):
 
     Args:
         completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``MaskSampler``.
-        order_temperature: of the position scores; small approaches greedy order, large approaches random order.
+        order_temperature: of the position scores; a small one approaches greedy order, a large one random order.
 
     Raises:
         ValueError: a value out of range.
@@ -81,17 +81,17 @@ class PlackettLuceOrder(OrderedDraw):
         self.order_temperature = order_temperature
 
     def scores(self, view: View) -> Tensor:
-        """Position scores h, [N], with gradient."""
+        """Returns the position scores h, [N], with gradient."""
         return by_rows(lambda logits: logits.log_softmax(-1).amax(-1), view.logits) / self.order_temperature
 
 
 def ordered_draw_log_prob(scores: Tensor, allowed: Tensor, decision: Decision) -> Tensor:
-    """Plackett-Luce log-probability [B] of drawing the committed positions in the order of ``decision.rank``.
+    """Returns the Plackett-Luce log-probability [B] of drawing the committed positions in the order of their rank.
 
     Args:
         scores: [B, L], very low where not allowed.
         allowed: bool [B, L].
-        decision: its ``rank`` orders the committed positions.
+        decision: with ``rank``.
     """
     assert decision.rank is not None
     length = allowed.shape[-1]

@@ -31,7 +31,7 @@ from dlmrl_kit.tasks.base import Example
 
 @register("sampler", paper="arXiv 2505.19223")
 class PreferencePairs(Sampler):
-    """Chosen and rejected completions from two demonstrators, in turn for the members of a group.
+    """Takes completions from two demonstrators: a chosen and a rejected one, in turn, for the members of a group.
 
     The reward is the preference: 1 for a chosen completion, 0 for a rejected one, 0 for both where they are the same
     text, which is no preference. Recipes need ``Trainer.group_size`` = 2. Evaluation decodes with the policy, by
@@ -96,7 +96,7 @@ class PreferencePairs(Sampler):
 
     @property
     def max_commits(self) -> int:
-        """The one step commits everything."""
+        """C: the one step commits the whole completion."""
         return self.completion_length
 
     def forward(  # type: ignore[override]
@@ -108,7 +108,7 @@ class PreferencePairs(Sampler):
         generator: torch.Generator | None = None,
         **recording: Any,
     ) -> TensorDictBase:
-        """Draws a completion for every row from its demonstrator."""
+        """Takes a completion for every row from its demonstrator."""
         member = number_in_group(tensordict[GROUP])
         preferred = member % 2 == 0
         noise = torch.rand(len(member), generator=generator, device=member.device, dtype=torch.float64).tolist()
@@ -139,7 +139,7 @@ class PreferencePairs(Sampler):
         return self.decoder.resume(prompt, ids, policy=policy, generator=generator)
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
-        """There is none.
+        """Refuses: the completions are not the policy's, and have no log-probability.
 
         Raises:
             RecipeError: always.
@@ -151,7 +151,7 @@ class PreferencePairs(Sampler):
 
 
 def demonstration(demonstrator: Demonstrator, example: Example, chance: float) -> str:
-    """The demonstration at which the cumulative probability passes ``chance``, a number in [0, 1)."""
+    """Returns the demonstration at which the cumulative probability passes ``chance``, a number in [0, 1)."""
     possible = [(text, share) for text, share in demonstrator.demonstrations(example) if share > 0]
     for text, share in possible:
         chance -= share
@@ -161,7 +161,7 @@ def demonstration(demonstrator: Demonstrator, example: Example, chance: float) -
 
 
 def differs(pair: list[tuple[int, int]], texts: list[str]) -> Tensor:
-    """Which rows are of a pair of two texts: bool [B]; ``pair`` names the pair of each row."""
+    """Returns which rows belong to a pair of two different texts: bool [B]; ``pair`` names the pair of each row."""
     found: dict[tuple[int, int], set[str]] = {}
     for name, text in zip(pair, texts, strict=True):
         found.setdefault(name, set()).add(text)

@@ -1,4 +1,4 @@
-"""Writes a trajectory while it is sampled: one scalar per step, never a distribution over the vocabulary."""
+"""Recorders write a trajectory while it is sampled: one scalar per step, never a distribution over the vocabulary."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from dlmrl_kit.samplers.base import Decision, MayChoose, View
 from dlmrl_kit.samplers.one_step import BehindTheBlock
 
 RECORDED = ("step", "token")
-"""First parts of the keys that a recorder makes room for; a sampler adds other keys itself."""
+"""Keys that begin with these have an array in a recorder; a sampler adds its other keys itself."""
 
 DTYPES = {"bool": torch.bool, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64}
-"""Of arrays that hold no real numbers; those are in the policy's precision."""
+"""Dtypes of the arrays that hold no real numbers; real numbers are in the policy's precision."""
 
 
 class Recorder:
-    """The arrays of trajectories in the making; ``core.keys`` says of what shape and dtype each is.
+    """Records trajectories in arrays, of the shapes and dtypes that ``core.keys`` says.
 
     Args:
         policy: for its precision and filler token.
@@ -52,6 +52,7 @@ class Recorder:
         batch, length = still_open.shape
         axes = {"B": batch, "T": num_steps, "L": length}
         never = torch.full(still_open.shape, num_steps, dtype=torch.int16, device=still_open.device)
+        # Never committed is T, and final from the start is -1: ``core.trajectory`` rebuilds states by comparing.
         self.out: dict[Key, Tensor] = {COMMIT_STEP: never.masked_fill(~still_open, -1)}
         for key in (STEP_VALID, STEP_NUM_COMMITTED, *self.keys):
             if isinstance(key, tuple):
@@ -60,17 +61,17 @@ class Recorder:
                 self.out[key] = torch.zeros(shape, dtype=dtype, device=still_open.device)
 
     def wants(self, key: Key) -> bool:
-        """Whether this key is to be recorded."""
+        """Returns whether this key is to be recorded."""
         return key in self.keys
 
     def put(self, key: Key, step: int, rows: Tensor, values: Tensor) -> None:
-        """Stores values [R, ...] of a step of ``rows`` (int64 [R]), if the key is to be recorded."""
+        """Stores values [R, ...] of a step of ``rows`` (int64 [R]), if the key has an array."""
         if key in self.out:
             stored = self.out[key]
             stored[rows, step] = values.to(stored.dtype)
 
     def put_step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
-        """Stores what a decision in the states of ``view`` says of the step itself and of its tokens."""
+        """Stores count, entropy and log-probabilities of a decision that was made in the states of ``view``."""
         committed = decision.committed
         chosen = committed[view.allowed]
         row, index = view.index[0][chosen], chosen.nonzero().squeeze(-1)
@@ -99,17 +100,17 @@ class Recorder:
     def _put_tokens(
         self, found: Mapping[Key, Tensor], step: int, rows: Tensor, view: View, committed: Tensor, row: Tensor
     ) -> None:
-        """Stores log-probabilities [n] of the committed tokens, of ``row`` [n], per position or summed per step."""
+        """Stores log-probabilities [n] of the committed tokens, by position or summed by step; ``row``: [n]."""
         for key, values in found.items():
             if self.wants(key):
-                least = values.clamp(min=LOG_ZERO)
+                least = values.clamp(min=LOG_ZERO)  # as likelihoods do, so that ratios start at 1
                 if key[0] == "step":
                     self.put(key, step, rows, view.row_sum(least, row))
                 else:
                     self.out[key][rows] = self.out[key][rows].masked_scatter(committed, least)
 
     def commit(self, step: int, rows: Tensor, positions: Tensor) -> None:
-        """Notes that positions (bool [R, L]) of ``rows`` are final from this step on."""
+        """Stores that positions (bool [R, L]) of ``rows`` are final from this step on."""
         self.out[COMMIT_STEP][rows] = self.out[COMMIT_STEP][rows].masked_fill(positions, step)
 
     def select_arrays(self, index: Tensor) -> None:
@@ -117,13 +118,13 @@ class Recorder:
         self.out.update({key: value[index] for key, value in self.out.items()})
 
     def finished(self, ids: Tensor, still_open: Tensor) -> dict[Key, Tensor]:
-        """All keys; positions left open by a finished row hold the end-of-text token (padding if there is none)."""
+        """Returns all keys; what a finished row leaves open holds the end-of-text token (padding if there is none)."""
         self.out[COMPLETION_IDS] = ids.masked_fill(still_open, self.policy.filler_id)
         return {key: self.out[key] for key in self.keys}
 
 
 class MaskRecorder(Recorder):
-    """Trajectories of a sampler that fills masks: the arrays, and the states ``ids`` int64 [B, L] as they are now.
+    """Records trajectories of a sampler that fills masks, and holds the states ``ids`` int64 [B, L] that they are in.
 
     Args:
         policy: the denoiser.
@@ -148,14 +149,12 @@ class MaskRecorder(Recorder):
 
     def select(self, index: Tensor) -> None:
         """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
-        self._complete()
+        self._complete()  # what waits counts rows as they were
         self.ids = self.ids[index]
         self.select_arrays(index)
 
     def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase) -> None:
-        """Notes what the one-step completions of ``rows`` lack behind the block, at positions bool [R, L]; ``source``:
-        as ``one_step.Waiting``.
-        """
+        """Takes note of what greedy completions of ``rows`` lack behind the block; as ``BehindTheBlock.add``."""
         if self._behind is None:
             self._behind = BehindTheBlock(self.policy, self.out, self.may_choose)
         self._behind.add(step, rows, positions, source, self.ids)
@@ -170,7 +169,7 @@ class MaskRecorder(Recorder):
             stored[rows] = torch.where(decision.committed, decision.rank.to(stored.dtype), stored[rows])
 
     def finish(self) -> dict[Key, Tensor]:
-        """All keys; positions left open by a finished row hold the end-of-text token (padding if there is none)."""
+        """Returns all keys; what a finished row leaves open holds the end-of-text token (padding if there is none)."""
         self._complete()
         return self.finished(self.ids, self.ids == self.policy.mask_id)
 

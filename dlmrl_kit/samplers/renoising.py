@@ -44,7 +44,7 @@ from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_lo
 from dlmrl_kit.samplers.canvas import CanvasRecorder, Outlook, State
 
 LISTED_STEPS = 2
-"""Denoising steps of a block with which the trajectories are few enough to be listed."""
+"""With so few denoising steps of a block the audit can list all trajectories."""
 
 
 class RenoisingSampler(Sampler):
@@ -101,16 +101,16 @@ class RenoisingSampler(Sampler):
 
     @property
     def max_commits(self) -> int:
-        """A step may accept a whole block."""
+        """C: a step may accept a whole block."""
         return self.block_length
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
-        """A new sampler for completions of ``after.length``, with so few steps that its trajectories can be listed."""
+        """Returns a sampler for completions of ``after.length``, with few enough steps to list all trajectories."""
         return rebuilt(self, **self.fitted(before, after), steps=min(self.steps, LISTED_STEPS))
 
     @abstractmethod
     def accepted(self, entropies: Tensor) -> Tensor:
-        """Positions that a step accepts: bool [R, L], at least one in each row.
+        """Returns the positions that a step accepts: bool [R, L], at least one in each row.
 
         Args:
             entropies: [R, L], of the predictions, in nats; infinite outside of the canvas.
@@ -118,7 +118,7 @@ class RenoisingSampler(Sampler):
 
     @abstractmethod
     def finished(self, entropies: Tensor, best: Tensor, state: State) -> Tensor:
-        """Rows whose block is finished by this step, before its ``steps`` are over: bool [R].
+        """Returns the rows whose block this step finishes, before its ``steps`` are over: bool [R].
 
         Args:
             entropies: as ``accepted``.
@@ -127,23 +127,23 @@ class RenoisingSampler(Sampler):
         """
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
-        """Sum over accepted positions of log p(token), [R]."""
+        """Sums log p(token) over the accepted positions: [R]."""
         return token_log_prob(view, decision)
 
     def temperature_at(self, steps: Tensor) -> Tensor:
-        """Temperature of the predictions after ``steps`` (int64 [R]) denoising steps of the block: float64 [R]."""
+        """Returns the temperature of predictions after ``steps`` (int64 [R]) steps of the block: float64 [R]."""
         left = (self.steps - steps.double()) / self.steps
         return self.last_temperature + (self.first_temperature - self.last_temperature) * left
 
     def still_running(self, state: State, policy: Policy) -> Tensor:
-        """Rows that are not finished: bool [B]."""
+        """Returns the rows that are not finished: bool [B]."""
         if not self.stop_at_eos or policy.eos_id is None:
             return state.open.any(-1)
         ended = ((state.ids == policy.eos_id) & ~state.open).long().cumsum(-1) > 0
         return (state.open & ~ended).any(-1)
 
     def look(self, policy: Policy, prompt: TensorDictBase, state: State) -> Outlook:
-        """Predicts the canvas of every row, and settles what is accepted."""
+        """Predicts the canvas of every row, and decides which positions are accepted."""
         canvas = self.allowed(state.open)
         logits = completion_logits(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], state.ids, canvas)
         steps = state.steps[canvas.nonzero(as_tuple=True)[0]]
@@ -156,12 +156,12 @@ class RenoisingSampler(Sampler):
         return Outlook(settled, committed, final, best)
 
     def asked_positions(self, policy: Policy, prompt: TensorDictBase, ids: Tensor) -> Tensor:
-        """The positions that the steps accepted, ``committed`` of ``prompt``."""
+        """Returns the positions that the steps accepted, ``committed`` of ``prompt``."""
         committed: Tensor = prompt["committed"]
         return committed
 
     def processing(self, prompt: TensorDictBase, positions: Tensor) -> Process | None:
-        """Divides logits by the temperature of their step; in the last step of a block all mass is on the best token.
+        """Divides logits by the temperature of their step; in the last step of a block all mass goes to the best token.
 
         Args:
             prompt: [R], holds ``steps_in_block`` and ``final`` (``likelihoods.steps.replay``).
@@ -176,7 +176,7 @@ class RenoisingSampler(Sampler):
         return process
 
     def _cooled(self, logits: Tensor, steps: Tensor) -> Tensor:
-        """Logits [n, V] over the temperature after ``steps`` (int64 [n]) denoising steps of the block."""
+        """Divides logits [n, V] by the temperature after ``steps`` (int64 [n]) denoising steps of the block."""
         return logits / self.temperature_at(steps).to(logits.dtype)[:, None]
 
     def forward(
@@ -189,7 +189,10 @@ class RenoisingSampler(Sampler):
         cache: Cache | None = None,
         may_choose: MayChoose | None = None,
     ) -> TensorDictBase:
-        """Generates a completion for every row, from noise; see ``Sampler.forward``. Every step has its predictions."""
+        """Generates a completion for every row, from noise; see ``Sampler.forward``.
+
+        ``may_choose`` is not read: every step predicts the whole canvas anyway.
+        """
         ids = self.fully_masked(tensordict, policy)
         return tensordict.update(self._denoise(tensordict, ids, policy, generator, self.recorded_keys(keys), cache))
 
@@ -214,6 +217,7 @@ class RenoisingSampler(Sampler):
         keys: Collection[Key],
         cache: Cache | None = None,
     ) -> dict[Key, Tensor]:
+        """Takes denoising steps from the states ``ids`` until every row is finished; returns what is recorded."""
         self.attach(policy)
         with self.rolling_out(policy, cache):
             state = State.of(prompt, ids, policy.mask_id)
@@ -237,10 +241,13 @@ class RenoisingSampler(Sampler):
         vocabulary: Tensor,
         generator: torch.Generator | None,
     ) -> None:
+        """Takes one denoising step of ``rows`` and records it."""
         state = recorder.state.at(rows)
         fresh = self.allowed(state.open) & (state.ids == policy.mask_id)
+        # A block that begins holds masks, in place of which comes its first noise.
         state = state.with_ids(torch.where(fresh, _uniform(state.ids, vocabulary, generator), state.ids))
         outlook = self.look(policy, prompt, state)
+        # What is not accepted is drawn for the draft alone; the last step of a block takes the best tokens.
         asked = outlook.view.allowed if recorder.wants(STEP_DRAFT_IDS) else outlook.committed
         drawn = torch.where(outlook.final[:, None], outlook.best, self._drawn(outlook.view, asked, generator))
         noise = _uniform(state.ids, vocabulary, generator)
@@ -256,7 +263,7 @@ class RenoisingSampler(Sampler):
 
 
 def _greedy_rows(logits: Tensor, last: Tensor) -> Tensor:
-    """Logits [N, V] with all mass on the most probable token where ``last`` (bool [N])."""
+    """Returns logits [N, V] with all mass on the most probable token where ``last`` (bool [N])."""
     if not bool(last.any()):
         return logits
     best = logits.argmax(-1, keepdim=True)
@@ -269,7 +276,7 @@ def _entropy_of_logits(logits: Tensor) -> Tensor:
 
 
 def noise_tokens(policy: Policy) -> Tensor:
-    """The tokens that noise is drawn from, all equally likely: all but the forbidden ones; int64 [U]."""
+    """Returns the tokens that noise is drawn from, all equally likely: all but the forbidden ones, int64 [U]."""
     allowed = torch.ones(policy.vocab_size, dtype=torch.bool, device=policy.device)
     allowed[[*policy.forbidden_ids, policy.mask_id]] = False
     return allowed.nonzero().squeeze(-1)

@@ -29,9 +29,9 @@ from dlmrl_kit.samplers.recorder import MaskRecorder
 
 @register("sampler", paper="arXiv 2512.09675")
 class Tree(LowConfidence):
-    """Low-confidence remasking in which the samples of a prompt are the leaves of a tree.
+    """Decodes as ``LowConfidence``, with the samples of a prompt as the leaves of a tree.
 
-    Each sample by itself is drawn as ``LowConfidence`` draws it; evaluation, and whoever resumes from a state, gets
+    Each sample by itself is distributed as one of ``LowConfidence``; evaluation, and whoever resumes from a state, gets
     independent samples. Recipes need ``Trainer.group_size`` = branching ** height. In a batch whose groups have another
     size, the i-th sample of a group is leaf i: missing leaves are left out, and the root has as many children as the
     others need.
@@ -93,7 +93,7 @@ class Tree(LowConfidence):
         keys: Collection[Key],
         may_choose: MayChoose | None,
     ) -> MaskRecorder:
-        """The recorder of all samples; a level takes the steps between two ``bounds``, once for each of its nodes."""
+        """Grows all trees; a level takes the steps between two ``bounds``, once for each of its nodes."""
         recorder, above = None, None
         for level in range(self.height):
             at = partition(tensordict[GROUP], node[:, level])

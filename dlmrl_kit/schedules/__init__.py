@@ -1,1 +1,1 @@
-"""Numbers that depend on the denoising step."""
+"""Schedules: numbers that depend on the denoising step."""

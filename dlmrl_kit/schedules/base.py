@@ -1,4 +1,4 @@
-"""Schedules: a number that depends on how far a row's denoising has come."""
+"""The interface of schedules: numbers that depend on how far a row's denoising has come."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ class Schedule:
     """Base class of schedules: a function of ``fraction`` = t / max(n - 1, 1), for step t of a row of n steps."""
 
     def __call__(self, fraction: Tensor) -> Tensor:
-        """Values of the same shape as ``fraction``, whose entries lie in [0, 1]."""
+        """Returns the values at ``fraction``, a float tensor of any shape with numbers in [0, 1], in its shape."""
         raise NotImplementedError

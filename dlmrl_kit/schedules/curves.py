@@ -38,7 +38,7 @@ class Constant(Schedule):
         check(math.isfinite(self.value), self, "value", self.value, "finite")
 
     def __call__(self, fraction: Tensor) -> Tensor:
-        """``value`` everywhere."""
+        """Returns ``value`` everywhere."""
         return torch.full_like(fraction, self.value)
 
 
@@ -63,7 +63,7 @@ class Linear(Schedule):
         check(math.isfinite(self.end), self, "end", self.end, "finite")
 
     def __call__(self, fraction: Tensor) -> Tensor:
-        """From ``start`` at 0 to ``end`` at 1."""
+        """Returns values from ``start`` at 0 to ``end`` at 1."""
         return self.start * (1 - fraction) + self.end * fraction
 
 
@@ -88,7 +88,7 @@ class Cosine(Schedule):
         check(math.isfinite(self.end), self, "end", self.end, "finite")
 
     def __call__(self, fraction: Tensor) -> Tensor:
-        """From ``start`` at 0 to ``end`` at 1."""
+        """Returns values from ``start`` at 0 to ``end`` at 1."""
         share = (1 + (math.pi * fraction).cos()) / 2
         return self.start * share + self.end * (1 - share)
 
@@ -96,12 +96,12 @@ class Cosine(Schedule):
 @register("schedule", paper="arXiv 2512.09675")
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """From ``start`` to ``end``, ever faster where ``rate`` is positive.
+    """An exponential curve from ``start`` to ``end`` over the steps of a row.
 
     Args:
         start: value at the first step.
         end: value at the last step.
-        rate: not 0, at most 100 in size; small is almost linear.
+        rate: from -100 to 100, not 0. Positive: slow first, then fast; negative: the reverse; near 0: almost linear.
 
     Raises:
         ValueError: a value out of range.
@@ -117,19 +117,19 @@ class Exponential(Schedule):
         check(0 < abs(self.rate) <= 100, self, "rate", self.rate, "not 0, from -100 to 100")
 
     def __call__(self, fraction: Tensor) -> Tensor:
-        """From ``start`` at 0 to ``end`` at 1."""
+        """Returns values from ``start`` at 0 to ``end`` at 1."""
         return self.start + (self.end - self.start) * (self.rate * fraction).expm1() / math.expm1(self.rate)
 
 
 @register("schedule", paper="arXiv 2512.09675")
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """Polynomial decay; a power below 1 decays late, one above 1 early.
+    """Polynomial decay from ``start`` to ``end`` over the steps of a row.
 
     Args:
         start: value at the first step.
         end: value at the last step.
-        power: positive; 1 is a straight line.
+        power: positive; below 1 most of the change comes late, above 1 early, at 1 it is a straight line.
 
     Raises:
         ValueError: a value out of range.
@@ -145,5 +145,5 @@ class Polynomial(Schedule):
         check(0 < self.power < math.inf, self, "power", self.power, "positive and finite")
 
     def __call__(self, fraction: Tensor) -> Tensor:
-        """From ``start`` at 0 to ``end`` at 1."""
+        """Returns values from ``start`` at 0 to ``end`` at 1."""
         return self.end + (self.start - self.end) * (1 - fraction) ** self.power

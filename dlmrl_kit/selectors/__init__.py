@@ -1,1 +1,1 @@
-"""Which denoising steps are trained, with which weights."""
+"""Selectors: they choose which denoising steps are trained, and with which weights."""

@@ -1,4 +1,4 @@
-"""All steps: the full policy gradient, sum_{t < n} g_t; the reference the other selectors are measured against."""
+"""All steps: the full policy gradient, sum_{t < n} g_t, which the other selectors approximate."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ class AllSteps(Selector):
         super().__init__()
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """The steps that happened, bool [B, T]."""
+        """Keeps the steps that happened: bool [B, T]."""
         return tensordict[STEP_VALID]

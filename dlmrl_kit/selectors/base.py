@@ -1,4 +1,4 @@
-"""Selectors: which denoising steps are trained, and with which weight.
+"""Selectors choose which denoising steps are trained, and with which weight.
 
 The policy gradient is a sum over steps; a selector replaces it by a weighted sum over K of them,
 
@@ -29,7 +29,7 @@ from dlmrl_kit.core.keys import (
 )
 
 LISTED_DRAWS = 2
-"""Steps that a random selector draws on the audit's small problems: all of its outcomes are listed there."""
+"""How many steps a random selector draws on the audit's small problems, where all of its outcomes are listed."""
 
 
 class Selector(Component):
@@ -50,13 +50,16 @@ class Selector(Component):
     segments: ClassVar[bool] = False
     """Whether an entry may stand for several steps; ``ends`` then says for which."""
     nested: ClassVar[bool] = False
-    """Whether ``kept``, of the beginning of a row, leaves out no step that it keeps of the whole row. Then what only
-    chosen steps need is not computed for others during the rollout. A subclass that chooses otherwise has to say it
-    again."""
+    """Whether ``kept``, given the beginning of a row, keeps at least the steps there that it keeps given the whole row.
+
+    Then what only chosen steps need is not computed for the others during the rollout. A subclass that overrides the
+    choice has to declare it again.
+    """
     max_selected: int | None = None
     """K is at most this; None: as many as the batch needs."""
 
     def __init_subclass__(cls, **given: Any) -> None:
+        """Does not inherit ``nested`` where the subclass chooses in another way."""
         super().__init_subclass__(**given)
         if "nested" not in vars(cls) and {"kept", "choose", "forward"} & {*vars(cls)}:
             cls.nested = False
@@ -67,30 +70,30 @@ class Selector(Component):
         self.out_keys: list[Key] = [SELECTED_STEP, SELECTED_WEIGHT]
 
     def most_selected(self, steps: int) -> int:
-        """K at the most, for trajectories of up to ``steps`` steps."""
+        """Returns the largest K for trajectories of up to ``steps`` steps."""
         return steps if self.max_selected is None else min(self.max_selected, steps)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """Which steps are chosen: bool [B, T], at most ``max_selected`` per row, none that is not valid."""
+        """Chooses steps: bool [B, T], at most ``max_selected`` of each row, and only valid ones."""
         raise NotImplementedError
 
     def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
-        """Weight of a chosen step of each row: float64 [B, 1], here 1."""
+        """Returns the weight of the chosen steps of each row: float64 [B, 1], here 1."""
         return torch.ones_like(kept[:, :1], dtype=torch.float64)
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Steps int64 [B, K] and weights float64 [B, K]."""
+        """Returns the chosen steps, int64 [B, K], and their weights, float64 [B, K]."""
         return self.packed(self.kept(tensordict, generator), tensordict[STEP_VALID])
 
     def packed(self, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps int64 [B, K] and weights float64 [B, K] of a subset: bool [B, T] of the steps that happened [B, T]."""
+        """Packs a subset of the valid steps, both bool [B, T], into steps int64 [B, K] and weights float64 [B, K]."""
         width = int(kept.sum(-1).max()) if self.max_selected is None else min(self.max_selected, kept.shape[-1])
         order = (~kept).int().sort(dim=-1, stable=True).indices[:, :width]
         used = kept.gather(-1, order)
         return order.masked_fill(~used, 0), self.weights(kept, valid) * used
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Every selection that ``choose`` can make, for exact expectations.
+        """Lists every selection that ``choose`` can make, for exact expectations.
 
         Returns:
             Steps int64 [B, K], weights float64 [B, K] and the probability of this selection in each row, float64 [B].
@@ -122,21 +125,21 @@ class Selector(Component):
         return tensordict
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
-        """First step behind the segment that starts at each chosen step: int64 [B, K]; here the next step."""
+        """Returns the first step behind the segment that starts at each chosen step: int64 [B, K]; here the next."""
         return step + 1
 
 
 def valid_entropy(tensordict: TensorDictBase) -> Tensor:
-    """Mean entropy of each step, float64 [B, T], 0 past the end of a row."""
+    """Returns the mean entropy of each step, float64 [B, T], 0 past the end of a row."""
     return tensordict[STEP_ENTROPY].double().clamp(min=0).masked_fill(~tensordict[STEP_VALID], 0)
 
 
 def descending_rank(values: Tensor, valid: Tensor) -> Tensor:
-    """Rank (0 = largest) of each valid step's value in its row, int64 [B, T]; ties go to the earlier step."""
+    """Ranks the valid steps of each row by value, 0 the largest: int64 [B, T]; ties go to the earlier step."""
     return values.masked_fill(~valid, -torch.inf).sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
 
 
 def tail_sum(values: Tensor, rank: Tensor) -> Tensor:
-    """Sum [B, T] of each step's value and the values of all steps ranked behind it, smallest added first."""
+    """Sums the values of each step and of all steps ranked behind it: [B, T]; the smallest are added first."""
     ordered = values.gather(-1, rank.argsort(-1))
     return ordered.flip(-1).cumsum(-1).flip(-1).gather(-1, rank)

@@ -6,7 +6,8 @@ With H_t summed over the positions committed in step t, a step adds at most
     E || e_v - p ||_1 = 2 (1 - sum_v p_v^2) <= 2 H(p),    B = 2 * max|A| * max||grad logit||
 
 to the policy gradient, for samplers that choose positions from the state alone: dropping steps changes it by at most
-B * (sum of dropped entropies) <= B * epsilon. A companion of EGSPO's entropy argument (arXiv 2603.12554).
+B * (sum of dropped entropies) <= B * epsilon. This follows EGSPO's entropy argument (arXiv 2603.12554); the bound is
+this project's.
 
 The expectation is over the tokens of a step given its state, so the bound is exact for a choice that does not depend on
 them. The ranking here compares all steps of a row, and the entropies of later steps do depend on them: what a step adds
@@ -51,7 +52,7 @@ class EntropyBound(Selector):
         self.epsilon = epsilon
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """All but the longest tail of the ranking that holds at most epsilon (steps past the end hold nothing)."""
+        """Keeps all but the longest tail of the ranking that holds at most epsilon; steps past the end hold nothing."""
         summed = valid_entropy(tensordict) * tensordict[STEP_NUM_COMMITTED]
         rank = descending_rank(summed, tensordict[STEP_VALID])
         return (tail_sum(summed, rank) > self.epsilon) | (rank == 0)

@@ -1,4 +1,4 @@
-"""Entropy coverage (ada-EGSPO, arXiv 2603.12554): as many steps as it takes to cover a share of the entropy.
+"""Entropy coverage (ada-EGSPO, arXiv 2603.12554): keep as many steps as it takes to cover a share of the entropy.
 
     the smallest set S with sum_{t in S} H_t >= alpha * sum_t H_t
 
@@ -17,7 +17,7 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import Selector, descending_rank, tail_sum, valid_entropy
 
-_ROUNDING = 1 + 1e-9
+_ROUNDING = 1 + 1e-9  # sums that are equal on paper differ by less: such a step is not needed
 
 
 @register("selector", paper="arXiv 2603.12554", unbiased=False, under="drops the steps of low entropy")
@@ -49,12 +49,12 @@ class EntropyCoverage(Selector):
         self.max_steps = max_steps
 
     def resized(self, before: Sizes, after: Sizes) -> EntropyCoverage:
-        """The same share of the entropy, and of the steps at most."""
+        """Covers the same share of the entropy, with the same share of the steps at most."""
         most = None if self.max_steps is None else before.scale_steps(self.max_steps, after)
         return rebuilt(self, max_steps=most)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """The steps without which less than alpha would be covered, bool [B, T].
+        """Keeps the steps without which less than alpha would be covered: bool [B, T].
 
         A step is needed iff it and all steps ranked behind it hold more than a share 1 - alpha, up to rounding.
         Steps past the end rank last and hold nothing.

@@ -24,7 +24,7 @@ from dlmrl_kit.selectors.base import LISTED_DRAWS, Selector, valid_entropy
 
 @register("selector", paper="cousin of arXiv 2510.04019", unbiased=True)
 class EntropyImportance(Selector):
-    """Draws k steps with replacement, with probability q_t as above, each with weight 1 / (k q_t).
+    """Draws k steps with replacement, about in proportion to entropy, weighted so that the sum stays unbiased.
 
     Args:
         k: draws per row, whatever its number of steps.
@@ -32,7 +32,7 @@ class EntropyImportance(Selector):
             any entropy is drawn from uniformly.
 
     Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T]. Service: ``generator``.
-    Writes ``("selected", "step")`` int64 [B, k], steps may repeat; ``("selected", "weight")`` [B, k].
+    Writes ``("selected", "step")`` int64 [B, k], steps may repeat; ``("selected", "weight")`` [B, k], 1 / (k q_t).
 
     Raises:
         ValueError: a value out of range.
@@ -49,11 +49,11 @@ class EntropyImportance(Selector):
         self.floor = floor
 
     def resized(self, before: Sizes, after: Sizes) -> EntropyImportance:
-        """The same share of the steps, two at most: more draws have too many outcomes to list, and the same mean."""
+        """Draws the same share of the steps, two at most: more have the same mean, but too many outcomes to list."""
         return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def probabilities(self, tensordict: TensorDictBase) -> Tensor:
-        """q_t, float64 [B, T]; 0 past the end of a row."""
+        """Returns q_t, float64 [B, T]; 0 past the end of a row."""
         valid, entropy = tensordict[STEP_VALID], valid_entropy(tensordict)
         uniform = valid.double() / valid.sum(-1, keepdim=True)
         total = entropy.sum(-1, keepdim=True)
@@ -69,11 +69,11 @@ class EntropyImportance(Selector):
         return step, self.importance(q, step)
 
     def importance(self, q: Tensor, step: Tensor) -> Tensor:
-        """1 / (k q_t) of the drawn steps, float64 [B, k]."""
+        """Returns 1 / (k q_t) for the drawn steps, float64 [B, k]."""
         return 1 / (self.k * q.gather(-1, step))
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """All multisets of k steps, in ascending order, with their multinomial probabilities."""
+        """Lists all multisets of k steps, in ascending order, with their multinomial probabilities."""
         q = self.probabilities(tensordict)
         found = []
         for drawn in itertools.combinations_with_replacement(range(q.shape[-1]), self.k):

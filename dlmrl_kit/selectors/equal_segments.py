@@ -1,4 +1,9 @@
-"""Equal segments (d2-StepMerge, arXiv 2509.21474): the steps of a row cut into n pieces of equal length."""
+"""Equal segments (d2-StepMerge, arXiv 2509.21474): the steps of a row are cut into n segments of equal length.
+
+    segment j:  the steps from floor(j s / n) up to, not including, floor((j + 1) s / n),   j = 0 .. n - 1
+
+for a row of s steps.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from dlmrl_kit.selectors.base import Selector
     under="segments of several steps: a step likelihood scores the first only, segment likelihoods are approximate",
 )
 class EqualSegments(Selector):
-    """n segments that together are all steps; a row of fewer steps has a segment for each.
+    """Cuts the steps of a row into n segments of equal length; a row of fewer steps has a segment for each.
 
     Nothing is left out: the gradient is as good as the likelihood's estimate of a segment.
 
@@ -42,23 +47,23 @@ class EqualSegments(Selector):
         self.n = self.max_selected = n
 
     def resized(self, before: Sizes, after: Sizes) -> EqualSegments:
-        """As many segments for each step; fewer than there are steps, where that was so."""
+        """Cuts the steps into as many segments in proportion; into fewer than there are steps, where that was so."""
         return rebuilt(self, n=before.scale_steps(self.n, after))
 
     def _bounds(self, tensordict: TensorDictBase) -> Tensor:
-        """First step of each segment and, last, the number of steps: int64 [B, n + 1]; segments may be empty."""
+        """Returns the first step of each segment, which may be empty, and the number of steps: int64 [B, n + 1]."""
         index = torch.arange(self.n + 1, device=tensordict[STEP_VALID].device)
         return index * num_valid(tensordict)[:, None] // self.n
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """The first step of each segment that is not empty."""
+        """Keeps the first step of each segment that is not empty."""
         bounds = self._bounds(tensordict)
         valid = tensordict[STEP_VALID]
         starts = torch.zeros(valid.shape[0], valid.shape[1] + 1, dtype=torch.bool, device=valid.device)
         return starts.scatter(1, bounds[:, :-1], True)[:, :-1] & valid
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
-        """The start of the next segment that is not empty, or the number of steps."""
+        """Returns the start of the next segment that is not empty, or the number of steps."""
         bounds = self._bounds(tensordict)
         later = torch.where(bounds[:, None, :] > step[:, :, None], bounds[:, None, :], tensordict[STEP_VALID].shape[1])
         return later.amin(-1)

@@ -1,8 +1,8 @@
 """Selectors of k steps of each row by their place in time: the first, the last, evenly spaced (arXiv 2603.12554).
 
-FirstK and LastK are ablations of EGSPO, UniformSteps is one of its baselines:
+``FirstK`` and ``LastK`` are ablations of EGSPO, ``UniformSteps`` is one of its baselines:
 
-    step_j = round(j * (n - 1) / (k - 1))    for j = 0 .. k - 1
+    step_j = round(j * (n - 1) / (k - 1))    for j = 0 .. k - 1, with k = n in a row of fewer than k steps
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KSteps(Selector):
         self.k = self.max_selected = k
 
     def resized(self, before: Sizes, after: Sizes) -> KSteps:
-        """The same share of the steps."""
+        """Keeps the same share of the steps."""
         return rebuilt(self, k=before.scale_steps(self.k, after))
 
 
@@ -56,7 +56,7 @@ class FirstK(KSteps):
     nested = True
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """Steps before k, bool [B, T]."""
+        """Keeps the steps before k: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         return (torch.arange(valid.shape[-1], device=valid.device) < self.k) & valid
 
@@ -71,7 +71,7 @@ class LastK(KSteps):
     nested = True
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """Steps from n - k on, bool [B, T]."""
+        """Keeps the steps from n - k on: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         first = valid.sum(-1, keepdim=True) - self.k
         return (torch.arange(valid.shape[-1], device=valid.device) >= first) & valid
@@ -85,7 +85,7 @@ class UniformSteps(KSteps):
     """
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """The evenly spaced steps, rounded half up in integers, bool [B, T]."""
+        """Keeps the evenly spaced steps, rounded half up in integers: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         last = valid.sum(-1, keepdim=True) - 1
         gaps = last.clamp(max=self.k - 1)

@@ -31,21 +31,21 @@ class RandomSteps(KSteps):
     requires = ("generator",)
 
     def resized(self, before: Sizes, after: Sizes) -> RandomSteps:
-        """The same share of the steps, two at most: more draws have too many outcomes to list, and the same mean."""
+        """Keeps the same share of the steps, two at most: more have the same mean, but too many outcomes to list."""
         return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """The k steps with the largest uniform noise, bool [B, T]."""
+        """Keeps the k steps with the largest uniform noise: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         noise = torch.rand(valid.shape, generator=generator, device=valid.device, dtype=torch.float64)
         return (descending_rank(noise, valid) < self.k) & valid
 
     def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
-        """Number of steps over number of chosen steps, float64 [B, 1]."""
+        """Returns the number of steps over the number of chosen ones: float64 [B, 1]."""
         return valid.sum(-1, keepdim=True).double() / kept.sum(-1, keepdim=True)
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """All subsets of min(k, n) steps, equally likely."""
+        """Lists all subsets of min(k, n) steps, which are equally likely."""
         valid = tensordict[STEP_VALID]
         num_steps, count = valid.shape[-1], valid.sum(-1).clamp(max=self.k)
         sets = [s for size in sorted(set(count.tolist())) for s in itertools.combinations(range(num_steps), size)]

@@ -1,4 +1,9 @@
-"""Shrunk trajectory (TraceRL, arXiv 2509.06949): every s consecutive steps become one segment."""
+"""Shrunk trajectory (TraceRL, arXiv 2509.06949): every s consecutive steps become one segment.
+
+    segment j:  the steps from j s up to, not including, min((j + 1) s, n)
+
+for a row of n steps.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +26,12 @@ from dlmrl_kit.selectors.base import Selector
     under="segments of several steps: a step likelihood scores the first only, segment likelihoods are approximate",
 )
 class ShrunkSteps(Selector):
-    """Segments of ``shrink`` steps that together are all steps; the last one may be shorter.
+    """Cuts the steps of a row into segments of ``shrink`` steps; the last one may be shorter.
 
     Nothing is left out: the gradient is as good as the likelihood's estimate of a segment.
 
     Args:
-        shrink: steps per segment, at least 1; 1 is ``AllSteps``.
+        shrink: s, steps per segment, at least 1; 1 is ``AllSteps``.
 
     Reads ``("step", "valid")``. Writes as ``Selector``; an entry is the first step of its segment.
 
@@ -43,14 +48,14 @@ class ShrunkSteps(Selector):
         self.shrink = shrink
 
     def resized(self, before: Sizes, after: Sizes) -> ShrunkSteps:
-        """Segments of the same share of the steps; of two steps at least, where they had several."""
+        """Makes segments of the same share of the steps; of two steps at least, where they had several."""
         return rebuilt(self, shrink=max(before.scale_steps(self.shrink, after), min(self.shrink, 2)))
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """Every ``shrink``-th step."""
+        """Keeps every ``shrink``-th step."""
         valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1], device=valid.device) % self.shrink == 0)
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
-        """The next multiple of ``shrink``, or the number of steps."""
+        """Returns the next multiple of ``shrink``, or the number of steps."""
         return torch.minimum(step + self.shrink, num_valid(tensordict)[:, None].expand_as(step))

@@ -1,8 +1,8 @@
-"""Selectors of the k steps of a row with the largest score: entropy (EGSPO) or absolute advantage (MDPO).
+"""Selectors of the k steps of a row with the largest score: entropy (EGSPO, arXiv 2603.12554) or |advantage| (MDPO).
 
-MDPO's released code ranks steps by the sum of |A_t| over its local batch, which holds one sample. Ranked for each
-sample by itself, how a rollout is cut into batches changes no selection, and rows of different length need no common
-steps.
+MDPO's released code (arXiv 2508.13148) ranks steps by the sum of |A_t| over its local batch, which holds one sample.
+Here each sample is ranked by itself: how a rollout is cut into batches changes no selection, and rows of different
+length need no common steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EntropyTopK(KSteps):
     nested = True
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """The k steps that rank first, bool [B, T]."""
+        """Keeps the k steps that rank first: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         return (descending_rank(valid_entropy(tensordict), valid) < self.k) & valid
 
@@ -44,6 +44,6 @@ class TopAbsoluteAdvantage(KSteps):
     scored_by = (STEP_ADVANTAGE,)
 
     def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        """The k steps that rank first, bool [B, T]."""
+        """Keeps the k steps that rank first: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         return (descending_rank(tensordict[STEP_ADVANTAGE].abs(), valid) < self.k) & valid

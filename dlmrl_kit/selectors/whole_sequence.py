@@ -1,4 +1,9 @@
-"""The whole completion as one segment: for estimators of log pi(completion | prompt), drawn once or several times."""
+"""The whole completion as one segment (d1, arXiv 2504.12216; ESPO, arXiv 2512.03759), drawn once or several times.
+
+    sum_{t < n} g_t   ->   1/K sum_{k < K} g^(k),    g^(k) scored with the k-th draw of the likelihood's masks
+
+It goes with estimators of log pi(completion | prompt).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ from dlmrl_kit.selectors.base import Selector
     under="segments of several steps: a step likelihood scores the first only, segment likelihoods are approximate",
 )
 class WholeSequence(Selector):
-    """One entry for all steps from the first to the last, ``draws`` times with weight 1 / draws.
+    """Makes one segment of all steps, ``draws`` times with weight 1 / draws.
 
     A likelihood with random masks draws new ones for each entry: the draws are its Monte Carlo samples. Nothing is left
     out: the gradient is as good as the likelihood's estimate of the whole completion.
@@ -43,15 +48,15 @@ class WholeSequence(Selector):
         self.draws = draws
 
     def most_selected(self, steps: int) -> int:
-        """The draws, however many steps there are."""
+        """Returns the draws, however many steps there are."""
         return self.draws
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Step 0 in every entry of a row that has steps."""
+        """Chooses step 0 in every entry of a row that has steps."""
         some = tensordict[STEP_VALID].any(-1, keepdim=True).double()
         weight = some.expand(-1, self.draws) / self.draws
         return torch.zeros_like(weight, dtype=torch.int64), weight
 
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
-        """The number of steps of each row."""
+        """Returns the number of steps of each row."""
         return num_valid(tensordict)[:, None].repeat(1, step.shape[1])

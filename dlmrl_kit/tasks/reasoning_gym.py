@@ -26,12 +26,12 @@ from dlmrl_kit.tasks.worker_process import Failed
 EVALUATES_TEXT = frozenset(
     {
         "binary_matrix",  # eval(answer)
-        "bitwise_arithmetic",  # eval of the puzzle; the answer goes to int()
+        "bitwise_arithmetic",  # eval of the entry's text; the answer goes to int()
         "composite",  # calls the scorers of other datasets; use Mixture
         "countdown",  # sympy.parse_expr(answer), which is eval; use Countdown
         "intermediate_integration",  # sympy.parse_expr(answer)
         "n_queens",  # eval(answer)
-        "number_sorting",  # eval of the puzzle's solution where it is no JSON
+        "number_sorting",  # eval of the entry's solution where it is no JSON
         "polynomial_multiplication",  # sympy.parse_expr(answer)
         "puzzle24",  # sympy.parse_expr(answer)
         "simple_integration",  # sympy.parse_expr(answer)

@@ -1,4 +1,4 @@
-"""Training: the loop, its settings, checkpoints and evaluation. Names are imported when first used."""
+"""Training: the update, the loop around it, checkpoints, evaluation. Names are imported when first used."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checkpoints: weights and optimiser state as safetensors, everything else as JSON, in a folder renamed into place.
 
-``<run>/checkpoints/update-000020/`` holds the state after 20 updates. Random numbers need no state (see ``seeding``).
+``<run>/checkpoints/update-000020/`` holds the state after 20 updates. Random numbers need none, see ``core.seeding``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlmrl_kit.core.files import atomic_folder
 
 _NAME = re.compile(r"update-(\d+)")
 KEPT = 2
-"""Checkpoints kept: the newest and the one before."""
+"""How many checkpoints stay on disk: the newest, and the one before in case the newest cannot be read."""
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -48,12 +48,12 @@ def save_checkpoint(
     Args:
         run: the run folder.
         updates: how many are done.
-        parameters: what is trained, by name.
+        parameters: the trained parameters, by name.
         optimiser, scheduler: of torch.
-        counters: whatever else ``load_checkpoint`` is to return, as JSON can hold it.
+        counters: other state that ``load_checkpoint`` is to return; must fit in JSON.
 
     Returns:
-        The checkpoint's folder.
+        The folder of the checkpoint.
     """
     folder = run / "checkpoints" / f"update-{updates:06d}"
     with atomic_folder(folder) as temporary:
@@ -68,9 +68,9 @@ def save_checkpoint(
 
 
 def prune(run: Path) -> None:
-    """Removes checkpoints older than the newest two, and what a killed process left half-written or half-removed."""
+    """Removes checkpoints older than the newest two, and folders that a killed process left half-written."""
     for _, old in checkpoints(run)[:-KEPT]:
-        old.replace(old.with_name(f".{old.name}.old"))  # never half of one under its own name
+        old.replace(old.with_name(f".{old.name}.old"))  # a kill must not leave half a checkpoint under its own name
     for leftover in (run / "checkpoints").glob(".update-*"):
         shutil.rmtree(leftover)
 
@@ -78,10 +78,10 @@ def prune(run: Path) -> None:
 def load_checkpoint(
     folder: Path, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer, scheduler: LRScheduler
 ) -> tuple[int, dict[str, Any]]:
-    """Restores ``parameters``, optimiser and schedule in place; returns (updates done, counters).
+    """Loads a checkpoint into ``parameters``, optimiser and schedule; returns (updates done, counters).
 
     Raises:
-        CheckpointError: the checkpoint's weights are not the recipe's, or its files cannot be read.
+        CheckpointError: the weights do not have the names and shapes of ``parameters``, or a file cannot be read.
     """
     try:
         weights = load_file(folder / "weights.safetensors")
@@ -120,4 +120,4 @@ def _unflatten(tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -
 
 
 def _unserialisable(value: object) -> None:
-    """Schedulers keep their functions in the state; they are rebuilt from the recipe."""
+    """Writes null for what is no JSON: schedulers have functions in their state, which the recipe gives again."""

@@ -1,4 +1,4 @@
-"""``curve.png``: a run at a glance, drawn from its ``metrics.csv``."""
+"""Draws ``curve.png``, which shows a run at a glance, from its ``metrics.csv``."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _draw_kl(axis: Axes, metrics: dict[str, Series]) -> None:
 
 
 def _line(axis: Axes, series: Series, colour: str, label: str) -> None:
-    """Draws a metric as it is, thin, and its running mean over it where there are enough points."""
+    """Draws a metric; if it has many points, thin, with its running mean over it."""
     if not series:
         return
     x, y = zip(*series, strict=True)
@@ -100,7 +100,7 @@ def _line(axis: Axes, series: Series, colour: str, label: str) -> None:
 
 
 def running_mean(values: list[float], window: int) -> list[float]:
-    """Returns the mean of each value and its neighbours, at most ``window`` of them on each side."""
+    """Averages each value with at most ``window`` neighbours on each side."""
     means = []
     for index in range(len(values)):
         near = values[max(0, index - window) : index + window + 1]

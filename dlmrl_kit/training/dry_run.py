@@ -1,7 +1,7 @@
-"""``dlmrl train RECIPE --dry-run``: what a recipe costs on its checkpoint, and one real update on a small random model.
+"""``dlmrl train RECIPE --dry-run``: estimates what a recipe costs, and takes one update on a small random model.
 
-Sizes come from ``config.json`` and the recipe; no weights are read. The small model has the architecture of the
-checkpoint (kinds of layers, blocks, masks, ties), two narrow layers and random weights.
+Costs follow from ``config.json`` and the recipe; no weights are read. The small model has the architecture of the
+checkpoint (kinds of layers, blocks, masks, ties), but only two narrow layers and random weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dlmrl_kit.training.shapes import find_config, local_folder
 from dlmrl_kit.training.small_update import EXAMPLES, ScaledDown, architecture_options, small_update
 
 CHARACTERS_PER_TOKEN = 3.5
-"""Of prompts whose tokenizer is not at hand."""
+"""For prompts whose tokenizer is not on this machine."""
 
 PRECISIONS = {
     "float64": torch.float64,
@@ -37,18 +37,18 @@ PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""What ``config.json`` may name as the precision of the weights."""
+"""The precisions of weights that ``config.json`` may name."""
 
 
 def dry_run(recipe: Recipe, say: Callable[[str], None]) -> None:
-    """Reports what an update of a recipe costs, then runs one on a small model.
+    """Reports what an update of a recipe costs, then takes one on a small model.
 
     Args:
         recipe: for training.
-        say: takes the report line by line.
+        say: is called with each line of the report.
 
     Raises:
-        UserError: a broken recipe, no configuration of its checkpoint, or an update that fails.
+        UserError: the recipe is broken, its checkpoint has no configuration, or the update fails.
     """
     algorithm = recipe.build()
     if not isinstance(algorithm, Algorithm):
@@ -77,7 +77,7 @@ def costs(algorithm: Algorithm, policy: TransformersPolicy, prompt_length: int, 
         algorithm: the recipe.
         policy: at its full size; its parameters may be on the ``meta`` device.
         prompt_length: tokens of a prompt.
-        how: in words, how these were counted.
+        how: says how these were counted.
     """
     plan, trainer, source = make_plan(algorithm), algorithm.trainer, algorithm.policy
     trained = sum(p.numel() for _, p in policy.trainable())
@@ -119,14 +119,14 @@ def states_in_words(count: Forwards, computed: float | None) -> str:
 
 
 def at_full_size(source: Pretrained, config: dict[str, Any]) -> TransformersPolicy:
-    """Makes the checkpoint's policy on the meta device, where it has sizes and precisions but no numbers.
+    """Makes the checkpoint's policy on the meta device, with its sizes and precisions but without numbers.
 
     Args:
         source: the recipe's.
         config: the checkpoint's ``config.json``.
 
     Raises:
-        UserError: an architecture or a precision that the kit does not know.
+        UserError: the kit does not know the architecture or the precision.
     """
     options = architecture_options(source)
     name = source.dtype if source.dtype != "auto" else config.get("torch_dtype") or config.get("dtype") or "float32"
@@ -141,9 +141,9 @@ def at_full_size(source: Pretrained, config: dict[str, Any]) -> TransformersPoli
 
 
 def longest_prompt(algorithm: Algorithm, policy: TransformersPolicy) -> tuple[int, str]:
-    """Counts the tokens of the longest of a few prompts; returns also in words how they were counted.
+    """Counts the tokens of the longest of a few prompts, and says how they were counted.
 
-    Where the checkpoint's tokenizer is not at hand, the stand-in's single characters are counted.
+    Without the checkpoint's tokenizer on this machine, the number is guessed from the number of characters.
     """
     task, source, tokens = algorithm.task, algorithm.policy, Tokens.of(policy)
     counted = not isinstance(source, Pretrained)

@@ -1,13 +1,13 @@
-"""What an update costs, from sizes alone: memory per phase and model forwards.
+"""Estimates what an update costs from sizes alone: bytes per phase and model forwards.
 
-Memory, with c bytes per number in the computation, D the hidden size, H heads of size h and G key-value heads, F the
-size of the MLP (of the chosen experts together):
+With c bytes per number in the computation, hidden size D, H heads of size h, G key-value heads, and F the size of the
+MLP (of all chosen experts together), the memory is taken to be:
 
-    a token's activations in a layer, kept for the backward pass    c (8 D + 3 (H + 2 G) h + 4 F)
-    with gradient checkpointing                                     c D, and one layer in full
-    logits                                                          float32, at most ``LOGITS_BYTES`` at once, thrice
+    a token's activations in a layer, stored for the backward pass    c (8 D + 3 (H + 2 G) h + 4 F)
+    with gradient checkpointing                                       c D, and one layer in full
+    logits                                                            float32, at most ``LOGITS_BYTES`` at once, thrice
 
-These are estimates: allocators, kernels and adapters add to them.
+Allocators, kernels and adapters add to these estimates.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dlmrl_kit.core.policy import LOGITS_BYTES, Policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy, text_config
 
 NF4_BYTES = 0.57
-"""Bytes of a weight in 4 bits, with its share of the scales."""
+"""Bytes of a weight in the 4-bit format NF4, with its share of the scales."""
 
 STATE_BYTES: Mapping[Key, int] = {STEP_GREEDY_IDS: 4, STEP_DRAFT_IDS: 4, STEP_STATE_IDS: 4, STEP_ACCEPTED: 1}
-"""Bytes per position of the keys [B, T, L] that a sampler may write: whole states of every step."""
+"""Bytes per position of the large keys [B, T, L] that a sampler may write, which hold whole states of every step."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """How many bytes an update takes.
+    """The bytes that an update takes.
 
-    Args:
-        weights, optimiser: what stays; gradients count with the optimiser.
-        rollout, update: what comes on top of it in these phases, one after the other.
+    Attributes:
+        weights, optimiser: what is always in memory; ``optimiser`` includes the gradients.
+        rollout, update: what these two phases need on top of that, one after the other.
     """
 
     weights: float
@@ -44,20 +44,20 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """How many bytes it takes at the most."""
+        """The most bytes that are in use at once."""
         return self.weights + self.optimiser + max(self.rollout, self.update)
 
 
 @dataclass(frozen=True)
 class Forwards:
-    """How many states go through the model in an update, at most.
+    """The most states that go through the model in an update.
 
-    Args:
+    Attributes:
         samples: completions.
-        rollout: states that are sampled.
-        correction, old, reference: states that are scored once more, without gradients.
+        rollout: states that the sampler visits.
+        correction, old, reference: states that are scored again, without gradients.
         update: states that are scored forward and backward.
-        restarts: names of the components that sample more completions, which are not counted.
+        restarts: names of the components that sample more completions, which are not counted here.
     """
 
     samples: int
@@ -90,9 +90,9 @@ def forwards(algorithm: Algorithm, plan: Plan) -> Forwards:
 
 
 def computed_positions(algorithm: Algorithm, prompt_length: int) -> float | None:
-    """Returns which share of an exact rollout's positions a cached one computes; None without a cache.
+    """Returns the share of an exact rollout's positions that a cached rollout computes; None without a cache.
 
-    Each block takes a forward of everything for its anchor, then one of the window in each of its steps.
+    For each block a cached rollout computes all positions once, for the anchor, and the window in every step.
     """
     sampler = algorithm.sampler
     if algorithm.cache is None:
@@ -114,7 +114,7 @@ def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_
         algorithm: the recipe.
         plan: of the algorithm.
         policy: with its adapter, if any.
-        prompt_length: P.
+        prompt_length: P, in tokens.
     """
     trainer, sampler = algorithm.trainer, algorithm.sampler
     trained = sum(p.numel() for _, p in policy.trainable())
@@ -138,7 +138,7 @@ def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_
 
 
 def _weights(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy) -> float:
-    """Adds up the bytes of the policy, and of the copy of it that is the reference."""
+    """Adds up the bytes of the policy and, if one is needed, of its copy as the reference."""
     trained = sum(p.numel() for _, p in policy.trainable())
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]
     nf4 = algorithm.policy.quantisation == "nf4"
@@ -149,13 +149,13 @@ def _weights(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy) -> fl
 
 @dataclass(frozen=True)
 class LayerSize:
-    """How large the layers of a model are, in numbers per token.
+    """The sizes of a model's layers, in numbers per token.
 
-    Args:
-        computed: in a layer's forward pass.
-        kept: of these, for the backward pass.
-        keys_and_values: of a layer.
-        number: of layers.
+    Attributes:
+        computed: numbers that the forward pass of a layer computes.
+        kept: how many of them are stored for the backward pass.
+        keys_and_values: numbers in the keys and values of a layer.
+        number: how many layers there are.
     """
 
     computed: int
@@ -165,7 +165,7 @@ class LayerSize:
 
 
 def layer_sizes(policy: TransformersPolicy, checkpointing: bool) -> LayerSize:
-    """Reads the sizes of a model's layers from its configuration, by the names of any family."""
+    """Reads the sizes of a model's layers from its configuration, whichever names its family uses."""
     sizes = text_config(policy.model).to_dict()
     hidden = sizes.get("hidden_size") or sizes["dim"]
     heads = sizes.get("num_attention_heads") or sizes["n_heads"]
@@ -184,7 +184,7 @@ def _logits(predictions: int, policy: Policy) -> float:
 
 
 def _trajectories(algorithm: Algorithm, plan: Plan) -> float:
-    """Adds up the bytes of the whole states that the sampler keeps of each step; the rest of a trajectory is small."""
+    """Adds up the bytes of the states that the sampler stores for every step; the rest of a trajectory is small."""
     trainer, sampler = algorithm.trainer, algorithm.sampler
     size = sum(STATE_BYTES.get(key, 0) for key in plan.sampler.writes)
     samples = trainer.prompts_per_update * trainer.group_size

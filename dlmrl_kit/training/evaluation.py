@@ -1,4 +1,4 @@
-"""Evaluation: accuracy and pass@k on a split, with given decoding settings."""
+"""Evaluation: accuracy and pass@k on a split of a task."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from dlmrl_kit.training.start import attach_components, load_components
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 SHOWN = 8
-"""Samples kept in an ``EvalResult``."""
+"""How many completions an ``EvalResult`` shows."""
 
 
 def pass_at_k(solved: int, samples: int, k: int) -> float:
-    """Estimates the probability that one of k completions is right, from ``samples`` of which ``solved`` are.
+    """Estimates the probability that at least one of k completions is right, if ``solved`` of ``samples`` were.
 
-    Unbiased (arXiv 2107.03374).
+    The estimate is unbiased (arXiv 2107.03374).
     """
     return 1.0 - comb(samples - solved, k) / comb(samples, k)
 
@@ -50,10 +50,10 @@ def evaluate(
     """Decodes the first ``size`` examples of a split and scores them.
 
     Args:
-        policy, sampler, task: of a recipe; the sampler decodes at ``temperature``, at 0 without its filters.
+        policy, sampler, task: of a recipe.
         split: ``train``, ``heldout`` or ``pretrain``.
-        size: examples; at most the split's size.
-        temperature: 0 decodes greedily.
+        size: number of examples; a smaller split is used completely.
+        temperature: replaces the sampler's; 0 decodes greedily, without top-k and top-p.
         samples_per_prompt: completions per example, for pass@k.
         seed: of the sampling noise.
         batch_size: completions decoded at once.
@@ -147,16 +147,16 @@ def evaluate_path(
     uses: Sequence[str] = (),
     allow_imports: bool = False,
 ) -> EvalResult:
-    """Evaluates a run folder (its model, task and sampler) or a model (with the task and sampler of a recipe).
+    """Evaluates the model of a run folder, or any other model, with the task and sampler of a recipe.
 
     Args:
-        path: run folder, checkpoint folder, hub id or ``shipped:NAME``.
-        recipe: name or path; default: the run's own recipe, or ``egspo_sa`` for a bare model.
+        path: run folder, folder of a model, hub id or ``shipped:NAME``.
+        recipe: name or path; default: the run's own recipe, or ``egspo_sa`` for a model without a run.
         split, size, temperature, samples_per_prompt, seed: as ``evaluate``.
         sets, uses, allow_imports: as ``load_recipe``.
 
     Raises:
-        UserError: nothing to evaluate at ``path``, or a broken recipe.
+        UserError: there is nothing to evaluate at ``path``, or the recipe is broken.
     """
     run = Path(path)
     model = path

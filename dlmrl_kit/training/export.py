@@ -1,4 +1,4 @@
-"""What a finished run leaves for others: the merged model, the adapter, model cards; and their way to the hub."""
+"""Writes what a finished run leaves for others (merged model, adapter, model cards), and uploads it to the hub."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from dlmrl_kit.training.model_card import model_card
 from dlmrl_kit.training.start import save_components
 
 MODEL, ADAPTER = "model", "adapter"
-"""Folders of a run: the model in the layout of its family, and with LoRA the adapter."""
+"""Folders of a run: the model in the layout of its family, and the adapter if it was trained with LoRA."""
 
 
 def export(
     policy: TransformersPolicy, result: RunResult, *, recipe: str, task: BaseTask, components: Iterable[Component] = ()
 ) -> None:
-    """Writes ``model/``, with an adapter merged, and ``adapter/`` where there is one, each with its model card.
+    """Writes ``model/``, with any adapter merged, and ``adapter/`` if there is one, each with a model card.
 
     Args:
         policy: the trained policy.
-        result: of the run.
+        result: of the run; says where its folder is.
         recipe: name of the recipe.
-        task: that was trained.
-        components: what they trained beside the policy goes into ``model/components.safetensors``.
+        task: the policy was trained on.
+        components: modules that they trained go into ``model/components.safetensors``.
     """
     folders = {MODEL: save_own_layout}
     if policy.adapter is not None:
@@ -50,7 +50,7 @@ def check_hub(repo: str) -> None:
     """Refuses an upload that cannot work, before anything is trained.
 
     Raises:
-        UserError: not a repository id, or nobody is logged in.
+        UserError: ``repo`` is no repository id, or nobody is logged in.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -65,12 +65,12 @@ def check_hub(repo: str) -> None:
 
 
 def push(folder: Path, repo: str) -> str:
-    """Uploads a finished run's model, and its adapter into a folder of it, to a repository of the hub.
+    """Uploads a finished run's model to the hub, with its adapter in the folder ``adapter/``.
 
-    A repository that does not exist is created, for its owner's eyes only.
+    A repository that does not exist is created as a private one.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         repo: ``user/name``.
 
     Returns:

@@ -1,10 +1,12 @@
-"""What an update computes under the policy, in pieces that fit in memory: log-probabilities, and the gradient.
+"""Computes log-probabilities and gradients under the policy in pieces that fit in memory.
 
-``LogProbs`` runs likelihood and value models on the selected segments under the current, the old and the reference
-policy. ``Gradient`` back-propagates a minibatch. Every mean is a numerator over a global count, so cutting a minibatch
-into micro-batches (or processes) changes nothing. Where a sample's segments do not fit in one pass, it is cut between
-them: losses that are sums over segments are back-propagated piece by piece; any other loss is differentiated with
-respect to the log-probabilities first, and these in a second pass.
+``LogProbs`` runs the likelihood and the value models on the selected segments, under the current, the old and the
+reference policy. ``Gradient`` back-propagates a minibatch in micro-batches. Every mean is a numerator over the count of
+the whole minibatch, so the cut does not change the gradient.
+
+A sample whose segments do not fit in one pass is cut between segments. A loss that is a sum over segments is then
+back-propagated piece by piece. Any other loss is first differentiated with respect to the log-probabilities of all
+segments; a second pass back-propagates these derivatives piece by piece.
 """
 
 from __future__ import annotations
@@ -39,18 +41,18 @@ from dlmrl_kit.likelihoods.steps import StepLogProb, pack_tokens
 from dlmrl_kit.losses.base import Term
 
 EXACT = Stage("likelihood", StepLogProb())
-"""The log-probability of whole actions, for corrections."""
+"""Computes the exact log-probabilities of whole actions, which corrections need."""
 
 
 class LogProbs:
-    """Runs the likelihood and the value models of an algorithm.
+    """Runs the likelihood and the value models of an algorithm, with or without gradients.
 
     Args:
-        algorithm: its components.
-        plan: what of them is read.
+        algorithm: the components.
+        plan: says which keys of them are read.
         policy: the denoiser.
-        micro_batch_size: samples per forward pass.
-        micro_batch_tokens: prompt and completion tokens per pass, over all states that are scored; None: no limit.
+        micro_batch_size: the most samples in one forward pass.
+        micro_batch_tokens: the most prompt and completion tokens in one pass, over all states scored; None: no limit.
         precision: ``float32``, or ``bfloat16`` for autocast.
     """
 
@@ -75,34 +77,38 @@ class LogProbs:
         self.models = (plan.likelihood, *plan.values)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Mixed precision, if that was asked for."""
+        """Within the context forwards run in bfloat16, if that is the precision."""
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
 
     def run(self, batch: TensorDictBase, models: Iterable[Stage] | None = None) -> TensorDictBase:
-        """Adds what the likelihood and the value models write, with gradients where they are enabled."""
+        """Adds the keys of the likelihood and the value models, or of ``models``, with gradients where enabled."""
         for model in self.models if models is None else models:
             asked = {"keys": model.keys} if model.component.optional_keys else {}
             batch = model.component(batch, policy=self.policy, sampler=self.sampler, **asked)
         return batch
 
     def live(self, micro: TensorDictBase) -> TensorDictBase:
-        """Adds what is computed inside a micro-batch: under the current policy, and a reference that is never kept."""
+        """Adds what a loss reads of a micro-batch: keys under the current policy, and the live reference keys."""
         with self.autocast():
             if self.plan.live_reference:
                 self.add_live_reference(micro)
             return self.run(micro)
 
     def add_live_reference(self, micro: TensorDictBase) -> None:
-        """Adds the keys of the reference policy that are too large to keep with a trajectory."""
+        """Adds the ``ref_`` keys that are too large to store with a trajectory."""
         with torch.no_grad(), self.policy.reference():
             found = self.run(micro.copy())
         for key, twin in self.plan.live_reference.items():
             micro.set(twin, found[key])
 
     def pieces(self, micro: TensorDictBase) -> list[tuple[Tensor, TensorDictBase]]:
-        """The micro-batch cut between segments so that each piece keeps to the token budget; one without budget."""
+        """Cuts a micro-batch between segments so that each piece holds at most ``micro_batch_tokens``.
+
+        Returns:
+            Row indices and rows of each piece, as ``core.trajectory.segment_pieces``.
+        """
         if self.tokens is not None:
             length = micro[COMPLETION_IDS].shape[1]
             tokens = int(micro[PROMPT_MASK].any(0).sum()) + length
@@ -114,7 +120,7 @@ class LogProbs:
     def without_gradient(
         self, micro: TensorDictBase, keys: Iterable[Key], models: Sequence[Stage] | None = None
     ) -> dict[Key, Tensor]:
-        """Keys of the models for a micro-batch, [B, K, ...] each."""
+        """Computes keys of the models for a micro-batch without gradients, in pieces: [B, K, ...] each."""
         found: dict[Key, Tensor] = {}
         for rows, piece in self.pieces(micro):
             with torch.no_grad(), self.autocast():
@@ -122,11 +128,11 @@ class LogProbs:
             for key in keys:
                 value = estimated[key]
                 whole = found.setdefault(key, value.new_zeros((len(micro), *value.shape[1:])))
-                whole.index_add_(0, rows, value)
+                whole.index_add_(0, rows, value)  # a segment is 0 in every piece but its own
         return found
 
     def of_rollout(self, trajectory: TensorDictBase, keys: Sequence[Key], model: Stage) -> dict[Key, Tensor]:
-        """Keys of a model for a whole rollout, micro-batch by micro-batch, without gradients: [B, K, ...] each."""
+        """Computes keys of a model for a whole rollout, by micro-batches and without gradients: [B, K, ...] each."""
         rows, found = [], []
         for index, micro in micro_batches(trajectory, self.size, False):
             rows.append(index)
@@ -136,11 +142,11 @@ class LogProbs:
     def add_fixed(self, trajectory: TensorDictBase, passes: int = 1) -> dict[str, float]:
         """Adds what stays fixed during an update: old and reference log-probabilities, token masks, a correction.
 
-        For a likelihood that draws new masks in each of several ``passes`` over the rollout, all of it once for each
-        further pass, under ``("pass", "1")``, ``("pass", "2")`` ...
+        A likelihood that draws new masks in each of several ``passes`` over the rollout gets these keys once for each
+        pass, those of the later passes under ``("pass", "1")``, ``("pass", "2")``, ...
 
         Returns:
-            Diagnostics of the correction; none without one.
+            The metrics of the correction; empty without one.
         """
         metrics: dict[str, float] = {}
         known: set[Key] = set()
@@ -149,6 +155,7 @@ class LogProbs:
         if not self.likelihood.redraw:
             self._add_fixed(trajectory, 0, known)
             return metrics
+        # The later passes come first: the keys of pass 0 would stand in the way of theirs.
         later = [self._add_fixed(trajectory.copy(), i) for i in range(1, passes)]
         shared = set(trajectory.keys(True, True)) - {ITERATION}
         self._add_fixed(trajectory, 0)
@@ -173,24 +180,25 @@ class LogProbs:
         return trajectory
 
     def _add_twins(self, trajectory: TensorDictBase, twins: Mapping[Key, Key]) -> None:
-        """Runs the likelihood without gradients and stores its keys under other names, those of ``twins``."""
+        """Runs the likelihood without gradients and stores each key of ``twins`` under the name it maps to."""
         for key, value in self.of_rollout(trajectory, list(twins), self.plan.likelihood).items():
             trajectory.set(twins[key], value)
 
     def _recorded(self, trajectory: TensorDictBase, source: Key) -> Tensor:
-        """What the sampler recorded, at the selected steps."""
+        """Returns what the sampler recorded as ``source``, at the selected steps; 0 where the weight is."""
         if source[0] == "token":
             return pack_tokens(trajectory, trajectory[source], self.sampler.max_commits)
         values = gather_steps(trajectory[source], trajectory[SELECTED_STEP])
         return values.masked_fill(trajectory[SELECTED_WEIGHT] == 0, 0.0)
 
     def _add_correction(self, trajectory: TensorDictBase) -> tuple[dict[str, float], set[Key]]:
-        """Adds ``("selected", "correction")``; returns its diagnostics, and old keys that the same forwards gave."""
+        """Adds ``("selected", "correction")``; returns its metrics, and the old keys that the same forwards gave."""
         assert self.correction is not None
         scored = every_step(trajectory) if self.correction.every_step else trajectory
         log_prob = self.of_rollout(scored, [SELECTED_LOG_PROB], EXACT)[SELECTED_LOG_PROB]
         metrics = add_correction(trajectory, self.correction, scored, log_prob)
-        same = self.likelihood.recorded.get(SELECTED_LOG_PROB) == STEP_LOG_PROB  # it computes just that
+        # A likelihood whose log-probability is that of whole actions has its old values now, without more forwards.
+        same = self.likelihood.recorded.get(SELECTED_LOG_PROB) == STEP_LOG_PROB
         if SELECTED_OLD_LOG_PROB not in self.plan.old or not same:
             return metrics, set()
         old = gather_steps(log_prob, trajectory[SELECTED_STEP]) if self.correction.every_step else log_prob
@@ -200,13 +208,13 @@ class LogProbs:
 
 @dataclass
 class Totals:
-    """Weighted sums of metrics over the micro-batches of an update; metrics named ``*_max`` keep their maximum."""
+    """Collects metrics over micro-batches and minibatches: weighted sums, or the maximum if named ``*_max``."""
 
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, value: float, weight: float = 1.0) -> None:
-        """Adds a value with a weight."""
+        """Adds a value of a metric with its weight."""
         if name.endswith("_max"):
             self.sums[name] = max(self.sums.get(name, value), value)
             self.weights[name] = 1.0
@@ -215,26 +223,26 @@ class Totals:
         self.weights[name] = self.weights.get(name, 0.0) + weight
 
     def add_part(self, name: str, value: float) -> None:
-        """Adds to the sum of a value that was added with its weight before."""
+        """Adds a summand to a metric whose weight has been added before, with the value 0."""
         self.sums[name] += value
 
     def merge(self, other: Totals) -> None:
-        """Adds what another one holds."""
+        """Adds all metrics of another collection."""
         for name, value in other.sums.items():
             if other.weights[name]:
                 self.add(name, value / other.weights[name], other.weights[name])
 
     def means(self) -> dict[str, float]:
-        """Weighted mean of each metric."""
+        """Returns the weighted mean of each metric, or its maximum if it is named ``*_max``."""
         return {name: self.sums[name] / self.weights[name] for name in self.sums if self.weights[name]}
 
 
 class Gradient:
-    """Back-propagates the sum of some terms.
+    """Back-propagates the sum of the loss and the regularisers.
 
     Args:
         terms: the loss and the regularisers.
-        log_probs: computes what they read.
+        log_probs: computes the keys that they read.
     """
 
     def __init__(self, terms: Sequence[Term], log_probs: LogProbs) -> None:
@@ -245,11 +253,15 @@ class Gradient:
         self._labels = _labels(self.terms)
 
     def accumulate(self, minibatch: TensorDictBase, totals: Totals) -> float:
-        """Adds the gradient of the minibatch's loss to the parameters; returns the loss, and adds metrics."""
+        """Adds the gradient of a minibatch's loss to the parameters' gradients, and metrics to ``totals``.
+
+        Returns:
+            The loss of the minibatch.
+        """
         counts = [float(term.count(minibatch)) for term in self.terms]
         for term, labels in zip(self.terms, self._labels, strict=True):
             for name in term.additive_keys:
-                totals.add(labels[name], 0.0)
+                totals.add(labels[name], 0.0)  # one minibatch, to which each micro-batch adds its share
         loss = 0.0
         for _, micro in micro_batches(minibatch, self.log_probs.size, self.whole_groups):
             pieces = self.log_probs.pieces(micro)
@@ -262,10 +274,11 @@ class Gradient:
         return loss
 
     def _backward(self, micro: TensorDictBase, counts: Sequence[float], totals: Totals) -> float:
-        """Back-propagates this micro-batch's share of the loss; returns it."""
+        """Back-propagates a micro-batch's share of the minibatch's loss; returns the share."""
         outputs = [term(micro) for term in self.terms]
         shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
         total = torch.stack([loss_of(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
+        # With nothing selected there may be no graph. With something selected there must be one: backward says if not.
         if total.requires_grad or bool((micro[SELECTED_WEIGHT] != 0).any()):
             with phase("backward"):
                 total.backward()
@@ -284,10 +297,10 @@ class Gradient:
         counts: Sequence[float],
         totals: Totals,
     ) -> float:
-        """The same for a loss that couples the segments of a sample: only one piece's graph is in memory at a time.
+        """Does the same for a loss that couples the segments of a sample, with the graph of one piece at a time.
 
-        The loss is differentiated with respect to what the models write, computed without a graph; then each piece is
-        computed again and back-propagates these derivatives.
+        The keys of the models are computed without a graph, and the loss is differentiated with respect to them. Then
+        each piece is computed again with a graph and back-propagates these derivatives: the chain rule in two parts.
         """
         log_probs = self.log_probs
         if log_probs.plan.live_reference:
@@ -307,7 +320,7 @@ class Gradient:
 
 
 def loss_of(output: TensorDictBase) -> Tensor:
-    """Sum of the entries of a term's output whose names start with ``loss_``."""
+    """Sums the scalars of a term's output whose names start with ``loss_``."""
     return torch.stack([value for name, value in output.items() if name.startswith("loss_")]).sum()
 
 
@@ -316,7 +329,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def _labels(terms: Sequence[Term]) -> list[dict[str, str]]:
-    """Names of each term's metrics: its own, with a number where a term before it has the same (``kl``, ``kl/2``)."""
+    """Names the metrics of each term; a name that an earlier term has gets a number (``kl``, ``kl/2``)."""
     taken: set[str] = set()
     labels = []
     for term in terms:

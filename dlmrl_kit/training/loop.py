@@ -1,4 +1,4 @@
-"""The training loop: update, log, evaluate, checkpoint. Killed runs resume to the same result."""
+"""The training loop: update, log, evaluate, checkpoint. A killed run can be resumed and ends with the same result."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from dlmrl_kit.training.update import Update
 
 
 def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) -> RunResult:
-    """Trains a recipe from its start in a new run folder.
+    """Trains a recipe in a new run folder.
 
     Args:
         recipe: from ``load_recipe``.
-        folder: run folder; created. Holds ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``, ``curve.png``,
-            ``evaluations.json``, ``run.json`` and ``result.json``.
-        observer: told of everything that happens.
+        folder: the run folder, which is created. It gets ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``,
+            ``curve.png``, ``evaluations.json``, ``run.json`` and ``result.json``.
+        observer: is told how the run goes.
 
     Raises:
-        UserError: a broken recipe, a folder that holds a run already, or training that cannot go on.
+        UserError: the recipe is broken, the folder holds a run already, or training cannot go on.
     """
     if (folder / "recipe.gin").exists():
         raise CheckpointError(
             f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another folder"
         )
     algorithm = recipe.build_algorithm()
-    run = Run(algorithm, folder, recipe.name, observer or RunObserver())  # what fails here leaves no folder behind
+    run = Run(algorithm, folder, recipe.name, observer or RunObserver())  # first, as a failure must leave no folder
     write_atomic(folder / "run.json", json.dumps({"recipe": recipe.name, "dlmrl_kit": VERSION}))
     write_atomic(folder / "recipe.gin", recipe.text())
     return run.run()
@@ -46,15 +46,15 @@ def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) 
 def resume(folder: Path, *, observer: RunObserver | None = None, allow_imports: bool = False) -> RunResult:
     """Continues a run from its newest checkpoint, or from the start if it has none yet.
 
-    A finished run is not trained further: its results are written and reported again.
+    A finished run is not trained further; its results are written and reported again.
 
     Args:
-        folder: of the run.
-        observer: told of everything that happens.
-        allow_imports: run the import statements of the run's recipe.
+        folder: the run folder.
+        observer: is told how the run goes.
+        allow_imports: whether to run the import statements of the run's recipe.
 
     Raises:
-        UserError: no run in ``folder``, or a checkpoint that does not fit its recipe.
+        UserError: ``folder`` holds no run, or a checkpoint does not fit the recipe.
     """
     if not (folder / "recipe.gin").is_file():
         raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
@@ -72,9 +72,9 @@ class Run:
 
     Args:
         algorithm: the built recipe.
-        folder: its run folder.
-        name: the recipe's name.
-        observer: told of progress.
+        folder: the run folder.
+        name: of the recipe.
+        observer: is told how the run goes.
     """
 
     def __init__(self, algorithm: Algorithm, folder: Path, name: str, observer: RunObserver) -> None:
@@ -90,7 +90,7 @@ class Run:
         self.evaluations: dict[int, EvalResult] = {}
 
     def run(self) -> RunResult:
-        """Trains to the end; returns what was reached."""
+        """Trains to the end from the newest checkpoint, if there is one; returns the result."""
         started = time.perf_counter()
         first = self._restore()
         total = self.trainer.updates
@@ -135,7 +135,7 @@ class Run:
         }
 
     def step(self, number: int) -> None:
-        """Takes one update, logs its metrics, and does the evaluation and the checkpoint that are due after it."""
+        """Takes one update and logs its metrics; evaluates and saves a checkpoint if these are due."""
         started = time.perf_counter()
         metrics = self.update(number)
         seconds = time.perf_counter() - started
@@ -154,7 +154,7 @@ class Run:
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler
         result = evaluate(self.policy, sampler, task, size=self.trainer.eval_size, seed=self.trainer.seed)
-        # Logged before it is stored: killed in between, a run evaluates again; the other way round the log misses it.
+        # Log, then store: a run killed in between evaluates again. The other way round the log would miss a result.
         self._log_values(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
         self.evaluations[done] = result
         entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
@@ -193,6 +193,6 @@ class Run:
         }
         if (self.folder / "metrics.csv").is_file():
             plot_curve(self.folder)
-        write_atomic(stored, json.dumps(summary, indent=1))  # last: a run that has it is complete
+        write_atomic(stored, json.dumps(summary, indent=1))  # the last file: a run that has it is complete
         self.observer.on_end(result)
         return result

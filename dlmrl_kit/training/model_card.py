@@ -1,4 +1,4 @@
-"""The model card of a run: recipe, task, held-out metrics before and after, and the audit's verdict, if it has one."""
+"""The model card of a run: recipe, task, held-out metrics before and after, and the verdict of an audit."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dlmrl_kit.core.results import EvalResult, RunResult
 from dlmrl_kit.core.version import VERSION
 
 AUDIT = "audit.json"
-"""File in a run's folder whose verdict goes into the card: the output of ``dlmrl audit RECIPE --json``."""
+"""File in the run folder whose verdict goes into the card: the output of ``dlmrl audit RECIPE --json``."""
 
 
 def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter: bool) -> str:
-    """Writes the card in Markdown, with the header that the hub reads.
+    """Returns the card in Markdown, with the header that the hub reads.
 
     Args:
-        result: of the run; its folder is searched for ``recipe.gin`` and ``audit.json``.
+        result: of the run; ``recipe.gin`` and ``audit.json`` in its folder go into the card.
         recipe: name of the recipe.
-        task: what the task is called.
-        base: path or hub id of the checkpoint that was trained; empty where there was none.
-        adapter: whether the card is of the adapter, not of the whole model.
+        task: label of the task.
+        base: path or hub id of the checkpoint that was trained; "" if there was none.
+        adapter: whether the card is for the adapter, not for the whole model.
     """
     stored, audit = result.folder / "recipe.gin", read_audit(result.folder)
     parts = [
@@ -44,7 +44,7 @@ def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter:
 
 
 def read_audit(folder: Path) -> Mapping[str, object] | None:
-    """Reads the audit in a run's folder; returns None where there is none that can be read."""
+    """Reads the audit in a run folder; returns None if there is none, or none that can be read."""
     try:
         found = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The check before the first update: old and new log-probabilities agree, so that their ratio starts at 1."""
+"""Checks before the first update that old and new log-probabilities agree, so that their ratio starts at 1."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.training.gradient import EXACT, LogProbs
 
 SHARE = 0.01
-"""Of the selected steps that may disagree: a step at a tie of confidences may go the other way in another batch."""
+"""Share of the selected steps that may disagree. Where confidences tie, rounding in another batch can turn a step."""
 
 
 def tolerance(log_probs: LogProbs) -> float:
-    """How far recorded and recomputed log-probabilities may be apart: by rounding, coarser in half precision."""
+    """Returns how far (nats) rounding may move recorded and recomputed log-probabilities apart."""
     full = all(p.dtype in (torch.float32, torch.float64) for p in log_probs.policy.parameters())
     return 1e-3 if full and log_probs.precision == "float32" else 0.1
 
@@ -29,15 +29,15 @@ def check_old(trajectory: TensorDictBase, algorithm: GradientEstimator, log_prob
     """Compares recorded with recomputed log-probabilities before the first update.
 
     Args:
-        trajectory: a rollout with its fixed keys.
-        algorithm: the recipe's.
-        log_probs: computes them again.
+        trajectory: a rollout with old log-probabilities.
+        algorithm: the components.
+        log_probs: computes the log-probabilities again.
 
     Returns:
-        The largest difference among the first micro-batch's selected steps.
+        The largest difference, in nats, among the selected steps of the first micro-batch.
 
     Raises:
-        TrainingError: more than one step in a hundred disagrees, so the old/new ratio would not start at 1.
+        TrainingError: more than one step in a hundred disagrees, so that ratios would not start at 1.
     """
     allowed, largest = tolerance(log_probs), 0.0
     for again, recorded, used, source, name in _both(trajectory, algorithm, log_probs):
@@ -58,9 +58,10 @@ def check_old(trajectory: TensorDictBase, algorithm: GradientEstimator, log_prob
 def _both(
     trajectory: TensorDictBase, algorithm: GradientEstimator, log_probs: LogProbs
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Key, str]]:
-    """Log-probabilities computed again, as recorded, where they count, the sampler's key, and what computed them.
+    """Yields what to compare: values computed again, recorded values, where they count, the sampler's key, a name.
 
-    With a correction, those of the distribution that was sampled from: a cache keeps whole states, so few at once.
+    With a correction, the distribution that was sampled from is compared. That runs the cached model, which stores
+    keys and values of whole states, so only a few samples are taken.
     """
     sampler, size = algorithm.sampler, log_probs.size
     if algorithm.correction is not None:

@@ -23,11 +23,11 @@ def build_optimiser(
     """Makes AdamW, with weight decay on matrices only, and its learning-rate schedule.
 
     Args:
-        parameters: that are trained.
+        parameters: the trained parameters.
         learning_rate, betas, weight_decay: of AdamW.
         schedule: one of ``trainers.base.SCHEDULES``.
         warmup_steps, total_steps: optimiser steps of the warm-up and of the whole run.
-        others: parameters with a learning rate of their own, which follows the same schedule.
+        others: further parameters, each list with its own learning rate, which follows the same schedule.
     """
     from transformers import get_scheduler
 

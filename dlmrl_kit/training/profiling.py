@@ -1,6 +1,6 @@
-"""Where the time of a training update goes, for any recipe: wall-clock seconds by phase, each second counted once.
+"""Measures where the time of a training update goes, for any recipe, in wall-clock seconds by phase.
 
-A second belongs to the innermost phase: ``head`` is never part of ``sampling``, though sampling calls it.
+Each second is counted once, for the innermost phase: the head's time within sampling counts for ``head`` alone.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from dlmrl_kit.training.start import start_training
 from dlmrl_kit.training.update import Update
 
 MODEL = ("body", "head", "backward", "optimiser")
-"""The phases that any implementation has: the policy's forwards up to the head, its head, autograd, the optimiser."""
+"""The phases that any implementation has: the policy's body, its head, the backward pass, the optimiser."""
 
 PHASES = (*MODEL, "sampling", "rewards", "old and reference", "update", "bookkeeping")
-"""All phases. ``sampling`` is the rest of the sampler; ``rewards`` is decoding completions and waiting for their
-scores, which may be computed in a thread; ``old and reference`` and ``update`` are the rest of these stages (states,
-log-probabilities, losses); ``bookkeeping`` is all that is left: prompts, selection, advantages, metrics. The check
-before the first update, which is done once, is in none of them."""
+"""All phases. ``sampling`` is the sampler without the model; ``rewards`` is decoding completions and waiting for their
+scores, which may be computed in a thread; ``old and reference`` and ``update`` are what these do besides running the
+model (states, log-probabilities, losses); ``bookkeeping`` is the rest: prompts, selection, advantages, metrics. The
+check before the first update is measured in none of them."""
 
 
 class Clock:
     """Counts the wall-clock seconds of the thread that made it, by phase.
 
     Args:
-        synchronise: called at the borders of phases; waits until the device has done what it was asked for.
-        mark: makes a context that names a phase in a trace.
+        synchronise: called at the borders of phases; should wait until the device has finished its work.
+        mark: makes the context that names a phase in a trace.
 
     Attributes:
-        seconds: by phase, of the phases there were.
+        seconds: by phase, for the phases that occurred.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time within the context belongs to ``name``, but for phases within it. Other threads have no phases."""
+        """Within the context, time counts for ``name``, except in nested phases. Other threads are not measured."""
         if threading.get_ident() != self._thread:
             yield
             return
@@ -76,7 +76,7 @@ class Clock:
             self._open.pop()
 
     def _turn(self) -> None:
-        """Gives the time since the last border to the phase that it was spent in."""
+        """Adds the time since the last border to the phase that is open."""
         self._synchronise()
         now = time.perf_counter()
         if self._open:
@@ -86,18 +86,19 @@ class Clock:
 
 
 def profile(recipe: Recipe, updates: int, *, trace: Path | None = None) -> dict[str, float]:
-    """Trains for a few updates and measures them. No evaluation, checkpoint or logger; nothing is kept.
+    """Trains for a few updates and measures them, without evaluation, checkpoints and loggers; saves nothing.
 
     Args:
         recipe: for training, from ``load_recipe``.
-        updates: measured, at least 1, after one that is not: what is done once (compiling, allocating) is left out.
-        trace: file for a Chrome trace of the measured updates, which take longer then; compressed if named ``.gz``.
+        updates: how many to measure, at least 1. One that is not measured comes before, so that compiling and the like
+            is left out.
+        trace: file for a Chrome trace of the measured updates, which then take longer; compressed if named ``.gz``.
 
     Returns:
-        Mean seconds per update of each of ``PHASES``, 0 where a phase did not occur. They add up to an update's time.
+        Mean seconds per update in each of ``PHASES``, 0 if it did not occur. They add up to the time of an update.
 
     Raises:
-        UserError: a recipe that is not for training or is broken, or training that cannot go on.
+        UserError: the recipe is broken or not for training, or training cannot go on.
     """
     algorithm = recipe.build()
     if not isinstance(algorithm, Algorithm):
@@ -115,7 +116,7 @@ def profile(recipe: Recipe, updates: int, *, trace: Path | None = None) -> dict[
 
 
 def _long_enough(algorithm: Algorithm, updates: int) -> Algorithm:
-    """Returns the algorithm, with a trainer of at least so many updates."""
+    """Returns the algorithm with a trainer of at least ``updates`` updates."""
     if algorithm.trainer.updates >= updates:
         return algorithm
     trainer = rebuilt(algorithm.trainer, updates=updates)
@@ -128,7 +129,7 @@ def _synchroniser(device: torch.device) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _traced(path: Path | None) -> Iterator[None]:
-    """Writes a trace of what is done within the context, unless ``path`` is None or there is an error."""
+    """Writes a trace of what runs within the context, unless ``path`` is None or it fails."""
     if path is None:
         yield
         return
@@ -141,11 +142,11 @@ def _traced(path: Path | None) -> Iterator[None]:
 
 
 def report(recipe: str, updates: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """Puts what ``profile`` found into JSON: the phases that take longest first, with their shares of an update.
+    """Returns the result of ``profile`` for JSON: the phases by time, longest first, with their shares of an update.
 
     Args:
-        recipe: its name.
-        updates: that were measured.
+        recipe: name of the recipe.
+        updates: how many were measured.
         seconds: per update, by phase.
     """
     total = sum(seconds.values())

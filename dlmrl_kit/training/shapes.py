@@ -1,6 +1,7 @@
-"""The ``config.json`` of a checkpoint without its weights: from its folder, the hub, or the shapes that ship here.
+"""Finds the ``config.json`` of a checkpoint without its weights: in its folder, on the hub, or in ``shapes.json``.
 
-``shapes.json`` has the published sizes of the checkpoints that the kit's recipes name: facts for a dry run, no more.
+``shapes.json`` ships with the kit. It has the published sizes of the checkpoints that the kit's recipes name, for dry
+runs without a network.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ SHAPES = Path(__file__).with_name("shapes.json")
 
 
 def find_config(path: str) -> tuple[dict[str, Any], str]:
-    """Finds the configuration of a checkpoint; returns also in words where it was found.
+    """Finds the configuration of a checkpoint, and says in words where it was found.
 
     Args:
         path: a folder, ``shipped:NAME`` or a hub id, as ``Pretrained.path``.
 
     Raises:
-        UserError: it is nowhere to be found.
+        UserError: the configuration is in none of the places.
     """
     folder = local_folder(path)
     if folder is not None:
@@ -46,7 +47,7 @@ def find_config(path: str) -> tuple[dict[str, Any], str]:
 
 
 def local_folder(path: str) -> Path | None:
-    """Returns the folder that a checkpoint's path means; None for a hub id."""
+    """Returns the folder that the path of a checkpoint stands for; None for a hub id."""
     folder = SHIPPED / path.removeprefix("shipped:") if path.startswith("shipped:") else Path(path)
     return folder if folder.is_dir() else None
 
@@ -65,7 +66,7 @@ def _from_hub(path: str) -> str | None:
 
 
 def _reachable() -> bool:
-    """Finds out whether the hub answers at once: huggingface_hub itself tries for half a minute without a network."""
+    """Returns whether the hub answers at once; huggingface_hub itself would try for half a minute without a network."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

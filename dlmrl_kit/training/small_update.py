@@ -1,7 +1,7 @@
-"""One real update of a recipe on a small random model: short completions of one prompt, one optimiser step.
+"""Takes one update of a recipe on a small random model: short completions of one prompt, one optimiser step.
 
-The recipe's own components run. Advantages are drawn at random where all rewards are the same, as those of a random
-model mostly are: gradients flow then.
+The recipe's own components run. A random model mostly gets equal rewards and so advantages of 0; they are then replaced
+by random ones, so that there is a gradient.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from dlmrl_kit.training.start import start_training
 from dlmrl_kit.training.update import Update
 
 EXAMPLES = 8
-"""Examples of each split that are looked at."""
+"""The most examples of a split that are generated."""
 
 ROWS = 4
-"""Completions of the small update, at most, unless the sampler makes more of them together."""
+"""The most completions of the small update, unless the sampler makes more of them together."""
 
 LENGTH = 32
-"""Their tokens: as many whole blocks as fit, two at least where the recipe has so many."""
+"""The length of these completions: as many whole blocks as fit in it, but at least two if the recipe has two."""
 
 SMALL_RANK = 8
-"""Rank of its adapter, at most."""
+"""The largest rank of the small model's adapter."""
 
 
 class ScaledDown(PolicySource):
     """Loads a small random model of a checkpoint's architecture in place of the checkpoint.
 
     Args:
-        source: the recipe's.
+        source: the recipe's policy.
         config: the checkpoint's ``config.json``.
     """
 
@@ -58,26 +58,26 @@ class ScaledDown(PolicySource):
 
     @property
     def canvas_length(self) -> int | None:
-        """How many positions a canvas of the small model has; None where its architecture has no canvases."""
+        """The positions of a canvas of the small model; None if its architecture has no canvases."""
         return SMALL["canvas_length"] if "canvas_length" in self.config else None
 
     def load(self) -> TransformersPolicy:
-        """Makes the small model, with an adapter and gradient checkpointing as the recipe has them."""
+        """Makes the small model, with an adapter and gradient checkpointing if the recipe has them."""
         policy = small_policy(self.config, architecture_options(self.source))
         self.source.prepare(policy, self.lora_rank)
         return policy
 
 
 def architecture_options(source: Pretrained) -> LoadOptions:
-    """Returns what a recipe says of its checkpoint, as far as the architecture depends on it."""
+    """Returns the settings of a recipe's policy that its architecture depends on."""
     return LoadOptions(block_size=source.block_size, chat_template=source.chat_template)
 
 
 class FewExamples(BaseTask):
-    """A task with the first examples of each split alone, so that not all of them must be generated.
+    """A task with only the first examples of each split, so that not all of them are generated.
 
     Args:
-        task: the recipe's.
+        task: the recipe's task.
     """
 
     def __init__(self, task: BaseTask) -> None:
@@ -85,31 +85,31 @@ class FewExamples(BaseTask):
         self.main_thread = task.main_thread
 
     def size(self, split: str) -> int:
-        """Returns the number of examples of a split, at most ``EXAMPLES``."""
+        """Returns the number of examples in a split, at most ``EXAMPLES``."""
         return min(self.task.size(split), EXAMPLES)
 
     def example(self, split: str, index: SupportsIndex) -> Example:
-        """Returns the example of the recipe's task."""
+        """Returns an example of the recipe's task."""
         return self.task.example(split, index)
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Scores as the recipe's task."""
+        """Scores a completion as the recipe's task does."""
         return self.task.score(completion, example)
 
     def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
-        """Scores as the recipe's task."""
+        """Scores completions as the recipe's task does."""
         return self.task.score_many(completions, examples)
 
 
 def small_update(algorithm: Algorithm, source: PolicySource) -> str:
-    """Rolls out and takes one optimiser step with a recipe's components; returns in words what happened.
+    """Rolls out and takes one optimiser step with a recipe's components; says in words what happened.
 
     Args:
         algorithm: the recipe.
-        source: of the small policy.
+        source: loads the small policy.
 
     Raises:
-        TrainingError: old and new log-probabilities disagree, nothing changes, or a number is not finite.
+        TrainingError: old and new log-probabilities disagree, no weight changes, or a number is not finite.
     """
     began = time.perf_counter()
     small = small_algorithm(algorithm, source)
@@ -132,7 +132,7 @@ def small_update(algorithm: Algorithm, source: PolicySource) -> str:
 
 
 def small_algorithm(algorithm: Algorithm, source: PolicySource) -> Algorithm:
-    """Returns the algorithm with another policy, few examples, short completions and one prompt in each update."""
+    """Returns the algorithm with another policy, few examples, short completions and one prompt per update."""
     fillings = algorithm.fillings
     fillings["sampler"] = _short_sampler(algorithm.sampler, source)
     return Algorithm(task=FewExamples(algorithm.task), policy=source, trainer=_short_trainer(algorithm), **fillings)
@@ -153,7 +153,7 @@ def _short_trainer(algorithm: Algorithm) -> Trainer:
 
 
 def _short_sampler(sampler: Sampler, source: PolicySource) -> Sampler:
-    """Returns the sampler with short completions, and short blocks where the small model has short canvases."""
+    """Returns the sampler with short completions, and with blocks as short as the canvases of the small model."""
     canvas = source.canvas_length if isinstance(source, ScaledDown) else None
     whole = sampler.block_length >= sampler.completion_length
     block = canvas or (min(sampler.completion_length, LENGTH) if whole else sampler.block_length)
@@ -165,7 +165,7 @@ def _short_sampler(sampler: Sampler, source: PolicySource) -> Sampler:
 
 
 def credit(trajectory: TensorDictBase) -> None:
-    """Draws advantages at random where all of them are 0, so that gradients flow."""
+    """Replaces advantages by random numbers if all of them are 0, so that there is a gradient."""
     generator = torch.Generator().manual_seed(0)
     for key in (SELECTED_ADVANTAGE, ADVANTAGE, TOKEN_ADVANTAGE):
         found = trajectory.get(key, None)

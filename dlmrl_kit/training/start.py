@@ -1,4 +1,4 @@
-"""What training and pre-training begin with: the policy on its device, and its optimiser."""
+"""Starts training and pre-training: loads the policy onto its device and builds its optimiser."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from dlmrl_kit.trainers.base import OptimiserSettings
 from dlmrl_kit.training.optimiser import build_optimiser
 
 PREFIX = "component:"
-"""In front of the names of parameters that components train beside the policy."""
+"""Prefix to the names of parameters that components train beside the policy."""
 
 COMPONENTS = "components.safetensors"
-"""In a model folder: what components trained beside the policy."""
+"""File in a model folder with the parameters that components trained beside the policy."""
 
 
 class Started(NamedTuple):
-    """What the first update needs besides the algorithm, in the order in which ``Update`` takes it."""
+    """What ``Update`` needs besides the algorithm, in the order of its arguments."""
 
     plan: Plan
     policy: TransformersPolicy
@@ -41,10 +41,10 @@ class Started(NamedTuple):
 
 
 def start_training(algorithm: Algorithm) -> Started:
-    """Orders an algorithm's components and loads its policy, with its reference and compiled blocks where it has them.
+    """Plans an algorithm and loads its policy; freezes the reference and compiles blocks if the algorithm needs it.
 
     Raises:
-        UserError: a broken recipe, or a policy, device, cache or compiler that cannot be used here.
+        UserError: the components do not fit together, or the policy, device, cache or compiler cannot be used here.
     """
     check_groups(algorithm)
     plan, trainer = make_plan(algorithm), algorithm.trainer
@@ -63,16 +63,18 @@ def start_training(algorithm: Algorithm) -> Started:
 def start_policy(
     source: PolicySource, settings: OptimiserSettings, total_steps: int, components: Iterable[Component] = ()
 ) -> tuple[TransformersPolicy, torch.optim.Optimizer, LRScheduler]:
-    """Loads the policy reproducibly, in float32 on its device, and builds optimiser and schedule.
+    """Loads the policy onto its device, attaches the components to it, and builds optimiser and schedule.
+
+    Trained weights are at least float32 even if the checkpoint's are not, and new weights depend on the seed alone.
 
     Args:
-        source: where the policy comes from.
+        source: loads the policy.
         settings: seed, device and the optimiser's settings.
         total_steps: optimiser steps of the whole run.
-        components: that may train modules of their own; they are attached to the policy.
+        components: may train modules of their own, beside the policy.
 
     Raises:
-        UserError: no such checkpoint or device.
+        UserError: there is no such checkpoint or device.
     """
     torch.manual_seed(derive_seed(settings.seed, "init"))
     policy = source.load()
@@ -100,14 +102,14 @@ def start_policy(
 
 
 def attach_components(components: Iterable[Component], policy: Policy) -> None:
-    """Lets components create their modules for a policy, on its device."""
+    """Lets components create the modules that they train, on the policy's device."""
     for component in components:
         component.attach(policy)
         component.to(policy.device)
 
 
 def own_parameters(components: Iterable[Component]) -> dict[str, torch.nn.Parameter]:
-    """Returns the parameters that components train beside the policy, by ``component:<class>.<name>``."""
+    """Returns the parameters that components train beside the policy, by name ``component:<class>.<name>``."""
     return {
         f"{PREFIX}{type(component).__name__}.{name}": parameter
         for component in components
@@ -122,17 +124,17 @@ def trained(policy: Policy, components: Iterable[Component] = ()) -> dict[str, t
 
 
 def save_components(folder: Path, components: Iterable[Component]) -> None:
-    """Writes what components trained beside the policy to ``components.safetensors``; no file if that is nothing."""
+    """Writes the parameters that components trained to ``components.safetensors``; no file if there are none."""
     own = own_parameters(components)
     if own:
         save_file({name: p.detach().cpu().contiguous() for name, p in own.items()}, folder / COMPONENTS)
 
 
 def load_components(folder: Path, components: Iterable[Component]) -> None:
-    """Reads what attached components trained from a model folder, and leaves out what it holds of others.
+    """Loads the parameters of attached components from a model folder, which may hold those of other components, too.
 
     Raises:
-        CheckpointError: the folder does not hold them, or in other shapes.
+        CheckpointError: the folder does not hold them, or holds them in other shapes.
     """
     own = own_parameters(components)
     if not own:
@@ -157,17 +159,17 @@ def load_components(folder: Path, components: Iterable[Component]) -> None:
 
 
 def to_full_precision(policy: Policy) -> None:
-    """Makes trained weights float32 where the checkpoint is in half precision: updates would be rounded away in it."""
+    """Makes trained weights float32 if they are in half precision, in which small updates would be rounded away."""
     for _, p in policy.trainable():
         if p.dtype in (torch.bfloat16, torch.float16):
             p.data = p.data.float()
 
 
 def find_device(name: str) -> torch.device:
-    """Finds the torch device of a ``device`` setting; ``auto`` is a GPU if there is one.
+    """Returns the torch device of a ``device`` setting; ``auto`` is a GPU if there is one.
 
     Raises:
-        RecipeError: no such device here.
+        RecipeError: the device cannot be used here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,8 @@
 """One update, from prompts to an optimiser step. ``Update`` is the algorithm: read its methods from top to bottom.
 
-What stands behind it: ``rollout.rewards`` scores completions in a thread, ``training.gradient`` runs the likelihood and
-back-propagates the loss in pieces that fit in memory. Which component runs when is decided once, from the keys they
-read and write (``algorithm.dataflow``); ``dlmrl check RECIPE`` prints it.
+Two collaborators stand behind it: ``rollout.rewards`` scores completions in a thread, and ``training.gradient`` runs
+the likelihood and back-propagates the loss in pieces that fit in memory. Which component runs when is planned once,
+from the keys that components read and write (``algorithm.dataflow``); ``dlmrl check RECIPE`` prints the plan.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ from dlmrl_kit.training.start import trained
 
 @dataclass(frozen=True)
 class Rollout:
-    """``everything``: what was sampled, with rewards; ``kept``: what is trained, with the keys of all components.
+    """The trajectories of one update.
 
-    ``prepared``: whether ``kept`` has what stays fixed during the update.
+    Attributes:
+        everything: all samples, with the keys written up to the first filter, such as rewards.
+        kept: the samples that the filters keep, with the keys of all components; they are trained.
+        prepared: whether ``kept`` already has old and reference log-probabilities.
     """
 
     everything: TensorDictBase
@@ -55,14 +58,14 @@ class Rollout:
 
 
 class Update:
-    """Takes one update of an algorithm after another.
+    """Takes the updates of an algorithm, one per call.
 
     Args:
-        algorithm: the filled slots.
-        plan: what of them runs in which order.
-        policy: the denoiser being trained.
-        optimiser, scheduler: of torch.
-        say: told what a user should know.
+        algorithm: the components.
+        plan: the order in which they run, from ``make_plan``.
+        policy: the denoiser that is trained.
+        optimiser, scheduler: of torch, over the parameters of the policy and of components that train some.
+        say: is called with each message that the user should see.
     """
 
     def __init__(
@@ -90,11 +93,11 @@ class Update:
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
         self.difference: float | None = None
-        """The largest that the check before the first update found; None: it is still to come."""
+        """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
         self.correction: dict[str, float] = {}
 
     def __call__(self, number: int) -> dict[str, float]:
-        """Update ``number``: a rollout, what stays fixed, and the optimiser steps. Returns metrics.
+        """Takes update ``number``: a rollout, old and reference log-probabilities, optimiser steps. Returns metrics.
 
         Raises:
             TrainingError: old and new log-probabilities disagree, or too many steps in a row were not finite.
@@ -102,7 +105,7 @@ class Update:
         torch.manual_seed(seeding.derive_seed(self.trainer.seed, number))
         rollout = self.roll_out(number)
         metrics = self.rollout_metrics(rollout)
-        if len(rollout.kept):  # the filters may keep nothing
+        if len(rollout.kept):  # if the filters keep nothing, there is no optimiser step
             with phase("old and reference"):
                 metrics |= self.prepare(rollout)
             with phase("update"):
@@ -110,10 +113,10 @@ class Update:
         return metrics
 
     def roll_out(self, number: int) -> Rollout:
-        """Prompts, completions, rewards, and which steps of which samples are trained with which advantage."""
+        """Samples completions of the next prompts, scores them, and decides which steps to train, by what advantage."""
         plan, trainer, task = self.plan, self.trainer, self.algorithm.task
 
-        # Prompts: the next examples of the training split, each as often as a group has members.
+        # Prompts: the next examples of the training split, each once for every sample of its group.
         indices = training_indices(task.size("train"), trainer.prompts_per_update, number, trainer.seed)
         prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
         prompts.set(SEED, seeding.sample_seeds(len(prompts), self.policy.device, trainer.seed, number, "samples"))
@@ -124,28 +127,30 @@ class Update:
         sampler = self.algorithm.sampler
         services = UpdateServices(self.policy, sampler, self.scorer, trainer.seed, number, chunk)
         with self.scorer.ahead(), self.log_probs.autocast():
-            # Sample: denoise all completions. Those that are finished are scored while others are sampled.
+            # Sample: denoise all completions. Finished ones are scored while others are still sampled.
             trajectory, unannounced = self.sample(prompts, services)
 
             with torch.no_grad():
-                # Select: the stages that need no reward, for EGSPO the choice of the steps of high entropy.
+                # Select: all stages that need no reward, such as EGSPO's choice of the steps with high entropy.
                 _, trajectory = run_stages(plan.before_rewards, trajectory, services)
                 self.announce(unannounced, trajectory)
 
-                # Old and reference log-probabilities, while the rewards are computed, where nothing needs them first.
+                # Old and reference log-probabilities here, while rewards are awaited, if they do not depend on rewards.
                 prepared = plan.likelihood_early and len(trajectory) > 0
                 if prepared:
+                    # ``LogProbs`` turns autocast on by itself; around it, as in ``prepare``, numbers stay float32.
                     with phase("old and reference"), torch.autocast(self.policy.device.type, enabled=False):
                         self.correction = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
 
-                # Reward, filter, advantage, and a selection that reads them: in the order that their keys ask for.
+                # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
         return Rollout(everything, trajectory, prepared)
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
-        """Trajectories of the prompts, in their order, and the rewards that need more than these.
+        """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
 
-        Prompts of like length are denoised together, ``services.chunk`` samples at a time.
+        Returns:
+            The trajectories, in the order of the prompts, and the reward components that cannot begin to score yet.
         """
         stage, cache = self.plan.sampler, self.algorithm.cache
         given = {**services.given_to(stage.component), "keys": stage.keys}
@@ -160,7 +165,7 @@ class Update:
         return restored(pieces, rows), unannounced
 
     def announce(self, rewards: Iterable[Reward], trajectory: TensorDictBase) -> Sequence[Reward]:
-        """Begins to score completions in the background; returns the rewards whose completions are not known yet."""
+        """Begins to score in the background; returns the reward components whose completions are not known yet."""
         known = set(trajectory.keys(include_nested=True))
         later = [reward for reward in rewards if not known.issuperset(reward.in_keys)]
         for reward in rewards:
@@ -169,9 +174,12 @@ class Update:
         return later
 
     def prepare(self, rollout: Rollout) -> dict[str, float]:
-        """Adds what stays fixed during the update to ``rollout.kept``: old and reference log-probabilities, correction.
+        """Adds old and reference log-probabilities to ``rollout.kept`` and corrects its weights.
 
-        Before the first update the recorded log-probabilities are computed again, to see that ratios start at 1.
+        Before the first update it also checks that ratios start at 1. Returns the metrics of the correction.
+
+        Raises:
+            TrainingError: old and new log-probabilities disagree.
         """
         if not rollout.prepared:
             self.correction = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
@@ -185,7 +193,7 @@ class Update:
         return self.correction
 
     def weigh(self, trajectory: TensorDictBase) -> None:
-        """Multiplies the weights of what was sampled from another distribution than the policy; says if it is far."""
+        """Multiplies the selection's weights by the correction; warns, once, if its effective sample size is poor."""
         corrected(trajectory)
         poor = warning(self.correction)
         if poor is not None and not self.warned:
@@ -193,7 +201,7 @@ class Update:
             self.say(f"warning: {poor}")
 
     def learn(self, trajectory: TensorDictBase, number: int) -> dict[str, float]:
-        """All optimiser steps on one rollout; returns metrics.
+        """Takes all optimiser steps on one rollout; returns their metrics.
 
         Raises:
             TrainingError: too many steps in a row with a non-finite loss or gradient.
@@ -202,7 +210,7 @@ class Update:
         for minibatch in self.minibatches(trajectory, number):
             found = Totals()
             with self.policy.fused():
-                loss = self.gradient.accumulate(minibatch, found)  # the loss and the regularisers, back-propagated
+                loss = self.gradient.accumulate(minibatch, found)  # back-propagates the loss and the regularisers
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
             totals.add("learning_rate", float(self.scheduler.get_last_lr()[0]))
             if math.isfinite(loss) and math.isfinite(norm):
@@ -219,22 +227,23 @@ class Update:
         return {**totals.means(), "skipped": float(self.skipped)}
 
     def minibatches(self, trajectory: TensorDictBase, number: int) -> Iterator[TensorDictBase]:
-        """The samples of a rollout in random order, cut into minibatches, once per inner iteration."""
+        """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares."""
         for iteration in range(self.trainer.inner_iterations):
             generator = seeding.generator("cpu", self.trainer.seed, number, "minibatches", iteration)
             for part in shuffled(trajectory, self.trainer.minibatches, generator, self.gradient.whole_groups):
                 minibatch = trajectory[part]
                 redrawn = minibatch.pop("pass", None)
-                if redrawn is not None and iteration > 0:  # masks that were drawn anew for this pass
+                # A likelihood that draws new masks in each pass has its fixed keys once for each later pass.
+                if redrawn is not None and iteration > 0:
                     minibatch.update(redrawn[str(iteration)])
                 if len(minibatch):
                     yield minibatch
 
     def skip(self, loss: float, norm: float) -> None:
-        """Counts an optimiser step that is not taken because its loss or gradient is not finite.
+        """Counts an optimiser step that is left out because its loss or gradient is not finite.
 
         Raises:
-            TrainingError: too many in a row.
+            TrainingError: ``Trainer.max_skipped`` in a row.
         """
         self.skipped += 1
         self.skipped_in_a_row += 1
@@ -246,21 +255,21 @@ class Update:
             )
 
     def counters(self) -> dict[str, float]:
-        """What a checkpoint keeps of the updates so far, besides weights and optimiser."""
+        """Returns what a checkpoint must hold besides weights and optimiser; ``restore`` takes it back."""
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
     def restore(self, counters: Mapping[str, float]) -> None:
-        """Goes on from the ``counters`` of a checkpoint."""
+        """Takes over the ``counters`` of a checkpoint."""
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
-        """Means over a rollout: rewards, entropy, steps, and what was kept and selected of it."""
+        """Averages rewards, entropy (nats), steps, and the shares that were kept and selected, over a rollout."""
         trajectory, kept = rollout.everything, rollout.kept
         means = component_means(self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE]))
         valid, entropy = trajectory[STEP_VALID], trajectory.get(STEP_ENTROPY, None)
         metrics = {"reward": means.pop("reward"), "accuracy": means.pop("solved")}
         metrics |= {f"reward/{name}": value for name, value in means.items()}
-        if entropy is not None:  # there is none where the completions are not the policy's
+        if entropy is not None:  # offline samplers record none, as their completions are not the policy's
             metrics["entropy"] = (entropy * valid).sum().item() / max(int(valid.sum()), 1)
         metrics["tokens"] = float(trajectory[STEP_NUM_COMMITTED].sum())
         metrics["steps"] = valid.float().sum(-1).mean().item()
@@ -274,15 +283,16 @@ class Update:
 def run_stages(
     stages: Iterable[Stage], trajectory: TensorDictBase, services: Services
 ) -> tuple[TensorDictBase, TensorDictBase]:
-    """Runs stages on a trajectory, as long as filters keep some of it.
+    """Runs stages one after another on a trajectory; stops if a filter keeps nothing.
 
     Returns:
-        All samples, without what the stages behind the first filter add; and those that are kept, with everything.
+        All samples, with the keys written up to the first filter, and the samples that the filters keep, with all keys.
     """
     everything = trajectory
     for stage in stages:
         if len(trajectory) == 0:
             break
+        # Stages add keys in place, and a filter may return its argument: all samples must be another object then.
         if isinstance(stage.component, Filter) and everything is trajectory:
             everything = trajectory.copy()
         trajectory = services.call(stage.component, trajectory, stage.keys)

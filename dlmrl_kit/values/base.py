@@ -1,7 +1,8 @@
-"""Value models: what a state, or a token of it, is worth; a small module trained beside the policy.
+"""Value models say what a state, or a token of it, is worth: small modules that are trained beside the policy.
 
 A value model reads the selected steps as a likelihood does, and writes ``("selected", "value")`` with gradient. What it
-said before the update is ``("selected", "old_value")``: advantages are made of it, and its loss is clipped around it.
+wrote before the update is ``("selected", "old_value")``: advantages are computed from it, and the value loss is clipped
+around it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Value(Component):
 
 
 class OldValue(Component):
-    """A value model before the update: writes ``("selected", "old_value")``, without gradient."""
+    """Runs a value model before the update, and writes ``("selected", "old_value")`` without gradient."""
 
     requires = ("policy", "sampler")
 
@@ -66,7 +67,7 @@ class OldValue(Component):
 
 
 def segment_tokens(tensordict: TensorDictBase, eos_id: int | None, after_eos: bool) -> Tensor:
-    """Positions committed in each segment that count: bool [B, K, L]; none in segments of weight 0.
+    """Returns the positions committed in each segment that count: bool [B, K, L]; none in segments of weight 0.
 
     Args:
         tensordict: holds ``completion_ids``, ``commit_step`` and the selection with ``("selected", "end")``.

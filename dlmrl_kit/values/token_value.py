@@ -4,7 +4,7 @@ r"""Token values (TraceRL, arXiv 2509.06949): what each token of a step is worth
 
 f_l is what the policy's head reads at position l, held fixed; w starts at zero and has no bias, as in the released
 code. There the value model is a second copy of the whole denoiser, trained by itself; here it is a linear function of
-the policy's features, which costs one forward without gradient per segment, and no gradient of it reaches the policy.
+the policy's features, which costs one forward without gradient per segment, and sends no gradient to the policy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dlmrl_kit.values.base import Value, segment_tokens
 
 @register("value", paper="arXiv 2509.06949")
 class TokenValue(Value):
-    """A linear value of every token that is committed in a segment, from the policy's features at the segment's start.
+    """Predicts, from the policy's features at the start of a segment, a value for every token committed in it.
 
     Args:
         after_eos: whether tokens behind the first end of text have a value too; as the likelihood's.
@@ -43,7 +43,7 @@ class TokenValue(Value):
         learning_rate: of the head, positive; None: the trainer's.
 
     Reads the trajectory and the selection with ``("selected", "end")``. Writes ``("selected", "value")`` [B, K, L] by
-    position, 0 where no token is. It goes with likelihoods of segments (``StepMerge``): their tokens are by position.
+    position, 0 where no token is. Use it with likelihoods of segments (``StepMerge``), whose tokens are by position.
 
     Raises:
         ValueError: a value out of range.
@@ -79,7 +79,7 @@ class TokenValue(Value):
             )
 
     def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
-        """Adds the values."""
+        """Writes the values."""
         self.attach(policy)
         assert self.head is not None
         used = tensordict[SELECTED_WEIGHT] > 0
@@ -92,7 +92,7 @@ class TokenValue(Value):
 
     @torch.no_grad()
     def _features(self, tensordict: TensorDictBase, used: Tensor, targets: Tensor, policy: Policy) -> Tensor:
-        """What the head reads at the targets (bool [R, L]) of the used segments, in their first states: [N, D]."""
+        """Returns what the head reads at the ``targets`` (bool [R, L]) in the first states of used segments: [N, D]."""
         some = targets.any(-1)
         row, start = used.nonzero(as_tuple=True)[0][some], tensordict[SELECTED_STEP][used][some]
         targets, found = targets[some], []

@@ -151,11 +151,10 @@ def test_on_demand_shapes(make: Callable[[], GroupAdvantage], slow: Slow, dtype:
         [3],
     )
     before = data.clone()
-    component.ask_for([SELECTED])
-    assert list(component.in_keys) == ["reward", "group", ("selected", "weight")]
-    component.ask_for([SELECTED, TOKEN])
-    assert list(component.in_keys) == ["reward", "group", ("selected", "weight"), "completion_ids"]
-    component(data)
+    assert component.reads([SELECTED]) == ("reward", "group", ("selected", "weight"))
+    assert component.reads([SELECTED, TOKEN]) == ("reward", "group", ("selected", "weight"), "completion_ids")
+    assert component.writes([SELECTED, TOKEN]) == ("advantage", SELECTED, TOKEN)
+    component(data, keys=[SELECTED, TOKEN])
     unchanged(before, data)
     advantage = data["advantage"]
     assert advantage.count_nonzero() >= 2
@@ -163,10 +162,7 @@ def test_on_demand_shapes(make: Callable[[], GroupAdvantage], slow: Slow, dtype:
     expected = [[a if w > 0 else 0.0 for w in ws] for a, ws in zip(advantage.tolist(), weight.tolist(), strict=True)]
     assert data[SELECTED].tolist() == expected
     assert {data[key].dtype for key in ("advantage", SELECTED, TOKEN)} == {dtype}
-    component.ask_for([])
-    assert list(component.in_keys) == ["reward", "group"]
+    assert component.reads() == ("reward", "group")
     plain = component(before.clone())
-    assert SELECTED not in plain.keys(True, True)
-    assert make().asked == (), "asking one instance does not ask another"
-    with pytest.raises(ValueError, match=r"cannot write \['reward'\]"):
-        component.ask_for(["reward"])
+    assert SELECTED not in plain.keys(True, True), "one call does not ask another"
+    assert component.writes(["reward"]) == ("advantage",), "nothing that it does not declare"

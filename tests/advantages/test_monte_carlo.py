@@ -31,7 +31,7 @@ class Restart:
 
 
 def monte_carlo_data() -> TensorDict:
-    """Row 0: 4 steps, chosen 0 and 3; row 1: 2 steps, chosen 1, one slot of padding."""
+    """Row 0: 4 steps, chosen 0 and 3; row 1: 2 steps, chosen 1, one entry of padding."""
     step = {"valid": torch.arange(5) < torch.tensor([[4], [2]])}
     selected = {"step": torch.tensor([[0, 3], [1, 0]]), "weight": torch.tensor([[1.0, 0.5], [1.0, 0.0]])}
     return TensorDict({"step": step, "selected": selected, "reward": torch.zeros(2)}, [2])

@@ -1,11 +1,10 @@
-"""The one-step advantage against a loop: padding slots, baselines, lambda."""
+"""The one-step advantage against a loop: padding entries, baselines, lambda."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-import gin
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +17,8 @@ from dlmrl_kit.advantages.base import GroupAdvantage
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
-from dlmrl_kit.schedules.curves import Constant, Cosine, Linear
+from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.schedules.curves import Cosine, Linear
 
 SELECTED, TOKEN = ("selected", "advantage"), ("token", "advantage")
 fast = settings(max_examples=60, deadline=None)
@@ -26,22 +26,22 @@ fast = settings(max_examples=60, deadline=None)
 
 @st.composite
 def selections(draw: st.DrawFn) -> TensorDict:
-    """Interleaved groups; rows of different lengths; unordered slots, with padding anywhere that holds garbage."""
-    rows, steps, slots = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    """Interleaved groups; rows of different lengths; unordered entries, with padding anywhere that holds garbage."""
+    rows, steps, entries = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 5))
     length = [draw(st.integers(1, steps)) for _ in range(rows)]
-    step = torch.zeros(rows, slots, dtype=torch.int64)
-    weight, value = torch.zeros(rows, slots), torch.full((rows, slots), torch.nan)
+    step = torch.zeros(rows, entries, dtype=torch.int64)
+    weight, value = torch.zeros(rows, entries), torch.full((rows, entries), torch.nan)
     for i in range(rows):
-        picked = draw(st.lists(st.integers(0, length[i] - 1), unique=True, max_size=slots))
-        for k, slot in enumerate(draw(st.permutations(range(slots)))):
+        picked = draw(st.lists(st.integers(0, length[i] - 1), unique=True, max_size=entries))
+        for k, entry in enumerate(draw(st.permutations(range(entries)))):
             if k < len(picked):
-                step[i, slot], weight[i, slot], value[i, slot] = (
+                step[i, entry], weight[i, entry], value[i, entry] = (
                     picked[k],
                     draw(st.sampled_from([0.5, 1.0])),
                     draw(eighths),
                 )
             else:
-                step[i, slot] = draw(st.integers(0, steps - 1))
+                step[i, entry] = draw(st.integers(0, steps - 1))
     return TensorDict(
         {
             "reward": torch.tensor([draw(eighths) for _ in range(rows)]),
@@ -58,8 +58,8 @@ def slow_one_step_denoise(
 ) -> list[list[float]]:
     group, reward = data["group"].tolist(), data["reward"].tolist()
     num_steps = data["step", "valid"].shape[1]
-    slots = [data["selected", name].tolist() for name in ("step", "weight", "reward")]
-    values = [{s: v for s, w, v in zip(*row, strict=True) if w > 0} for row in zip(*slots, strict=True)]
+    entries = [data["selected", name].tolist() for name in ("step", "weight", "reward")]
+    values = [{s: v for s, w, v in zip(*row, strict=True) if w > 0} for row in zip(*entries, strict=True)]
 
     def gain(j: int, t: int) -> float:
         nearest = min(values[j], key=lambda s: (abs(s - t), s), default=None)
@@ -68,7 +68,7 @@ def slow_one_step_denoise(
         return ((1 + share) * reward[j] - share * value) / (1 + share if normalise else 1)
 
     result = []
-    for i, (steps, weights) in enumerate(zip(slots[0], slots[1], strict=True)):
+    for i, (steps, weights) in enumerate(zip(entries[0], entries[1], strict=True)):
         others = [j for j in range(len(group)) if j != i and group[j] == group[i]]
         result.append(
             [
@@ -113,14 +113,13 @@ def test_lambda_may_depend_on_the_step(data: TensorDict, normalise: bool) -> Non
 def test_lambda_zero_is_the_plain_group_advantage(
     make: Callable[[], GroupAdvantage], slow: Slow, data: TensorDict
 ) -> None:
-    plain = make()
-    plain.ask_for([SELECTED])
-    assert torch.equal(OneStepDenoise(0.0, baseline=make())(data.clone())[SELECTED], plain(data.clone())[SELECTED])
+    plain = make()(data.clone(), keys=[SELECTED])
+    assert torch.equal(OneStepDenoise(0.0, baseline=make())(data.clone())[SELECTED], plain[SELECTED])
 
 
 @fast
 @given(selections(), st.integers(0, 99))
-def test_slots_of_weight_zero_influence_nothing(data: TensorDict, seed: int) -> None:
+def test_entries_of_weight_zero_influence_nothing(data: TensorDict, seed: int) -> None:
     gen = torch.Generator().manual_seed(seed)
     used = data["selected", "weight"] > 0
     other = data.clone()
@@ -137,7 +136,7 @@ def test_slots_of_weight_zero_influence_nothing(data: TensorDict, seed: int) -> 
 def denoise_data(
     steps: list[list[int]], values: list[list[float]], rewards: list[float], num_steps: int = 6
 ) -> TensorDict:
-    """One group, all slots used, all rows of full length."""
+    """One group, all entries used, all rows of full length."""
     return TensorDict(
         {
             "reward": torch.tensor(rewards),
@@ -168,12 +167,12 @@ def test_equally_near_steps_stand_in_with_the_earlier() -> None:
 
 
 def test_the_baseline_compares_time_steps_not_ranks() -> None:
-    """All members chose the same steps in another order of slots: the mean of each step's advantages is 0."""
+    """All members chose the same steps in another order of entries: the mean of each step's advantages is 0."""
     data = denoise_data([[1, 4], [4, 1], [1, 4]], [[0.1, 0.9], [0.8, 0.3], [0.2, 0.7]], [1.0, 0.0, 0.5])
     advantage = OneStepDenoise(0.5)(data)[SELECTED]
     by_step = torch.stack([advantage[0], advantage[1].flip(0), advantage[2]])
     torch.testing.assert_close(by_step.mean(0), torch.zeros(2))
-    assert abs(advantage.mean(0)).max() > 0.01, "by slot it is not"
+    assert abs(advantage.mean(0)).max() > 0.01, "by entry it is not"
 
 
 @fast
@@ -208,17 +207,16 @@ def test_one_step_denoise_in_float64() -> None:
 
 def test_defaults() -> None:
     component = OneStepDenoise()
-    assert (component.lam, component.normalise, type(component.baseline)) == (Constant(0.5), True, GroupMean)
+    assert (component.lam, component.normalise, type(component.baseline)) == (0.5, True, GroupMean)
 
 
-def test_gin_fills_lambda_and_baseline() -> None:
-    gin.parse_config(
-        "OneStepDenoise.lam = @schedule.Linear()\nOneStepDenoise.baseline = @LeaveOneOut()\n"
-        "schedule.Linear.start = 1.0\nschedule.Linear.end = 0.0"
-    )
-    try:
-        component = gin.get_configurable("OneStepDenoise")()
-    finally:
-        gin.clear_config()
+def test_a_recipe_fills_lambda_and_baseline() -> None:
+    sets = [
+        *("OneStepDenoise.lam = @schedule.Linear()", "OneStepDenoise.baseline = @LeaveOneOut()"),
+        *("schedule.Linear.start = 1.0", "schedule.Linear.end = 0.0"),
+    ]
+    component = load_recipe("egspo_sa", sets=sets).build_algorithm().advantage
+    assert isinstance(component, OneStepDenoise)
+    assert isinstance(component.lam, Linear)
     assert isinstance(component.baseline, LeaveOneOut)
     assert component.lam(torch.tensor([0.0, 0.25, 1.0])).tolist() == [1.0, 0.75, 0.0]

@@ -16,6 +16,7 @@ from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.audit import Problem
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
+from dlmrl_kit.audit.policies import Parameters
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -96,7 +97,7 @@ def test_sibling_leave_one_out_is_unbiased(problem: Problem) -> None:
     sampler, policy = LowConfidence(2, temperature=0.8), problem.denoiser
     listed = enumerate_trajectories(sampler, policy, problem.batch())
     listed["reward"] = problem.score(listed["completion_ids"], listed["example"])
-    truth = true_gradient(listed, policy, sampler, 1)
+    truth = true_gradient(listed, problem, sampler)
     data, probability = trees(listed)
     assert len(probability) >= 9 * 2**4
     assert probability.sum().item() == pytest.approx(1)
@@ -106,7 +107,7 @@ def test_sibling_leave_one_out_is_unbiased(problem: Problem) -> None:
 
     def gradient(weight: Tensor) -> Tensor:
         weighted = data.copy().set(("selected", "weight"), weight * share[:, None])
-        return -policy.flat_gradient(Reinforce()(weighted)["loss_objective"], retain=True)
+        return -Parameters(policy, sampler).gradient(Reinforce()(weighted)["loss_objective"], retain=True)
 
     found = gradient(data["selected", "weight"])
     assert (found - truth).norm() < 1e-10 * truth.norm()

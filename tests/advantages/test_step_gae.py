@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.value_batches import LENGTH, POLICY, Opinionated, counted, rolled_out, slots
+from support.value_batches import LENGTH, POLICY, Opinionated, counted, rolled_out, segments
 from tensordict import TensorDict
 
 from dlmrl_kit.advantages.step_gae import StepGAE
-from dlmrl_kit.audit import audit_algorithm
-from dlmrl_kit.audit.variants import exact_algorithm
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit import audit_algorithm, exact_estimator
 from dlmrl_kit.core.keys import SELECTED_OLD_VALUE, SELECTED_RETURN, SELECTED_TOKEN_ADVANTAGE
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
@@ -21,7 +21,7 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 def loop_gae(
     data: TensorDict, b: int, gamma: float, lam: float
 ) -> dict[str, dict[tuple[int, int], float] | dict[int, float]]:
-    """Advantages of steps by slot; advantages and returns of tokens by (slot, position)."""
+    """Advantages of steps by segment; advantages and returns of tokens by (segment, position)."""
     steps = [(k, counted(data, b, k)) for k in range(data["selected", "weight"].shape[1])]
     steps = [(k, tokens) for k, tokens in steps if tokens]
     value = {(k, i): float(data[SELECTED_OLD_VALUE][b, k, i]) for k, tokens in steps for i in tokens}
@@ -41,8 +41,7 @@ def loop_gae(
 
 def advantages(data: TensorDict, gamma: float, lam: float) -> TensorDict:
     gae = StepGAE(gamma, lam)
-    gae.ask_for(gae.optional_keys)
-    return gae(data.clone(), policy=POLICY)
+    return gae(data.clone(), policy=POLICY, keys=gae.optional_keys)
 
 
 def with_values(data: TensorDict) -> TensorDict:
@@ -68,7 +67,7 @@ def test_step_gae_against_a_loop(shrink: int, gamma: float, lam: float) -> None:
                 expected[key][(b, *place) if isinstance(place, tuple) else (b, place)] = number
     for key, numbers in expected.items():
         assert torch.allclose(found[key], numbers, atol=1e-12, rtol=0), key
-    lone = [b for b, k in slots(data) if data["selected", "weight"][b, k] > 0 and not counted(data, b, k)]
+    lone = [b for b, k in segments(data) if data["selected", "weight"][b, k] > 0 and not counted(data, b, k)]
     assert lone  # steps without a token that counts are passed over
     assert found["selected", "advantage"].dtype == torch.float64
 
@@ -76,7 +75,7 @@ def test_step_gae_against_a_loop(shrink: int, gamma: float, lam: float) -> None:
 def test_without_discount_every_token_is_credited_with_the_reward_beyond_its_value() -> None:
     data = with_values(rolled_out()[1])
     found = advantages(data, 1.0, 1.0)
-    for b, k in slots(data):
+    for b, k in segments(data):
         for i in counted(data, b, k):
             assert found[SELECTED_RETURN][b, k, i].item() == pytest.approx(data["reward"][b].item(), abs=1e-12)
             expected = (data["reward"][b] - data[SELECTED_OLD_VALUE][b, k, i]).item()
@@ -86,8 +85,8 @@ def test_without_discount_every_token_is_credited_with_the_reward_beyond_its_val
 @pytest.mark.parametrize("sampler", [EntropyOrder(3, temperature=0.8), RandomOrder(3)], ids=["entropy", "random"])
 def test_a_value_of_the_state_leaves_the_gradient_unbiased(sampler: Sampler) -> None:
     def audited(gamma: float) -> float:
-        algorithm = exact_algorithm(sampler, advantage=StepGAE(gamma), value=[Opinionated()])
-        report = audit_algorithm(algorithm, problems=2, attribution=False)
+        estimator = exact_estimator(sampler, Swaps(advantage=StepGAE(gamma), value=[Opinionated()]))
+        report = audit_algorithm(estimator, problems=2, attribution=False)
         assert report.exact
         return float(report.relative_bias)
 

@@ -11,40 +11,48 @@ import torch
 from support.runs import build, new_run, recipe
 from tensordict import TensorDict, TensorDictBase
 
+from dlmrl_kit.advantages.base import Advantage
+from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
 from dlmrl_kit.algorithm.dataflow import PROMPT_KEYS, Plan, make_plan, plain_key, twin_key
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import KEYS, Key
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.base import Objective
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.selectors.base import Selector
 
 STEP_REWARD: Key = ("selected", "reward")
+CHOSEN: list[Key] = [("selected", "step"), ("selected", "weight")]
 ORDERS: dict[str, list[str]] = {
-    "egspo": ["LowConfidence", "FinalReward", "EntropyTopK", "GroupMean"],
-    "egspo_sa": ["LowConfidence", "FinalReward", "EntropyTopK", "SelectedReward", "OneStepDenoise"],
-    "ada_egspo": ["LowConfidence", "FinalReward", "EntropyCoverage", "SelectedReward", "OneStepDenoise"],
-    "grpo_steps": ["LowConfidence", "FinalReward", "UniformSteps", "GroupMean"],
-    "reinforce_exact": ["LowConfidence", "FinalReward", "AllSteps", "LeaveOneOut"],
+    "egspo": ["LowConfidence", "EntropyTopK", "FinalReward", "GroupMean"],
+    "egspo_sa": ["LowConfidence", "EntropyTopK", "FinalReward", "SelectedReward", "OneStepDenoise"],
+    "ada_egspo": ["LowConfidence", "EntropyCoverage", "FinalReward", "SelectedReward", "OneStepDenoise"],
+    "grpo_steps": ["LowConfidence", "UniformSteps", "FinalReward", "GroupMean"],
+    "reinforce_exact": ["LowConfidence", "AllSteps", "FinalReward", "LeaveOneOut"],
 }
+"""As they run: what needs no reward comes before those, which are computed in the background meanwhile."""
 
 
 def names(found: Plan) -> list[str]:
-    return [type(part).__name__ for part in found.rollout]
+    return [stage.name for stage in found.rollout]
 
 
-def reading(*keys: Key, writes: Sequence[Key] = (), base: type[Component] = Component) -> Component:
-    """A component with these keys that does nothing."""
+def reading(base: type[Component], *keys: Key, writes: Sequence[Key] = ()) -> Any:
+    """A component of this kind with these keys."""
 
     class Reader(base):  # type: ignore[misc,valid-type]
-        def __init__(self) -> None:
-            super().__init__()
-            self.in_keys = [*self.in_keys, *keys] if base is not Component else list(keys)
-            self.out_keys = [*self.out_keys, *writes] if base is not Component else list(writes)
+        def __init__(self, *settings: Any) -> None:
+            super().__init__(*settings)
+            self.in_keys, self.out_keys = list(keys), list(writes)
 
-        def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-            return tensordict
+    return Reader(16) if issubclass(base, Sampler) else Reader()
 
-    return Reader()
+
+def swapped(algorithm: Algorithm, **parts: Any) -> GradientEstimator:
+    """The components of an algorithm with others in some slots."""
+    return GradientEstimator(**{**algorithm.fillings, **parts})
 
 
 def loss_reading(*keys: Key) -> Objective:
@@ -58,17 +66,20 @@ def loss_reading(*keys: Key) -> Objective:
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_order_of_every_recipe(name: str) -> None:
     algorithm = build(name)
-    assert names(algorithm.plan) == ORDERS[name]
-    assert algorithm.plan.rollout[0] is algorithm.sampler
+    plan = make_plan(algorithm)
+    assert names(plan) == ORDERS[name]
+    assert [stage.name for stage in plan.before_rewards] == [ORDERS[name][1]]
+    assert plan.rollout[0].component is plan.sampler.component is algorithm.sampler
     exact = name == "reinforce_exact"
-    kl = [] if exact else [("selected", "log_prob")]
-    assert list(algorithm.plan.reference) == kl
-    assert algorithm.plan.live_reference == ()
-    assert algorithm.plan.needs_reference == (not exact)
+    kl = {} if exact else {("selected", "log_prob"): ("selected", "ref_log_prob")}
+    assert plan.reference == kl
+    assert plan.live_reference == {}
+    assert plan.needs_reference == (not exact)
     old = {} if exact else {("selected", "old_log_prob"): ("step", "model_log_prob")}
-    assert algorithm.plan.old == old
+    assert plan.old == old
+    assert plan.computed_old == {}
     greedy = {("step", "greedy_ids")} if "SelectedReward" in ORDERS[name] else set()
-    assert set(algorithm.sampler.asked) == greedy | {key for key in old.values() if key[0] == "step"}
+    assert set(plan.sampler.keys) == greedy | {key for key in old.values() if key[0] == "step"}
 
 
 ASKED: list[tuple[list[str], list[str], set[Key]]] = [
@@ -91,17 +102,20 @@ def test_the_sampler_writes_on_demand_what_is_read_and_no_more(
     uses: list[str], sets: list[str], asked: set[Key]
 ) -> None:
     algorithm = build("egspo", sets=sets, uses=uses)
-    assert set(algorithm.sampler.asked) == asked
-    assert set(algorithm.sampler.written_keys()) == set(algorithm.sampler.out_keys) | asked
+    stage = make_plan(algorithm).sampler
+    assert set(stage.keys) == asked
+    assert set(stage.writes) == set(algorithm.sampler.out_keys) | asked
 
 
 def test_a_rollout_holds_the_keys_of_the_plan_and_no_others(tmp_path: Any) -> None:
     for uses, expected in ((["advantage=GroupMean"], set()), ([], {("step", "greedy_ids"), STEP_REWARD})):
         run = new_run(tmp_path, uses=uses)
-        trajectory = run.collect(0).kept
+        rollout, plan = run.update.roll_out(0), run.update.plan
+        trajectory = rollout.kept
         found = set(trajectory.keys(include_nested=True, leaves_only=True))
-        written = {key for part in run.algorithm.plan.rollout for key in part.written_keys()}
-        assert found == written | set(PROMPT_KEYS)
+        written = {key for stage in plan.rollout for key in stage.writes}
+        fixed = {*plan.old, *plan.reference.values()} if rollout.prepared else set()
+        assert found == written | set(PROMPT_KEYS) | fixed
         assert {("step", "greedy_ids"), STEP_REWARD} & found == expected
         assert found <= set(KEYS)
         for key in found:
@@ -118,22 +132,25 @@ def test_a_rollout_holds_the_keys_of_the_plan_and_no_others(tmp_path: Any) -> No
     ],
 )
 def test_the_likelihood_writes_on_demand_what_is_read_and_no_more(uses: list[str], asked: set[Key]) -> None:
-    assert set(build(uses=uses).likelihood.asked) == asked
+    assert set(make_plan(build(uses=uses)).likelihood.keys) == asked
 
 
 def test_twins_are_planned_where_they_are_read() -> None:
-    both = build(uses=["loss=TokenPPO", "regulariser=KLExact+KLK1"], sets=["KLK1.to = 'old'"]).plan
+    both = make_plan(build(uses=["loss=TokenPPO", "regulariser=KLExact+KLK1"], sets=["KLK1.to = 'old'"]))
     assert both.old == {
         ("selected", "old_log_prob"): ("step", "model_log_prob"),
         ("selected", "old_token_log_prob"): ("token", "model_log_prob"),
     }
-    assert (both.reference, both.live_reference) == ((), (("selected", "distribution"),))
-    algorithm = build()
-    algorithm.loss = loss_reading(("selected", "old_entropy"), ("selected", "ref_entropy"))
-    found = make_plan(algorithm)
+    assert both.reference == {}
+    assert both.live_reference == {("selected", "distribution"): ("selected", "ref_distribution")}
+    found = make_plan(swapped(build(), loss=loss_reading(("selected", "old_entropy"), ("selected", "ref_entropy"))))
     assert found.old == {("selected", "old_entropy"): None}  # nobody records it: the likelihood runs before the update
-    assert set(found.reference) == {("selected", "log_prob"), ("selected", "entropy")}
-    assert ("selected", "entropy") in algorithm.likelihood.asked
+    assert found.computed_old == {("selected", "entropy"): ("selected", "old_entropy")}
+    assert found.reference == {
+        ("selected", "log_prob"): ("selected", "ref_log_prob"),
+        ("selected", "entropy"): ("selected", "ref_entropy"),
+    }
+    assert ("selected", "entropy") in found.likelihood.keys
 
 
 def test_names_of_twins() -> None:
@@ -147,25 +164,26 @@ def test_names_of_twins() -> None:
 
 def test_a_selector_that_reads_rewards_runs_after_them() -> None:
     algorithm = build("egspo")
-    algorithm.selector = reading("reward", ("step", "valid"), writes=[("selected", "step"), ("selected", "weight")])
-    assert names(make_plan(algorithm)) == ["LowConfidence", "FinalReward", "Reader", "GroupMean"]
-    algorithm.selector = reading(("step", "valid"), writes=[("selected", "step"), ("selected", "weight")])
-    algorithm.advantage = reading("reward", "group", writes=[("selected", "advantage")])
-    assert names(make_plan(algorithm)) == ["LowConfidence", "FinalReward", "Reader", "Reader"]
-    algorithm.selector = reading(("selected", "advantage"), writes=[("selected", "step"), ("selected", "weight")])
-    found = make_plan(algorithm)
-    assert found.rollout[2:] == (algorithm.advantage, algorithm.selector)
+    selector = reading(Selector, "reward", ("step", "valid"), writes=CHOSEN)
+    found = make_plan(swapped(algorithm, selector=selector))
+    assert names(found) == ["LowConfidence", "FinalReward", "Reader", "GroupMean"]
+    assert found.before_rewards == ()
+    selector = reading(Selector, ("step", "valid"), writes=CHOSEN)
+    advantage = reading(Advantage, "reward", "group", writes=[("selected", "advantage")])
+    found = make_plan(swapped(algorithm, selector=selector, advantage=advantage))
+    assert names(found) == ["LowConfidence", "Reader", "FinalReward", "Reader"]
+    assert [stage.component for stage in found.before_rewards] == [selector]
+    selector = reading(Selector, ("selected", "advantage"), writes=CHOSEN)
+    found = make_plan(swapped(algorithm, selector=selector, advantage=advantage))
+    assert [stage.component for stage in found.rollout[2:]] == [advantage, selector]
 
 
 # ------------------------------------------------------------------------------------------- what is refused
 
 
 def refused(message: str, name: str = "egspo", **parts: Any) -> None:
-    algorithm = build(name)
-    for slot, part in parts.items():
-        setattr(algorithm, slot, part)
     with pytest.raises(RecipeError, match=re.escape(message)):
-        make_plan(algorithm)
+        make_plan(swapped(build(name), **parts))
 
 
 @pytest.mark.parametrize("uses", [["loss=TokenPPO", "regulariser=none"], ["loss=TokenPPO"]])
@@ -184,9 +202,8 @@ def test_whole_distributions_have_no_old_twin() -> None:
         "with a trajectory; there is ('selected', 'ref_distribution')",
         loss=loss_reading(("selected", "old_distribution")),
     )
-    algorithm = build()
-    algorithm.loss = loss_reading(("selected", "ref_distribution"))
-    assert make_plan(algorithm).live_reference == (("selected", "distribution"),)
+    found = make_plan(swapped(build(), loss=loss_reading(("selected", "ref_distribution"))))
+    assert found.live_reference == {("selected", "distribution"): ("selected", "ref_distribution")}
 
 
 def test_keys_that_nobody_writes_are_named() -> None:
@@ -195,9 +212,9 @@ def test_keys_that_nobody_writes_are_named() -> None:
     refused("no registered component writes it", loss=loss_reading(("selected", "typo")))
     refused(
         "Reader reads ('step', 'typo'), which no component before it writes (before it run LowConfidence, FinalReward)",
-        selector=reading(("step", "typo"), writes=[("selected", "step"), ("selected", "weight")]),
+        selector=reading(Selector, ("step", "typo"), writes=CHOSEN),
     )
-    refused("Reader reads 'typo'", sampler=reading("typo", writes=["completion_ids"]))
+    refused("Reader reads 'typo'", sampler=reading(RandomOrder, "typo", writes=["completion_ids"]))
 
 
 def test_a_sampler_that_does_not_record_what_the_likelihood_claims_is_refused() -> None:
@@ -212,18 +229,17 @@ def test_a_sampler_that_does_not_record_what_the_likelihood_claims_is_refused() 
 def test_two_that_wait_for_each_other_are_refused() -> None:
     refused(
         "Reader reads ('selected', 'advantage'), which no component before it writes",
-        selector=reading(("selected", "advantage"), writes=[("selected", "step"), ("selected", "weight")]),
-        advantage=reading(("selected", "weight"), writes=[("selected", "advantage")]),
+        selector=reading(Selector, ("selected", "advantage"), writes=CHOSEN),
+        advantage=reading(Advantage, ("selected", "weight"), writes=[("selected", "advantage")]),
     )
 
 
 @pytest.mark.parametrize("key", ["completion_ids", "prompt_ids", "reward", ("step", "valid")])
 def test_no_component_writes_what_is_there(key: Key) -> None:
     message = f"Reader writes {key!r}, which a component before it has already written"
-    chosen: list[Key] = [("selected", "step"), ("selected", "weight")]
-    refused(message, selector=reading("reward", writes=[*chosen, key]))
-    likelihood = reading(writes=[key], base=StepTokenLogProb)
-    refused(message, likelihood=likelihood)
+    refused(message, selector=reading(Selector, "reward", writes=[*CHOSEN, key]))
+    own = StepTokenLogProb()
+    refused(message, likelihood=reading(StepTokenLogProb, *own.in_keys, writes=[*own.out_keys, key]))
 
 
 def test_a_recipe_that_does_not_fit_is_refused_with_its_file() -> None:
@@ -235,33 +251,26 @@ def test_a_recipe_that_does_not_fit_is_refused_with_its_file() -> None:
 def test_one_step_completions_of_chosen_steps_only_where_nothing_else_reads_them() -> None:
     """And where the choice is known to be nested from what a rollout under way holds."""
     algorithm = build()
+    may_choose = make_plan(algorithm).may_choose
+    assert may_choose is not None
     steps = {name: torch.ones(1, 20) for name in ("entropy", "num_committed")}
     row = TensorDict({"step": {"valid": torch.ones(1, 20, dtype=torch.bool), **steps}}, [1])
-    assert algorithm.plan.may_choose(row).tolist() == [[t < algorithm.selector.k for t in range(20)]]
+    assert may_choose(row).tolist() == [[t < algorithm.selector.k for t in range(20)]]
     algorithm.advantage.in_keys.append(("step", "greedy_ids"))
     assert make_plan(algorithm).may_choose is None
     algorithm = build()
     algorithm.selector.in_keys.append("commit_step")
     assert make_plan(algorithm).may_choose is None
-    assert build("ada_egspo").plan.may_choose is None
+    assert make_plan(build("ada_egspo")).may_choose is None
 
 
 def test_a_run_makes_one_step_completions_of_chosen_steps(tmp_path: Any) -> None:
     sets = ["Sampler.block_length = 4", "Sampler.tokens_per_step = 1", "Selector.k = 3"]
     run = new_run(tmp_path, sets=sets)
-    trajectory = run.collect(0).everything
+    trajectory, may_choose = run.update.roll_out(0).everything, run.update.plan.may_choose
+    assert may_choose is not None
     greedy = trajectory["step", "greedy_ids"]
     made = (greedy != -1).all(-1)
     assert made.gather(1, trajectory["selected", "step"]).all()
     first_blocks = trajectory["step", "valid"][:, :12]  # nothing lies behind the last of four
-    assert torch.equal((made[:, :12] & first_blocks).sum(-1), run.algorithm.plan.may_choose(trajectory)[:, :12].sum(-1))
-
-
-def test_what_was_asked_before_is_forgotten() -> None:
-    algorithm = build()
-    assert ("step", "greedy_ids") in algorithm.sampler.asked
-    algorithm.advantage = build("egspo").advantage
-    make_plan(algorithm)
-    assert ("step", "greedy_ids") not in algorithm.sampler.asked
-    with pytest.raises(ValueError, match=r"LowConfidence cannot write \['typo'\]"):
-        algorithm.sampler.ask_for(["typo"])
+    assert torch.equal((made[:, :12] & first_blocks).sum(-1), may_choose(trajectory)[:, :12].sum(-1))

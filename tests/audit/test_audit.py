@@ -15,17 +15,19 @@ from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
-from dlmrl_kit.audit import AuditReport, Problem, audit_algorithm, audit_recipe, exact_algorithm, random_problems
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit import AuditReport, Problem, audit_algorithm, audit_recipe, exact_estimator, random_problems
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
-from dlmrl_kit.audit.on_problem import ExactServices
+from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem
+from dlmrl_kit.audit.sampled import sampled_gradients
+from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.recipe.catalogue import components
-from dlmrl_kit.rollout.services import Services, plain
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
@@ -54,8 +56,8 @@ SMALL = Problem(vocab=2, length=3, policy="network", seed=5)
 
 
 def audited(sampler: Sampler, problem: Problem = SMALL, group_size: int = 2, **parts: Any) -> AuditReport:
-    algorithm = exact_algorithm(sampler, **parts)
-    return audit_algorithm(algorithm, problems=[problem], group_size=group_size, attribution=False)
+    estimator = exact_estimator(sampler, Swaps(**parts))
+    return audit_algorithm(estimator, problems=[problem], group_size=group_size, attribution=False)
 
 
 @st.composite
@@ -180,11 +182,10 @@ def test_dropped_steps_obey_the_entropy_bound(spread: float, selector: Any) -> N
     """||gradient dropped|| <= B * expected entropy dropped, B = 2 max|A| max||grad logit|| (tabular: 1)."""
     problem = Problem(vocab=3, length=3, seed=2, spread=spread)
     ground = Ground(problem, EntropyOrder(3), 1, 1, 0).prepare()
-    assert ground.trajectories is not None
-    assert ground.values is not None
-    services = ExactServices(problem, ground.sampler, ground.values)
-    part = moments(exact_algorithm(ground.sampler, selector=selector), services, ground.trajectories, 1)
-    rows = ground.trajectories
+    assert ground.truth is not None
+    small = OnProblem(exact_estimator(ground.sampler, Swaps(selector=selector)), problem)
+    rows, services = ground.services(small)
+    part = moments(small, services, rows, 1)
     kept = selector.kept(rows, None)
     dropped = (rows["step", "entropy"] * rows["step", "num_committed"]).masked_fill(kept, 0).sum(-1)
     bound = 2 * float(problem.table.abs().max()) * float((rows["probability"] * dropped).sum())
@@ -217,9 +218,10 @@ def test_a_baseline_biases_a_choice_of_steps_that_looks_ahead() -> None:
 def test_enumeration_is_a_rollout_with_probabilities() -> None:
     problem = Problem(vocab=3, length=3, tokens_per_step=2, prompts=2, eos=True, seed=8)
     sampler = LowConfidence(3, 2, temperature=0.9)
-    sampler.ask_for([("step", "greedy_ids"), ("token", "log_prob")])
-    listed = enumerate_trajectories(sampler, problem.denoiser, problem.batch())
-    sampled = sampler(problem.batch(4), policy=problem.denoiser, generator=torch.Generator().manual_seed(0))
+    keys: list[Key] = [("step", "greedy_ids"), ("token", "log_prob")]
+    listed = enumerate_trajectories(sampler, problem.denoiser, problem.batch(), keys=keys)
+    generator = torch.Generator().manual_seed(0)
+    sampled = sampler(problem.batch(4), policy=problem.denoiser, generator=generator, keys=keys)
     for key in sampled.keys(True, True):
         assert listed[key].dtype == sampled[key].dtype, key
         assert listed[key].shape[1:] == sampled[key].shape[1:], key
@@ -236,19 +238,15 @@ def test_restart_values_are_what_restarts_average_to() -> None:
     assert ground.values is not None
     row = every_step(ground.trajectories[3:4])
     step = torch.arange(3)[None]
-    services = Services(SMALL.denoiser, plain(ground.sampler), SMALL.score, 0, 0, 10**6)
+    services = DrawnServices(SMALL, ground.sampler, 0, 0)
     sampled = services.restart(row, step, 4000).mean(-1)
     torch.testing.assert_close(sampled, ground.values[3:4, :3], atol=0.07, rtol=0)
 
 
 def test_variance_is_that_of_sampled_groups() -> None:
-    from dlmrl_kit.audit.sampled import sampled_gradients
-
-    algorithm = exact_algorithm(EntropyOrder(3), advantage=GroupMean(), selector=RandomSteps(2))
-    exact = audit_algorithm(algorithm, problems=[SMALL], attribution=False).measured[0]
-    drawn = sampled_gradients(
-        exact_algorithm(EntropyOrder(3), advantage=GroupMean(), selector=RandomSteps(2)), SMALL, 2, 600, 0
-    )
+    estimator = exact_estimator(EntropyOrder(3), Swaps(advantage=GroupMean(), selector=RandomSteps(2)))
+    exact = audit_algorithm(estimator, problems=[SMALL], attribution=False).measured[0]
+    drawn = sampled_gradients(OnProblem(estimator, SMALL), 2, 600, 0)
     assert drawn.variance == pytest.approx(exact.variance, rel=0.3)
     assert exact.step_variance is not None
     assert len(exact.step_variance) == 3

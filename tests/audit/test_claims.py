@@ -12,11 +12,12 @@ from dlmrl_kit.advantages.intermediate_reward import IntermediateReward
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
-from dlmrl_kit.audit import Problem, audit_algorithm, audit_component, broken_claim, exact_algorithm
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit import Problem, audit_algorithm, audit_component, broken_claim, exact_estimator
 from dlmrl_kit.audit.claims import PROBLEMS
 from dlmrl_kit.audit.enumeration import NOT_LISTED
 from dlmrl_kit.audit.scale import evaluated
-from dlmrl_kit.core.registry import Component, register, registered, unregister
+from dlmrl_kit.core.registry import Entry, register, registered, unregister
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.token_ppo import TokenPPO
@@ -44,7 +45,7 @@ ELSEWHERE = {
 }
 
 
-def listed(component: Component) -> bool:
+def listed(component: Entry) -> bool:
     """Whether its expectation is a sum: neither random masks nor drafts of a sampler, which are sampled, not listed."""
     if component.cls in ELSEWHERE:
         return False
@@ -56,7 +57,7 @@ PROMISING = [c for c in CLAIMING if c.claims.unbiased and listed(c)]
 BIASED = [c for c in CLAIMING if not c.claims.unbiased and listed(c)]
 
 
-def names(found: list[Component]) -> list[str]:
+def names(found: list[Entry]) -> list[str]:
     return [c.name for c in found]
 
 
@@ -66,44 +67,49 @@ def test_every_component_that_can_bias_the_gradient_makes_a_claim() -> None:
 
 
 @pytest.mark.parametrize("component", PROMISING, ids=names(PROMISING))
-def test_promises_are_kept(component: Component) -> None:
-    report = audit_component(component.kind, component.cls())
+def test_promises_are_kept(component: Entry) -> None:
+    report = audit_component(component.cls())
     assert report.exact
     assert report.relative_bias_after_scale < 1e-8, report.verdict
     assert report.scale == pytest.approx(evaluated(component.claims.scale, {"G": 2}), abs=1e-8)
-    assert broken_claim(component.kind, component.cls()) == ""
+    assert broken_claim(component.cls()) == ""
 
 
 @pytest.mark.parametrize("component", BIASED, ids=names(BIASED))
-def test_what_says_it_is_biased_is(component: Component) -> None:
+def test_what_says_it_is_biased_is(component: Entry) -> None:
     instance = INSTANCES.get(component.name) or component.cls()
     few = PROBLEMS[:1] if component.name == "DPO" else PROBLEMS  # it compares groups, which are run one by one
-    report = audit_component(component.kind, instance, few)
+    report = audit_component(instance, few)
     assert report.exact
     assert report.relative_bias > 0.01, report.verdict
-    assert broken_claim(component.kind, instance) == ""
+    assert broken_claim(instance) == ""
 
 
 def test_token_ppo_is_a_scale_until_the_number_of_tokens_varies() -> None:
-    assert audit_component("loss", TokenPPO()).verdict.startswith("unbiased up to")
-    varies = exact_algorithm(LeftToRight(3), likelihood=StepTokenLogProb(), loss=TokenPPO())
+    assert audit_component(TokenPPO()).verdict.startswith("unbiased up to")
+    varies = exact_estimator(LeftToRight(3), Swaps(likelihood=StepTokenLogProb(), loss=TokenPPO()))
     assert audit_algorithm(varies, problems=[EOS], attribution=False).relative_bias_after_scale > 1e-3
 
 
 def test_merged_steps_are_exact_one_by_one_and_biased_together() -> None:
-    assert audit_component("likelihood", StepMerge()).verdict == "unbiased"
-    merged = exact_algorithm(EntropyOrder(4), likelihood=StepMerge(), selector=EqualSegments(n=2))
+    assert audit_component(StepMerge(after_eos=True)).verdict == "unbiased"
+    *others, ended = (measured.relative_bias for measured in audit_component(StepMerge()).measured)
+    assert all(bias is not None and bias < 1e-8 for bias in others)
+    assert ended is not None
+    assert ended > 0.01  # tokens behind the end of text were drawn, too
+    swaps = Swaps(likelihood=StepMerge(after_eos=True), selector=EqualSegments(n=2))
+    merged = exact_estimator(EntropyOrder(4), swaps)
     assert audit_algorithm(merged, problems=PROBLEMS, attribution=False).relative_bias > 0.01
 
 
 def test_one_step_denoise_is_unscaled_with_leave_one_out() -> None:
-    algorithm = exact_algorithm(LowConfidence(3), advantage=OneStepDenoise(baseline=LeaveOneOut()))
-    assert audit_algorithm(algorithm, problems=PROBLEMS, attribution=False).verdict == "unbiased"
+    estimator = exact_estimator(LowConfidence(3), Swaps(advantage=OneStepDenoise(baseline=LeaveOneOut())))
+    assert audit_algorithm(estimator, problems=PROBLEMS, attribution=False).verdict == "unbiased"
 
 
 def test_the_token_part_alone_is_biased_outside_its_conditions() -> None:
-    algorithm = exact_algorithm(LowConfidence(3), likelihood=StepTokenLogProb())
-    assert audit_algorithm(algorithm, problems=PROBLEMS, attribution=False).verdict.startswith("biased")
+    estimator = exact_estimator(LowConfidence(3), Swaps(likelihood=StepTokenLogProb()))
+    assert audit_algorithm(estimator, problems=PROBLEMS, attribution=False).verdict.startswith("biased")
 
 
 class Overstated(RandomSteps):
@@ -125,9 +131,9 @@ class Halved(LeaveOneOut):
     [("selector", Overstated(8), "claims"), ("advantage", Halved(), "claims the scale 1 = 1; the audit finds 0.5")],
 )
 def test_broken_claims_are_named(kind: str, component: Any, words: str) -> None:
-    assert broken_claim(kind, component) == ""  # not registered: no claim
+    assert broken_claim(component) == ""  # not registered: no claim
     register(kind, unbiased=True)(type(component))
     try:
-        assert words in broken_claim(kind, component)
+        assert words in broken_claim(component)
     finally:
         unregister(next(c for c in registered() if c.cls is type(component)))

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
-from dlmrl_kit.audit import AuditError, AuditReport, Problem, audit_algorithm, exact_algorithm
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit import AuditError, AuditReport, Problem, audit_algorithm, exact_estimator
 from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_WEIGHT
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.likelihoods.steps import Replay, StepLogProb
 from dlmrl_kit.losses.base import weighted_sum
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.losses.reinforce import Reinforce
-from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.low_confidence import LowConfidence, order_term
 from dlmrl_kit.samplers.random_order import RandomOrder
@@ -33,8 +34,8 @@ PROBLEMS = [PROBLEM, Problem(vocab=2, length=3, seed=6)]
 def report_of(
     sampler: Sampler | None = None, batches: int = 400, problems: Sequence[Problem] = (PROBLEM,), **parts: Any
 ) -> AuditReport:
-    algorithm = exact_algorithm(sampler or LowConfidence(3, temperature=0.8), **parts)
-    return audit_algorithm(algorithm, problems=problems, attribution=False, batches=batches)
+    estimator = exact_estimator(sampler or LowConfidence(3, temperature=0.8), Swaps(**parts))
+    return audit_algorithm(estimator, problems=problems, attribution=False, batches=batches)
 
 
 class WrongSign(Reinforce):
@@ -73,14 +74,14 @@ class NextStep(StepLogProb):
 
 
 class NoTemperature(StepLogProb):
-    def estimate(self, steps: Replay, policy: TransformersPolicy, sampler: Sampler) -> dict[Any, Tensor]:
+    def estimate(self, steps: Replay, policy: Policy, sampler: Sampler, keys: Any = ()) -> dict[Any, Tensor]:
         view = sampler.view(policy, steps.prompt, steps.ids)
         cold = View(view.logits, type(view.behaviour)(), view.allowed)
         return {SELECTED_LOG_PROB: sampler.action_log_prob(cold, steps.decision)}
 
 
 class NoOrderTerm(StepLogProb):
-    def estimate(self, steps: Replay, policy: TransformersPolicy, sampler: Sampler) -> dict[Any, Tensor]:
+    def estimate(self, steps: Replay, policy: Policy, sampler: Sampler, keys: Any = ()) -> dict[Any, Tensor]:
         return {SELECTED_LOG_PROB: token_log_prob(sampler.view(policy, steps.prompt, steps.ids), steps.decision)}
 
 

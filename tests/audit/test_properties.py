@@ -24,14 +24,15 @@ from support.random_mdps import (
     mdps,
     recursions,
 )
-from tensordict import TensorDict
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.audit import Problem, exact_algorithm
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit import Problem, exact_estimator
 from dlmrl_kit.audit.bank import true_gradient
-from dlmrl_kit.audit.on_problem import ExactServices, terms_gradient
-from dlmrl_kit.audit.policies import SmallPolicy
+from dlmrl_kit.audit.on_problem import ExactServices, OnProblem, complete
 from dlmrl_kit.core.behaviour import Behaviour
+from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb, pack_tokens
@@ -50,7 +51,7 @@ SMALL_SHAPES = [(2, 2), (2, 3), (3, 2), (2, 4), (3, 3), (4, 2)]
 
 def gradient_of_j(mdp: MDP, found: list[Recursion]) -> Tensor:
     """grad J, [P], through the recursion."""
-    return mdp.policy.flat_gradient(torch.stack([part.value() for part in found]).mean(), retain=True)
+    return mdp.gradient(torch.stack([part.value() for part in found]).mean(), retain=True)
 
 
 def step_decomposed(mdp: MDP, likelihood: Likelihood) -> Tensor:
@@ -58,7 +59,7 @@ def step_decomposed(mdp: MDP, likelihood: Likelihood) -> Tensor:
     rows = mdp.weighted()
     rows["selected", "advantage"] = rows["reward"][:, None].expand_as(rows["selected", "step"])
     rows = likelihood(rows, policy=mdp.policy, sampler=mdp.sampler)
-    return -mdp.policy.flat_gradient(Reinforce()(rows)["loss_objective"])
+    return -mdp.gradient(Reinforce()(rows)["loss_objective"])
 
 
 @pytest.mark.parametrize("cls", SAMPLERS, ids=lambda c: c.__name__)
@@ -73,7 +74,7 @@ def test_the_step_decomposed_gradient_is_grad_j(cls: type[Sampler], data: st.Dat
     assert float(rows["probability"] @ rows["reward"]) / len(found) == pytest.approx(expected, rel=EXACT, abs=1e-13)
     size = rows["reward"].abs().max()
     assert_equal(step_decomposed(mdp, StepLogProb()), truth, 1e-4 * size)
-    assert_equal(true_gradient(rows, mdp.policy, mdp.sampler, len(found)), truth, 1e-4 * size)
+    assert_equal(true_gradient(rows, mdp.problem, mdp.sampler), truth, 1e-4 * size)
 
 
 def order_gradient(mdp: MDP, found: list[Recursion]) -> Tensor:
@@ -86,7 +87,7 @@ def order_gradient(mdp: MDP, found: list[Recursion]) -> Tensor:
                 own = torch.stack([tokens[i][v] for i, v in zip(*action, strict=True)]).log().sum()
                 share = chance * p.item() * part.value(after(state, action)).item()
                 total = total + share * (p.log() - own) / len(found)
-    return mdp.policy.flat_gradient(total, retain=True)
+    return mdp.gradient(total, retain=True)
 
 
 @pytest.mark.parametrize("cls", [LowConfidence, PlackettLuceOrder], ids=lambda c: c.__name__)
@@ -153,14 +154,14 @@ def test_published_log_probabilities_fail_by_the_amounts_of_theory() -> None:
 # ---------------------------------------------------------------------------------------------- on-policy losses
 
 
-def batch_gradient(mdp: MDP, seed: int, copies: int, **parts: Any) -> tuple[Tensor, TensorDict]:
+def batch_gradient(mdp: MDP, seed: int, copies: int, **parts: Any) -> tuple[Tensor, TensorDictBase]:
     """Gradient of the loss on one sampled batch, every component run as in training, and the batch."""
-    algorithm = exact_algorithm(mdp.sampler, **parts)
+    small = OnProblem(exact_estimator(mdp.sampler, Swaps(**parts)), mdp.problem)
     generator = torch.Generator().manual_seed(seed)
-    rows = algorithm.sampler(mdp.problem.batch(copies), policy=mdp.policy, generator=generator)
-    rows["reward"] = mdp.problem.score(rows["completion_ids"], rows["example"])
-    services = ExactServices(mdp.problem, algorithm.sampler, torch.zeros(0))
-    return terms_gradient(algorithm, services, rows, [algorithm.loss]), rows
+    keys = small.plan.sampler.keys
+    rows = mdp.sampler(mdp.problem.batch(copies), policy=mdp.policy, generator=generator, keys=keys)
+    batch = small.fixed(complete(small, ExactServices(mdp.problem, mdp.sampler, torch.zeros(0)), rows))
+    return small.loss_gradient(batch), batch
 
 
 @examples(60)
@@ -184,29 +185,20 @@ def test_before_the_first_update_ppo_has_the_gradient_of_reinforce(
 @given(mdps(policy="tabular"), st.integers(0, 99), st.integers(1, 4))
 def test_log_probabilities_of_tokens_are_recomputed_to_the_last_bit(mdp: MDP, seed: int, copies: int) -> None:
     """A table gives the same logits in every batch: nothing but the model may part the record from the likelihood."""
-    mdp.sampler.ask_for([key for key in mdp.sampler.optional_keys if "log_prob" in key[1]])
+    keys = [key for key in mdp.sampler.optional_keys if "log_prob" in key[1]]
     generator = torch.Generator().manual_seed(seed)
-    rows = every_step(mdp.sampler(mdp.problem.batch(copies), policy=mdp.policy, generator=generator))
+    rows = every_step(mdp.sampler(mdp.problem.batch(copies), policy=mdp.policy, generator=generator, keys=keys))
     for tempered in (True, False):
         likelihood = StepTokenLogProb(sampling_temperature=tempered)
-        likelihood.ask_for([("selected", "token_log_prob"), ("selected", "token_mask")])
-        likelihood.prepare(rows, sampler=mdp.sampler, policy=mdp.policy)
-        likelihood(rows, policy=mdp.policy, sampler=mdp.sampler)
+        asked: list[Key] = [("selected", "token_log_prob"), ("selected", "token_mask")]
+        likelihood.prepare(rows, sampler=mdp.sampler, policy=mdp.policy, keys=asked)
+        likelihood(rows, policy=mdp.policy, sampler=mdp.sampler, keys=asked)
         step, token = (rows[likelihood.recorded["selected", name]] for name in ("log_prob", "token_log_prob"))
         assert torch.equal(rows[LOG_PROB], step * rows["step", "valid"])
         assert torch.equal(rows["selected", "token_log_prob"], pack_tokens(rows, token, mdp.sampler.max_commits))
 
 
 # ------------------------------------------------------------------------------------------------- KL estimators
-
-
-def move_reference(policy: SmallPolicy, seed: int, shift: float) -> None:
-    """A reference policy whose weights differ from the policy's by ``shift``."""
-    policy.freeze_reference()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in policy._reference.parameters():  # type: ignore[union-attr]
-            p.add_(shift * torch.randn(p.shape, generator=generator, dtype=p.dtype))
 
 
 def exact_kl(mdp: MDP, found: list[Recursion]) -> tuple[Tensor, Tensor, float]:
@@ -249,7 +241,11 @@ def reference_probability(
 def test_kl_estimators_have_the_expectations_they_name(cls: type[Sampler], data: st.DataObject, seed: int) -> None:
     """k1 and k3 the value, k2 the gradient; k1 no gradient, k3 that of the reverse; k2 another value."""
     mdp = data.draw(mdps([cls], shapes=SMALL_SHAPES, filters=False))
-    move_reference(mdp.policy, seed, data.draw(st.sampled_from([0.02, 0.1])))
+    with mdp.policy.shifted_reference(data.draw(st.sampled_from([0.02, 0.1])), seed):
+        check_kl(mdp)
+
+
+def check_kl(mdp: MDP) -> None:
     forward, reverse, elsewhere = exact_kl(mdp, recursions(mdp))
     rows = mdp.weighted()
     with mdp.policy.reference(), torch.no_grad():
@@ -261,7 +257,7 @@ def test_kl_estimators_have_the_expectations_they_name(cls: type[Sampler], data:
     assert k3["kl"].item() == pytest.approx(kl - elsewhere, rel=EXACT, abs=1e-13)
     assert type(mdp.sampler) is LowConfidence or abs(elsewhere) < 1e-12
     assert abs(k2["kl"].item() - kl) > 1e-7 * kl
-    gradient = mdp.policy.flat_gradient
+    gradient = mdp.gradient
     size = 1e-4 + gradient(forward, retain=True).norm()
     assert_equal(gradient(k1["loss_kl"], retain=True), torch.zeros(()), size)
     assert_equal(gradient(k2["loss_kl"], retain=True), gradient(forward, retain=True), 1e-4)

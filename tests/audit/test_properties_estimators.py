@@ -103,7 +103,7 @@ def z_scored(listed: Listed, eps: float) -> Tensor:
             others = math.prod(chance[i] for i in members[1:])
             advantage[members[0]] += others * (returns[0] - mean) / (std + eps)
     log_prob = StepLogProb()(every_step(rows), policy=mdp.policy, sampler=mdp.sampler)["selected", "log_prob"]
-    return mdp.policy.flat_gradient((log_prob.sum(-1).exp() * advantage).sum() / mdp.problem.prompts)
+    return mdp.gradient((log_prob.sum(-1).exp() * advantage).sum() / mdp.problem.prompts)
 
 
 @examples(40)
@@ -188,7 +188,7 @@ def largest_logit_gradient(mdp: MDP) -> float:
         for state in part.actions:
             masked = torch.tensor([[token == policy.mask_id for token in state]])
             logits = part.policy(torch.tensor([state]), masked, masked)[:, : mdp.problem.vocab].flatten()
-            largest = max(largest, *(float(policy.flat_gradient(z, retain=True).norm()) for z in logits))
+            largest = max(largest, *(float(mdp.gradient(z, retain=True).norm()) for z in logits))
     return largest
 
 

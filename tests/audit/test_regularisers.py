@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.random_mdps import EXACT, MDP, STATE_SCORE, examples, mdps
 from torch import Tensor
 
-from dlmrl_kit.audit import Problem, audit_algorithm, audit_recipe, exact_algorithm
+from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.audit import Problem, audit_algorithm, audit_recipe, exact_estimator
 from dlmrl_kit.audit.measure import Ground
 from dlmrl_kit.audit.regularisers import (
     FORWARD,
@@ -23,6 +24,7 @@ from dlmrl_kit.audit.regularisers import (
     audit_regularisers,
     combined,
 )
+from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.regularisers.entropy_bonus import EntropyBonus
 from dlmrl_kit.regularisers.kl import KLK1, KLK2, KLK3
@@ -37,8 +39,8 @@ SMALL = [(2, 2), (2, 3), (3, 2)]
 
 
 def audited(mdp: MDP, terms: list[Any], **parts: Any) -> dict[str, RegulariserAudit]:
-    ground = Ground(mdp.problem, exact_algorithm(mdp.sampler).sampler, 1, 1, 0).prepare()
-    return audit_regularisers(exact_algorithm(mdp.sampler, terms, **parts), ground)
+    ground = Ground(mdp.problem, rebuilt(mdp.sampler), 1, 1, 0).prepare()
+    return audit_regularisers(exact_estimator(ground.sampler, Swaps(regulariser=terms, **parts)), ground)
 
 
 def fixed(sampler: Any = None, **options: Any) -> MDP:
@@ -106,14 +108,14 @@ def test_wrong_estimators_are_caught(term: Any, bias: float) -> None:
 
 def test_what_is_no_kl_to_the_reference_has_a_size_only() -> None:
     mdp = fixed(EntropyOrder(3))
-    before = [p.clone() for p in mdp.policy._reference.parameters()]  # type: ignore[union-attr]
+    before = [p.clone() for p in mdp.policy.frozen.parameters()]
     found = audited(mdp, [EntropyBonus(), KLK2(), KLK2(to="old")])
     assert list(found) == ["EntropyBonus", "KLK2", "KLK2/2"]
     for name in ("EntropyBonus", "KLK2/2"):
         assert (found[name].relative_bias, found[name].words) == (None, NO_KL)
     assert found["EntropyBonus"].size > 0.001
     assert found["KLK2/2"].size < 1e-12  # to itself
-    after = mdp.policy._reference.parameters()  # type: ignore[union-attr]
+    after = mdp.policy.frozen.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -133,7 +135,9 @@ def test_several_problems_are_combined() -> None:
     exact, biased = RegulariserAudit(1.0, 0.0, FORWARD), RegulariserAudit(2.0, 0.5, f"{OTHER}; and more")
     assert combined([exact, biased]) == RegulariserAudit(1.5, 0.25, f"{OTHER}; and more")
     assert combined([RegulariserAudit(0.0, None, NO_KL)]) == RegulariserAudit(0.0, None, NO_KL)
-    report = audit_algorithm(exact_algorithm(LowConfidence(3), [KLK2()]), problems=2, attribution=False)
+    report = audit_algorithm(
+        exact_estimator(LowConfidence(3), Swaps(regulariser=[KLK2()])), problems=2, attribution=False
+    )
     assert report.regularisers["KLK2"].words == FORWARD
 
 

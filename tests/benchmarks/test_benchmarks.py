@@ -14,8 +14,9 @@ from support.other_device import other_device
 from support.paths import ROOT
 
 from dlmrl_kit.core import behaviour
+from dlmrl_kit.core.policy import LOGITS_BYTES
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.samplers import parts
+from dlmrl_kit.samplers.base import View
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -38,8 +39,8 @@ def kit_run(policy: Any, prompts: Any, size: Size) -> Any:
 def test_rollouts_are_identical(size: Size, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same noise, same commits; log-probabilities and entropies within 1e-5. Also cut into the smallest pieces."""
     if pieces:
-        monkeypatch.setattr(parts, "LOGITS_BYTES", {True: 1, False: 1})
-        monkeypatch.setattr(behaviour, "_PIECE_BYTES", {True: 1, False: 1})
+        monkeypatch.setitem(LOGITS_BYTES, True, 1)
+        monkeypatch.setitem(behaviour._PIECE_BYTES, True, 1)
     policy, prompts = make_policy(size), make_prompts(size)
     prompts["prompt_mask"][0, :2] = False
     found = kit_run(policy, prompts, size)
@@ -57,17 +58,17 @@ def test_rollouts_are_identical(size: Size, pieces: bool, monkeypatch: pytest.Mo
 
 def test_updates_have_the_same_gradient() -> None:
     policy, prompts = make_policy(SIZE), make_prompts(SIZE)
-    updater = update.make_updater(policy, SIZE)
-    run = update.trajectory(policy, prompts, SIZE, updater)
+    kit = update.make_update(policy, SIZE)
+    run = update.trajectory(policy, prompts, SIZE, kit)
     advantage = run["advantage"][:, None].expand(-1, SIZE.selected)
     plain.update(policy, prompts, update.as_plain(policy, run, SIZE), advantage, run["selected", "step"], update.BETA)
     wanted = {name: parameter.grad.clone() for name, parameter in policy.trainable()}
     policy.zero_grad()
     grads: dict[str, torch.Tensor] = {}
-    updater.optimiser.register_step_pre_hook(
+    kit.optimiser.register_step_pre_hook(
         lambda *_: grads.update({name: p.grad.clone() for name, p in policy.trainable()})
     )
-    updater.update(updater.prepare(run.clone()), 0)
+    update.learn(kit, run)
     scale = max(value.abs().max() for value in wanted.values())
     assert scale > 1e-4
     for name, value in wanted.items():
@@ -98,8 +99,6 @@ def test_merging_the_adapter_leaves_every_bit_of_the_base() -> None:
 @pytest.mark.parametrize("temperature", [0.9, 1.0])
 def test_fused_and_differentiable_log_probabilities_agree(temperature: float) -> None:
     """What the rollout computes in pieces without gradients, the likelihoods compute with them."""
-    from dlmrl_kit.samplers.base import View
-
     generator = torch.Generator().manual_seed(5)
     sampler = make_sampler(SIZE)
     allowed = torch.rand(6, 10, generator=generator) < 0.7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,20 +12,20 @@ from hypothesis import strategies as st
 from support.decoder_models import CLASSES, model_of
 from support.policies import TabularPolicy, tiny_policy
 from support.rollouts import SAMPLERS, make, prompts, roll_out
+from support.runs import recipe
 from torch import Tensor
 
-from dlmrl_kit.caches.base import Window
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.window import Window
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies.key_cache import KeyCache
-from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.base import Sampler, check_cache
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.samplers.learned_order import LearnedOrder
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.training.evaluation import evaluate
+from dlmrl_kit.training.loop import train
 
 MASK, PROMPT, LENGTH, BLOCK = 12, 3, 7, 3
 BODIES = [model_of(*pair, num_hidden_layers=3).get_decoder() for pair in CLASSES]
@@ -78,7 +79,7 @@ def test_cached_states_are_those_computed_layer_by_layer(
 ) -> None:
     """In any order of calls: rows come, go, are repeated and change places, and ask for different positions."""
     generator = torch.Generator().manual_seed(seed)
-    window = cache.window(MASK, LENGTH, BLOCK, shift)
+    window = Window(MASK, LENGTH, BLOCK, cache.to_end, int(shift))
     found = KeyCache(window)
     ids, mask = states(generator, 5)
     for _ in range(4):
@@ -121,8 +122,7 @@ every_cache = pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(ca
 
 
 def sampled(sampler: Sampler, cache: Any, policy: Any = POLICY, seed: int = 0) -> Any:
-    sampler.cache = cache
-    return roll_out(sampler, policy, prompts(policy, rows=8), seed)
+    return roll_out(sampler, policy, prompts(policy, rows=8), seed, cache=cache)
 
 
 def replayed(trajectory: Any, sampler: Sampler, policy: Any = POLICY) -> Tensor:
@@ -135,7 +135,7 @@ def test_a_cached_rollout_records_what_it_samples_from(cls: type[Sampler], cache
     sampler = make(cls, 7, tokens_per_step=2, block_length=3, temperature=0.8)
     trajectory = sampled(sampler, cache)
     valid, recorded = trajectory["step", "valid"], trajectory["step", "log_prob"]
-    with torch.no_grad(), sampler.as_sampled(POLICY):
+    with torch.no_grad(), sampler.sampling_from(POLICY, cache):
         again = replayed(trajectory, sampler)
     torch.testing.assert_close(again[valid], recorded[valid], rtol=1e-9, atol=1e-9)
     exact = replayed(trajectory, sampler)
@@ -156,20 +156,20 @@ def test_shifted_logits_and_features_of_a_learned_order(cache: Any) -> None:
     policy.shift_logits = True
     for sampler in (make(LowConfidence, 7, 2, block_length=3), LearnedOrder(7, 2, block_length=3)):
         trajectory = sampled(sampler, cache, policy)
-        with torch.no_grad(), sampler.as_sampled(policy):
+        with torch.no_grad(), sampler.sampling_from(policy, cache):
             again = replayed(trajectory, sampler, policy)
         torch.testing.assert_close(again, trajectory["step", "log_prob"], rtol=1e-9, atol=1e-9)
 
 
-def positions_computed(sampler: Sampler, cache: Any) -> list[int]:
+def positions_computed(sampler: Sampler, cache: Any, keys: Any = ()) -> list[int]:
     """Positions that go through the first layer's MLP in each forward of a rollout of one sample."""
     counts: list[int] = []
     hook = POLICY.model.model.layers[0].mlp.register_forward_hook(
         lambda _, given, out: counts.append(out[..., 0].numel())
     )
-    sampler.cache = cache
     try:
-        sampler(prompts(POLICY, rows=1), policy=POLICY, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        sampler(prompts(POLICY, rows=1), policy=POLICY, generator=generator, cache=cache, keys=keys)
     finally:
         hook.remove()
     return counts
@@ -180,16 +180,15 @@ def test_positions_that_are_computed() -> None:
     assert positions_computed(sampler, None) == [10] * 6
     assert positions_computed(sampler, DualCache()) == [10, 3, 3, 3, 10, 3, 3, 3]
     assert positions_computed(sampler, PrefixCache()) == [10, 6, 6, 6, 10, 3, 3, 3]
-    sampler.ask_for([("step", "greedy_ids")])  # everything open is asked for, and known from the anchor
-    assert positions_computed(sampler, DualCache()) == [10, 3, 3, 3, 10, 3, 3, 3]
+    greedy = [("step", "greedy_ids")]  # everything open is asked for, and known from the anchor
+    assert positions_computed(sampler, DualCache(), greedy) == [10, 3, 3, 3, 10, 3, 3, 3]
 
 
 def test_equal_prompts_begin_together() -> None:
     sampler, counts = LowConfidence(3, 1, stop_at_eos=False), []
-    sampler.cache = DualCache()
     hook = POLICY.model.model.layers[0].mlp.register_forward_hook(lambda _, given, out: counts.append(len(out)))
     same = prompts(POLICY, rows=2)[torch.tensor([0, 1, 0, 0, 1])]
-    sampler(same, policy=POLICY, generator=torch.Generator().manual_seed(0))
+    sampler(same, policy=POLICY, generator=torch.Generator().manual_seed(0), cache=DualCache())
     hook.remove()
     assert counts == [2, 5, 5, 5]
 
@@ -198,7 +197,7 @@ def test_gradients_are_those_of_the_policy() -> None:
     sampler = LowConfidence(6, 2, block_length=3)
     trajectory = sampled(sampler, DualCache())
     exact = StepLogProb()(trajectory.clone(), policy=POLICY, sampler=sampler)["selected", "log_prob"]
-    with sampler.as_sampled(POLICY):
+    with sampler.sampling_from(POLICY, DualCache()):
         inside = StepLogProb()(trajectory.clone(), policy=POLICY, sampler=sampler)["selected", "log_prob"]
     assert torch.equal(exact, inside)
     assert inside.requires_grad
@@ -211,31 +210,32 @@ def test_lora_is_merged_in_cached_rollouts_too() -> None:
     policy.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "v_proj", "up_proj"]))
     sampler = LowConfidence(6, 2, block_length=3)
     trajectory = sampled(sampler, PrefixCache(), policy)
-    with torch.no_grad(), sampler.as_sampled(policy):
+    with torch.no_grad(), sampler.sampling_from(policy, PrefixCache()):
         again = replayed(trajectory, sampler, policy)
     torch.testing.assert_close(again, trajectory["step", "log_prob"], rtol=1e-4, atol=1e-4)
 
 
-def test_evaluation_decodes_without_the_cache() -> None:
-    task, sampler = Sudoku4x4(num_heldout=6), LowConfidence(16, 2)
-    policy = tiny_policy(layers=2, characters="1234_:", attn_implementation="sdpa")
-    before = evaluate(policy, sampler, task, size=6)
-    sampler.cache = DualCache()
-    assert evaluate(policy, sampler, task, size=6) == before
+def test_evaluation_decodes_without_the_cache(tmp_path: Path) -> None:
+    sets = ["Trainer.updates = 1", "CharacterLlama.num_layers = 2", "Sampler.block_length = 8"]
+    results = [
+        train(recipe("egspo", sets, ["policy=CharacterLlama", f"cache={cache}"]), tmp_path / cache)
+        for cache in ("none", "DualCache")
+    ]
+    assert results[0].before == results[1].before
 
 
 def test_policies_without_a_cache_are_refused() -> None:
-    sampler = LowConfidence(6, 2)
-    sampler.cache = DualCache()
+    sampler, cache = LowConfidence(6, 2), DualCache()
     with pytest.raises(UserError, match=r"a cache needs a model of one of the classes LlamaModel.*sdpa"):
-        sampler.attach(tiny_policy(attn_implementation="eager"))
+        check_cache(sampler, tiny_policy(attn_implementation="eager"), cache)
     blockwise = tiny_policy(attn_implementation="sdpa")
     blockwise.block_size = 3
     with pytest.raises(UserError, match="reuses finished blocks exactly"):
-        sampler.attach(blockwise)
-    with pytest.raises(UserError, match="TabularPolicy has no approximate cache: leave DualCache out"):
-        sampler.attach(TabularPolicy(3, 6))
+        check_cache(sampler, blockwise, cache)
+    with pytest.raises(UserError, match="TabularPolicy has no approximate cache: take no cache"):
+        check_cache(sampler, TabularPolicy(3, 6), cache)
+    with pytest.raises(UserError, match="a cache needs a model of one of the classes"):  # by hand, too
+        sampled(sampler, cache, tiny_policy(attn_implementation="eager"))
     renoising = EntropyBoundRenoising(6, steps=2)
-    renoising.cache = DualCache()
     with pytest.raises(UserError, match="DualCache is for samplers that fill masks; EntropyBoundRenoising renoises"):
-        renoising.attach(tiny_policy(attn_implementation="sdpa"))
+        check_cache(renoising, tiny_policy(attn_implementation="sdpa"), cache)

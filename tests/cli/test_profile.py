@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.profiling import MODEL, PHASES
+from dlmrl_kit.training.update import Update
 
 
 @pytest.fixture(autouse=True)
@@ -82,14 +82,15 @@ def test_trace(tmp_path: Path) -> None:
 
 
 def test_no_trace_of_an_update_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = Run._update
+    inner = Update.__call__
 
-    def broken(self: Run, update: int) -> None:
-        inner(self, update)
-        if update == 1:
+    def broken(self: Update, number: int) -> dict[str, float]:
+        metrics = inner(self, number)
+        if number == 1:
             raise RecipeError("something\nis wrong")
+        return metrics
 
-    monkeypatch.setattr(Run, "_update", broken)
+    monkeypatch.setattr(Update, "__call__", broken)
     result = dlmrl("--trace", str(tmp_path / "trace.json"))
     assert result.exit_code == 2
     assert result.stderr == "error: something is wrong\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
@@ -14,10 +14,10 @@ from dlmrl_kit.cli.app import app
 from dlmrl_kit.core import contract, registry
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError, RegistryError
-from dlmrl_kit.core.keys import STEP_VALID
+from dlmrl_kit.core.keys import STEP_VALID, Key
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import Objective
-from dlmrl_kit.recipe.catalogue import find
+from dlmrl_kit.recipe.catalogue import components, find
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.selectors.base import Selector
 
@@ -27,11 +27,11 @@ ME = __name__.split(".", 1)[0]
 @pytest.fixture(autouse=True)
 def _cleanup() -> Iterator[None]:
     """Takes back what a test registers."""
-    registry.components()
+    components()
     before = set(registry.registered())
     yield
-    for component in set(registry.registered()) - before:
-        registry.unregister(component)
+    for entry in set(registry.registered()) - before:
+        registry.unregister(entry)
 
 
 SILENT = ("reward", {"reward": 1}, [("step", None)])
@@ -171,14 +171,13 @@ class TestRuntime:
         class Both(Base):
             optional_keys = ("more",)
 
-            def forward(self, tensordict: TensorDict) -> Any:
+            def forward(self, tensordict: TensorDict, keys: Collection[Key] = ()) -> Any:
                 return super().forward(tensordict).set("more", tensordict["reward"])
 
         both = Both()
         with pytest.raises(RecipeError, match="writes 'more'"):
             both(batch())
-        both.ask_for(["more"])
-        assert "more" in both(batch())
+        assert "more" in both(batch(), keys=["more"])
 
     def test_a_loss_returns_a_loss(self) -> None:
         @register("loss")
@@ -186,8 +185,11 @@ class TestRuntime:
             def __init__(self) -> None:
                 super().__init__([("selected", "weight")])
 
+            def total(self, tensordict: TensorDict) -> Any:
+                return tensordict["reward"].sum(), {}
+
             def forward(self, tensordict: TensorDict) -> Any:
-                return TensorDict({"objective": tensordict["reward"].sum()})
+                return TensorDict({"objective": self.total(tensordict)[0]})
 
         with pytest.raises(RecipeError, match=r"loss\.NoLoss: no key that it returns starts with 'loss_'"):
             NoLoss()(batch())

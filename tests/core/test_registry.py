@@ -13,7 +13,7 @@ from dlmrl_kit.cli.app import app
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RegistryError
 from dlmrl_kit.core.registry import KINDS, nearest, register
-from dlmrl_kit.recipe.catalogue import find
+from dlmrl_kit.recipe.catalogue import components, find
 
 ME = __name__.split(".", 1)[0]
 
@@ -21,11 +21,11 @@ ME = __name__.split(".", 1)[0]
 @pytest.fixture(autouse=True)
 def _cleanup() -> Iterator[None]:
     """Takes back what a test registers."""
-    registry.components()
+    components()
     before = set(registry.registered())
     yield
-    for component in set(registry.registered()) - before:
-        registry.unregister(component)
+    for entry in set(registry.registered()) - before:
+        registry.unregister(entry)
 
 
 class TestRegister:
@@ -97,7 +97,7 @@ class TestRegister:
         assert CliRunner().invoke(app, ["show", "Fails"]).exit_code == 0
 
     def test_kinds_have_folders_with_components(self) -> None:
-        assert {c.kind for c in registry.components() if c.package == "dlmrl_kit"} == set(KINDS)
+        assert {c.kind for c in components() if c.package == "dlmrl_kit"} == set(KINDS)
 
     def test_nearest(self) -> None:
         assert nearest("entropytopk", ["EntropyTopK", "Other"]).startswith("did you mean 'EntropyTopK'? available: ")

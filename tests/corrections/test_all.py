@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from hypothesis import strategies as st
 from support.observers import Stop, StopAfterTheFirstUpdate
 from support.policies import recorded_calls
 from support.rollouts import sampler_of
-from support.runs import build, metric_rows, new_run, outcome, recipe, rollout
+from support.runs import build, metric_rows, new_run, old_difference, outcome, prepared, recipe, rollout
 
 from dlmrl_kit.advantages.group_mean import GroupMean
-from dlmrl_kit.audit import Problem, audit_algorithm, exact_algorithm
+from dlmrl_kit.algorithm.algorithm import GradientEstimator, Swaps
+from dlmrl_kit.audit import Problem, audit_algorithm, exact_estimator
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
-from dlmrl_kit.audit.on_problem import ExactServices
+from dlmrl_kit.audit.on_problem import OnProblem
 from dlmrl_kit.audit.sampled import sampled_gradients
 from dlmrl_kit.caches.dual_cache import DualCache
 from dlmrl_kit.caches.prefix_cache import PrefixCache
@@ -39,6 +39,7 @@ from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.k_steps import LastK
 from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.old_check import check_old
 
 DEEP = Problem(vocab=2, length=4, block_length=2, policy="deep network", seed=4)
 CACHED = ("Sampler.block_length = 8", "CharacterLlama.num_layers = 2")
@@ -94,8 +95,8 @@ def test_diagnostics() -> None:
     ),
 )
 def test_the_ratio_of_trajectories_makes_cached_rollouts_unbiased(sampler: Any, cache: Any, problem: Problem) -> None:
-    algorithm = exact_algorithm(sampler, cache=cache, correction=TrajectoryImportance())
-    report = audit_algorithm(algorithm, problems=[problem], attribution=False)
+    estimator = exact_estimator(sampler, Swaps(cache=cache, correction=TrajectoryImportance()))
+    report = audit_algorithm(estimator, problems=[problem], attribution=False)
     assert report.exact
     assert report.relative_bias < 1e-8 or report.measured[0].gradient_norm < 1e-9
 
@@ -103,21 +104,23 @@ def test_the_ratio_of_trajectories_makes_cached_rollouts_unbiased(sampler: Any, 
 @pytest.mark.parametrize("sampler", [PlackettLuceOrder(3, temperature=0.8), LowConfidence(4, temperature=0.9)])
 def test_so_it_does_for_orders_that_depend_on_the_predictions(sampler: Any) -> None:
     problem = Problem(vocab=2, length=3, policy="deep network", seed=4) if sampler.max_steps == 3 else DEEP
-    algorithm = exact_algorithm(sampler, cache=DualCache(), correction=TrajectoryImportance())
-    assert audit_algorithm(algorithm, problems=[problem], attribution=False).relative_bias < 1e-8
+    estimator = exact_estimator(sampler, Swaps(cache=DualCache(), correction=TrajectoryImportance()))
+    assert audit_algorithm(estimator, problems=[problem], attribution=False).relative_bias < 1e-8
 
 
 @pytest.mark.parametrize(("cls", "least"), [(EntropyOrder, 0.1), (LowConfidence, 0.001)])
 def test_no_weight_corrects_what_only_one_of_the_two_can_do(cls: Any, least: float) -> None:
     """EntropyOrder takes the position that the state says; some tokens can never be the most confident draw."""
-    algorithm = exact_algorithm(cls(4, temperature=0.7), cache=DualCache(), correction=TrajectoryImportance())
+    swaps = Swaps(cache=DualCache(), correction=TrajectoryImportance())
+    estimator = exact_estimator(cls(4, temperature=0.7), swaps)
     problem = Problem(vocab=2, length=4, policy="deep network", seed=827)
-    assert audit_algorithm(algorithm, problems=[problem], attribution=False).relative_bias > least
+    assert audit_algorithm(estimator, problems=[problem], attribution=False).relative_bias > least
 
 
-def relative_bias(correction: Any, **parts: Any) -> float:
-    algorithm = exact_algorithm(LowConfidence(4, temperature=0.9), cache=DualCache(), correction=correction, **parts)
-    return audit_algorithm(algorithm, problems=[DEEP], attribution=False).relative_bias
+def relative_bias(correction: Any) -> float:
+    swaps = Swaps(cache=DualCache(), correction=correction)
+    estimator = exact_estimator(LowConfidence(4, temperature=0.9), swaps)
+    return audit_algorithm(estimator, problems=[DEEP], attribution=False).relative_bias
 
 
 def test_single_steps_leave_a_bias_and_none_leaves_more() -> None:
@@ -131,9 +134,9 @@ def test_single_steps_are_exact_for_the_last_step_of_one_block() -> None:
     ground = Ground(problem, LowConfidence(2, temperature=0.9), 2, 1, 0).prepare()
 
     def mean(**parts: Any) -> torch.Tensor:
-        algorithm = exact_algorithm(ground.sampler, selector=LastK(1), **parts)
-        trajectories, values = ground.listed(algorithm)
-        return moments(algorithm, ExactServices(problem, algorithm.sampler, values), trajectories, 2).mean
+        small = OnProblem(exact_estimator(ground.sampler, Swaps(selector=LastK(1), **parts)), problem)
+        trajectories, services = ground.services(small)
+        return moments(small, services, trajectories, 2).mean
 
     exact = mean()
     corrected = mean(cache=DualCache(), correction=TruncatedImportance(math.inf))
@@ -142,8 +145,8 @@ def test_single_steps_are_exact_for_the_last_step_of_one_block() -> None:
 
 
 def test_the_audit_names_the_cache() -> None:
-    algorithm = exact_algorithm(LowConfidence(4), cache=DualCache(), correction=TruncatedImportance())
-    report = audit_algorithm(algorithm, problems=[DEEP])
+    estimator = exact_estimator(LowConfidence(4), Swaps(cache=DualCache(), correction=TruncatedImportance()))
+    report = audit_algorithm(estimator, problems=[DEEP])
     assert [cause.component for cause in report.attribution] == ["DualCache, TruncatedImportance"]
     assert report.attribution[0].without.max is not None
     assert report.attribution[0].without.max < 1e-8
@@ -151,19 +154,17 @@ def test_the_audit_names_the_cache() -> None:
 
 
 def test_recipes_with_a_cache_are_audited_on_deep_networks() -> None:
-    algorithm = exact_algorithm(LowConfidence(4), cache=DualCache(), correction=TruncatedImportance())
-    report = audit_algorithm(algorithm, problems=2, attribution=False)
+    estimator = exact_estimator(LowConfidence(4), Swaps(cache=DualCache(), correction=TruncatedImportance()))
+    report = audit_algorithm(estimator, problems=2, attribution=False)
     assert {m.problem.policy for m in report.measured} == {"deep network"}
 
 
 def test_monte_carlo_agrees_with_the_list() -> None:
-    algorithm = exact_algorithm(
-        LowConfidence(4), cache=DualCache(), correction=TruncatedImportance(), advantage=GroupMean()
-    )
-    algorithm.sampler.block_length = 2
-    exact = audit_algorithm(algorithm, problems=[DEEP], attribution=False).measured[0]
-    drawn = sampled_gradients(algorithm, DEEP, 2, 250, 0)
-    ground = Ground(DEEP, exact_algorithm(algorithm.sampler).sampler, 2, 1, 0).prepare()
+    swaps = Swaps(cache=DualCache(), correction=TruncatedImportance(), advantage=GroupMean())
+    estimator = exact_estimator(LowConfidence(4, block_length=2), swaps)
+    exact = audit_algorithm(estimator, problems=[DEEP], attribution=False).measured[0]
+    drawn = sampled_gradients(OnProblem(estimator, DEEP), 2, 250, 0)
+    ground = Ground(DEEP, estimator.sampler, 2, 1, 0).prepare()
     bias, noise = drawn.bias(ground.truth)
     assert ground.truth is not None
     expected = exact.relative_bias * exact.gradient_norm
@@ -183,27 +184,24 @@ def test_the_update_weighs_steps_by_exact_over_recorded(tmp_path: Path) -> None:
     with torch.no_grad():
         again = StepLogProb()(trajectory.clone(), policy=run.policy, sampler=run.algorithm.sampler)
     ratio = (again["selected", "log_prob"] - recorded).exp()
-    run.updater.prepare(trajectory)
+    prepared(run.update, trajectory)
     used = before > 0
     torch.testing.assert_close(
         trajectory["selected", "weight"][used], (before * ratio.clamp(max=2.0))[used], rtol=1e-3, atol=1e-4
     )
     assert (ratio[used] - 1).abs().max() > 1e-3
-    assert run.updater.correction_metrics["correction/drift"] == pytest.approx(
-        ratio[used].log().abs().mean().item(), rel=1e-2
-    )
+    assert run.update.correction["correction/drift"] == pytest.approx(ratio[used].log().abs().mean().item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("likelihood", ["StepTokenLogProb", "StepLogProb"])
 @pytest.mark.parametrize("correction", ["TruncatedImportance", "TrajectoryImportance", "Uncorrected"])
 def test_old_and_new_agree_before_the_update(correction: str, likelihood: str, tmp_path: Path) -> None:
     run = cached_run(tmp_path, uses=(f"correction={correction}", f"likelihood={likelihood}"))
-    assert not [source for source in run.algorithm.plan.old.values() if source is not None]
-    trajectory = run.updater.prepare(rollout(run))
-    largest = run.updater.check_old(trajectory)
-    assert largest < 1e-3
+    assert not [source for source in run.update.plan.old.values() if source is not None]
+    trajectory = prepared(run.update, rollout(run))
+    assert old_difference(run.update, trajectory) < 1e-3
     with torch.no_grad():
-        new = run.updater._estimate(trajectory.clone())
+        new = run.update.log_probs.run(trajectory.clone())
     torch.testing.assert_close(new["selected", "log_prob"], trajectory["selected", "old_log_prob"])
 
 
@@ -214,19 +212,17 @@ def test_what_the_correction_computed_is_not_computed_again(tmp_path: Path) -> N
         run = cached_run(tmp_path / likelihood, uses=(f"likelihood={likelihood}", "regulariser=none"))
         trajectory = rollout(run)
         with recorded_calls(run.policy) as calls:
-            run.updater.score(trajectory)
+            run.update.log_probs.add_fixed(trajectory)
         found[likelihood] = sum(len(ids) for ids, _, _ in calls) / int((trajectory["selected", "weight"] != 0).sum())
     assert found == {"StepTokenLogProb": 2.0, "StepLogProb": 1.0}
 
 
 def test_records_of_another_distribution_are_noticed(tmp_path: Path) -> None:
     run = cached_run(tmp_path)
-    trajectory = run.updater.prepare(rollout(run))
-    other = copy.copy(run.algorithm.sampler)
-    other.cache = None
-    run.updater.algorithm.sampler = other
+    trajectory = prepared(run.update, rollout(run))
+    other = GradientEstimator(**(run.algorithm.fillings | Swaps(cache=None)))
     with pytest.raises(TrainingError, match="the distribution it samples from does not compute what LowConfidence"):
-        run.updater.check_old(trajectory)
+        check_old(trajectory, other, run.update.log_probs)
 
 
 @pytest.mark.parametrize("correction", ["TruncatedImportance", "TrajectoryImportance"])
@@ -234,7 +230,7 @@ def test_micro_batches_change_nothing(correction: str, tmp_path: Path) -> None:
     found = []
     for i, sets in enumerate([(), ("Trainer.micro_batch_size = 1",), ("Trainer.micro_batch_tokens = 1",)]):
         run = cached_run(tmp_path / str(i), sets=sets, uses=(f"correction={correction}",))
-        found.append(run.updater.prepare(rollout(run))["selected", "weight"])
+        found.append(prepared(run.update, rollout(run))["selected", "weight"])
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-5)
 
@@ -276,16 +272,14 @@ def test_what_does_not_fit_is_refused_with_the_way_out() -> None:
 def test_a_cache_is_corrected_unless_told_otherwise() -> None:
     algorithm = build("egspo", uses=["cache=DualCache"])
     assert isinstance(algorithm.correction, TruncatedImportance)
-    assert isinstance(algorithm.sampler.cache, DualCache)
+    assert isinstance(algorithm.cache, DualCache)
     assert build("egspo", uses=["cache=none"]).correction is None
-    assert exact_algorithm(algorithm.sampler).sampler.cache is None  # nothing of it stays with the sampler
-    assert isinstance(algorithm.sampler.cache, DualCache)
 
 
 def test_without_a_cache_a_correction_finds_nothing_to_correct(tmp_path: Path) -> None:
     run = new_run(tmp_path, "egspo", uses=["correction=TruncatedImportance"])
     trajectory = rollout(run)
     before = trajectory["selected", "weight"].clone()
-    run.updater.prepare(trajectory)
+    prepared(run.update, trajectory)
     torch.testing.assert_close(trajectory["selected", "weight"], before, rtol=1e-3, atol=1e-3)
-    assert run.updater.correction_metrics["correction/truncated"] == 0
+    assert run.update.correction["correction/truncated"] == 0

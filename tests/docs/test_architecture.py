@@ -1,13 +1,18 @@
-"""docs/architecture.md: its links lead to the lines that they name, and it fits on about one screen."""
+"""docs/architecture.md: its links lead to the lines that they name, an update runs the files that it lists."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
+import threading
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from support.paths import ROOT
+from support.runs import new_run
 
 PAGE = ROOT / "docs" / "architecture.md"
 LINKS = re.findall(r"\[`([\w.]+)`\]\(\.\./([^)#]+)#L(\d+)\)", PAGE.read_text())
@@ -38,3 +43,36 @@ def test_a_link_leads_to_the_line_of_its_name(name: str, file: str, line: str) -
 
 def test_it_is_short() -> None:
     assert len(PAGE.read_text().splitlines()) <= 100
+
+
+def executed(tmp_path: Path) -> set[str]:
+    """The files of the package in which functions are called during the second update of EGSPO-SA."""
+    run = new_run(tmp_path / "run")
+    run.update(0)  # which also makes the examples, and compares old and new log-probabilities once
+    seen = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            seen.add(frame.f_code.co_filename)
+
+    try:
+        threading.setprofile(note)
+        sys.setprofile(note)
+        run.update(1)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    package = ROOT / "dlmrl_kit"
+    return {str(path.relative_to(ROOT)) for path in map(Path, seen) if path.is_relative_to(package)}
+
+
+def test_an_update_runs_the_files_that_are_listed(tmp_path: Path) -> None:
+    section = PAGE.read_text().partition("## The files of one update\n")[2].partition("\n## ")[0]
+    to_read, behind, rest = section.partition("\nBehind them")
+    assert behind
+    files = [re.findall(r"\]\(\.\./([^)#]+)\)", part) for part in (to_read, rest)]
+    assert len(files[0]) == len(set(files[0])) <= 18, "more files to read than the page may ask for"
+    assert not set(files[0]) & set(files[1])
+    python = {file for part in files for file in part if file.endswith(".py")}
+    assert executed(tmp_path) == python
+    assert len(python) <= 25

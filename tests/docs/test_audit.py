@@ -7,12 +7,12 @@ import re
 import pytest
 from support.paths import ROOT
 
+from dlmrl_kit.cli.audit_page import with_new_outputs
+
 
 def test_the_documented_output_is_current() -> None:
-    from dlmrl_kit.audit.__main__ import regenerated
-
     text = (ROOT / "docs" / "audit.md").read_text()
-    assert regenerated(text) == text
+    assert with_new_outputs(text) == text
 
 
 def test_the_documented_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

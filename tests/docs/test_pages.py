@@ -1,7 +1,12 @@
-"""The documentation is executed: commands in a temporary folder with small sizes appended, Python blocks as written."""
+"""The documentation is executed: commands in a temporary folder with small sizes appended, Python blocks as written.
+
+Its tables, links and names are compared with what is there.
+"""
 
 from __future__ import annotations
 
+import operator
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -15,6 +20,7 @@ from dlmrl_kit.core.keys import keys_table
 from dlmrl_kit.core.registry import KINDS
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.recipe.load import recipe_names
+from dlmrl_kit.recipe.plugins import ENTRY_POINT_GROUP
 
 PAGES = [
     "quickstart",
@@ -29,6 +35,9 @@ PAGES = [
     "audit",
     "torchrl-environment",
     "small-denoiser",
+    "real-models",
+    "performance",
+    "architecture",
 ]
 SMALL = {
     "train": ["Trainer.updates=2", "Trainer.prompts_per_update=2", "Trainer.group_size=2", "Trainer.eval_size=8"],
@@ -37,6 +46,11 @@ SMALL = {
     "pretrain": ["MaskedDiffusion.steps=2", "MaskedDiffusion.eval_size=4", "Sudoku4x4.num_pretrain=16"],
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+every_page = pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=operator.attrgetter("name"),
+)
 runner = CliRunner()
 
 
@@ -76,14 +90,39 @@ def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.
                     run(line[2:], after.removeprefix("error: ... ") if after.startswith("error: ") else None)
 
 
-def test_the_table_of_keys_is_current() -> None:
-    assert keys_table() in (ROOT / "docs/trajectory.md").read_text()
+def test_the_table_of_keys_is_what_the_package_gives() -> None:
+    page = (ROOT / "docs" / "trajectory.md").read_text()
+    assert re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE) == [keys_table() + "\n"]
 
 
-def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def headings(page: str) -> set[str]:
+    """The names by which GitHub links to the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, place in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {path}"
+        if target.suffix == ".md" and place:
+            assert place in headings(target.read_text()), f"{page.name} links to {path}#{place}"
+
+
+ELSEWHERE = {"acme-steps/", "my_"}
+"""What examples of pages call their own files."""
+
+
+@every_page
+def test_files_and_objects_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"[\w./-]*\b(?:tests|benchmarks|dlmrl_kit|recipes|plugins)/[\w/.-]+\.(?:py|gin)\b", text):
+        if not any(own in path for own in ELSEWHERE):
+            assert (page.parent / path).exists() or (ROOT / path).exists(), path
+    for name in re.findall(r"`(dlmrl_kit(?:\.\w+)+)(?:\(.*\))?`", text):
+        if name not in ("dlmrl_kit.json", ENTRY_POINT_GROUP):
+            pkgutil.resolve_name(name)
 
 
 def test_every_component_and_recipe_is_documented() -> None:

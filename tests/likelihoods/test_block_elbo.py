@@ -30,25 +30,23 @@ POLICY = tiny_policy(hidden=16, layers=1, characters="abc", initializer_range=0.
 
 
 def rolled_out(draws: int, rows: int = 8) -> tuple[Sampler, TensorDict]:
-    """Completions, some of which end early, with every slot the whole of them."""
+    """Completions, some of which end early, with every segment the whole of them."""
     sampler = RandomOrder(LENGTH, 2, temperature=1.3, stop_at_eos=False)
     data = sampler(prompts(POLICY, rows), policy=POLICY, generator=torch.Generator().manual_seed(1))
     data["seed"] = sample_seeds(rows, "cpu", 3)
     data["iteration"] = torch.ones(rows, dtype=torch.int64)
-    selector = WholeSequence(draws)
-    selector.ask_for([("selected", "end")])
-    return sampler, selector(data)
+    return sampler, WholeSequence(draws)(data, keys=[("selected", "end")])
 
 
 def run(likelihood: SegmentLikelihood, sampler: Sampler, data: TensorDict) -> TensorDict:
-    likelihood.ask_for(likelihood.optional_keys)
-    data = likelihood.prepare(data.clone(), sampler=sampler, policy=POLICY)
+    keys = likelihood.optional_keys
+    data = likelihood.prepare(data.clone(), sampler=sampler, policy=POLICY, keys=keys)
     with torch.no_grad():
-        return likelihood(data, policy=POLICY, sampler=sampler)
+        return likelihood(data, policy=POLICY, sampler=sampler, keys=keys)
 
 
-def loop(s: loops.Slot) -> loops.Values:
-    """The tokens' parts of one slot."""
+def loop(s: loops.Segment) -> loops.Values:
+    """The tokens' parts of one segment."""
     size = s.likelihood.block_length
     number = math.ceil(LENGTH / size)
     found = []
@@ -64,12 +62,12 @@ def loop(s: loops.Slot) -> loops.Values:
 
 
 @pytest.mark.parametrize("likelihood", [BlockElbo(block_length=3), BlockElbo(False, True, True, 2)], ids=["3", "2"])
-def test_every_slot_against_a_loop(likelihood: BlockElbo) -> None:
+def test_every_segment_against_a_loop(likelihood: BlockElbo) -> None:
     sampler, data = rolled_out(draws=3)
     found = run(likelihood, sampler, data)
-    assert likelihood.copies == math.ceil(LENGTH / likelihood.block_length)
+    assert likelihood.forwards(LENGTH) == math.ceil(LENGTH / likelihood.block_length)
     for b, k in itertools.product(range(len(data)), range(3)):
-        values = loop(loops.Slot(likelihood, POLICY, sampler, data, b, k))
+        values = loop(loops.Segment(likelihood, POLICY, sampler, data, b, k))
         row = found[SELECTED_TOKEN_LOG_PROB][b, k].tolist()
         assert row == pytest.approx([values.get(i, 0.0) for i in range(LENGTH)], abs=1e-6)
         assert found["selected", "log_prob"][b, k].item() == pytest.approx(sum(values.values()), abs=1e-6)
@@ -92,15 +90,15 @@ def test_the_mean_over_draws_is_the_bound() -> None:
     """All orders within blocks, by enumeration: the bound is their mean log-probability."""
     sampler, data = rolled_out(draws=400, rows=1)
     likelihood = BlockElbo(block_length=3)
-    slot = loops.Slot(likelihood, POLICY, sampler, data, 0, 0)
+    segment = loops.Segment(likelihood, POLICY, sampler, data, 0, 0)
     bound = 0.0
     for first in range(0, LENGTH, 3):
-        inside = [i for i in slot.targets if first <= i < first + 3]
+        inside = [i for i in segment.targets if first <= i < first + 3]
         for size in range(1, len(inside) + 1):
             subsets = list(itertools.combinations(inside, size))
             for chosen in subsets:
-                hidden = [i for i in slot.open if i in chosen or i >= first + 3 or i not in slot.targets]
-                bound += sum(slot.score(hidden, chosen).values()) / size / len(subsets)
+                hidden = [i for i in segment.open if i in chosen or i >= first + 3 or i not in segment.targets]
+                bound += sum(segment.score(hidden, chosen).values()) / size / len(subsets)
     log_prob = run(likelihood, sampler, data)["selected", "log_prob"][0]
     error = log_prob.std().item() / math.sqrt(len(log_prob))
     assert log_prob.std() > 0.05
@@ -110,15 +108,15 @@ def test_the_mean_over_draws_is_the_bound() -> None:
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = ["Trainer.updates = 2", "WholeSequence.draws = 2", "Trainer.learning_rate = 0.001"]
     train(recipe("ebpo", sets), tmp_path / "whole")
-    update = Run._update
+    step = Run.step
 
     def killed(self: Run, number: int) -> None:
         if number == 1:
             raise KeyboardInterrupt
-        update(self, number)
+        step(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_update", killed)
+        patch.setattr(Run, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(recipe("ebpo", sets), tmp_path / "killed")
     resume(tmp_path / "killed")

@@ -32,10 +32,9 @@ def policy(checkpoint: tuple[Path, Any]) -> Any:
 
 
 def replayed(policy: Any, sampler: Any, part: Any, keys: tuple[Any, ...], trajectory: TensorDict) -> TensorDict:
-    part.ask_for(keys)
     batch = trajectory.copy()
-    part.prepare(batch, sampler=sampler, policy=policy)
-    return part(batch, policy=policy, sampler=sampler)
+    part.prepare(batch, sampler=sampler, policy=policy, keys=keys)
+    return part(batch, policy=policy, sampler=sampler, keys=keys)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from support.policies import TabularPolicy
 from support.rollouts import no_prompt
 from support.statistics import chi_square, chi_square_limit
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_END, SELECTED_LOG_PROB
+from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.antithetic_elbo import AntitheticElbo
 from dlmrl_kit.likelihoods.coupled import Coupled
@@ -31,7 +32,7 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.whole_sequence import WholeSequence
 
 SIZE = 4
-POLICY: Any = TabularPolicy(2, SIZE, seed=1)
+POLICY = TabularPolicy(2, SIZE, seed=1)
 SAMPLER = RandomOrder(SIZE)
 COMPLETION = (1, 0, 0, 1)
 SETS = [frozenset(s) for x in range(SIZE + 1) for s in itertools.combinations(range(SIZE), x)]
@@ -39,26 +40,24 @@ WEIGHT = ("selected", "weight")
 
 
 def batch(rows: int, draws: int, completion: Sequence[int] = COMPLETION) -> TensorDict:
-    """The same completion in every row, each with a seed of its own, as ``draws`` slots."""
+    """The same completion in every row, each with a seed of its own, as ``draws`` segments."""
     length = len(completion)
     data = no_prompt(rows)
     data["completion_ids"] = torch.tensor(completion).expand(rows, -1).contiguous()
     data["commit_step"] = torch.arange(length, dtype=torch.int16).expand(rows, -1).contiguous()
     data["step", "valid"] = torch.ones(rows, length, dtype=torch.bool)
     data["seed"] = sample_seeds(rows, "cpu", 3)
-    selector = WholeSequence(draws)
-    selector.ask_for([SELECTED_END])
-    selector(data)
+    WholeSequence(draws)(data, keys=[SELECTED_END])
     data[WEIGHT] = data[WEIGHT].double()
     data["selected", "advantage"] = torch.ones(rows, draws, dtype=torch.float64)
     return data
 
 
 def drawn(likelihood: SegmentLikelihood, rows: int, draws: int) -> list[list[list[frozenset[int]]]]:
-    """The masked positions of every row, slot and copy."""
+    """The masked positions of every row, segment and copy."""
     data = batch(rows, draws)
     masked = likelihood.masks(likelihood.segments(data, POLICY, SAMPLER)).masked
-    sets = [[frozenset(i for i in range(SIZE) if copy[i]) for copy in slot] for slot in masked.tolist()]
+    sets = [[frozenset(i for i in range(SIZE) if copy[i]) for copy in segment] for segment in masked.tolist()]
     return [sets[r * draws : (r + 1) * draws] for r in range(rows)]
 
 
@@ -71,10 +70,10 @@ def agrees(found: Iterable[Any], wanted: dict[Any, float]) -> None:
     assert statistic < chi_square_limit(degrees)
 
 
-def enumerated(likelihood: SegmentLikelihood, draws: int, slot: int, copies: list[list[frozenset[int]]]) -> Tensor:
-    """The estimate in this slot for each of these lists of copies: float64 [N]."""
+def enumerated(likelihood: SegmentLikelihood, draws: int, segment: int, copies: list[list[frozenset[int]]]) -> Tensor:
+    """The estimate in this segment for each of these lists of copies: float64 [N]."""
     data = batch(len(copies), draws)
-    data[WEIGHT] = data[WEIGHT] * (torch.arange(draws) == slot)
+    data[WEIGHT] = data[WEIGHT] * (torch.arange(draws) == segment)
     masked = torch.tensor([[[i in copy for i in range(SIZE)] for copy in row] for row in copies])
     segments, given = likelihood.segments(data, POLICY, SAMPLER), Copies(masked, masked)
     return likelihood.combine(score(segments, given, POLICY, SAMPLER, True), given, segments)[0].detach()
@@ -102,9 +101,9 @@ UNIFORM_SIZE = {s: 1 / SIZE / math.comb(SIZE, len(s)) for s in SETS if s}
 UNIFORM_SIZE_FROM_ZERO = {s: 1 / (SIZE + 1) / math.comb(SIZE, len(s)) for s in SETS}
 
 
-def test_elbo_draws_sets_of_uniform_size_in_every_slot() -> None:
-    for slots in zip(*drawn(Elbo(), 3000, 3), strict=True):
-        agrees([masked for (masked,) in slots], UNIFORM_SIZE)
+def test_elbo_draws_sets_of_uniform_size_in_every_segment() -> None:
+    for segments in zip(*drawn(Elbo(), 3000, 3), strict=True):
+        agrees([masked for (masked,) in segments], UNIFORM_SIZE)
 
 
 def test_elbo_is_unbiased() -> None:
@@ -148,18 +147,18 @@ def test_antithetic_pairs_share_an_order_and_split_the_sizes() -> None:
     agrees(odd, UNIFORM_SIZE)
 
 
-def test_antithetic_elbo_is_unbiased_in_every_slot() -> None:
-    for slot in (0, 1):
-        values = enumerated(AntitheticElbo(), 2, slot, [[s] for s in UNIFORM_SIZE])
+def test_antithetic_elbo_is_unbiased_in_every_segment() -> None:
+    for segment in (0, 1):
+        values = enumerated(AntitheticElbo(), 2, segment, [[s] for s in UNIFORM_SIZE])
         mean = sum(p * value for p, value in zip(UNIFORM_SIZE.values(), values.tolist(), strict=True))
         assert mean == pytest.approx(LOWER, abs=1e-12)
 
 
 def test_coupled_elbo_draws_complementary_sets() -> None:
     found = drawn(CoupledElbo(), 3000, 2)
-    for slots in zip(*found, strict=True):
-        agrees([first for first, _ in slots], UNIFORM_SIZE_FROM_ZERO)
-        assert all(first | second == frozenset(range(SIZE)) and not first & second for first, second in slots)
+    for segments in zip(*found, strict=True):
+        agrees([first for first, _ in segments], UNIFORM_SIZE_FROM_ZERO)
+        assert all(first | second == frozenset(range(SIZE)) and not first & second for first, second in segments)
     for row in drawn(CoupledElbo(), 20, SIZE + 1):
         assert sorted(len(first) for first, _ in row) == [0, 1, 2, 3, 4]
 
@@ -179,14 +178,14 @@ def of_ratio(size: int, low: float, high: float) -> float:
 def test_masks_of_a_ratio_are_independent() -> None:
     low, high = 0.1, 0.9
     wanted = {s: of_ratio(len(s), low, high) for s in SETS}
-    for slots in zip(*drawn(RandomMask(lower=low, upper=high), 3000, 2), strict=True):
-        agrees([masked for (masked,) in slots], wanted)
+    for segments in zip(*drawn(RandomMask(lower=low, upper=high), 3000, 2), strict=True):
+        agrees([masked for (masked,) in segments], wanted)
 
 
 def test_coupled_draws_complementary_sets() -> None:
     low, high = 0.2, 0.8
     wanted = {s: of_ratio(len(s), low, high) for s in SETS}
-    found = [slot for (slot,) in drawn(Coupled(lower=low, upper=high), 3000, 1)]
+    found = [segment for (segment,) in drawn(Coupled(lower=low, upper=high), 3000, 1)]
     agrees([second for _, second, _ in found], wanted)
     for whole, second, third in found:
         assert whole == second | third == frozenset(range(SIZE))
@@ -206,21 +205,21 @@ def test_gauss_legendre_is_exact_for_polynomials(nodes: int) -> None:
 
 @pytest.mark.parametrize("draws", [1, 2, 3])
 def test_quadrature_is_the_sum_over_nodes_on_average(draws: int) -> None:
-    """Mean over the slots of the mean over the sets of each node's size = sum of weight times f."""
+    """Mean over the segments of the mean over the sets of each node's size = sum of weight times f."""
     found = drawn(QuadratureElbo(), 1500, draws)
     total = 0.0
-    for slot, (t, w) in enumerate(zip(*(part.tolist() for part in gauss_legendre(draws)), strict=True)):
+    for segment, (t, w) in enumerate(zip(*(part.tolist() for part in gauss_legendre(draws)), strict=True)):
         size = max(1, math.floor(t * SIZE))
         sets = [s for s in SETS if len(s) == size]
-        agrees([row[slot][0] for row in found], {s: 1 / len(sets) for s in sets})
-        mean = enumerated(QuadratureElbo(), draws, slot, [[s] for s in sets]).mean().item()
+        agrees([row[segment][0] for row in found], {s: 1 / len(sets) for s in sets})
+        mean = enumerated(QuadratureElbo(), draws, segment, [[s] for s in sets]).mean().item()
         f = sum(log_prob(i, s) for s in sets for i in s) * SIZE / size / len(sets)
         assert mean == pytest.approx(draws * w * f, abs=1e-12)
         total += mean / draws
     assert abs(total - LOWER) < 0.35 * abs(LOWER)  # four tokens are few: sizes are rounded by up to one
 
 
-class CountPolicy(nn.Module):
+class CountPolicy(Policy):
     """Token 0 has log-probability g(share of masked positions) everywhere, token 1 the rest; token 2 is the mask."""
 
     def __init__(self, g: Any, length: int) -> None:
@@ -228,10 +227,7 @@ class CountPolicy(nn.Module):
         self.g, self.length = g, length
         self.mask_id, self.pad_id, self.eos_id, self.forbidden_ids, self.vocab_size = 2, 2, None, (2,), 3
 
-    def head(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         share = (input_ids[:, -self.length :] == 2).double().mean(-1)
         zero = self.g(share)
         logits = torch.stack([zero, torch.log(-torch.expm1(zero)), torch.zeros_like(zero)], dim=-1)
@@ -240,8 +236,7 @@ class CountPolicy(nn.Module):
 
 def estimate(likelihood: SegmentLikelihood, g: Any, length: int, draws: int) -> float:
     data = batch(1, draws, [0] * length)
-    policy: Any = CountPolicy(g, length)
-    return likelihood(data, policy=policy, sampler=RandomOrder(length))[SELECTED_LOG_PROB].mean().item()
+    return likelihood(data, policy=CountPolicy(g, length), sampler=RandomOrder(length))[SELECTED_LOG_PROB].mean().item()
 
 
 def test_quadrature_of_a_polynomial_integrand() -> None:
@@ -318,10 +313,10 @@ def test_sandwich_draws_blocks_and_masks_all_behind_them() -> None:
     for first, second in (of_block, of_block[::-1]):  # each block once, in either order
         for (a, p), (b, q) in itertools.product(first.items(), second.items()):
             wanted[a, b] += p * q / 2
-    agrees([tuple(slot) for (slot,) in drawn(likelihood, 4000, 1)], dict(wanted))
+    agrees([tuple(segment) for (segment,) in drawn(likelihood, 4000, 1)], dict(wanted))
 
 
 def test_one_block_draws_sets_of_uniform_size() -> None:
     likelihood = Sandwich(num_copies=2, block_length=SIZE)
-    for slots in zip(*[slot for (slot,) in drawn(likelihood, 3000, 1)], strict=True):
-        agrees(slots, UNIFORM_SIZE)
+    for segments in zip(*[segment for (segment,) in drawn(likelihood, 3000, 1)], strict=True):
+        agrees(segments, UNIFORM_SIZE)

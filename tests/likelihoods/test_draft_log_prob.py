@@ -23,7 +23,7 @@ POLICY = tiny_policy(characters="abcd", initializer_range=0.25).to(torch.float64
 
 
 def selected(sampler: Sampler, rows: int = 10) -> TensorDict:
-    """A rollout with drafts of which two steps are selected, one slot empty."""
+    """A rollout with drafts of which two steps are selected, one entry empty."""
     data = roll_out(sampler, POLICY, prompts(POLICY, rows=rows), seed=1)
     steps = data["step", "valid"].sum(-1)
     step = torch.stack([torch.zeros_like(steps), steps - 1], -1)
@@ -39,9 +39,9 @@ def test_draft_log_prob_equals_the_loop(after_eos: bool, tempered: bool) -> None
     sampler = LowConfidence(LENGTH, 2, 4, temperature=1.4, top_k=3)
     data = selected(sampler)
     likelihood = DraftLogProb(tempered, after_eos)
-    likelihood.ask_for(likelihood.optional_keys)
-    likelihood.prepare(data, sampler=sampler, policy=POLICY)
-    found = likelihood(data, policy=POLICY, sampler=sampler)["selected"]
+    keys = likelihood.optional_keys
+    likelihood.prepare(data, sampler=sampler, policy=POLICY, keys=keys)
+    found = likelihood(data, policy=POLICY, sampler=sampler, keys=keys)["selected"]
     cut = 0
     for b in range(10):
         for k in range(2):

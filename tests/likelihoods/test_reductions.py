@@ -134,7 +134,7 @@ def test_sandwich_with_equal_bounds_is_the_lower_bound_of_the_same_masks() -> No
         alike(a, b)
 
 
-def test_sandwich_takes_the_sign_of_each_slot_and_zero_is_not_positive() -> None:
+def test_sandwich_takes_the_sign_of_each_segment_and_zero_is_not_positive() -> None:
     sampler, data = rolled_out(RandomOrder, 2, True)
     data = selected(data, WholeSequence(2))
     data["selected", "advantage"] = torch.tensor([[0.0, 1e-9]] * 6, dtype=torch.float64)

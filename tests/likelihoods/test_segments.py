@@ -1,4 +1,4 @@
-"""Likelihoods of segments against loops; what batch, padding and slots must not change; bad arguments."""
+"""Likelihoods of segments against loops; what batch, padding and segments must not change; bad arguments."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_equals_the_loop(name: str, stop_at_eos: bool, selector: Selector) -> No
                     found[key][b, k].any() for key in (SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK)
                 )
                 continue
-            slot = loops.Slot(likelihood, POLICY, sampler, data, b, k)
-            wanted = loop(slot)
-            tokens = torch.tensor([wanted.get(i, 0.0) for i in slot.positions], dtype=torch.float64)
+            segment = loops.Segment(likelihood, POLICY, sampler, data, b, k)
+            wanted = loop(segment)
+            tokens = torch.tensor([wanted.get(i, 0.0) for i in segment.positions], dtype=torch.float64)
             alike(found[SELECTED_TOKEN_LOG_PROB][b, k], tokens)
             alike(found[SELECTED_LOG_PROB][b, k], tokens.sum())
             assert found[SELECTED_TOKEN_MASK][b, k].nonzero().flatten().tolist() == sorted(wanted)
-        assert found[SEQUENCE_LENGTH][b].item() == len(slot.counted())
+        assert found[SEQUENCE_LENGTH][b].item() == len(segment.counted())
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False])
@@ -76,7 +76,7 @@ def test_what_counts(stop_at_eos: bool) -> None:
 
 
 @every
-def test_no_batch_padding_or_slot_changes_masks_or_numbers(name: str) -> None:
+def test_no_batch_padding_or_segment_changes_masks_or_numbers(name: str) -> None:
     likelihood, _ = CASES[name]
     sampler, data = rolled_out(LowConfidence, 2, True)
     data = selected(data, WholeSequence(3))
@@ -126,7 +126,7 @@ FIXED = ("MeanField", "StepMerge", "AutoregressiveOrder", "AutoregressiveOrder, 
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in FIXED])
-def test_slots_of_a_sample_and_samples_have_masks_of_their_own(name: str) -> None:
+def test_segments_of_a_sample_and_samples_have_masks_of_their_own(name: str) -> None:
     likelihood, _ = CASES[name]
     sampler, data = rolled_out(LowConfidence, 2, True)
     row = data[[5] * 6].clone()
@@ -144,7 +144,7 @@ def test_without_random_masks_there_is_nothing_to_redraw(cls: type[MeanField | S
 
 
 @every
-def test_copies_are_what_the_update_reckons_with(name: str) -> None:
+def test_forwards_are_what_the_update_reckons_with(name: str) -> None:
     """No more states are computed than declared, and none in which nothing is scored."""
     likelihood, _ = CASES[name]
     sampler, data = rolled_out(LowConfidence, 2, True)
@@ -153,7 +153,7 @@ def test_copies_are_what_the_update_reckons_with(name: str) -> None:
     likelihood.prepare(data, sampler=sampler, policy=POLICY)
     segments = likelihood.segments(data, POLICY, sampler)
     copies = likelihood.masks(segments)
-    assert copies.masked.shape == (10, likelihood.copies, LENGTH_OF_COMPLETIONS)
+    assert copies.masked.shape == (10, likelihood.forwards(LENGTH_OF_COMPLETIONS), LENGTH_OF_COMPLETIONS)
     assert not (copies.scored & ~copies.masked).any()
     with recorded_calls(POLICY) as calls:
         likelihood(data.clone(), policy=POLICY, sampler=sampler)
@@ -220,14 +220,14 @@ def test_bad_arguments(message: str) -> None:
     assert str(error.value) == message
 
 
-def test_segments_hold_the_keys_of_their_slots() -> None:
+def test_segments_hold_the_keys_of_the_selection() -> None:
     sampler, data = rolled_out(LowConfidence, 2, True)
     data = selected(data, WholeSequence(2))
     data[WEIGHT][0, 0] = data[WEIGHT][2, 1] = 0
     segments = MeanField().segments(data, POLICY, sampler)
     rows, columns = (data[WEIGHT] > 0).nonzero(as_tuple=True)
     assert torch.equal(segments.per_sample("seed"), data["seed"][rows])
-    assert torch.equal(segments.per_slot(("selected", "advantage")), data["selected", "advantage"][rows, columns])
+    assert torch.equal(segments.per_segment(("selected", "advantage")), data["selected", "advantage"][rows, columns])
     assert torch.equal(segments.draw, columns)
     assert segments.draws == 2
     values = torch.arange(len(rows)).double()

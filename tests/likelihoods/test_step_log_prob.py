@@ -1,8 +1,9 @@
-"""Likelihood estimators: bookkeeping against loops, empty and repeated slots, what gradients reach."""
+"""Likelihood estimators: bookkeeping against loops, empty and repeated entries, what gradients reach."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from support.policies import recorded_calls, tiny_policy
 from support.rollouts import SAMPLERS, make, prompts, roll_out
 from tensordict import TensorDict
 
+from dlmrl_kit.core.keys import Key
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb, pack, pack_tokens, replay
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
@@ -24,18 +26,24 @@ every = pytest.mark.parametrize("cls", SAMPLERS, ids=lambda c: c.__name__)
 both = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda c: c.__name__)
 
 
-def with_all_keys(likelihood: Likelihood) -> Likelihood:
-    likelihood.ask_for(likelihood.optional_keys)
-    return likelihood
-
-
 def estimate(
+    likelihood: Likelihood,
+    data: TensorDict,
+    sampler: Sampler,
+    policy: TransformersPolicy = POLICY,
+    keys: Collection[Key] = (),
+) -> TensorDict:
+    """The estimator's keys and those of ``keys`` that it writes on demand, on a copy."""
+    data = data.clone()
+    likelihood.prepare(data, sampler=sampler, policy=POLICY, keys=keys)
+    return likelihood(data, policy=policy, sampler=sampler, keys=keys)  # type: ignore[return-value]
+
+
+def everything(
     likelihood: Likelihood, data: TensorDict, sampler: Sampler, policy: TransformersPolicy = POLICY
 ) -> TensorDict:
     """Every key of the estimator, on a copy."""
-    data = data.clone()
-    likelihood.prepare(data, sampler=sampler, policy=POLICY)
-    return likelihood(data, policy=policy, sampler=sampler)  # type: ignore[return-value]
+    return estimate(likelihood, data, sampler, policy, likelihood.optional_keys)
 
 
 def test_pack_equals_the_loop() -> None:
@@ -51,14 +59,14 @@ def test_pack_equals_the_loop() -> None:
         source = iter(values)
         for row in range(5):
             count = int(committed[row].sum())
-            for slot in range(width):
-                wanted = next(source) if slot < count else torch.zeros(shape)
-                assert torch.equal(packed[row, slot], wanted)
+            for place in range(width):
+                wanted = next(source) if place < count else torch.zeros(shape)
+                assert torch.equal(packed[row, place], wanted)
         assert next(source, None) is None
 
 
 def trajectory(cls: type[Sampler], **options: Any) -> tuple[Sampler, TensorDict]:
-    """Several commits per step, rows that end early; slots in another order, one step twice, some empty."""
+    """Several commits per step, rows that end early; entries in another order, one step twice, some empty."""
     sampler = make(cls, LENGTH, 2, block_length=5, temperature=1.4, **options)
     data = roll_out(sampler, POLICY, prompts(POLICY, rows=6))
     valid = data["step", "valid"]
@@ -89,25 +97,25 @@ def test_pack_tokens_equals_the_loop(cls: type[Sampler]) -> None:
 def test_replay_rebuilds_what_happened(cls: type[Sampler]) -> None:
     _, data = trajectory(cls)
     steps = replay(data, POLICY.mask_id)
-    slots = [(b, k) for b in range(6) for k in range(4) if data["selected", "weight"][b, k] > 0]
-    assert steps.slots.nonzero().tolist() == [list(slot) for slot in slots]
-    for r, (b, k) in enumerate(slots):
+    entries = [(b, k) for b in range(6) for k in range(4) if data["selected", "weight"][b, k] > 0]
+    assert steps.used.nonzero().tolist() == [list(entry) for entry in entries]
+    for r, (b, k) in enumerate(entries):
         t, commit = int(data["selected", "step"][b, k]), data["commit_step"][b].tolist()
         final = data["completion_ids"][b].tolist()
         assert steps.ids[r].tolist() == [POLICY.mask_id if c >= t else v for c, v in zip(commit, final, strict=True)]
         assert steps.decision.committed[r].tolist() == [c == t for c in commit]
         assert torch.equal(steps.prompt["prompt_ids"][r], data["prompt_ids"][b])
-    values = torch.arange(1.0, len(slots) + 1)
+    values = torch.arange(1.0, len(entries) + 1)
     dense = steps.scatter(values)
-    assert [dense[b, k].item() for b, k in slots] == values.tolist()
-    assert dense.count_nonzero() == len(slots)
+    assert [dense[b, k].item() for b, k in entries] == values.tolist()
+    assert dense.count_nonzero() == len(entries)
 
 
 @every
 @pytest.mark.parametrize("tempered", [True, False])
 def test_token_keys_equal_the_loops(cls: type[Sampler], tempered: bool) -> None:
     sampler, data = trajectory(cls, top_k=3)
-    found = estimate(with_all_keys(StepTokenLogProb(tempered)), data, sampler)
+    found = everything(StepTokenLogProb(tempered), data, sampler)
     width, vocab = sampler.max_commits, POLICY.vocab_size
     assert found["selected", "distribution"].shape == (6, 4, width, vocab)
     filters: dict[str, Any] = {"temperature": 1.4, "top_k": 3}
@@ -133,9 +141,9 @@ def test_token_keys_equal_the_loops(cls: type[Sampler], tempered: bool) -> None:
             assert selected["token_mask"].tolist() == [True] * len(here) + [False] * filler
             assert selected["token_log_prob"].tolist() == pytest.approx(log_probs + [0.0] * filler, abs=2e-5)
             assert selected["log_prob"].item() == pytest.approx(sum(log_probs), abs=5e-5)
-            for slot, p in enumerate(scored):
-                assert selected["distribution"][slot].exp().tolist() == pytest.approx(p, abs=1e-5)
-                assert selected["distribution"][slot].exp().sum().item() == pytest.approx(1, abs=1e-5)
+            for place, p in enumerate(scored):
+                assert selected["distribution"][place].exp().tolist() == pytest.approx(p, abs=1e-5)
+                assert selected["distribution"][place].exp().sum().item() == pytest.approx(1, abs=1e-5)
             assert not selected["distribution"][len(here) :].any()
             entropy = sum(loop_entropy(p) for p in kept) / len(here)  # of the behaviour distribution, in either case
             assert selected["entropy"].item() == pytest.approx(entropy, abs=2e-5)
@@ -143,43 +151,43 @@ def test_token_keys_equal_the_loops(cls: type[Sampler], tempered: bool) -> None:
 
 @every
 @both
-def test_repeated_and_reordered_slots_agree_with_the_record(cls: type[Sampler], estimator: type[Likelihood]) -> None:
+def test_repeated_and_reordered_entries_agree_with_the_record(cls: type[Sampler], estimator: type[Likelihood]) -> None:
     sampler, data = trajectory(cls)
     likelihood = estimator()
-    likelihood.ask_for([("selected", "entropy")])
-    found = estimate(likelihood, data, sampler)
+    keys = [("selected", "entropy")]
+    found = estimate(likelihood, data, sampler, keys=keys)
     used = data["selected", "weight"] > 0
     for key, source in {**likelihood.recorded, ("selected", "entropy"): ("step", "entropy")}.items():
-        if key not in likelihood.written_keys():
+        if key not in likelihood.writes(keys):
             continue
         recorded = data[source].gather(1, data["selected", "step"]) * used
         torch.testing.assert_close(found[key], recorded, rtol=1e-5, atol=1e-5)
 
 
 @both
-def test_empty_slots_cost_nothing_whatever_step_they_name(estimator: type[Likelihood]) -> None:
+def test_empty_entries_cost_nothing_whatever_step_they_name(estimator: type[Likelihood]) -> None:
     sampler, data = trajectory(SAMPLERS[0])
     used = data["selected", "weight"] > 0
-    likelihood = with_all_keys(estimator())
+    likelihood = estimator()
     with recorded_calls(POLICY) as calls:
-        found = estimate(likelihood, data, sampler)
+        found = everything(likelihood, data, sampler)
     assert [len(ids) for ids, _, _ in calls] == [int(used.sum())]
     other = data.clone()
     other["selected", "step"] = data["selected", "step"].masked_fill(~used, sampler.max_steps - 1)
-    again = estimate(likelihood, other, sampler)
-    for key in likelihood.written_keys():
+    again = everything(likelihood, other, sampler)
+    for key in likelihood.writes(likelihood.optional_keys):
         assert torch.equal(found[key], again[key])
         assert not found[key][~used].any()
 
 
 @both
-def test_a_batch_of_empty_slots_gives_zeros_with_gradients(estimator: type[Likelihood]) -> None:
+def test_a_batch_of_empty_entries_gives_zeros_with_gradients(estimator: type[Likelihood]) -> None:
     """A micro-batch whose steps all have weight 0 must not stop the update."""
     sampler, data = trajectory(SAMPLERS[0])
     data["selected", "weight"].zero_()
-    likelihood = with_all_keys(estimator())
-    found = estimate(likelihood, data, sampler)
-    for key in likelihood.written_keys():
+    likelihood = estimator()
+    found = everything(likelihood, data, sampler)
+    for key in likelihood.writes(likelihood.optional_keys):
         assert found[key].shape[:2] == (6, 4)
         assert not found[key].any()
     POLICY.zero_grad()
@@ -195,7 +203,7 @@ def test_gradients_reach_every_weight_and_nothing_else(cls: type[Sampler], estim
     sampler = make(cls, LENGTH, 2, temperature=0.9)
     data = roll_out(sampler, policy, prompts(policy, rows=4))
     before = data.clone()
-    found = estimate(with_all_keys(estimator()), data, sampler, policy)
+    found = everything(estimator(), data, sampler, policy)
     floating = [key for key in found.keys(True, True) if found[key].requires_grad]
     assert set(floating) == {("selected", n) for n in ("log_prob", "entropy", "token_log_prob", "distribution")} & {
         *estimator().out_keys,
@@ -243,14 +251,10 @@ def test_impossible_actions_are_floored(estimator: type[Likelihood]) -> None:
 
 
 @both
-def test_ask_for(estimator: type[Likelihood]) -> None:
+def test_writes_what_is_asked_for_and_nothing_else(estimator: type[Likelihood]) -> None:
     likelihood = estimator()
     sampler, data = trajectory(SAMPLERS[0])
-    with pytest.raises(ValueError, match=rf"{estimator.__name__} cannot write \[\('selected', 'ref_log_prob'\)\]"):
-        likelihood.ask_for([("selected", "entropy"), ("selected", "ref_log_prob")])
-    assert likelihood.asked == ()
     for asked in [(), *[(key,) for key in likelihood.optional_keys]]:
-        likelihood.ask_for(asked)
-        found = estimate(likelihood, data, sampler)
+        found = estimate(likelihood, data, sampler, keys=[*asked, ("selected", "ref_log_prob")])
         new = set(found.keys(True, True)) - set(data.keys(True, True))
-        assert new == {("selected", "log_prob"), *asked}
+        assert new == {("selected", "log_prob"), *asked} == set(likelihood.writes(asked))

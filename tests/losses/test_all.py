@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.loss_batches import ADVANTAGE, MASK, OLD_STEP, OLD_TOKEN, STEP, TOKEN, WEIGHT, make_batch, run, slots
+from support.loss_batches import ADVANTAGE, MASK, OLD_STEP, OLD_TOKEN, STEP, TOKEN, WEIGHT, entries, make_batch, run
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import LossModule
 
@@ -44,7 +44,7 @@ all_losses = pytest.mark.parametrize(("make", "key"), LOSSES)
 
 
 def poison(batch: TensorDictBase, value: float) -> TensorDict:
-    """The same batch with ``value`` wherever nothing may be read: slots of weight 0, token slots without a token."""
+    """The same batch with ``value`` wherever nothing may be read: entries of weight 0, places without a token."""
     batch = batch.clone()
     dead = batch[WEIGHT] == 0
     assert dead.any()
@@ -98,9 +98,9 @@ def test_padding_contributes_exactly_nothing(make: Callable[[], Objective], key:
 
 
 @all_losses
-def test_nan_in_a_live_slot_is_not_hidden(make: Callable[[], Objective], key: tuple[str, str]) -> None:
+def test_nan_in_a_used_entry_is_not_hidden(make: Callable[[], Objective], key: tuple[str, str]) -> None:
     batch = make_batch(1)
-    i, j = slots(batch)[0]
+    i, j = entries(batch)[0]
     batch[key][i, j] = math.nan
     assert make()(batch)["loss_objective"].isnan()
 
@@ -154,7 +154,7 @@ def test_is_a_component_and_a_loss_module(make: Callable[[], Objective], key: tu
     assert isinstance(loss, Component)
     assert isinstance(loss, LossModule)
     assert not list(loss.parameters())
-    assert loss.written_keys() == tuple(loss.out_keys)
+    assert loss.writes() == tuple(loss.out_keys)
     batch = make_batch(4)
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(twin(batch)["loss_objective"], loss(batch)["loss_objective"])
@@ -193,7 +193,7 @@ FLAGS: list[tuple[Callable[[], Any], bool, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "slotwise", "needs_groups"), FLAGS)
-def test_what_the_update_may_cut(make: Any, slotwise: bool, needs_groups: bool) -> None:
+@pytest.mark.parametrize(("make", "segmentwise", "needs_groups"), FLAGS)
+def test_what_the_update_may_cut(make: Any, segmentwise: bool, needs_groups: bool) -> None:
     loss = make()
-    assert (loss.slotwise, loss.needs_groups) == (slotwise, needs_groups)
+    assert (loss.segmentwise, loss.needs_groups) == (segmentwise, needs_groups)

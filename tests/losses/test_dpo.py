@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.loss_batches import REF_STEP, STEP, WEIGHT, check_scalars, make_batch, run, slots, totals
+from support.loss_batches import REF_STEP, STEP, WEIGHT, check_scalars, entries, make_batch, run, totals
 from tensordict import TensorDict, TensorDictBase
 
 from dlmrl_kit.losses.dpo import DPO
@@ -19,7 +19,7 @@ fast = settings(max_examples=40, deadline=None)
 
 
 def slow_dpo(batch: TensorDictBase, beta: float) -> tuple[float, int, float, float, dict[tuple[int, int], float]]:
-    """Loss, groups, accuracy, margin, and the derivative of the loss in each slot's log-probability."""
+    """Loss, groups, accuracy, margin, and the derivative of the loss in each entry's log-probability."""
     new, reference = totals(batch, STEP), totals(batch, REF_STEP)
     group, reward = batch["group"].tolist(), batch["reward"].tolist()
     loss = accuracy = margin = 0.0
@@ -43,12 +43,12 @@ def slow_dpo(batch: TensorDictBase, beta: float) -> tuple[float, int, float, flo
             slope[w] += pull
             slope[z] -= pull
     n = max(groups, 1)
-    gradient = {(i, j): slope[i] * batch[WEIGHT][i, j].item() / n for i, j in slots(batch)}
+    gradient = {(i, j): slope[i] * batch[WEIGHT][i, j].item() / n for i, j in entries(batch)}
     return loss / n, groups, accuracy / n, margin / n, gradient
 
 
 def preference_batch(seed: int, b: int, groups: int, levels: int) -> TensorDict:
-    """Interleaved groups of any size, some samples without a slot."""
+    """Interleaved groups of any size, some samples without a selected entry."""
     gen = torch.Generator().manual_seed(seed)
     batch = make_batch(seed, b=b)
     batch["group"] = 10 - 3 * torch.randint(0, groups, (b,), generator=gen)

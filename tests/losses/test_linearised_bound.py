@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.loss_batches import ADVANTAGE, LENGTH, OLD_STEP, STEP, WEIGHT, check_scalars, make_batch, run, slots
+from support.loss_batches import ADVANTAGE, LENGTH, OLD_STEP, STEP, WEIGHT, check_scalars, entries, make_batch, run
 from tensordict import TensorDict
 
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
@@ -40,7 +40,7 @@ def test_the_linearised_bound_equals_a_loop(seed: int, low: float, high: float, 
     out, grad = run(LinearisedBound(low, high, dual), batch, STEP)
     total, differences, ratios, clipped = 0.0, [], [], []
     expected = torch.zeros_like(grad)
-    for i, j in slots(batch):
+    for i, j in entries(batch):
         length, advantage = batch[LENGTH][i].item(), batch[ADVANTAGE][i, j].item()
         differences.append((batch[STEP][i, j] - batch[OLD_STEP][i, j]).item() / length)
         value, slope, binds = bound(differences[-1], advantage, low, high, dual)

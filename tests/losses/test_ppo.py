@@ -13,10 +13,10 @@ from support.loss_batches import (
     STEP,
     WEIGHT,
     check_scalars,
+    entries,
     expected_diagnostics,
     make_batch,
     run,
-    slots,
     surrogate,
     totals,
     with_equal_advantages,
@@ -32,7 +32,7 @@ def test_step_ppo_equals_a_loop(seed: int, low: float, high: float) -> None:
     batch = make_batch(seed)
     s = batch["selected"]
     total, pairs, clipped = 0.0, [], []
-    for i in slots(batch):
+    for i in entries(batch):
         pairs.append((s["log_prob"][i].item(), s["old_log_prob"][i].item()))
         value, binds = surrogate(*pairs[-1], s["advantage"][i].item(), low, high)
         total += s["weight"][i].item() * value
@@ -72,7 +72,7 @@ def test_gradients_of_sequence_losses_equal_a_loop(make: Any, seed: int) -> None
     _, grad = run(make(0.2, 0.3), batch, STEP)
     new, old, length = totals(batch, STEP), totals(batch, OLD_STEP), batch[LENGTH].tolist()
     expected = torch.zeros_like(grad)
-    for i, j in slots(batch):
+    for i, j in entries(batch):
         inside = length[i] if make is LengthNormalisedPPO else 1
         outside = 1 if make is SequencePPO else length[i]  # of the ratio's exponent, or of the surrogate
         difference, advantage = (new[i] - old[i]).item() / inside, batch["advantage"][i].item()
@@ -87,7 +87,7 @@ def test_gradients_of_sequence_losses_equal_a_loop(make: Any, seed: int) -> None
 
 
 @pytest.mark.parametrize("make", [SequencePPO, LengthNormalisedPPO, PerTokenSequencePPO])
-def test_a_single_slot_of_length_one_is_a_step(make: Any) -> None:
+def test_a_single_entry_of_length_one_is_a_step(make: Any) -> None:
     batch = with_equal_advantages(make_batch(4, b=8, k=1))
     batch[LENGTH] = torch.ones_like(batch[LENGTH])
     batch[WEIGHT] = (batch[WEIGHT] != 0).double()

@@ -10,9 +10,9 @@ from support.loss_batches import (
     OLD_STEP,
     STEP,
     check_scalars,
+    entries,
     make_batch,
     run,
-    slots,
     totals,
     with_equal_advantages,
 )
@@ -28,8 +28,8 @@ from dlmrl_kit.losses.reinforce import Reinforce
 def test_reinforce_equals_a_loop(seed: int) -> None:
     batch = make_batch(seed)
     s = batch["selected"]
-    terms = [s["weight"][i].item() * s["advantage"][i].item() * s["log_prob"][i].item() for i in slots(batch)]
-    log_probs = [s["log_prob"][i].item() for i in slots(batch)]
+    terms = [s["weight"][i].item() * s["advantage"][i].item() * s["log_prob"][i].item() for i in entries(batch)]
+    log_probs = [s["log_prob"][i].item() for i in entries(batch)]
     out = Reinforce()(batch)
     check_scalars(out, {"loss_objective": -sum(terms) / 5, "log_prob": sum(log_probs) / len(log_probs)})
 
@@ -64,8 +64,7 @@ def test_reinforce_with_group_softmax_is_wd1(seed: int, temperature: float) -> N
     batch["group"] = torch.tensor([3, 1, 3, 1, 3, 1, 3, 1])
     batch["reward"] = torch.rand(8, generator=gen, dtype=torch.float64)
     advantage = GroupSoftmax(temperature)
-    advantage.ask_for([ADVANTAGE])
-    out, grad = run(Reinforce(), advantage(batch.exclude("advantage", ADVANTAGE)), STEP)
+    out, grad = run(Reinforce(), advantage(batch.exclude("advantage", ADVANTAGE), keys=[ADVANTAGE]), STEP)
     expected = batch.clone()
     leaf = batch[STEP].clone().requires_grad_()
     expected[STEP] = leaf

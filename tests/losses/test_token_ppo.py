@@ -14,10 +14,10 @@ from support.loss_batches import (
     TOKEN,
     WEIGHT,
     check_scalars,
+    entries,
     expected_diagnostics,
     make_batch,
     run,
-    slots,
     surrogate,
 )
 from tensordict import TensorDict, TensorDictBase
@@ -35,7 +35,7 @@ def test_token_ppo_equals_a_loop(seed: int, low: float, high: float) -> None:
     batch = make_batch(seed)
     s = batch["selected"]
     total, tokens, pairs, clipped = 0.0, 0.0, [], []
-    for i in slots(batch):
+    for i in entries(batch):
         for c in range(s["token_mask"].shape[-1]):
             if s["token_mask"][(*i, c)]:
                 pairs.append((s["token_log_prob"][(*i, c)].item(), s["old_token_log_prob"][(*i, c)].item()))
@@ -56,19 +56,19 @@ def test_token_ppo_with_a_normaliser_equals_a_loop(seed: int, make: Callable[[],
     batch, normaliser = make_batch(seed), make()
     s, (b, k, c) = batch["selected"], batch[MASK].shape
     (sums, sizes), weights = torch.zeros(2, b, k, dtype=torch.float64), s["weight"].tolist()
-    for i, j in slots(batch):
+    for i, j in entries(batch):
         for t in range(c):
             if s["token_mask"][i, j, t]:
                 new, old = s["token_log_prob"][i, j, t].item(), s["old_token_log_prob"][i, j, t].item()
                 sums[i, j] += surrogate(new, old, s["advantage"][i, j].item(), 0.2, 0.3)[0]
                 sizes[i, j] += 1
-    steps = [(weights[i][j], sums[i, j].item(), sizes[i, j].item()) for i, j in slots(batch)]
+    steps = [(weights[i][j], sums[i, j].item(), sizes[i, j].item()) for i, j in entries(batch)]
     if isinstance(normaliser, PerStep):
         expected = sum(w * total / n for w, total, n in steps) / sum(w for w, _, _ in steps)
     elif isinstance(normaliser, FixedLength):
         expected = sum(w * total for w, total, _ in steps) / 7 / b
     else:
-        rows = [[step for (i, _), step in zip(slots(batch), steps, strict=True) if i == row] for row in range(b)]
+        rows = [[step for (i, _), step in zip(entries(batch), steps, strict=True) if i == row] for row in range(b)]
         means = [sum(w * x for w, x, _ in row) / sum(w * n for w, _, n in row) for row in rows if row]
         expected = sum(means) / b
     out = TokenPPO(0.2, 0.3, normaliser)(batch)

@@ -1,4 +1,4 @@
-"""Normalisers against loops; micro-batches of samples and pieces of slots accumulate exactly."""
+"""Normalisers against loops; micro-batches of samples and pieces of samples accumulate exactly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import gin
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +20,7 @@ from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.means import FixedLength, PerSequence, PerStep, PerToken
+from dlmrl_kit.recipe.load import load_recipe
 
 fast = settings(max_examples=40, deadline=None)
 NORMALISERS: dict[str, Callable[[], Normaliser]] = {
@@ -34,7 +34,7 @@ all_normalisers = pytest.mark.parametrize("make", NORMALISERS.values(), ids=list
 
 @st.composite
 def tokens(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, mask and weights of a batch in which slots may hold no token, weight 0 or both."""
+    """Values, mask and weights of a batch in which segments may hold no token, weight 0 or both."""
     b, k, c = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     gen = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
     weight = torch.rand(b, k, generator=gen).double() + 0.5
@@ -47,8 +47,7 @@ def slow(name: str, values: Tensor, mask: Tensor, weight: Tensor) -> tuple[float
     """Numerator and count."""
     rows: list[list[tuple[float, list[float]]]] = []
     for i in range(len(mask)):
-        slots = range(mask.shape[1])
-        rows.append([(weight[i, j].item(), values[i, j][mask[i, j]].tolist()) for j in slots])
+        rows.append([(weight[i, j].item(), values[i, j][mask[i, j]].tolist()) for j in range(mask.shape[1])])
     steps = [step for row in rows for step in row]
     if name == "PerToken":
         return sum(w * sum(v) for w, v in steps), sum(w * len(v) for w, v in steps)
@@ -124,15 +123,15 @@ def accumulated(
 @all_normalisers
 @pytest.mark.parametrize("seed", range(3))
 def test_updates_accumulate_exactly(make: Callable[[], Normaliser], seed: int) -> None:
-    """Over micro-batches of any size, and over pieces of the slots of a sample where the normaliser allows them."""
+    """Over micro-batches of any size, and over pieces of the segments of a sample where the normaliser allows them."""
     batch, loss = make_batch(seed, b=6), TokenPPO(normaliser=make())
-    assert loss.slotwise == make().slotwise
+    assert loss.segmentwise == make().segmentwise
     out, grad = run(loss, batch, TOKEN)
     assert grad.abs().max() > 0
     cuts = [[torch.arange(6)[start : start + size] for start in range(0, 6, size)] for size in (1, 2, 4)]
     ways = [[(rows, batch[rows]) for rows in cut] for cut in cuts]
-    if loss.slotwise:
-        ways += [segment_pieces(batch, slots) for slots in (1, 2, 5)]
+    if loss.segmentwise:
+        ways += [segment_pieces(batch, size) for size in (1, 2, 5)]
     for pieces in ways:
         total, found = accumulated(loss, batch, pieces)
         assert total == pytest.approx(out["loss_objective"].item(), rel=1e-12)
@@ -140,7 +139,7 @@ def test_updates_accumulate_exactly(make: Callable[[], Normaliser], seed: int) -
 
 
 def test_a_sample_that_is_cut_would_count_more_often_per_sequence() -> None:
-    """Why PerSequence says slotwise = False."""
+    """Why PerSequence says segmentwise = False."""
     batch, loss = make_batch(0, b=6), TokenPPO(normaliser=PerSequence())
     out, _ = run(loss, batch, TOKEN)
     total, _ = accumulated(loss, batch, segment_pieces(batch, 1))
@@ -172,11 +171,9 @@ def test_copies_and_recipes(make: Callable[[], Normaliser]) -> None:
     twin = pickle.loads(pickle.dumps(make()))
     assert torch.equal(twin.shares(mask, weight), make().shares(mask, weight))
     name = type(make()).__name__
-    gin.parse_config(f"TokenPPO.normaliser = @{name}()\nFixedLength.length = 7")
-    try:
-        built = gin.get_configurable("TokenPPO")()
-    finally:
-        gin.clear_config()
+    sets = [f"TokenPPO.normaliser = @{name}()", *(["FixedLength.length = 7"] if name == "FixedLength" else [])]
+    built = load_recipe("tracerl", sets=sets).build_algorithm().loss
+    assert isinstance(built, TokenPPO)
     assert type(built.normaliser) is type(make())
     assert getattr(built.normaliser, "length", 7) == 7
 

@@ -11,14 +11,15 @@ from support.policies import tiny_policy
 
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 
 def test_an_adapter_trains_alone_and_the_reference_is_the_base_without_a_copy(tmp_path: Path) -> None:
-    tiny_policy().save_pretrained(tmp_path / "base")
+    save_transformers(tiny_policy(), tmp_path / "base")
     policy = Pretrained(str(tmp_path / "base"), lora_rank=2).load()
     policy.freeze_reference()
-    assert policy._reference is None
+    assert policy.frozen is None
     assert all("lora_" in name for name, _ in policy.trainable())
     ids, mask = torch.tensor([[4, 5, 6, 7]]), torch.ones(1, 4, dtype=torch.bool)
     base = policy(ids, mask, mask).detach()
@@ -30,7 +31,7 @@ def test_an_adapter_trains_alone_and_the_reference_is_the_base_without_a_copy(tm
     with policy.reference(), torch.no_grad():
         assert torch.equal(policy(ids, mask, mask), base)
     assert torch.equal(policy(ids, mask, mask).detach(), trained)
-    policy.save_pretrained(tmp_path / "merged")
+    save_transformers(policy, tmp_path / "merged")
     merged = load_policy(tmp_path / "merged")
     torch.testing.assert_close(merged(ids, mask, mask).detach(), trained, rtol=1e-4, atol=1e-4)
 
@@ -57,7 +58,7 @@ FULL = torch.ones_like(IDS, dtype=torch.bool)
 
 
 def adapted(path: Path) -> TransformersPolicy:
-    tiny_policy(characters="abcdef").save_pretrained(path)
+    save_transformers(tiny_policy(characters="abcdef"), path)
     return Pretrained(str(path), lora_rank=2, lora_alpha=16).load()
 
 
@@ -96,7 +97,7 @@ def test_saving_an_adapter_merges_a_copy(tmp_path: Path) -> None:
             p.normal_(std=0.3)
         trained = policy(IDS, FULL, FULL)
     names = [name for name, _ in policy.trainable()]
-    policy.save_pretrained(tmp_path / "merged")
+    save_transformers(policy, tmp_path / "merged")
     merged = load_policy(tmp_path / "merged")
     assert not any(isinstance(module, PeftModel) for module in merged.modules())
     assert not any("lora" in name for name, _ in merged.named_parameters())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +13,10 @@ from support.policies import tiny_policy
 from torch import Tensor
 
 from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.core.policy import Vocabulary
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.saving import save_own_layout, save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.rollout.services import prompt_batch
 from dlmrl_kit.rollout.tokens import Tokens
@@ -69,8 +70,8 @@ def test_texts_as_messages_of_the_user(make: Any, tmp_path: Path) -> None:
     message = [{"role": "user", "content": "1 2"}]
     assert rows(policy.encode(["1 2"])) == rows(policy.encode([message]))
     assert rows(Tokens.of(policy).encode(["1 2"])) == rows(policy.encode([message]))  # type: ignore[arg-type]
-    for save in (policy.save_own_layout, policy.save_pretrained):
-        save(tmp_path / save.__name__)
+    for save in (save_own_layout, save_transformers):
+        save(policy, tmp_path / save.__name__)
         again = load_policy(tmp_path / save.__name__)
         assert rows(again.encode(["1 2"])) == rows(policy.encode([message]))
         assert load_policy(tmp_path / save.__name__, chat_template=False).chat_template is False
@@ -140,8 +141,12 @@ def test_prompts_that_are_no_conversations(prompt: Any, message: str, tmp_path: 
         write(tmp_path / "a.jsonl", {"prompt": prompt})
 
 
+class Bare(Vocabulary):
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.pad_id, self.device = tokenizer, 0, torch.device("cpu")
+
+
 def test_a_policy_without_templates_needs_none() -> None:
     """Whatever has a tokenizer and padding can encode texts."""
     policy = tiny_policy()
-    bare: Any = SimpleNamespace(tokenizer=policy.tokenizer, pad_id=0, device=torch.device("cpu"))
-    assert rows(bare.encode(["ab", "c"])) == rows(policy.encode(["ab", "c"]))
+    assert rows(Bare(policy.tokenizer).encode(["ab", "c"])) == rows(policy.encode(["ab", "c"]))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
 from support.checkpoints import llada_moe_checkpoint, masked_checkpoint
-from support.runs import build, new_run, rollout, sgd, weights
+from support.runs import build, new_run, prepared, rollout, sgd, weights
 from support.runs import recipe as tiny_recipe
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -29,11 +29,12 @@ from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.compiling import check_compiler
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.recompute import recompute_blocks
+from dlmrl_kit.policies.saving import save_adapter, save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.checkpoint import checkpoints
-from dlmrl_kit.training.dry_run import small_update
+from dlmrl_kit.training.small_update import small_update
 
 USES = ["policy=CharacterLlama"]
 SETS = ["CharacterLlama.num_layers = 3", "CharacterLlama.hidden_size = 16"]
@@ -235,8 +236,8 @@ def test_names_and_files_stay(tmp_path: Path) -> None:
     assert [name for name, _ in policy.trainable()] == [name for name, _ in twin.trainable()]
     assert list(policy.state_dict()) == list(twin.state_dict())
     for one, folder in ((policy, "compiled"), (twin, "plain")):
-        one.save_pretrained(tmp_path / folder)
-        one.save_adapter(tmp_path / folder / "adapter")
+        save_transformers(one, tmp_path / folder)
+        save_adapter(one, tmp_path / folder / "adapter")
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (tmp_path / "compiled" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
     again = copy.deepcopy(policy)  # as the reference is made
@@ -249,12 +250,12 @@ def test_a_run_compiles_policy_and_reference(tmp_path: Path) -> None:
     runs = []
     for name, more in (("compiled", ["Trainer.compile = 'default'"]), ("plain", [])):
         run = new_run(tmp_path / name, "egspo", [*SETS, *more], USES)
-        sgd(run).update(run.updater.prepare(rollout(run)), 0)
+        sgd(run).learn(prepared(run.update, rollout(run)), 0)
         runs.append(run)
     compiled, plain = (run.policy for run in runs)
     assert compiled.compiled
     assert not plain.compiled
-    for model in (compiled.model, compiled._reference):
+    for model in (compiled.model, compiled.frozen):
         assert model is not None
         assert all(block._compiled_call_impl is not None for block in blocks(model).values())
     assert all(block._compiled_call_impl is None for block in blocks(plain.model).values())
@@ -266,7 +267,7 @@ def test_a_run_compiles_policy_and_reference(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("traced")
 def test_the_small_update_of_a_dry_run_is_not_compiled() -> None:
     algorithm = build("egspo", [*SETS, "Trainer.compile = 'default'"], USES)
-    assert "worked" in small_update(algorithm, algorithm.policy, "egspo")
+    assert "worked" in small_update(algorithm, algorithm.policy)
     assert graphs() == 0
     assert algorithm.trainer.compile == "default"
 

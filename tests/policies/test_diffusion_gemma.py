@@ -18,6 +18,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
 from dlmrl_kit.policies.loading import load_policy
+from dlmrl_kit.policies.saving import save_adapter, save_own_layout, save_transformers
 from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -109,8 +110,8 @@ def test_masks_and_broken_canvases_are_refused(policy: Any) -> None:
 
 def test_saved_and_read_again_it_is_the_same(checkpoint: tuple[Path, Any], policy: Any, tmp_path: Path) -> None:
     original = load_file(checkpoint[0] / "model.safetensors")
-    policy.save_pretrained(tmp_path / "saved")
-    policy.save_own_layout(tmp_path / "own")
+    save_transformers(policy, tmp_path / "saved")
+    save_own_layout(policy, tmp_path / "own")
     assert (tmp_path / "own" / "config.json").read_bytes() == (checkpoint[0] / "config.json").read_bytes()
     for name in ("saved", "own"):
         tensors = load_file(tmp_path / name / "model.safetensors")
@@ -142,8 +143,8 @@ def test_encoder_and_decoder_share_the_adapter(checkpoint: tuple[Path, Any], tmp
             torch.testing.assert_close(policy(ids, mask, asked), tuned, atol=1e-5, rtol=0)
         assert torch.equal(policy(ids, mask, asked), tuned)
         assert (plain - tuned).abs().max() > 0.05
-        policy.save_pretrained(tmp_path / "merged")
-        policy.save_adapter(tmp_path / "adapter")
+        save_transformers(policy, tmp_path / "merged")
+        save_adapter(policy, tmp_path / "adapter")
         for name in ("merged", "adapter"):
             again: Any = load_policy(tmp_path / name)
             torch.testing.assert_close(again(ids, mask, asked), tuned, atol=1e-5, rtol=0)
@@ -162,8 +163,7 @@ class Seen(DiffusionGemmaPolicy):
     """Keeps how many prefixes each forward encoded, and compares every forward with one without the cache."""
 
     def __init__(self, policy: Any) -> None:
-        super().__init__(policy.model, policy.tokenizer)
-        self.eos_id = policy.eos_id
+        super().__init__(policy.model, policy.tokenizer, eos_id=policy.eos_id)
         self.encoded: list[int] = []
 
     def _encode(self, ids: Tensor, mask: Tensor) -> Any:

@@ -17,6 +17,7 @@ from support.llada import Llada
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.saving import save_adapter, save_own_layout
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
@@ -31,7 +32,7 @@ def test_adapters_are_in_the_familys_own_names(family: str, made: Made, tmp_path
     trained = policy(ROW[None], full, full).detach()
     with policy.reference():
         assert (policy(ROW[None], full, full) - trained).abs().max() > 0.1
-    policy.save_adapter(tmp_path / "adapter")
+    save_adapter(policy, tmp_path / "adapter")
     about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == str(folder)
 
@@ -39,8 +40,8 @@ def test_adapters_are_in_the_familys_own_names(family: str, made: Made, tmp_path
     torch.testing.assert_close(again(ROW[None], full, full), trained, rtol=0, atol=2e-5)
     assert not any("lora" in name for name, _ in again.named_parameters())
     assert all(p.requires_grad for p in again.parameters())
-    policy.save_own_layout(tmp_path / "merged")
-    again.save_own_layout(tmp_path / "merged again")
+    save_own_layout(policy, tmp_path / "merged")
+    save_own_layout(again, tmp_path / "merged again")
     for name, tensor in tensors(tmp_path / "merged").items():
         torch.testing.assert_close(tensors(tmp_path / "merged again")[name], tensor, rtol=0, atol=1e-6)
 
@@ -63,8 +64,8 @@ def test_adapters_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> Non
 
     policy = Pretrained(str(made("llada")[0]), lora_rank=2).load()
     with pytest.raises(UserError, match="no adapter to save"):
-        load_policy(made("llada")[0]).save_adapter(tmp_path)
-    policy.save_adapter(tmp_path)
+        save_adapter(load_policy(made("llada")[0]), tmp_path)
+    save_adapter(policy, tmp_path)
     about = tmp_path / "adapter_config.json"
     stored = about.read_text()
     with pytest.raises(UserError, match=r"cannot be merged into weights in 4 bits|needs a GPU"):

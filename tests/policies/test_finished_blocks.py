@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.keys import STEP_GREEDY_IDS
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.policies.finished_blocks import FinishedBlocks
@@ -57,7 +57,6 @@ SAMPLERS = [
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.block_length}")
 @pytest.mark.parametrize("greedy", [False, True])
 def test_cached_prefixes_change_no_logits(policy: Any, sampler: Any, greedy: bool) -> None:
-    sampler.ask_for([("step", "greedy_ids")] if greedy else [])
     asked: list[tuple[Tensor, ...]] = []
 
     class Checked(BlockCausalPolicy):
@@ -71,8 +70,7 @@ def test_cached_prefixes_change_no_logits(policy: Any, sampler: Any, greedy: boo
             return found
 
     checked = Checked(policy.model, policy.tokenizer)
-    checked.told = policy.told
-    trajectory = rollout(checked, sampler)
+    trajectory = rollout(checked, sampler, keys=[STEP_GREEDY_IDS] if greedy else [])
     assert len(asked) == int(trajectory["step", "valid"].any(0).sum())
 
 
@@ -87,11 +85,9 @@ def test_only_unfinished_blocks_are_computed(policy: Any) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.block_length}")
 def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any, sampler: Any) -> None:
     """Made at the end, from the states; the rollout itself is the same bit for bit."""
-    sampler, selector = copy.copy(sampler), EntropyTopK(3)
-    sampler.ask_for([("step", "greedy_ids")])
-    everything = rollout(policy, sampler)
-    sampler.may_choose = partial(selector.kept, generator=None)
-    found = rollout(policy, sampler)
+    selector = EntropyTopK(3)
+    everything = rollout(policy, sampler, keys=[STEP_GREEDY_IDS])
+    found = rollout(policy, sampler, keys=[STEP_GREEDY_IDS], may_choose=partial(selector.kept, generator=None))
     kept = selector.kept(found, None)
     greedy, wanted = found["step", "greedy_ids"], everything["step", "greedy_ids"]
     assert torch.equal(greedy[kept], wanted[kept])
@@ -105,10 +101,9 @@ def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any
 def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
     """As ``test_only_unfinished_blocks_are_computed``; then the first two states, whose blocks from the second on."""
     sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
-    sampler.ask_for([("step", "greedy_ids")])
-    sampler.may_choose = partial(FirstK(2).kept, generator=None)
+    given = {"keys": [STEP_GREEDY_IDS], "may_choose": partial(FirstK(2).kept, generator=None)}
     with Counted(policy) as tokens:
-        sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0))
+        sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0), **given)
     assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4, 12, 12]
 
 

@@ -10,11 +10,10 @@ import torch
 from support.policies import tiny_policy
 from support.rollouts import make, prompts, roll_out
 
+from dlmrl_kit.core.policy import LOGITS_BYTES
 from dlmrl_kit.core.seeding import sample_seeds
-from dlmrl_kit.likelihoods import head
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb
-from dlmrl_kit.samplers import parts
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 
 POLICY = tiny_policy()
@@ -31,10 +30,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         seen.append(len(hidden))
         return original(hidden)
 
-    limit = {True: 4 * POLICY.vocab_size * PIECE_TOKENS, False: 4 * POLICY.vocab_size * PIECE_TOKENS}
     monkeypatch.setattr(POLICY, "head", counting)
-    monkeypatch.setattr(head, "LOGITS_BYTES", limit)
-    monkeypatch.setattr(parts, "LOGITS_BYTES", limit)
+    monkeypatch.setitem(LOGITS_BYTES, True, 4 * POLICY.vocab_size * PIECE_TOKENS)
     return seen  # type: ignore[return-value]
 
 

@@ -15,10 +15,11 @@ from support.policies import tiny_policy
 from tensordict import TensorDict
 from torch import Tensor
 
+import dlmrl_kit.core.policy
 from dlmrl_kit.core.policy import completion_logits, unpadded
 from dlmrl_kit.likelihoods.block_replay import BlockReplay
 from dlmrl_kit.likelihoods.steps import StepLogProb
-from dlmrl_kit.policies import base, block_causal
+from dlmrl_kit.policies import block_causal
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
@@ -102,7 +103,7 @@ def test_shared_padding_changes_nothing_and_is_not_computed(
     found = computed(policy, sampler, prompts(policy, EXTRA), likelihoods)
     assert max(widths) == max(LENGTHS) + LENGTH
     assert widths[: len(widths) // 2] == widths[len(widths) // 2 :]
-    for module in (base, block_causal):
+    for module in (dlmrl_kit.core.policy, block_causal):
         monkeypatch.setattr(module, "unpadded", lambda *prompt: prompt)
     everything = computed(policy, sampler, prompts(policy, EXTRA), likelihoods)
     assert max(widths) == max(LENGTHS) + EXTRA + LENGTH

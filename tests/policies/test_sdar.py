@@ -18,6 +18,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy, attention_mask_for
 from dlmrl_kit.policies.loading import load_policy
+from dlmrl_kit.policies.saving import save_own_layout, save_transformers
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 
 OTHERS = tuple(i for i in range(264) if not 16 <= i <= 19)  # all tokens but the digits 1 to 4
@@ -117,12 +118,33 @@ def test_the_end_of_a_turn_ends_the_text(tmp_path: Path) -> None:
     assert load_policy(tmp_path).eos_id == 256
 
 
+@pytest.mark.parametrize(
+    ("eos", "pad", "forbidden"),
+    [
+        ("<|im_end|>", "<|endoftext|>", (256,)),
+        ("<|im_end|>", "<|im_end|>", ()),
+        ("<|endoftext|>", "<|im_end|>", ()),
+        ("<|endoftext|>", "<|endoftext|>", ()),
+    ],
+)
+def test_padding_may_be_committed_only_if_it_ends_a_text(
+    eos: str, pad: str, forbidden: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Whether a text or a turn: were the end of turns forbidden, no completion could end."""
+    sdar_checkpoint(tmp_path)
+    about = tmp_path / "tokenizer_config.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "eos_token": eos, "pad_token": pad}))
+    policy = load_policy(tmp_path)
+    assert (policy.eos_id, policy.pad_id) == (258, {"<|im_end|>": 258, "<|endoftext|>": 256}[pad])
+    assert policy.forbidden_ids == (*forbidden, 261, 262, 263)  # mask, and rows without a token
+
+
 def test_a_block_size_that_was_given_is_kept(tmp_path: Path) -> None:
     sdar_checkpoint(tmp_path / "first", block_size="absent")
     policy = load_policy(tmp_path / "first", block_size=8)
     assert policy.block_size == 8
-    policy.save_pretrained(tmp_path / "saved")
-    policy.save_own_layout(tmp_path / "own")
+    save_transformers(policy, tmp_path / "saved")
+    save_own_layout(policy, tmp_path / "own")
     assert json.loads((tmp_path / "own" / "config.json").read_text()) == sdar_config(block_size="absent")
     for name in ("saved", "own"):
         assert load_policy(tmp_path / name).block_size == 8
@@ -130,8 +152,8 @@ def test_a_block_size_that_was_given_is_kept(tmp_path: Path) -> None:
 
 def test_saved_and_read_again_it_is_the_same(checkpoint: tuple[Path, Any], policy: Any, tmp_path: Path) -> None:
     original = {name: tensor for f in checkpoint[0].glob("*.safetensors") for name, tensor in load_file(f).items()}
-    policy.save_pretrained(tmp_path / "saved")
-    policy.save_own_layout(tmp_path / "own")
+    save_transformers(policy, tmp_path / "saved")
+    save_own_layout(policy, tmp_path / "own")
     assert json.loads((tmp_path / "own" / "config.json").read_text()) == sdar_config()
     for name in ("saved", "own"):
         tensors = {n: t for f in (tmp_path / name).glob("*.safetensors") for n, t in load_file(f).items()}

@@ -18,6 +18,7 @@ from dlmrl_kit.policies.characters import character_tokenizer
 from dlmrl_kit.policies.families.bidirectional import BIDIRECTIONAL
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 
@@ -72,7 +73,7 @@ def test_forbidden_ids_are_special_tokens_and_padding_rows() -> None:
 
 def test_saved_checkpoints_load_to_the_same_policy(tmp_path: Path) -> None:
     policy = tiny_policy()
-    policy.save_pretrained(tmp_path)
+    save_transformers(policy, tmp_path)
     again = load_policy(tmp_path)
     for (name, a), (_, b) in zip(policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(a, b), name
@@ -99,7 +100,7 @@ def test_the_shipped_denoiser_loads() -> None:
     ],
 )
 def test_checkpoints_that_are_no_denoisers_are_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:
-    tiny_policy().save_pretrained(tmp_path)
+    save_transformers(tiny_policy(), tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     if "mask_token_id" in change:
@@ -145,7 +146,7 @@ def family_policy(family: str, causal: bool = False, tokenizer: Any = None, **op
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_every_family_attends_both_ways_once_loaded(family: str, attention: str, tmp_path: Path) -> None:
     """Also without any padding, where attention masks are skipped, and from a checkpoint that was causal."""
-    family_policy(family, causal=True).save_pretrained(tmp_path)
+    save_transformers(family_policy(family, causal=True), tmp_path)
     policy = load_policy(tmp_path)
     policy.model.set_attn_implementation(attention)
     assert policy.model.config.model_type == family
@@ -189,8 +190,8 @@ def test_the_head_runs_at_the_asked_positions_only(shift: bool) -> None:
     for row, (b, i) in enumerate(asked.nonzero().tolist()):
         torch.testing.assert_close(by_mask[row], wanted(b, i), rtol=0, atol=1e-5)
     for b, row_positions in enumerate([[4, 1], [0, 0]]):
-        for slot, i in enumerate(row_positions):
-            torch.testing.assert_close(by_index[b, slot], wanted(b, i), rtol=0, atol=1e-5)
+        for number, i in enumerate(row_positions):
+            torch.testing.assert_close(by_index[b, number], wanted(b, i), rtol=0, atol=1e-5)
 
 
 def test_an_empty_batch_gives_no_logits() -> None:
@@ -206,7 +207,7 @@ def test_a_checkpoint_keeps_what_the_caller_had_to_say(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no mask token"):
         family_policy("qwen2", tokenizer=tokenizer)
     policy = family_policy("qwen2", tokenizer=tokenizer, mask_id=mask_id, shift_logits=True)
-    policy.save_pretrained(tmp_path)
+    save_transformers(policy, tmp_path)
     again = load_policy(tmp_path)
     assert (again.mask_id, again.shift_logits) == (mask_id, True)
     with torch.no_grad():
@@ -216,7 +217,7 @@ def test_a_checkpoint_keeps_what_the_caller_had_to_say(tmp_path: Path) -> None:
 
 def test_a_checkpoint_keeps_its_precision(tmp_path: Path) -> None:
     policy = family_policy("llama").to(torch.bfloat16)
-    policy.save_pretrained(tmp_path)
+    save_transformers(policy, tmp_path)
     again = load_policy(tmp_path)
     assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
     for (name, saved), (_, loaded) in zip(policy.trainable(), again.trainable(), strict=True):

@@ -8,26 +8,29 @@ from pathlib import Path
 import pytest
 from support.dummy_components import DUMMIES
 
+from dlmrl_kit.algorithm import dataflow
+from dlmrl_kit.algorithm.bases import BASE_CLASSES
 from dlmrl_kit.core import registry
 from dlmrl_kit.recipe import load as recipe_module
 
 
 @pytest.fixture(scope="module")
 def dummies() -> Iterator[None]:
-    """Registers the dummies for one module only: other tests go through everything that is registered."""
-    from dlmrl_kit.algorithm import algorithm
+    """Registers the dummies for one module only: other tests go through everything that is registered.
 
+    Dummies run nothing, so they neither inherit from the base classes of their kinds nor fit together.
+    """
     patch = pytest.MonkeyPatch()
-    patch.setattr(registry, "load_builtin", lambda: None)
-    patch.setattr(algorithm.dataflow, "plan", lambda _: None)
+    for check in ("check_groups", "make_plan"):
+        patch.setattr(dataflow, check, lambda _: None)
     for cls, kind in DUMMIES.items():
+        patch.setitem(BASE_CLASSES, kind, object)
         registry.register(kind)(cls)
     yield
     patch.undo()
-    for entries in registry._COMPONENTS.values():
-        entries[:] = [c for c in entries if c.cls not in DUMMIES]
-    for key in [key for key, entries in registry._COMPONENTS.items() if not entries]:
-        del registry._COMPONENTS[key]
+    for entry in registry.registered():
+        if entry.cls in DUMMIES:
+            registry.unregister(entry)
 
 
 @pytest.fixture

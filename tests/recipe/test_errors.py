@@ -10,8 +10,11 @@ import pytest
 from support.dummy_components import COMPLETE, DummyConstant
 from support.recipe_files import refused, refused_text, write
 
+from dlmrl_kit.algorithm import dataflow
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.recipe.catalogue import find
 from dlmrl_kit.recipe.load import load_recipe
 
 pytestmark = pytest.mark.usefixtures("dummies")
@@ -171,22 +174,20 @@ class TestErrors:
         refused_text(
             tmp_path,
             COMPLETE + "DummyLoss.kind = 'broken'\n",
-            "DummyLoss.kind",
-            "DummyLoss.kind: KeyError: 'no such kind'",
+            "Algorithm.loss",
+            "DummyLoss: KeyError: 'no such kind'",
         )
         refused_text(tmp_path, COMPLETE + "DummyLoss.kind = 'vague'\n", "Algorithm.loss", "DummyLoss: cannot do this")
 
     def test_error_in_a_scope_names_the_scope(self, tmp_path: Path):
         text = COMPLETE + "DummyTrainer.extra = @s/DummyLoss()\ns/DummyLoss.clip = -1\n"
-        refused_text(tmp_path, text, "s/DummyLoss", "s/DummyLoss.clip: DummyLoss.clip must be above 0")
+        refused_text(tmp_path, text, "s/DummyLoss", "s/DummyLoss.clip must be above 0")
 
     def test_error_of_the_algorithm_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        from dlmrl_kit.algorithm import algorithm
-
-        def plan(_: Any) -> None:
+        def make_plan(_: Algorithm) -> None:
             raise RecipeError("nobody writes 'x'")
 
-        monkeypatch.setattr(algorithm.dataflow, "plan", plan)
+        monkeypatch.setattr(dataflow, "make_plan", make_plan)
         path = write(tmp_path / "a.gin", COMPLETE)
         assert refused(path) == f"{path}: nobody writes 'x'"
 
@@ -210,11 +211,10 @@ class TestErrors:
         refused(path, f"cannot read {path}: Permission denied")
 
     def test_ambiguous_name(self, tmp_path: Path):
-        twin = registry.Component("schedule", "DummyTopK", DummyConstant, "twin", "", registry.Claims())
-        registry._COMPONENTS["schedule", "DummyTopK"] = [twin]
+        registry.register("schedule")(type("DummyTopK", (DummyConstant,), {"__module__": "twin"}))
         try:
             path = write(tmp_path / "a.gin", COMPLETE)
             message = refused(path, "'DummyTopK' is ambiguous", "twin.schedule.DummyTopK")
             assert message.startswith(f"{path}:15: ")  # the slot takes selectors only, so line 7 is clear
         finally:
-            del registry._COMPONENTS["schedule", "DummyTopK"]
+            registry.unregister(find("twin.schedule.DummyTopK"))

@@ -9,6 +9,8 @@ import pytest
 from support.dummy_components import COMPLETE
 from support.recipe_files import body, refused, refused_text, write
 
+from dlmrl_kit.core import registry
+from dlmrl_kit.recipe.catalogue import find
 from dlmrl_kit.recipe.load import load_recipe
 
 pytestmark = pytest.mark.usefixtures("dummies")
@@ -52,3 +54,16 @@ class TestImports:
     )
     def test_failing(self, tmp_path: Path, module: str, statement: str, part: str):
         refused_text(tmp_path, f"{statement}\n{COMPLETE}", 1, part, allow_imports=True)
+
+    def test_components_must_inherit_from_the_base_class_of_their_kind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        code = "from dlmrl_kit import register\n\n@register('cache')\nclass PlainCache: ...\n"
+        write(tmp_path / "recipe_test_cache.py", code)
+        monkeypatch.syspath_prepend(tmp_path)
+        text = f"import recipe_test_cache\n{COMPLETE}Algorithm.cache = @PlainCache()\n"
+        reason = "needs a cache: PlainCache must inherit from dlmrl_kit.caches.base.Cache"
+        try:
+            refused_text(tmp_path, text, "Algorithm.cache", reason, allow_imports=True)
+        finally:
+            registry.unregister(find("PlainCache"))

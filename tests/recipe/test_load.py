@@ -20,11 +20,12 @@ from support.dummy_components import (
     DummyTask,
     DummyTopK,
     DummyTrainer,
+    DummyUniform,
 )
 from support.recipe_files import body, refused, refused_text, value, write
 
+from dlmrl_kit.algorithm.algorithm import ROOTS
 from dlmrl_kit.recipe import load as recipe_module
-from dlmrl_kit.recipe import names as gin_names
 from dlmrl_kit.recipe.load import load_recipe, recipe_names
 
 pytestmark = pytest.mark.usefixtures("dummies")
@@ -71,19 +72,20 @@ class TestLoading:
         assert gin.config_str().strip() == ""
 
     def test_loading_ignores_and_keeps_the_gin_config(self, tmp_path: Path):
-        gin.bind_parameter("DummyTopK.k", 77)
-        try:
-            assert value(load_recipe(write(tmp_path / "a.gin", COMPLETE)), "DummyTopK.k") == 4
-            assert gin.query_parameter("DummyTopK.k") == 77
-        finally:
-            gin.clear_config()
+        gin.bind_parameter("DummyUniform.k", 77)
+        recipe = load_recipe(write(tmp_path / "a.gin", COMPLETE), uses=["selector=DummyUniform"])
+        assert value(recipe, "DummyUniform.k") == recipe.build().selector.k == 1
+        assert DummyUniform().k == gin.query_parameter("DummyUniform.k") == 77
 
     def test_build_ignores_an_open_scope(self, tmp_path: Path):
+        gin.bind_parameter("outer/DummyUniform.k", 77)
         with gin.config_scope("outer"):
-            assert load_recipe(write(tmp_path / "a.gin", COMPLETE)).build().selector.k == 4
+            recipe = load_recipe(write(tmp_path / "a.gin", COMPLETE), uses=["selector=DummyUniform"])
+            assert recipe.build().selector.k == 1
+            assert DummyUniform().k == 77
 
     def test_another_root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setitem(gin_names.ROOTS, "DummyRoot", DummyRoot.__module__)
+        monkeypatch.setitem(ROOTS, "DummyRoot", DummyRoot)
         text = "DummyRoot.task = @DummyTask()\nDummyRoot.trainer = @DummyTrainer()\nDummyTask.size = 9\n"
         path = write(tmp_path / "a.gin", text)
         recipe = load_recipe(path, sets=["DummyTrainer.steps=3"])

@@ -19,8 +19,8 @@ from support.paths import ROOT
 from typer.testing import CliRunner
 
 from dlmrl_kit.cli.app import app
-from dlmrl_kit.core import registry
 from dlmrl_kit.recipe import plugins
+from dlmrl_kit.recipe.builtin import load_builtin
 
 TINY = [
     *("--use", "policy=CharacterLlama", "--use", "logger=MetricsCSV"),
@@ -69,7 +69,7 @@ from dlmrl_kit.core import registry
 print(json.dumps({
     "early": early,
     "results": results,
-    "report": plugins.report(),
+    "report": plugins.plugin_report(),
     "registered": sorted(c.gin_name for c in registry.registered()),
     "gin": sorted(name for name, _ in gin.config._REGISTRY.items()),
     "modules": sorted(name for name in sys.modules if "." not in name),
@@ -204,7 +204,7 @@ def test_malformed_keys_name_the_component(found: dict[str, Any]) -> None:
 @pytest.fixture
 def fresh(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as if it had loaded no plugin yet, with those of ``site`` installed; undone afterwards."""
-    registry.load_builtin()
+    load_builtin()
     before = plugins._Snapshot()
     monkeypatch.setattr(plugins._State, "started", False)
     monkeypatch.setattr(plugins._State, "plugins", ())
@@ -226,7 +226,7 @@ def test_an_environment_variable_turns_plugins_off(monkeypatch: pytest.MonkeyPat
     missing = CliRunner().invoke(app, ["check", "egspo", "--use", "selector=GoodSteps"])
     assert missing.exit_code == 2
     assert f"plugins are turned off ({plugins.OFF_SWITCH} is set)" in missing.stderr
-    assert plugins.load() == ()
+    assert plugins.load_plugins() == ()
     assert "good" not in sys.modules
 
 
@@ -238,13 +238,13 @@ def test_an_interrupted_load_starts_again(monkeypatch: pytest.MonkeyPatch) -> No
     with monkeypatch.context() as patch:
         patch.setattr(plugins, "_import", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            plugins.load()
+            plugins.load_plugins()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = plugins.load()
+        found = plugins.load_plugins()
     assert "plugin 'raises' " in " ".join(str(w.message) for w in caught if w.category is plugins.PluginWarning)
     assert {plugin.name for plugin in found if not plugin.problem} & set(ENTRIES) == KEPT
-    assert plugins.load() is found
+    assert plugins.load_plugins() is found
 
 
 def test_the_example_plugin_installs_and_trains_its_recipe(tmp_path: Path) -> None:

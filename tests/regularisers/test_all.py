@@ -88,7 +88,7 @@ def test_padding_contributes_exactly_nothing(
 
 
 @all_regularisers
-def test_nan_in_a_live_slot_is_not_hidden(make: Callable[[], Regulariser], key: tuple[str, str]) -> None:
+def test_nan_in_a_used_entry_is_not_hidden(make: Callable[[], Regulariser], key: tuple[str, str]) -> None:
     batch = make_batch(1)
     i, j = (batch[WEIGHT] != 0).nonzero()[0].tolist()
     batch[key][i, j] = math.nan  # all its tokens, of which at least one counts

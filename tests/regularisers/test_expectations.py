@@ -48,7 +48,7 @@ def every_outcome(logits: Tensor, reference: Tensor) -> TensorDict:
 
 
 def every_token(logits: Tensor, reference: Tensor) -> TensorDict:
-    """The same as one sample of V slots, each of a single token."""
+    """The same as one sample of V segments, each of a single token."""
     log_p = logits.log_softmax(-1)
     selected = {
         "token_log_prob": log_p[None, :, None],
@@ -60,7 +60,7 @@ def every_token(logits: Tensor, reference: Tensor) -> TensorDict:
 
 
 def every_sequence(logits: Tensor, reference: Tensor) -> tuple[TensorDict, Tensor]:
-    """All completions of two independent tokens, one sample each in two slots of weight 1; their probabilities."""
+    """All completions of two independent tokens, one sample each in two segments of weight 1; their probabilities."""
     log_p = logits.log_softmax(-1)
     first, second = (index.flatten() for index in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij"))
     selected = {
@@ -98,7 +98,7 @@ def test_expected_gradients_of_the_estimators(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_expectations_at_token_level(seed: int) -> None:
-    """One token per slot, slots weighted by their probability: PerStep and PerToken give the mean over outcomes."""
+    """Segments of one token, weighted by their probability: PerStep and PerToken give the mean over outcomes."""
     logits, reference = enumerated(seed)
     log_p = logits.log_softmax(-1)
     true = kl(log_p, reference)

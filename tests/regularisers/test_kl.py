@@ -162,6 +162,6 @@ def test_a_normaliser_that_is_none() -> None:
 
 
 def test_what_the_update_may_cut() -> None:
-    assert TokenKLK3().slotwise
-    assert not TokenKLK3(normaliser=PerSequence()).slotwise
-    assert [make().slotwise for make in SEQUENCE_ESTIMATORS] == [True, False, False]
+    assert TokenKLK3().segmentwise
+    assert not TokenKLK3(normaliser=PerSequence()).segmentwise
+    assert [make().segmentwise for make in SEQUENCE_ESTIMATORS] == [True, False, False]

@@ -23,8 +23,7 @@ def distilled(seed: int = 0, groups: list[int] = FULL) -> TensorDict:
     sampler = Tree(LENGTH, 1, temperature=0.8, height=2, branching=4)
     data = selection(grow(sampler, groups, seed))
     likelihood = StepMerge(after_eos=True)  # otherwise the end of a leaf's text decides what counts above it
-    likelihood.ask_for(likelihood.optional_keys)
-    likelihood.prepare(data, sampler=sampler, policy=POLICY)
+    likelihood.prepare(data, sampler=sampler, policy=POLICY, keys=likelihood.optional_keys)
     generator = torch.Generator().manual_seed(seed)
     data["reward"] = torch.rand(len(groups), generator=generator).double()
     SiblingLeaveOneOut()(data)

@@ -1,4 +1,4 @@
-"""The environment: what TorchRL asks of one, puzzles, steps."""
+"""The environment: what TorchRL asks of one, examples, steps."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_the_environment_is_small_and_picklable(policy: TransformersPolicy) -> N
     assert (copy.reset()["prompt_ids"] == env.reset()["prompt_ids"]).all()
 
 
-# --- puzzles
+# --- examples
 
 
-def test_puzzles_follow_the_seed(policy: TransformersPolicy) -> None:
+def test_examples_follow_the_seed(policy: TransformersPolicy) -> None:
     env = build(policy, seed=3)
     stream = [training_indices(5, 1, position, 3)[0] for position in range(12)]
     first, second = env.reset(), env.reset()

@@ -9,8 +9,8 @@ from support.runs import new_run
 
 
 def test_rollouts_in_pieces_are_rollouts(tmp_path: Path) -> None:
-    whole = new_run(tmp_path).collect(0).kept
-    pieces = new_run(tmp_path, sets=["Trainer.rollout_batch_size = 4"]).collect(0).kept
+    whole = new_run(tmp_path).update.roll_out(0).kept
+    pieces = new_run(tmp_path, sets=["Trainer.rollout_batch_size = 4"]).update.roll_out(0).kept
     keys = set(whole.keys(include_nested=True, leaves_only=True))
     assert set(pieces.keys(include_nested=True, leaves_only=True)) == keys
     for key in keys:

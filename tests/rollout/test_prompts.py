@@ -19,7 +19,7 @@ from dlmrl_kit.tasks.sudoku import Sudoku4x4
 
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 12), per_update=st.integers(1, 15), seed=st.integers(0, 5))
-def test_every_pass_over_the_puzzles_takes_each_once(size: int, per_update: int, seed: int) -> None:
+def test_every_pass_over_the_examples_takes_each_once(size: int, per_update: int, seed: int) -> None:
     updates = [training_indices(size, per_update, update, seed) for update in range(3 * size)]
     assert all(len(indices) == per_update for indices in updates)
     drawn = list(itertools.chain(*updates))
@@ -53,7 +53,7 @@ def test_prompts_are_left_padded_and_repeated(digits: TransformersPolicy) -> Non
     assert digits.encode(["12"])["prompt_ids"].shape == (1, 2)
 
 
-def test_splits_without_enough_puzzles_are_refused() -> None:
+def test_splits_without_enough_examples_are_refused() -> None:
     with pytest.raises(RecipeError, match="Numbers: the heldout split is empty; set num_heldout"):
         require_examples(Numbers(), "train", "heldout")
     task = Sudoku4x4(1, 1, num_train=10**6)

@@ -29,7 +29,7 @@ def test_completions_end_at_the_first_end_of_text_and_are_scored_once(digits: Tr
     assert found.tolist() == [0.75, 0.75, 0.25, 0.25, 0.25]
     assert found.dtype == torch.float32
     assert task.calls == 3
-    scorer(ids[:1].expand(2, -1), torch.tensor([1, 2]))  # the same text for another puzzle is another question
+    scorer(ids[:1].expand(2, -1), torch.tensor([1, 2]))  # the same text for another example is another question
     assert task.calls == 4
     scorer.forget()
     assert scorer(ids[:1], torch.tensor([1])).tolist() == [0.75]

@@ -26,11 +26,10 @@ EXAMPLE = torch.tensor([0, 1, 0, 2])
 def test_a_scorer_scores_ahead_what_it_is_asked_for_later_and_once(ids: Tensor) -> None:
     policy, task, plain = tiny_policy(characters="1234_:"), Watched(), Watched()
     scorer = Scorer(task, "train", policy)
-    with scorer.ahead() as submit:
-        assert submit is not None
-        submit(ids, EXAMPLE)
-        submit(ids[:2], EXAMPLE[:2])  # nothing new
-        submit(ids[1:], EXAMPLE[1:] + 1)
+    with scorer.ahead():
+        scorer.begin(ids, EXAMPLE)
+        scorer.begin(ids[:2], EXAMPLE[:2])  # nothing new
+        scorer.begin(ids[1:], EXAMPLE[1:] + 1)
         found = scorer.components(ids, EXAMPLE)
         assert task.threads == {"dlmrl-background"}
         more = scorer.components(ids, EXAMPLE + 2)
@@ -46,7 +45,7 @@ def test_a_scorer_scores_ahead_what_it_is_asked_for_later_and_once(ids: Tensor) 
     assert task.calls == 4
 
 
-def test_the_task_is_free_at_the_end_of_the_context_and_for_its_puzzles(ids: Tensor) -> None:
+def test_the_task_is_free_at_the_end_of_the_context_and_for_its_examples(ids: Tensor) -> None:
     started, go = threading.Event(), threading.Event()
 
     def during(number: int) -> None:
@@ -55,14 +54,13 @@ def test_the_task_is_free_at_the_end_of_the_context_and_for_its_puzzles(ids: Ten
 
     task = Watched(during)
     scorer = Scorer(task, "train", tiny_policy(characters="1234_:"))
-    with scorer.ahead() as submit:
-        assert submit is not None
-        submit(ids, EXAMPLE)
+    with scorer.ahead():
+        scorer.begin(ids, EXAMPLE)
         assert started.wait(SECONDS)
         threading.Timer(0.05, go.set).start()
         assert len(scorer.examples(EXAMPLE)) == 4  # waits: ``Watched`` would refuse a second thread
         assert task.events == ["begin 1", "end 1"]
-        submit(ids, EXAMPLE + 1)
+        scorer.begin(ids, EXAMPLE + 1)
     assert task.events == ["begin 1", "end 1", "begin 2", "end 2"]
 
 
@@ -73,10 +71,9 @@ def test_errors_of_the_task_are_raised_in_the_main_thread(ask: bool, ids: Tensor
 
     task = Watched(fail)
     scorer = Scorer(task, "train", tiny_policy(characters="1234_:"))
-    with pytest.raises(ValueError, match="no score 1"), scorer.ahead() as submit:  # noqa: PT012
-        assert submit is not None
-        submit(ids, EXAMPLE)
-        submit(ids, EXAMPLE + 1)
+    with pytest.raises(ValueError, match="no score 1"), scorer.ahead():  # noqa: PT012
+        scorer.begin(ids, EXAMPLE)
+        scorer.begin(ids, EXAMPLE + 1)
         if ask:
             scorer(ids, EXAMPLE)
             raise AssertionError("not reached")
@@ -88,6 +85,12 @@ def test_tasks_of_the_main_thread_are_called_there(ids: Tensor) -> None:
     task = Watched()
     task.main_thread = True
     for holder in (task, Mixture([Sudoku4x4(4, 8, num_train=7), task])):
-        with Scorer(holder, "train", tiny_policy()).ahead() as submit:
-            assert submit is None
+        scorer = Scorer(holder, "train", tiny_policy(characters="1234_:"))
+        calls = task.calls
+        with scorer.ahead():
+            scorer.begin(ids, EXAMPLE)
+        assert task.calls == calls
+        scorer.components(ids, EXAMPLE)
+        assert task.calls > calls
+        assert task.threads == {threading.main_thread().name}
     assert not Mixture([Sudoku4x4(4, 8, num_train=7), Watched()]).main_thread

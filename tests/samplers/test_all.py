@@ -12,10 +12,11 @@ from support.rollouts import SAMPLERS, make, prompts, roll_out
 from torch import Tensor
 
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.keys import Key
+from dlmrl_kit.core.policy import LOGITS_BYTES
 from dlmrl_kit.core.trajectory import committed_at, gather_steps, num_valid, state_at
 from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb, pack_tokens
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.samplers import one_step, parts
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -25,6 +26,7 @@ from dlmrl_kit.selectors.k_steps import FirstK
 from dlmrl_kit.selectors.top_k import EntropyTopK
 
 LENGTH = 7
+GREEDY: list[Key] = [("step", "greedy_ids")]
 POLICY = tiny_policy(characters="abcd", initializer_range=0.25)
 SETTINGS = [
     {"tokens_per_step": 1},
@@ -37,26 +39,20 @@ every = pytest.mark.parametrize("cls", SAMPLERS)
 settled = pytest.mark.parametrize("settings", SETTINGS, ids=str)
 
 
-class Counting(torch.nn.Module):
-    """A policy that counts the rows it is run on and the predictions it makes."""
+class Counting(TransformersPolicy):
+    """``POLICY``, counting the rows it is run on and the predictions it makes."""
 
-    def __init__(self, policy: TransformersPolicy) -> None:
-        super().__init__()
-        self.policy, self.rows, self.predictions = policy, 0, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name) if name in ("policy", "_modules") else getattr(self.policy, name)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.head(self.features(*inputs))
+    def __init__(self) -> None:
+        super().__init__(POLICY.model, POLICY.tokenizer)
+        self.rows = self.predictions = 0
 
     def head(self, features: Tensor) -> Tensor:
         self.predictions += len(features)
-        return self.policy.head(features)
+        return super().head(features)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         self.rows += len(input_ids)
-        return self.policy.features(input_ids, attention_mask, positions)
+        return super().features(input_ids, attention_mask, positions)
 
 
 @every
@@ -98,15 +94,14 @@ def test_recorded_log_probs_are_recomputed_exactly(cls: type[Sampler], settings:
     data = roll_out(sampler, POLICY, prompts(POLICY, rows=12))
     valid = data["step", "valid"]
     exact = StepLogProb()
-    exact.ask_for(exact.optional_keys)
-    exact(data, policy=POLICY, sampler=sampler)
+    exact(data, policy=POLICY, sampler=sampler, keys=exact.optional_keys)
     torch.testing.assert_close(data["selected", "log_prob"], data["step", "log_prob"] * valid, rtol=0, atol=1e-5)
     torch.testing.assert_close(data["selected", "entropy"], data["step", "entropy"] * valid, rtol=1e-4, atol=1e-5)
     for tempered in (True, False):
         estimate = StepTokenLogProb(sampling_temperature=tempered)
-        estimate.ask_for([("selected", "token_log_prob"), ("selected", "token_mask"), ("selected", "entropy")])
-        estimate.prepare(data, sampler=sampler, policy=POLICY)
-        estimate(data, policy=POLICY, sampler=sampler)
+        keys: list[Key] = [("selected", "token_log_prob"), ("selected", "token_mask"), ("selected", "entropy")]
+        estimate.prepare(data, sampler=sampler, policy=POLICY, keys=keys)
+        estimate(data, policy=POLICY, sampler=sampler, keys=keys)
         for key, source in estimate.recorded.items():
             recorded = data[source]
             if source[0] == "token":
@@ -140,14 +135,11 @@ def test_greedy_ids_only_where_the_selector_may_choose(
     cls: type[Sampler], limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if limit is not None:
-        for module in (parts, one_step):
-            monkeypatch.setattr(module, "LOGITS_BYTES", {True: limit, False: limit})
+        monkeypatch.setitem(LOGITS_BYTES, True, limit)
     selector, sampler = EntropyTopK(3), make(cls, 12, 1, block_length=4)
     batch = prompts(POLICY, rows=8)
-    sampler.ask_for([("step", "greedy_ids")])
-    everything = roll_out(sampler, POLICY, batch, everything=False)
-    sampler.may_choose = partial(selector.kept, generator=None)
-    data = roll_out(sampler, POLICY, batch, everything=False)
+    everything = roll_out(sampler, POLICY, batch, keys=GREEDY)
+    data = roll_out(sampler, POLICY, batch, keys=GREEDY, may_choose=partial(selector.kept, generator=None))
     assert (data.exclude(("step", "greedy_ids")) == everything.exclude(("step", "greedy_ids"))).all()
     found, wanted = data["step", "greedy_ids"], everything["step", "greedy_ids"]
     kept, known = selector.kept(data, None), (found == wanted).all(-1)
@@ -160,11 +152,10 @@ def test_greedy_ids_only_where_the_selector_may_choose(
 def test_predictions_behind_the_block_are_made_for_steps_that_may_be_chosen() -> None:
     """The head's share of the work, counted in positions."""
     sampler, batch = make(LowConfidence, 12, 1, block_length=2, stop_at_eos=False), prompts(POLICY, rows=4)
-    sampler.ask_for([("step", "greedy_ids")])
     for selector, behind in ((None, 2 * (10 + 8 + 6 + 4 + 2)), (FirstK(3), 10 + 10 + 8)):
-        sampler.may_choose = None if selector is None else partial(selector.kept, generator=None)
-        counting = Counting(POLICY)
-        sampler(batch.clone(), policy=counting, generator=torch.Generator().manual_seed(0))
+        may_choose = None if selector is None else partial(selector.kept, generator=None)
+        counting = Counting()
+        roll_out(sampler, counting, batch, keys=GREEDY, may_choose=may_choose)
         assert counting.predictions == 4 * (6 * (2 + 1) + behind)
 
 
@@ -184,7 +175,7 @@ def test_left_padding_changes_nothing(cls: type[Sampler]) -> None:
 
 @every
 def test_finished_rows_cost_nothing(cls: type[Sampler]) -> None:
-    counting = Counting(POLICY)
+    counting = Counting()
     sampler = make(cls, LENGTH, 1, temperature=2.0)
     data = roll_out(sampler, counting, prompts(POLICY, rows=24), seed=1)
     assert (num_valid(data) < LENGTH).any()  # some row ended early, else this shows nothing
@@ -226,7 +217,7 @@ def test_on_demand_keys_are_written_when_asked(cls: type[Sampler]) -> None:
     assert all(key in full.keys(True, True) for key in sampler.optional_keys)
     assert all(key in plain.keys(True, True) for key in sampler.out_keys)
     with pytest.raises(ValueError, match="cannot write"):
-        sampler.ask_for(["reward"])
+        roll_out(sampler, POLICY, batch, keys=["reward"])
 
 
 @pytest.mark.parametrize(
@@ -261,12 +252,12 @@ def test_gradients_reach_the_policy_and_nothing_else() -> None:
         assert not data["step", "log_prob"].requires_grad
 
 
-def test_slots_of_weight_zero_are_not_computed() -> None:
+def test_entries_of_weight_zero_are_not_computed() -> None:
     sampler = make(SAMPLERS[0], LENGTH, 2)
-    counting = Counting(POLICY)
+    counting = Counting()
     data = roll_out(sampler, POLICY, prompts(POLICY, rows=4))
     data["selected", "weight"][:, 1:] = 0
-    StepLogProb()(data, policy=counting, sampler=sampler)  # type: ignore[arg-type]
+    StepLogProb()(data, policy=counting, sampler=sampler)
     assert counting.rows == 4
     assert (data["selected", "log_prob"][:, 1:] == 0).all()
 

@@ -59,9 +59,8 @@ def test_the_draft_of_low_confidence_is_what_it_chose_from() -> None:
 
 def test_asking_for_drafts_changes_no_trajectory() -> None:
     batch = prompts(POLICY, rows=8)
-    plain, asked = LowConfidence(LENGTH, 2), LowConfidence(LENGTH, 2)
-    asked.ask_for([DRAFT])
-    found = [s(batch.clone(), policy=POLICY, generator=torch.Generator().manual_seed(3)) for s in (plain, asked)]
+    sampler = LowConfidence(LENGTH, 2)
+    found = [roll_out(sampler, POLICY, batch, seed=3, keys=keys) for keys in ([], [DRAFT])]
     for key in ("completion_ids", "commit_step", ("step", "log_prob")):
         assert torch.equal(found[0][key], found[1][key])
     assert DRAFT not in found[0].keys(True, True)
@@ -71,8 +70,7 @@ def test_asking_for_drafts_changes_no_trajectory() -> None:
 def test_drafts_follow_the_behaviour_distribution(sampler: Sampler) -> None:
     """In x_0 all positions are masked; each is drawn by itself, whether it may be committed or not."""
     policy, rows = TabularPolicy(3, 2, seed=4), 4000
-    sampler.ask_for([DRAFT])
-    data = sampler(no_prompt(rows), policy=policy, generator=torch.Generator().manual_seed(0))
+    data = sampler(no_prompt(rows), policy=policy, generator=torch.Generator().manual_seed(0), keys=[DRAFT])
     first = data[DRAFT][:, 0].tolist()
     logits = policy.table[3 + 4 * 3].tolist()
     p = [loop_probs(row, temperature=0.7, forbidden=[3]) for row in logits]

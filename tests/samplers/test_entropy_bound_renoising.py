@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
+from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.audit.auditing import audit_algorithm
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
+from dlmrl_kit.audit.exact import exact_estimator
+from dlmrl_kit.audit.policies import Parameters
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.audit.variants import exact_algorithm
+from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.trajectory import canvas_state, states
 from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb
 from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
 from dlmrl_kit.policies.loading import load_policy
-from dlmrl_kit.rollout.services import Services
+from dlmrl_kit.rollout.services import UpdateServices
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 
 
@@ -222,10 +226,10 @@ def test_the_gradient_is_that_of_the_expected_reward() -> None:
 
     sampler, listed = listing(problem, steps=3)
     listed.set("reward", problem.score(listed["completion_ids"], listed["example"]))
-    gradient = true_gradient(listed, problem.denoiser, sampler, 1)
+    gradient = true_gradient(listed, problem, sampler)
     flat, size = [], 1e-5
     with torch.no_grad():
-        for parameter in problem.denoiser.parameters_list():
+        for parameter in Parameters(problem.denoiser, sampler).all:
             for i in range(parameter.numel()):
                 parameter.view(-1)[i] += size
                 up = value()
@@ -237,31 +241,28 @@ def test_the_gradient_is_that_of_the_expected_reward() -> None:
 
 
 def test_the_audit_accepts_it() -> None:
-    algorithm = exact_algorithm(EntropyBoundRenoising(16, steps=2, entropy_bound=0.6))
+    estimator = exact_estimator(EntropyBoundRenoising(16, steps=2, entropy_bound=0.6))
     problems = [Problem(vocab=2, length=3, seed=5), Problem(vocab=2, length=2, policy="network", seed=6, spread=4.0)]
-    report = audit_algorithm(algorithm, problems=problems, attribution=False)
+    report = audit_algorithm(estimator, problems=problems, attribution=False)
     assert report.exact
     assert report.unbiased
     assert all(measured.gradient_norm > 1e-3 for measured in report.measured)
-    tokens = exact_algorithm(EntropyBoundRenoising(16, steps=2, entropy_bound=0.6), likelihood=StepTokenLogProb())
+    tokens = exact_estimator(estimator.sampler, Swaps(likelihood=StepTokenLogProb()))
     assert audit_algorithm(tokens, problems=problems[:1], attribution=False).unbiased
 
 
-def rolled(policy: Any, sampler: EntropyBoundRenoising, seed: int = 0) -> TensorDict:
-    return sampler(prompts(), policy=policy, generator=torch.Generator().manual_seed(seed))
+def rolled(policy: Any, sampler: EntropyBoundRenoising, keys: Collection[Key] = ()) -> TensorDict:
+    return sampler(prompts(), policy=policy, generator=torch.Generator().manual_seed(0), keys=keys)
 
 
 @pytest.mark.parametrize("likelihood", [StepLogProb, StepTokenLogProb])
 def test_recorded_log_probabilities_are_recomputed(policy: Any, likelihood: Any) -> None:
     sampler = EntropyBoundRenoising(LENGTH, CANVAS, steps=5, entropy_bound=0.8, confidence_threshold=1.5)
-    sampler.ask_for(sampler.optional_keys)
-    trajectory = rolled(policy, sampler)
+    trajectory = rolled(policy, sampler, sampler.optional_keys)
     valid = trajectory["step", "valid"]
     step = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
     trajectory["selected"] = TensorDict({"step": step, "weight": valid.float()}, [len(LENGTHS)])
-    part = likelihood()
-    part.ask_for([("selected", "entropy")])
-    found = part(trajectory, policy=policy, sampler=sampler)["selected"]
+    found = likelihood()(trajectory, policy=policy, sampler=sampler, keys=[("selected", "entropy")])["selected"]
     for key in ("log_prob", "entropy"):
         torch.testing.assert_close(found[key].detach(), trajectory["step", key], atol=1e-4, rtol=0)
     final = (trajectory["commit_step"][:, None, :] == step[:, :, None]).any(-1)
@@ -290,10 +291,10 @@ def test_states_are_stored_and_a_restart_goes_on_from_them(policy: Any) -> None:
         assert torch.equal(again["completion_ids"][kept], trajectory["completion_ids"][kept])
         assert bool((again["commit_step"][kept] == -1).all())
         assert again["step", "valid"].sum(-1).tolist() == [8 - step] * len(LENGTHS)
-    slots = torch.ones(len(LENGTHS), 1)
-    trajectory["selected"] = TensorDict({"step": torch.full_like(slots, 3).long(), "weight": slots}, [len(LENGTHS)])
+    ones = torch.ones(len(LENGTHS), 1)
+    trajectory["selected"] = TensorDict({"step": torch.full_like(ones, 3).long(), "weight": ones}, [len(LENGTHS)])
     seen: list[Tensor] = []
-    services = Services(policy, sampler, lambda ids, _: seen.append(ids) or ids[:, 0].float(), 0, 0, 100)
+    services = UpdateServices(policy, sampler, lambda ids, _: seen.append(ids) or ids[:, 0].float(), 0, 0, 100)
     rewards = services.restart(trajectory, trajectory["selected", "step"], 2)
     assert rewards.shape == (len(LENGTHS), 1, 2)
     first = trajectory["completion_ids"][:, :CANVAS].repeat_interleave(2, 0)
@@ -306,7 +307,7 @@ def test_monte_carlo_advantages_run(policy: Any) -> None:
     rows = len(LENGTHS)
     trajectory.update({"example": torch.arange(rows), "group": torch.zeros(rows).long(), "reward": torch.ones(rows)})
     trajectory["selected"] = TensorDict({"step": torch.tensor([[0, 2]] * rows), "weight": torch.ones(rows, 2)}, [rows])
-    services = Services(policy, sampler, lambda ids, _: (ids % 2).float().mean(-1), 0, 0, 100)
+    services = UpdateServices(policy, sampler, lambda ids, _: (ids % 2).float().mean(-1), 0, 0, 100)
     found = services.call(MonteCarlo(), trajectory)
     assert bool(found["selected", "advantage"].isfinite().all())
 

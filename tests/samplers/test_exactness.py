@@ -33,7 +33,7 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 def make(cls: type[Sampler], length: int, tokens_per_step: int = 1, **options: Any) -> Any:
     """A sampler; threshold and order temperature away from their defaults."""
     if cls is ConfidenceThreshold:
-        return ConfidenceThreshold(length, (0.5, 0.4, 0.3)[tokens_per_step - 1], **options)
+        return ConfidenceThreshold(length, threshold=(0.5, 0.4, 0.3)[tokens_per_step - 1], **options)
     if cls is PlackettLuceOrder:
         options["order_temperature"] = 0.5
     return cls(length, tokens_per_step, **options)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.observers import Stop, StopAfterTheFirstUpdate
 from support.policies import TabularPolicy, tiny_policy
 from support.rollouts import no_prompt
 from support.runs import metric_rows, new_run, outcome, recipe
@@ -18,33 +19,22 @@ from support.statistics import chi_square, chi_square_limit
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.audit import audit_algorithm
-from dlmrl_kit.audit.variants import exact_algorithm
+from dlmrl_kit.audit import audit_algorithm, exact_estimator
 from dlmrl_kit.core.behaviour import LOG_ZERO
-from dlmrl_kit.core.component import unattached
+from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.rollout.environment import SamplerPolicy
-from dlmrl_kit.rollout.services import plain
 from dlmrl_kit.samplers.base import Decision
 from dlmrl_kit.samplers.learned_order import LearnedOrder
 from dlmrl_kit.training.evaluation import evaluate_path
-from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_kit.training.loop import resume, train
 
 State = tuple[int, ...]
 Action = tuple[tuple[int, ...], tuple[int, ...]]
 """Positions in the order of the draw, and their tokens."""
 VOCAB, LENGTH = 2, 3
-
-
-class Policy(TabularPolicy):
-    """Its features are the logits of its table."""
-
-    feature_size = VOCAB + 1
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return hidden.clone()
 
 
 def learned(policy: Any, *, scale: float = 0.7, **options: Any) -> LearnedOrder:
@@ -78,7 +68,7 @@ def score(sampler: LearnedOrder, features: Tensor, share: float) -> Tensor:
     return total
 
 
-def brute_force(sampler: LearnedOrder, policy: Policy, state: State) -> dict[Action, Tensor]:
+def brute_force(sampler: LearnedOrder, policy: TabularPolicy, state: State) -> dict[Action, Tensor]:
     """Probability of every action in a state, differentiable in table and module."""
     block = sampler.block_length
     open_ = [i for i in range(LENGTH) if state[i] == policy.mask_id]
@@ -107,8 +97,8 @@ def decision_of(actions: list[Action]) -> Decision:
     return Decision(committed, tokens, rank)
 
 
-def view_of(sampler: LearnedOrder, policy: Policy, state: State, rows: int) -> Any:
-    return sampler.view(policy, no_prompt(rows), torch.tensor([state]).expand(rows, -1))  # type: ignore[arg-type]
+def view_of(sampler: LearnedOrder, policy: TabularPolicy, state: State, rows: int) -> Any:
+    return sampler.view(policy, no_prompt(rows), torch.tensor([state]).expand(rows, -1))
 
 
 M = VOCAB
@@ -122,7 +112,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_every_action_has_its_probability(settings: dict[str, Any]) -> None:
-    policy = Policy(VOCAB, LENGTH, seed=3)
+    policy = TabularPolicy(VOCAB, LENGTH, seed=3)
     sampler = learned(policy, **settings)
     for state in ((M, M, M), (M, 0, M), (1, M, M), (0, 1, M)):
         expected = {action: p.item() for action, p in brute_force(sampler, policy, state).items()}
@@ -133,7 +123,7 @@ def test_every_action_has_its_probability(settings: dict[str, Any]) -> None:
 
 
 def test_draws_follow_the_probabilities() -> None:
-    policy = Policy(VOCAB, LENGTH, seed=3)
+    policy = TabularPolicy(VOCAB, LENGTH, seed=3)
     sampler, draws = learned(policy), 20_000
     expected = brute_force(sampler, policy, (M, M, M))
 
@@ -151,7 +141,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 def paths(
-    sampler: LearnedOrder, policy: Policy, state: State, taken: tuple[Action, ...] = ()
+    sampler: LearnedOrder, policy: TabularPolicy, state: State, taken: tuple[Action, ...] = ()
 ) -> Iterator[tuple[State, tuple[Action, ...], Tensor]]:
     """Every way from a state to its end: final tokens, actions, probability (differentiable)."""
     if M not in state:
@@ -183,7 +173,7 @@ def as_batch(sampler: LearnedOrder, listed: list[tuple[State, tuple[Action, ...]
 
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[3]], ids=str)
 def test_step_log_prob_gives_the_gradient_in_the_module_and_in_the_policy(settings: dict[str, Any]) -> None:
-    policy = Policy(VOCAB, LENGTH, seed=3)
+    policy = TabularPolicy(VOCAB, LENGTH, seed=3)
     sampler = learned(policy, **settings)
     listed = list(paths(sampler, policy, (M, M, M)))
     probability = torch.stack([p for _, _, p in listed])
@@ -191,7 +181,7 @@ def test_step_log_prob_gives_the_gradient_in_the_module_and_in_the_policy(settin
     reward = torch.rand(len(listed), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     parameters = [policy.table, *sampler.parameters()]
     true = torch.autograd.grad((probability * reward).sum(), parameters)
-    step_log_prob = StepLogProb()(as_batch(sampler, listed), policy=policy, sampler=sampler)["selected", "log_prob"]  # type: ignore[arg-type]
+    step_log_prob = StepLogProb()(as_batch(sampler, listed), policy=policy, sampler=sampler)["selected", "log_prob"]
     assert torch.allclose(step_log_prob.sum(-1).exp(), probability, atol=1e-12)
     found = torch.autograd.grad((probability.detach() * reward * step_log_prob.sum(-1)).sum(), parameters)
     for a, b in zip(found, true, strict=True):
@@ -200,11 +190,11 @@ def test_step_log_prob_gives_the_gradient_in_the_module_and_in_the_policy(settin
 
 
 def test_the_audit_finds_no_bias_and_counts_the_module() -> None:
-    algorithm = exact_algorithm(LearnedOrder(4, width=4, learning_rate=0.1))
-    report = audit_algorithm(algorithm, problems=3, attribution=False)
+    estimator = exact_estimator(LearnedOrder(4, width=4, learning_rate=0.1))
+    report = audit_algorithm(estimator, problems=3, attribution=False)
     assert report.exact
     assert report.relative_bias < 1e-10
-    assert algorithm.sampler.order is None  # the audit attached copies
+    assert estimator.sampler.order is None  # the audit attached copies
 
 
 def test_before_the_first_update_the_order_is_uniform() -> None:
@@ -229,7 +219,7 @@ def learned_like(sampler: LearnedOrder) -> LearnedOrder:
 
 
 def test_greedy_decoding_takes_the_highest_scores() -> None:
-    policy = Policy(VOCAB, LENGTH, seed=5)
+    policy = TabularPolicy(VOCAB, LENGTH, seed=5)
     sampler = learned(policy, temperature=0.0)
     state = (M, M, M)
     h = [score(sampler, policy.table[26][i], 1.0).item() for i in range(LENGTH)]  # 26: the state of three masks
@@ -249,13 +239,13 @@ def test_greedy_decoding_takes_the_highest_scores() -> None:
     ]
     log_probs = sampler.action_log_prob(view_of(sampler, policy, state, 3), decision_of(actions))
     assert log_probs.tolist() == [0, LOG_ZERO, LOG_ZERO]
-    rollout = sampler(no_prompt(2), policy=policy)  # type: ignore[arg-type]
+    rollout = sampler(no_prompt(2), policy=policy)
     assert torch.equal(rollout["step", "log_prob"], torch.zeros(2, 2, dtype=torch.float64))
 
 
 def test_attaching_twice_changes_nothing_and_copies_share_the_module() -> None:
     sampler, policy = LearnedOrder(4), tiny_policy()
-    twin = plain(sampler)
+    twin = sampler.at_temperature(0.0)
     with pytest.raises(RuntimeError, match="attach"):
         sampler.scores(sampler.view(policy, no_prompt(1), torch.full((1, 4), policy.mask_id)))
     sampler.attach(policy)
@@ -266,7 +256,7 @@ def test_attaching_twice_changes_nothing_and_copies_share_the_module() -> None:
     assert twin.order is module
     with pytest.raises(UserError, match="hidden size 32; this one has 16"):
         sampler.attach(tiny_policy(hidden=16))
-    free = unattached(sampler)
+    free = rebuilt(sampler)
     free.attach(tiny_policy(hidden=16))
     assert free.order is not module
     assert sampler.order is module
@@ -286,9 +276,7 @@ def test_values_out_of_range(value: float) -> None:
 SHORT = ["Trainer.updates = 2", "Trainer.learning_rate = 0.001", "Trainer.eval_every = 1", "LearnedOrder.width = 8"]
 
 
-def test_a_killed_run_resumes_to_the_same_modules_and_eval_uses_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_resumes_to_the_same_modules_and_eval_uses_them(tmp_path: Path) -> None:
     whole = train(recipe("dcolt", SHORT), tmp_path / "whole")
     trained = load_file(whole.model / "components.safetensors")
     assert set(trained) == {
@@ -297,17 +285,8 @@ def test_a_killed_run_resumes_to_the_same_modules_and_eval_uses_them(
     }
     assert trained["component:LearnedOrder.order.down.weight"].abs().max() > 0
 
-    update = Run._update
-
-    def killed(self: Run, number: int) -> None:
-        if number == 1:
-            raise KeyboardInterrupt
-        update(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_update", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe("dcolt", SHORT), tmp_path / "killed")
+    with pytest.raises(Stop):
+        train(recipe("dcolt", SHORT), tmp_path / "killed", observer=StopAfterTheFirstUpdate())
     resumed = resume(tmp_path / "killed")
     first, second = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
     assert first == second
@@ -342,11 +321,11 @@ def _check_that_the_modules_matter(path: Path, run: Path) -> None:
 
 def test_the_module_may_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", "dcolt", ["LearnedOrder.learning_rate = 0.5", "Trainer.weight_decay = 0.1"])
-    groups = run.updater.optimiser.param_groups
+    groups = run.update.optimiser.param_groups
     own = {id(p) for p in run.algorithm.sampler.parameters()}
     rates = {(group["lr"], group["weight_decay"], id(p) in own) for group in groups for p in group["params"]}
     assert rates == {(0.01, 0.1, False), (0.01, 0.0, False), (0.5, 0.1, True), (0.5, 0.0, True)}
     assert sum(len(group["params"]) for group in groups) == len(run.parameters)
     shared = new_run(tmp_path / "shared", "dcolt")
-    assert {group["lr"] for group in shared.updater.optimiser.param_groups} == {0.01}
-    assert sum(len(g["params"]) for g in shared.updater.optimiser.param_groups) == len(run.parameters)
+    assert {group["lr"] for group in shared.update.optimiser.param_groups} == {0.01}
+    assert sum(len(g["params"]) for g in shared.update.optimiser.param_groups) == len(run.parameters)

@@ -14,7 +14,7 @@ from support.rollouts import SAMPLERS, make, prompts, roll_out
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.core.keys import KEYS
+from dlmrl_kit.core.keys import KEYS, STEP_DRAFT_IDS
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler, View
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
@@ -24,6 +24,7 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.samplers.recorder import MaskRecorder
 
 LENGTH, ROWS = 7, 5
 POLICY: TransformersPolicy = tiny_policy(
@@ -177,7 +178,7 @@ def check_row(sampler: Sampler, prompt: Tensor, start: list[int], row: TensorDic
 def sampler_of(cls: type[Sampler], tokens_per_step: int, options: dict[str, Any]) -> Sampler:
     """``tokens_per_step`` chooses the threshold where the class commits by threshold."""
     if cls is ConfidenceThreshold:
-        return ConfidenceThreshold(LENGTH, (0.3, 0.5, 0.8)[tokens_per_step - 1], **options)
+        return ConfidenceThreshold(LENGTH, threshold=(0.3, 0.5, 0.8)[tokens_per_step - 1], **options)
     if cls is PlackettLuceOrder:
         options = {**options, "order_temperature": (1.0, 0.3, 4.0)[tokens_per_step - 1]}
     return cls(LENGTH, tokens_per_step, **options)
@@ -262,13 +263,18 @@ def test_resuming_equals_the_loops(cls: type[Sampler], tokens_per_step: int, blo
         [EOS, m, m, a, m, m, m],
     ]
     sampler = sampler_of(cls, tokens_per_step, {"block_length": block_length, "temperature": 1.3})
-    sampler.ask_for(sampler.optional_keys)
     batch, ids = prompts(POLICY, rows=len(starts)), torch.tensor(starts)
     with recorded_calls(POLICY) as calls:
         result = sampler.resume(batch, ids, policy=POLICY, generator=torch.Generator().manual_seed(0))
     assert ids.tolist() == starts  # the caller's tensor is left alone
     assert len(calls[0][0]) == 4  # three of the seven are finished as they are
-    data = TensorDict({}, [len(starts)]).update(result)
+    keys = [key for key in sampler.optional_keys if key != STEP_DRAFT_IDS]  # drafts take noise of their own
+    with sampler.rolling_out(POLICY):
+        everything = MaskRecorder(POLICY, ids, sampler.max_steps, sampler.recorded_keys(keys))
+        sampler.advance(range(sampler.max_steps), batch, everything, POLICY, torch.Generator().manual_seed(0))
+    data = TensorDict({}, [len(starts)]).update(everything.finish())
+    assert set(result) == set(sampler.out_keys)
+    assert all(torch.equal(value, data[key]) for key, value in result.items())
     for row, start in enumerate(starts):
         check_row(sampler, batch["prompt_ids"][row][batch["prompt_mask"][row]], start, data[row])
 
@@ -300,7 +306,7 @@ def test_dtypes_and_shapes_are_those_of_the_table(cls: type[Sampler]) -> None:
     sampler = make(cls, LENGTH, 2, block_length=3)
     data = roll_out(sampler, policy, prompts(policy, rows=3))
     sizes = {"B": 3, "L": LENGTH, "T": sampler.max_steps}
-    for key in sampler.written_keys():
+    for key in sampler.writes(sampler.optional_keys):
         spec = KEYS[key]
         assert data[key].dtype == getattr(torch, spec.dtype), key
         assert list(data[key].shape) == [sizes[letter.strip()] for letter in spec.shape.strip("[]").split(",")], key
@@ -323,8 +329,7 @@ def test_half_precision_policies_record_in_float32(cls: type[Sampler]) -> None:
 def test_exactly_the_keys_asked_for(cls: type[Sampler]) -> None:
     sampler, batch = make(cls, LENGTH, 3), prompts(POLICY, rows=2)
     for asked in [(), *[(key,) for key in sampler.optional_keys], sampler.optional_keys[1:4]]:
-        sampler.ask_for(asked)
-        data = sampler(batch.clone(), policy=POLICY, generator=torch.Generator().manual_seed(0))
+        data = sampler(batch.clone(), policy=POLICY, generator=torch.Generator().manual_seed(0), keys=asked)
         written = set(data.keys(include_nested=True, leaves_only=True)) - {"prompt_ids", "prompt_mask"}
         assert written == {*sampler.out_keys, *asked}
 

@@ -35,7 +35,7 @@ GROUP = [4, 2, 4, 2, 9]
 
 
 class Fixed(Demonstrator):
-    """The same texts for every puzzle."""
+    """The same texts for every example."""
 
     def __init__(self, **shares: float) -> None:
         self.shares = shares
@@ -45,7 +45,7 @@ class Fixed(Demonstrator):
 
 
 def pairs(sampler: PreferencePairs, group: list[int] | None = None, seed: int = 0) -> TensorDict:
-    """Pairs for puzzles that say which row asked for them."""
+    """Pairs for examples that say which row asked for them."""
     group = GROUP if group is None else group
     rows = prompts(POLICY, rows=len(group))
     rows.set("group", torch.tensor(group)).set("example", torch.arange(len(group)))
@@ -170,7 +170,7 @@ def test_pairs_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     sets += ["CharacterLlama.characters = '0123456789'"]
     run = new_run(tmp_path / "run", "vrpo", sets, ["task=JsonLines", "policy=CharacterLlama"])
     assert isinstance(run.algorithm.task, JsonLines)
-    data = run.collect(0).everything
+    data = run.update.roll_out(0).everything
     decoded = run.policy.tokenizer.batch_decode(data["completion_ids"], skip_special_tokens=True)
     wanted = [run.algorithm.task.example("train", int(i)).meta for i in data["example"]]
     keys = ["chosen", "rejected"] * 2
@@ -180,20 +180,21 @@ def test_pairs_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_recipe_trains(tmp_path: Path) -> None:
     run = new_run(tmp_path, "vrpo", ["Trainer.group_size = 2", "Trainer.minibatches = 1"])
-    kinds = [type(part).__name__ for part in run.algorithm.plan.rollout]
+    kinds = [stage.name for stage in run.update.plan.rollout]
     assert kinds == ["PreferencePairs", "WholeSequence", "GroupMean"]
     before = [p.detach().clone() for _, p in run.policy.trainable()]
     losses: list[Any] = []
     for update in range(2):
-        rollout = run.collect(update)
+        rollout = run.update.roll_out(update)
         answers = [run.algorithm.task.example("train", int(i)) for i in rollout.kept["example"]]
         decoded = run.policy.tokenizer.batch_decode(rollout.kept["completion_ids"], skip_special_tokens=True)
         for place, (example, text) in enumerate(zip(answers, decoded, strict=True)):
             assert text == (hasty(example.prompt) if place % 2 else example.answer)
-        metrics = run._rollout_metrics(rollout)
+        metrics = run.update.rollout_metrics(rollout)
         assert "entropy" not in metrics
         assert metrics["steps"] == 1
-        losses.append(run._learn(rollout.kept, update))
+        run.update.prepare(rollout)
+        losses.append(run.update.learn(rollout.kept, update))
     assert losses[0]["loss"] == pytest.approx(math.log(2))  # policy and reference, the same masks
     assert losses[0]["preference_margin"] == pytest.approx(0)
     assert all(metrics["skipped"] == 0 and math.isfinite(metrics["loss"]) for metrics in losses)

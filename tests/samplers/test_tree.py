@@ -78,7 +78,7 @@ def test_each_sample_alone_is_drawn_as_low_confidence_draws() -> None:
     tree, plain = Tree(LENGTH, 2, height=3, branching=2), LowConfidence(LENGTH, 2)
     rows = batch(list(range(6)))
     found = [s(rows.clone(), policy=POLICY, generator=torch.Generator().manual_seed(5)) for s in (tree, plain)]
-    for key in plain.written_keys():
+    for key in plain.out_keys:
         assert torch.equal(found[0][key], found[1][key])
 
 

@@ -34,12 +34,11 @@ def trajectory(steps: list[int], spare: int = 0, dtype: torch.dtype = torch.floa
 
 
 def run(selector: Selector, data: TensorDict) -> TensorDict:
-    selector.ask_for([SELECTED_END])
-    return selector(data.clone())  # type: ignore[return-value]
+    return selector(data.clone(), keys=[SELECTED_END])  # type: ignore[return-value]
 
 
 def segments(selector: Selector, data: TensorDict) -> list[list[Segment]]:
-    """Start, end and weight of the used slots of each row; the others must be zero and last."""
+    """Start, end and weight of the used entries of each row; the others must be zero and last."""
     found = run(selector, data)
     rows = []
     for step, end, weight in zip(
@@ -119,7 +118,7 @@ def test_contract(name: str, steps: list[int], number: int) -> None:
     assert torch.equal(run(selector, before[order])[STEP], asked[STEP][order])
 
 
-def test_slots_do_not_depend_on_the_batch_where_their_number_is_fixed() -> None:
+def test_entries_do_not_depend_on_the_batch_where_their_number_is_fixed() -> None:
     for number in (1, 3, 6):
         assert run(WholeSequence(number), trajectory([2, 5]))[STEP].shape == (2, number)
         for steps in ([5, 1], [1, 1], [5, 5]):

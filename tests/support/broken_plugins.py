@@ -91,7 +91,7 @@ REASONS = {
     "half": "ImportError: the second half is missing",
     "silent": "importing it registers no component",
     "function": "@register('selector') is for classes",
-    "plain_class": "selector 'plain_class.selector.Plain' must inherit from dlmrl_kit.core.component.Component",
+    "plain_class": "selector 'plain_class.selector.Plain' must inherit from dlmrl_kit.selectors.base.Selector",
     "class_keys": "class_keys.advantage.ClassKeys: in_keys must be a list of keys, each a str or a tuple of str, got",
     "absent": "ModuleNotFoundError: No module named 'there_is_no_such_module'",
     "no_module": "'not a module!', which is no module to import",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gin
 
+from dlmrl_kit.core.validate import check
+
 if TYPE_CHECKING:
     from nowhere import Unknown  # an annotation that cannot be evaluated
 
@@ -52,8 +54,11 @@ class DummyTopK:
     share: float = 0.5
 
 
+@gin.configurable(module="dummies")
 @dataclass
 class DummyUniform:
+    """Known to gin as well, whose configuration must change nothing in recipes."""
+
     k: int = 1
     replace: bool = False
 
@@ -76,8 +81,7 @@ class DummyLikelihood:
 
 class DummyLoss:
     def __init__(self, clip: float = 0.2, *, unknown: Unknown = 3, kind: str = "token") -> None:
-        if clip <= 0:
-            raise ValueError(f"DummyLoss.clip must be above 0, got {clip!r}")
+        check(clip > 0, self, "clip", clip, "above 0")
         if kind == "broken":
             raise KeyError("no such kind")
         if kind == "vague":
@@ -117,7 +121,6 @@ class DummyLogger:
         self.folder, self.options = folder, options
 
 
-@gin.configurable(module="dlmrl_kit")
 class DummyRoot:
     def __init__(self, task: Any = gin.REQUIRED, trainer: Any = gin.REQUIRED) -> None:
         self.task, self.trainer = task, trainer

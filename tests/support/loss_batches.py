@@ -19,7 +19,7 @@ REF_STEP, LENGTH = ("selected", "ref_log_prob"), ("sequence", "length")
 
 
 def make_batch(seed: int, b: int = 5, k: int = 4, c: int = 3, dtype: torch.dtype = torch.float64) -> TensorDict:
-    """A batch in which about a fifth of the slots are padding, steps have 1 .. c tokens, ratios spread widely.
+    """A batch in which about a fifth of the entries are padding, steps have 1 .. c tokens, ratios spread widely.
 
     Groups are of two samples (the last one of one, if b is odd); the rewards of a group may be equal.
     """
@@ -62,8 +62,8 @@ def run(loss: Objective, batch: TensorDictBase, key: tuple[str, str]) -> tuple[T
     return out, grad
 
 
-def slots(batch: TensorDictBase) -> list[tuple[int, int]]:
-    """Sample and slot of each slot of non-zero weight."""
+def entries(batch: TensorDictBase) -> list[tuple[int, int]]:
+    """Sample and place of each entry of non-zero weight."""
     b, k = batch[WEIGHT].shape
     return [(i, j) for i in range(b) for j in range(k) if batch[WEIGHT][i, j].item() != 0]
 
@@ -99,14 +99,14 @@ def check_scalars(out: Any, expected: dict[str, float]) -> None:
 
 
 def totals(batch: TensorDictBase, key: tuple[str, str]) -> dict[int, Tensor]:
-    """Weighted sum over the used slots of each sample that has one."""
+    """Weighted sum over the used entries of each sample that has one."""
     found: dict[int, Tensor] = {}
-    for i, j in slots(batch):
+    for i, j in entries(batch):
         found[i] = found.get(i, torch.zeros((), dtype=torch.float64)) + batch[WEIGHT][i, j] * batch[key][i, j]
     return found
 
 
 def with_equal_advantages(batch: TensorDict) -> TensorDict:
-    """The advantage of a sample at each of its slots."""
+    """The advantage of a sample at each of its entries."""
     batch[ADVANTAGE] = batch["advantage"][:, None].expand_as(batch[WEIGHT]).clone()
     return batch

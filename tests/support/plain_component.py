@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from dlmrl_kit.core.component import Component
+from dlmrl_kit.advantages.base import Advantage
 
 
-class Base(Component):
-    """Reads and writes two keys, rightly."""
+class Base(Advantage):
+    """An advantage that reads and writes two keys, rightly."""
 
     def __init__(self) -> None:
         super().__init__()

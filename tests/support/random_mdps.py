@@ -24,7 +24,7 @@ from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import Moments, moments
 from dlmrl_kit.audit.measure import Ground
 from dlmrl_kit.audit.on_problem import ExactServices, OnProblem
-from dlmrl_kit.audit.policies import SmallPolicy
+from dlmrl_kit.audit.policies import Parameters, SmallPolicy
 from dlmrl_kit.core.behaviour import Behaviour
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.samplers.base import Sampler
@@ -67,6 +67,10 @@ class MDP:
         rows = enumerate_trajectories(self.sampler, self.policy, self.problem.batch(), keys=keys)
         rows.set("reward", self.problem.score(rows["completion_ids"], rows["example"]))
         return rows.set("trajectory", torch.arange(len(rows)))
+
+    def gradient(self, value: Tensor, retain: bool = False) -> Tensor:
+        """Gradient of a scalar with respect to all weights, [P]."""
+        return Parameters(self.policy, self.sampler).gradient(value, retain)
 
     def weighted(self) -> TensorDict:
         """The same with all steps selected; a mean over rows with these weights is the exact expectation."""

@@ -19,7 +19,7 @@ V = 6
 
 
 def make_batch(seed: int, b: int = 5, k: int = 4, c: int = 3, dtype: torch.dtype = torch.float64) -> TensorDict:
-    """A batch with padded slots, 1 .. c tokens per step, and token V - 1 filtered from both distributions."""
+    """A batch with padded entries, 1 .. c tokens per step, and token V - 1 filtered from both distributions."""
     gen = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -37,10 +37,12 @@ def prompts(policy: TransformersPolicy, rows: int = 6, width: int = 4, seed: int
     return TensorDict({"prompt_ids": ids.masked_fill(~mask, policy.pad_id), "prompt_mask": mask}, [rows])
 
 
-def roll_out(sampler: Sampler, policy: Any, prompt: TensorDict, seed: int = 0, everything: bool = True) -> Any:
-    """A trajectory with every on-demand key, and all its steps selected."""
-    keys = sampler.optional_keys if everything else ()
-    trajectory = sampler(prompt.clone(), policy=policy, generator=torch.Generator().manual_seed(seed), keys=keys)
+def roll_out(
+    sampler: Sampler, policy: Any, prompt: TensorDict, seed: int = 0, everything: bool = True, **given: Any
+) -> Any:
+    """A trajectory with every on-demand key, and all its steps selected; ``given``: to the sampler."""
+    given = {"keys": sampler.optional_keys if everything else (), **given}
+    trajectory = sampler(prompt.clone(), policy=policy, generator=torch.Generator().manual_seed(seed), **given)
     valid = trajectory["step", "valid"]
     trajectory["selected", "step"] = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
     trajectory["selected", "weight"] = valid.to(trajectory["step", "log_prob"].dtype)

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm, Swaps
 from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.corrections.apply import corrected
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
 from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.update import Update
+from dlmrl_kit.training.old_check import check_old
+from dlmrl_kit.training.update import Rollout, Update
 
 TINY = {
     "Sampler.tokens_per_step": "4",
@@ -103,14 +107,42 @@ def build(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str] 
     return algorithm
 
 
-def new_run(folder: Path, name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str] = ()) -> Run:
-    """A run of a tiny recipe that was not started."""
-    return Run(build(name, sets, uses), folder, name, RunObserver())
+def new_run(
+    folder: Path,
+    name: str = "egspo_sa",
+    sets: Iterable[str] = (),
+    uses: Iterable[str] = (),
+    swaps: Swaps | None = None,
+    task: BaseTask | None = None,
+) -> Run:
+    """A run of a tiny recipe that was not started; components that no recipe can name are given as objects."""
+    built = build(name, sets, uses)
+    fillings = built.fillings | (swaps or Swaps())
+    algorithm = Algorithm(task or built.task, built.policy, trainer=built.trainer, logger=built.loggers, **fillings)
+    return Run(algorithm, folder, name, RunObserver())
+
+
+def collect(run: Run, number: int = 0) -> Rollout:
+    """The rollout of an update without what stays fixed during it, though that could be known already."""
+    update = run.update
+    plan = replace(update.plan, likelihood_early=False)
+    return Update(run.algorithm, plan, run.policy, update.optimiser, update.scheduler).roll_out(number)
+
+
+def prepared(update: Update, trajectory: TensorDictBase) -> TensorDictBase:
+    """The trajectory with what stays fixed during an update, without the check before the first one."""
+    update.correction = update.log_probs.add_fixed(trajectory, update.trainer.inner_iterations)
+    return trajectory if update.algorithm.correction is None else corrected(trajectory)
+
+
+def old_difference(update: Update, trajectory: TensorDictBase) -> float:
+    """The check before the first update: by how much old and new log-probabilities differ."""
+    return check_old(trajectory, update.algorithm, update.log_probs)
 
 
 def rollout(run: Run, update: int = 0) -> TensorDictBase:
     """The rollout of an update with random advantages: the tiny denoiser is seldom right, so many real ones are 0."""
-    trajectory = run.update.roll_out(update).kept
+    trajectory = collect(run, update).kept
     weight = trajectory["selected", "weight"]
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(update))
     return trajectory.set(("selected", "advantage"), torch.where(weight > 0, noise, 0.0))
@@ -122,7 +154,7 @@ def weights(policy: Any) -> Tensor:
 
 
 def sgd(run: Run, rate: float = 1.0) -> Update:
-    """The run's updater with plain SGD: its steps are the gradients, not their signs as Adam's first ones."""
+    """The run's update with plain SGD: its steps are the gradients, not their signs as Adam's first ones."""
     optimiser = torch.optim.SGD([p for _, p in run.policy.trainable()], lr=rate)
     return Update(
         run.algorithm, run.update.plan, run.policy, optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)

@@ -40,5 +40,6 @@ class Counted:
         self.handle.remove()
 
 
-def rollout(policy: Any, sampler: Any, seed: int = 3) -> TensorDict:
-    return sampler(prompts(), policy=policy, generator=torch.Generator().manual_seed(seed))
+def rollout(policy: Any, sampler: Any, seed: int = 3, **given: Any) -> TensorDict:
+    """A trajectory; ``given``: to the sampler."""
+    return sampler(prompts(), policy=policy, generator=torch.Generator().manual_seed(seed), **given)

@@ -32,7 +32,7 @@ from dlmrl_kit.selectors.base import Selector
 LENGTH_OF_COMPLETIONS = 7
 POLICY = tiny_policy(hidden=16, layers=1, characters="abc", initializer_range=0.6).double()
 WEIGHT = ("selected", "weight")
-Loop = Callable[[loops.Slot], loops.Values]
+Loop = Callable[[loops.Segment], loops.Values]
 CASES: dict[str, tuple[SegmentLikelihood, Loop]] = {
     "MeanField": (MeanField(), loops.mean_field),
     "MeanField, prompt": (MeanField(False, True, True, prompt_mask_share=0.4), loops.mean_field),

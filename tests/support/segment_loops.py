@@ -40,8 +40,8 @@ def combined(seed: int, number: int) -> int:
 
 
 @dataclass
-class Slot:
-    """Slot k of row b of a batch, seen by an estimator."""
+class Segment:
+    """Segment k of row b of a batch, seen by an estimator."""
 
     likelihood: Any
     policy: TransformersPolicy
@@ -128,28 +128,28 @@ def added(*parts: Values) -> Values:
     return {i: sum(part.get(i, 0.0) for part in parts) for i in sorted({i for part in parts for i in part})}
 
 
-def mean_field(s: Slot) -> Values:
+def mean_field(s: Segment) -> Values:
     return s.score(s.positions, s.targets, s.prompt_masked(0, 1))
 
 
-def step_merge(s: Slot) -> Values:
+def step_merge(s: Segment) -> Values:
     return s.score(s.open, s.targets, s.prompt_masked(0, 1))
 
 
-def random_mask(s: Slot) -> Values:
+def random_mask(s: Segment) -> Values:
     low, high = s.likelihood.lower, s.likelihood.upper
     ratio = low + (high - low) * s.own("ratio")
     return s.partly(i for i in s.targets if s.own("mask", i) < ratio)
 
 
-def scheduled_mask(s: Slot) -> Values:
+def scheduled_mask(s: Segment) -> Values:
     start = uniform(combined(int(s.data["seed"][s.b]), s.k), "start ratio", 0)
     passes, number = s.likelihood.inner_iterations, int(s.data["iteration"][s.b])
     ratio = start + (1 - start) * number / (passes - 1) if passes > 1 else start
     return s.partly(i for i in s.targets if s.own("mask", i) < ratio)
 
 
-def coupled(s: Slot) -> Values:
+def coupled(s: Segment) -> Values:
     low, high = s.likelihood.lower, s.likelihood.upper
     ratio = low + (high - low) * s.own("ratio")
     first = [i for i in s.targets if s.own("mask", i) < ratio]
@@ -159,17 +159,17 @@ def coupled(s: Slot) -> Values:
     return {i: (whole[i] + pair[i]) / 2 for i in s.targets}
 
 
-def weighted_draw(s: Slot, count: int, order: Callable[[int], float], factor: float = 1.0) -> Values:
+def weighted_draw(s: Segment, count: int, order: Callable[[int], float], factor: float = 1.0) -> Values:
     total = len(s.targets)
     return scaled(s.partly(s.smallest(count, s.targets, order)), factor * total / count) if total else {}
 
 
-def elbo(s: Slot) -> Values:
+def elbo(s: Segment) -> Values:
     count = min(1 + math.floor(s.stratified("count") * len(s.targets)), len(s.targets))
     return weighted_draw(s, count, lambda i: s.own("order", i))
 
 
-def antithetic_elbo(s: Slot) -> Values:
+def antithetic_elbo(s: Segment) -> Values:
     pair, total = s.k // 2, len(s.targets)
     t = (uniform(s.seed, "count", 0) + pair / math.ceil(s.draws / 2)) % 1
     count = min(1 + math.floor(t * total), total)
@@ -186,13 +186,13 @@ NODES = {  # (node, weight) on (-1, 1), from the tables
 }
 
 
-def quadrature_elbo(s: Slot) -> Values:
+def quadrature_elbo(s: Segment) -> Values:
     node, weight = NODES[s.draws][s.k]
     count = max(1, math.floor((node + 1) / 2 * len(s.targets)))
     return weighted_draw(s, count, lambda i: s.own("order", i), s.draws * weight / 2)
 
 
-def coupled_elbo(s: Slot) -> Values:
+def coupled_elbo(s: Segment) -> Values:
     total = len(s.targets)
     count = min(math.floor(s.stratified("count") * (total + 1)), total)
     first = s.smallest(count, s.targets, lambda i: s.own("order", i))
@@ -206,9 +206,9 @@ def coupled_elbo(s: Slot) -> Values:
     return added(*found)
 
 
-def sandwich_copies(s: Slot) -> list[Values]:
+def sandwich_copies(s: Segment) -> list[Values]:
     """Log-probabilities of the masked tokens in each copy."""
-    size, copies = s.likelihood.block_length, s.likelihood.copies
+    size, copies = s.likelihood.block_length, s.likelihood.num_copies
     blocks = sorted({i // size for i in s.targets}, key=lambda block: s.own("block", block))
     found = []
     for m in range(copies if blocks else 0):
@@ -223,7 +223,7 @@ def sandwich_copies(s: Slot) -> list[Values]:
     return found
 
 
-def sandwich(s: Slot) -> Values:
+def sandwich(s: Segment) -> Values:
     copies, total = sandwich_copies(s), len(s.targets)
     if not copies:
         return {}
@@ -239,5 +239,5 @@ def sandwich(s: Slot) -> Values:
     return {i: weight * upper[i] + (1 - weight) * lower[i] for i in lower}
 
 
-def autoregressive_order(s: Slot) -> Values:
+def autoregressive_order(s: Segment) -> Values:
     return added(*(s.score([j for j in s.positions if j >= i or j not in s.counted()], [i]) for i in s.targets))

@@ -15,7 +15,7 @@ SIZES = {"num_pretrain": 30, "num_train": 30, "num_heldout": 30}
 DATASETS = {
     "chain_sum": {"min_terms": 2, "max_terms": 3},
     "isomorphic_strings": {},  # depends on the order of sets
-    "list_functions": {},  # draws from Python's global generator, and ends after `size` puzzles
+    "list_functions": {},  # draws from Python's global generator, and ends after `size` entries
 }
 
 

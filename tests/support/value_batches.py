@@ -32,7 +32,7 @@ def rolled_out(shrink: int = 2, rows: int = 12) -> tuple[Sampler, TensorDict]:
 
 
 def counted(data: TensorDict, b: int, k: int, after_eos: bool = False) -> list[int]:
-    """Positions of the tokens of slot k of row b that count."""
+    """Positions of the tokens of segment k of row b that count."""
     if data["selected", "weight"][b, k] == 0:
         return []
     tokens, commit = data["completion_ids"][b].tolist(), data["commit_step"][b].tolist()
@@ -41,7 +41,7 @@ def counted(data: TensorDict, b: int, k: int, after_eos: bool = False) -> list[i
     return [i for i in range(LENGTH) if start <= commit[i] < end and i <= last]
 
 
-def slots(data: TensorDict) -> list[tuple[int, int]]:
+def segments(data: TensorDict) -> list[tuple[int, int]]:
     rows, columns = data["selected", "weight"].shape
     return list(itertools.product(range(rows), range(columns)))
 

@@ -1,4 +1,4 @@
-"""A module of scorers that misbehave, and a file of puzzles."""
+"""A module of scorers that misbehave, and a file of examples."""
 
 from __future__ import annotations
 

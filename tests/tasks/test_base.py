@@ -30,7 +30,9 @@ from support.tasks import (
     texts,
 )
 
-from dlmrl_kit.core.registry import Claims, register
+import dlmrl_kit
+from dlmrl_kit.core import registry
+from dlmrl_kit.core.registry import Claims
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.tasks.base import Example, Task, split_of, weighted_mean
 from dlmrl_kit.tasks.countdown import Countdown
@@ -86,7 +88,7 @@ def test_split_shares_and_stability() -> None:
     found = [split_of(f"puzzle {number}") for number in range(20000)]
     for split, share in (("pretrain", 0.4), ("train", 0.4), ("heldout", 0.2)):
         assert abs(found.count(split) / 20000 - share) < 0.02
-    # Known values: a change of the hash would silently move held-out puzzles into training.
+    # Known values: a change of the hash would silently move held-out examples into training.
     assert [split_of(text) for text in "abcdef"] == ["pretrain", "pretrain", "pretrain", "heldout", "train", "train"]
 
 
@@ -120,7 +122,7 @@ def test_shortage_is_an_error_that_names_parameters_and_does_not_depend_on_the_o
 
 def test_generator_that_always_fails_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Countdown, "max_misses", 30)
-    with pytest.raises(ValueError, match="only 0 distinct puzzles"):
+    with pytest.raises(ValueError, match="only 0 distinct examples"):
         Countdown(min_numbers=2, max_numbers=2, max_value=3, min_target=8, max_target=8).example("heldout", 0)
 
 
@@ -149,7 +151,7 @@ def test_splits_are_disjoint_between_seeds_and_difficulties(variants: list[Task]
             assert len(mine[split]) == variants[number].size(split)  # no duplicates
 
 
-def test_seeds_give_other_puzzles_not_a_shifted_stream() -> None:
+def test_seeds_give_other_examples_not_a_shifted_stream() -> None:
     first, second = (set(texts(Sudoku4x4(seed=seed, **SMALL), "train")) for seed in (0, 1))
     assert len(first & second) < 5
 
@@ -185,13 +187,11 @@ def test_tasks_can_be_pickled(task: Task) -> None:
 
 @both_tasks
 def test_registered(task: Task) -> None:
-    from dlmrl_kit.core import registry
-
-    entries = registry._COMPONENTS["task", type(task).__name__]
+    entries = [entry for entry in registry.registered("task") if entry.name == type(task).__name__]
     assert [(entry.cls, entry.claims) for entry in entries] == [(type(task), Claims())]
     assert entries[0].summary
     assert not any(parameter.required for parameter in entries[0].parameters)
-    assert register is registry.register
+    assert dlmrl_kit.register is registry.register
 
 
 # ---------------------------------------------------------------- parameters

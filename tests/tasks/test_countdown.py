@@ -1,4 +1,4 @@
-"""Countdown: puzzles and known scores."""
+"""Countdown: examples and known scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_countdown_division_by_zero_with_the_right_numbers_has_no_format() -> No
     assert COUNTDOWN.score("4/(2-2)", example) == {"format": 0, "solved": 0, "reward": 0}
 
 
-def test_countdown_puzzles_keep_to_their_ranges() -> None:
+def test_countdown_examples_keep_to_their_ranges() -> None:
     task = Countdown(2, 4, min_value=2, max_value=12, min_target=5, max_target=60, **SMALL)
     lengths = set()
     for index in range(30):
@@ -72,7 +72,7 @@ def test_countdown_puzzles_keep_to_their_ranges() -> None:
     assert lengths == {2, 3, 4}
 
 
-def test_countdown_order_of_the_numbers_does_not_make_another_puzzle() -> None:
+def test_countdown_order_of_the_numbers_does_not_make_another_example() -> None:
     orders = [Example(f"{' '.join(order)}=116:", "") for order in itertools.permutations(("71", "33", "12"))]
     assert len({COUNTDOWN.canonical(example) for example in orders}) == 1
     assert len({split_of(COUNTDOWN.canonical(example)) for example in orders}) == 1
@@ -87,6 +87,6 @@ def test_countdown_unsuitable_candidates_are_dropped() -> None:
             return {"metadata": {**right, "expression": "2 + 3"} if number == 1 else right}
 
     task = Countdown()
-    task._puzzles = Fake()
+    task._dataset = Fake()
     assert [task.candidate(0), task.candidate(1)] == [None, None]
     assert task.candidate(2) == Example("2 3=6:", "2*3", {"numbers": [2, 3], "target": 6})

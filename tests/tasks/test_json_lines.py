@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from support.task_makers import dump
 
-from dlmrl_kit.tasks import reward_function
 from dlmrl_kit.tasks.base import Example, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
+from dlmrl_kit.tasks.reward_function import check_reward_name
 from dlmrl_kit.tasks.reward_worker import WorkerError
 from dlmrl_kit.testing import check_component
 
@@ -116,7 +116,7 @@ def test_the_reward_module_is_imported_in_the_worker_only(tmp_path: Path, monkey
 )
 def test_names_of_reward_functions(functions: ModuleType, numbers_file: str, name: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        reward_function.check_name(name)
+        check_reward_name(name)
     with pytest.raises(ValueError, match=rf"JsonLines\.reward: .*{message}"):
         JsonLines(numbers_file, name)
 
@@ -127,8 +127,8 @@ GOOD = '{"prompt": "a", "answer": "b"}'
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], r"data\.jsonl has no puzzles; write one JSON object"),
-        (["", "  "], "has no puzzles"),
+        ([], r"data\.jsonl has no examples; write one JSON object"),
+        (["", "  "], "has no examples"),
         ([GOOD, "{"], r"data\.jsonl:2: not JSON: .* at column 2"),
         ([GOOD, "", "[1]"], r":3: a line must be an object with a 'prompt', got a list"),
         (["3"], r":1: a line must be an object with a 'prompt', got a number"),

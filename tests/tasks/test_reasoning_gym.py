@@ -1,4 +1,4 @@
-"""reasoning-gym: what is refused, puzzles and scores."""
+"""reasoning-gym: what is refused, examples and scores."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ for name in sorted(set(DATASETS) - {"composite"}):
         generous.append(name)
     if gym._answer(entry) == "":
         answerless.append(name)
-streams = [[puzzle[0]["question"] for puzzle in Gym("chain_sum", seed, {}).puzzles(0)] for seed in (0, 1)]
+streams = [[entry[0]["question"] for entry in Gym("chain_sum", seed, {}).make(0)] for seed in (0, 1)]
 os.write(stdout, json.dumps([caught, generous, answerless, streams]).encode())
 """
 
@@ -165,7 +165,7 @@ def test_reasoning_gym_parameter_errors(arguments: dict[str, Any], message: str)
         ReasoningGym(**{"dataset": "chain_sum", **arguments})
 
 
-# ---------------------------------------------------------------- reasoning-gym: puzzles and scores
+# ---------------------------------------------------------------- reasoning-gym: examples and scores
 
 
 DELICATE = ["isomorphic_strings", "list_functions"]
@@ -183,7 +183,7 @@ def test_reasoning_gym_conforms(name: str) -> None:
     assert task.label() == name
 
 
-def test_reasoning_gym_makes_the_same_puzzles_in_another_process() -> None:
+def test_reasoning_gym_makes_the_same_examples_in_another_process() -> None:
     code = (
         "import json, sys\n"
         "from dlmrl_kit.tasks.reasoning_gym import ReasoningGym\n"
@@ -249,5 +249,5 @@ def test_reasoning_gym_generator_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
 
     task = ReasoningGym("zebra_puzzles")
     monkeypatch.setattr(reasoning_gym, "GENERATE_SECONDS", 0.001)
-    with pytest.raises(WorkerError, match=r"making puzzle 0 of 'zebra_puzzles': took more than 0\.001 s"):
+    with pytest.raises(WorkerError, match=r"making entry 0 of 'zebra_puzzles': took more than 0\.001 s"):
         task.example("train", 0)

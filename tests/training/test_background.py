@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,24 @@ from support.runs import build, metric_rows, new_run, outcome, recipe
 from support.watched_task import SECONDS, Watched, in_turn
 from torch import Tensor
 
+from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.json_lines import JsonLines
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.training import loop
+from dlmrl_kit.training import start
 from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_kit.training.update import Rollout, Update
 
 KL = "regulariser=KLK3"
 
 
 def watched_run(folder: Path, task: Watched, uses: tuple[str, ...] = (), **trainer: Any) -> Run:
     """A run on a watched task; its forwards are among the task's events."""
-    run = new_run(folder, uses=uses, sets=[f"Trainer.{name} = {value}" for name, value in trainer.items()])
-    run.algorithm.task = run.scorer.task = task
+    run = new_run(folder, uses=uses, sets=[f"Trainer.{name} = {value}" for name, value in trainer.items()], task=task)
     original = run.policy.features
 
     def features(*given: Any) -> Tensor:
-        task.events.append("reference" if run.policy.model is run.policy._reference else "forward")
+        task.events.append("reference" if run.policy.model is run.policy.frozen else "forward")
         return original(*given)
 
     run.policy.features = features  # type: ignore[assignment]
@@ -51,22 +53,22 @@ def test_a_piece_is_scored_while_the_next_one_is_sampled(tmp_path: Path) -> None
             assert sampled.wait(SECONDS), "nothing was sampled meanwhile"
 
     task = Watched(during)
-    run = watched_run(tmp_path, task, rollout_batch_size=3)
+    run = watched_run(tmp_path, task, ("regulariser=none",), rollout_batch_size=3)
     original = run.policy.features
 
     def features(*given: Any) -> Tensor:
-        if run.scorer._begun:  # the thread may be slow to begin
+        if run.update.scorer._begun:  # the thread may be slow to begin
             assert waits.wait(SECONDS)
         found = original(*given)
         sampled.set()
         return found
 
     run.policy.features = features  # type: ignore[assignment]
-    trajectory = run.collect(0).kept
+    trajectory = run.update.roll_out(0).kept
     begin, end = task.events.index("waits"), task.events.index("end 1")
     assert "forward" in task.events[begin:end]
     assert task.threads == {"dlmrl-background"}
-    assert torch.equal(trajectory["reward"], run.scorer(trajectory["completion_ids"], trajectory["example"]))
+    assert torch.equal(trajectory["reward"], run.update.scorer(trajectory["completion_ids"], trajectory["example"]))
 
 
 def test_reference_log_probabilities_are_computed_while_rewards_are(tmp_path: Path) -> None:
@@ -78,11 +80,11 @@ def test_reference_log_probabilities_are_computed_while_rewards_are(tmp_path: Pa
 
     task = Watched(during)
     run = watched_run(tmp_path, task, (KL,))
-    original, advantage = run.updater.score, run.algorithm.advantage.forward
+    original, advantage = run.update.log_probs.add_fixed, run.algorithm.advantage.forward
 
-    def score(trajectory: Any) -> Any:
+    def add_fixed(trajectory: Any, passes: int) -> Any:
         assert begun.wait(SECONDS), "nothing is being scored"
-        found = original(trajectory)
+        found = original(trajectory, passes)
         assert ("selected", "reward") not in trajectory.keys(True)
         task.events.append("likelihoods")
         scored.set()
@@ -92,10 +94,10 @@ def test_reference_log_probabilities_are_computed_while_rewards_are(tmp_path: Pa
         task.events.append("advantages")
         return advantage(*given)
 
-    run.updater.score = score  # type: ignore[method-assign]
+    run.update.log_probs.add_fixed = add_fixed  # type: ignore[method-assign]
     run.algorithm.advantage.forward = forward
-    rollout = run.collect(0, run._score_early)
-    assert rollout.scored
+    rollout = run.update.roll_out(0)
+    assert rollout.prepared
     known = rollout.kept.keys(True)
     assert {("selected", "ref_log_prob"), ("selected", "reward"), ("selected", "advantage")} <= {*known}
     order = [event for event in task.events if event != "forward"]
@@ -128,27 +130,29 @@ def test_a_run_is_bit_for_bit_what_it_is_without_overlap(
     name, uses, sets = CASES[case]
     small = recipe(name, uses=uses, sets=[*sets, "Trainer.updates = 2", "Trainer.eval_every = 0"])
     early: list[bool] = []
-    original = loop.roll_out
+    original = Update.roll_out
 
-    def roll_out(*given: Any) -> Any:
-        found = original(*given)
-        early.append(found.scored)
+    def roll_out(self: Update, number: int) -> Rollout:
+        found = original(self, number)
+        early.append(found.prepared)
         return found
 
-    monkeypatch.setattr(loop, "roll_out", roll_out)
+    monkeypatch.setattr(Update, "roll_out", roll_out)
     train(small, tmp_path / "ahead")
     expected = case not in ("rewards before the selection", "filter")
     assert early == [expected] * 2
+    early.clear()
     with monkeypatch.context() as patch:
         in_turn(patch)
-        patch.setattr(loop, "roll_out", lambda plan, prompts, services, meanwhile: original(plan, prompts, services))
+        patch.setattr(start, "make_plan", lambda algorithm: replace(make_plan(algorithm), likelihood_early=False))
         train(small, tmp_path / "in turn")
+    assert early == [False] * 2
     assert outcome(tmp_path / "ahead") == outcome(tmp_path / "in turn")
     assert metric_rows(tmp_path / "ahead")
 
 
 @pytest.mark.parametrize(
-    ("name", "uses", "ahead", "late", "likelihood_early"),
+    ("name", "uses", "announced", "with_rewards", "likelihood_early"),
     [
         ("egspo_sa", [], "FinalReward SelectedReward", "FinalReward SelectedReward OneStepDenoise", True),
         ("grpo_steps", [], "FinalReward", "FinalReward {advantage}", True),
@@ -171,15 +175,16 @@ def test_a_run_is_bit_for_bit_what_it_is_without_overlap(
     ],
 )
 def test_what_waits_for_rewards_follows_from_the_keys(
-    name: str, uses: list[str], ahead: str, late: str, likelihood_early: bool
+    name: str, uses: list[str], announced: str, with_rewards: str, likelihood_early: bool
 ) -> None:
     algorithm = build(name, uses=uses)
-    plan = algorithm.plan
+    plan = make_plan(algorithm)
     names = {slot: type(getattr(algorithm, slot)).__name__ for slot in ("advantage", "selector")}
-    assert [type(part).__name__ for part in plan.ahead] == ahead.split()
-    assert [type(part).__name__ for part in plan.late] == late.format(**names).split()
+    assert [type(reward).__name__ for reward in plan.announced] == announced.split()
+    assert [stage.name for stage in plan.with_rewards] == with_rewards.format(**names).split()
     assert plan.likelihood_early == likelihood_early
-    assert [part for part in plan.rollout if part in plan.late] == list(plan.late)
+    late = {key for stage in plan.with_rewards for key in stage.writes}
+    assert not late & {key for stage in plan.before_rewards for key in stage.reads}
 
 
 # ------------------------------------------------------------------------------------------- what goes wrong
@@ -192,12 +197,12 @@ def test_a_failing_scorer_ends_the_run_which_goes_on_afterwards(
     small = recipe(uses=[KL], sets=["Trainer.updates = 3", "Trainer.eval_every = 0", "Trainer.rollout_batch_size = 3"])
     train(small, tmp_path / "whole")
     collected = 0
-    original, collect = Sudoku4x4.score, Run.collect
+    original, roll_out = Sudoku4x4.score, Update.roll_out
 
-    def counted(self: Run, update: int, *given: Any) -> Any:
+    def counted(self: Update, number: int) -> Rollout:
         nonlocal collected
-        collected = update
-        return collect(self, update, *given)
+        collected = number
+        return roll_out(self, number)
 
     def score(self: Sudoku4x4, completion: str, example: Example) -> dict[str, float]:
         if collected == 1:
@@ -206,7 +211,7 @@ def test_a_failing_scorer_ends_the_run_which_goes_on_afterwards(
 
     with monkeypatch.context() as patch:
         patch.setattr(Sudoku4x4, "score", score)
-        patch.setattr(Run, "collect", counted)
+        patch.setattr(Update, "roll_out", counted)
         if not overlap:
             in_turn(patch)
         with pytest.raises(RuntimeError, match=r"^the scorer is gone$"):
@@ -237,9 +242,8 @@ def test_ctrl_c_ends_the_scoring_too(workers: int, tmp_path: Path, monkeypatch: 
         "".join(json.dumps({"prompt": f"{n}", "split": split}) + "\n" for n, split in enumerate(["train", "heldout"]))
     )
     monkeypatch.syspath_prepend(tmp_path)
-    run = new_run(tmp_path / "run", sets=["Trainer.rollout_batch_size = 2"])
     task = JsonLines(str(tmp_path / "data.jsonl"), f"{module}:reward", timeout=300.0, workers=workers)
-    run.algorithm.task = run.scorer.task = task
+    run = new_run(tmp_path / "run", sets=["Trainer.rollout_batch_size = 2"], task=task)
     run.policy.eos_id = None  # no empty completions
     pieces = 0
     sampler = run.algorithm.sampler
@@ -255,7 +259,7 @@ def test_ctrl_c_ends_the_scoring_too(workers: int, tmp_path: Path, monkeypatch: 
 
     sampler.forward = forward
     with pytest.raises(KeyboardInterrupt):
-        run.collect(0)
+        run.update.roll_out(0)
     for thread in threading.enumerate():
         if thread.name == "dlmrl-background":
             thread.join(SECONDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import files, new_run, outcome, rollout
+from support.runs import files, new_run, outcome, prepared, rollout
 
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.recipe.load import load_recipe
@@ -20,32 +20,32 @@ from dlmrl_kit.training.start import trained
 def test_a_checkpoint_holds_everything_exactly(tmp_path: Path) -> None:
     sets = ["Trainer.schedule = 'cosine'", "Trainer.minibatches = 3"]
     run, other = new_run(tmp_path, sets=sets), new_run(tmp_path, sets=sets)
-    run.updater.update(run.updater.prepare(rollout(run)), 0)
-    parts = (run.updater.optimiser, run.updater.scheduler)
+    run.update.learn(prepared(run.update, rollout(run)), 0)
+    parts = (run.update.optimiser, run.update.scheduler)
     folder = save_checkpoint(tmp_path, 7, trained(run.policy), *parts, {"skipped": 2, "skipped_in_a_row": 1})
-    found = load_checkpoint(folder, trained(other.policy), other.updater.optimiser, other.updater.scheduler)
+    found = load_checkpoint(folder, trained(other.policy), other.update.optimiser, other.update.scheduler)
     assert found == (7, {"skipped": 2, "skipped_in_a_row": 1})
     for (name, a), (_, b) in zip(run.policy.trainable(), other.policy.trainable(), strict=True):
         assert torch.equal(a, b), name
-    a, b = run.updater.optimiser.state_dict(), other.updater.optimiser.state_dict()
+    a, b = run.update.optimiser.state_dict(), other.update.optimiser.state_dict()
     assert json.dumps(a["param_groups"]) == json.dumps(b["param_groups"])  # tuples have become lists
     assert a["state"].keys() == b["state"].keys() != set()
     for index, entries in a["state"].items():
         for key, value in entries.items():
             assert torch.equal(value, b["state"][index][key])
             assert value.dtype == b["state"][index][key].dtype
-    assert run.updater.scheduler.last_epoch == other.updater.scheduler.last_epoch == 3
+    assert run.update.scheduler.last_epoch == other.update.scheduler.last_epoch == 3
     for one in (run, other):
-        one.updater.update(one.updater.prepare(rollout(one, 1)), 1)
+        one.update.learn(prepared(one.update, rollout(one, 1)), 1)
     for (name, p), (_, q) in zip(run.policy.trainable(), other.policy.trainable(), strict=True):
         assert torch.equal(p, q), name
-    assert run.updater.scheduler.get_last_lr() == other.updater.scheduler.get_last_lr()
+    assert run.update.scheduler.get_last_lr() == other.update.scheduler.get_last_lr()
 
 
 def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     for done in (2, 9, 999999, 1000000):
-        save_checkpoint(tmp_path, done, trained(run.policy), run.updater.optimiser, run.updater.scheduler, {})
+        save_checkpoint(tmp_path, done, trained(run.policy), run.update.optimiser, run.update.scheduler, {})
     assert [done for done, _ in checkpoints(tmp_path)] == [999999, 1000000]  # by number, not by name
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["update-1000000", "update-999999"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import new_run, sgd, weights
+from support.runs import collect, new_run, prepared, sgd, weights
 from torch import Tensor
 
 
@@ -17,7 +17,7 @@ from torch import Tensor
         ["loss=LengthWeightedReinforce", "regulariser=SequenceKLK1"],
         ["loss=DPO", "regulariser=none"],
     ],
-    ids=["two passes", "slot by slot", "whole groups in two passes"],
+    ids=["two passes", "segment by segment", "whole groups in two passes"],
 )
 def test_a_draw_at_a_time_gives_the_same_update(uses: list[str], tmp_path: Path) -> None:
     """The smallest token budget, one state per pass, changes neither the weights nor the metrics of an update."""
@@ -26,11 +26,10 @@ def test_a_draw_at_a_time_gives_the_same_update(uses: list[str], tmp_path: Path)
     uses = ["selector=WholeSequence", "likelihood=MeanField", "advantage=GroupMean", *uses]
 
     def updated(budget: int | None) -> tuple[Tensor, Tensor, dict[str, float]]:
-        trainer = new_run(tmp_path, "egspo", uses=uses, sets=sets)
-        start, updater = weights(trainer.policy), sgd(trainer, 0.1)
-        updater.trainer.micro_batch_tokens = budget
-        metrics = updater.update(updater.prepare(trainer.collect(0).kept), 0)
-        return start, weights(trainer.policy), metrics
+        run = new_run(tmp_path, "egspo", uses=uses, sets=[*sets, f"Trainer.micro_batch_tokens = {budget}"])
+        start, update = weights(run.policy), sgd(run, 0.1)
+        metrics = update.learn(prepared(update, collect(run).kept), 0)
+        return start, weights(run.policy), metrics
 
     start, expected, metrics = updated(None)
     _, found, same = updated(1)

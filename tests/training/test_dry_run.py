@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.command_line import train
 from support.runs import build
 from typer.testing import CliRunner
 
+from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.experiments.forwards import count_forwards
@@ -25,9 +27,9 @@ from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.skeleton import scaled_down, skeleton, small_policy
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import shapes
-from dlmrl_kit.training.dry_run import ScaledDown, small_update
-from dlmrl_kit.training.estimate import _layer, forwards, memory
+from dlmrl_kit.training.estimate import forwards, layer_sizes, memory
 from dlmrl_kit.training.optimiser import build_optimiser
+from dlmrl_kit.training.small_update import ScaledDown, small_update
 
 LARGE = {
     "egspo_sa_llada": (8_015_581_184, 335_544_320, 12_288),
@@ -135,7 +137,7 @@ def test_what_cannot_be_done_says_why(arguments: list[str], message: str) -> Non
 
 def test_a_filter_that_keeps_nothing_is_reported() -> None:
     algorithm = build("egspo", uses=["filter=SuccessRange"])
-    assert "kept nothing" in small_update(algorithm, algorithm.policy, "egspo")
+    assert "kept nothing" in small_update(algorithm, algorithm.policy)
 
 
 def test_forwards_are_those_that_happen() -> None:
@@ -145,7 +147,7 @@ def test_forwards_are_those_that_happen() -> None:
         bindings = [*sets, *more]
         real = count_forwards(name, bindings)
         algorithm: Any = load_recipe(name, sets=[*bindings, "Trainer.prompts_per_update = 4"]).build()
-        found = forwards(algorithm)
+        found = forwards(algorithm, make_plan(algorithm))
         assert (found.samples, found.restarts) == (8, ())
         assert real.rollout == found.rollout / 8
         assert real.update == (found.old + found.reference + found.update) / 8
@@ -155,7 +157,7 @@ def test_forwards_are_those_that_happen() -> None:
 def test_memory_of_weights_and_optimiser_is_exact(rank: int, tmp_path: Path) -> None:
     algorithm = build("egspo", sets=[f"Pretrained.lora_rank = {rank}"])
     policy = algorithm.policy.load()
-    need = memory(algorithm, policy, 10)
+    need = memory(algorithm, make_plan(algorithm), policy, 10)
     weights = sum(p.numel() * 4 for p in policy.model.parameters())
     trained = [p for _, p in policy.trainable()]
     copies = 0 if rank else sum(p.numel() * 4 for p in trained)  # the reference policy
@@ -189,11 +191,11 @@ def test_activations_are_about_those_that_autograd_keeps(kind: str, tmp_path: Pa
     alive = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         alive.append(policy.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))
-    layer, full, layers = _layer(policy, False)
-    assert layer == full
-    ratio = sum(kept.values()) / (4 * ids.numel() * layers * layer)
+    size = layer_sizes(policy, False)
+    assert size.computed == size.kept
+    ratio = sum(kept.values()) / (4 * ids.numel() * size.number * size.kept)
     assert 0.6 < ratio < 1.6
-    assert _layer(policy, True)[1:] == (64, layers)
+    assert layer_sizes(policy, True) == replace(size, kept=64)
 
 
 def test_precision_and_quantisation_count(tmp_path: Path) -> None:
@@ -201,16 +203,17 @@ def test_precision_and_quantisation_count(tmp_path: Path) -> None:
     algorithm = build("egspo", sets=[f"Pretrained.path = '{tmp_path}'", "Pretrained.lora_rank = 2"])
     config = read_config(str(tmp_path))
     policy = ScaledDown(algorithm.policy, config).load()
-    plain = memory(algorithm, policy, 10)
+    plan = make_plan(algorithm)
+    plain = memory(algorithm, plan, policy, 10)
     half = copy.deepcopy(policy)
     for parameter in half.model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
     frozen = sum(p.numel() for p in policy.model.parameters() if not p.requires_grad)
-    assert plain.weights - memory(algorithm, half, 10).weights == 2 * frozen
+    assert plain.weights - memory(algorithm, plan, half, 10).weights == 2 * frozen
     algorithm.policy.quantisation = "nf4"
     matrices = sum(p.numel() for p in policy.model.parameters() if not p.requires_grad and p.dim() == 2)
-    assert memory(algorithm, half, 10).weights == pytest.approx(
+    assert memory(algorithm, plan, half, 10).weights == pytest.approx(
         plain.weights - 4 * matrices + 0.57 * matrices - 2 * (frozen - matrices)
     )
 
@@ -247,5 +250,5 @@ def test_unknown_sizes_are_refused() -> None:
 def test_draws_of_the_whole_sequence_are_counted_however_many_steps_there_are(draws: int) -> None:
     algorithm = load_recipe("unigrpo", sets=[f"WholeSequence.draws = {draws}"]).build()
     trainer = algorithm.trainer
-    count = forwards(algorithm)
+    count = forwards(algorithm, make_plan(algorithm))
     assert count.update == trainer.prompts_per_update * trainer.group_size * draws

@@ -13,13 +13,14 @@ import torch
 from support.runs import build, model_path, recipe
 
 from dlmrl_kit.core import seeding
+from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.rollout.services import plain, prompt_batch
+from dlmrl_kit.rollout.services import prompt_batch
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.training import evaluate_path, train
 from dlmrl_kit.training.evaluation import evaluate, pass_at_k
@@ -41,18 +42,18 @@ SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" an
 def test_greedy_evaluation_is_deterministic_and_leaves_the_sampler_alone(sampler: str) -> None:
     algorithm, policy = build(uses=[f"sampler={sampler}"], sets=["Sampler.top_p = 0.8"]), tiny_policy()
     part = algorithm.sampler
-    before = (part.behaviour, part.asked, vars(part).copy())
+    before = vars(part).copy()
     torch.manual_seed(1)
     first = evaluate(policy, part, algorithm.task, size=5)
-    assert (part.behaviour, part.asked, vars(part)) == before
+    assert vars(part) == before
     torch.manual_seed(2)
     assert evaluate(policy, part, algorithm.task, size=5) == first
     assert (first.decoding["temperature"], first.decoding["top_p"], first.decoding["sampler"]) == (0, 1, sampler)
     assert first.pass_at_k == {1: first.accuracy}
     prompts = prompt_batch(algorithm.task, "heldout", list(range(5)), policy)
-    expected = plain(part, behaviour=type(part.behaviour)(0.0, 0, 1.0))(
-        prompts, policy=policy, generator=seeding.generator("cpu", 0, "evaluate")
-    )
+    greedy = rebuilt(part, temperature=0.0, top_k=0, top_p=1.0)
+    greedy.attach(policy)
+    expected = greedy.decode(prompts, policy=policy, generator=seeding.generator("cpu", 0, "evaluate"))
     assert [sample["completion"] for sample in first.samples] == policy.completion_texts(expected["completion_ids"])
 
 
@@ -60,7 +61,7 @@ def tiny_policy() -> TransformersPolicy:
     return load_policy(model_path())
 
 
-def test_sampled_evaluation_counts_completions_and_puzzles() -> None:
+def test_sampled_evaluation_counts_completions_and_examples() -> None:
     algorithm, policy = build(), tiny_policy()
     task: Any = algorithm.task
     score: Callable[..., dict[str, float]] = task.score
@@ -73,7 +74,7 @@ def test_sampled_evaluation_counts_completions_and_puzzles() -> None:
     first = [task.example("heldout", index) for index in range(5)]
     prompts = prompt_batch(task, "heldout", list(range(5)), policy, 6)
     generator, texts = seeding.generator("cpu", 0, "evaluate"), []
-    decoder = plain(algorithm.sampler, behaviour=type(algorithm.sampler.behaviour)(1.0, 0, 1.0))
+    decoder = rebuilt(algorithm.sampler, temperature=1.0, top_k=0, top_p=1.0)
     for piece in prompts.split(7):
         texts += policy.completion_texts(decoder(piece, policy=policy, generator=generator)["completion_ids"])
     solved = [[float(text[:1] == e.answer[0]) for text in texts[6 * i : 6 * i + 6]] for i, e in enumerate(first)]
@@ -101,7 +102,7 @@ def test_filters_hold_where_completions_are_sampled() -> None:
 def test_evaluations_that_make_no_sense_are_refused() -> None:
     algorithm = build(sets=["Sudoku4x4.num_pretrain = 0"])
     given = {"policy": tiny_policy(), "sampler": algorithm.sampler, "task": algorithm.task}
-    with pytest.raises(RecipeError, match="several samples per puzzle at temperature 0 would all be the same"):
+    with pytest.raises(RecipeError, match="several samples per example at temperature 0 would all be the same"):
         evaluate(**given, samples_per_prompt=2)
     with pytest.raises(RecipeError, match="unknown split 'test'; available: pretrain, train, heldout"):
         evaluate(**given, split="test")

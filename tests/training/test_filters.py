@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import build, new_run, outcome, recipe, weights
+from support.runs import build, collect, new_run, outcome, recipe, weights
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.filters.drop_equal_rewards import DropEqualRewards
@@ -40,7 +41,7 @@ ALWAYS = {"reward", "accuracy", "entropy", "steps", "seconds", "tokens_per_secon
 
 
 def keep_examples(monkeypatch: pytest.MonkeyPatch, examples: set[int]) -> None:
-    """Makes ``DropEqualRewards`` keep the groups of these puzzles instead."""
+    """Makes ``DropEqualRewards`` keep the groups of these examples instead."""
 
     def keep(self: Filter, tensordict: TensorDictBase) -> Tensor:
         return torch.isin(tensordict["example"], torch.tensor(sorted(examples)))
@@ -49,13 +50,13 @@ def keep_examples(monkeypatch: pytest.MonkeyPatch, examples: set[int]) -> None:
 
 
 def seen(folder: Path, update: int) -> list[int]:
-    """The puzzles of an update."""
-    return new_run(folder).collect(update).everything["example"].unique().tolist()
+    """The examples of an update."""
+    return collect(new_run(folder), update).everything["example"].unique().tolist()
 
 
 def test_filters_run_on_rewards_before_steps_are_chosen() -> None:
-    plan = build(uses=["filter=DropEqualRewards"]).plan
-    names = [type(part).__name__ for part in plan.rollout]
+    plan = make_plan(build(uses=["filter=DropEqualRewards"]))
+    names = [stage.name for stage in plan.rollout]
     assert names[:3] == ["LowConfidence", "FinalReward", "DropEqualRewards"]
 
 
@@ -68,13 +69,13 @@ def test_a_run_learns_from_what_is_kept_and_skips_updates_that_keep_nothing(
     run = new_run(tmp_path / "run", uses=["filter=DropEqualRewards"], sets=["Trainer.updates = 3"])
     run.observer = watch = Watch()
     start, after = weights(run.policy), []
-    original = type(run)._update
+    original = type(run).step
 
     def update(self: Any, number: int) -> None:
         original(self, number)
         after.append(weights(self.policy))
 
-    monkeypatch.setattr(type(run), "_update", update)
+    monkeypatch.setattr(type(run), "step", update)
     (tmp_path / "run").mkdir()
     run.run()
     kept = [watch.metrics[number]["kept"] for number in range(3)]
@@ -95,11 +96,11 @@ def test_a_run_learns_from_what_is_kept_and_skips_updates_that_keep_nothing(
 def test_metrics_of_the_rollout_count_the_samples_that_were_dropped(tmp_path: Path) -> None:
     """Reward, accuracy and entropy say how the policy does, not what it is trained on."""
     plain, filtered = new_run(tmp_path), new_run(tmp_path, uses=["filter=SuccessRange"])
-    with_all, without = plain.collect(0), filtered.collect(0)
+    with_all, without = collect(plain, 0), collect(filtered, 0)
     assert len(without.everything) == len(with_all.kept) == 6
     assert len(without.kept) < 6
-    expected = plain._rollout_metrics(with_all)
-    found = filtered._rollout_metrics(without)
+    expected = plain.update.rollout_metrics(with_all)
+    found = filtered.update.rollout_metrics(without)
     for name in ("reward", "accuracy", "entropy", "steps"):
         assert found[name] == expected[name], name
 
@@ -143,7 +144,7 @@ def test_two_filters_apply_one_after_the_other(tmp_path: Path) -> None:
         new_run(tmp_path, uses=["filter=SuccessRange"], sets=[*cold, *bindings]),
         new_run(tmp_path, sets=[*cold, *bindings, both]),
     ]
-    equal, medium, together = (set(run.collect(0).kept["seed"].tolist()) for run in runs)
+    equal, medium, together = (set(collect(run, 0).kept["seed"].tolist()) for run in runs)
     assert together == equal & medium
     assert together < equal
     assert together < medium

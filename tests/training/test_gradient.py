@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support.runs import new_run, outcome, recipe, rollout, weights
+from support.runs import new_run, outcome, prepared, recipe, rollout, weights
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.training import resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
+from dlmrl_kit.training.gradient import Totals
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.update import Rollout, Totals, Updater
+from dlmrl_kit.training.update import Rollout, Update
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")
 
@@ -25,20 +26,20 @@ ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")
 def test_a_minibatch_with_a_bad_loss_is_skipped_and_nothing_else(tmp_path: Path) -> None:
     def updated(poison: bool) -> tuple[Run, dict[str, float]]:
         run = new_run(tmp_path, sets=["Trainer.schedule = 'linear'"])
-        trajectory = run.updater.prepare(rollout(run))
-        first, second = run.updater.minibatches(trajectory, 0)
+        trajectory = prepared(run.update, rollout(run))
+        first, second = run.update.minibatches(trajectory, 0)
         if poison:
             second[ADVANTAGE][0, 0] = torch.nan
         parts = [first, second] if poison else [first]
-        run.updater.minibatches = lambda *_: iter(parts)  # type: ignore[method-assign]
-        return run, run.updater.update(trajectory, 0)
+        run.update.minibatches = lambda *_: iter(parts)  # type: ignore[method-assign]
+        return run, run.update.learn(trajectory, 0)
 
     clean, expected = updated(poison=False)
     run, metrics = updated(poison=True)
     assert torch.equal(weights(run.policy), weights(clean.policy))
-    torch.testing.assert_close(run.updater.optimiser.state_dict(), clean.updater.optimiser.state_dict(), rtol=0, atol=0)
-    assert run.updater.scheduler.last_epoch == 1
-    assert (run.updater.skipped, run.updater.skipped_in_a_row) == (1, 1)
+    torch.testing.assert_close(run.update.optimiser.state_dict(), clean.update.optimiser.state_dict(), rtol=0, atol=0)
+    assert run.update.scheduler.last_epoch == 1
+    assert (run.update.skipped, run.update.skipped_in_a_row) == (1, 1)
     del metrics["learning_rate"], expected["learning_rate"]
     assert metrics == {**expected, "skipped": 1.0}
     assert all(math.isfinite(value) for value in metrics.values())
@@ -53,49 +54,48 @@ class BadGradient(StepPPO):
 
 
 def test_a_bad_gradient_of_a_good_loss_is_skipped(tmp_path: Path) -> None:
-    run = new_run(tmp_path, sets=["Trainer.minibatches = 1"])
-    run.algorithm.loss = BadGradient()
-    updater = Updater(run.algorithm, run.policy, run.updater.optimiser, run.updater.scheduler)
-    trajectory = updater.prepare(rollout(run))
-    before, loss = weights(run.policy), updater._backward(trajectory, Totals())
+    run = new_run(tmp_path, sets=["Trainer.minibatches = 1"], swaps=Swaps(loss=BadGradient()))
+    update = run.update
+    trajectory = prepared(update, rollout(run))
+    before, loss = weights(run.policy), update.gradient.accumulate(trajectory, Totals())
     assert math.isfinite(loss)
-    assert not all(torch.isfinite(p.grad).all() for p in updater.parameters)
-    updater.optimiser.zero_grad()
-    metrics = updater.update(trajectory, 0)
+    assert not all(torch.isfinite(p.grad).all() for p in update.parameters if p.grad is not None)
+    update.optimiser.zero_grad()
+    metrics = update.learn(trajectory, 0)
     assert metrics["skipped"] == 1
     assert "loss" not in metrics
     assert torch.equal(weights(run.policy), before)
-    assert updater.optimiser.state_dict()["state"] == {}
+    assert update.optimiser.state_dict()["state"] == {}
 
 
 def test_only_bad_minibatches_in_a_row_are_too_many(tmp_path: Path) -> None:
     run = new_run(tmp_path, sets=["Trainer.minibatches = 1", "Trainer.max_skipped = 2"])
-    good = run.updater.prepare(rollout(run))
+    good = prepared(run.update, rollout(run))
     bad = good.clone()
     bad[ADVANTAGE].fill_(torch.inf)
     seen = []
     for trajectory in (bad, good, bad, good, good, bad):
-        metrics = run.updater.update(trajectory, 0)
-        seen.append((metrics["skipped"], run.updater.skipped_in_a_row))
+        metrics = run.update.learn(trajectory, 0)
+        seen.append((metrics["skipped"], run.update.skipped_in_a_row))
     assert seen == [(1, 1), (1, 0), (2, 1), (2, 0), (2, 0), (3, 1)]
     before = weights(run.policy)
     with pytest.raises(TrainingError, match="2 optimiser steps in a row had a non-finite loss"):
-        run.updater.update(bad, 0)
+        run.update.learn(bad, 0)
     assert torch.equal(weights(run.policy), before)
     assert bool(before.isfinite().all())
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """From now on the rollouts of the updates in ``bad`` have NaN for advantages."""
-    original = Run.collect
+    original = Update.roll_out
 
-    def collect(self: Run, update: int, *given: Any) -> Rollout:
-        rollout = original(self, update, *given)
-        if update in bad:
+    def roll_out(self: Update, number: int) -> Rollout:
+        rollout = original(self, number)
+        if number in bad:
             rollout.kept[ADVANTAGE].fill_(torch.nan)
         return rollout
 
-    monkeypatch.setattr(Run, "collect", collect)
+    monkeypatch.setattr(Update, "roll_out", roll_out)
 
 
 def test_bad_losses_in_a_row_stop_the_run_which_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

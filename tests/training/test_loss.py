@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import new_run, perturb, rollout
+from support.runs import new_run, perturb, prepared, rollout
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.training.gradient import Totals
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.update import Totals
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")
 
@@ -49,24 +49,24 @@ def loop_log_probs(
 def test_the_loss_is_the_one_of_the_formula(name: str, uses: list[str], temperature: float, tmp_path: Path) -> None:
     sets = ["KLK3.coefficient = 0.3", "StepPPO.clip_low = 0.1", "Trainer.micro_batch_size = 4"]
     run = new_run(tmp_path, name, uses=uses, sets=sets)
-    trajectory = run.updater.prepare(rollout(run))
+    trajectory = prepared(run.update, rollout(run))
     exact = copy.deepcopy(run.policy).double()
     with torch.no_grad():
         old = loop_log_probs(exact, run, trajectory, temperature)
     perturb(run.policy)
     totals = Totals()
-    loss = run.updater._backward(trajectory, totals)
+    loss = run.update.gradient.accumulate(trajectory, totals)
 
     exact = copy.deepcopy(run.policy).double().requires_grad_()
     new = loop_log_probs(exact, run, trajectory, temperature)
     rows = trajectory.shape[0]
     expected, clipped, kl = torch.zeros((), dtype=torch.float64), 0, 0.0
-    for slot, log_prob in new.items():
-        advantage, weight = trajectory[ADVANTAGE][slot].item(), trajectory[WEIGHT][slot].item()
-        ratio = (log_prob - old[slot]).exp()
+    for step, log_prob in new.items():
+        advantage, weight = trajectory[ADVANTAGE][step].item(), trajectory[WEIGHT][step].item()
+        ratio = (log_prob - old[step]).exp()
         free, bound = ratio * advantage, ratio.clamp(0.9, 1.5) * advantage
         clipped += bool(free > bound)
-        k3 = (old[slot] - log_prob).exp() - 1 + log_prob - old[slot]
+        k3 = (old[step] - log_prob).exp() - 1 + log_prob - old[step]
         kl += weight * k3.item() / rows
         expected = expected + weight * (-torch.minimum(free, bound) + 0.3 * k3) / rows
     expected.backward()

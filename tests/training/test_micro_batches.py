@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import new_run, perturb, rollout, sgd, weights
+from support.runs import new_run, perturb, prepared, rollout, sgd, weights
 from torch import Tensor
 
-from dlmrl_kit.training.update import Totals
+from dlmrl_kit.training.gradient import Totals
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")
 TERMS: dict[str, tuple[str, list[str]]] = {
@@ -32,9 +32,9 @@ def test_micro_batches_change_nothing(label: str, tmp_path: Path) -> None:
     results: list[tuple[Tensor, dict[str, float]]] = []
     for size in (1, 3, 6):
         run = new_run(tmp_path, name, uses=uses, sets=[*sets, f"Trainer.micro_batch_size = {size}"])
-        updater, before = sgd(run, 0.003), weights(run.policy)
-        trajectory = updater.prepare(rollout(run))
-        metrics = updater.update(trajectory, 0)  # the ratios of the second iteration are no longer 1
+        update, before = sgd(run, 0.003), weights(run.policy)
+        trajectory = prepared(update, rollout(run))
+        metrics = update.learn(trajectory, 0)  # the ratios of the second iteration are no longer 1
         results.append((weights(run.policy), metrics))
         assert (results[-1][0] - before).abs().max() > 1e-3
         assert metrics.get("ratio_max", 2) > 1.01
@@ -49,10 +49,10 @@ def test_micro_batches_change_nothing(label: str, tmp_path: Path) -> None:
 
 def test_two_terms_with_a_metric_of_the_same_name_keep_their_own(tmp_path: Path) -> None:
     run = new_run(tmp_path, uses=["regulariser=KLK1+KLK2+KLK3"])
-    trajectory = run.updater.prepare(rollout(run))
+    trajectory = prepared(run.update, rollout(run))
     perturb(run.policy)
     totals = Totals()
-    loss = run.updater._backward(trajectory, totals)
+    loss = run.update.gradient.accumulate(trajectory, totals)
     means, scored = totals.means(), trajectory.copy()
     with torch.no_grad():
         run.algorithm.likelihood(scored, policy=run.policy, sampler=run.algorithm.sampler)

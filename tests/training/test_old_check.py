@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import new_run, perturb, recipe, rollout
+from support.runs import new_run, old_difference, perturb, prepared, recipe, rollout
 from torch import Tensor
 
+from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
@@ -34,9 +35,9 @@ def test_ratios_start_at_one(sampler: str, likelihood: str, sets: list[str], tmp
     shape = [] if sampler == "ConfidenceThreshold" else ["Sampler.tokens_per_step = 3", "Sampler.block_length = 8"]
     sets = [*sets, *shape, "Sampler.top_p = 0.9", "Trainer.minibatches = 1", "Trainer.micro_batch_size = 4"]
     run = new_run(tmp_path, uses=[f"sampler={sampler}", f"likelihood={likelihood}"], sets=sets)
-    trajectory = run.updater.prepare(rollout(run))
-    assert run.updater.check_old(trajectory) < 1e-5
-    metrics = run.updater.update(trajectory, 0)
+    trajectory = prepared(run.update, rollout(run))
+    assert old_difference(run.update, trajectory) < 1e-5
+    metrics = run.update.learn(trajectory, 0)
     assert metrics["ratio"] == pytest.approx(1, abs=1e-5)
     assert metrics["ratio_max"] == pytest.approx(1, abs=1e-5)
     assert metrics["clip_fraction"] == 0
@@ -46,16 +47,16 @@ def test_ratios_start_at_one(sampler: str, likelihood: str, sets: list[str], tmp
 
 def test_token_ratios_start_at_one(tmp_path: Path) -> None:
     run = new_run(tmp_path, uses=["loss=TokenPPO"], sets=["Trainer.minibatches = 1"])
-    trajectory = run.updater.prepare(rollout(run))
-    assert set(run.updater.plan.old) == {("selected", "old_token_log_prob")}
-    assert run.updater.check_old(trajectory) < 1e-5
-    metrics = run.updater.update(trajectory, 0)
+    trajectory = prepared(run.update, rollout(run))
+    assert set(run.update.plan.old) == {("selected", "old_token_log_prob")}
+    assert old_difference(run.update, trajectory) < 1e-5
+    metrics = run.update.learn(trajectory, 0)
     assert (metrics["ratio"], metrics["ratio_max"]) == (pytest.approx(1, abs=1e-5), pytest.approx(1, abs=1e-5))
 
 
 @pytest.mark.parametrize("sampler", ["LowConfidence", "PlackettLuceOrder", "ConfidenceThreshold"])
 def test_prompts_of_different_lengths_change_nothing(sampler: str, tmp_path: Path) -> None:
-    """Rollout and update see a puzzle with other ones beside it; its numbers are the same, up to rounding."""
+    """Rollout and update see an example with other ones beside it; its numbers are the same, up to rounding."""
     uses = ["task=Countdown", "policy=CharacterLlama", f"sampler={sampler}", "likelihood=StepLogProb"]
     sets = ["Sampler.completion_length = 6", "CharacterLlama.hidden_size = 16", "CharacterLlama.num_layers = 1"]
     sets += ["Countdown.num_train = 4", "Countdown.max_numbers = 5", "Countdown.num_heldout = 4"]
@@ -63,15 +64,15 @@ def test_prompts_of_different_lengths_change_nothing(sampler: str, tmp_path: Pat
     trajectory = rollout(run)
     lengths = trajectory["prompt_mask"].sum(-1)
     assert lengths.min() < lengths.max()
-    run.updater.prepare(trajectory)
-    assert run.updater.check_old(trajectory) < 1e-5
+    prepared(run.update, trajectory)
+    assert old_difference(run.update, trajectory) < 1e-5
     for row in range(4):
         alone = trajectory[row : row + 1].clone()
         width = int(lengths[row])
         alone = alone.exclude("prompt_ids", "prompt_mask")
         alone["prompt_ids"] = trajectory["prompt_ids"][row : row + 1, -width:]
         alone["prompt_mask"] = trajectory["prompt_mask"][row : row + 1, -width:]
-        assert run.updater.check_old(alone) < 1e-5
+        assert old_difference(run.update, alone) < 1e-5
 
 
 class AnotherTemperature(StepTokenLogProb):
@@ -79,8 +80,8 @@ class AnotherTemperature(StepTokenLogProb):
 
     factor = 1.1
 
-    def estimate(self, steps: Any, policy: Any, sampler: Any) -> dict[Any, Tensor]:
-        return {key: value * self.factor for key, value in super().estimate(steps, policy, sampler).items()}
+    def estimate(self, *given: Any) -> dict[Any, Tensor]:
+        return {key: value * self.factor for key, value in super().estimate(*given).items()}
 
 
 class NotANumber(AnotherTemperature):
@@ -93,11 +94,10 @@ class NotANumber(AnotherTemperature):
 def test_a_likelihood_that_does_not_fit_the_sampler_is_named(
     likelihood: type[StepTokenLogProb], tmp_path: Path
 ) -> None:
-    run = new_run(tmp_path)
-    run.algorithm.likelihood = likelihood(sampling_temperature=False)
-    trajectory = run.updater.prepare(rollout(run))
+    run = new_run(tmp_path, swaps=Swaps(likelihood=likelihood(sampling_temperature=False)))
+    trajectory = prepared(run.update, rollout(run))
     with pytest.raises(TrainingError, match=f"{likelihood.__name__} does not compute what LowConfidence recorded as"):
-        run.updater.check_old(trajectory)
+        old_difference(run.update, trajectory)
 
 
 def test_a_run_whose_log_probs_disagree_stops_before_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,27 +136,27 @@ def test_a_policy_that_is_not_a_function_of_the_state_is_found(
     run = new_run(tmp_path, uses=[f"likelihood={likelihood}"], sets=["Trainer.rollout_batch_size = 4"])
     if spoil is not with_logits_that_change:
         spoil(run.policy)
-    trajectory = run.updater.prepare(rollout(run))
+    trajectory = prepared(run.update, rollout(run))
     if spoil is with_logits_that_change:
         spoil(run.policy)
     with pytest.raises(TrainingError, match=f"{likelihood} does not compute what LowConfidence recorded"):
-        run.updater.check_old(trajectory)
+        old_difference(run.update, trajectory)
 
 
 def test_one_step_in_a_hundred_may_disagree(tmp_path: Path) -> None:
     sets = ["Trainer.prompts_per_update = 9", "Sudoku4x4.num_train = 9"]  # 9 * 3 samples of 4 steps: 108
     run = new_run(tmp_path, uses=["selector=AllSteps"], sets=sets)
-    trajectory = run.updater.prepare(rollout(run))
+    trajectory = prepared(run.update, rollout(run))
     old = trajectory["selected", "old_log_prob"]
     old[0, 0] += 0.5
-    assert run.updater.check_old(trajectory) == pytest.approx(0.5, abs=1e-4)
+    assert old_difference(run.update, trajectory) == pytest.approx(0.5, abs=1e-4)
     old[1, 1] -= 0.5
     with pytest.raises(TrainingError, match=r"2% of the selected steps differ by more than 0.001 \(largest 0.5\)"):
-        run.updater.check_old(trajectory)
+        old_difference(run.update, trajectory)
 
 
 def test_a_first_micro_batch_without_any_step_passes(tmp_path: Path) -> None:
     run = new_run(tmp_path, sets=["Trainer.micro_batch_size = 1"])
     trajectory = rollout(run)
     trajectory[WEIGHT][0] = 0
-    assert run.updater.check_old(run.updater.prepare(trajectory)) == 0.0
+    assert old_difference(run.update, prepared(run.update, trajectory)) == 0.0

@@ -23,7 +23,7 @@ def test_a_rollout_is_cut_into_as_many_minibatches_as_asked(parts: int, tmp_path
     trajectory["row"] = torch.arange(6)
 
     def rows(update: int) -> list[list[int]]:
-        return [piece["row"].tolist() for piece in run.updater.minibatches(trajectory, update)]
+        return [piece["row"].tolist() for piece in run.update.minibatches(trajectory, update)]
 
     found = rows(0)
     assert len(found) == 2 * parts
@@ -40,12 +40,12 @@ def test_schedules_end_with_the_run(tmp_path: Path) -> None:
     sets = ["Trainer.minibatches = 4", "Trainer.updates = 3", "Trainer.schedule = 'cosine'", "Trainer.warmup_steps = 2"]
     run = new_run(tmp_path / "run", sets=sets, uses=["logger=none"])
     used: list[float] = []
-    run.updater.optimiser.register_step_pre_hook(lambda optimiser, *_: used.append(optimiser.param_groups[0]["lr"]))
+    run.update.optimiser.register_step_pre_hook(lambda optimiser, *_: used.append(optimiser.param_groups[0]["lr"]))
     (tmp_path / "run").mkdir()
     run.run()
     expected = [s / 2 if s < 2 else (1 + math.cos(math.pi * (s - 2) / 10)) / 2 for s in range(12)]
     assert used == pytest.approx([0.01 * share for share in expected])
-    assert run.updater.optimiser.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert run.update.optimiser.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -19,7 +19,7 @@ from support.runs import recipe
 from torch import Tensor
 
 from dlmrl_kit.core.results import RunObserver
-from dlmrl_kit.corrections.apply import corrected
+from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.pretraining.run import PretrainRun
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.report.algorithms_page import training_recipes
@@ -43,7 +43,7 @@ SWAPS = [
 ]
 
 
-class Loaded:
+class Loaded(PolicySource):
     """A policy component whose policy was loaded before: transformers uses ``meta`` for purposes of its own.
 
     There tied weights are tied again: torch moves a tensor of another class by making a new one.
@@ -79,10 +79,10 @@ def update(folder: Path, device: str, name: str, sets: list[str], uses: list[str
     """Completions and metrics of one update of a tiny recipe."""
     run = new_run(folder, device, name, [*ONE, *sets], uses)
     with context(device):
-        rollout = run.collect(0, run.updater.score)
-        if len(rollout.kept) and not rollout.scored:
-            run.updater.score(rollout.kept)
-        found = run.updater.update(corrected(rollout.kept), 0) if len(rollout.kept) else {}
+        rollout = run.update.roll_out(0)
+        found = {}
+        if len(rollout.kept):
+            found = run.update.prepare(rollout) | run.update.learn(rollout.kept, 0)
     assert all(isinstance(p, Elsewhere) == (device == "meta") for p in run.policy.parameters())
     found["reward"] = rollout.everything["reward"].mean().item()
     return rollout.everything["completion_ids"].cpu(), found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.runs import collect, old_difference, prepared
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import plain_key
@@ -78,9 +79,9 @@ def train_two_updates(algorithm: Algorithm, folder: Path) -> None:
     run = Run(algorithm, folder, "pair", RunObserver())
     before = [p.detach().clone() for _, p in run.policy.trainable()]
     for update in range(2):
-        trajectory = run.updater.prepare(run.collect(update).kept)
-        run.updater.check_old(trajectory)
-        metrics = run.updater.update(trajectory, update)
+        trajectory = prepared(run.update, collect(run, update).kept)
+        old_difference(run.update, trajectory)
+        metrics = run.update.learn(trajectory, update)
         assert math.isfinite(metrics["loss"])
         assert metrics["skipped"] == 0
     after = [p for _, p in run.policy.trainable()]

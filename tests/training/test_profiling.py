@@ -1,4 +1,4 @@
-"""Each second of an update in one phase, methods as they were at the end, nothing left behind."""
+"""Each second of an update in one phase; nothing listens, and nothing is left behind, at the end."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.policies import TabularPolicy
 from support.runs import model_path, recipe
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.phases import listening, phase
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.rollout.rewards import Scorer
-from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import profiling as module
+from dlmrl_kit.training.gradient import Gradient, LogProbs
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.profiling import MODEL, PHASES, Clock, profile, report
-from dlmrl_kit.training.update import Updater
+from dlmrl_kit.training.update import Update
 
 # ------------------------------------------------------------------------------------------------- the clock
 
@@ -129,39 +131,6 @@ def test_other_threads_have_no_phases() -> None:
     assert set(clock.seconds) == {"a"}
 
 
-class Base:
-    def method(self, number: int) -> int:
-        """What it says."""
-        if number < 0:
-            raise ValueError(number)
-        return number + 1
-
-
-class Inherits(Base):
-    pass
-
-
-class Overrides(Base):
-    def method(self, number: int) -> int:
-        return super().method(number) + 1
-
-
-@pytest.mark.parametrize("owner", [Base, Inherits, Overrides, Base(), Inherits(), SimpleNamespace(method=lambda n: n)])
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_method_is_timed_and_then_what_it_was(owner: Any, fails: bool) -> None:
-    before, own = dict(vars(owner)), owner.method
-    clock = Clock()
-    arguments = (owner(), 3) if isinstance(owner, type) else (3,)
-    with contextlib.suppress(ValueError), clock.timed(owner, "method", "outer"), clock.timed(owner, "method", "inner"):
-        assert owner.method(*arguments) == own(*arguments)
-        assert owner.method.__doc__ == own.__doc__
-        if fails:
-            owner.method(*arguments[:-1], -1)
-            raise ValueError  # where the method itself does not
-    assert set(clock.seconds) == {"outer", "inner"}
-    assert dict(vars(owner)) == before
-
-
 # --------------------------------------------------------------------------------------------------- updates
 
 
@@ -178,14 +147,15 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def test_phases_add_up_to_the_wall_time_of_the_measured_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     walls: dict[int, float] = {}
-    inner = Run._update
+    inner = Update.__call__
 
-    def timed(self: Run, update: int) -> None:
+    def timed(self: Update, number: int) -> dict[str, float]:
         started = time.perf_counter()
-        inner(self, update)
-        walls[update] = time.perf_counter() - started
+        metrics = inner(self, number)
+        walls[number] = time.perf_counter() - started
+        return metrics
 
-    monkeypatch.setattr(Run, "_update", timed)
+    monkeypatch.setattr(Update, "__call__", timed)
     seconds = profile(recipe(), 2)
     assert sorted(walls) == [0, 1, 2]
     wall = (walls[1] + walls[2]) / 2
@@ -196,14 +166,12 @@ def test_phases_add_up_to_the_wall_time_of_the_measured_updates(monkeypatch: pyt
 
 SLOW: list[tuple[str, Any, str, str]] = [
     ("egspo_sa", TransformersPolicy, "hidden_at", "body"),
-    ("egspo_sa", TransformersPolicy, "head", "head"),
+    ("egspo_sa", LlamaForCausalLM, "get_output_embeddings", "head"),
     ("egspo_sa", torch.autograd, "backward", "backward"),
     ("egspo_sa", torch.optim.AdamW, "step", "optimiser"),
     ("egspo_sa", LowConfidence, "decide", "sampling"),
-    ("egspo_sa", Scorer, "submit", "rewards"),
-    ("egspo_sa", Scorer, "components", "rewards"),
-    ("vrpo", Scorer, "examples", "rewards"),
-    ("egspo_sa", Updater, "_prepare", "old and reference"),
+    ("egspo_sa", TransformersPolicy, "completion_texts", "rewards"),
+    ("egspo_sa", LogProbs, "add_fixed", "old and reference"),
     ("egspo_sa", StepPPO, "forward", "update"),
     ("egspo_sa", EntropyTopK, "forward", "bookkeeping"),
     ("d_treerpo", Tree, "_grow", "sampling"),
@@ -224,22 +192,23 @@ def test_time_goes_to_its_phase(
 
 def slowed(patch: pytest.MonkeyPatch, owner: Any, method: str, seconds: float) -> list[Any]:
     """Makes a method sleep in the measured updates; returns a list that gets the first argument of each such call."""
-    inner, measured = getattr(owner, method), module._measured
+    inner, update = getattr(owner, method), Update.__call__
     calls: list[Any] = []
-    measuring: list[Clock] = []
+    measured: list[int] = []
 
     def slow(*given: Any, **named: Any) -> Any:
-        if measuring:
+        if measured:
             calls.append(given[0])
             time.sleep(seconds)
         return inner(*given, **named)
 
-    def noticed(run: Run, clock: Clock) -> Any:
-        measuring.append(clock)
-        return measured(run, clock)
+    def noticed(self: Update, number: int) -> dict[str, float]:
+        if number > 0:
+            measured.append(number)
+        return update(self, number)
 
     patch.setattr(owner, method, slow)
-    patch.setattr(module, "_measured", noticed)
+    patch.setattr(Update, "__call__", noticed)
     return calls
 
 
@@ -251,66 +220,63 @@ def test_waiting_for_scores_is_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.03 * len(calls) / 2 < seconds["rewards"]
 
 
-def test_copies_of_the_sampler_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Components that restart completions do so with a copy, which must remain itself."""
-    samplers = slowed(monkeypatch, LowConfidence, "decide", 0.01)
+def test_examples_that_a_sampler_asks_for_are_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = slowed(monkeypatch, Sudoku4x4, "example", 0.02)
+    seconds = profile(recipe("vrpo"), 1)
+    for_prompts = 2
+    assert len(calls) > for_prompts
+    assert seconds["rewards"] >= 0.02 * (len(calls) - for_prompts)
+    assert seconds["bookkeeping"] >= 0.02 * for_prompts
+
+
+def test_completions_that_are_sampled_again_are_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = slowed(monkeypatch, LowConfidence, "decide", 0.01)
     seconds = profile(recipe("egspo_sa", uses=["advantage=MonteCarlo"], sets=["MonteCarlo.n = 1"]), 1)
-    assert len({id(sampler) for sampler in samplers}) > 1
-    assert seconds["sampling"] >= 0.01 * len(samplers)
+    assert len(calls) > 4, "the rollout takes four steps"
+    assert seconds["sampling"] >= 0.01 * len(calls)
 
 
-class InOnePart(TransformersPolicy):
-    """A policy that defines ``forward`` alone."""
+class InOnePart(TabularPolicy):
+    """A policy that defines ``forward`` alone, and takes its time."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return TransformersPolicy.head(self, TransformersPolicy.features(self, input_ids, attention_mask, positions))
+        time.sleep(0.02)
+        return super().forward(input_ids, attention_mask, positions)
 
 
-def test_a_policy_that_defines_forward_alone_is_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    def other(*given: Any) -> Run:
-        run = prepared(*given)
-        run.policy.__class__ = InOnePart
-        return run
-
-    prepared = module._prepared
-    monkeypatch.setattr(module, "_prepared", other)
-    calls = slowed(monkeypatch, TransformersPolicy, "head", 0.02)
-    seconds = profile(recipe(), 1)
-    assert calls
-    assert seconds["body"] >= 0.02 * len(calls)
-    assert seconds["head"] == 0
+def test_a_policy_that_defines_forward_alone_is_body() -> None:
+    policy, clock = InOnePart(vocab=2, length=3), Clock()
+    ids, everywhere = torch.full((1, 3), policy.mask_id), torch.ones(1, 3, dtype=torch.bool)
+    with listening(clock.phase):
+        policy.head(policy.features(ids, everywhere, everywhere))
+    assert set(clock.seconds) == {"body"}
+    assert clock.seconds["body"] >= 0.02
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_everything_is_as_before_in_the_end(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    classes = (torch.Tensor, LowConfidence, Sampler, Scorer, Updater, TransformersPolicy)
-    methods: list[tuple[Any, dict[str, Any]]] = []
-    prepared, backward = module._prepared, Updater._backward
+def test_nothing_listens_in_the_end(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks: list[Clock] = []
+    backward = Gradient.accumulate
 
-    def seen(*given: Any) -> Run:
-        run = prepared(*given)
-        methods.extend((owner, callables(owner)) for owner in (run.policy, run.updater, run.updater.optimiser))
-        methods.append((run.scorer, callables(run.scorer)))
-        return run
+    def made(*given: Any) -> Clock:
+        clocks.append(Clock(*given))
+        return clocks[0]
 
-    def broken(self: Updater, *given: Any) -> float:
-        if torch.Tensor.backward is not before[0]["backward"]:  # being measured
+    def broken(self: Gradient, *given: Any) -> float:
+        if clocks:  # being measured
             raise ZeroDivisionError
         return backward(self, *given)
 
-    monkeypatch.setattr(module, "_prepared", seen)
+    monkeypatch.setattr(module, "Clock", made)
     if fails:
-        monkeypatch.setattr(Updater, "_backward", broken)
-    before = [dict(vars(cls)) for cls in classes]
+        monkeypatch.setattr(Gradient, "accumulate", broken)
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
         profile(recipe(), 1)
-    assert [dict(vars(cls)) for cls in classes] == before
-    assert [callables(owner) for owner, _ in methods] == [found for _, found in methods]
-
-
-def callables(owner: Any) -> dict[str, Any]:
-    """What an object has of its own that can be called, such as wrapped methods."""
-    return {name: value for name, value in vars(owner).items() if callable(value)}
+    found = dict(clocks[0].seconds)
+    assert found["body"] > 0
+    with phase("body"):
+        time.sleep(0.001)
+    assert clocks[0].seconds == found
 
 
 def test_nothing_is_evaluated_saved_or_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import new_run, rollout, sgd, weights
+from support.runs import collect, new_run, old_difference, prepared, rollout, sgd, weights
 from tensordict import TensorDict
 from torch import Tensor
 
+from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.rollout.services import Services, roll_out
+from dlmrl_kit.rollout.services import UpdateServices
 from dlmrl_kit.samplers.tree import Tree
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import BaseTask, Example
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.loop import Run
 
 
-class Sums:
-    """``1+1+...=``: puzzles of very different lengths; the reward counts right characters."""
+class Sums(BaseTask):
+    """``1+1+...=``: examples of very different lengths; the reward counts right characters."""
 
-    SPLITS = ("pretrain", "train", "heldout")
     LENGTHS = (1, 7, 2, 5, 1, 3)
 
     def size(self, split: str) -> int:
@@ -38,10 +38,10 @@ class Sums:
         return {"reward": right, "solved": float(right == 1)}
 
 
-def run_of(folder: Path, **settings: Any) -> Run:
+def run_of(folder: Path, swaps: Swaps | None = None, **settings: Any) -> Run:
     sets = [f"Trainer.{name} = {value}" for name, value in {"prompts_per_update": 6, **settings}.items()]
-    run = new_run(folder, "egspo_sa", uses=["regulariser=KLK3"], sets=[*sets, "Trainer.minibatches = 1"])
-    run.algorithm.task = run.scorer.task = Sums()
+    sets.append("Trainer.minibatches = 1")
+    run = new_run(folder, "egspo_sa", uses=["regulariser=KLK3"], sets=sets, swaps=swaps, task=Sums())
     run.policy.double()
     return run
 
@@ -63,7 +63,7 @@ def widths_of(run: Run, call: Callable[[], Any]) -> tuple[Any, list[tuple[int, i
 
 def test_a_rollout_in_pieces_is_as_wide_as_each_piece_and_in_its_own_order(tmp_path: Path) -> None:
     run = run_of(tmp_path, rollout_batch_size=6)
-    data, seen = widths_of(run, lambda: run.collect(0).kept)
+    data, seen = widths_of(run, lambda: collect(run).kept)
     order = [columns for _, columns in dict.fromkeys(seen)]
     lengths = data["prompt_mask"].sum(-1).tolist()
     expected = sorted(lengths, reverse=True)
@@ -71,13 +71,13 @@ def test_a_rollout_in_pieces_is_as_wide_as_each_piece_and_in_its_own_order(tmp_p
     assert order == sorted(order, reverse=True)
     assert {*expected[::6]} <= {*order}
     assert data["group"].tolist() == [g for g in range(6) for _ in range(3)]
-    whole = run_of(tmp_path, rollout_batch_size=18).collect(0).kept
+    whole = collect(run_of(tmp_path, rollout_batch_size=18)).kept
     for key in ("prompt_ids", "prompt_mask", "group", "example", "seed"):
         assert torch.equal(data[key], whole[key]), key
     texts = data["completion_ids"]
-    assert torch.equal(data["reward"], run.scorer(texts, data["example"]).to(data["reward"]))
-    run.updater.prepare(data)
-    assert run.updater.check_old(data) < 1e-5  # every row has its own recorded log-probabilities
+    assert torch.equal(data["reward"], run.update.scorer(texts, data["example"]).to(data["reward"]))
+    prepared(run.update, data)
+    assert old_difference(run.update, data) < 1e-5  # every row has its own recorded log-probabilities
 
 
 def test_likelihoods_and_gradients_do_not_depend_on_the_order(tmp_path: Path) -> None:
@@ -85,25 +85,25 @@ def test_likelihoods_and_gradients_do_not_depend_on_the_order(tmp_path: Path) ->
     for size in (4, 18):
         run = run_of(tmp_path, micro_batch_size=size)
         data = rollout(run)
-        updater = sgd(run, 0.1)
-        _, seen = widths_of(run, functools.partial(updater.prepare, data))
+        update = sgd(run, 0.1)
+        _, seen = widths_of(run, functools.partial(prepared, update, data))
         lengths = data["prompt_mask"].sum(-1).sort(descending=True).values
         assert [columns for _, columns in seen] == lengths[::size].tolist()
-        metrics = updater.update(data, 0)
+        metrics = update.learn(data, 0)
         found.append((data["selected", "ref_log_prob"], weights(run.policy), metrics["loss"]))
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-10)
 
 
 def test_trees_stay_whole(tmp_path: Path) -> None:
-    run = run_of(tmp_path)
-    sampler = Tree(run.algorithm.sampler.completion_length, 4, height=2, branching=2)
+    sampler = Tree(16, 4, height=2, branching=2)
+    run = run_of(tmp_path, Swaps(sampler=sampler), group_size=4)
     prompt = TensorDict({"prompt_ids": torch.full((6, 7), 4), "group": torch.arange(6)}, [6])
     prompt["prompt_mask"] = torch.arange(7) >= 7 - torch.tensor(Sums.LENGTHS)[:, None]
     prompt = prompt[torch.arange(6).repeat_interleave(4)]
-    run.algorithm.sampler = sampler
-    plan = type(run.algorithm.plan)((sampler,))
-    found = roll_out(plan, prompt, Services(run.policy, sampler, run.scorer, 0, 0, 8)).kept
+    services = UpdateServices(run.policy, sampler, run.update.scorer, 0, 0, chunk=8)
+    with torch.no_grad():
+        found, _ = run.update.sample(prompt, services)
     assert torch.equal(found["group"], prompt["group"])
     assert found["tree", "node"].tolist() == [[0, 0], [0, 1], [1, 2], [1, 3]] * 6
     half = sampler.max_steps // 2
@@ -114,7 +114,7 @@ def test_trees_stay_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 6])
-def test_evaluation_is_in_the_order_of_the_puzzles(size: int, tmp_path: Path) -> None:
+def test_evaluation_is_in_the_order_of_the_examples(size: int, tmp_path: Path) -> None:
     run = run_of(tmp_path)
     result = evaluate(run.policy, run.algorithm.sampler, Sums(), size=6, batch_size=size)
     alone = [evaluate(run.policy, run.algorithm.sampler, Shifted(index), size=1).samples[0] for index in range(6)]
@@ -126,7 +126,7 @@ def test_evaluation_is_in_the_order_of_the_puzzles(size: int, tmp_path: Path) ->
 
 
 class Shifted(Sums):
-    """One puzzle of ``Sums`` alone."""
+    """One example of ``Sums`` alone."""
 
     def __init__(self, index: int) -> None:
         self.index = index

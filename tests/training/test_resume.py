@@ -20,7 +20,7 @@ from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import loop, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.update import Rollout
+from dlmrl_kit.training.update import Rollout, Update
 
 SETS = [
     "Trainer.updates = 5",
@@ -38,7 +38,7 @@ class Stop(BaseException):
 
 def stopped(folder: Path, at: int, sets: list[str], uses: list[str] | None = None, name: str = "egspo_sa") -> None:
     """A run that ends right before update ``at``."""
-    original = Run._update
+    original = Run.step
 
     def update(self: Run, number: int) -> None:
         if number == at:
@@ -46,7 +46,7 @@ def stopped(folder: Path, at: int, sets: list[str], uses: list[str] | None = Non
         original(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_update", update)
+        patch.setattr(Run, "step", update)
         with pytest.raises(Stop):
             train(recipe(name, sets, uses or []), folder)
 
@@ -73,15 +73,15 @@ def test_every_kind_of_run_resumes(mode: str, tmp_path: Path) -> None:
 def test_components_that_draw_from_the_global_generator_resume_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Run.collect
+    original = Update.roll_out
 
-    def collect(self: Run, update: int, *given: Any) -> Rollout:
-        rollout = original(self, update, *given)
+    def roll_out(self: Update, number: int) -> Rollout:
+        rollout = original(self, number)
         weight = rollout.kept["selected", "weight"]
         rollout.kept.set(("selected", "advantage"), torch.rand(weight.shape) - 0.5)
         return rollout
 
-    monkeypatch.setattr(Run, "collect", collect)
+    monkeypatch.setattr(Update, "roll_out", roll_out)
     sets = ["Trainer.updates = 3", "Trainer.eval_every = 0"]
     train(recipe(sets=sets), tmp_path / "whole")
     stopped(tmp_path / "run", 2, sets)
@@ -93,7 +93,7 @@ def test_components_that_draw_from_the_global_generator_resume_too(
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_run_without_a_checkpoint_starts_again(at: int, gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    original = Run._update
+    original = Run.step
 
     def update(self: Run, number: int) -> None:
         if number == at:
@@ -101,7 +101,7 @@ def test_a_run_without_a_checkpoint_starts_again(at: int, gin_file: Path, whole:
         original(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_update", update)
+        patch.setattr(Run, "step", update)
         with pytest.raises(Stop):
             train(load_recipe(gin_file), folder)
     assert checkpoints(folder) == []

@@ -70,7 +70,7 @@ def test_a_run_stopped_between_updates_resumes_to_the_same_result(
 ) -> None:
     from dlmrl_kit.training.loop import Run
 
-    original = Run._update
+    original = Run.step
 
     def interrupted(self: Run, update: int) -> None:
         if update == stop_after:
@@ -78,7 +78,7 @@ def test_a_run_stopped_between_updates_resumes_to_the_same_result(
         original(self, update)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_update", interrupted)
+        patch.setattr(Run, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_recipe(sets=[*SCHEDULED, "Trainer.checkpoint_every = 2"]), tmp_path / "run")
     resume(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Runs that cannot start: devices, checkpoints, too few puzzles, folders of something else."""
+"""Runs that cannot start: devices, checkpoints, too few examples, folders of something else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_runs_that_cannot_start_leave_no_folder(sets: list[str], message: str, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_puzzles_are_the_users_to_fix(tmp_path: Path) -> None:
+def test_too_few_examples_are_the_users_to_fix(tmp_path: Path) -> None:
     sets = [
         "Countdown.num_train = 100",
         "Countdown.max_value = 2",
@@ -45,7 +45,7 @@ def test_too_few_puzzles_are_the_users_to_fix(tmp_path: Path) -> None:
         "Countdown.max_target = 4",
     ]
     few = recipe("egspo", uses=["task=Countdown", "policy=CharacterLlama"], sets=sets)
-    with pytest.raises(RecipeError, match=r"Countdown: num_(train|heldout) is \d+, but only \d+ distinct puzzles"):
+    with pytest.raises(RecipeError, match=r"Countdown: num_(train|heldout) is \d+, but only \d+ distinct examples"):
         train(few, tmp_path / "run")
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import new_run, outcome, recipe
+from support.runs import collect, new_run, outcome, prepared, recipe
 from torch import Tensor
 
+from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals
 from dlmrl_kit.training.loop import Run, resume, train
-from dlmrl_kit.training.update import Totals
 
 EASY = ["Trainer.updates = 2", "SuccessRange.low = 0.0", "SuccessRange.high = 1.0", "Trainer.learning_rate = 0.001"]
 
@@ -19,7 +19,7 @@ EASY = ["Trainer.updates = 2", "SuccessRange.low = 0.0", "SuccessRange.high = 1.
 @pytest.mark.parametrize("name", ["tracerl", "tracerl_value"])
 def test_a_killed_run_resumes_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(recipe(name, EASY), tmp_path / "whole")
-    update = Run._update
+    update = Run.step
 
     def killed(self: Run, number: int) -> None:
         if number == 1:
@@ -27,7 +27,7 @@ def test_a_killed_run_resumes_bit_for_bit(name: str, tmp_path: Path, monkeypatch
         update(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_update", killed)
+        patch.setattr(Run, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(recipe(name, EASY), tmp_path / "killed")
     resumed = resume(tmp_path / "killed")
@@ -40,18 +40,21 @@ def test_a_killed_run_resumes_bit_for_bit(name: str, tmp_path: Path, monkeypatch
 
 
 def test_values_are_trained_with_their_own_rate_in_pieces_too(tmp_path: Path) -> None:
-    """Pieces of a few slots give the same gradients of policy and head as whole samples."""
+    """Pieces of a few segments give the same gradients of policy and head as whole samples."""
     run = new_run(tmp_path / "run", "tracerl_value", [*EASY, "TokenValue.learning_rate = 0.25"])
     (head,) = [p for name, p in run.parameters.items() if name.startswith("component:")]
-    rates = {group["lr"] for group in run.updater.optimiser.param_groups for p in group["params"] if p is head}
+    rates = {group["lr"] for group in run.update.optimiser.param_groups for p in group["params"] if p is head}
     assert rates == {0.25}
-    trajectory = run.collect(0).kept
-    run.updater.prepare(trajectory)
+    trajectory = collect(run, 0).kept
+    prepared(run.update, trajectory)
 
     def gradient(budget: int | None) -> Tensor:
-        run.trainer.micro_batch_tokens = budget
-        run.updater.optimiser.zero_grad()
-        run.updater._backward(trajectory, Totals())
+        size = run.trainer.micro_batch_size
+        log_probs = LogProbs(
+            run.algorithm, run.update.plan, run.policy, micro_batch_size=size, micro_batch_tokens=budget
+        )
+        run.update.optimiser.zero_grad()
+        Gradient(run.algorithm.terms, log_probs).accumulate(trajectory, Totals())
         return torch.cat([p.grad.flatten() for p in run.parameters.values() if p.grad is not None])
 
     whole, cut = gradient(None), gradient(1)

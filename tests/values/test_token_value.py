@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.policies import tiny_policy
-from support.value_batches import POLICY, Opinionated, batch, counted, rolled_out, slots
+from support.value_batches import POLICY, Opinionated, batch, counted, rolled_out, segments
 
 from dlmrl_kit.advantages.step_gae import StepGAE
 from dlmrl_kit.core.errors import UserError
@@ -29,7 +29,7 @@ def test_token_values_against_a_loop(after_eos: bool) -> None:
     weight = value.head.weight[0]
     expected = torch.zeros_like(found)
     behind = 0
-    for b, k in slots(data):
+    for b, k in segments(data):
         positions = counted(data, b, k, after_eos)
         behind += len(counted(data, b, k, True)) - len(positions)
         prompt = data["prompt_ids"][b][data["prompt_mask"][b]].tolist()
