@@ -158,7 +158,7 @@ def check_new_file(path: Path, option: str) -> None:
 
 
 def _nearest_existing(path: Path) -> Path:
-    """The path itself if there is something, otherwise the nearest folder above that exists."""
+    """Returns the path itself if there is something, otherwise the nearest folder above that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 

@@ -80,7 +80,7 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _stale(row: Row, first_update: int) -> bool:
-    """Whether a run that resumes with ``first_update`` logs this row again."""
+    """Tells whether a run that resumes with ``first_update`` logs this row again."""
     update, metric, _ = row
     evaluated_before = update == first_update and metric.startswith("eval/")
     return update >= first_update and not evaluated_before

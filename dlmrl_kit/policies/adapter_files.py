@@ -16,7 +16,7 @@ _PEFT = "base_model.model."
 
 
 def holds_adapter(folder: str) -> bool:
-    """Whether a folder holds an adapter, and not a model."""
+    """Tells whether a folder holds an adapter, and not a model."""
     return (Path(folder) / "adapter_config.json").is_file()
 
 
@@ -85,18 +85,18 @@ def merge_adapter(policy: TransformersPolicy, folder: str) -> None:
 
 
 def _modules(state: Iterable[str]) -> set[str]:
-    """The names of the adapted modules, from those of an adapter's weights."""
+    """Returns the names of the adapted modules, from those of an adapter's weights."""
     return {name.removeprefix(_PEFT).partition(".lora_")[0] for name in state}
 
 
 def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor under one name, the last: modules of tied weights share an adapter, which is merged once."""
+    """Returns each tensor under one name, the last: modules of tied weights share an adapter, which is merged once."""
     names = {tensor.data_ptr(): name for name, tensor in state.items()}
     return {name: state[name] for name in names.values()}
 
 
 def _renamed(state: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """An adapter's weights on the CPU, under other names of modules."""
+    """Returns an adapter's weights on the CPU, under other names of modules."""
     renamed = {}
     for name, tensor in state.items():
         module, _, rest = name.removeprefix(_PEFT).partition(".lora_")
@@ -105,7 +105,7 @@ def _renamed(state: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str
 
 
 def _restored(state: dict[str, Tensor], policy: TransformersPolicy) -> dict[str, Tensor]:
-    """An adapter's weights under transformers' names of modules; they may have had these all along."""
+    """Returns an adapter's weights under transformers' names of modules; they may have had these all along."""
     if policy.layout is None:
         return state
     try:

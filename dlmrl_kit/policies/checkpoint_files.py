@@ -92,7 +92,7 @@ def architectures(config: ConfigJson) -> list[str]:
 
 
 def without_remote_code(config: ConfigJson) -> bool:
-    """Whether a configuration names no Python file of its own for its model."""
+    """Tells whether a configuration names no Python file of its own for its model."""
     auto_map = config.get("auto_map") or {}
     return not any(key.startswith("AutoModel") for key in auto_map)
 
@@ -126,7 +126,7 @@ def load_tokenizer(
 
 
 def _ids(value: object) -> list[int]:
-    """The ids in a setting, which may be one, a list of them, or none."""
+    """Returns the ids in a setting, which may be one, a list of them, or none."""
     return [index for index in (value if isinstance(value, list) else [value]) if isinstance(index, int)]
 
 

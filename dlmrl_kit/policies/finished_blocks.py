@@ -83,7 +83,7 @@ class FinishedBlocks:
         return hidden[row, asked - start[row]]
 
     def _bounds(self, row: Tensor, asked: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the first asked block of each row begins, and the last ends: int64 [B] each, 0 where none is asked."""
+        """Returns where the first asked block of each row begins and the last ends: int64 [B] each, 0 if none is."""
         size = self.block_size
         first = length.clone().scatter_reduce(0, row.flatten(), asked.flatten(), "amin")
         last = torch.full_like(length, -1).scatter_reduce(0, row.flatten(), asked.flatten(), "amax")
@@ -116,14 +116,14 @@ class FinishedBlocks:
         return torch.minimum(common, length) // self.block_size * self.block_size
 
     def _key_blocks(self, start: Tensor, query: Tensor, in_query: Tensor) -> Tensor:
-        """The block of each key, cached ones first: int64 [B, N + Q]; ``PADDING`` where there is none."""
+        """Returns the block of each key, cached ones first: int64 [B, N + Q]; ``PADDING`` where there is none."""
         cached = 0 if self.tokens is None else self.tokens.shape[1]
         column = torch.arange(cached, device=start.device)
         old = torch.where(column < start[:, None], column // self.block_size, PADDING)
         return torch.cat([old, torch.where(in_query, query // self.block_size, PADDING)], dim=1)
 
     def _past(self) -> DynamicCache:
-        """What is cached, as transformers takes it."""
+        """Returns what is cached, as transformers takes it."""
         from transformers import DynamicCache
 
         return DynamicCache(self.layers or None)
@@ -156,12 +156,12 @@ class FinishedBlocks:
 
 
 def _gathered(part: Tensor, source: Tensor) -> Tensor:
-    """The columns ``source``, int64 [B, 1, W, 1], of keys or values [B, H, N, D]: [B, H, W, D]."""
+    """Returns the columns ``source``, int64 [B, 1, W, 1], of keys or values [B, H, N, D]: [B, H, W, D]."""
     return part.gather(2, source.expand(-1, part.shape[1], -1, part.shape[3]))
 
 
 def _window(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The positions from ``start`` to before ``end`` of each row, int64 [B, Q], and which of them are: bool [B, Q]."""
+    """Returns the positions from ``start`` to before ``end`` of each row, int64 [B, Q], and which are: bool [B, Q]."""
     width = int((end - start).max())
     query = start[:, None] + torch.arange(width, device=start.device)
     return query, query < end[:, None]

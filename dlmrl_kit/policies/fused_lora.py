@@ -71,7 +71,7 @@ def fused(adapter: PeftModel) -> Iterator[None]:
 
 
 def _forward(layer: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
-    """The forward of a LoRA layer with ``whole``, its W'."""
+    """Returns the forward of a LoRA layer with ``whole``, its W'."""
     if layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
         usual: Tensor = type(layer).forward(layer, x, *given, **named)
         return usual

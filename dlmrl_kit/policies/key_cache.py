@@ -79,7 +79,7 @@ class KeyCache:
         self.key = key
 
     def _find(self, key: Tensor) -> Tensor:
-        """The entry of each row, int64 [B]; -1 where there is none."""
+        """Returns the entry of each row, int64 [B]; -1 where there is none."""
         self._narrow(key.shape[1])
         if self.key is None or self.key.shape[1] != key.shape[1]:
             return torch.full_like(key[:, 0], -1)
@@ -111,7 +111,7 @@ class KeyCache:
         column: Tensor,
         size: int,
     ) -> Tensor:
-        """The final hidden states [n, D] at n places inside the windows of their rows, of ``size`` positions each."""
+        """Returns the final hidden states [n, D] at n places inside the windows of their rows, each of ``size``."""
         rows, number = row.unique(return_inverse=True)
         columns = span.start[rows, None] + torch.arange(size, device=rows.device)
         query, index = queries(number, column - span.start[row], len(rows))

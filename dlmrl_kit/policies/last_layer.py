@@ -37,7 +37,7 @@ class SelfAttention(Protocol):
     scaling: float
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """The submodules."""
+        """Returns the submodules."""
 
 
 class Layer(Protocol):
@@ -79,7 +79,7 @@ class Decoder(Protocol):
 
 
 def prunable(model: PreTrainedModel) -> bool:
-    """Whether ``last_layer_at`` computes what the model does: a known class, attending both ways everywhere.
+    """Tells whether ``last_layer_at`` computes what the model does: a known class, attending both ways everywhere.
 
     Layers that ``fully_shard`` wrapped are used as they are: their parts have no weights by themselves. So are those of
     a model in training mode, which may drop out.
@@ -164,7 +164,7 @@ def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def _layer_at(layer: Layer, hidden: Tensor, mask: Tensor | None, rotary: Rotary, query: Tensor) -> Tensor:
-    """The output of a layer [B, M, D] at the columns ``query`` [B, M] of its input [B, S, D]."""
+    """Returns the output of a layer [B, M, D] at the columns ``query`` [B, M] of its input [B, S, D]."""
     normed = layer.input_layernorm(hidden)
     asked = query_heads(layer, normed, rotary, query)
     return attended(layer, hidden, asked, keys_values(layer, normed, rotary), mask, query)
@@ -224,7 +224,7 @@ def attended(
 
 
 def _columns(values: Tensor, query: Tensor) -> Tensor:
-    """The columns int64 [B, M] of [B, S, D]: [B, M, D]."""
+    """Returns the columns int64 [B, M] of [B, S, D]: [B, M, D]."""
     return values.gather(1, query[..., None].expand(-1, -1, values.shape[-1]))
 
 

@@ -133,7 +133,7 @@ class Names:
         return self._parameters[gin_name]
 
     def takes_any(self, gin_name: str) -> bool:
-        """Whether the constructor of a component takes ``**kwargs``."""
+        """Tells whether the constructor of a component takes ``**kwargs``."""
         parameters = inspect.signature(self.components[gin_name].cls).parameters.values()
         return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -170,11 +170,11 @@ class Names:
         return {cls for c in self.components.values() for cls in (c.cls, *c.ancestors)} - {object}
 
     def is_component_class(self, cls: type) -> bool:
-        """Whether a component is, or inherits from, ``cls``."""
+        """Tells whether a component is, or inherits from, ``cls``."""
         return cls in self._component_classes
 
     def fits(self, gin_name: str, parameter: str, value: object) -> bool:
-        """Whether a value may be bound to a parameter, as far as its annotation says."""
+        """Tells whether a value may be bound to a parameter, as far as its annotation says."""
         hints = types.hints(self.class_of(gin_name))
         return parameter not in hints or types.fits(value, hints[parameter], self)
 
@@ -191,7 +191,7 @@ def plural(kind: str) -> str:
 
 
 def required(parameter: Parameter) -> bool:
-    """Whether a recipe must bind a parameter: it has no default, or gin's mark for that."""
+    """Tells whether a recipe must bind a parameter: it has no default, or gin's mark for that."""
     return parameter.required or parameter.default is gin.REQUIRED
 
 

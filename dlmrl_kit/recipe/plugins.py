@@ -85,7 +85,7 @@ class _State:
 
 
 def disabled() -> bool:
-    """Whether the environment turns plugins off."""
+    """Tells whether the environment turns plugins off."""
     return os.environ.get(OFF_SWITCH, "") not in ("", "0")
 
 

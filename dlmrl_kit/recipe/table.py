@@ -194,7 +194,7 @@ class BindingTable:
         return found
 
     def concerns(self, binding: Binding, node: Node) -> bool:
-        """Whether a binding is for this node: its component or a base class of it, in a scope that applies."""
+        """Tells whether a binding is for this node: its component or a base class of it, in a scope that applies."""
         return binding.name in self.names.targets(node[1]) and binding.scope in scopes(node[0])
 
     def nodes_in(self, bindings: Iterable[Binding], scope: str) -> list[Node]:

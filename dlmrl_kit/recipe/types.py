@@ -34,7 +34,7 @@ class Classes(Protocol):
         """Returns the class that a reference names."""
 
     def is_component_class(self, cls: type) -> bool:
-        """Whether some component is a subclass of ``cls``."""
+        """Tells whether some component is a subclass of ``cls``."""
 
 
 @cache
@@ -79,7 +79,7 @@ def described(annotation: str, hint: object) -> str:
 
 
 def fits(value: object, hint: object, classes: Classes) -> bool:
-    """Whether ``value`` (a literal, a ``Ref``, or containers of them) may be passed where ``hint`` is annotated.
+    """Tells whether ``value`` (a literal, a ``Ref``, or containers of them) may be passed where ``hint`` is annotated.
 
     An int fits float; a bool fits only bool; a list is no tuple. References fit where no basic type is annotated.
     """

@@ -41,7 +41,7 @@ def _cells(line: Line) -> tuple[str, str, str, str]:
 
 
 def _estimate(value: Estimate, form: str, unit: str) -> str:
-    """A mean with its interval in percent; a dash where one value has no interval, ``none`` where there is no value."""
+    """Returns a mean with its interval in percent; a dash for the interval of one value, ``none`` for no value."""
     if value.mean is None:
         return "none"
     shown = form.format(100 * value.mean) + unit

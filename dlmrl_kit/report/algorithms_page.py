@@ -57,7 +57,7 @@ def component_table(names: Iterable[str], page: Path) -> str:
 
 
 def _slots(algorithm: Algorithm) -> dict[str, list[Component]]:
-    """The components in the slots that tell algorithms apart; every slot is there, whatever fills it."""
+    """Returns the components in the slots that tell algorithms apart; every slot is there, whatever fills it."""
     return {
         "sampler": [algorithm.sampler],
         "filter": [*algorithm.filters],

@@ -52,7 +52,7 @@ def key_text(key: Key) -> str:
 
 
 def _documentation(cls: type) -> list[str]:
-    """The docstring of a class, and those of the base classes that it or one of these refers to.
+    """Returns the docstring of a class, and those of the base classes that it or one of these refers to.
 
     A docstring refers to a base class by its name in code: "Arguments as ``Sampler``".
     """
@@ -75,7 +75,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _source(cls: type) -> str:
-    """The file of a class; its module where it has no file (a class made in an interpreter)."""
+    """Returns the file of a class; its module where it has no file (a class made in an interpreter)."""
     try:
         return str(Path(inspect.getfile(cls)))
     except (OSError, TypeError):
@@ -91,7 +91,7 @@ def _parameters(entry: Entry) -> Table:
 
 
 def _keys(groups: dict[str, Iterable[Key]]) -> Table:
-    """Keys under the headings of their groups, with type and meaning where the kit knows them."""
+    """Returns keys under the headings of their groups, with type and meaning where the kit knows them."""
     table = plain_table(words(""), words("key"), words("type"), words("meaning"))
     for heading, keys in groups.items():
         for position, key in enumerate(keys):

@@ -119,7 +119,7 @@ class RichRunObserver(RunObserver):
             say(self.console, line)
 
     def _below(self) -> list[RenderableType]:
-        """What stands below the bar: the newest metrics, and the first and the last evaluation."""
+        """Returns what stands below the bar: the newest metrics, and the first and the last evaluation."""
         parts: list[RenderableType] = []
         if self._metrics:
             cells = dict(_cells(self._metrics))
@@ -149,7 +149,7 @@ class LogRunObserver(RichRunObserver):
 
 
 def _cells(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The headings and values of the metrics that are shown."""
+    """Returns the headings and values of the metrics that are shown."""
     shown = [name for name in COLUMNS if name in metrics and not (name == "loss" and "reward" in metrics)]
     cells = [(COLUMNS[name][0], COLUMNS[name][1].format(metrics[name])) for name in shown]
     return [*cells, ("skipped", f"{metrics['skipped']:.0f}")] if metrics.get("skipped") else cells

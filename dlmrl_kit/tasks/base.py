@@ -48,12 +48,12 @@ class BaseTask(ABC):
     thread beside the model, so that both work at the same time; never in two threads at once."""
 
     def label(self) -> str:
-        """What the task is called in metrics. Default: the class name."""
+        """Returns what the task is called in metrics. Default: the class name."""
         return type(self).__name__
 
     @abstractmethod
     def size(self, split: str) -> int:
-        """Number of examples of a split.
+        """Returns the number of examples of a split.
 
         Raises:
             ValueError: unknown split.
@@ -129,7 +129,7 @@ class Task(BaseTask):
         """
 
     def size(self, split: str) -> int:
-        """Number of examples of a split.
+        """Returns the number of examples of a split.
 
         Raises:
             ValueError: unknown split.
@@ -169,7 +169,7 @@ class Task(BaseTask):
                 self._misses[split] += 1
 
     def _new_in(self, example: Example) -> str | None:
-        """The split of an example that was not seen before, else None."""
+        """Returns the split of an example that was not seen before, else None."""
         text = self.canonical(example)
         if text in self._seen:
             return None
@@ -189,19 +189,19 @@ class Task(BaseTask):
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt as one text: itself, or a conversation's messages as JSON."""
+    """Returns a prompt as one text: itself, or a conversation's messages as JSON."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
 def split_of(text: str) -> str:
-    """The split of an example with this canonical text; depends on nothing but the text."""
+    """Returns the split of an example with this canonical text; depends on nothing but the text."""
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
     bucket = int.from_bytes(digest[:8], "big") % 5
     return ("pretrain", "pretrain", "train", "train", "heldout")[bucket]
 
 
 def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The mean of ``values``, each in [0, 1], with ``weights`` of the same names, at least one positive; in [0, 1]."""
+    """Returns the mean of ``values``, each in [0, 1], with ``weights`` of the same names, at least one positive."""
     # Both sums run over the same names in the same order, so that all values 1 give 1 exactly.
     total = sum(weight * values[name] for name, weight in weights.items())
     return min(1.0, total / sum(weights.values()))

@@ -115,6 +115,6 @@ class Countdown(Task):
 
 
 def _question(example: Example) -> tuple[list[int], int]:
-    """The given numbers, sorted, and the target."""
+    """Returns the given numbers, sorted, and the target."""
     given, target = prompt_text(example.prompt).rpartition("\n")[2].removesuffix(":").split("=")
     return sorted(map(int, given.split())), int(target)

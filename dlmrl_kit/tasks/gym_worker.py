@@ -122,7 +122,7 @@ class Gym:
         return seed
 
     def _answer(self, entry: Entry) -> str | None:
-        """A text that gets the full score; "" where the dataset tells no answer, None where what it tells is wrong."""
+        """Returns a text with the full score; "" where the dataset tells no answer, None where it tells a wrong one."""
         if entry["answer"] is not None:
             answer = str(entry["answer"]).strip()
             return answer if self._call(answer, entry) == 1 else None

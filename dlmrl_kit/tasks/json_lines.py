@@ -88,11 +88,11 @@ class JsonLines(BaseTask):
         self._clipped = False
 
     def label(self) -> str:
-        """The file's name without its ending."""
+        """Returns the file's name without its ending."""
         return self.path.stem
 
     def size(self, split: str) -> int:
-        """Number of examples of a split in the file.
+        """Returns the number of examples of a split in the file.
 
         Raises:
             ValueError: unknown split.
@@ -170,7 +170,7 @@ class JsonLines(BaseTask):
 
 
 def _read(task: JsonLines, path: Path) -> dict[str, list[Example]]:
-    """The examples of each split.
+    """Returns the examples of each split.
 
     Raises:
         ValueError: anything wrong with the file.
@@ -206,7 +206,7 @@ def _read(task: JsonLines, path: Path) -> dict[str, list[Example]]:
 
 
 def _fields(line: bytes) -> dict[str, Any]:
-    """The fields of a line.
+    """Returns the fields of a line.
 
     Raises:
         ValueError: anything wrong with it.
@@ -249,6 +249,6 @@ def _check_prompt(prompt: object) -> None:
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is called in an error."""
+    """Returns what a JSON value is called in an error."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -83,7 +83,7 @@ class Mixture(BaseTask):
             self._sizes[split] = number
 
     def size(self, split: str) -> int:
-        """Number of examples of a split.
+        """Returns the number of examples of a split.
 
         Raises:
             ValueError: unknown split.
@@ -139,7 +139,7 @@ class Mixture(BaseTask):
         return scores
 
     def _source(self, example: Example) -> tuple[BaseTask, Example]:
-        """The task of an example and its own example."""
+        """Returns the task of an example and its own example."""
         source = example.source if isinstance(example, MixedExample) else example
         return self.tasks[example.meta["task"]], source
 
@@ -166,7 +166,7 @@ class _Order:
         heapq.heapify(self._due)
 
     def at(self, position: int) -> tuple[int, int]:
-        """The task at a position and which of its examples stands there, counting on where it has no more of them."""
+        """Returns the task at a position and which of its examples stands there, counting on where it has no more."""
         while len(self._tasks) <= position:
             number = self._due[0][1]
             which = self._next[number]
@@ -177,7 +177,7 @@ class _Order:
         return self._tasks[position], self._which[position]
 
     def without_repetition(self) -> int:
-        """Length of the longest beginning in which no task starts again."""
+        """Returns the length of the longest beginning in which no task starts again."""
         if not self.shares:
             return 0
         position = 0
@@ -193,7 +193,7 @@ class _Order:
         return max((size * total / weight for weight, size in self.shares.values()), default=0.0)
 
     def complete(self) -> int:
-        """Length of the shortest beginning that has every example of every task."""
+        """Returns the length of the shortest beginning that has every example of every task."""
         missing, position = set(self.shares), 0
         while missing:
             number, which = self.at(position)
@@ -204,7 +204,7 @@ class _Order:
 
 
 def _names(tasks: Sequence[BaseTask]) -> list[str]:
-    """The labels of the tasks, with a number behind those that occurred before."""
+    """Returns the labels of the tasks, with a number behind those that occurred before."""
     names: list[str] = []
     for task in tasks:
         label = task.label()

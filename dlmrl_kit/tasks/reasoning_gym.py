@@ -125,7 +125,7 @@ class ReasoningGym(Task):
         self._unfit = ""
 
     def label(self) -> str:
-        """The dataset's name."""
+        """Returns the dataset's name."""
         return self.dataset
 
     def candidate(self, number: int) -> Example | None:

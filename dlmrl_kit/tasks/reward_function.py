@@ -93,6 +93,6 @@ def _no_module(name: str, missing: str, path: Sequence[str]) -> str:
 
 
 def _path_of(module: str) -> Sequence[str]:
-    """Where the modules of a package are looked for; empty for a module that is no package."""
+    """Returns where the modules of a package are looked for; empty for a module that is no package."""
     spec = sys.modules[module].__spec__ if module in sys.modules else None
     return [] if spec is None else spec.submodule_search_locations or []

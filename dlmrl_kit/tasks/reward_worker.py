@@ -187,7 +187,7 @@ class _Worker:
             raise WorkerError(f"the scorer cannot be loaded: {ready.message}{details}")
 
     def alive(self) -> bool:
-        """Whether the process is running."""
+        """Tells whether the process is running."""
         return self._process.poll() is None
 
     def ask(self, item: object, timeout: float) -> Any:
@@ -235,7 +235,7 @@ class _Worker:
 
 
 def search_path() -> list[str]:
-    """The folders in which a worker looks for modules: those of this process, then the current one."""
+    """Returns the folders in which a worker looks for modules: those of this process, then the current one."""
     path = [entry or os.getcwd() for entry in sys.path]
     return [*path, os.getcwd()] if os.getcwd() not in path else path
 

@@ -56,7 +56,7 @@ OF_COMPONENTS: tuple[CheckFunction, ...] = (*declarations.CHECKS, *padding.CHECK
 
 
 def checks_for(component: object) -> list[Check]:
-    """The checks that apply to a component, an instance or a class.
+    """Returns the checks that apply to a component, an instance or a class.
 
     One that does not inherit from the base class of its kind has only those of the class itself, the first of which
     says so.
@@ -99,7 +99,7 @@ def check_component(component: object) -> None:
 def parametrize_with_checks(
     components: Iterable[object], expected_failures: Mapping[str, str] | None = None
 ) -> pytest.MarkDecorator:
-    """A pytest decorator: one case per component and check, with the id ``Name-check``.
+    """Returns a pytest decorator: one case per component and check, with the id ``Name-check``.
 
     Use it on a test that takes ``component`` and ``check`` and calls ``check(component)``.
 

@@ -22,19 +22,19 @@ AS_BASE = re.compile(r"[Aa]rguments\b[^.:]*? as\b[^.:]*?`+(\w+)`+")
 
 
 def docstring(cls: type) -> str:
-    """The docstring written in the class itself, without indentation; empty if there is none."""
+    """Returns the docstring written in the class itself, without indentation; empty if there is none."""
     text = vars(cls).get("__doc__") or ""
     return "" if text.startswith(f"{cls.__name__}(") else inspect.cleandoc(text)  # dataclasses make up their own
 
 
 def bases_named(cls: type) -> list[type]:
-    """The base classes that the docstring refers to: "Arguments as ``Base``"."""
+    """Returns the base classes that the docstring refers to: "Arguments as ``Base``"."""
     names = AS_BASE.findall(" ".join(docstring(cls).split()))
     return [base for base in inspect.getmro(cls)[1:] if base.__name__ in names]
 
 
 def documented(cls: type) -> set[str]:
-    """The parameters named under Args, here or in a base class that the docstring refers to."""
+    """Returns the parameters named under Args, here or in a base class that the docstring refers to."""
     found: set[str] = set()
     for section in SECTION.findall(docstring(cls)):
         for names in NAMES.findall(section):
@@ -43,7 +43,7 @@ def documented(cls: type) -> set[str]:
 
 
 def says_raises(cls: type) -> bool:
-    """Whether the docstring, or one that it refers to, has a section Raises."""
+    """Tells whether the docstring, or one that it refers to, has a section Raises."""
     return "Raises:" in docstring(cls) or any(says_raises(base) for base in bases_named(cls))
 
 

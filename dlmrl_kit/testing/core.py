@@ -32,7 +32,7 @@ def attempt(name: str, doing: str, fix: str) -> Iterator[None]:
 
 
 def _where(error: BaseException) -> str:
-    """Where the author should look: the innermost line of theirs, or of the kit's components if there is none."""
+    """Returns where the author should look: the innermost line of theirs, or of the kit's if there is none."""
     foreign = ("/tensordict/", "/torch/", "/torchrl/", "/dlmrl_kit/testing/", "/dlmrl_kit/core/contract.py")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in foreign)]
     theirs = [f for f in frames if "/dlmrl_kit/" not in f.filename] or frames

@@ -107,7 +107,7 @@ def check_types_and_shapes(name: str, component: Component) -> None:
 
 
 def _sizes(component: Component, given: TensorDict, w: World) -> dict[str, int]:
-    """What the letters of ``KEYS`` stand for; K is what a selector makes it."""
+    """Returns what the letters of ``KEYS`` stand for; K is what a selector makes it."""
     if isinstance(component, Sampler):
         sizes = {"T": component.max_steps, "L": component.completion_length}
     else:

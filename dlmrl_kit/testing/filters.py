@@ -36,7 +36,7 @@ def _cases(name: str, component: Filter) -> Iterator[tuple[TensorDict, World]]:
 
 
 def kept_rows(name: str, component: Filter, given: TensorDictBase, w: World) -> list[int]:
-    """The rows that the filter keeps, in the order in which it returns them."""
+    """Returns the rows that the filter keeps, in the order in which it returns them."""
     fix = "return tensordict[self.keep(tensordict)] from forward, with keep(tensordict) -> bool [B]"
     with attempt(name, "run on a rollout", fix):
         found = w.call(component, given.copy())

@@ -19,7 +19,7 @@ PIECES = tuple((row,) for row in range(len(GROUPS)))
 
 
 def _cases() -> Iterator[Case]:
-    """Values with gradient-like noise, masks and weights: float32, float64, and a batch without any token."""
+    """Returns values with gradient-like noise, masks and weights: float32, float64, and a batch without any token."""
     for dtype in (torch.float32, torch.float64):
         full = world(dtype).full
         weight = full[SELECTED_WEIGHT]

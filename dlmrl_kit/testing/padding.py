@@ -68,7 +68,7 @@ def _check_gradients(name: str, component: Term, given: TensorDict, spoilt: Tens
 
 
 def spoil(key: Key, value: Tensor, full: TensorDictBase) -> Tensor:
-    """The value with garbage wherever it is padding."""
+    """Returns the value with garbage wherever it is padding."""
     part = key[0] if isinstance(key, tuple) else key
     if part == PROMPT_IDS:
         return torch.where(full[PROMPT_MASK], value, 5)
@@ -92,7 +92,7 @@ def _garbage(value: Tensor, where: Tensor) -> Tensor:
 
 
 def _counting(found: Outputs, given: TensorDictBase, w: World) -> Outputs:
-    """The outputs with 0 wherever they are padding themselves."""
+    """Returns the outputs with 0 wherever they are padding themselves."""
     weight = found.get(SELECTED_WEIGHT, given.get(SELECTED_WEIGHT, w.full[SELECTED_WEIGHT]))
     used = {"selected": weight > 0, "step": found.get(STEP_VALID, w.full[STEP_VALID])}
     return {key: _kept(value, used.get(key[0])) if isinstance(key, tuple) else value for key, value in found.items()}

@@ -21,18 +21,18 @@ Outputs: TypeAlias = dict[Key, Tensor]
 
 
 def flat(tensordict: TensorDictBase) -> Outputs:
-    """All tensors of a TensorDict by key, nested ones too."""
+    """Returns all tensors of a TensorDict by key, nested ones too."""
     return dict(tensordict.items(include_nested=True, leaves_only=True))
 
 
 def demands(component: Component) -> list[tuple[Key, ...]]:
-    """The on-demand keys that the component is run with: none of them, and all if it has any."""
+    """Returns the on-demand keys that the component is run with: none of them, and all if it has any."""
     optional = tuple(component.optional_keys)
     return [(), optional] if optional else [()]
 
 
 def inputs(name: str, component: Component, w: World, keys: tuple[Key, ...] = ()) -> TensorDict:
-    """A TensorDict that holds what the component reads, when it is asked for ``keys``, and nothing else."""
+    """Returns a TensorDict that holds what the component reads, when it is asked for ``keys``, and nothing else."""
     with attempt(name, "asked what it reads", "set in_keys and out_keys, in the class or in its constructor"):
         reads = component.reads(keys)
     known = flat(w.full)
@@ -44,7 +44,7 @@ def inputs(name: str, component: Component, w: World, keys: tuple[Key, ...] = ()
 
 
 def run(name: str, component: Component, given: TensorDictBase, w: World, keys: tuple[Key, ...] = ()) -> Outputs:
-    """What the component writes, or a term returns, for a TensorDict, which it gets itself and not a copy.
+    """Returns what the component writes, or a term returns, for a TensorDict, which it gets itself and not a copy.
 
     Args:
         name: of the component, for messages.
@@ -74,17 +74,17 @@ def run(name: str, component: Component, given: TensorDictBase, w: World, keys: 
 
 
 def written(name: str, component: Component, w: World, keys: tuple[Key, ...] = ()) -> Outputs:
-    """What the component writes when given only what it reads; without gradients."""
+    """Returns what the component writes when given only what it reads; without gradients."""
     return detached(run(name, component, inputs(name, component, w, keys), w, keys))
 
 
 def detached(found: Outputs) -> Outputs:
-    """The same values without gradients."""
+    """Returns the same values without gradients."""
     return {key: value.detach() for key, value in found.items()}
 
 
 def equal(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:
-    """Whether two tensors have the same dtype, shape and entries (NaN equals NaN), up to a relative tolerance."""
+    """Tells whether two tensors have the same dtype, shape and entries (NaN equals NaN), up to a relative tolerance."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if not a.dtype.is_floating_point:
@@ -93,6 +93,6 @@ def equal(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:
 
 
 def different(a: Mapping[Key, Tensor], b: Mapping[Key, Tensor], tolerance: float = 0.0) -> Key | None:
-    """The first key that two outputs do not share with equal values, or None."""
+    """Returns the first key that two outputs do not share with equal values, or None."""
     keys = [*a, *(key for key in b if key not in a)]
     return next((k for k in keys if k not in a or k not in b or not equal(a[k], b[k], tolerance)), None)

@@ -108,7 +108,7 @@ def check_outcomes(name: str, component: Selector) -> None:
 
 
 def _short() -> World:
-    """The world with the first steps of its trajectory only."""
+    """Returns the world with the first steps of its trajectory only."""
     w = world()
     w.full.set("step", w.full["step"].apply(lambda value: value[:, :FEW].clone()))
     w.full.set(TREE_STEP, w.full[TREE_STEP].clamp(max=FEW // 2))
@@ -118,7 +118,7 @@ def _short() -> World:
 
 
 def _total(step: Tensor, weight: Tensor) -> Tensor:
-    """Total weight of each step: float64 [B, FEW]."""
+    """Returns the total weight of each step: float64 [B, FEW]."""
     return torch.zeros(len(step), FEW, dtype=torch.float64).scatter_add(1, step, weight.double())
 
 

@@ -85,7 +85,7 @@ def _check_keeps_others(name: str, component: Component) -> None:
 
 
 def _other_settings(component: Component) -> Iterator[Component]:
-    """The component with one switch or real number changed: another one each time."""
+    """Returns the component with one switch or real number changed: another one each time."""
     for key, value in settings(component).items():
         other = not value if isinstance(value, bool) else 0.9 * value if isinstance(value, float) else value
         if other == value:
@@ -97,14 +97,14 @@ def _other_settings(component: Component) -> Iterator[Component]:
 
 
 def _resized(name: str, component: Component, before: Sizes = LARGE) -> Component:
-    """The component at the size of a small problem; samplers say themselves how large they are."""
+    """Returns the component at the size of a small problem; samplers say themselves how large they are."""
     own = component.sizes if isinstance(component, Sampler) else before
     with attempt(name, "resized for a small problem", f"keep all parameters, and write {_line(component)}"):
         return component.resized(own, SMALL)
 
 
 def _line(component: Component) -> str:
-    """The line of code that resizes the component, as far as its settings say."""
+    """Returns the line of code that resizes the component, as far as its settings say."""
     counts = [key for key, value in settings(component).items() if _is_count(value)] or ["k"]
     scale = "scale_steps" if isinstance(component, Selector) else "scale_length"
     changes = ", ".join(f"{key}=before.{scale}(self.{key}, after)" for key in counts)

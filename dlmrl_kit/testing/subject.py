@@ -13,12 +13,12 @@ BY_ANNOTATION: dict[str, object] = {"int": 1, "float": 0.5, "str": "", "bool": F
 
 
 def entry_of(cls: type) -> Entry | None:
-    """The registration of exactly this class."""
+    """Returns the registration of exactly this class."""
     return next((entry for entry in registered() if entry.cls is cls), None)
 
 
 def kind_of(cls: type) -> str:
-    """The kind of a component class: as it, or a class that it inherits from, is registered; else by its base class.
+    """Returns the kind of a component class: that of its registration or an ancestor's, else of its base class.
 
     Raises:
         ConformanceError: it cannot be told.
@@ -38,17 +38,17 @@ def fits_kind(cls: type) -> bool:
 
 
 def parameters_of(cls: type) -> tuple[Parameter, ...]:
-    """The parameters of a component's constructor, registered or not."""
+    """Returns the parameters of a component's constructor, registered or not."""
     return Entry("", cls.__name__, cls, "", "", Claims()).parameters
 
 
 def placeholder(parameter: Parameter) -> object:
-    """A value for a parameter without a default; None where none is known."""
+    """Returns a value for a parameter without a default; None where none is known."""
     return BY_NAME.get(parameter.name, BY_ANNOTATION.get(parameter.annotation))
 
 
 def build(component: object) -> object:
-    """The instance itself; of a class, an instance with defaults and placeholders for what has none.
+    """Returns the instance itself; of a class, an instance with defaults and placeholders for what has none.
 
     Raises:
         ConformanceError: the class cannot be built like that.

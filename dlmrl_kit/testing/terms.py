@@ -39,7 +39,7 @@ def _is_loss(key: Key) -> bool:
 
 
 def gradients(component: Term, given: TensorDictBase) -> Outputs:
-    """Gradient of the loss with respect to every real key; None is 0."""
+    """Returns the gradient of the loss with respect to every real key; None is 0."""
     tracked = {k: v.clone().requires_grad_() for k, v in flat(given).items() if v.dtype.is_floating_point}
     loss = loss_of(component(given.clone().update(TensorDict(tracked, given.batch_size))))
     if not loss.requires_grad:
@@ -84,7 +84,7 @@ def check_gradient(name: str, component: Term) -> None:
 
 
 def pieces_of(component: Term) -> tuple[tuple[int, ...], ...]:
-    """Rows of the micro-batches that an update may cut a batch into."""
+    """Returns the rows of the micro-batches that an update may cut a batch into."""
     return WHOLE_GROUPS if component.needs_groups else PIECES
 
 

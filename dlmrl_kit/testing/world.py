@@ -89,7 +89,7 @@ class World(Services):
         self.seed = seed
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A new generator, the same for every purpose."""
+        """Returns a new generator, the same for every purpose."""
         return torch.Generator().manual_seed(self.seed)
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class World(Services):
         return rewards * used[..., None]
 
     def examples(self, example: Tensor) -> list[Example]:
-        """An example for each index, with a preferred and another completion."""
+        """Returns an example for each index, with a preferred and another completion."""
         found = []
         for index in example.tolist():
             chosen, rejected = "abcdef"[: 1 + index % 6], "fedcba"[: 1 + index % 5]
@@ -120,12 +120,12 @@ class World(Services):
 
 
 def _code(ids: Tensor) -> Tensor:
-    """A number for each state: int64 [...] from int64 [..., L]."""
+    """Returns a number for each state: int64 [...] from int64 [..., L]."""
     return (ids * (torch.arange(ids.shape[-1]) * 37 + 101)).sum(-1)
 
 
 def world(dtype: torch.dtype = torch.float32, seed: int = 0) -> World:
-    """A fresh copy of the world, in float32 or float64, with a generator of this seed."""
+    """Returns a fresh copy of the world, in float32 or float64, with a generator of this seed."""
     policy, sampler, full = _made(dtype)
     shared = {id(policy.tokenizer): policy.tokenizer}
     return World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full.clone(), dtype, seed)
@@ -156,7 +156,7 @@ def _prompts(policy: Policy) -> TensorDict:
 
 
 def _rollout(policy: Policy, sampler: Sampler) -> TensorDict:
-    """The first rollout in which at least two rows end early and one does not."""
+    """Returns the first rollout in which at least two rows end early and one does not."""
     for seed in range(1000):
         generator = torch.Generator().manual_seed(seed)
         found: TensorDict = sampler(_prompts(policy), policy=policy, generator=generator, keys=sampler.optional_keys)

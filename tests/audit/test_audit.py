@@ -85,6 +85,7 @@ samplers = st.builds(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(samplers, problems, st.integers(1, 2))
 def test_the_exact_components_are_unbiased_with_every_sampler(
@@ -95,6 +96,7 @@ def test_the_exact_components_are_unbiased_with_every_sampler(
     assert report.relative_bias < EXACT or report.measured[0].gradient_norm < 1e-9, (problem, report.relative_bias)
 
 
+@pytest.mark.thorough
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(["tabular", "network"]), st.integers(0, 10**6), st.sampled_from([1, 2]), st.integers(1, 3))
 def test_filters_and_several_commits_with_low_confidence(policy: Any, seed: int, per_step: int, top_k: int) -> None:
@@ -243,6 +245,7 @@ def test_restart_values_are_what_restarts_average_to() -> None:
     torch.testing.assert_close(sampled, ground.values[3:4, :3], atol=0.07, rtol=0)
 
 
+@pytest.mark.thorough
 def test_variance_is_that_of_sampled_groups() -> None:
     estimator = exact_estimator(EntropyOrder(3), Swaps(advantage=GroupMean(), selector=RandomSteps(2)))
     exact = audit_algorithm(estimator, problems=[SMALL], attribution=False).measured[0]
@@ -258,6 +261,7 @@ TOGETHER = ("Tree", "PreferencePairs")
 ALONE = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name not in TOGETHER]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ALONE)
 def test_reinforce_exact_is_unbiased_with_every_sampler(name: str) -> None:
     report = audit_recipe("reinforce_exact", uses=[f"sampler={name}"], sets=_fitting(name), problems=3)

@@ -66,6 +66,7 @@ def test_every_component_that_can_bias_the_gradient_makes_a_claim() -> None:
     assert len(PROMISING) >= 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("component", PROMISING, ids=names(PROMISING))
 def test_promises_are_kept(component: Entry) -> None:
     report = audit_component(component.cls())
@@ -75,6 +76,7 @@ def test_promises_are_kept(component: Entry) -> None:
     assert broken_claim(component.cls()) == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("component", BIASED, ids=names(BIASED))
 def test_what_says_it_is_biased_is(component: Entry) -> None:
     instance = INSTANCES.get(component.name) or component.cls()

@@ -236,6 +236,7 @@ def test_what_cannot_be_listed_is_sampled_and_says_so() -> None:
     assert low < 1e-8  # it is unbiased
 
 
+@pytest.mark.thorough
 def test_draws_that_differ_from_the_list_are_sampled_and_caught() -> None:
     report = report_of(selector=WrongDraws(2), batches=400)
     assert report.verdict.startswith("biased (Monte Carlo)")

@@ -62,6 +62,7 @@ def step_decomposed(mdp: MDP, likelihood: Likelihood) -> Tensor:
     return -mdp.gradient(Reinforce()(rows)["loss_objective"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cls", SAMPLERS, ids=lambda c: c.__name__)
 @examples(40)
 @given(st.data())
@@ -235,6 +236,7 @@ def reference_probability(
         return float(p * torch.stack(ratio).prod())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cls", SAMPLERS, ids=lambda c: c.__name__)
 @examples(25)
 @given(st.data(), st.integers(0, 99))

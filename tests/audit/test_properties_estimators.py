@@ -48,6 +48,7 @@ lambdas = st.floats(0, 3)
 # --------------------------------------------------------------------------------------------------- advantages
 
 
+@pytest.mark.thorough
 @examples(30)
 @given(mdps(shapes=SHAPES), st.integers(1, 3), lambdas, lambdas)
 def test_one_step_denoise_is_unbiased_divided_and_scaled_undivided(mdp: MDP, most: int, lam: float, end: float) -> None:
@@ -106,6 +107,7 @@ def z_scored(listed: Listed, eps: float) -> Tensor:
     return mdp.gradient((log_prob.sum(-1).exp() * advantage).sum() / mdp.problem.prompts)
 
 
+@pytest.mark.thorough
 @examples(40)
 @given(mdps(shapes=SMALL), st.integers(2, 4), st.sampled_from([1e-4, 0.1]))
 def test_group_baselines_are_exact_scaled_and_measured(mdp: MDP, most: int, eps: float) -> None:
@@ -141,6 +143,7 @@ def test_the_z_score_is_biased_elsewhere() -> None:
 # ------------------------------------------------------------------------------ selectors that stand for all steps
 
 
+@pytest.mark.thorough
 @examples(25)
 @given(mdps(shapes=SMALL), st.integers(1, 3), st.floats(0.05, 1))
 def test_random_selectors_have_the_expectation_of_all_steps(mdp: MDP, k: int, floor: float) -> None:
@@ -248,6 +251,7 @@ def test_with_the_order_term_the_entropy_is_that_of_the_action(data: st.DataObje
     assert missing(listed, Chosen(keep)) <= constant(mdp, half_range(mdp)) * dropped * (1 + 1e-9) + 1e-13
 
 
+@pytest.mark.thorough
 @examples(40)
 @given(mdps(STATE_SCORE, SHAPES), st.integers(1, 3), st.floats(0.1, 1), st.floats(0, 2))
 def test_rules_that_rank_the_whole_row_obey_it_for_every_step_they_may_drop(
@@ -276,6 +280,7 @@ def may_be(rows: TensorDictBase, dropped: Tensor, mdp: MDP) -> Tensor:
     return found & rows[VALID]
 
 
+@pytest.mark.thorough
 @examples(15)
 @given(st.data())
 def test_the_bound_tightens_as_entropy_falls(data: st.DataObject) -> None:

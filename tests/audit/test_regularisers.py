@@ -48,6 +48,7 @@ def fixed(sampler: Any = None, **options: Any) -> MDP:
     return MDP(problem, sampler or LowConfidence(3, temperature=0.9))
 
 
+@pytest.mark.thorough
 @examples(15)
 @given(mdps(shapes=SMALL, filters=False), st.integers(1, 3))
 def test_k1_pushes_nowhere_k2_down_the_kl_and_k3_down_its_reverse(mdp: MDP, k: int) -> None:

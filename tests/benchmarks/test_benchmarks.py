@@ -148,6 +148,7 @@ def test_the_floor_heads_as_many_positions_as_the_sampler_asks() -> None:
     assert counts == masked_block_counts(SIZE)
 
 
+@pytest.mark.thorough
 def test_the_gpu_benchmark_runs_on_a_device_of_its_own() -> None:
     """Nothing of it, nor of the plain implementation and the floor, is left on the CPU."""
     with other_device() as device:

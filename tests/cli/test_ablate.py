@@ -37,7 +37,7 @@ def test_the_command_shows_a_table_and_tells_failures(tmp_path: Path, monkeypatc
     squeezed = " ".join(result.stdout.split())
     for expected in (
         *("6 runs; ", "base/seed-0: starts", "base/seed-0: finished, accuracy 40.0% -> 40.0%"),
-        "accuracy on 50 puzzles of heldout after 20 updates, greedy",
+        "accuracy on 50 examples of heldout after 20 updates, greedy",
         "base (selector=EntropyTopK) 2 40.0% 41.0% [40.0, 42.0]",
         "selector=UniformSteps 2 40.0% 42.5% [41.0, 44.0] +1.5 points [+1.0, +2.0]",
         "selector=FirstK 1 (1 failed) 40.0% 39.0% — -1.0 points —",

@@ -11,7 +11,7 @@ from support.command_line import dlmrl
 def test_eval_table(run: Path) -> None:
     result = dlmrl("eval", str(run), "--size", "4")
     assert result.exit_code == 0, result.output
-    assert "4 puzzles of heldout; greedy, sampler LowConfidence" in result.stdout
+    assert "4 examples of heldout; greedy, sampler LowConfidence" in result.stdout
     assert "accuracy [95% CI]" in result.stdout
     assert result.stdout.count(":  ") >= 4  # the samples, whose prompts end in a colon
 

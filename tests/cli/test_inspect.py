@@ -33,7 +33,7 @@ def test_show_component() -> None:
         "paper    arXiv 2603.12554",
         "gradient unbiased",
         "--use likelihood=StepTokenLogProb",
-        "step_token_log_prob.py",
+        "likelihoods/steps.py",
     ):
         assert expected in result.stdout
     assert re.search(r"sampling_temperature +bool +True", result.stdout)

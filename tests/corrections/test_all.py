@@ -77,6 +77,7 @@ def test_diagnostics() -> None:
     assert "effective sample size 40%" in str(warning({**found, "correction/effective_sample_size": 0.4}))
 
 
+@pytest.mark.thorough
 @settings(max_examples=15, deadline=None)
 @given(
     st.builds(sampler_of, st.sampled_from([RandomOrder, LeftToRight]), temperature=st.sampled_from([0.7, 1.0])),
@@ -159,6 +160,7 @@ def test_recipes_with_a_cache_are_audited_on_deep_networks() -> None:
     assert {m.problem.policy for m in report.measured} == {"deep network"}
 
 
+@pytest.mark.thorough
 def test_monte_carlo_agrees_with_the_list() -> None:
     swaps = Swaps(cache=DualCache(), correction=TruncatedImportance(), advantage=GroupMean())
     estimator = exact_estimator(LowConfidence(4, block_length=2), swaps)

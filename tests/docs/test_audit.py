@@ -10,6 +10,7 @@ from support.paths import ROOT
 from dlmrl_kit.cli.audit_page import with_new_outputs
 
 
+@pytest.mark.thorough
 def test_the_documented_output_is_current() -> None:
     text = (ROOT / "docs" / "audit.md").read_text()
     assert with_new_outputs(text) == text

@@ -70,6 +70,7 @@ def plain(text: str) -> str:
     return NUMBER.sub("N", " ".join(text.split())).replace("+N", "N").replace("-N", "N")
 
 
+@pytest.mark.thorough
 def test_the_page_gives_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Scheduler, "run", in_this_process)

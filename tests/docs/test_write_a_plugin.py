@@ -49,6 +49,7 @@ def commands() -> list[tuple[list[str], list[str]]]:
     return found
 
 
+@pytest.mark.thorough
 def test_the_page_gives_what_it_says(tmp_path: Path) -> None:
     python = virtual_environments.create(tmp_path / "environment")
     work = tmp_path / "work"

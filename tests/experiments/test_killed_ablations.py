@@ -69,6 +69,7 @@ def plain_runs(scheduler: scheduling.Scheduler, jobs: list[Job]) -> None:
         job.status = "finished"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_one_thread")
 def test_a_killed_ablation_goes_on_to_the_tables_of_plain_runs(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -35,7 +35,14 @@ def test_a_worker_refuses_a_recipe_that_changed(tmp_path: Path, monkeypatch: pyt
     old = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit, match="1"):
-            worker.main(recipe=recipe, folder=str(tmp_path), seed="Trainer.seed=1", text="another", allow_imports=False)
+            worker.work(
+                recipe=recipe,
+                folder=str(tmp_path),
+                seed="Trainer.seed=1",
+                text="another",
+                allow_imports=False,
+                observer="dlmrl_kit.core.results:RunObserver",
+            )
     finally:
         signal.signal(signal.SIGINT, old)
     assert "is not the recipe of this run" in json.loads((tmp_path / "failed.json").read_text())["error"]

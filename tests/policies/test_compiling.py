@@ -150,6 +150,7 @@ def rolled_out(policy: TransformersPolicy, batch: int) -> dict[Any, Tensor]:
     return sampler.decode(prompts(batch), policy=policy, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiler")
 def test_rollouts_and_gradients_are_those_of_the_blocks_as_they_are() -> None:
     """Compiled for good; nothing is compiled again for other weights, batch sizes and lengths."""
@@ -169,6 +170,7 @@ def test_rollouts_and_gradients_are_those_of_the_blocks_as_they_are() -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("lora", [4, 0], ids=["adapter", "all weights"])
 def test_what_is_compiled_for_one_state_is_not_used_in_another(lora: int) -> None:
@@ -201,6 +203,7 @@ def test_families(write: Any, tmp_path: Path) -> None:
     assert 4 <= graphs() <= 10  # two kinds of blocks in LLaDA-MoE
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("traced")
 def test_blocks_with_cached_keys_run_as_they_are(tmp_path: Path) -> None:
     """Each of them would be compiled for itself; without the cache they are compiled."""

@@ -104,7 +104,7 @@ def test_the_sudoku_solvers_solve_nothing_else() -> None:
         MixedSudokuSolvers().demonstrations(example)
 
 
-def test_too_few_puzzles_are_the_users_to_fix() -> None:
+def test_too_few_examples_are_the_users_to_fix() -> None:
     task = Countdown(max_value=2, min_target=1, max_target=4, num_pretrain=100)
-    with pytest.raises(RecipeError, match=r"num_pretrain is 100, but only \d+ distinct puzzles were found"):
+    with pytest.raises(RecipeError, match=r"num_pretrain is 100, but only \d+ distinct examples were found"):
         encode_demonstrations(task, Answers(), policy_of("0123456789+-*/() =:"), 16)

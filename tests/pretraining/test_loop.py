@@ -39,8 +39,8 @@ class Losses(RunObserver):
         self.losses.append((update, metrics["loss"]))
 
 
-def test_every_step_has_puzzles_and_masks_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes over the 40 puzzles, each mask drawn for its step alone."""
+def test_every_step_has_examples_and_masks_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes over the 40 examples, each mask drawn for its step alone."""
     run = PretrainRun(tiny("MaskedDiffusion.batch_size = 40").build(), tmp_path, "tiny", RunObserver())
     data = run.start()
     prompts: list[list[list[int]]] = []

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.pretraining import policy_of
+from support.pretraining import policy_of, watched_features
 
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
 
@@ -19,12 +19,10 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_masked_tokens() -> None:
     mask = torch.arange(width) >= torch.tensor([0, 1, 2, 0, 1])[:, None]
     prompt = prompt.masked_fill(~mask, policy.pad_id)
     completion = torch.randint(4, 10, (rows, length), generator=generator)
-    seen: list[tuple[torch.Tensor, ...]] = []
-    handle = policy.register_forward_pre_hook(lambda _, given: seen.append(given))
+    seen = watched_features(policy)
     found = MaskedDiffusion(min_mask=least).objective(
         policy, prompt, mask, completion, torch.Generator().manual_seed(8)
     )
-    handle.remove()
 
     replayed = torch.Generator().manual_seed(8)
     shift = torch.rand(1, generator=replayed).item()
@@ -51,20 +49,19 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_masked_tokens() -> None:
 def test_masking_levels_are_spread_over_the_batch() -> None:
     """The level of each of 1000 rows lies in a thousandth of (0, 1] of its own: the number masked is hardly noisy."""
     policy = policy_of()
-    seen: list[torch.Tensor] = []
-    policy.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+    seen = watched_features(policy)
     prompt = torch.full((1000, 1), 4)
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             MaskedDiffusion().objective(policy, prompt, torch.ones(1000, 1).bool(), prompt.expand(-1, 8), generator)
-    for positions in seen:
+    for _, _, positions in seen:
         masked = positions[:, 1:].float().mean(-1)
         assert masked.mean().item() == pytest.approx(0.5, abs=0.02)
         assert masked.std().item() == pytest.approx(math.sqrt(1 / 12 + 1 / 48), abs=0.02)  # uniform, then binomial
         fifths = masked.roll(-int(masked.argmin())).reshape(5, 200).mean(-1)  # levels rise from row to row
         assert (fifths[1:] - fifths[:-1]).abs().min() > 0.1
-    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0][2], seen[1][2])
 
 
 def test_a_batch_in_which_nothing_is_masked_costs_nothing() -> None:

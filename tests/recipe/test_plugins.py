@@ -136,7 +136,7 @@ def test_every_broken_plugin_is_named_with_the_reason(found: dict[str, Any]) -> 
         assert reason in text
         assert "\n" not in text
     assert "registers no component" in line(found, "nameless")
-    assert f"{Path('raises') / '__init__.py'}:12)" in line(found, "raises")
+    assert f"{Path('raises') / '__init__.py'}:13)" in line(found, "raises")
     assert len(found["report"]) == len(REASONS) + 2  # nameless, and the name that two share
 
 
@@ -247,6 +247,7 @@ def test_an_interrupted_load_starts_again(monkeypatch: pytest.MonkeyPatch) -> No
     assert plugins.load_plugins() is found
 
 
+@pytest.mark.thorough
 def test_the_example_plugin_installs_and_trains_its_recipe(tmp_path: Path) -> None:
     python = virtual_environments.create(tmp_path / "environment")
     virtual_environments.install(python, str(ROOT / "plugins" / "dlmrl-example"))

@@ -116,7 +116,7 @@ def test_end_of_a_run(tmp_path: Path) -> None:
     end = output(target).split("3 updates done in 1 min 15 s, 1 skipped")[1]
     assert re.search(r"accuracy \[95% CI\] +40\.0% \[35\.3, 44\.9\] +70\.0% \[65\.3, 74\.3\] +\+30\.0 points", end)
     assert re.search(r"reward/cells +0\.600 +0\.900 +\+0\.300", end)
-    assert "400 puzzles of heldout; greedy, sampler LowConfidence, tokens per step 2" in end
+    assert "400 examples of heldout; greedy, sampler LowConfidence, tokens per step 2" in end
     for name in ("model", "curve.png", "metrics.csv"):
         assert str(tmp_path / name) in end
     assert f"dlmrl eval {tmp_path} " in end

@@ -28,6 +28,19 @@ def tiny(*sets: str) -> Recipe:
     return load_recipe("pretrain_sudoku4x4", sets=[*TINY, *sets])
 
 
+def watched_features(policy: TransformersPolicy) -> list[tuple[torch.Tensor, ...]]:
+    """Returns a list to which each later call of ``policy.features`` adds its arguments."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+    features = policy.features
+
+    def watched(*given: torch.Tensor) -> torch.Tensor:
+        seen.append(given)
+        return features(*given)
+
+    policy.features = watched  # type: ignore[method-assign]
+    return seen
+
+
 def policy_of(characters: str = "1234_:", hidden: int = 16) -> TransformersPolicy:
     torch.manual_seed(0)
     return CharacterLlama(characters, hidden_size=hidden, num_layers=1, num_heads=2).load()

@@ -1,4 +1,4 @@
-"""Tiny training runs for the tests: the kit's recipes and its shipped small denoiser on a handful of puzzles."""
+"""Tiny training runs for the tests: the kit's recipes and its shipped small denoiser on a handful of examples."""
 
 from __future__ import annotations
 

@@ -125,6 +125,7 @@ os.write(stdout, json.dumps([caught, generous, answerless, streams]).encode())
 """
 
 
+@pytest.mark.thorough
 def test_every_dataset_in_its_worker() -> None:
     done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
@@ -65,6 +67,7 @@ KIT = [entry for entry in components() if entry.package == "dlmrl_kit" and entry
 BUILT_IN = [entry.cls(**ARGUMENTS[entry.name]) if entry.name in ARGUMENTS else entry.cls for entry in KIT]
 
 
+@pytest.mark.thorough
 @parametrize_with_checks([*BUILT_IN, *CONFIGURED])
 def test_built_in_components_conform(component: Any, check: Any) -> None:
     check(component)

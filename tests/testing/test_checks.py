@@ -46,7 +46,10 @@ def test_everything_wrong_is_told_once(registered: Any) -> None:
 
 
 def test_the_guard_on_plugins_speaks_through_the_checks(registered: Any) -> None:
-    found = failures(registered("selector", WritesMore)())
+    class Guarded(WritesMore):
+        """Leaves a note, and is registered: the guard stays in the class, so it is this test's own."""
+
+    found = failures(registered("selector", Guarded)())
     assert "RecipeError" in found["check_writes_declared_keys"]
     assert "('step', 'note')" in found["check_writes_declared_keys"]
 

@@ -39,6 +39,7 @@ def first_two(unbiased_weight: bool) -> type[Selector]:
     return Chosen
 
 
+@pytest.mark.thorough
 def test_claimed_weights_are_held_to_the_claim(registered: Any) -> None:
     wrong = failures(registered("selector", first_two(False), unbiased=True)())["check_claim"]
     assert re.search("claims to be unbiased; the audit finds: biased .Monte Carlo.*register unbiased=False", wrong)
@@ -100,6 +101,7 @@ class Unnormalised(OneStepDenoise):
         super().__init__(Linear(1.0, 0.0), normalise=False)
 
 
+@pytest.mark.thorough
 def test_listed_outcomes_must_be_all(registered: Any) -> None:
     found = failures(registered("selector", MissesAnOutcome, unbiased=True)(1))
     assert set(found) == {"check_outcomes"}
@@ -114,12 +116,14 @@ class ListsOtherWeights(RandomSteps):
         return step, (weight > 0).double()
 
 
+@pytest.mark.thorough
 def test_listed_outcomes_are_held_to_the_draws(registered: Any) -> None:
     found = failures(registered("selector", ListsOtherWeights, unbiased=True)(1))
     assert re.search("mean weight .*in which its expected weight.*exactly what choose draws", found["check_outcomes"])
     assert "biased (Monte Carlo)" in found["check_claim"]
 
 
+@pytest.mark.thorough
 def test_outcomes_need_not_be_listed(registered: Any) -> None:
     class NotListed(RandomSteps):
         """Random steps. Arguments as ``RandomSteps``."""

@@ -140,6 +140,7 @@ def test_a_filter_that_keeps_nothing_is_reported() -> None:
     assert "kept nothing" in small_update(algorithm, algorithm.policy)
 
 
+@pytest.mark.thorough
 def test_forwards_are_those_that_happen() -> None:
     """Counted while an update runs; every row takes all steps."""
     sets = ["Sampler.stop_at_eos = False", "Trainer.group_size = 2"]

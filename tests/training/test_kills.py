@@ -82,6 +82,7 @@ def test_killed_at_every_write(gin_file: Path, whole: Path, tmp_path: Path) -> N
         assert [name for name in leftovers(folder) if (folder / name).is_dir()] == [], f"killed at write {number}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random_moments_again_and_again(seed: int, gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder, delays = tmp_path / "run", random.Random(seed)
@@ -96,6 +97,7 @@ def test_killed_at_random_moments_again_and_again(seed: int, gin_file: Path, who
     assert outcome(folder) == outcome(whole)
 
 
+@pytest.mark.thorough
 def test_the_command_line_resumes_what_was_killed(gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-c", "from dlmrl_kit.cli.app import main; main()", "train"]

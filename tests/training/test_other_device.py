@@ -96,6 +96,7 @@ def compare(folder: Path, name: str, uses: list[str], *sets: str) -> None:
     assert found == pytest.approx(expected, rel=5e-4, abs=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", training_recipes())
 def test_a_recipe_trains_there_as_here(name: str, tmp_path: Path) -> None:
     compare(tmp_path, name, ["filter=none"])  # which may keep nothing here

@@ -93,6 +93,7 @@ def pairs(first: str, second: str) -> list[tuple[str, str]]:
     return list(itertools.product(names(first), names(second)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_every_legal_pair_trains_and_every_other_is_refused(first: str, second: str, tmp_path: Path) -> None:
     for a, b in pairs(first, second):

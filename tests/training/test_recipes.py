@@ -18,6 +18,7 @@ SIZES: dict[str, list[str]] = {}
 """Bindings that fit the tiny sizes of the tests to a recipe."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path) -> None:
     small = recipe(name, sets=["Trainer.updates = 2", "Trainer.eval_every = 0", *SIZES.get(name, [])])

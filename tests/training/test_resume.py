@@ -59,6 +59,7 @@ MODES: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", MODES)
 def test_every_kind_of_run_resumes(mode: str, tmp_path: Path) -> None:
     uses, sets = MODES[mode]

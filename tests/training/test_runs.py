@@ -86,6 +86,7 @@ def test_a_run_stopped_between_updates_resumes_to_the_same_result(
     assert outcome(tmp_path / "run") == whole
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_result(
     seed: int, uninterrupted: Path, tmp_path: Path

@@ -35,7 +35,7 @@ class Family(ABC):
 
     @abstractmethod
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether a ``config.json`` is of this family."""
+        """Tells whether a ``config.json`` is of this family."""
 
     @abstractmethod
     def model_class(self) -> ModelClass:

@@ -25,7 +25,7 @@ class Bidirectional(Family):
     strict = False  # transformers itself writes such checkpoints, and knows what it may leave out
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether transformers has the model's class and runs it both ways."""
+        """Tells whether transformers has the model's class and runs it both ways."""
         return config.get("model_type") in BIDIRECTIONAL and without_remote_code(config)
 
     def model_class(self) -> ModelClass:

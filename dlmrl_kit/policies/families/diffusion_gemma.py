@@ -108,7 +108,7 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         raise NotImplementedError("DiffusionGemma has no hidden states of whole sequences, only of one canvas")
 
     def _denoise(self, input_ids: Tensor, attention_mask: Tensor, start: Tensor) -> Tensor:
-        """Hidden states [B, C, D] of the canvas of each row that begins at ``start`` (int64 [B])."""
+        """Returns the hidden states [B, C, D] of the canvas of each row that begins at ``start`` (int64 [B])."""
         if bool((start < 0).any()):
             raise UserError(f"completions must be whole canvases of {self.block_size} tokens")
         offset = torch.arange(self.block_size, device=start.device)
@@ -130,7 +130,7 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         return hidden
 
     def _encoded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
-        """Keys and values of left-padded prefixes, and the mask [B, W] that belongs to them."""
+        """Returns keys and values of left-padded prefixes, and the mask [B, W] that belongs to them."""
         if not self._caching or torch.is_grad_enabled():
             return mask, self._encode(ids, mask)
         found = None if self._prefixes is None else self._prefixes.select(ids, mask)
@@ -195,7 +195,7 @@ class _Prefixes:
     states: DynamicCache
 
     def select(self, ids: Tensor, mask: Tensor) -> _Prefixes | None:
-        """The entries for prefixes [B, W'], left-padded; None if one of them is not there."""
+        """Returns the entries for prefixes [B, W'], left-padded; None if one of them is not there."""
         width = min(ids.shape[1], self.ids.shape[1])
         if bool(mask[:, : mask.shape[1] - width].any()):
             return None
@@ -214,7 +214,7 @@ class _Prefixes:
 
 
 def _left_padded(input_ids: Tensor, attention_mask: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns before ``end`` (int64 [B]) of each row, their last one on the right: ids and mask [B, W]."""
+    """Returns the columns before ``end`` (int64 [B]) of each row, their last one on the right: ids and mask [B, W]."""
     width = int(end.max())
     column = end[:, None] - width + torch.arange(width, device=end.device)
     inside = column >= 0
@@ -236,7 +236,7 @@ class DiffusionGemma(Family):
     strict = False  # transformers itself writes such checkpoints, and knows what it may leave out
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether ``config.json`` is DiffusionGemma's."""
+        """Tells whether ``config.json`` is DiffusionGemma's."""
         named = config.get("model_type") == "diffusion_gemma"
         return named or "DiffusionGemmaForBlockDiffusion" in architectures(config)
 

@@ -25,7 +25,7 @@ class Dream(Family):
     supported = "Dream 7B, Dream-Coder and DiffuCoder (model type Dream)"
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether ``config.json`` is Dream's."""
+        """Tells whether ``config.json`` is Dream's."""
         return str(config.get("model_type")).lower() == "dream" or "DreamModel" in architectures(config)
 
     def model_class(self) -> ModelClass:

@@ -64,7 +64,7 @@ class LLaDA(Family):
     supported = "LLaDA 8B and 1.5 (model type llada)"
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether ``config.json`` is that of a dense LLaDA."""
+        """Tells whether ``config.json`` is that of a dense LLaDA."""
         named = config.get("model_type") == "llada" and "d_model" in config
         return named or "LLaDAModelLM" in architectures(config)
 

@@ -42,7 +42,7 @@ class LLaDAMoE(Family):
     supported = "LLaDA-MoE (LLaDAMoEModelLM)"
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether ``config.json`` is that of a LLaDA with experts, of the first or a later generation."""
+        """Tells whether ``config.json`` is that of a LLaDA with experts, of the first or a later generation."""
         later = str(config.get("model_type")).startswith("llada2")
         return later or any(name in _CLASSES or name.startswith("LLaDA2Moe") for name in architectures(config))
 

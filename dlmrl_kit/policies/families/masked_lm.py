@@ -101,7 +101,7 @@ def _answering(body: nn.Module, states: Tensor) -> Iterator[None]:
 
 
 def _max_length(model: nn.Module) -> int | None:
-    """For how many tokens the model's table of absolute positions has room; None without such a table."""
+    """Returns for how many tokens the model's table of absolute positions has room; None without such a table."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
@@ -117,7 +117,7 @@ class MaskedLM(Family):
     strict = False  # checkpoints often have the heads of other objectives, too
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether transformers has a masked language model for the checkpoint."""
+        """Tells whether transformers has a masked language model for the checkpoint."""
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
         known = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES and without_remote_code(config)

@@ -37,7 +37,7 @@ class SDAR(Family):
     policy_class = BlockCausalPolicy
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Whether ``config.json`` is SDAR's, or that of one which the kit saved as Qwen3 with a block size."""
+        """Tells whether ``config.json`` is SDAR's, or that of one which the kit saved as Qwen3 with a block size."""
         saved = config.get("model_type") == "qwen3" and config.get("block_size") is not None
         return saved or config.get("model_type") in ("sdar", "sdar_moe") or "SDARForCausalLM" in architectures(config)
 

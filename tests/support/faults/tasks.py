@@ -22,7 +22,7 @@ class Sums(Task):
 
 
 class SharesPuzzles(Sums):
-    """Gives every split the same puzzles."""
+    """Gives every split the same examples."""
 
     def example(self, split: str, index: Any) -> Example:
         return super().example("train", index) if split in self.SPLITS else super().example(split, index)

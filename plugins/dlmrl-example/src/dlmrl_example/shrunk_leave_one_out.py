@@ -29,7 +29,7 @@ from torch import Tensor
 
 @register("advantage", paper="James and Stein 1961; cousin of arXiv 2511.03710", unbiased=True)
 class ShrunkLeaveOneOut(GroupAdvantage):
-    """Return minus a mixture of the mean of the rest of the group and the mean of the other groups.
+    """Credits each sample with its return minus a mixture of two means: of the rest of its group, and of other groups.
 
     Args:
         shrinkage: s, in [0, 1]; 0 is the kit's ``LeaveOneOut``. None estimates it as above, for each sample.
@@ -46,7 +46,7 @@ class ShrunkLeaveOneOut(GroupAdvantage):
         self.shrinkage = shrinkage
 
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
-        """R - b, [B] or [B, N], each column by itself."""
+        """Returns R - b, [B] or [B, N], each column by itself."""
         values = returns.double().reshape(len(returns), -1)
         _, index, counts = torch.unique(group, return_inverse=True, return_counts=True)
         size = counts[:, None].double()
@@ -65,7 +65,7 @@ class ShrunkLeaveOneOut(GroupAdvantage):
 
 
 class Moments(NamedTuple):
-    """Of groups of numbers: ``size`` [J, 1], ``mean`` [J, N], ``squares`` [J, N] (sum of squares about the mean)."""
+    """Describes groups of numbers by ``size`` [J, 1], ``mean`` [J, N] and ``squares`` [J, N], summed about the mean."""
 
     size: Tensor
     mean: Tensor
@@ -73,14 +73,14 @@ class Moments(NamedTuple):
 
 
 def moments(values: Tensor, index: Tensor, size: Tensor) -> Moments:
-    """Moments of each group: values [B, N], the group of each, int64 [B], and their sizes [J, 1]."""
+    """Computes the moments of each group from values [B, N], the group of each, int64 [B], and the sizes [J, 1]."""
     zeros = values.new_zeros(len(size), values.shape[1])
     mean = zeros.index_add(0, index, values) / size
     return Moments(size, mean, zeros.index_add(0, index, (values - mean[index]).square()))
 
 
 def without(values: Tensor, index: Tensor, groups: Moments) -> Moments:
-    """For each value, the moments of its group without it, [B, ...]; a group of one leaves size, mean, squares 0."""
+    """Computes for each value the moments of its group without it, [B, ...], which are all 0 for a group of one."""
     size, mean = groups.size[index], groups.mean[index]
     count, least = size - 1, (size - 1).clamp(min=1)
     squares = (groups.squares[index] - (values - mean).square() * size / least).clamp(min=0)
@@ -89,7 +89,7 @@ def without(values: Tensor, index: Tensor, groups: Moments) -> Moments:
 
 
 def estimated(own: Moments, others: Moments, pooled: Tensor, freedom: int, inverse: Tensor) -> Tensor:
-    """s of each sample, [B, N], from what the batch without it tells; 0 where the samples of a prompt do not vary.
+    """Estimates s of each sample, [B, N], from the batch without it; 0 where the samples of a prompt do not vary.
 
     Args:
         own: the rest of the sample's group.

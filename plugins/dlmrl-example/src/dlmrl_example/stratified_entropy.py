@@ -50,13 +50,13 @@ class StratifiedEntropy(Selector):
         self.max_selected = k
 
     def resized(self, before: Sizes, after: Sizes) -> StratifiedEntropy:
-        """k in proportion to the number of steps, and so few stretches that all outcomes can be listed."""
+        """Scales k with the number of steps, to at most ``LISTED_DRAWS``, so that all outcomes can be listed."""
         return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def strata(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Number of strata of each row, int64 [B, 1], and the stratum of each step, int64 [B, T]; K past the end.
+        """Returns the number of strata of each row, int64 [B, 1], and the stratum of each step, int64 [B, T], K at padding.
 
-        Step t of n is in stratum floor(t * strata / n): sizes differ by one at most.
+        Step t of n is in stratum floor(t * strata / n), so that sizes differ by one at most.
         """
         steps = valid.sum(-1, keepdim=True).clamp(min=1)
         number = steps.clamp(max=self.k)
@@ -64,7 +64,7 @@ class StratifiedEntropy(Selector):
         return number, (time * number // steps).masked_fill(~valid, min(self.k, valid.shape[-1]))
 
     def probabilities(self, tensordict: TensorDictBase) -> Tensor:
-        """q_t, float64 [B, T]: sums to 1 over each stratum, 0 past the end of a row."""
+        """Returns q_t, float64 [B, T], which sums to 1 over each stratum and is 0 past the end of a row."""
         valid, entropy = tensordict[STEP_VALID], valid_entropy(tensordict)
         _, stratum = self.strata(valid)
         size, total = _sum_by(valid.double(), stratum, self.k), _sum_by(entropy, stratum, self.k)
@@ -72,12 +72,13 @@ class StratifiedEntropy(Selector):
         return ((1 - self.floor) * share + self.floor / size).masked_fill(~valid, 0)
 
     def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Inverts the cumulative distribution, which rises by 1 over each stratum, at j + noise for stratum j."""
+        """Draws steps int64 [B, K], with weights float64 [B, K]."""
         valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
         number, _ = self.strata(valid)
         steps = valid.sum(-1, keepdim=True)
         entry = torch.arange(min(self.k, valid.shape[-1]), device=q.device)
         noise = torch.rand((len(q), len(entry)), generator=generator, device=q.device, dtype=torch.float64)
+        # The cumulative distribution rises by 1 over each stratum: it is inverted at j + noise for stratum j.
         step = torch.searchsorted(q.cumsum(-1), entry + noise, right=True)
         first = (entry * steps + number - 1) // number  # the first step with floor(t * number / steps) = entry
         last = ((entry + 1) * steps + number - 1) // number - 1
@@ -87,7 +88,7 @@ class StratifiedEntropy(Selector):
         return step, used / q.gather(-1, step)
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Every selection that ``choose`` can make: steps [B, K], weights [B, K], probability [B]; for exact tests."""
+        """Lists every selection that ``choose`` can make: steps [B, K], weights [B, K], probability [B]."""
         valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
         number, stratum = self.strata(valid)
         found = []
@@ -103,6 +104,6 @@ class StratifiedEntropy(Selector):
 
 
 def _sum_by(values: Tensor, stratum: Tensor, k: int) -> Tensor:
-    """Sum [B, T] over the steps in the same stratum as each step."""
+    """Sums values [B, T] over the steps in the same stratum as each step: [B, T]."""
     sums = values.new_zeros(len(values), min(k, values.shape[-1]) + 1).scatter_add(-1, stratum, values)
     return sums.gather(-1, stratum)
