@@ -68,7 +68,7 @@ TOKEN_LOG_PROB = _key(
 )
 TOKEN_MODEL_LOG_PROB = _key(("token", "model_log_prob"), "float32", "[B, L]", "the same at temperature 1, unfiltered")
 TOKEN_COMMIT_RANK = _key(
-    ("token", "commit_rank"), "int16", "[B, L]", "order of the draw within the step (PlackettLuceOrder)"
+    ("token", "commit_rank"), "int16", "[B, L]", "order of the draw within the step (PlackettLuceOrder, LearnedOrder)"
 )
 TREE_NODE = _key(("tree", "node"), "int64", "[B, D]", "a sample's node at depth 1 .. D of its group's tree")
 TREE_STEP = _key(("tree", "step"), "int64", "[B, D]", "first step of each level: the steps that lead to depth 1 .. D")
@@ -134,6 +134,14 @@ TRAJECTORY = _key("trajectory", "int64", "[B]", "number of a trajectory among th
 SELECTED_UNIT = _key(
     ("selected", "unit"), "int64", "[B, K]", "number of the segment among those of all listed trajectories"
 )
+
+# In no trajectory that a component sees: what a prompt carries of a state x_t of a sampler that renoises ...
+STATE_OPEN = "open"  # bool [R, L], positions that are not final
+STATE_STEPS_IN_BLOCK = "steps_in_block"  # int64 [R], denoising steps since the block began
+STATE_FINAL = "final"  # bool [R], whether the step is the last one of its block
+STATE_COMMITTED = "committed"  # bool [R, L], the positions that the step accepted
+# ... and the fixed keys of later passes over a rollout, by number, while an update waits for them.
+LATER_PASSES = "later_passes"
 
 
 def keys_table() -> str:

@@ -26,6 +26,8 @@ from dlmrl_kit.core.keys import (
     PROMPT_MASK,
     SELECTED_STEP,
     SELECTED_WEIGHT,
+    STATE_OPEN,
+    STATE_STEPS_IN_BLOCK,
     STEP_STATE_IDS,
     STEP_VALID,
     TREE_NODE,
@@ -89,7 +91,7 @@ def canvas_state(tensordict: TensorDictBase, step: Tensor) -> dict[str, Tensor]:
     still_open = masked_at(tensordict[COMMIT_STEP], step)
     # A block commits all its positions in its last step.
     last = tensordict[COMMIT_STEP][:, None, :].long().masked_fill(still_open, -1).amax(-1)
-    return {"open": still_open, "steps_in_block": step - 1 - last}
+    return {STATE_OPEN: still_open, STATE_STEPS_IN_BLOCK: step - 1 - last}
 
 
 def gather_steps(values: Tensor, step: Tensor) -> Tensor:

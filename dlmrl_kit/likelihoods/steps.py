@@ -33,6 +33,9 @@ from dlmrl_kit.core.keys import (
     SELECTED_TOKEN_LOG_PROB,
     SELECTED_TOKEN_MASK,
     SELECTED_WEIGHT,
+    STATE_COMMITTED,
+    STATE_FINAL,
+    STATE_STEPS_IN_BLOCK,
     STEP_ACCEPTED,
     STEP_LOG_PROB,
     STEP_STATE_IDS,
@@ -90,8 +93,8 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
 def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, used: Tensor) -> Replay:
     """Rebuilds the steps of a renoising sampler: the R trajectories ``rows``, and the step int64 [R, 1] of each."""
     committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
-    prompt.update({"steps_in_block": canvas_state(rows, step)["steps_in_block"].squeeze(1), "final": final})
-    prompt.set("committed", committed)
+    steps = canvas_state(rows, step)[STATE_STEPS_IN_BLOCK].squeeze(1)
+    prompt.update({STATE_STEPS_IN_BLOCK: steps, STATE_FINAL: final, STATE_COMMITTED: committed})
     ids, after = states(rows, step, -1).squeeze(1), states(rows, step + 1, -1).squeeze(1)
     return Replay(prompt, ids, Decision(committed, after), used)
 

@@ -69,7 +69,7 @@ class SelfDistillation(Term):
     mean_key = "self_distillation"
 
     def __init__(self, coefficient: float | Schedule | None = None, tau: float | Schedule | None = None) -> None:
-        tree: list[Key] = ["group", TREE_NODE, TREE_STEP, COMPLETION_IDS, "progress"]
+        tree: list[Key] = [GROUP, TREE_NODE, TREE_STEP, COMPLETION_IDS, PROGRESS]
         selected: list[Key] = [
             SELECTED_TOKEN_LOG_PROB,
             SELECTED_TOKEN_MASK,

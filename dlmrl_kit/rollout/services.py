@@ -13,7 +13,7 @@ from torch import Tensor
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, GROUP, PROMPT_IDS, PROMPT_MASK, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy, Vocabulary
 from dlmrl_kit.core.trajectory import canvas_state, states
@@ -39,9 +39,7 @@ def prompt_batch(task: BaseTask, split: str, indices: list[int], policy: Vocabul
     """
     encoded = policy.encode([example.prompt for example in examples(task, split, indices)])
     group = torch.arange(len(indices), device=policy.device)
-    batch = TensorDict(
-        {**encoded, "group": group, "example": torch.tensor(indices, device=policy.device)}, [len(indices)]
-    )
+    batch = TensorDict({**encoded, GROUP: group, EXAMPLE: torch.tensor(indices, device=policy.device)}, [len(indices)])
     return batch[group.repeat_interleave(group_size)]
 
 

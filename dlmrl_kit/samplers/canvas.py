@@ -9,7 +9,15 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
+from dlmrl_kit.core.keys import (
+    STATE_OPEN,
+    STATE_STEPS_IN_BLOCK,
+    STEP_ACCEPTED,
+    STEP_DRAFT_IDS,
+    STEP_GREEDY_IDS,
+    STEP_STATE_IDS,
+    Key,
+)
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.samplers.base import Decision, View
 from dlmrl_kit.samplers.recorder import Recorder
@@ -53,8 +61,8 @@ class State:
     def of(cls, prompt: TensorDictBase, ids: Tensor, mask_id: int) -> State:
         """Returns the states that ``ids`` [B, L] and the ``core.trajectory.canvas_state`` in ``prompt`` describe."""
         masked = ids == mask_id
-        still_open = prompt.get("open", None)
-        steps = prompt.get("steps_in_block", None)
+        still_open = prompt.get(STATE_OPEN, None)
+        steps = prompt.get(STATE_STEPS_IN_BLOCK, None)
         return cls(
             ids.clone(),
             masked if still_open is None else masked | still_open,

@@ -30,6 +30,9 @@ from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import (
     PROMPT_IDS,
     PROMPT_MASK,
+    STATE_COMMITTED,
+    STATE_FINAL,
+    STATE_STEPS_IN_BLOCK,
     STEP_ACCEPTED,
     STEP_DRAFT_IDS,
     STEP_GREEDY_IDS,
@@ -157,7 +160,7 @@ class RenoisingSampler(Sampler):
 
     def asked_positions(self, policy: Policy, prompt: TensorDictBase, ids: Tensor) -> Tensor:
         """Returns the positions that the steps accepted, ``committed`` of ``prompt``."""
-        committed: Tensor = prompt["committed"]
+        committed: Tensor = prompt[STATE_COMMITTED]
         return committed
 
     def processing(self, prompt: TensorDictBase, positions: Tensor) -> Process | None:
@@ -168,7 +171,7 @@ class RenoisingSampler(Sampler):
             positions: bool [R, L], where logits are given.
         """
         row = positions.nonzero(as_tuple=True)[0]
-        steps, last = prompt["steps_in_block"][row], prompt["final"][row]
+        steps, last = prompt[STATE_STEPS_IN_BLOCK][row], prompt[STATE_FINAL][row]
 
         def process(logits: Tensor, part: slice) -> Tensor:
             return _greedy_rows(self._cooled(logits, steps[part]), last[part])

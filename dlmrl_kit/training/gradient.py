@@ -25,6 +25,7 @@ from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     GROUP,
     ITERATION,
+    LATER_PASSES,
     PROMPT_MASK,
     SELECTED_LOG_PROB,
     SELECTED_OLD_LOG_PROB,
@@ -143,7 +144,7 @@ class LogProbs:
         """Adds what stays fixed during an update: old and reference log-probabilities, token masks, a correction.
 
         A likelihood that draws new masks in each of several ``passes`` over the rollout gets these keys once for each
-        pass, those of the later passes under ``("pass", "1")``, ``("pass", "2")``, ...
+        pass, those of the later passes under ``(LATER_PASSES, "1")``, ...
 
         Returns:
             The metrics of the correction; empty without one.
@@ -160,7 +161,7 @@ class LogProbs:
         shared = set(trajectory.keys(True, True)) - {ITERATION}
         self._add_fixed(trajectory, 0)
         for i, extra in enumerate(later, 1):
-            trajectory.set(("pass", str(i)), extra.exclude(*shared))
+            trajectory.set((LATER_PASSES, str(i)), extra.exclude(*shared))
         return metrics
 
     def _add_fixed(self, trajectory: TensorDictBase, iteration: int, known: Collection[Key] = ()) -> TensorDictBase:

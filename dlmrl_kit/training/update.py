@@ -21,6 +21,7 @@ from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     EXAMPLE,
+    LATER_PASSES,
     PROGRESS,
     SEED,
     SELECTED_WEIGHT,
@@ -232,7 +233,7 @@ class Update:
             generator = seeding.generator("cpu", self.trainer.seed, number, "minibatches", iteration)
             for part in shuffled(trajectory, self.trainer.minibatches, generator, self.gradient.whole_groups):
                 minibatch = trajectory[part]
-                redrawn = minibatch.pop("pass", None)
+                redrawn = minibatch.pop(LATER_PASSES, None)
                 # A likelihood that draws new masks in each pass has its fixed keys once for each later pass.
                 if redrawn is not None and iteration > 0:
                     minibatch.update(redrawn[str(iteration)])

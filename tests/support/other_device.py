@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -176,6 +177,7 @@ def moved(make: Any) -> Any:
 def other_device() -> Iterator[torch.device]:
     """The device, within the context."""
     autocast = torch.autocast
+    _device_constructors()  # remembers what it sees first: with the functions below ``torch.device(...)`` fails later
     with pytest.MonkeyPatch.context() as patch, OtherDevice():
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(torch, "autocast", lambda device_type, *a, **k: autocast("cpu", *a, **k))

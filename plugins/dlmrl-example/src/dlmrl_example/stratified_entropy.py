@@ -54,7 +54,7 @@ class StratifiedEntropy(Selector):
         return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def strata(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the number of strata of each row, int64 [B, 1], and the stratum of each step, int64 [B, T], K at padding.
+        """Returns how many strata each row has, int64 [B, 1], and the stratum of each step, int64 [B, T]; K at padding.
 
         Step t of n is in stratum floor(t * strata / n), so that sizes differ by one at most.
         """
