@@ -57,9 +57,14 @@ class TokenIds:
     """What a policy asks of a tokenizer, for a random model: mask 0, padding 1, no end of text."""
 
     mask_token_id, pad_token_id, unk_token_id, eos_token_id = 0, 1, None, None
+    chat_template = None
 
     def __init__(self, vocab: int) -> None:
         self.vocab = vocab
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """Tokenises nothing: no text has tokens."""
+        return {"input_ids": []}
 
     def __len__(self) -> int:
         return self.vocab

@@ -83,7 +83,7 @@ class StepGAE(Advantage):
     def forward(self, tensordict: TensorDictBase, *, policy: Policy, keys: Collection[Key] = ()) -> TensorDictBase:
         """Writes the advantages, and what was asked for."""
         reward = tensordict[REWARD]
-        tokens = segment_tokens(tensordict, policy.eos_id, self.after_eos)
+        tokens = segment_tokens(tensordict, policy, self.after_eos)
         value = torch.where(tokens, tensordict[SELECTED_OLD_VALUE].double(), 0.0)
         count = tokens.sum(-1)
         there = count > 0

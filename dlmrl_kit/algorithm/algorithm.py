@@ -91,7 +91,8 @@ class GradientEstimator:
         self.correction = correction
         self.values: list[Value] = _as_list(value)
         self.loss = loss
-        self.regularisers: list[Term] = _as_list(regulariser)
+        terms: list[Term] = _as_list(regulariser)
+        self.regularisers = [term.beside(loss) for term in terms]
 
     @property
     def components(self) -> list[Component]:

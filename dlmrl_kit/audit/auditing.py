@@ -32,9 +32,11 @@ class Options:
     Args:
         problems: the problems, or how many random ones to make (``random_problems``).
         seed: of random problems, and of sampling where trajectories cannot be listed.
-        group_size: G; a batch is one group of one prompt.
+        group_size: G.
         attribution: whether to measure the causes of a bias one by one, too.
-        batches: how many groups to sample where they cannot be listed.
+        batches: how many batches to sample where groups cannot be listed.
+        prompts_per_update: groups of a batch. It matters wherever groups meet: in what a filter leaves, and in a
+            denominator that counts tokens or steps.
     """
 
     problems: int | Sequence[Problem] = 4
@@ -42,6 +44,7 @@ class Options:
     group_size: int = 2
     attribution: bool = True
     batches: int = 400
+    prompts_per_update: int = 2
 
 
 def audit_recipe(
@@ -55,6 +58,7 @@ def audit_recipe(
     group_size: int = 2,
     attribution: bool = True,
     batches: int = 400,
+    prompts_per_update: int | None = None,
 ) -> AuditReport:
     """Audits a recipe, as ``dlmrl audit`` does.
 
@@ -62,6 +66,7 @@ def audit_recipe(
         recipe: its name or path.
         sets, uses, allow_imports: as ``load_recipe``.
         problems, seed, group_size, attribution, batches: as ``Options``.
+        prompts_per_update: as ``Options``; None: that of the recipe's trainer.
 
     Raises:
         RecipeError: the recipe cannot be loaded.
@@ -80,6 +85,7 @@ def audit_recipe(
         group_size=group_size,
         attribution=attribution,
         batches=batches,
+        prompts_per_update=prompts_per_update,
     )
     report.notes[:0] = loaded.notes
     return report
@@ -94,6 +100,7 @@ def audit_algorithm(
     group_size: int = 2,
     attribution: bool = True,
     batches: int = 400,
+    prompts_per_update: int | None = None,
 ) -> AuditReport:
     """Audits an algorithm on small problems that stand in for its task and policy.
 
@@ -101,6 +108,7 @@ def audit_algorithm(
         algorithm: the components; each is scaled to the problems by its own method ``resized``.
         name: of the report.
         problems, seed, group_size, attribution, batches: as ``Options``.
+        prompts_per_update: as ``Options``; None: that of the algorithm's trainer, 2 without one.
 
     Raises:
         AuditError: the sampler contradicts its own log-probability, or does not sample from the policy.
@@ -109,8 +117,13 @@ def audit_algorithm(
     if STEP_LOG_PROB not in algorithm.sampler.writes():
         sampler = type(algorithm.sampler).__name__
         raise AuditError(f"{sampler} does not sample from the policy: there is no gradient of its reward to audit")
+    groups = prompts_per_update
+    if groups is None:
+        groups = algorithm.trainer.prompts_per_update if isinstance(algorithm, Algorithm) else Options.prompts_per_update
+    if groups < 1:
+        raise AuditError(f"prompts_per_update must be at least 1, got {groups}")
     with _one_thread():
-        return _audit(algorithm, name, Options(problems, seed, group_size, attribution, batches))
+        return _audit(algorithm, name, Options(problems, seed, group_size, attribution, batches, groups))
 
 
 @contextmanager
@@ -130,7 +143,9 @@ class _Place:
     def __init__(self, algorithm: GradientEstimator, problem: Problem, options: Options) -> None:
         self.small, self.scaled = shrunk(algorithm, problem)
         sampler = self.small.sampler
-        self.ground = Ground(problem, sampler, options.group_size, options.batches, options.seed).prepare()
+        self.ground = Ground(
+            problem, sampler, options.group_size, options.batches, options.seed, groups=options.prompts_per_update
+        ).prepare()
         self.measured = self.ground.measure(swapped(self.small))
 
     def alone(self, *found: Cause) -> Measured | None:
@@ -161,6 +176,7 @@ def _audit(algorithm: GradientEstimator, name: str, options: Options) -> AuditRe
         [place.measured for place in places],
         sampler=type(algorithm.sampler).__name__,
         group_size=options.group_size,
+        prompts_per_update=options.prompts_per_update,
     )
     for place in places:
         tokens = float(options.group_size * place.ground.problem.length)

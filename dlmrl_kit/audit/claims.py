@@ -140,6 +140,8 @@ def broken_claim(component: Component) -> str:
         if unscaled is None:
             return f"{name} claims to be unbiased, which cannot be audited: {report.unlike}"
         report = unscaled
+    if report.moving:
+        return f"{name} claims to be unbiased; the audit finds: {report.verdict}"
     if not report.exact:
         certain = [m.interval[0] for m in report.measured if m.interval is not None and m.interval[0] > 0]
         return f"{name} claims to be unbiased; the audit finds: {report.verdict}" if certain else ""

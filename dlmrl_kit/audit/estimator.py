@@ -1,14 +1,16 @@
 """Expectation and variance of a recipe's gradient estimate g, summed over all tuples of G trajectories of a prompt.
 
-    E[g] = mean over prompts of sum over tuples of product_i P_i * g(tuple),    Var = E ||g||^2 - ||E g||^2
+    E[g] = sum over batches of their probability * g(batch),    Var = E ||g||^2 - ||E g||^2
 
-A batch is one group, that is one tuple. To be fast, many tuples go through the advantage and the loss as the groups of
-one large batch. On a few tuples this is compared with running the whole recipe on each alone. If they differ, because a
-component looks across groups, every tuple is run alone.
+A batch has several groups, each a tuple. ``audit.batches`` computes its moments from the law of one group. For that,
+many tuples go through the advantage and the loss as the groups of one large batch. On a few tuples this is compared
+with running the whole recipe on each alone; if they differ, every tuple is run alone. A few batches are compared with
+what their groups make of them; if they differ, because a component looks across groups, every batch is run alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.audit.bank import Bank, Jacobian, jacobian, select, table
+from dlmrl_kit.audit.batches import GroupLaw, Part, batch_moments, compositions
 from dlmrl_kit.audit.on_problem import ExactServices, OnProblem
 from dlmrl_kit.core.keys import (
     EXAMPLE,
@@ -45,14 +48,14 @@ class TooLarge(Exception):
 
 @dataclass
 class Moments:
-    """Moments of the gradient estimate g, which is minus the gradient of the loss.
+    """Moments of the gradient estimate g of a batch, which is minus the gradient of the loss.
 
     Attributes:
         mean: E g, [P].
         second: E ||g||^2.
         step_mean, step_second: [T, P] and [T], the same of the part of g that comes from segments that start at each
             step; None if tuples were run one at a time.
-        forwards: expected model forwards of a batch.
+        forwards: expected model forwards of a group.
         tuples: how many were listed.
         vectorised: whether they were run together.
     """
@@ -66,7 +69,9 @@ class Moments:
     vectorised: bool = True
 
 
-def moments(small: OnProblem, services: ExactServices, trajectories: TensorDictBase, group_size: int) -> Moments:
+def moments(
+    small: OnProblem, services: ExactServices, trajectories: TensorDictBase, group_size: int, groups: int = 1
+) -> Moments:
     """Computes the exact moments of a gradient estimate.
 
     Args:
@@ -74,11 +79,12 @@ def moments(small: OnProblem, services: ExactServices, trajectories: TensorDictB
         services: of the problem.
         trajectories: all of them, with ``probability``, ``reward`` and ``trajectory``.
         group_size: G.
+        groups: of a batch.
 
     Raises:
         NotImplementedError: the selector is random and does not list its outcomes, or the likelihood masks at random or
             reads the advantage.
-        TooLarge: there are too many tuples.
+        TooLarge: there are too many tuples, or too many batches where a component looks across groups.
     """
     estimator = small.estimator
     if estimator.likelihood.random_masks:
@@ -91,15 +97,17 @@ def moments(small: OnProblem, services: ExactServices, trajectories: TensorDictB
     tuples = sum(len(rows) ** group_size for rows in prompts)
     if tuples > MAX_TUPLES:
         raise TooLarge(f"{tuples} groups of {group_size}")
+    if groups > 1 and _looks_across(small, services, bank, prompts, group_size):
+        return _batch_by_batch(small, services, bank, prompts, group_size, groups)
     sample = _some(prompts, group_size)
-    alone = [_single(small, services, bank, index) for index in sample]
+    alone = [_average(*_single(small, services, bank, index)) for index in sample]
     if not set(estimator.selector.in_keys) & set(estimator.advantage.out_keys):
         together = _Together(small, services, trajectories, bank, group_size)
         if _close(together.gradients(torch.stack(sample)), torch.stack(alone)):
-            return together.total(prompts, tuples)
+            return together.batch_moments(prompts, tuples, groups)
     if tuples > MAX_SINGLE_TUPLES:
         raise TooLarge(f"{tuples} groups of {group_size} that must be run one at a time")
-    return _one_by_one(small, services, bank, prompts, group_size)
+    return _one_by_one(small, services, bank, prompts, group_size, groups)
 
 
 def product_index(rows: Tensor, group_size: int) -> Tensor:
@@ -121,22 +129,33 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).norm() <= 1e-9 * max(1.0, float(b.norm())))
 
 
-def _single(small: OnProblem, services: ExactServices, bank: Bank, index: Tensor) -> Tensor:
-    """Runs every component on one group, and returns minus its gradient, [P].
+def _single(small: OnProblem, services: ExactServices, bank: Bank, index: Tensor) -> tuple[Tensor, float]:
+    """Runs every component on one batch of groups, given as rows of the bank: int64 [G], or [M, G].
 
     A random selector is not run: the selection in the bank stands for its draw.
+
+    Returns:
+        Minus the gradient of the loss's numerator, [P], and its denominator.
     """
-    rows, selector = bank.rows[index], small.estimator.selector
+    selector, size = small.estimator.selector, index.shape[-1]
+    rows = bank.rows[index.flatten()]
     given = "generator" in selector.requires
     written = {key for s in small.plan.rollout if given and s.component is selector for key in s.writes}
     keep = [key for key in rows.keys(True, True) if key in written or not _is_selected(key)]
-    batch = rows.select(*keep).set(GROUP, torch.zeros(len(index), dtype=torch.int64))
+    batch = rows.select(*keep).set(GROUP, torch.arange(len(rows)) // size)
     for stage in small.after_reward:
         if len(batch) and not (given and stage.component is selector):
             batch = services.call(stage.component, batch, stage.keys)
     if len(batch) == 0:  # a filter kept nothing
-        return torch.zeros_like(small.parameters.zero())
-    return -small.loss_gradient(small.fixed(batch))
+        return torch.zeros_like(small.parameters.zero()), 0.0
+    fixed = small.fixed(batch)
+    count = float(small.estimator.loss.count(fixed))
+    return -small.loss_gradient(fixed) * count, count
+
+
+def _average(total: Tensor, count: float) -> Tensor:
+    """Divides a numerator by its denominator; 0 where there is nothing to count."""
+    return total / count if count else total
 
 
 def _is_selected(key: Key) -> bool:
@@ -144,17 +163,55 @@ def _is_selected(key: Key) -> bool:
     return isinstance(key, tuple) and key[0] == "selected"
 
 
-def _one_by_one(
+def _looks_across(
     small: OnProblem, services: ExactServices, bank: Bank, prompts: list[Tensor], group_size: int
+) -> bool:
+    """Returns whether a batch of groups has another gradient than the quotient of its groups' sums."""
+    groups = _some(prompts, group_size)
+    alone = [_single(small, services, bank, index) for index in groups]
+    for some in ([0, 1], [2, 3], list(range(len(groups)))):
+        total, count = _single(small, services, bank, torch.stack([groups[i] for i in some]))
+        expected = torch.stack([alone[i][0] for i in some]).sum(0), sum(alone[i][1] for i in some)
+        if not _close(_average(total, count), _average(*expected)):
+            return True
+    return False
+
+
+def _batch_by_batch(
+    small: OnProblem, services: ExactServices, bank: Bank, prompts: list[Tensor], group_size: int, groups: int
 ) -> Moments:
-    mean, second, tuples = torch.zeros(()), 0.0, 0
-    for rows in prompts:
-        for index in product_index(rows, group_size):
-            share = float(bank.probability[index].prod()) / len(prompts)
-            gradient = _single(small, services, bank, index)
-            mean, second, tuples = mean + share * gradient, second + share * float(gradient @ gradient), tuples + 1
+    """Sums over every batch of ``groups`` tuples, each run alone."""
+    ways = compositions(len(prompts), groups)
+    tuples = [product_index(rows, group_size) for rows in prompts]
+    batches = sum(math.prod(len(own) ** n for own, n in zip(tuples, number, strict=True)) for number in ways)
+    if batches > MAX_SINGLE_TUPLES:
+        raise TooLarge(f"a component looks across groups, and there are {batches:.3g} batches of {groups}")
+    mean, second = torch.zeros(()), 0.0
+    for number in ways:
+        slots = [own for own, n in zip(tuples, number, strict=True) for _ in range(n)]
+        for chosen in itertools.product(*slots):
+            index = torch.stack(chosen)
+            share = float(bank.probability[index].prod()) / len(ways)
+            gradient = _average(*_single(small, services, bank, index))
+            mean, second = mean + share * gradient, second + share * float(gradient @ gradient)
     forwards = group_size * float((bank.probability * bank.forwards).sum()) / len(prompts)
-    return Moments(mean, second, None, None, forwards, tuples, vectorised=False)
+    return Moments(mean, second, None, None, forwards, batches, vectorised=False)
+
+
+def _one_by_one(
+    small: OnProblem, services: ExactServices, bank: Bank, prompts: list[Tensor], group_size: int, groups: int
+) -> Moments:
+    laws, tuples = [], 0
+    for rows in prompts:
+        law = GroupLaw([Part(torch.arange(small.parameters.size), None)])
+        for index in product_index(rows, group_size):
+            total, count = _single(small, services, bank, index)
+            law.add(bank.probability[index].prod()[None], total[None], torch.tensor([count], dtype=torch.float64))
+            tuples += 1
+        laws.append(law)
+    mean, second = batch_moments(laws, groups)
+    forwards = group_size * float((bank.probability * bank.forwards).sum()) / len(prompts)
+    return Moments(mean, float(second[0]), None, None, forwards, tuples, vectorised=False)
 
 
 class _Together:
@@ -197,14 +254,15 @@ class _Together:
             rows.set(key, torch.where(used.reshape(*used.shape, *[1] * (picked.dim() - 2)), picked, 0.0))
         return rows
 
-    def coefficients(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Differentiates the loss of every tuple by the likelihood's keys.
+    def coefficients(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Differentiates the numerator of every tuple's loss by the likelihood's keys.
 
         Args:
             index: int64 [M, G], tuples of rows of the bank.
 
         Returns:
-            Minus the derivatives, [M, columns], one column for each number in the bank, and model forwards, [M].
+            Minus the derivatives, [M, columns], one column for each number in the bank; the denominators, [M], 0 where
+            filters keep nothing; and model forwards, [M].
         """
         count, group_size = index.shape
         batch = self.rows[index.flatten()].copy()
@@ -225,11 +283,10 @@ class _Together:
         loss = self.small.estimator.loss
         total = loss_of(loss(batch)) * float(loss.count(batch))
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if leaves else ()
-        # The loss divides by the count of the whole batch; each tuple must be divided by the count of its own samples.
-        share = (self.counts[index] * kept.reshape(index.shape)).sum(-1)
-        share = share.masked_fill(share == 0, torch.inf)  # a tuple of which filters keep nothing has no gradient
+        own = (self.counts[index] * kept.reshape(index.shape)).sum(-1)
         blocks = [self._block(key, found_key, batch, count) for key, found_key in zip(leaves, found, strict=True)]
-        return -torch.cat([torch.zeros(count, 0, dtype=torch.float64), *blocks], dim=1) / share[:, None], forwards
+        numerator = -torch.cat([torch.zeros(count, 0, dtype=torch.float64), *blocks], dim=1)
+        return numerator.masked_fill((own == 0)[:, None], 0.0), own, forwards
 
     def _block(self, key: Key, gradient: Tensor | None, batch: TensorDictBase, count: int) -> Tensor:
         value = self.derivative.values[key]
@@ -242,28 +299,27 @@ class _Together:
         return out.scatter_add(1, column, gradient.reshape(count, -1))
 
     def gradients(self, index: Tensor) -> Tensor:
-        """Computes minus the gradient of every tuple of index int64 [M, G]: [M, P]."""
-        return self.coefficients(index)[0] @ self.matrix
+        """Computes minus the gradient of every tuple of index int64 [M, G], as a batch of its own: [M, P]."""
+        numerator, count, _ = self.coefficients(index)
+        return numerator / count.masked_fill(count == 0, 1)[:, None] @ self.matrix
 
-    def total(self, prompts: list[Tensor], tuples: int) -> Moments:
-        """Sums over all tuples of all prompts, given as rows of the bank for each prompt."""
-        columns = len(self.matrix)
+    def batch_moments(self, prompts: list[Tensor], tuples: int, groups: int) -> Moments:
+        """Computes the moments over batches of all tuples of all prompts, given as rows of the bank for each prompt."""
         step_of = torch.cat([torch.zeros(0), *(self._step_of(key) for key in self.keys)])
         by_step = [(step_of == t).nonzero().squeeze(-1) for t in range(self.num_steps)]
-        mean, second, forwards = torch.zeros(columns, dtype=torch.float64), 0.0, 0.0
-        step_second = torch.zeros(self.num_steps, dtype=torch.float64)
+        parts = [Part(own, self.gram[own][:, own]) for own in (torch.arange(len(self.matrix)), *by_step)]
+        laws, forwards = [], 0.0
         for rows in prompts:
+            law = GroupLaw(parts)
             for index in product_index(rows, self.group_size).split(_CHUNK):
-                share = self.bank.probability[index].prod(-1) / len(prompts)
-                c, cost = self.coefficients(index)
-                mean += share @ c
-                second += float(share @ ((c @ self.gram) * c).sum(-1))
-                forwards += float(share @ cost)
-                for t, part in enumerate(by_step):
-                    own = c[:, part]
-                    step_second[t] += share @ ((own @ self.gram[part][:, part]) * own).sum(-1)
-        step_mean = torch.stack([mean[part] @ self.matrix[part] for part in by_step])
-        return Moments(mean @ self.matrix, second, step_mean, step_second, forwards, tuples)
+                share = self.bank.probability[index].prod(-1)
+                numerator, count, cost = self.coefficients(index)
+                law.add(share, numerator, count)
+                forwards += float(share @ cost) / len(prompts)
+            laws.append(law)
+        mean, second = batch_moments(laws, groups)
+        step_mean = torch.stack([mean[own] @ self.matrix[own] for own in by_step])
+        return Moments(mean @ self.matrix, float(second[0]), step_mean, second[1:], forwards, tuples)
 
     def _step_of(self, key: Key) -> Tensor:
         return self.derivative.step.repeat_interleave(math.prod(self.derivative.values[key].shape[1:]))

@@ -2,6 +2,9 @@
 
 relative bias = ||E g - grad J|| / ||grad J||          scale s = <E g, grad J> / ||grad J||^2
 after scale   = ||E g - s grad J|| / ||E g||           cosine = <E g, grad J> / (||E g|| ||grad J||)
+
+Where grad J is 0 these are not defined, and ||E g|| itself is the bias. g is that of a whole batch; variances and
+forwards are given for one group of it, so that batches of any size compare.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dlmrl_kit.audit.on_problem import ExactServices, OnProblem, expected_reward
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.sampled import sampled_gradients
+from dlmrl_kit.audit.scale import TOLERANCE
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROBABILITY, REWARD, TRAJECTORY, Key
 from dlmrl_kit.samplers.base import Sampler
@@ -38,13 +42,15 @@ class Measured:
     Attributes:
         problem: where it was measured.
         relative_bias, scale, relative_bias_after_scale, cosine: see the module docstring; None if grad J is zero.
-        variance: trace of the covariance of g.
+        variance: trace of the covariance of g, times the groups of a batch.
         relative_variance: variance over ||E g||^2; None if E g is zero.
-        step_variance: the variance of each step's part of g; None if groups were sampled or run one at a time.
-        forwards: expected model forwards of a batch; None if groups were sampled.
-        groups: how many groups were listed or sampled.
-        interval: 95% confidence interval of ``relative_bias`` if groups were sampled; None if the numbers are exact.
+        step_variance: the same of each step's part of g; None if groups were sampled or run one at a time.
+        forwards: expected model forwards of a group; None if groups were sampled.
+        groups: how many groups (batches, where a component looks across groups) were listed or sampled.
+        interval: 95% confidence interval of ``relative_bias``, or of ``mean_norm`` where grad J is zero, if groups were
+            sampled; None if the numbers are exact.
         gradient_norm: ||grad J||.
+        mean_norm: ||E g||.
     """
 
     problem: Problem
@@ -59,6 +65,12 @@ class Measured:
     groups: int
     interval: tuple[float, float] | None = None
     gradient_norm: float = 0.0
+    mean_norm: float = 0.0
+
+    @property
+    def moves(self) -> bool:
+        """Whether E g is certainly not 0 where grad J is 0: a bias that no relative number shows."""
+        return self.relative_bias is None and (self.mean_norm if self.interval is None else self.interval[0]) > TOLERANCE
 
     @property
     def cost(self) -> float | None:
@@ -75,13 +87,14 @@ class Ground:
     Attributes:
         problem, sampler: what it is the truth of.
         group_size: G.
-        batches: how many groups to sample where they cannot be listed.
+        batches: how many batches to sample where groups cannot be listed.
         seed: of that sampling.
         trajectories: all of the sampler's, with probability and reward; None if it does not list its choices.
         truth: grad J, [P]; None likewise.
         values: the expected reward from each of their states, as ``ExactServices`` takes it; None likewise.
         reasons: why groups were sampled.
         cached: trajectories and values with a cache, by cache.
+        groups: of a batch.
     """
 
     problem: Problem
@@ -94,6 +107,7 @@ class Ground:
     values: Tensor | None = None
     reasons: list[str] = field(default_factory=list)
     cached: dict[Cache, tuple[TensorDict, Tensor]] = field(default_factory=dict)
+    groups: int = 1
 
     def prepare(self) -> Ground:
         """Lists the trajectories and differentiates J; returns itself.
@@ -158,7 +172,7 @@ class Ground:
             return self._sampled(small)
         listed, services = self.services(small)
         try:
-            return self._exact(moments(small, services, listed, self.group_size))
+            return self._exact(moments(small, services, listed, self.group_size, self.groups))
         except (NotImplementedError, TooLarge) as error:
             self._because(str(error))
             return self._sampled(small)
@@ -174,10 +188,11 @@ class Ground:
 
     def _exact(self, found: Moments) -> Measured:
         assert self.truth is not None
-        variance = max(found.second - float(found.mean @ found.mean), 0.0)
+        variance = self.groups * max(found.second - float(found.mean @ found.mean), 0.0)
         steps = None
         if found.step_mean is not None and found.step_second is not None:
-            steps = (found.step_second - found.step_mean.square().sum(-1)).clamp(min=0).tolist()
+            per_step = found.step_second - found.step_mean.square().sum(-1)
+            steps = (self.groups * per_step.clamp(min=0)).tolist()
         numbers = _compare(found.mean, self.truth)
         norm = float(found.mean @ found.mean)
         relative = variance / norm if norm > ZERO**2 else None
@@ -191,24 +206,25 @@ class Ground:
             found.tuples,
             None,
             float(self.truth.norm()),
+            math.sqrt(norm),
         )
 
     def _sampled(self, small: OnProblem) -> Measured:
-        found = sampled_gradients(small, self.group_size, self.batches, self.seed)
+        found = sampled_gradients(small, self.group_size, self.batches, self.seed, self.groups)
         bias, noise = found.bias(self.truth)
         truth = found.exact.mean(0) if self.truth is None else self.truth
         mean = truth + bias
         norm = float(truth.norm())
-        if norm < ZERO:
-            return Measured(self.problem, None, None, None, None, 0.0, None, None, None, len(found.own), (0.0, 0.0))
+        zero = norm < ZERO
         squared = float(bias @ bias - noise.trace())
         spread = math.sqrt(float(4 * bias @ noise @ bias + 2 * noise.square().sum()))
-        low, middle, high = (math.sqrt(max(squared + c * spread, 0.0)) / norm for c in (-1.96, 0, 1.96))
+        unit = 1.0 if zero else norm
+        low, middle, high = (math.sqrt(max(squared + c * spread, 0.0)) / unit for c in (-1.96, 0, 1.96))
         _, scale, after, cosine = _compare(mean, truth)
         signal = float(mean @ mean)
         return Measured(
             self.problem,
-            middle,
+            None if zero else middle,
             scale,
             after,
             cosine,
@@ -216,9 +232,10 @@ class Ground:
             found.variance / signal if signal > ZERO**2 else None,
             None,
             None,
-            len(found.own),
+            len(found.own) * self.groups,
             (low, high),
             norm,
+            middle if zero else math.sqrt(signal),
         )
 
 

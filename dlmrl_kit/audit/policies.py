@@ -111,13 +111,13 @@ class SmallPolicy(Policy):
         vocab: number of tokens that may be committed, with ids 0 .. vocab - 1; the mask has id ``vocab``.
         length: L.
         prompts: number of prompts; prompt q is the token q.
-        eos: whether the last token is the end of text.
+        eos: how many of the last tokens end the text, each of them.
         seed: of the random weights.
         spread: standard deviation of the logits, about.
     """
 
     def __init__(
-        self, kind: PolicyKind, vocab: int, length: int, prompts: int, eos: bool, seed: int, spread: float = 1.0
+        self, kind: PolicyKind, vocab: int, length: int, prompts: int, eos: int, seed: int, spread: float = 1.0
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -126,7 +126,7 @@ class SmallPolicy(Policy):
         else:
             self.model = Network(length, vocab + 1, generator, spread, layers=1 + (kind == "deep network"))
         self.mask_id = self.pad_id = vocab
-        self.eos_id = vocab - 1 if eos else None
+        self.eos_ids = tuple(range(vocab - 1, vocab - 1 - eos, -1))
         self.vocab_size = vocab + 1
         self.forbidden_ids = (vocab,)
         self._window: Window | None = None

@@ -18,7 +18,7 @@ from dlmrl_kit.audit.policies import PolicyKind, SmallPolicy
 from dlmrl_kit.core.keys import EXAMPLE, GROUP, PROGRESS, PROMPT_IDS, PROMPT_MASK, SEED
 from dlmrl_kit.core.seeding import sample_seeds
 
-RewardKind = Literal["random", "sparse", "parity"]
+RewardKind = Literal["random", "sparse", "parity", "constant"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Problem:
         length: L, the positions of a completion.
         tokens_per_step, block_length: settings that the sampler gets.
         prompts: number of prompts, at most ``vocab``; all are equally likely.
-        reward: ``"random"`` (standard normal per completion), ``"sparse"`` (1 for one completion of each prompt) or
-            ``"parity"`` (1 where the tokens and the prompt sum to an even number).
+        reward: ``"random"`` (standard normal per completion), ``"sparse"`` (1 for one completion of each prompt),
+            ``"parity"`` (1 where the tokens and the prompt sum to an even number) or ``"constant"`` (1 for every
+            completion: grad J is 0, and an estimator that moves is biased).
         policy: ``"tabular"``, ``"network"`` or ``"deep network"``.
-        eos: whether the last token ends the text.
+        eos: how many of the last tokens end the text, each of them.
         seed: of the random policy and rewards.
         spread: standard deviation of the logits, about; if large, the policy is certain of its predictions.
 
@@ -48,7 +49,7 @@ class Problem:
     prompts: int = 1
     reward: RewardKind = "random"
     policy: PolicyKind = "tabular"
-    eos: bool = False
+    eos: int = 0
     seed: int = 0
     spread: float = 1.0
 
@@ -74,6 +75,8 @@ class Problem:
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
         """Returns rewards float64 [N] of completions int64 [N, L]; tokens out of range, such as padding, count as 0."""
         digits = torch.where(ids < self.vocab, ids, 0)
+        if self.reward == "constant":
+            return torch.ones(len(ids), dtype=torch.float64)
         if self.reward == "parity":  # needs no table, which would be too large for long completions
             return ((digits.sum(-1) + example) % 2 == 0).double()
         return self.table[example, (digits * self.vocab ** torch.arange(self.length)).sum(-1)]

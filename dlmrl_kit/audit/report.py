@@ -24,6 +24,7 @@ class AuditReport:
         notes: what was scaled, and why groups were sampled.
         sampler: name of the recipe's sampler.
         group_size: G.
+        prompts_per_update: groups of a batch.
         interaction: two causes that have more bias together than alone; None if none do.
         unlike: says why the recipe would be another algorithm on these problems, so that there is no verdict; "" if
             it would not.
@@ -37,6 +38,7 @@ class AuditReport:
     notes: list[str] = field(default_factory=list)
     sampler: str = ""
     group_size: int = 2
+    prompts_per_update: int = 1
     interaction: Interaction | None = None
     unlike: str = ""
 
@@ -73,7 +75,12 @@ class AuditReport:
     @property
     def unbiased(self) -> bool:
         """Whether the expected gradient is grad J up to rounding."""
-        return self.exact and not self.unlike and self.relative_bias < TOLERANCE
+        return self.exact and not self.unlike and not self.moving and self.relative_bias < TOLERANCE
+
+    @property
+    def moving(self) -> list[Measured]:
+        """The problems whose true gradient is 0, and on which the expected gradient certainly is not."""
+        return [m for m in self.measured if m.moves]
 
     @property
     def verdict(self) -> str:
@@ -84,11 +91,18 @@ class AuditReport:
     def _bias_words(self) -> str:
         if self.unlike:
             return f"no verdict: {self.unlike}"
+        if not self.moving:
+            return self._words_where_defined()
+        moved = f"|E g| = {max(m.mean_norm for m in self.moving):.3g} where the true gradient is 0"
+        words = "" if math.isnan(self.relative_bias) else f"; elsewhere {self._words_where_defined()}"
+        return f"biased, {moved}{words}"
+
+    def _words_where_defined(self) -> str:
         if math.isnan(self.relative_bias):
             return "no verdict: the true gradient is zero on every problem (is the sampler greedy?)"
         if not self.exact:
             return self._sampled_verdict()
-        if self.unbiased:
+        if self.relative_bias < TOLERANCE:
             return "unbiased"
         if self.relative_bias_after_scale < TOLERANCE and min(m.scale or 0.0 for m in self._defined) > 0:
             return f"unbiased up to {self._scale_words()}"
@@ -130,6 +144,7 @@ class AuditReport:
             "exact": self.exact,
             "sampler": self.sampler,
             "group_size": self.group_size,
+            "prompts_per_update": self.prompts_per_update,
             "relative_bias": Spread.of(m.relative_bias for m in self.measured).to_json(),
             "relative_bias_after_scale": Spread.of(m.relative_bias_after_scale for m in self.measured).to_json(),
             "scale": {**Spread.of(m.scale for m in self.measured).to_json(), "known": self.known_scale},
@@ -141,6 +156,7 @@ class AuditReport:
                 "forwards": Spread.of(m.forwards for m in self.measured).to_json(),
                 "relative_times_forwards": Spread.of(m.cost for m in self.measured).to_json(),
             },
+            "where_gradient_is_zero": Spread.of(m.mean_norm for m in self.measured if m.relative_bias is None).to_json(),
             "attribution": [cause.to_json() for cause in self.attribution],
             "interaction": None if self.interaction is None else self.interaction.to_json(),
             "unlike": self.unlike,
@@ -159,6 +175,7 @@ def _problem(m: Measured) -> Json:
         "cosine": m.cosine,
         "variance": m.variance,
         "gradient_norm": m.gradient_norm,
+        "mean_norm": m.mean_norm,
         "method": "exact" if m.interval is None else "monte carlo",
         "groups": m.groups,
     }

@@ -1,4 +1,4 @@
-r"""Runs an estimator on sampled groups of a small problem, as in training, for when groups cannot be listed.
+r"""Runs an estimator on sampled batches of a small problem, as in training, for when groups cannot be listed.
 
 The exact components give a second estimate h from the same trajectories, whose expectation is grad J. It is a control
 variate: for any beta,
@@ -19,20 +19,22 @@ from torch import Tensor
 from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.audit.exact import exact_estimator
 from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, complete, draw_trajectories
+from dlmrl_kit.core.keys import GROUP
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """The estimates g (``own``) and h (``exact``) of each of n batches, [n, P] each."""
+    """The estimates g (``own``) and h (``exact``) of each of n batches of ``groups`` groups, [n, P] each."""
 
     own: Tensor
     exact: Tensor
+    groups: int = 1
 
     @property
     def variance(self) -> float:
-        """Trace of the covariance of g."""
-        return float(self.own.var(0).sum())
+        """Trace of the covariance of g, times the groups of a batch."""
+        return self.groups * float(self.own.var(0).sum())
 
     def bias(self, truth: Tensor | None) -> tuple[Tensor, Tensor]:
         """Estimates E g - grad J.
@@ -52,26 +54,26 @@ class Sampled:
         return rest.mean(0) - known, torch.cov(rest.mT) / len(rest)
 
 
-def sampled_gradients(small: OnProblem, group_size: int, batches: int, seed: int) -> Sampled:
-    """Samples ``batches`` groups, with the prompts in turn, and runs every component on each.
+def sampled_gradients(small: OnProblem, group_size: int, batches: int, seed: int, groups: int = 1) -> Sampled:
+    """Samples ``batches`` batches of ``groups`` groups, with the prompts in turn, and runs every component on each.
 
     The services of a batch depend on ``seed`` and its number alone, so that g and h see the same trajectories.
     """
     problem, estimator = small.problem, small.estimator
-    prompts, own, exact = problem.batch(group_size), [], []
+    prompts, own, exact = problem.batch(), [], []
     cached = Swaps(cache=estimator.cache, correction=TrajectoryImportance()) if estimator.cache else Swaps()
     reference = OnProblem(exact_estimator(estimator.sampler, cached), problem)
+    number = torch.arange(groups).repeat_interleave(group_size)
     for i in range(batches):
         services = DrawnServices(problem, estimator.sampler, seed, i)
-        q = i % problem.prompts
-        asked = prompts[q * group_size : (q + 1) * group_size]
+        asked = prompts[(number + i * groups) % problem.prompts].set(GROUP, number)
         batch = draw_trajectories(
             reference, services, asked, estimator.sampler.optional_keys
         )  # the trajectories must do for both
         exact.append(_gradient(reference, complete(reference, services, batch.copy())))
         rows = batch.select(*small.plan.sampler.writes, *prompts.keys())
         own.append(_gradient(small, complete(small, services, rows)))
-    return Sampled(torch.stack(own), torch.stack(exact))
+    return Sampled(torch.stack(own), torch.stack(exact), groups)
 
 
 def _gradient(small: OnProblem, batch: TensorDictBase) -> Tensor:

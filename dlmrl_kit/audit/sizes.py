@@ -19,6 +19,7 @@ from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.component import Component, Sizes, rebuilt, settings
 from dlmrl_kit.core.keys import SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
+from dlmrl_kit.filters.base import Filter
 
 MOST_STEPS = 256
 """Denoising steps of the longest trajectories on which a selector is run to see whether it leaves out any."""
@@ -108,15 +109,18 @@ def _differ(a: object, b: object) -> bool:
 
 
 def keeps_whole(small: OnProblem) -> bool:
-    """Returns whether the selector keeps every step of sampled trajectories, each by itself and with weight 1."""
+    """Returns whether the selector keeps every step of sampled trajectories, each by itself and with weight 1.
+
+    Filters are not run: which trajectories they leave says nothing of the steps.
+    """
     selector = small.estimator.selector
     prompts = small.problem.batch(SAMPLES)
     services = DrawnServices(small.problem, small.estimator.sampler, 0, 0)
     trajectory = draw_trajectories(small, services, prompts, small.plan.sampler.keys)
     with torch.no_grad():
         for stage in small.plan.rollout[1:]:
-            if len(trajectory) == 0:  # a filter kept nothing
-                return False
+            if isinstance(stage.component, Filter):
+                continue
             asked = {*stage.keys, SELECTED_END} if stage.component is selector else stage.keys
             trajectory = services.call(stage.component, trajectory, tuple(asked))
             if stage.component is selector:

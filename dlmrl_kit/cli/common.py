@@ -51,6 +51,13 @@ Out = Annotated[
 AllowImports = Annotated[
     bool, typer.Option("--allow-imports", help="Run the import statements of the recipe, that is, code.")
 ]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes",
+        help="Go on although settings, files, versions or threads have changed. run.json records what.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 
 
@@ -130,16 +137,17 @@ def new_folder(out: Path | None, recipe: str) -> Path:
     """Returns the run folder, which is not created yet: ``out``, or one in ``runs`` named for the recipe and the time.
 
     Raises:
-        UserError: it exists and is not empty, or cannot be created.
+        UserError: it exists and holds more than what a start that failed left in it, or cannot be created.
     """
     stem = re.sub(r"[^\w.-]+", "_", recipe)
     folder = out if out is not None else Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     existing = _nearest_existing(folder)
     if not _is_writable(existing):
         raise UserError(f"cannot use {folder} as a run folder: {existing} is no folder that can be written to")
-    if existing is folder and any(folder.iterdir()):
-        is_run = (folder / "recipe.gin").is_file()
-        hint = f", or go on with its run: dlmrl train --resume {quoted(folder)}" if is_run else ""
+    from dlmrl_kit.core.run_folder import holds_run, is_free
+
+    if existing is folder and not is_free(folder):
+        hint = f", or go on with its run: dlmrl train --resume {quoted(folder)}" if holds_run(folder) else ""
         raise UserError(f"{folder} is not empty; choose another --out{hint}")
     return folder
 

@@ -20,6 +20,18 @@ def eval_command(
     temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
     samples: Annotated[int, typer.Option(min=1, help="Completions per example, for pass@k.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the sampling noise.")] = 0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Completions decoded at once. Default: Trainer.rollout_batch_size of the recipe, else 256.",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16. Default: Trainer.precision of the recipe.", show_default=False),
+    ] = None,
     sets: Sets = None,
     uses: Uses = None,
     allow_imports: AllowImports = False,
@@ -39,6 +51,8 @@ def eval_command(
         temperature=temperature,
         samples_per_prompt=samples,
         seed=seed,
+        batch_size=batch_size,
+        precision=precision,
         sets=sets or (),
         uses=uses or (),
         allow_imports=allow_imports,

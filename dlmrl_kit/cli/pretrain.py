@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dlmrl_kit.cli.common import (
+    AcceptChanges,
     AllowImports,
     Out,
     Sets,
@@ -28,6 +29,7 @@ def pretrain_command(
     sets: Sets = None,
     uses: Uses = None,
     out: Out = None,
+    accept_changes: AcceptChanges = False,
     allow_imports: AllowImports = False,
 ) -> None:
     """Pre-train a small denoiser; with the --out of an interrupted run, go on with it.
@@ -36,8 +38,10 @@ def pretrain_command(
     """
     loaded = resolved_recipe(recipe, sets, uses, allow_imports)
     print_notes(loaded)
-    folder = out if out is not None and (out / "recipe.gin").is_file() else new_folder(out, loaded.name)
+    from dlmrl_kit.core.run_folder import holds_run
+
+    folder = out if out is not None and holds_run(out) else new_folder(out, loaded.name)
     from dlmrl_kit.pretraining.run import pretrain
 
     again = f"the same command with --out {quoted(folder)}"
-    show_run(lambda observer: pretrain(loaded, folder, observer=observer), folder, again)
+    show_run(lambda observer: pretrain(loaded, folder, observer=observer, accept_changes=accept_changes), folder, again)

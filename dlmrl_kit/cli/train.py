@@ -9,6 +9,7 @@ import typer
 
 from dlmrl_kit.cli.common import (
     DEFAULT_RECIPE,
+    AcceptChanges,
     AllowImports,
     Out,
     Sets,
@@ -34,8 +35,14 @@ def train_command(
     out: Out = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set Trainer.seed=N.", show_default=False)] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with an interrupted run; with --set Trainer.updates=N also with a finished one.",
+            show_default=False,
+        ),
     ] = None,
+    accept_changes: AcceptChanges = False,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
@@ -60,11 +67,12 @@ def train_command(
 
         check_hub(push_to_hub)
     if resume is not None:
-        changes = {"RECIPE": recipe, "--set": sets, "--use": uses, "--out": out, "--seed": seed}
+        changes = {"RECIPE": recipe, "--use": uses, "--out": out, "--seed": seed}
         refuse(changes, "with --resume: a run goes on with the recipe it started with")
-        _resume(resume, allow_imports)
+        _resume(resume, sets or [], allow_imports, accept_changes)
         _push(resume, push_to_hub)
         return
+    refuse({"--accept-changes": accept_changes or None}, "without --resume: a new run has nothing to compare with")
     bindings = [*(sets or []), *([f"Trainer.seed={seed}"] if seed is not None else [])]
     loaded = resolved_recipe(recipe or DEFAULT_RECIPE, bindings, uses, allow_imports)
     print_notes(loaded)
@@ -80,11 +88,12 @@ def train_command(
     _push(folder, push_to_hub)
 
 
-def _resume(folder: Path, allow_imports: bool) -> None:
+def _resume(folder: Path, sets: list[str], allow_imports: bool, accept_changes: bool) -> None:
     from dlmrl_kit.training import resume
 
+    options = {"allow_imports": allow_imports, "accept_changes": accept_changes}
     show_run(
-        lambda observer: resume(folder, observer=observer, allow_imports=allow_imports),
+        lambda observer: resume(folder, observer=observer, sets=sets, **options),
         folder,
         _command_to_resume(folder),
     )

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tensordict.nn import TensorDictModuleBase
 
+from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import DeclarationError, UserError
 from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.policy import Policy
@@ -78,7 +79,7 @@ class Sizes:
         return count if to.vocab_size is None else min(count, max(to.vocab_size - 1, 2))
 
 
-class Component(TensorDictModuleBase):
+class Component(Dependent, TensorDictModuleBase):
     """Base class of samplers, filters, selectors, advantages, likelihoods, value models, losses and regularisers.
 
     Subclasses set ``in_keys`` and ``out_keys``, as class attributes or in the constructor, and implement

@@ -61,5 +61,17 @@ class CheckpointError(UserError):
     """A run folder or checkpoint is missing, is incomplete, or belongs to another recipe."""
 
 
+class FileError(UserError):
+    """A file or folder cannot be written: the disk is full, it was removed, or it may not be changed."""
+
+
+class ComponentError(UserError):
+    """A component of a plugin raised an error, or returned something of another form than its kind promises."""
+
+
 class TrainingError(UserError):
     """Training cannot go on: several non-finite losses in a row, or old and new log-probabilities that disagree."""
+
+
+class NotFiniteError(TrainingError):
+    """Numbers are NaN or infinite: weights, losses or gradients in a row, or a policy's probabilities."""

@@ -1,4 +1,7 @@
-"""Atomic files and folders: whatever has its final name is complete, even if the process is killed at any moment."""
+"""Atomic files and folders: whatever has its final name is complete, even if the process is killed at any moment.
+
+A disk that is full, or a folder that is gone, ends in a ``FileError`` of one line, and what was there before stays.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,33 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from dlmrl_kit.core.errors import FileError
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that it is complete or not there, and creates its folder if need be.
 
     It is written under a temporary name in the same folder, flushed to disk and renamed.
+
+    Raises:
+        FileError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {reason_of(error)}") from error
 
 
 @contextlib.contextmanager
@@ -34,23 +47,45 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A folder that is at ``path`` already is replaced. It is renamed first and removed last, so that a kill never leaves
     half of it. Temporary folders of killed processes are removed, so only one process may write a folder at a time.
+
+    Raises:
+        FileError: it, or a file that the block writes, cannot be written; what was at ``path`` before is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     replaced = path.with_name(f".{path.name}.old{os.getpid()}")
-    _remove_leftovers(path)
-    temporary.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        if path.exists():
-            path.replace(replaced)
-        temporary.replace(path)
+        _replace(temporary, path, replaced)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"cannot write {path}: {reason_of(error)}") from error
     finally:
         _remove_leftovers(path)
+
+
+def _replace(temporary: Path, path: Path, replaced: Path) -> None:
+    """Renames a folder into place; what was there is moved to ``replaced``, and back if that fails."""
+    if not path.exists():
+        temporary.replace(path)
+        return
+    path.replace(replaced)
+    try:
+        temporary.replace(path)
+    except OSError:
+        replaced.replace(path)
+        raise
+
+
+def reason_of(error: OSError | SafetensorError) -> str:
+    """Returns what went wrong with a file, in one line and without the name of a temporary one."""
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(told.split()) or type(error).__name__
 
 
 def _remove_leftovers(path: Path) -> None:

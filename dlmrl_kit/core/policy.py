@@ -8,6 +8,7 @@ pieces, so that no tensor of all positions times the vocabulary is ever in memor
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,10 +22,14 @@ from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, Process, behaviour_log
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.phases import phase
-from dlmrl_kit.core.prompt import Prompt
+from dlmrl_kit.core.prompt import Prompt, fault_of
+from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.core.window import Window
 
 T = TypeVar("T")
+
+SHOWN = 5
+"""How many characters without a token a message names."""
 
 
 class Vocabulary:
@@ -37,68 +42,148 @@ class Vocabulary:
     """A tokenizer of transformers."""
     vocab_size: int
     mask_id: int
-    eos_id: int | None
-    """The end-of-text token, which also fills the positions that a finished completion leaves open; None: none."""
+    eos_ids: tuple[int, ...]
+    """The tokens that end a text, whichever comes first; empty: none does. The first one is ``eos_id``."""
     pad_id: int
     forbidden_ids: tuple[int, ...]
     """Tokens that are never committed, such as the mask."""
     chat_template: bool = False
     """Whether plain prompts are formatted with the tokenizer's chat template; conversations always are."""
     prefix_ids: tuple[int, ...] = ()
-    """Tokens that the model's family puts in front of a text; they precede every plain prompt."""
+    """Tokens that the tokenizer or the model's family puts in front of a text; every plain prompt begins with them."""
+    unknown_ids: tuple[int, ...] = ()
+    """Tokens that the tokenizer writes for characters that it does not have."""
+    max_length: int | None = None
+    """The most tokens, of prompt and completion together, that the model has positions for; None: any number."""
     device: torch.device
+
+    @property
+    def eos_id(self) -> int | None:
+        """The first of ``eos_ids``, which also fills the positions that a finished completion leaves open."""
+        return self.eos_ids[0] if self.eos_ids else None
 
     @property
     def filler_id(self) -> int:
         """The token that fills positions behind the end of a text: end of text again, or padding if there is none."""
         return self.eos_id if self.eos_id is not None else self.pad_id
 
+    def is_end(self, ids: Tensor) -> Tensor:
+        """Tells which tokens (int64 [...]) end a text: bool [...]."""
+        found = torch.zeros_like(ids, dtype=torch.bool)
+        for end in self.eos_ids:
+            found |= ids == end
+        return found
+
+    def before_end(self, ids: Tensor) -> Tensor:
+        """Tells which positions of completions (int64 [..., L]) are before their first end of text: bool [..., L]."""
+        return self.is_end(ids).long().cumsum(-1) == 0
+
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Tokenises prompts and pads them at the left.
+        """Tokenises prompts and pads them at the left, as ``prompt_tokens`` and ``padded``."""
+        return self.padded([self.prompt_tokens(prompt) for prompt in prompts])
+
+    def padded(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Pads tokenised prompts at the left.
 
         Returns:
             ``prompt_ids`` int64 [N, P] and ``prompt_mask`` bool [N, P] (False at padding), on the policy's device.
-
-        Raises:
-            RecipeError: as ``prompt_tokens``.
         """
-        rows = [self.prompt_tokens(prompt) for prompt in prompts]
         width = max(len(row) for row in rows)
         ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         return {PROMPT_IDS: ids.to(self.device), PROMPT_MASK: mask.to(self.device)}
 
-    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+    def prompt_tokens(self, prompt: Prompt, completion_length: int = 0) -> list[int]:
         """Tokenises one prompt in the format of the policy's family.
 
         A conversation, and any prompt of a policy with ``chat_template``, goes through the tokenizer's chat template
-        and ends where the assistant's answer begins. Any other text is put behind ``prefix_ids``.
+        and ends where the assistant's answer begins. Any other text is put behind ``prefix_ids``, unless it begins with
+        them. What the model would not see, or would take for something else, is refused.
+
+        Args:
+            prompt: a text, or a conversation.
+            completion_length: positions that the completion takes.
 
         Raises:
-            RecipeError: a conversation for a tokenizer without a chat template, or one that the template refuses.
+            RecipeError: ``core.prompt.fault_of``; a conversation for a tokenizer without a chat template, or one that
+                the template refuses or leaves a message out of; characters that the tokenizer does not have; a mask;
+                no tokens; more tokens than leave room for the completion in ``max_length``.
         """
-        conversation = not isinstance(prompt, str)
-        if not conversation and not self.chat_template:
-            ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            return [*self.prefix_ids, *ids]
+        if isinstance(prompt, str) and not self.chat_template:
+            (ids,) = self.text_tokens([prompt])
+            begins = ids[: len(self.prefix_ids)] == [*self.prefix_ids]
+            ids = ids if begins else [*self.prefix_ids, *ids]
+        else:
+            ids = self._formatted([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+        if not ids:
+            raise RecipeError(f"no tokens are left of the prompt {prompt!r}")
+        needed = len(ids) + completion_length
+        if self.max_length is not None and needed > self.max_length:
+            raise RecipeError(
+                f"the prompt has {len(ids)} tokens and the completion {completion_length}, {needed} in all, but the "
+                f"model has {self.max_length} positions; shorten the prompt or the sampler's completion_length"
+            )
+        return ids
+
+    def text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenises texts as they are, without special tokens around them.
+
+        Raises:
+            RecipeError: a text with characters that the tokenizer does not have, with half of a surrogate pair, or with
+                a mask.
+        """
+        for text in texts:
+            if not text.isascii() and (fault := fault_of(text)):
+                raise RecipeError(fault)
+        spans = bool(self.tokenizer.is_fast)  # others cannot say which characters a token stands for
+        found = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=spans)
+        rows: list[list[int]] = found["input_ids"]
+        for number, (text, ids) in enumerate(zip(texts, rows, strict=True)):
+            missing = self._missing(text, ids, found["offset_mapping"][number]) if spans else []
+            if missing or (not spans and not {*ids}.isdisjoint(self.unknown_ids)):
+                named = f" {', '.join(map(repr, missing[:SHOWN]))}," if missing else " some of it,"
+                raise RecipeError(f"the policy's tokenizer has no tokens for{named} in {clipped(text)!r}")
+            if self.mask_id in ids:
+                mask = self.tokenizer.convert_ids_to_tokens(self.mask_id)
+                raise RecipeError(f"the model's mask token {mask!r} stands in {clipped(text)!r}; write it differently")
+        return rows
+
+    def _missing(self, text: str, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[str]:
+        """Returns the parts of a text that its tokens do not say: unknown ones, and characters that were dropped."""
+        said, missing = [False] * len(text), []
+        for token, (start, end) in zip(ids, spans, strict=True):
+            said[start:end] = [True] * (end - start)
+            if token in self.unknown_ids and text[start:end] != self.tokenizer.convert_ids_to_tokens(token):
+                missing.append(text[start:end])
+        # Normalisers drop white space, control characters and accents on purpose.
+        dropped = [c for c, there in zip(text, said, strict=True) if not there and unicodedata.category(c)[0] in "LNPS"]
+        return list(dict.fromkeys([*missing, *dropped]))
+
+    def _formatted(self, messages: list[dict[str, str]]) -> list[int]:
+        """Tokenises a conversation by the chat template; raises as ``prompt_tokens``."""
         if not self.tokenizer.chat_template:
             raise RecipeError("the prompt is a conversation, but the policy's tokenizer has no chat template")
-        messages = prompt if conversation else [{"role": "user", "content": prompt}]
+        if fault := fault_of(messages):
+            raise RecipeError(fault)
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # templates raise whatever jinja, or they themselves, like
             raise RecipeError(f"the tokenizer's chat template refuses a conversation: {error}") from error
-        formatted: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return formatted
+        contents = [message["content"].strip() for message in messages]
+        self.text_tokens(contents)
+        for message, content in zip(messages, contents, strict=True):
+            if content not in text and message["role"] != "assistant":  # templates drop thoughts of earlier answers
+                raise RecipeError(f"the tokenizer's chat template leaves out the message of the {message['role']}")
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def completion_texts(self, ids: Tensor) -> list[str]:
-        """Decodes completions int64 [N, L] up to the first end-of-text token, without special tokens."""
+        """Decodes completions int64 [N, L] up to the first token that ends a text, without special tokens."""
         if len(ids) == 0:  # tokenizers cannot decode an empty batch
             return []
-        if self.eos_id is not None:
-            after = (ids == self.eos_id).long().cumsum(-1) > 0
-            ids = ids.masked_fill(after, self.eos_id)
-        texts: list[str] = self.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)
+        lengths = self.before_end(ids).sum(-1).tolist()
+        rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
 
     def block_offset(self, prompt_mask: Tensor) -> Tensor | None:

@@ -43,6 +43,7 @@ class EvalResult:
         pass_at_k: by k, the probability that at least one of k completions solves its example.
         decoding: how completions were generated: sampler, temperature, tokens per step, ...
         samples: a few completions, each with ``prompt``, ``completion``, ``answer``, ``solved`` and ``reward``.
+        task: label of the task; "" in results of versions that did not write it.
     """
 
     split: str
@@ -53,6 +54,7 @@ class EvalResult:
     pass_at_k: dict[int, float] = field(default_factory=dict)
     decoding: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    task: str = ""
 
     def interval(self) -> tuple[float, float]:
         """Returns the 95% Wilson interval of ``accuracy``, with examples as trials."""
@@ -106,6 +108,7 @@ class PretrainResult:
         loss: mean over the last steps.
         accuracy: on held-out examples, decoded greedily.
         sampled_accuracy, pass_at_8: on held-out examples, sampled at temperature 1.
+        task: label of the task that these are examples of.
     """
 
     folder: Path
@@ -116,6 +119,7 @@ class PretrainResult:
     accuracy: float
     sampled_accuracy: float
     pass_at_8: float
+    task: str = ""
 
 
 class RunObserver:

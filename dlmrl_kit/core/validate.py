@@ -6,6 +6,14 @@ from typing import NoReturn
 
 from dlmrl_kit.core.errors import ParameterError
 
+SHOWN = 80
+"""Characters of a value that a message shows."""
+
+
+def clipped(text: str, limit: int = SHOWN) -> str:
+    """Returns a text for a message, cut at ``limit`` characters: a value may be as long as its file."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
 
 def check(
     condition: bool, component: object, parameter: str, value: object, expected: str, *, of: tuple[str, ...] = ()
@@ -24,7 +32,7 @@ def check(
         ParameterError: ``condition`` is False; a ``ValueError`` that says what was given and what was expected.
     """
     if not condition:
-        refuse_value(component, parameter, f"must be {expected}, got {value!r}", of=of)
+        refuse_value(component, parameter, f"must be {expected}, got {clipped(repr(value))}", of=of)
 
 
 def refuse_value(

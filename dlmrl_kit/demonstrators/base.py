@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.tasks.base import Example
 
 
-class Demonstrator(ABC):
+class Demonstrator(Dependent, ABC):
     """Writes completions of examples, good or bad, for a denoiser to be pre-trained on."""
 
     @abstractmethod
@@ -43,16 +45,21 @@ def encode_completions(policy: Policy, texts: list[str], length: int) -> tuple[T
         int64 [N, length] on the policy's device, and the number of tokens of each text, int64 [N].
 
     Raises:
-        RecipeError: a text of more than ``length`` tokens, or one with characters that are not in the vocabulary.
+        RecipeError: a text of more than ``length`` tokens, one that ends before its end, or one that
+            ``Vocabulary.text_tokens`` refuses, such as one with characters that are not in the vocabulary.
     """
-    encoded = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    try:
+        encoded = policy.text_tokens(texts)
+    except RecipeError as error:
+        raise RecipeError(f"a demonstration cannot be written: {error}") from error
     tokens = [len(row) for row in encoded]
     if max(tokens) > length:
         raise RecipeError(
             f"a demonstration has {max(tokens)} tokens, more than the sampler's completion_length = {length}"
         )
-    unknown = policy.tokenizer.unk_token_id
-    if unknown is not None and (foreign := [text for text, row in zip(texts, encoded, strict=True) if unknown in row]):
-        raise RecipeError(f"the policy's tokenizer has no tokens for some of the demonstration {foreign[0]!r}")
+    ends = {*policy.eos_ids}
+    for text, row in zip(texts, encoded, strict=True):
+        if any(token in ends and behind not in ends for token, behind in pairwise(row)):
+            raise RecipeError(f"the demonstration {text!r} has an end of text in its middle")
     padded = torch.tensor([row + [policy.filler_id] * (length - len(row)) for row in encoded], device=policy.device)
     return padded, torch.tensor(tokens, device=policy.device)

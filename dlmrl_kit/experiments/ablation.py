@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.core.run_folder import one_writer, read_json
 from dlmrl_kit.experiments.aggregate import Summary, summarise, write_tables
 from dlmrl_kit.experiments.design import Design
 from dlmrl_kit.experiments.learning_curves import plot_curves
 from dlmrl_kit.experiments.runs import MAX_JOBS, AblationObserver, Job, Scheduler, cores, jobs_of, recipe_file
+from dlmrl_kit.training.identity import Identity, changes, identity_of
 
 MANIFEST = "ablation.json"
 
@@ -47,7 +50,7 @@ def ablate(
     """
     observer = observer or AblationObserver()
     _check_folder(folder)
-    with _only_one(folder):
+    with one_writer(folder):
         threads = _open(design, folder, parallel)
         jobs = jobs_of(design, folder)
         for job in jobs:
@@ -69,25 +72,6 @@ def _check_folder(folder: Path) -> None:
     used = existing is folder and not all(path.name.startswith(".") for path in folder.iterdir())
     if used and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not empty and holds no ablation; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Locks the folder against a second process, if the system can. The lock ends with the process in any case."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is working on {folder}; wait for it, or stop it") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
 
 
 def _open(design: Design, folder: Path, parallel: int | None) -> int:
@@ -97,31 +81,52 @@ def _open(design: Design, folder: Path, parallel: int | None) -> int:
         The threads of each run, as many as in earlier attempts: other sums would differ in the last digit.
     """
     path = folder / MANIFEST
+    depends = _depends(design)
     if path.is_file():
         stored = _stored(path)
         difference = _difference(stored["design"], design.to_json())
         if difference:
             raise UserError(f"{folder} holds another ablation: {difference}; choose another --out")
-        threads = int(stored["threads"])
+        threads, known = stored["threads"], stored["depends"]
+        changed = changes(known, depends) if known else []
+        if changed:
+            raise UserError(
+                f"{folder} holds runs of something else: {changed[0]}; undo that, or choose another --out, so that all "
+                "runs compare"
+            )
     else:
         count = len(design.variants) * len(design.seeds)
         set_by_user = os.environ.get("OMP_NUM_THREADS", "")
         at_once = parallel or min(count, cores(), MAX_JOBS)
         threads = int(set_by_user) if set_by_user.isdigit() else max(1, cores() // at_once)
-    write_atomic(path, json.dumps({"design": design.to_json(), "threads": threads}, indent=1, ensure_ascii=False))
+    manifest = {"design": design.to_json(), "threads": threads, "depends": depends}
+    write_atomic(path, json.dumps(manifest, indent=1, ensure_ascii=False))
     for variant in design.variants:
         # An edited recipe is written again. The worker also compares what it loads with the design.
         write_atomic(recipe_file(folder, variant), variant.recipe.text())
     return threads
 
 
+def _depends(design: Design) -> Identity:
+    """Returns files and packages that variants depend on; settings, threads and the kit are compared elsewhere."""
+    found: Identity = {"files": {}, "packages": {}}
+    for variant in design.variants:
+        own = identity_of(variant.recipe, variant.recipe.build_algorithm(), torch.device("cpu"))
+        for section, entries in found.items():
+            entries |= own[section]
+    del found["packages"]["dlmrl_kit"]
+    return found
+
+
 def _stored(path: Path) -> dict[str, Any]:
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        int(stored["threads"])
-        return {"design": dict(stored["design"]), "threads": stored["threads"]}
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path} is not the design of an ablation; choose another --out") from None
+    def parse(stored: Any) -> dict[str, Any]:
+        return {
+            "design": dict(stored["design"]),
+            "threads": int(stored["threads"]),
+            "depends": dict(stored.get("depends", {})),
+        }
+
+    return read_json(path, parse, "it is not the design of an ablation; choose another --out")
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -164,8 +169,6 @@ def _default_parallel(design: Design, runs: int, threads: int) -> int:
 
 
 def _uses_gpu(design: Design) -> bool:
-    import torch
-
     trainers = [v.recipe.bindings.get(f"{v.seed_key.rpartition('.')[0]}.device") for v in design.variants]
     wanted = {str(bound.value) for bound in trainers if bound is not None}
     return torch.cuda.is_available() and wanted != {"cpu"}

@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.run_folder import read_json
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import BASE, Design
 from dlmrl_kit.experiments.runs import Job
@@ -21,6 +22,10 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 
 RESULTS, SUMMARY, SUMMARY_JSON = "results.csv", "summary.csv", "summary.json"
 RESAMPLES = 9999
+
+Series: TypeAlias = dict[str, list[tuple[int, float]]]
+"""The metrics of a run: by name, the update and the value."""
+
 UNTIMED = frozenset({"seconds", "tokens_per_second"})
 """Metrics that depend on the machine; tables leave them out so that they can be compared."""
 
@@ -50,6 +55,7 @@ class Line:
         before: mean accuracy on held-out examples before training.
         accuracy: the same after training.
         difference: accuracy after training minus that of the base with the same seed; None for the base.
+        same_as: the first variant whose metrics are the same in all finished runs of common seeds; "" if none is.
     """
 
     swap: str
@@ -58,6 +64,7 @@ class Line:
     before: float | None
     accuracy: Estimate
     difference: Estimate | None
+    same_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def summarise(design: Design, jobs: list[Job]) -> Summary:
     """Computes means, intervals and differences from the results of the finished runs."""
     results = {(j.variant.name, j.seed): j.result() for j in jobs if j.status == "finished"}
     ends = {key: _accuracy(result, "after") for key, result in results.items()}
-    lines = []
+    lines, same = [], equal_variants(jobs)
     for variant in design.variants:
         seeds = [seed for seed in design.seeds if (variant.name, seed) in ends]
         before = [_accuracy(results[variant.name, seed], "before") for seed in seeds]
@@ -113,9 +120,39 @@ def summarise(design: Design, jobs: list[Job]) -> Summary:
             before=_rounded(math.fsum(before) / len(before)) if before else None,
             accuracy=estimate([ends[variant.name, seed] for seed in seeds]),
             difference=estimate(pairs) if variant.kind else None,
+            same_as=same.get(variant.name, ""),
         )
         lines.append(line)
     return Summary(design, jobs, lines, _notes(jobs, lines), _measured(results.values()))
+
+
+def equal_variants(jobs: Iterable[Job]) -> dict[str, str]:
+    """Finds variants whose runs measured the same: what differs between them changed nothing.
+
+    Returns:
+        By name, the first variant before it with the same numbers, bit for bit, for every metric that both have, in
+        all seeds that both have finished.
+    """
+    found: dict[str, dict[int, Series]] = {}
+    for job in jobs:
+        if job.status == "finished":
+            found.setdefault(job.variant.name, {})[job.seed] = metrics_of(job)
+    same: dict[str, str] = {}
+    for name, runs in found.items():
+        for other, others in found.items():
+            if other == name:
+                break
+            common = runs.keys() & others.keys()
+            if common and all(_equal(runs[seed], others[seed]) for seed in common):
+                same[name] = other
+                break
+    return same
+
+
+def _equal(one: Series, other: Series) -> bool:
+    # A variant may log a metric of its own; training that was another one shows in those that all have.
+    common = one.keys() & other.keys()
+    return bool(common) and all(repr(one[name]) == repr(other[name]) for name in common)  # NaN is NaN here
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -168,12 +205,13 @@ def tidy_rows(jobs: Iterable[Job]) -> Iterator[Sequence[object]]:
                     yield (job.name, job.seed, job.variant.name, step, metric, value)
 
 
-def metrics_of(job: Job) -> dict[str, list[tuple[int, float]]]:
+def metrics_of(job: Job) -> Series:
     """Reads the metrics and evaluations of a run: by name, a list of (step, value)."""
     series = {name: points for name, points in read_metrics(job.folder).items() if name not in UNTIMED}
-    stored = json.loads((job.folder / "evaluations.json").read_text(encoding="utf-8"))
-    measured: dict[str, list[tuple[int, float]]] = {}
-    evaluations = {int(step): EvalResult.from_json(entry) for step, entry in stored.items()}
+    measured: Series = {}
+    evaluations = read_json(
+        job.folder / "evaluations.json", lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()}
+    )
     for step, result in sorted(evaluations.items()):
         values = {"accuracy": result.accuracy, "reward": result.reward}
         values |= {f"reward/{name}": value for name, value in result.components.items()}
@@ -203,12 +241,20 @@ def _rounded(value: float) -> float:
 
 
 def _measured(results: Iterable[dict[str, Any]]) -> str:
-    seen = {(r["after"]["size"], r["after"]["split"], r["updates"]): None for r in results}
-    return "; ".join(f"{size} examples of {split} after {updates} updates, greedy" for size, split, updates in seen)
+    seen = {(r["after"].get("task", ""), r["after"]["size"], r["after"]["split"], r["updates"]): None for r in results}
+    return "; ".join(
+        f"{task}: " * bool(task) + f"{size} examples of {split} after {updates} updates, greedy"
+        for task, size, split, updates in seen
+    )
 
 
-def _notes(jobs: list[Job], lines: Iterable[Line]) -> list[str]:
-    notes = []
+def _notes(jobs: list[Job], lines: Sequence[Line]) -> list[str]:
+    notes = [
+        f"{line.swap} and {line.same_as} have the same metrics in every update: what differs between them changed "
+        "nothing, and they are one result, not two"
+        for line in lines
+        if line.same_as
+    ]
     counts = {line.accuracy.n for line in lines} | {line.difference.n for line in lines if line.difference}
     fewest = min(counts)
     if fewest < 2:
@@ -233,6 +279,7 @@ def _line_json(line: Line) -> dict[str, object]:
         "before": line.before,
         "accuracy": vars(line.accuracy),
         "difference": vars(line.difference) if line.difference else None,
+        "same_as": line.same_as or None,
     }
 
 

@@ -30,8 +30,8 @@ class Difference:
     def __str__(self) -> str:
         slot, old, new = self.slot
         parts = [f"{slot} ({old} -> {new})"]
-        parts += [f"{key} (base only)" for key in self.only_base]
-        parts += [f"{key} (variant only)" for key in self.only_variant]
+        parts += [f"{key} = {text} (base only)" for key, text in self.only_base.items()]
+        parts += [f"{key} = {text} (variant only)" for key, text in self.only_variant.items()]
         return f"differs in {', '.join(parts)}; the other {self.equal} parameters are equal"
 
     def to_json(self) -> dict[str, Any]:

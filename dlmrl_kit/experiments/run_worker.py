@@ -14,6 +14,7 @@ from pathlib import Path
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.core.run_folder import holds_run
 from dlmrl_kit.experiments.runs import FAILURE
 
 
@@ -51,7 +52,7 @@ def _run(recipe: Path, folder: Path, seed: str, text: str, allow_imports: bool, 
     from dlmrl_kit.recipe.load import load_recipe
     from dlmrl_kit.training import resume, train
 
-    started = (folder / "recipe.gin").is_file()
+    started = holds_run(folder)
     source, sets = (folder / "recipe.gin", []) if started else (recipe, [seed])
     loaded = load_recipe(source, sets=sets, allow_imports=allow_imports)
     if loaded.text(header=False) != text:

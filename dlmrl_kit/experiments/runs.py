@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.core.run_folder import RESULT, read_json
 from dlmrl_kit.experiments.design import Design, Variant
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 
@@ -65,8 +66,10 @@ class Job:
 
     def result(self) -> dict[str, Any]:
         """Reads the ``result.json`` of a finished run."""
-        data: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        return data
+        path = self.folder / RESULT
+        return read_json(
+            path, lambda data: {str(k): v for k, v in data.items()}, f"remove {path} to finish the run again"
+        )
 
 
 class AblationObserver:
@@ -98,7 +101,7 @@ def jobs_of(design: Design, folder: Path) -> list[Job]:
         for variant in design.variants:
             name = f"{variant.folder}/seed-{seed}"
             job = Job(name, variant, seed, folder / RUNS / variant.folder / f"seed-{seed}")
-            if (job.folder / "result.json").is_file():
+            if (job.folder / RESULT).is_file():
                 job.status, job.done = "finished", variant.updates
             jobs.append(job)
     return jobs
@@ -190,7 +193,7 @@ class Scheduler:
                 continue
             self._running.remove((job, process))
             _close(process)
-            if (job.folder / "result.json").is_file():
+            if (job.folder / RESULT).is_file():
                 job.status, job.done = "finished", job.variant.updates
             else:
                 job.status, job.error = "failed", _failure(job, code)
@@ -239,7 +242,7 @@ def _failure(job: Job, code: int) -> str:
     """Says why a run failed, by what the worker wrote or how its process ended; writes that to the run folder."""
     path = job.folder / FAILURE
     if path.is_file():
-        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+        return read_json(path, lambda data: str(data["error"]))
     error = f"the process ended with exit code {code}" if code >= 0 else f"the process was killed by {_signal(-code)}"
     write_atomic(path, json.dumps({"error": error}))
     return error

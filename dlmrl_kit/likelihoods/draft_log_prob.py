@@ -44,7 +44,7 @@ class DraftLogProb(SegmentLikelihood):
         segments = super().segments(tensordict, policy, sampler)
         drafts = gather_steps(tensordict[STEP_DRAFT_IDS], tensordict[SELECTED_STEP])
         tokens = drafts[segments.used].long()
-        counted = counted_positions(tokens, policy.eos_id, self.after_eos)
+        counted = counted_positions(tokens, policy, self.after_eos)
         return dataclasses.replace(segments, tokens=tokens, counted=counted)
 
     def masks(self, segments: Segments) -> Copies:

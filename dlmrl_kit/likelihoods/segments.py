@@ -34,7 +34,7 @@ from dlmrl_kit.core.keys import (
     SEQUENCE_LENGTH,
     Key,
 )
-from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of
+from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features, log_probs_of
 from dlmrl_kit.core.seeding import combine_seeds, uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.base import Likelihood
@@ -126,12 +126,12 @@ class Copies:
     prompt_masked: Tensor | None = None
 
 
-def counted_positions(completion_ids: Tensor, eos_id: int | None, after_eos: bool) -> Tensor:
+def counted_positions(completion_ids: Tensor, vocabulary: Vocabulary, after_eos: bool) -> Tensor:
     """Returns the positions up to the first end of text, itself included, or all of them: bool [B, L]."""
-    if after_eos or eos_id is None:
+    if after_eos:
         return torch.ones_like(completion_ids, dtype=torch.bool)
-    is_eos = completion_ids == eos_id
-    return is_eos.long().cumsum(-1) - is_eos.long() == 0
+    is_end = vocabulary.is_end(completion_ids).long()
+    return is_end.cumsum(-1) - is_end == 0
 
 
 def prompt_masks(segments: Segments, share: float, copies: int) -> Tensor | None:
@@ -202,7 +202,7 @@ class SegmentLikelihood(Likelihood):
 
     def counted(self, tensordict: TensorDictBase, policy: Policy, sampler: Sampler) -> Tensor:
         """Returns the positions that some segment may score: bool [B, L], those committed that count."""
-        counted = counted_positions(tensordict[COMPLETION_IDS], policy.eos_id, self.after_eos)
+        counted = counted_positions(tensordict[COMPLETION_IDS], policy, self.after_eos)
         # The padding behind a row that ended was never committed; its commit step is T.
         return counted & (tensordict[COMMIT_STEP] < sampler.num_steps(policy))
 

@@ -6,8 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+from dlmrl_kit.core.dependencies import Dependent
 
-class Logger(ABC):
+
+def metric_name(name: str) -> str:
+    """Returns the name of a metric as loggers write it: on one line, encodable, and no way out of a folder.
+
+    Components of a reward are named by the task, and so by anybody. What cannot be printed is escaped as in Python, and
+    so are the parts of a path that lead elsewhere, for some loggers make a file of each metric.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    parts = [part.replace(".", "\\x2e") if part in (".", "..") else part for part in shown.split("/")]
+    return "/".join(parts) if parts[0] else "\\x2f" + "/".join(parts[1:])
+
+
+class Logger(Dependent, ABC):
     """Takes the metrics of a run, update by update: ``open``, then ``log`` any number of times, then ``close``.
 
     Constructors open nothing: building a recipe must not touch the disk or the network.

@@ -11,7 +11,7 @@ from typing import TextIO
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.loggers.base import Logger
+from dlmrl_kit.loggers.base import Logger, metric_name
 
 FILE = "metrics.csv"
 HEADER = ("update", "metric", "value")
@@ -47,7 +47,7 @@ class MetricsCSV(Logger):
         """Appends one row per metric."""
         if self._file is None:
             raise self._not_open()
-        self._file.write(_to_csv((update, name, float(value)) for name, value in metrics.items()))
+        self._file.write(_to_csv((update, metric_name(name), float(value)) for name, value in metrics.items()))
         self._file.flush()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.loggers.base import Logger
+from dlmrl_kit.loggers.base import Logger, metric_name
 
 if TYPE_CHECKING:
     from torchrl.record.loggers.common import Logger as Backend
@@ -30,7 +30,7 @@ class Forwarding(Logger):
         """Hands on the metrics."""
         if self._logger is None:
             raise self._not_open()
-        self._logger.log_metrics(dict(metrics), step=update)
+        self._logger.log_metrics({metric_name(name): value for name, value in metrics.items()}, step=update)
 
     def close(self) -> None:
         """Flushes and closes TorchRL's logger."""

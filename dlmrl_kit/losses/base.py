@@ -24,6 +24,7 @@ from torchrl.objectives import LossModule
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, SEQUENCE_LENGTH, Key
 from dlmrl_kit.core.trajectory import where_used
+from dlmrl_kit.normalisers.base import Normaliser
 
 
 def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
@@ -114,6 +115,10 @@ class Term(Component, LossModule):
             scalars[self.mean_key] = mean.detach()
         return TensorDict({**scalars, **{name: value.detach() for name, value in diagnostics.items()}})
 
+    def beside(self, loss: Objective) -> Term:
+        """Returns the term as it is minimised with a loss, such as with the loss's denominator; here itself."""
+        return self
+
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """Counts the units that diagnostics are means over, here the used segments: an integer scalar."""
         return (tensordict[SELECTED_WEIGHT] != 0).sum()
@@ -138,6 +143,9 @@ class Objective(Term):
 
     Writes ``loss_objective`` (scalar, to be minimised) and the diagnostics (scalars, detached).
     """
+
+    normaliser: Normaliser | None = None
+    """What the sum over tokens is divided by, in a loss of single tokens; None in any other."""
 
     def __init__(self, in_keys: Sequence[Key], diagnostics: Sequence[str] = ()) -> None:
         super().__init__(in_keys, ["loss_objective", *diagnostics])

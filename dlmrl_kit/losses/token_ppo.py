@@ -75,7 +75,7 @@ class TokenPPO(ClippedObjective):
         ]
         super().__init__(clip_low, clip_high, keys)
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
-        self.normaliser = normaliser if normaliser is not None else PerToken()
+        self.normaliser: Normaliser = normaliser if normaliser is not None else PerToken()
         self.segmentwise = self.normaliser.segmentwise
 
     def count(self, tensordict: TensorDictBase) -> Tensor:

@@ -13,8 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.dependencies import Dependent
 
-class Normaliser:
+
+class Normaliser(Dependent):
     """Base class of normalisers.
 
     Attributes:

@@ -4,6 +4,10 @@ PerToken     mean over all tokens of the batch           d1, arXiv 2504.12216; D
 PerStep      mean over the tokens of a step, then over steps     TraceRL and UniGRPO as released, arXiv 2509.06949
 PerSequence  mean over the tokens of a sample, then over samples                            GRPO, arXiv 2402.03300
 FixedLength  sum over tokens over a constant, mean over samples                          Dr. GRPO, arXiv 2503.20783
+FixedStepLength  sum over the tokens of a step over a constant, mean over steps      the KL of TraceRL and UniGRPO
+
+``PerStep`` and ``FixedStepLength`` count the same steps: a policy term by one and a KL by the other are averaged over the
+same rows, as in the release of TraceRL, which means over the tokens of a row in one and sums over them in the other.
 """
 
 from __future__ import annotations
@@ -79,3 +83,15 @@ class FixedLength(Normaliser):
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
         """Counts the samples."""
         return weight.new_tensor(len(mask))
+
+
+@register("normaliser", paper="arXiv 2509.06949")
+class FixedStepLength(FixedLength):
+    """The sum over the tokens of a selected step or segment divided by a constant, averaged over these steps.
+
+    Arguments, raises as ``FixedLength``.
+    """
+
+    def count(self, mask: Tensor, weight: Tensor) -> Tensor:
+        """Sums the weights of the segments that score at least one token, as ``PerStep``."""
+        return (mask.any(-1) * weight).sum()

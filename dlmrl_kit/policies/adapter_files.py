@@ -9,29 +9,23 @@ from pathlib import Path
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.policies.adapter import pattern
+from dlmrl_kit.policies.adapter_settings import CONFIG, AdapterSettings, read_settings
+from dlmrl_kit.policies.checkpoint_files import quiet
+from dlmrl_kit.policies.model_files import AGAIN, foreign
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.policies.weight_files import tensor_names
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Names of files with an adapter's weights, in the order in which peft takes them."""
 
 _PEFT = "base_model.model."
 
 
 def holds_adapter(folder: str) -> bool:
     """Tells whether a folder holds an adapter, and not a model."""
-    return (Path(folder) / "adapter_config.json").is_file()
-
-
-def base_of(folder: str) -> str:
-    """Returns the path or hub id of the checkpoint that a saved adapter is for.
-
-    Raises:
-        UserError: the adapter names none.
-    """
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if not base:
-        raise UserError("adapter_config.json names no base model")
-    return str(base)
+    return (Path(folder) / CONFIG).is_file()
 
 
 def write_adapter(policy: TransformersPolicy, folder: Path) -> None:
@@ -61,27 +55,97 @@ def merge_adapter(policy: TransformersPolicy, folder: str) -> None:
     """Adds a saved adapter to the weights of the policy of its base checkpoint. All weights can be trained afterwards.
 
     Raises:
-        UserError: the adapter does not fit the policy's model, or is not LoRA alone.
+        UserError: the adapter is damaged, does not fit the policy's model, or is not LoRA alone.
     """
-    from peft import LoraConfig, PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(folder)
-    weights = load_peft_weights(folder, device="cpu")
-    other = [name for name in weights if ".lora_" not in name]
-    if other or not isinstance(config, LoraConfig):
-        raise UserError(f"the adapter trains more than LoRA, for example {other[0] if other else config.peft_type}")
-    restored = _restored(weights, policy)
-    config.target_modules = pattern(_modules(restored))
-    try:
-        model = get_peft_model(policy.model, config)
-        unknown = set_peft_model_state_dict(model, restored).unexpected_keys  # type: ignore[attr-defined]  # untyped
-        if unknown:
-            raise ValueError(f"no place for {unknown[0]}")
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the adapter does not fit its base {config.base_model_name_or_path}: {error}") from error
-    model.merge_and_unload()  # puts the linear layers back into the policy's model
+    settings = read_settings(folder)
+    weights = _read_weights(folder)
+    # The adapter may have the family's names of modules, or else transformers'.
+    names = {name: _native(name, policy) or name for name in _modules(weights)}
+    _check_modules(settings, names, policy)
+    with foreign(f"the adapter does not fit its base {settings.base}"), quiet():
+        model = get_peft_model(policy.model, settings.config(names))
+        restored = _renamed(weights, names.__getitem__)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        for name in sorted(expected.keys() ^ restored.keys()):
+            problem = "is missing" if name in expected else "has no place"
+            raise UserError(f"the adapter does not fit its base {settings.base}: {name} {problem}")
+        set_peft_model_state_dict(model, restored)
+        model.merge_and_unload()  # puts the linear layers back into the policy's model
+    require_finite(weights_of(policy.model), f"the base {settings.base} with the adapter {folder} merged")
     policy.requires_grad_(True)
     policy.eval()
+
+
+def _read_weights(folder: str) -> dict[str, Tensor]:
+    """Reads an adapter's weights, under the names of the file.
+
+    Raises:
+        UserError: there are none, the file is damaged, or they are NaN, infinite or more than LoRA's.
+    """
+    from peft import load_peft_weights
+
+    files = [file for name in WEIGHTS if (file := Path(folder) / name).is_file()]
+    if not files:
+        raise UserError(f"{folder} holds no {' or '.join(WEIGHTS)}: copy the adapter's weights there, too")
+    tensor_names(files[0])
+    with foreign(f"{files[0]} cannot be read"):
+        weights: dict[str, Tensor] = load_peft_weights(folder, device="cpu")
+    other = [name for name in weights if ".lora_" not in name]
+    if other:
+        raise UserError(f"the adapter trains more than LoRA, for example {other[0]}")
+    if not weights:
+        raise UserError(f"{files[0]} holds no weights: {AGAIN}")
+    require_finite(weights.items(), str(files[0]))
+    return weights
+
+
+def _check_modules(settings: AdapterSettings, names: dict[str, str], policy: TransformersPolicy) -> None:
+    """Refuses an adapter of modules that the model does not have, or that its settings or tied weights rule out.
+
+    Args:
+        settings: of the adapter.
+        names: transformers' name of each adapted module by the adapter's.
+        policy: of the base.
+
+    Raises:
+        UserError: names a module.
+    """
+    modules = dict(policy.model.named_modules())
+    for name, ours in names.items():
+        if ours not in modules:
+            raise UserError(f"the adapter does not fit its base {settings.base}: the model has no module {name}")
+    first, last = policy.model.get_input_embeddings(), policy.model.get_output_embeddings()
+    tied = last is not None and first.weight is last.weight
+    for name, ours in names.items():
+        if tied and modules[ours] in (first, last):
+            raise UserError(
+                f"the adapter changes {name} alone, which shares its weights with the other end of its base "
+                f"{settings.base}: it cannot be merged"
+            )
+    backwards = {ours: name for name, ours in names.items()}
+    theirs = {backwards.get(ours) or _family_name(ours, names, policy): part for ours, part in modules.items()}
+    head = next((name for name, part in theirs.items() if part is last), None)
+    settings.check_selection(set(names), theirs, head)
+
+
+def _native(name: str, policy: TransformersPolicy) -> str | None:
+    """Returns transformers' name of a module that the policy's family calls ``name``; None: the family has no such."""
+    try:
+        return policy.layout.restore(name) if policy.layout is not None else name
+    except KeyError:
+        return None
+
+
+def _family_name(ours: str, names: dict[str, str], policy: TransformersPolicy) -> str:
+    """Returns what an adapter with these names of modules calls another module, as far as it can be known."""
+    if policy.layout is None or all(name == native for name, native in names.items()):
+        return ours
+    try:
+        return policy.layout.rename(ours)
+    except KeyError:
+        return ours
 
 
 def _modules(state: Iterable[str]) -> set[str]:
@@ -102,13 +166,3 @@ def _renamed(state: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str
         module, _, rest = name.removeprefix(_PEFT).partition(".lora_")
         renamed[f"{_PEFT}{rename(module)}.lora_{rest}"] = tensor.detach().cpu().contiguous()
     return renamed
-
-
-def _restored(state: dict[str, Tensor], policy: TransformersPolicy) -> dict[str, Tensor]:
-    """Returns an adapter's weights under transformers' names of modules; they may have had these all along."""
-    if policy.layout is None:
-        return state
-    try:
-        return _renamed(state, policy.layout.restore)
-    except KeyError:
-        return state

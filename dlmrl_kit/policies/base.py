@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.policies.options import Quantisation
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 
-class PolicySource(ABC):
+class PolicySource(Dependent, ABC):
     """Base class of components that load, or build, the denoiser that training starts from."""
 
     mask_id: int | None = None
     """The mask token's id, where the user had to say it."""
+    eos_ids: tuple[int, ...] = ()
+    """Ids that end a text, where the user had to say them."""
     lora_rank: int = 0
     """Rank of the LoRA adapter that is trained; 0: the weights themselves are."""
     quantisation: Quantisation = "none"

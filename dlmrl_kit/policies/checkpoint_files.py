@@ -6,14 +6,21 @@ Code in a checkpoint is never run.
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.errors import NotFiniteError, UserError
+from dlmrl_kit.core.files import reason_of
+from dlmrl_kit.core.finite import require_finite, weights_of
+from dlmrl_kit.core.validate import clipped
+from dlmrl_kit.policies.adapter import expanded
+from dlmrl_kit.policies.layout import Layout
+from dlmrl_kit.policies.model_files import foreign, read_bytes, read_json, read_text
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.weight_files import check_weights, require_finite_files
 
 if TYPE_CHECKING:
     from transformers import (
@@ -35,14 +42,33 @@ SHIPPED = Path(__file__).resolve().parent.parent / "assets"
 DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 """Files that are fetched of a hub id. Python files are kept as data, so that they can be written beside the weights."""
 
+JSON_FILES = (
+    *("generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "chat_template.json"),
+)
+"""Files besides ``config.json`` that transformers reads as JSON objects."""
+
+TEXT_FILES = ("vocab.txt", "merges.txt", "chat_template.jinja")
+"""Files that transformers reads as text."""
+
 
 def checkpoint_folder(path: str | Path) -> str:
     """Returns the local folder of a checkpoint: ``shipped:NAME``, a folder, or a hub id, which is downloaded.
 
     Raises:
-        UserError: a shipped checkpoint that does not exist, a folder without ``config.json``, or a failed download.
+        UserError: a shipped checkpoint that does not exist, a folder without ``config.json`` or permission to read it,
+            or a failed download.
     """
     text = str(path)
+    try:
+        local = _local_folder(text)
+    except OSError as error:
+        raise UserError(f"{text} cannot be read ({reason_of(error)}): check its permissions") from error
+    return _download(text) if local is None else local
+
+
+def _local_folder(text: str) -> str | None:
+    """Returns the folder of a checkpoint on this machine; None for what is no folder. Raises as checkpoint_folder."""
     if text.startswith("shipped:"):
         folder = SHIPPED / text.removeprefix("shipped:")
         if not folder.is_dir():
@@ -53,7 +79,7 @@ def checkpoint_folder(path: str | Path) -> str:
         if not any((Path(text) / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UserError(f"{text} holds no config.json: it is not a checkpoint written by save_pretrained")
         return text
-    return _download(text)
+    return None
 
 
 def _download(name: str) -> str:
@@ -75,15 +101,39 @@ def read_config(folder: str) -> ConfigJson:
     """Reads the ``config.json`` of a checkpoint folder.
 
     Raises:
-        UserError: it is missing or no JSON object.
+        UserError: it is missing, damaged, or has numbers that are not finite.
     """
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.json cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError("config.json is no JSON object")
+    path = Path(folder) / "config.json"
+    config = read_json(path, finite=True)
+    for name, kind in _FORMS.items():
+        if config.get(name) is not None and not isinstance(config[name], kind):
+            raise UserError(f"{path}: {name} must be {_WORDS[kind]}, got {clipped(repr(config[name]))}")
     return config
+
+
+_FORMS: dict[str, type] = {
+    "model_type": str,
+    "architectures": list,
+    "auto_map": dict,
+    **dict.fromkeys(("text_config", "vision_config"), dict),
+}
+_WORDS: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
+
+
+def check_files(folder: str) -> None:
+    """Refuses a checkpoint folder with a damaged file, before a library stumbles over it; reads no weights.
+
+    Raises:
+        UserError: names the file, and says what to do.
+    """
+    for path in sorted(Path(folder).iterdir()):
+        if path.name in JSON_FILES:
+            read_json(path)
+        elif path.name in TEXT_FILES:
+            read_text(path)
+        elif path.suffix == ".model":
+            read_bytes(path, 64)
+    check_weights(Path(folder))
 
 
 def architectures(config: ConfigJson) -> list[str]:
@@ -112,12 +162,9 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    try:
-        with quiet():
-            tokenizer: PreTrainedTokenizerBase = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the tokenizer cannot be loaded: {error}") from error
-    ends, padding = _ids(config.get("eos_token_id")), _ids(config.get("pad_token_id"))
+    with quiet(), foreign(f"the tokenizer in {folder} cannot be loaded"):
+        tokenizer: PreTrainedTokenizerBase = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
+    ends, padding = token_ids(config, "eos"), token_ids(config, "pad")
     if tokenizer.eos_token is None and ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     if tokenizer.pad_token is None and padding:
@@ -125,9 +172,11 @@ def load_tokenizer(
     return tokenizer
 
 
-def _ids(value: object) -> list[int]:
-    """Returns the ids in a setting, which may be one, a list of them, or none."""
-    return [index for index in (value if isinstance(value, list) else [value]) if isinstance(index, int)]
+def token_ids(config: ConfigJson, role: str) -> list[int]:
+    """Returns the ids that a configuration gives a role (``eos``, ``pad``): one, a list of them, or none."""
+    value = config.get(f"{role}_token_id")
+    given = value if isinstance(value, list) else [value]
+    return [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
 
 
 def load_model(
@@ -136,8 +185,8 @@ def load_model(
     options: LoadOptions,
     *,
     config: PretrainedConfig,
-    key_mapping: dict[str, str] | None = None,
-    strict: bool = False,
+    layout: Layout | None = None,
+    unused: tuple[str, ...] = (),
 ) -> PreTrainedModel:
     """Loads a transformers model with the weights of a checkpoint folder, read shard by shard.
 
@@ -147,17 +196,17 @@ def load_model(
         options: precision, attention, quantisation. With ``dtype = "auto"`` weights keep the precision of the files,
             whatever the configuration says.
         config: of the model.
-        key_mapping: the model's names of tensors by regular expressions of the names in the files.
-        strict: refuse tensors that the model does not have.
+        layout: how tensors are called in the files; None: as in the model.
+        unused: regular expressions of names of tensors that may be left out, as no logit depends on them.
 
     Raises:
-        UserError: weights that are missing, of the wrong shape or, with ``strict``, left over.
+        UserError: files that cannot be read; weights that are missing, of the wrong shape, left over, NaN or infinite.
     """
     config.dtype = None  # "auto" then means the precision of the tensors
     arguments = options.model_arguments()
-    if key_mapping:
-        arguments["key_mapping"] = key_mapping
-    with quiet():
+    if layout is not None and layout.names:
+        arguments["key_mapping"] = layout.key_mapping()
+    with quiet(), foreign(f"the weights in {folder} cannot be loaded"):
         loaded = cls.from_pretrained(
             folder,
             config=config,
@@ -165,15 +214,26 @@ def load_model(
             ignore_mismatched_sizes=True,  # refused below, by name
             **arguments,
         )
-    model, found = cast("tuple[PreTrainedModel, dict[str, list[object]]]", loaded)
-    problems = {"missing": found["missing_keys"], "of another shape": found["mismatched_keys"]}
-    if strict:
-        problems["left over"] = found["unexpected_keys"]
+    model, found = cast("tuple[PreTrainedModel, dict[str, list[Any]]]", loaded)
+    problems = {
+        "missing": found["missing_keys"],
+        "of another shape": [name for name, *_ in found["mismatched_keys"]],
+        "left over": [name for name in found["unexpected_keys"] if not _matches(name, unused)],
+    }
     for what, names in problems.items():
         if names:
-            some = ", ".join(sorted(str(name) for name in names)[:3])
+            some = ", ".join(sorted(name if layout is None else layout.both(name) for name in names)[:3])
             raise UserError(f"{len(names)} tensors are {what}, among them {some}")
+    try:
+        require_finite(((name, expanded(weight)) for name, weight in weights_of(model)), folder)
+    except NotFiniteError:
+        require_finite_files(Path(folder))  # by the names and files that the user knows
+        raise
     return model
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 @contextlib.contextmanager
@@ -192,19 +252,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
-
-
-def end_of_turn(folder: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Returns the token that ends the assistant's answer, None if it is not known.
-
-    Checkpoints may list several ends of generation, of which one ends a turn and others whole texts. A turn ends with
-    the one that the chat template writes.
-
-    Args:
-        folder: of the checkpoint, whose ``generation_config.json`` lists the ends.
-        tokenizer: with the template.
-    """
-    file = Path(folder) / "generation_config.json"
-    ends = _ids(json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")) if file.is_file() else []
-    template = str(tokenizer.chat_template or "")
-    return next((index for index in ends if str(tokenizer.convert_ids_to_tokens(index)) in template), None)

@@ -27,6 +27,22 @@ def setting(config: PretrainedConfig, name: str) -> object:
     return found
 
 
+def context_length(config: PretrainedConfig) -> int | None:
+    """Returns for how many positions a configuration says that its model is; None: it does not say.
+
+    Rotary positions that are stretched reach further than ``max_position_embeddings``, where that is what they were
+    before.
+    """
+    length, rope = setting(config, "max_position_embeddings"), setting(config, "rope_parameters")
+    if not isinstance(length, int) or length < 1:
+        return None
+    factor = rope.get("factor") if isinstance(rope, dict) else None
+    before = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
+    if isinstance(factor, int | float):
+        length = max(length, int(factor * (before if isinstance(before, int) else length)))
+    return length
+
+
 def attention_of(config: PretrainedConfig) -> str:
     """Returns the name of the attention implementation; transformers keeps it in a private attribute only."""
     return str(config._attn_implementation)

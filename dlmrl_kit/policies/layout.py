@@ -34,6 +34,14 @@ class Layout:
         """
         return _translate(name, self.names) if self.names else name
 
+    def both(self, name: str) -> str:
+        """Returns what transformers calls a tensor, and behind it what the family's files do, where they differ."""
+        try:
+            family = self.rename(name)
+        except KeyError:
+            return name
+        return name if family == name else f"{name} (in the files: {family})"
+
     def restore(self, name: str) -> str:
         """Returns transformers' name of a tensor or module that the family calls ``name``.
 

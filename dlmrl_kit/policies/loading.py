@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.adapter_files import base_of, holds_adapter, merge_adapter
+from dlmrl_kit.policies.adapter_files import holds_adapter, merge_adapter
+from dlmrl_kit.policies.adapter_settings import base_of, read_settings
 from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, checkpoint_folder, read_config
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.families.bidirectional import Bidirectional
@@ -44,6 +45,7 @@ def load_policy(
     mask_id: int | None = None,
     shift_logits: bool | None = None,
     forbidden_ids: tuple[int, ...] = (),
+    eos_ids: tuple[int, ...] = (),
     chat_template: bool | None = None,
     block_size: int | None = None,
     dtype: Dtype = "auto",
@@ -62,6 +64,7 @@ def load_policy(
         mask_id: id of the mask token, where the checkpoint does not say.
         shift_logits: whether the logits at position i - 1 predict token i; None: as the checkpoint says.
         forbidden_ids: ids that are never committed, besides those that the checkpoint rules out.
+        eos_ids: ids that end a text, besides those that its tokenizer, chat template and configuration say.
         chat_template: whether plain prompts are formatted with the tokenizer's chat template, as conversations always
             are; None: as was saved with the checkpoint, else no.
         block_size: positions of a block of a block-causal model, where the checkpoint does not say.
@@ -74,7 +77,15 @@ def load_policy(
         UserError: no such checkpoint, a family the kit does not know, or an option that cannot be had here.
     """
     options = LoadOptions(
-        mask_id, shift_logits, tuple(forbidden_ids), chat_template, block_size, dtype, attention, quantisation
+        mask_id,
+        shift_logits,
+        tuple(forbidden_ids),
+        tuple(eos_ids),
+        chat_template,
+        block_size,
+        dtype,
+        attention,
+        quantisation,
     )
     folder = checkpoint_folder(path)
     try:
@@ -96,6 +107,7 @@ def _load_merged(folder: str, options: LoadOptions) -> TransformersPolicy:
     if options.quantisation != "none":
         raise UserError("an adapter cannot be merged into weights in 4 bits: load the merged model, or the base")
     base = base_of(folder)
+    read_settings(folder)  # refuses what it does not understand before the base, which is larger, is fetched and read
     policy = _load_folder(checkpoint_folder(base), options.over(read_told(folder)), folder)
     merge_adapter(policy, folder)
     return policy

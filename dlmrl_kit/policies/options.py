@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 import torch
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.policies.layout import Layout
+from dlmrl_kit.policies.model_files import AGAIN, read_json
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -36,6 +38,7 @@ class Told(TypedDict, total=False):
     mask_id: int | None
     shift_logits: bool | None
     forbidden_ids: tuple[int, ...]
+    eos_ids: tuple[int, ...]
     chat_template: bool | None
     block_size: int | None
 
@@ -46,8 +49,9 @@ class PolicyArguments(TypedDict, total=False):
     mask_id: int | None
     shift_logits: bool | None
     forbidden_ids: tuple[int, ...]
+    eos_ids: tuple[int, ...]
     chat_template: bool | None
-    eos_id: int | None
+    listed_ends: tuple[int, ...]
     layout: Layout | None
     name: str
 
@@ -70,6 +74,7 @@ class LoadOptions:
         mask_id: id of the mask token, where the checkpoint does not say.
         shift_logits: True where the logits at position i - 1 predict token i; None leaves it to the checkpoint.
         forbidden_ids: ids that are never committed, besides those that the checkpoint rules out.
+        eos_ids: ids that end a text, besides those that the checkpoint says.
         chat_template: whether plain prompts are formatted with the tokenizer's chat template; None leaves it to what
             was saved with the checkpoint, else they are not. Conversations always are.
         block_size: positions of a block of a block-causal model, where the checkpoint does not say.
@@ -84,6 +89,7 @@ class LoadOptions:
     mask_id: int | None = None
     shift_logits: bool | None = None
     forbidden_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
     chat_template: bool | None = None
     block_size: int | None = None
     dtype: Dtype = "auto"
@@ -102,13 +108,14 @@ class LoadOptions:
     def over(self, told: Told) -> LoadOptions:
         """Returns these options, with what was saved with the checkpoint where they say nothing.
 
-        Forbidden ids are those of both.
+        Forbidden ids and ends of text are those of both.
         """
         return replace(
             self,
             mask_id=told.get("mask_id") if self.mask_id is None else self.mask_id,
             shift_logits=told.get("shift_logits") if self.shift_logits is None else self.shift_logits,
             forbidden_ids=tuple(sorted({*self.forbidden_ids, *told.get("forbidden_ids", ())})),
+            eos_ids=tuple(dict.fromkeys([*self.eos_ids, *told.get("eos_ids", ())])),
             chat_template=told.get("chat_template") if self.chat_template is None else self.chat_template,
             block_size=told.get("block_size") if self.block_size is None else self.block_size,
         )
@@ -137,6 +144,7 @@ class LoadOptions:
             "mask_id": self.mask_id,
             "shift_logits": self.shift_logits,
             "forbidden_ids": self.forbidden_ids,
+            "eos_ids": self.eos_ids,
             "chat_template": self.chat_template,
         }
 
@@ -168,19 +176,41 @@ def read_told(folder: str) -> Told:
     """Returns what ``write_told`` wrote beside a checkpoint; empty where it did not.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or has values of other types.
     """
     path = Path(folder) / TOLD
-    if not path.is_file():
-        return {}
-    try:
-        told = json.loads(path.read_text(encoding="utf-8")).get("policy", {})
-        if not isinstance(told, dict):
-            raise TypeError("'policy' is no object")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{TOLD} cannot be read: {error!r}") from error
+    told = read_json(path).get("policy", {}) if path.is_file() else {}
+    if not isinstance(told, dict):
+        raise UserError(f"{path} cannot be used: 'policy' is no object: {AGAIN}")
+    for name, value in told.items():
+        if name in _TOLD_FORMS and not _TOLD_FORMS[name](value):
+            raise UserError(
+                f"{path} cannot be used: {name} = {clipped(repr(value))} is not what the kit writes: {AGAIN}"
+            )
     found: Told = {**told}  # type: ignore[typeddict-item]  # what the kit wrote
     return found
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(_is_id(item) for item in value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_TOLD_FORMS: dict[str, Callable[[object], bool]] = {
+    "mask_id": _is_id,
+    "shift_logits": _is_flag,
+    "forbidden_ids": _are_ids,
+    "eos_ids": _are_ids,
+    "chat_template": _is_flag,
+    "block_size": _is_id,
+}
 
 
 def write_told(folder: Path, told: Told, decoding: Mapping[str, object] | None = None) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from dlmrl_kit.core.dependencies import anchored_path
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.adapter import lora_config
+from dlmrl_kit.policies.adapter_files import holds_adapter
+from dlmrl_kit.policies.adapter_settings import base_of
 from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.checkpoint_files import DOWNLOADED, checkpoint_folder
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.options import Attention, Dtype, Quantisation
 from dlmrl_kit.policies.recompute import recompute_blocks
@@ -28,6 +35,7 @@ class Pretrained(PolicySource):
         lora_alpha: LoRA scaling numerator.
         mask_id: id of the mask token, where the checkpoint does not say.
         forbidden_ids: ids that are never committed, besides those that the checkpoint rules out.
+        eos_ids: ids that end a text, besides those that its tokenizer, chat template and configuration say.
         chat_template: format plain prompts with the tokenizer's chat template; None: as saved with the checkpoint, else
             no. Conversations always are.
         block_size: positions of a block of a block-causal model, where the checkpoint does not say.
@@ -50,6 +58,7 @@ class Pretrained(PolicySource):
         lora_alpha: int = 64,
         mask_id: int | None = None,
         forbidden_ids: tuple[int, ...] = (),
+        eos_ids: tuple[int, ...] = (),
         chat_template: bool | None = None,
         block_size: int | None = None,
         dtype: Dtype = "auto",
@@ -72,12 +81,26 @@ class Pretrained(PolicySource):
         self.lora_alpha = lora_alpha
         self.mask_id = mask_id
         self.forbidden_ids = tuple(forbidden_ids)
+        self.eos_ids = tuple(eos_ids)
         self.chat_template = chat_template
         self.block_size = block_size
         self.dtype = dtype
         self.attention = attention
         self.quantisation = quantisation
         self.gradient_checkpointing = gradient_checkpointing
+
+    @classmethod
+    def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
+        """Makes the path of a local folder absolute."""
+        path = anchored_path(settings.get("path"))
+        return {} if path is None or not Path(path).is_dir() else {"path": path}
+
+    def files(self) -> tuple[Path, ...]:
+        """Returns the files of the checkpoint, and, where it is an adapter, those of its base."""
+        folder = checkpoint_folder(self.path)
+        folders = [folder, *([checkpoint_folder(base_of(folder))] if holds_adapter(folder) else [])]
+        patterns = (*DOWNLOADED, "*.bin")
+        return tuple(sorted({file for place in folders for pattern in patterns for file in Path(place).glob(pattern)}))
 
     def load(self) -> TransformersPolicy:
         """Reads the checkpoint, and adds an adapter and gradient checkpointing where these are asked for.
@@ -90,6 +113,7 @@ class Pretrained(PolicySource):
                 self.path,
                 mask_id=self.mask_id,
                 forbidden_ids=self.forbidden_ids,
+                eos_ids=self.eos_ids,
                 chat_template=self.chat_template,
                 block_size=self.block_size,
                 dtype=self.dtype,

@@ -88,8 +88,9 @@ def _save_renamed(policy: TransformersPolicy, layout: Layout, folder: Path) -> N
     from huggingface_hub import save_torch_state_dict
 
     state = merged_state(policy.model)
-    if policy.model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)  # the same tensor as the embeddings, which a file holds once
+    head, embeddings = policy.model.get_output_embeddings(), policy.model.get_input_embeddings()
+    if head.weight is embeddings.weight:  # not where config.json says so of a checkpoint that has a head of its own
+        state.pop("lm_head.weight")  # a file holds it once
     renamed = {layout.rename(name): tensor for name, tensor in state.items()}
     save_torch_state_dict(renamed, folder, max_shard_size=SHARD, metadata={"format": "pt"})
 

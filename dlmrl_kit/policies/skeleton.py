@@ -14,8 +14,6 @@ from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?+-*/=()[]{}<>'\"_#$%&@^|~`\\"
-
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' assistant: ' }}{% endif %}"
@@ -34,6 +32,11 @@ SMALL: dict[str, int] = {
 }
 """What sizes become in a scaled-down configuration, by their names in ``config.json`` of any family."""
 
+LONGER = ("max_position_embeddings", "max_sequence_length")
+"""Sizes that grow by ``BYTES_PER_TOKEN``, as prompts do when each token is a byte."""
+
+BYTES_PER_TOKEN = 4
+
 LARGEST = 5_000_000
 """Parameters that a scaled-down model may have."""
 
@@ -48,16 +51,22 @@ def skeleton(config: ConfigJson, options: LoadOptions) -> PreTrainedModel:
 
 
 def wrapped(model: PreTrainedModel, config: ConfigJson, options: LoadOptions) -> TransformersPolicy:
-    """Returns the policy of a ``skeleton``, with a tokenizer of single characters in place of the checkpoint's."""
+    """Returns the policy of a ``skeleton``, with a tokenizer of single bytes in place of the checkpoint's."""
     tokenizer = stand_in()
     model.config.mask_token_id = tokenizer.mask_token_id
     return family_of(config).policy_class(model, tokenizer, chat_template=options.chat_template)
 
 
 def stand_in() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of single characters with a chat template."""
-    tokenizer = character_tokenizer(CHARACTERS)
+    """Returns a tokenizer of single bytes, which can read every text, with a chat template."""
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    tokenizer = character_tokenizer("".join(sorted(pre_tokenizers.ByteLevel.alphabet())))
     tokenizer.chat_template = TEMPLATE
+    bytes_first = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    one_by_one = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([bytes_first, one_by_one])
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -77,6 +86,8 @@ def scaled_down(config: ConfigJson) -> ConfigJson:
             small[name] = {i: scaled_down(value[end]) for i, end in enumerate(ends) if end in value}
         elif name in SMALL and value is not None:
             small[name] = SMALL[name]
+        elif name in LONGER and isinstance(value, int):
+            small[name] = value * BYTES_PER_TOKEN
         elif name in ("vocab_size", "embedding_size"):
             small[name] = len(tokenizer)
         elif name.endswith("_token_id") and name.partition("_")[0] in ids:

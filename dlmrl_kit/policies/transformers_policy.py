@@ -21,7 +21,7 @@ from dlmrl_kit.core.window import Window
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.checkpoint_files import quiet
 from dlmrl_kit.policies.compiling import check_compiler, compile_each
-from dlmrl_kit.policies.foreign import attention_of, setting
+from dlmrl_kit.policies.foreign import attention_of, context_length, setting
 from dlmrl_kit.policies.fused_lora import fused
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.last_layer import DECODERS, last_layer_at, prunable
@@ -29,6 +29,7 @@ from dlmrl_kit.policies.last_layer import positions as rotary_positions
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.options import Told
+from dlmrl_kit.policies.text_bounds import beginning, distinct, end_of_turn, unknown_tokens
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -47,14 +48,17 @@ class TransformersPolicy(Policy):
         shift_logits: whether the logits at position i - 1 predict token i; None: as the model's config says.
         forbidden_ids: ids that are never committed, besides the mask, padding, the unknown token and rows beyond the
             tokenizer's vocabulary.
+        eos_ids: ids that end a text, besides those below and those of tokenizer and chat template.
         chat_template: format plain prompts with the tokenizer's chat template, as one message of the user;
             conversations always are. None: no.
-        eos_id: id of the end of text, where it is not the tokenizer's.
+        listed_ends: ids that end a text by the checkpoint's files; the first fills what finished completions leave
+            open. Empty: that is the tokenizer's end of text.
         layout: how the family of the checkpoint writes its files; None: as transformers does.
         name: the path or hub id that it was loaded from.
 
     Raises:
-        UserError: no mask id to be found, or ``chat_template`` for a tokenizer that has none.
+        UserError: no mask id to be found, ``eos_ids`` that are no tokens or the mask, or ``chat_template`` for a
+            tokenizer that has none.
     """
 
     uncompilable: ClassVar[str] = ""
@@ -68,8 +72,9 @@ class TransformersPolicy(Policy):
         mask_id: int | None = None,
         shift_logits: bool | None = None,
         forbidden_ids: tuple[int, ...] = (),
+        eos_ids: tuple[int, ...] = (),
         chat_template: bool | None = None,
-        eos_id: int | None = None,
+        listed_ends: tuple[int, ...] = (),
         layout: Layout | None = None,
         name: str = "",
     ) -> None:
@@ -82,18 +87,26 @@ class TransformersPolicy(Policy):
             "mask_id": mask_id,
             "shift_logits": shift_logits,
             "forbidden_ids": tuple(forbidden_ids),
+            "eos_ids": tuple(eos_ids),
             "chat_template": chat_template,
         }
         """What the caller said of the checkpoint; saved beside the weights."""
         config = text_config(model)
         self.shift_logits = bool(setting(config, "shift_logits")) if shift_logits is None else shift_logits
         self.mask_id = _mask_id(config, tokenizer, mask_id)
-        self.eos_id = tokenizer.eos_token_id if eos_id is None else eos_id
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id
         self.vocab_size = int(config.vocab_size)
-        ends = {tokenizer.eos_token_id, self.eos_id}  # padding may be the end of text, which must be committed
+        for index in eos_ids:
+            if not 0 <= index < self.vocab_size or index == self.mask_id:
+                what = "the mask" if index == self.mask_id else f"no token of the model, which has {self.vocab_size}"
+                raise UserError(f"eos_ids: {index} is {what}")
+        ends = distinct([*listed_ends, tokenizer.eos_token_id, end_of_turn(tokenizer), *eos_ids])
+        self.eos_ids = tuple(i for i in ends if 0 <= i < self.vocab_size and i != self.mask_id)
+        self.prefix_ids = beginning(tokenizer)
+        self.unknown_ids = unknown_tokens(tokenizer)
+        self.max_length = context_length(config)
         special = {self.mask_id, *forbidden_ids, *range(len(tokenizer), self.vocab_size)}
-        special |= {i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id) if i is not None and i not in ends}
+        special |= {*distinct([tokenizer.pad_token_id, tokenizer.unk_token_id])} - {*ends}  # padding may be an end
         self.forbidden_ids = tuple(sorted(special))
         self.chat_template = bool(chat_template)
         if self.chat_template and not tokenizer.chat_template:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.trainers.base import OptimiserArguments, OptimiserSettings
+from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, OptimiserArguments, OptimiserSettings
 
 
 class Pretrainer(OptimiserSettings, ABC):
@@ -21,6 +21,7 @@ class Pretrainer(OptimiserSettings, ABC):
         batch_size: demonstrations per step.
         log_every, checkpoint_every: steps between log lines and between checkpoints.
         eval_size: held-out examples decoded at the end.
+        eval_batch_size: completions that are decoded at once there.
         optimiser: as ``OptimiserSettings``.
 
     Raises:
@@ -35,6 +36,7 @@ class Pretrainer(OptimiserSettings, ABC):
         log_every: int,
         checkpoint_every: int,
         eval_size: int,
+        eval_batch_size: int = EVAL_BATCH_SIZE,
         **optimiser: Unpack[OptimiserArguments],
     ) -> None:
         super().__init__(**optimiser)
@@ -44,6 +46,7 @@ class Pretrainer(OptimiserSettings, ABC):
             "log_every": log_every,
             "checkpoint_every": checkpoint_every,
             "eval_size": eval_size,
+            "eval_batch_size": eval_batch_size,
         }
         for name, value in positive.items():
             check(value >= 1, self, name, value, "at least 1")
@@ -52,6 +55,7 @@ class Pretrainer(OptimiserSettings, ABC):
         self.log_every = log_every
         self.checkpoint_every = checkpoint_every
         self.eval_size = eval_size
+        self.eval_batch_size = eval_batch_size
 
     @abstractmethod
     def objective(

@@ -14,6 +14,7 @@ from dlmrl_kit.core.policy import Policy, completion_logits
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.pretrainers.base import Pretrainer
+from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE
 
 
 @register("pretrainer", paper="arXiv 2502.09992, eq. 3")
@@ -30,6 +31,7 @@ class MaskedDiffusion(Pretrainer):
         device, seed: as ``Trainer``.
         log_every, checkpoint_every: steps between log lines and between checkpoints.
         eval_size: held-out examples decoded at the end.
+        eval_batch_size: completions that are decoded at once there.
 
     Raises:
         ValueError: a value out of range.
@@ -52,6 +54,7 @@ class MaskedDiffusion(Pretrainer):
         log_every: int = 50,
         checkpoint_every: int = 250,
         eval_size: int = 512,
+        eval_batch_size: int = EVAL_BATCH_SIZE,
     ) -> None:
         super().__init__(
             steps=steps,
@@ -59,6 +62,7 @@ class MaskedDiffusion(Pretrainer):
             log_every=log_every,
             checkpoint_every=checkpoint_every,
             eval_size=eval_size,
+            eval_batch_size=eval_batch_size,
             learning_rate=learning_rate,
             schedule=schedule,
             warmup_steps=warmup_steps,

@@ -17,15 +17,19 @@ from dlmrl_kit.core.errors import CheckpointError, TrainingError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult, PretrainResult, RunObserver
+from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, require
 from dlmrl_kit.demonstrators.base import Demonstrator, encode_completions
 from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.rollout.services import encoded_prompts, require_examples, training_indices
 from dlmrl_kit.rollout.services import examples as examples_of
-from dlmrl_kit.rollout.services import require_examples, training_indices
 from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
-from dlmrl_kit.training.start import start_policy, trained
+from dlmrl_kit.training.export import remember_recipe
+from dlmrl_kit.training.identity import Identity, identity_of
+from dlmrl_kit.training.record import check_unchanged, note_failure, notes, record_changes, start_record
+from dlmrl_kit.training.start import find_device, start_policy, trained
 
 RECENT = 50
 """A reported loss is the mean over this many last steps."""
@@ -60,38 +64,75 @@ def encode_demonstrations(task: BaseTask, demonstrator: Demonstrator, policy: Po
     padded, _ = encode_completions(policy, texts, length)
     probability = torch.tensor([[p for _, p in entries] for entries in alternatives], device=policy.device)
     return Demonstrations(
-        **policy.encode([example.prompt for example in examples]),
+        **encoded_prompts(task, "pretrain", range(len(examples)), policy, length),
         completion_ids=padded.reshape(len(examples), -1, length),
         probability=probability,
     )
 
 
-def pretrain(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) -> PretrainResult:
+def pretrain(
+    recipe: Recipe, folder: Path, *, observer: RunObserver | None = None, accept_changes: bool = False
+) -> PretrainResult:
     """Runs a pre-training recipe, or goes on with the unfinished run of the same recipe in ``folder``.
+
+    A run that goes on may be made longer. Whatever else it depends on must be as it was: settings, files, package
+    versions, device and threads.
 
     Args:
         recipe: from ``load_recipe``, with root ``Pretraining``.
-        folder: gets ``recipe.gin``, ``checkpoints/``, ``model/`` and ``result.json``.
+        folder: gets ``recipe.gin``, ``run.json``, ``checkpoints/``, ``model/`` and ``result.json``.
         observer: is told how the run goes.
+        accept_changes: whether to go on although something that the run depends on has changed.
 
     Returns:
         The folder of the model, its loss, and its accuracy on held-out examples.
 
     Raises:
-        UserError: the recipe is broken, or ``folder`` holds another run.
+        UserError: the recipe is broken, ``folder`` holds another run, or something that the run depends on has changed.
     """
-    stored = folder / "recipe.gin"
-    if stored.is_file() and _body(stored, recipe) != recipe.text(header=False):
-        raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder")
-    run = PretrainRun(recipe.build_pretraining(), folder, recipe.name, observer or RunObserver())
-    data = run.start()
-    write_atomic(stored, recipe.text())  # not earlier, as a failure must leave no folder
-    return run.run(data)
+    with one_writer(folder):
+        built = recipe.build_pretraining()
+        now, length = identity_of(recipe, built, find_device(built.pretrainer.device)), _length(recipe)
+        goes_on, found, changed = holds_run(folder), checkpoints(folder), []
+        if goes_on:
+            _check_recipe(folder, recipe, length, accept_changes)
+            finished = bool(found) and found[-1][0] == built.pretrainer.steps
+            changed = check_unchanged(folder, now, length=length, finished=finished, accept=accept_changes)
+        run = PretrainRun(built, folder, recipe.name, observer or RunObserver())
+        run.identity = now
+        data = run.start()
+        if goes_on:
+            record_changes(folder, recipe, now, changed, run.done)
+        else:  # not earlier, as a failure must leave no folder
+            start_record(folder, recipe, now)
+        for note in notes(changed, length, float(run.scheduler.get_last_lr()[0])):
+            run.observer.on_message(note)
+        try:
+            return run.run(data)
+        except Exception as error:
+            note_failure(folder, error)
+            raise
 
 
-def _body(stored: Path, recipe: Recipe) -> str:
-    """Reads the text of the recipe in a run folder. If ``recipe`` has imports, the user has allowed them before."""
-    return load_recipe(str(stored), allow_imports=bool(recipe.imports)).text(header=False)
+def _length(recipe: Recipe) -> str:
+    return recipe.key_in("pretrainer", "steps")
+
+
+def _check_recipe(folder: Path, recipe: Recipe, length: str, accept: bool) -> None:
+    """Compares the recipe with that of the run in a folder, apart from how long it is.
+
+    Raises:
+        CheckpointError: it is another one, and that is not accepted.
+    """
+    # If ``recipe`` has imports, the user has allowed them before.
+    stored = load_recipe(str(folder / RECIPE), allow_imports=bool(recipe.imports))
+    before, now = ({key: b.text for key, b in r.bindings.items() if key != length} for r in (stored, recipe))
+    if before != now and not accept:
+        changed = next(key for key in (*before, *now) if before.get(key) != now.get(key))
+        raise CheckpointError(
+            f"{folder} holds a run of another recipe; choose another folder ({changed} was {before.get(changed)}, now "
+            f"{now.get(changed)}), or accept that with --accept-changes"
+        )
 
 
 class PretrainRun:
@@ -116,14 +157,26 @@ class PretrainRun:
         self.started = time.perf_counter()
         self.done = 0
         self.losses: list[float] = []  # the last RECENT ones
+        self.identity: Identity = {}  # what the run depends on; checkpoints hold it
         require_examples(built.task, "pretrain", "heldout")
         self.policy, self.optimiser, self.scheduler = start_policy(built.policy, self.settings, self.settings.steps)
         self.parameters = [p for _, p in self.policy.trainable()]
 
     def start(self) -> Demonstrations:
-        """Restores the newest checkpoint, if there is one; returns the encoded demonstrations."""
+        """Restores the newest checkpoint, if there is one; returns the encoded demonstrations.
+
+        The task must be able to score: that is tried on an empty completion, before hours are spent on training.
+
+        Raises:
+            UserError: the task cannot score, a demonstration cannot be encoded, or the checkpoint is damaged or has
+                more steps than the run is to have.
+        """
+        task = self.built.task
+        task.score("", examples_of(task, "heldout", [0])[0])
         prune(self.folder)
         found = checkpoints(self.folder)
+        if found and found[-1][0] > self.settings.steps:
+            raise CheckpointError(f"{found[-1][1]} is of more steps than the {self.settings.steps} of the recipe")
         if found:
             self.done, counters = load_checkpoint(found[-1][1], trained(self.policy), self.optimiser, self.scheduler)
             self.losses = counters["losses"]
@@ -174,7 +227,9 @@ class PretrainRun:
             self.observer.on_update(done - 1, metrics)
         if done % settings.checkpoint_every == 0 or last:
             counters = {"losses": self.losses}
-            save_checkpoint(self.folder, done, trained(self.policy), self.optimiser, self.scheduler, counters)
+            require(self.folder)
+            state = (trained(self.policy), self.optimiser, self.scheduler, counters)
+            save_checkpoint(self.folder, done, *state, self.identity)
 
     def _loss(self) -> float:
         """Returns the mean loss of the last ``RECENT`` steps."""
@@ -189,15 +244,19 @@ class PretrainRun:
             temperature=temperature,
             samples_per_prompt=samples,
             seed=self.settings.seed,
+            batch_size=self.settings.eval_batch_size,
+            precision=self.settings.precision,
         )
 
     def _finish(self) -> PretrainResult:
-        """Evaluates and writes the model, then ``result.json``, the last file: a run that has it is complete."""
+        """Writes the model, evaluates it, and writes ``result.json``, the last file: a run that has it is complete."""
         seconds, loss = time.perf_counter() - self.started, self._loss()
-        greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
         model = self.folder / "model"
+        require(self.folder)
         with atomic_folder(model) as temporary:
             save_transformers(self.policy, temporary)
+            remember_recipe(temporary, self.folder)
+        greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
         result = PretrainResult(
             folder=self.folder,
             model=model,
@@ -207,9 +266,10 @@ class PretrainRun:
             accuracy=greedy.accuracy,
             sampled_accuracy=sampled.accuracy,
             pass_at_8=sampled.pass_at_k[8],
+            task=greedy.task,
         )
         summary = {"recipe": self.name, "steps": result.steps, "seconds": seconds, "loss": loss}
         summary |= {"greedy": greedy.to_json(), "sampled": sampled.to_json()}
-        write_atomic(self.folder / "result.json", json.dumps(summary, indent=1))
+        write_atomic(self.folder / RESULT, json.dumps(summary, indent=1))
         self.observer.on_end(result)
         return result

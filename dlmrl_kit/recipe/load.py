@@ -25,11 +25,12 @@ from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.recipe.build import build_blocks, check_plan
+from dlmrl_kit.recipe.files import SUFFIX, read_text
 from dlmrl_kit.recipe.names import Names
 from dlmrl_kit.recipe.overrides import binding_of_set, binding_of_use, one_line
-from dlmrl_kit.recipe.plugins import load_plugins
+from dlmrl_kit.recipe.plugins import load_plugins, recipe_folders
 from dlmrl_kit.recipe.resolve import Block, Bound, resolve_recipe
-from dlmrl_kit.recipe.source import Binding, Import, Ref, read, read_text
+from dlmrl_kit.recipe.source import Binding, Import, Ref, read
 from dlmrl_kit.recipe.table import BindingTable
 from dlmrl_kit.recipe.where import StatementError
 
@@ -65,10 +66,22 @@ class Recipe:
         """What the recipe builds: ``"Algorithm"`` (training) or ``"Pretraining"``."""
         return self.blocks[0].cls.__name__
 
+    @property
+    def on_command_line(self) -> str:
+        """How commands name the recipe, overrides aside: by its name if it is one of the kit's, else by its path."""
+        of_the_kit = self.source.parent == recipes_dir() and self.source.suffix == SUFFIX
+        return self.name if of_the_kit else shlex.quote(str(self.source))
+
     @cached_property
     def bindings(self) -> dict[str, Bound]:
         """Every parameter by its key (``"EntropyTopK.k"``, with scope ``"a/EntropyTopK.k"``)."""
         return {bound.key: bound for block in self.blocks for bound in block.parameters.values()}
+
+    def key_in(self, slot: str, parameter: str) -> str:
+        """Returns the key of a parameter of what fills a slot of the root; "" if the slot is empty or has a list."""
+        filling = self.blocks[0].parameters[slot].value
+        keys = (b.parameters[parameter].key for b in self.blocks if parameter in b.parameters and _fills(b, filling))
+        return next(keys, "")
 
     def text(self, header: bool = True) -> str:
         """Writes the fully resolved recipe: no macros, no includes, no base classes, and all defaults written out.
@@ -110,7 +123,8 @@ class Recipe:
         built = self.build()
         if not isinstance(built, Algorithm):
             raise RecipeError(
-                f"{self.name} is a recipe for {self.root}, not for training: run 'dlmrl pretrain {self.name}'"
+                f"{self.name} is a recipe for {self.root}, not for training: run 'dlmrl pretrain "
+                f"{self.on_command_line}'"
             )
         return built
 
@@ -124,7 +138,7 @@ class Recipe:
 
         built = self.build()
         if not isinstance(built, Pretraining):
-            raise RecipeError(f"{self.name} is a training recipe: run it with 'dlmrl train {self.name}'")
+            raise RecipeError(f"{self.name} is a training recipe: run it with 'dlmrl train {self.on_command_line}'")
         return built
 
 
@@ -153,7 +167,7 @@ def load_recipe(
     """
     sets, uses = [str(s) for s in sets], [str(u) for u in uses]
     path = _find_recipe(source)
-    contents = read(path, recipes_dir())
+    contents = read(path, recipes_dir(), recipe_folders)
     load_plugins()
     _run_imports(contents.imports, allow_imports)
     names = Names(_root(contents.bindings))
@@ -171,6 +185,10 @@ def load_recipe(
         overrides=(*(f"--use {shlex.quote(u)}" for u in uses), *(f"--set {shlex.quote(s)}" for s in sets)),
         imports=tuple(dict.fromkeys(statement.text for statement in contents.imports)),
     )
+
+
+def _fills(block: Block, filling: object) -> bool:
+    return isinstance(filling, Ref) and (block.scope, block.gin_name) == (filling.scope, filling.name)
 
 
 def _fill_in(table: BindingTable) -> None:
@@ -218,7 +236,7 @@ def _find_recipe(source: str | os.PathLike[str]) -> Path:
     if not isinstance(text, str):
         raise RecipeError(f"a recipe is a name or a path, got {text!r}")
     named = recipes_dir() / f"{text}.gin"
-    is_name = isinstance(source, str) and not text.endswith(".gin") and os.path.basename(text) == text != ""
+    is_name = isinstance(source, str) and not text.endswith(SUFFIX) and os.path.basename(text) == text != ""
     if is_name and os.path.isfile(named):
         return named
     if text and os.path.exists(text):

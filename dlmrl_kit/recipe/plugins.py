@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 import threading
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ ENTRY_POINT_GROUP = "dlmrl_kit.components"
 
 OFF_SWITCH = "DLMRL_KIT_NO_PLUGINS"
 """Environment variable that turns plugins off, unless it is empty or 0."""
+
+SLOW_SECONDS = 10.0
+"""Seconds after which a plugin that is still being imported is named, for it may hang."""
 
 _KIT = __name__.split(".", 1)[0]
 _HERE = str(Path(__file__).resolve().parent.parent) + os.sep
@@ -115,6 +120,21 @@ def load_plugins() -> tuple[Plugin, ...]:
     return _State.plugins
 
 
+def recipe_folders() -> list[Path]:
+    """Lists the folders ``recipes`` of the installed plugins' packages, which recipes may include; imports nothing."""
+    if disabled():
+        return []
+    found = [spec for plugin in _installed() if plugin.package for spec in [_spec(plugin.package)] if spec is not None]
+    return [Path(folder) / "recipes" for spec in found for folder in spec.submodule_search_locations or ()]
+
+
+def _spec(package: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a name that is no package's, or a module that was loaded without a spec
+        return None
+
+
 def plugin_report() -> list[str]:
     """Writes a line for each plugin that was skipped, and for each name that two plugins share; loads nothing."""
     skipped = [
@@ -174,7 +194,7 @@ def _load(plugin: Plugin, others: set[str]) -> Plugin:
     """
     before = _Snapshot()
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output may be JSON
+        with contextlib.redirect_stdout(sys.stderr), _named_if_slow(plugin):  # standard output may be JSON
             _import(plugin.module)
         new = before.new_entries()
         _check(new)
@@ -190,6 +210,22 @@ def _load(plugin: Plugin, others: set[str]) -> Plugin:
         before.restore(plugin)
         return replace(plugin, problem=_reason(error))
     return replace(plugin, components=tuple(sorted(entry.gin_name for entry in own)))
+
+
+@contextlib.contextmanager
+def _named_if_slow(plugin: Plugin) -> Iterator[None]:
+    """Names a plugin on standard error if its import takes long: nothing else would say what a command waits for."""
+    text = (
+        f"plugin {plugin.name!r} ({plugin.origin}, module {plugin.module}) is still being imported after "
+        f"{SLOW_SECONDS:g} s; if it hangs, stop the command and turn plugins off: {OFF_SWITCH}=1\n"
+    )
+    timer = threading.Timer(SLOW_SECONDS, sys.stderr.write, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _import(value: str) -> None:

@@ -7,8 +7,10 @@ from typing import NoReturn
 
 import gin
 
+from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import Parameter, nearest
+from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.recipe.names import Names, required
 from dlmrl_kit.recipe.source import Binding, Ref, format_value, leaves_of
 from dlmrl_kit.recipe.table import BindingTable, Node
@@ -74,13 +76,13 @@ def resolve_recipe(table: BindingTable) -> tuple[tuple[Block, ...], list[str]]:
     return tuple(_block(table, node, by) for node, by in nodes.items()), notes
 
 
-def shown(value: object, names: Names, limit: int = 80) -> str:
-    """Writes a value for a message: gin text with short names, cut at ``limit`` characters."""
+def shown(value: object, names: Names) -> str:
+    """Writes a value for a message: gin text with short names, cut where it is long."""
     try:
         text = format_value(value, names.display)
     except ValueError:
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return clipped(text)
 
 
 def _check_slots(table: BindingTable) -> None:
@@ -266,7 +268,24 @@ def _block(table: BindingTable, node: Node, by: Binding | None) -> Block:
             elif spec is not None:
                 _missing(table, node, spec, where)
     written = names.key(scope, "", names.display(gin_name))
-    return Block(written, scope, gin_name, names.class_of(gin_name), where, parameters)
+    cls = names.class_of(gin_name)
+    return Block(written, scope, gin_name, cls, where, _anchored(table, written, cls, parameters))
+
+
+def _anchored(table: BindingTable, name: str, cls: type, parameters: dict[str, Bound]) -> dict[str, Bound]:
+    """Replaces settings that depend on the current folder by what they mean in it: a saved recipe works in any."""
+    if not issubclass(cls, Dependent):
+        return parameters
+    literals = {n: b.value for n, b in parameters.items() if not any(isinstance(x, Ref) for x in leaves_of(b.value))}
+    try:
+        found = cls.anchored(literals)
+        changed = {
+            n: replace(parameters[n], value=value, text=format_value(value, table.names.display), is_default=False)
+            for n, value in found.items()
+        }
+    except Exception as error:  # a plugin's class may do anything
+        raise RecipeError(f"{table.source}: {name}.anchored failed with {type(error).__name__}: {error}") from error
+    return {**parameters, **changed}
 
 
 def _bound(names: Names, gin_name: str, key: str, spec: Parameter | None, value: object, where: Where) -> Bound:

@@ -11,19 +11,25 @@ from __future__ import annotations
 import io
 import os
 import tokenize
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gin import config_parser
 
-from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.registry import nearest
+from dlmrl_kit.core.validate import SHOWN, clipped
+from dlmrl_kit.recipe.files import RecipeFolders, read_text, refusal
 from dlmrl_kit.recipe.where import StatementError, Where
 
 MAX_NESTING = 50
 """How deep values, macros and components may be nested; keeps every recursion far from Python's own limit."""
+
+MAX_NAME = 120
+"""The longest left side of a binding, reference, macro or import, in characters; messages quote them whole."""
+
+QUOTED = 200 - SHOWN
+"""The most characters of a line under a syntax error, which may show a value of it besides: 200 in all."""
 
 _TOO_DEEP = f"values may be nested {MAX_NESTING} deep at most"
 _LONG_INT = 10**4000
@@ -47,13 +53,20 @@ class Macro:
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """``scope/name.parameter = value``; a macro has the name "" and its own name as ``parameter``."""
+    """``scope/name.parameter = value``; a macro has the name "" and its own name as ``parameter``.
+
+    Attributes:
+        scope, name, parameter, value: what is bound.
+        where: the statement.
+        included: the include statements that led to its file, the outermost first.
+    """
 
     scope: str
     name: str
     parameter: str
     value: object
     where: Where
+    included: tuple[Where, ...] = ()
 
     @property
     def is_macro(self) -> bool:
@@ -130,9 +143,8 @@ def parse(text: str, where: Callable[[int], Where]) -> list[Binding | Import | I
 
 
 def _convert(statement: Any, where: Where) -> Iterator[Binding | Import | Include]:
+    _check_names(statement)
     if isinstance(statement, config_parser.BindingStatement):
-        if _depth(statement.value) > MAX_NESTING:
-            raise SyntaxError(_TOO_DEEP, (None, statement.location.line_num, None, None))
         if statement.arg_name:
             yield Binding(statement.scope, statement.selector, statement.arg_name, statement.value, where)
         else:
@@ -144,6 +156,24 @@ def _convert(statement: Any, where: Where) -> Iterator[Binding | Import | Includ
         yield Include(statement.filename, where)
 
 
+def _check_names(statement: Any) -> None:
+    """Checks that every name in a statement is of a length that messages can show; raises SyntaxError."""
+    names: list[str] = []
+    if isinstance(statement, config_parser.BindingStatement):
+        names = ["".join(part or "" for part in (statement.scope, statement.selector, statement.arg_name))]
+        # Nesting is checked before, as looking for the names in a value recurses.
+        if _depth(statement.value) > MAX_NESTING:
+            raise SyntaxError(_TOO_DEEP, (None, statement.location.line_num, None, None))
+        for leaf in leaves_of(statement.value):
+            names += [leaf.scope + leaf.name] if isinstance(leaf, Ref) else []
+            names += [leaf.name] if isinstance(leaf, Macro) else []
+    elif isinstance(statement, config_parser.ImportStatement):
+        names = [statement.format()]
+    if any(len(name) > MAX_NAME for name in names):
+        too_long = f"a name is longer than {MAX_NAME} characters"
+        raise SyntaxError(too_long, (None, statement.location.line_num, None, None))
+
+
 def _syntax_error(error: Exception, line: int, text: str, where: Callable[[int], Where]) -> StatementError:
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     # Gin has one exception for all that it cannot parse, so only its text tells which it is. What is recognised is
@@ -153,12 +183,14 @@ def _syntax_error(error: Exception, line: int, text: str, where: Callable[[int],
     elif isinstance(error, RecursionError):
         message = _TOO_DEEP
     if "Failed to parse token" in message:
-        token = message.rsplit("Failed to parse token", 1)[1].strip()
+        token = clipped(message.rsplit("Failed to parse token", 1)[1].strip())
         message = (
             f"cannot read the value {token}: a value is a number, a quoted string, True, False, None, a list, a tuple, "
             "a dict, @Component() or %MACRO"
         )
-    elif "Expected ')'" in message:
+    else:
+        message = clipped(message, QUOTED)  # some of gin's messages end with a token, which may be a long string
+    if "Expected ')'" in message:
         message += " A reference takes no arguments: bind its parameters in lines of their own."
     unclosed = _unclosed(text)
     if unclosed is not None and unclosed[1] <= line:
@@ -166,7 +198,9 @@ def _syntax_error(error: Exception, line: int, text: str, where: Callable[[int],
         message = f"{bracket!r} is never closed"
     lines = text.split("\n")
     content = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    return StatementError(where(line), f"syntax error: {message}" + (f"\n    {content}" if content else ""))
+    return StatementError(
+        where(line), f"syntax error: {message}" + (f"\n    {clipped(content, QUOTED)}" if content else "")
+    )
 
 
 def _unclosed(text: str) -> tuple[str, int] | None:
@@ -191,82 +225,52 @@ def _depth(value: object) -> int:
     return 0
 
 
-def read(path: Path, recipes: Path) -> Source:
+def read(path: Path, recipes: Path, plugins: Callable[[], Iterable[Path]] = tuple) -> Source:
     """Reads a recipe and what it includes; a file that is included more than once counts once, where it came first.
 
     Args:
         path: the recipe.
-        recipes: the folder where includes are looked up that are not beside the including file.
+        recipes: the kit's recipes, where includes are looked up that are not beside the including file.
+        plugins: lists the folders of the plugins' recipes, which may be included, too.
 
     Raises:
-        RecipeError: a file that is missing, unreadable or not gin, or that includes itself.
+        RecipeError: a file that is missing, unreadable or no recipe, that includes itself, or that may not be included.
     """
-    source = Source()
-    _read_into(source, path, recipes, None, [], set())
-    return source
+    return _Reader(RecipeFolders(path.parent, recipes, plugins)).read(path)
 
 
-def _read_into(
-    source: Source, path: Path, recipes: Path, asked: Where | None, chain: list[Path], done: set[str]
-) -> None:
-    real = os.path.realpath(path)
-    if real in (os.path.realpath(p) for p in chain):
-        raise _refusal(asked, f"the file includes itself: {' -> '.join(str(p) for p in [*chain, path])}")
-    if real in done:
-        return
-    if len(chain) > MAX_NESTING:
-        raise _refusal(asked, f"includes are nested more than {MAX_NESTING} deep")
-    done.add(real)
-    text = read_text(path, asked)
-    for statement in parse(text, lambda line: Where(str(path), line)):
-        if isinstance(statement, Include):
-            found = _find_include(statement, path, recipes)
-            _read_into(source, found, recipes, statement.where, [*chain, path], done)
-        elif isinstance(statement, Import):
-            source.imports.append(statement)
-        else:
-            source.bindings.append(statement)
+class _Reader:
+    """Reads a recipe and its includes, depth first, into one ``Source``."""
 
+    def __init__(self, folders: RecipeFolders) -> None:
+        self.folders = folders
+        self.source = Source()
+        self.done: set[str] = set()
 
-def _refusal(asked: Where | None, reason: str) -> RecipeError:
-    return RecipeError(reason) if asked is None else StatementError(asked, reason)
+    def read(self, path: Path) -> Source:
+        self._read(path, ())
+        return self.source
 
-
-def read_text(path: Path, asked: Where | None = None) -> str:
-    """Reads the text of a recipe file; errors name the include statement that ``asked`` for it, if one did.
-
-    Raises:
-        RecipeError: a directory, an unreadable file, or one that is not UTF-8.
-    """
-    try:
-        if os.path.isdir(path):
-            inside = sorted(name for name in os.listdir(path) if name.endswith(".gin"))
-            hint = f"; recipes in it: {', '.join(inside)}" if inside else ""
-            raise _refusal(asked, f"{path} is a directory, not a recipe file{hint}")
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _refusal(asked, f"{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from None
-    except OSError as error:
-        raise _refusal(asked, f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:  # a path with a null character
-        raise _refusal(asked, f"cannot read {path}: {error}") from None
-
-
-def _find_include(include: Include, path: Path, recipes: Path) -> Path:
-    folders = list(dict.fromkeys([path.parent, recipes]))
-    for folder in folders:
-        if os.path.exists(folder / include.file):
-            return folder / include.file
-    known = {os.path.relpath(file, folder) for folder in folders for file in _gin_files(folder)}
-    looked = " and ".join(str(folder) for folder in folders)
-    raise StatementError(
-        include.where, f"no file {include.file!r} to include; looked in {looked}; {nearest(include.file, known)}"
-    )
-
-
-def _gin_files(folder: Path) -> list[Path]:
-    # Two levels only: the including file may stand in a home directory.
-    return [*folder.glob("*.gin"), *folder.glob("*/*.gin")]
+    def _read(self, path: Path, asked: tuple[Where, ...]) -> None:
+        """Reads a file; ``asked`` are the include statements that led to it, the outermost first."""
+        last = asked[-1] if asked else None
+        real = os.path.realpath(path)
+        chain = [where.source for where in asked]
+        if real in (os.path.realpath(file) for file in chain):
+            raise refusal(last, f"the file includes itself: {' -> '.join([*chain, str(path)])}")
+        if real in self.done:
+            return
+        if len(chain) > MAX_NESTING:
+            raise refusal(last, f"includes are nested more than {MAX_NESTING} deep")
+        self.done.add(real)
+        for statement in parse(read_text(path, last), lambda line: Where(str(path), line)):
+            if isinstance(statement, Include):
+                found = self.folders.find(statement.file, path, statement.where)
+                self._read(found, (*asked, statement.where))
+            elif isinstance(statement, Import):
+                self.source.imports.append(statement)
+            else:
+                self.source.bindings.append(replace(statement, included=asked))
 
 
 def leaves_of(value: object) -> Iterator[object]:

@@ -61,8 +61,24 @@ class BindingTable:
                     "the two",
                 )
         if key in self.live:
+            self._check_order(self.live[key], binding)
             self.overridden.append((self.live.pop(key), binding))
         self.live[key] = binding
+
+    def _check_order(self, old: Binding, new: Binding) -> None:
+        """Checks that a file does not bind what a file that it includes further down binds otherwise.
+
+        Raises:
+            StatementError: it does; whoever wrote the line thought that it counts.
+        """
+        for include in new.included:
+            above = include.source == old.where.source and (old.where.line or 0) < (include.line or 0)
+            if above and old.value != new.value:
+                raise StatementError(
+                    old.where,
+                    f"{self.key(old)} has no effect: the include in line {include.line} binds it again, in "
+                    f"{new.where}; move the include above it, or remove this line",
+                )
 
     def _resolve(self, binding: Binding) -> Binding:
         name, where = binding.name, binding.where

@@ -2,11 +2,15 @@ r"""Regularisers are terms added to the loss, summed over selected segments and 
 
     loss = coefficient * (1/B) sum_b sum_k w_bk value_bk
 
+Policy term and regularisers share their denominator unless a recipe says otherwise: a regulariser of tokens without a
+normaliser of its own takes that of the loss beside it.
+
 They accumulate over micro-batches exactly (see ``losses.base``), and padding (weight 0) counts exactly nothing.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import Term, scored_tokens, weighted_sum
+from dlmrl_kit.losses.base import Objective, Term, scored_tokens, weighted_sum
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.means import PerToken
 
@@ -69,7 +73,8 @@ class TokenRegulariser(Regulariser):
 
     Args:
         coefficient, in_keys, loss_key, mean_key: as ``Regulariser``; the token mask is read too.
-        normaliser: what the sum over tokens is divided by; None means ``PerToken()``.
+        normaliser: what the sum over tokens is divided by; None: that of the loss, ``PerToken()`` beside a loss that
+            has none.
 
     Raises:
         ValueError: a value out of range.
@@ -85,8 +90,21 @@ class TokenRegulariser(Regulariser):
     ) -> None:
         super().__init__(coefficient, [*in_keys, SELECTED_TOKEN_MASK], loss_key, mean_key)
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
-        self.normaliser = normaliser if normaliser is not None else PerToken()
-        self.segmentwise = self.normaliser.segmentwise
+        self.normaliser = normaliser
+        self.segmentwise = self.divisor.segmentwise
+
+    @property
+    def divisor(self) -> Normaliser:
+        """The normaliser in use."""
+        return PerToken() if self.normaliser is None else self.normaliser
+
+    def beside(self, loss: Objective) -> Term:
+        """Returns the term with the loss's normaliser, if it was made without one."""
+        if self.normaliser is not None or loss.normaliser is None:
+            return self
+        own = copy.copy(self)
+        own.normaliser, own.segmentwise = loss.normaliser, loss.normaliser.segmentwise
+        return own
 
     @abstractmethod
     def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
@@ -94,9 +112,9 @@ class TokenRegulariser(Regulariser):
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """Returns the normaliser's denominator of this batch, a scalar."""
-        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
+        return self.divisor.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the normaliser's numerator."""
         mask, weight = scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach()
-        return self.normaliser.total(self.per_token(tensordict, mask), mask, weight), {}
+        return self.divisor.total(self.per_token(tensordict, mask), mask, weight), {}

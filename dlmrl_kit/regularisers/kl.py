@@ -144,7 +144,7 @@ class TokenKLEstimator(TokenRegulariser):
     Args:
         coefficient: multiplies the mean; at least 0.
         to: ``"reference"``, the frozen reference policy, or ``"old"``, the policy that generated the batch.
-        normaliser: what the sum over tokens is divided by; None means ``PerToken()``.
+        normaliser: what the sum over tokens is divided by; None: that of the loss, see ``TokenRegulariser``.
 
     Reads ``("selected", "token_log_prob")`` (with gradient), ``("selected", "ref_token_log_prob")`` or
     ``("selected", "old_token_log_prob")``, ``("selected", "token_mask")``, all [B, K, C], and

@@ -23,7 +23,8 @@ def ablation_result(summary: Summary, folder: Path) -> RenderableType:
         title=f"{summary.design.recipe}: {measured}",
     )
     for line in summary.lines:
-        table.add_row(Text(summary.design.label(line.swap)), *(Text(cell) for cell in _cells(line)))
+        same = f" (the same as {line.same_as})" if line.same_as else ""
+        table.add_row(Text(summary.design.label(line.swap) + same), *(Text(cell) for cell in _cells(line)))
     files = {"table": SUMMARY, "as JSON": SUMMARY_JSON, "all numbers": RESULTS, "curves": CURVES}
     return Group(
         table,

@@ -29,7 +29,7 @@ def audit_result(report: AuditReport) -> RenderableType:
 
 def _problems(report: AuditReport) -> Table:
     table = _table(
-        f"E[gradient] against grad J, {report.sampler}, groups of {report.group_size}",
+        f"E[gradient] against grad J, {report.sampler}, batches of {report.prompts_per_update} groups of {report.group_size}",
         words("problem"),
         *(_numbers(heading) for heading in ("relative bias", "scale", "after scale", "cosine", "variance")),
         numbers("of each step", whole=False, max_width=16),
@@ -37,6 +37,8 @@ def _problems(report: AuditReport) -> Table:
     )
     for measured in report.measured:
         bias = short_number(measured.relative_bias)
+        if measured.relative_bias is None:
+            bias = f"grad J = 0, |E g| = {short_number(measured.mean_norm)}"
         if measured.interval is not None:
             low, high = (short_number(end) for end in measured.interval)
             bias += f" [{low}, {high}], {measured.groups} groups drawn"

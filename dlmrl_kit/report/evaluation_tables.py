@@ -19,6 +19,11 @@ def accuracy_text(result: EvalResult) -> str:
     return f"{result.accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def examples_text(result: EvalResult) -> str:
+    """Returns what an evaluation was measured on: ``Sudoku4x4: 400 examples of heldout``."""
+    return f"{result.task}: " * bool(result.task) + f"{result.size} examples of {result.split}"
+
+
 def table_before_after(before: EvalResult, after: EvalResult) -> RenderableType:
     """Returns a table of accuracy, reward and components of the reward before and after training."""
     table = plain_table(words(""), *(numbers(heading) for heading in ("before", "after", "change")))
@@ -67,4 +72,4 @@ def _heading(result: EvalResult) -> Text:
     how = [f"temperature {plain_value(temperature)}" if temperature else "greedy"]
     shown = [key for key in ("sampler", "tokens_per_step") if key in decoding]
     how += [f"{key.replace('_', ' ')} {plain_value(decoding[key])}" for key in shown]
-    return Text(f"{result.size} examples of {result.split}; {', '.join(how)}")
+    return Text(f"{examples_text(result)}; {', '.join(how)}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmrl_kit.core.results import EvalResult, PretrainResult, RunObserver, RunResult
-from dlmrl_kit.report import run_end
+from dlmrl_kit.report import next_commands, run_end
 from dlmrl_kit.report.console import ProgressBars, duration, say
 from dlmrl_kit.report.evaluation_tables import accuracy_text, plain_value, table_before_after
 from dlmrl_kit.report.tables import numbers
@@ -47,7 +47,6 @@ class RichRunObserver(RunObserver):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self._recipe = ""
         self._total = 0
         self._first = 0
         self._started = time.monotonic()
@@ -64,7 +63,7 @@ class RichRunObserver(RunObserver):
         self, *, folder: Path, recipe: str, total_updates: int, first_update: int, info: Mapping[str, object]
     ) -> None:
         """Prints what is run, and where; starts the progress bar."""
-        self._recipe, self._total, self._first = recipe, total_updates, first_update
+        self._total, self._first = total_updates, first_update
         self._started = time.monotonic()
         # A resumed run reads the recipe.gin in its own folder, whose name says nothing.
         label = folder.name if recipe == "recipe" else recipe
@@ -105,11 +104,11 @@ class RichRunObserver(RunObserver):
         self.console.print()
         if isinstance(result, PretrainResult):
             self._say_all(run_end.pretraining_outcome(result))
-            commands = run_end.commands_after_pretraining(result)
+            commands = next_commands.commands_after_pretraining(result)
         else:
             say(self.console, run_end.training_outcome(result))
             self.console.print(table_before_after(result.before, result.after))
-            commands = run_end.commands_after_training(result, self._recipe)
+            commands = next_commands.commands_after_training(result)
         self._say_all(run_end.outputs(result))
         self.console.print()
         self._say_all(["Try next:", *(f"  {command}" for command in commands)])
@@ -157,4 +156,5 @@ def _cells(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 
 def _evaluation_line(update: int, result: EvalResult) -> str:
     when = f"after update {update}" if update else "before training"
-    return f"{result.split} accuracy {when}: {accuracy_text(result)} of {result.size}, reward {result.reward:.3f}"
+    what = f"{result.task} {result.split}".strip()
+    return f"{what} accuracy {when}: {accuracy_text(result)} of {result.size}, reward {result.reward:.3f}"

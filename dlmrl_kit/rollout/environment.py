@@ -23,7 +23,7 @@ from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, PROMPT_IDS
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.rollout.rewards import Scorer
-from dlmrl_kit.rollout.services import examples, training_indices
+from dlmrl_kit.rollout.services import LISTED, encoded_prompts, training_indices
 from dlmrl_kit.rollout.tokens import Tokens
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.mask import MaskSampler
@@ -105,6 +105,8 @@ class DenoisingEnv(EnvBase):
         self.rule = LeftToRight(completion_length, block_length=block_length, stop_at_eos=stop_at_eos)
         self.completion_length, self.max_steps = completion_length, max_steps or completion_length
         self.single_commit, self._write_mask = single_commit, action_mask
+        known = prompt_length is not None or task.size(split) <= LISTED
+        check(known, self, "prompt_length", prompt_length, f"set for a split of more than {LISTED} examples")
         self.prompt_length = prompt_length or self._encode(range(task.size(split)))[PROMPT_IDS].shape[1]
         self._allowed_tokens = torch.ones(tokens.vocab_size, dtype=torch.bool, device=self.device)
         self._allowed_tokens[list(tokens.forbidden_ids)] = False
@@ -147,7 +149,7 @@ class DenoisingEnv(EnvBase):
 
     def _encode(self, indices: Iterable[int]) -> dict[str, Tensor]:
         """Encodes the prompts of examples, left-padded."""
-        return self.tokens.encode([example.prompt for example in examples(self.task, self.split, indices)])
+        return encoded_prompts(self.task, self.split, list(indices), self.tokens, self.completion_length)
 
     def _set_seed(self, seed: int | None) -> None:
         self._seed, self._drawn = seed or 0, 0
@@ -177,7 +179,7 @@ class DenoisingEnv(EnvBase):
         numbers = range(self._drawn, self._drawn + count)
         self._drawn = numbers.stop
         size = self.task.size(self.split)
-        return [training_indices(size, 1, number, self._seed)[0] for number in numbers] or [0]
+        return [training_indices(size, 1, number, self._seed, self.task.in_order)[0] for number in numbers] or [0]
 
     def _prompts(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Encodes the prompts of N examples at the fixed width: ``prompt_ids`` and ``prompt_mask``, [N, P] each."""

@@ -21,8 +21,18 @@ from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, Example
 
+CHECKED = 20_000
+"""The most prompts of a split that are read before training begins; the others are, when it is their turn."""
 
-def prompt_batch(task: BaseTask, split: str, indices: list[int], policy: Vocabulary, group_size: int = 1) -> TensorDict:
+
+def prompt_batch(
+    task: BaseTask,
+    split: str,
+    indices: list[int],
+    policy: Vocabulary,
+    group_size: int = 1,
+    completion_length: int = 0,
+) -> TensorDict:
     """Encodes the prompts of examples, each repeated for the samples of its group.
 
     Args:
@@ -30,17 +40,54 @@ def prompt_batch(task: BaseTask, split: str, indices: list[int], policy: Vocabul
         indices: of the examples.
         policy: its tokenizer encodes them, and the batch is on its device.
         group_size: how often each prompt is repeated.
+        completion_length: positions that a completion takes.
 
     Returns:
         TensorDict [len(indices) * group_size] with ``prompt_ids``, ``prompt_mask``, ``group`` and ``example``.
 
     Raises:
-        RecipeError: as ``examples``.
+        RecipeError: as ``encoded_prompts``.
     """
-    encoded = policy.encode([example.prompt for example in examples(task, split, indices)])
+    encoded = encoded_prompts(task, split, indices, policy, completion_length)
     group = torch.arange(len(indices), device=policy.device)
     batch = TensorDict({**encoded, GROUP: group, EXAMPLE: torch.tensor(indices, device=policy.device)}, [len(indices)])
     return batch[group.repeat_interleave(group_size)]
+
+
+def encoded_prompts(
+    task: BaseTask, split: str, indices: Sequence[int], policy: Vocabulary, completion_length: int
+) -> dict[str, Tensor]:
+    """Encodes the prompts of N examples, as ``Vocabulary.padded``; arguments as ``prompt_batch``.
+
+    Raises:
+        RecipeError: as ``examples``, or what ``Vocabulary.prompt_tokens`` refuses, with the place of the example.
+    """
+    rows = []
+    for index, example in zip(indices, examples(task, split, indices), strict=True):
+        try:
+            rows.append(policy.prompt_tokens(example.prompt, completion_length))
+        except RecipeError as error:
+            raise RecipeError(f"{task.place(split, index)}: {error}") from error
+    return policy.padded(rows)
+
+
+def check_prompts(task: BaseTask, split: str, policy: Vocabulary, completion_length: int) -> None:
+    """Reads the prompts of a split before training begins, if the task has them at hand; arguments as ``prompt_batch``.
+
+    Raises:
+        RecipeError: prompts that are refused: how many, and why the first one is.
+    """
+    number = min(task.size(split), CHECKED) if task.at_hand else 0
+    refused = []
+    for index in range(number):
+        try:
+            policy.prompt_tokens(task.example(split, index).prompt, completion_length)
+        except RecipeError as error:
+            refused.append((index, error))
+    if refused:
+        index, first = refused[0]
+        more = f" ({len(refused)} of {number} prompts in {split} cannot be used)" if len(refused) > 1 else ""
+        raise RecipeError(f"{task.place(split, index)}: {first}{more}") from first
 
 
 def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example]:
@@ -66,21 +113,59 @@ def require_examples(task: BaseTask, *splits: str) -> None:
             raise RecipeError(f"{type(task).__name__}: the {split} split is empty; set num_{split}")
 
 
-def training_indices(size: int, per_update: int, update: int, seed: int) -> list[int]:
+LISTED = 2**20
+"""Largest split whose random order is a list; the order of a larger one is computed, index by index."""
+WINDOW = 1024
+"""Examples that are in random order among themselves, where a large split must be gone through from its beginning."""
+
+
+def training_indices(size: int, per_update: int, update: int, seed: int, in_order: bool = False) -> list[int]:
     """Returns the ``per_update`` example indices of one update.
 
     Updates go through 0 .. size-1 in passes, each in a new random order. The result depends on the arguments alone, so
-    a resumed run sees the same data in the same order.
+    a resumed run sees the same data in the same order. The memory that it takes does not grow with ``size``.
+
+    Args:
+        size: of the split.
+        per_update: how many indices.
+        update: its number, from 0.
+        seed: of the run.
+        in_order: the task makes its examples one after another (``BaseTask.in_order``). A split of more than ``LISTED``
+            examples is then gone through from its beginning, in random order within each ``WINDOW`` of examples.
     """
     first = update * per_update
-    orders: dict[int, list[int]] = {}
+    window = WINDOW if in_order and size > LISTED else size
+    orders: dict[tuple[int, int], Tensor] = {}
     indices = []
     for position in range(first, first + per_update):
         epoch, offset = divmod(position, size)
-        if epoch not in orders:
-            orders[epoch] = torch.randperm(size, generator=seeding.generator("cpu", seed, "data", epoch)).tolist()
-        indices.append(orders[epoch][offset])
+        number, place = divmod(offset, window)
+        length = min(window, size - number * window)
+        if length > LISTED:
+            indices.append(_permuted(offset, size, seed, epoch))
+            continue
+        if (epoch, number) not in orders:
+            which = (epoch,) if window == size else (epoch, number)
+            orders[epoch, number] = torch.randperm(length, generator=seeding.generator("cpu", seed, "data", *which))
+        indices.append(number * window + int(orders[epoch, number][place]))
     return indices
+
+
+def _permuted(index: int, size: int, seed: int, epoch: int) -> int:
+    """Returns where a random permutation of 0 .. size-1 sends ``index``, without a list of them.
+
+    It is a Feistel network of four rounds over the next even number of bits, repeated until the result is below
+    ``size`` ("cycle walking": Black and Rogaway, CT-RSA 2002), which takes fewer than four turns on average.
+    """
+    half = (max(size - 1, 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for turn in range(4):
+            left, right = right, left ^ (seeding.derive_seed(seed, "data", epoch, turn, right) & mask)
+        index = left << half | right
+        if index < size:
+            return index
 
 
 class Services(ABC):

@@ -18,12 +18,14 @@ class Tokens(Vocabulary):
     tokenizer: Any
     vocab_size: int
     mask_id: int
-    eos_id: int | None
+    eos_ids: tuple[int, ...]
     pad_id: int
     forbidden_ids: tuple[int, ...]
     device: torch.device
     chat_template: bool = False
     prefix_ids: tuple[int, ...] = ()
+    unknown_ids: tuple[int, ...] = ()
+    max_length: int | None = None
     noise: Literal["mask", "uniform"] = "mask"
     """What an open position holds, as ``Policy.noise``."""
     aligned_size: int | None = None
@@ -37,12 +39,14 @@ class Tokens(Vocabulary):
             tokenizer=policy.tokenizer,
             vocab_size=policy.vocab_size,
             mask_id=policy.mask_id,
-            eos_id=policy.eos_id,
+            eos_ids=policy.eos_ids,
             pad_id=policy.pad_id,
             forbidden_ids=tuple(sorted({policy.mask_id, *policy.forbidden_ids})),
             device=policy.device,
             chat_template=policy.chat_template,
             prefix_ids=policy.prefix_ids,
+            unknown_ids=policy.unknown_ids,
+            max_length=policy.max_length,
             noise=policy.noise,
             aligned_size=policy.block_size if aligned else None,
         )

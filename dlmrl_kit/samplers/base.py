@@ -161,7 +161,7 @@ class Sampler(Component, ABC):
         temperature: of the behaviour distribution; 0 is greedy.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens up to this mass; 1 keeps all.
-        stop_at_eos: a row ends once its text up to the first end-of-text token is complete; the rest is padded.
+        stop_at_eos: a row ends once its text up to the first token that ends it is complete; the rest is padded.
 
     Reads ``prompt_ids``, ``prompt_mask``; writes ``completion_ids``, ``commit_step`` and the ``step`` keys.
 
@@ -384,10 +384,7 @@ class Sampler(Component, ABC):
     def running(self, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Returns which rows of states ``ids`` [B, L] are not finished: bool [B]."""
         masked = ids == vocabulary.mask_id
-        if not self.stop_at_eos or vocabulary.eos_id is None:
-            return masked.any(-1)
-        before_end = (ids == vocabulary.eos_id).long().cumsum(-1) == 0
-        return (masked & before_end).any(-1)
+        return (masked & vocabulary.before_end(ids) if self.stop_at_eos else masked).any(-1)
 
     def fully_masked(self, prompt: TensorDictBase, policy: Policy) -> Tensor:
         """Returns x_0 of every row: int64 [B, L]."""

@@ -117,7 +117,7 @@ class PreferencePairs(Sampler):
             for good, example, chance in zip(preferred.tolist(), examples(tensordict[EXAMPLE]), noise, strict=True)
         ]
         ids, lengths = encode_completions(policy, texts, self.completion_length)
-        filled = self.completion_length if policy.eos_id is not None else lengths[:, None]
+        filled = self.completion_length if policy.eos_ids else lengths[:, None]
         committed = torch.arange(self.completion_length, device=ids.device).expand_as(ids) < filled
         valid = torch.arange(self.max_steps, device=ids.device).expand(len(ids), -1) == 0
         pair = zip(tensordict[GROUP].tolist(), (member // 2).tolist(), strict=True)

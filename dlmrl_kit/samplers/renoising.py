@@ -140,9 +140,9 @@ class RenoisingSampler(Sampler):
 
     def still_running(self, state: State, policy: Policy) -> Tensor:
         """Returns the rows that are not finished: bool [B]."""
-        if not self.stop_at_eos or policy.eos_id is None:
+        if not self.stop_at_eos:
             return state.open.any(-1)
-        ended = ((state.ids == policy.eos_id) & ~state.open).long().cumsum(-1) > 0
+        ended = (policy.is_end(state.ids) & ~state.open).long().cumsum(-1) > 0
         return (state.open & ~ended).any(-1)
 
     def look(self, policy: Policy, prompt: TensorDictBase, state: State) -> Outlook:

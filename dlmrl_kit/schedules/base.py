@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dlmrl_kit.core.dependencies import Dependent
 
-class Schedule:
+
+class Schedule(Dependent):
     """Base class of schedules: a function of ``fraction`` = t / max(n - 1, 1), for step t of a row of n steps."""
 
     def __call__(self, fraction: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class EntropyImportance(Selector):
     requires = ("generator",)
     with_replacement = True
 
-    def __init__(self, k: int = 8, floor: float = 0.05) -> None:
+    def __init__(self, k: int = 4, floor: float = 0.05) -> None:
         super().__init__(STEP_ENTROPY)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")

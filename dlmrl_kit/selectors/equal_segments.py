@@ -41,7 +41,7 @@ class EqualSegments(Selector):
 
     segments = True
 
-    def __init__(self, n: int = 8) -> None:
+    def __init__(self, n: int = 4) -> None:
         super().__init__()
         check(n >= 1, self, "n", n, "at least 1")
         self.n = self.max_selected = n

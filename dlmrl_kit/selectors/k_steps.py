@@ -36,7 +36,7 @@ class KSteps(Selector):
     scored_by: ClassVar[tuple[Key, ...]] = ()
     """Keys that the choice depends on besides which steps happened."""
 
-    def __init__(self, k: int = 8) -> None:
+    def __init__(self, k: int = 4) -> None:
         super().__init__(*self.scored_by)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         self.k = self.max_selected = k

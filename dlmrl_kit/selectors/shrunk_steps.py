@@ -42,7 +42,7 @@ class ShrunkSteps(Selector):
     nested = True
     segments = True
 
-    def __init__(self, shrink: int = 8) -> None:
+    def __init__(self, shrink: int = 2) -> None:
         super().__init__()
         check(shrink >= 1, self, "shrink", shrink, "at least 1")
         self.shrink = shrink

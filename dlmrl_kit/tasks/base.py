@@ -6,15 +6,18 @@ the stream into splits, leaves duplicates out, keeps what was generated, and giv
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import operator
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsIndex
 
+from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.prompt import Prompt
 from dlmrl_kit.core.validate import check
 
@@ -34,7 +37,7 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-class BaseTask(ABC):
+class BaseTask(Dependent, ABC):
     """What the kit asks of a task: examples in three splits, and a reward for completions.
 
     Every task inherits from it, and whoever calls a task relies on what stands here. Most tasks inherit from ``Task``,
@@ -46,6 +49,13 @@ class BaseTask(ABC):
     main_thread: bool = False
     """Whether the task must be called in the main thread, as scorers must that set signals. Others are called in a
     thread beside the model, so that both work at the same time; never in two threads at once."""
+
+    in_order: bool = False
+    """Whether example n can only be made after those before it. Training then goes through a split that is too large
+    for a list of its indices from the beginning, and not in an order of which the first index may be anywhere."""
+
+    at_hand: bool = False
+    """Whether its examples exist, so that all of their prompts can be looked at before training begins."""
 
     def label(self) -> str:
         """Returns what the task is called in metrics. Default: the class name."""
@@ -70,11 +80,13 @@ class BaseTask(ABC):
 
     @abstractmethod
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Returns the reward components of a completion by name, each in [0, 1].
+        """Returns the reward components of a completion by name, each a finite number.
 
         Two are always there: ``"reward"``, which training maximises, and ``"solved"``, which is 1.0 if the completion
-        is exactly right and else 0.0, and whose mean is the accuracy. Never raises and takes bounded time, whatever
-        ``completion`` is. A component is averaged over the samples that have it (``component_means``).
+        is exactly right and else 0.0, and whose mean is the accuracy. A reward may be negative or above 1, as sums of
+        published components are; nothing clips it, and it never decides what counts as solved. Never raises and takes
+        bounded time, whatever ``completion`` is. A component is averaged over the samples that have it
+        (``component_means``).
         """
 
     def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
@@ -82,8 +94,26 @@ class BaseTask(ABC):
         return [self.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
 
     def canonical(self, example: Example) -> str:
-        """Returns a text that is equal for examples that count as the same one. Default: the prompt."""
+        """Returns a text that is equal for examples that count as the same one, but for its white space and Unicode.
+
+        Default: the prompt.
+        """
         return prompt_text(example.prompt)
+
+    def place(self, split: str, index: int) -> str:
+        """Returns where an example is to be found, for messages: file and line where it has these."""
+        return f"{self.label()}, example {index} of {split}"
+
+    def questions(self, split: str) -> Collection[str] | None:
+        """Returns what the examples of a split ask (``question_text``); None where the task would have to make them.
+
+        A mixture compares them between its tasks. Default: None.
+        """
+        return None
+
+    def notes(self) -> list[str]:
+        """Returns what whoever starts a run should know of the task's examples and scores, a line each. Default: []."""
+        return []
 
     def _position(self, split: str, index: SupportsIndex) -> int:
         """Returns ``index`` as a number, checked as ``example`` must."""
@@ -103,6 +133,7 @@ class Task(BaseTask):
     taken to be used up after ``max_misses`` candidates in a row that were not new examples of this split.
     """
 
+    in_order = True
     generator_parameters: ClassVar[tuple[str, ...]] = ()
     max_misses: ClassVar[int] = 1000
 
@@ -170,7 +201,7 @@ class Task(BaseTask):
 
     def _new_in(self, example: Example) -> str | None:
         """Returns the split of an example that was not seen before, else None."""
-        text = self.canonical(example)
+        text = normalised(self.canonical(example))
         if text in self._seen:
             return None
         self._seen.add(text)
@@ -193,18 +224,58 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
+def question_text(prompt: Prompt) -> str:
+    """Returns what a prompt asks, as a text that is equal for prompts that ask the same in another form.
+
+    White space and Unicode are normalised, a conversation's instructions (``system``) are left out, and a user's only
+    message is its text.
+    """
+    if isinstance(prompt, str):
+        return normalised(prompt)
+    messages = [message for message in prompt if message["role"] != "system"] or prompt
+    said = [(message["role"], normalised(message["content"])) for message in messages]
+    return said[0][1] if [role for role, _ in said] == ["user"] else json.dumps(said, ensure_ascii=False)
+
+
+def normalised(text: str) -> str:
+    """Returns a text in the form in which questions are compared.
+
+    White space becomes single spaces, with none at the ends. Letters are composed; those that differ in width, and
+    quotation marks and dashes in style, are one; invisible characters go. What carries a meaning stays: upper and lower
+    case, exponents, fractions, mathematical letters.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", "".join(map(_plain, unicodedata.normalize("NFC", text))))
+    return " ".join(text.split())
+
+
+_MEANT = ("<super>", "<sub>", "<fraction>", "<font>", "<circle>")
+"""Compatibility characters that say something else than the plain ones: 2² is not 22."""
+_STYLES = dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″", '"') | dict.fromkeys("‐‑‒–—―−", "-")
+"""Quotation marks and dashes, and what they are in plain text."""
+
+
+@functools.lru_cache(4096)
+def _plain(character: str) -> str:
+    if character in _STYLES or unicodedata.category(character) == "Cf":  # zero-width characters, soft hyphens, marks
+        return _STYLES.get(character, "")
+    if unicodedata.decomposition(character).startswith(_MEANT):
+        return character
+    return unicodedata.normalize("NFKC", character)
+
+
 def split_of(text: str) -> str:
-    """Returns the split of an example with this canonical text; depends on nothing but the text."""
-    digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+    """Returns the split of an example with this text, once it is ``normalised``; depends on nothing but the text."""
+    digest = hashlib.sha256(normalised(text).encode(errors="surrogatepass")).digest()
     bucket = int.from_bytes(digest[:8], "big") % 5
     return ("pretrain", "pretrain", "train", "train", "heldout")[bucket]
 
 
 def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Returns the mean of ``values``, each in [0, 1], with ``weights`` of the same names, at least one positive."""
+    """Returns the mean of ``values`` with ``weights`` of the same names, at least one positive."""
     # Both sums run over the same names in the same order, so that all values 1 give 1 exactly.
     total = sum(weight * values[name] for name, weight in weights.items())
-    return min(1.0, total / sum(weights.values()))
+    return total / sum(weights.values())
 
 
 def component_means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -248,6 +319,12 @@ def check_seconds(component: object, parameter: str, value: float) -> None:
     """Raises ``ValueError`` unless ``value`` is a number above 0 and at most 3600."""
     expected = "a number of seconds, above 0 and at most 3600"
     check(_is_number(value) and 0 < value <= 3600, component, parameter, value, expected)
+
+
+def check_memory(component: object, parameter: str, value: float | None) -> None:
+    """Raises ``ValueError`` unless ``value`` is a number of GiB from 0.25 to 65536, or None."""
+    expected = "a number of GiB from 0.25 to 65536, or None"
+    check(value is None or (_is_number(value) and 0.25 <= value <= 65536), component, parameter, value, expected)
 
 
 def check_int(component: object, parameter: str, value: int, low: int, high: int | None = None) -> None:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex, TypeAlias
+from typing import SupportsIndex, TypeAlias
 
+from dlmrl_kit.core.dependencies import anchored_path
 from dlmrl_kit.core.registry import nearest, register
 from dlmrl_kit.core.validate import check, refuse_value
 from dlmrl_kit.tasks.base import (
     BaseTask,
     Example,
     check_int,
+    check_memory,
     check_reward_weights,
     check_seconds,
     check_split,
     prompt_text,
-    split_of,
+    question_text,
     weighted_mean,
 )
+from dlmrl_kit.tasks.json_file import read_examples
+from dlmrl_kit.tasks.reward_files import folder_of, source_files
 from dlmrl_kit.tasks.reward_function import check_reward_name, load_reward_function
 from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
 from dlmrl_kit.tasks.worker_process import Failed
@@ -39,19 +42,22 @@ class JsonLines(BaseTask):
     * ``"prompt"``: a text, or a conversation: a list of messages, each with ``"role"`` and ``"content"``;
     * ``"answer"``, optional: a text; pre-training on answers needs it;
     * ``"split"``, optional: ``pretrain``, ``train`` or ``heldout``. Either all lines have it or none has; then a hash
-      of the prompt decides (40%, 40%, 20%);
+      of the question decides (40%, 40%, 20%);
     * all others become the example's ``meta``.
 
-    Empty lines, and lines whose prompt occurred before, are left out.
+    Splits share no question, whatever its white space, its form of Unicode, and its instructions (``question_text``).
+    Empty lines are left out, and so are lines whose prompt occurred before; a warning counts these, and those of them
+    that have another answer.
 
     The reward function is called as ``function(completion: str, example: Example)`` and returns a number, or a dict of
-    components, which are logged separately. Each should be in [0, 1]; others are clipped, with a warning. The reward is
-    the mean of the components with ``weights``; without weights it is the component ``"reward"``. The component
-    ``"solved"`` is 1 where the reward is 1, unless the function returns its own. Where the function exceeds the time
-    limit, raises, or takes its process down, all components are 0 and ``"failed"`` is 1. ``failures`` counts these by
-    kind, and the first of each kind is a warning.
+    components, which are logged separately: any finite numbers, negative ones too, which nothing clips. The reward is
+    the mean of the components with ``weights``; without weights it is the component ``"reward"``. The accuracy is that
+    of the component ``"solved"``, 1 or 0; where the function returns none, a completion counts as solved if its reward
+    is exactly 1, and a warning says so once a reward is outside [0, 1]. Where the function exceeds the time limit or
+    the memory, raises, or takes its process down, all components are 0 and ``"failed"`` is 1. ``failures`` counts these
+    by kind, and the first of each kind is a warning.
 
-    Naming a function means running its module, with your rights. A worker process imports it (the current folder is
+    Naming a function means running its module, with your rights. A worker process imports it (``reward_folder`` is
     searched last) when something is scored for the first time, and not before. The function is first tried on an empty
     completion, which models do write; what it returns tells the names of its components. What it prints is discarded.
 
@@ -61,18 +67,31 @@ class JsonLines(BaseTask):
         weights: of the components that make up the reward, by name; at least one positive.
         timeout: seconds for one call of the reward function.
         workers: processes that score.
+        memory: address space of each in GiB, where the system can limit it; None: no limit, as a function needs that
+            uses a GPU.
+        reward_folder: where the module of the reward function is looked for after the Python path; None: in the current
+            folder.
 
     Raises:
         ValueError: no such file, a line that is not as above (with file and line), no module of that name, or a
             parameter out of its range.
     """
 
+    at_hand = True
+
     def __init__(
-        self, path: str, reward: str, weights: dict[str, float] | None = None, timeout: float = 5.0, workers: int = 1
+        self,
+        path: str,
+        reward: str,
+        weights: dict[str, float] | None = None,
+        timeout: float = 5.0,
+        workers: int = 1,
+        reward_folder: str | None = None,
+        memory: float | None = 16.0,
     ) -> None:
         check(isinstance(path, str | os.PathLike) and bool(os.fspath(path)), self, "path", path, "the path of a file")
         try:
-            check_reward_name(reward)
+            check_reward_name(reward, reward_folder)
         except ValueError as error:
             refuse_value(self, "reward", str(error), joint=": ")
         if weights is not None:
@@ -80,12 +99,28 @@ class JsonLines(BaseTask):
             check_reward_weights(self, ("weights",), **{f"weights[{name!r}]": w for name, w in weights.items()})
         check_seconds(self, "timeout", timeout)
         check_int(self, "workers", workers, 1, 64)
+        check_memory(self, "memory", memory)
         self.path = Path(path).expanduser()
         self.reward, self.weights, self.timeout, self.workers = reward, weights, timeout, workers
+        self.reward_folder, self.memory = reward_folder, memory
         self.failures = Failures()
-        self._examples = _read(self, self.path)
+        self._examples, self._lines = read_examples(self, self.path)
         self._components: tuple[str, ...] | None = None
-        self._clipped = False
+        self._accuracy_doubtful = False
+
+    @classmethod
+    def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
+        """Makes the path absolute, and names the folder of the reward function's module if it is in the current one."""
+        places = {name: anchored_path(settings.get(name)) for name in ("path", "reward_folder")}
+        reward, given = settings.get("reward"), settings.get("reward_folder")
+        found = folder_of(reward) if given is None and isinstance(reward, str) else None
+        if found is not None and found.is_relative_to(Path.cwd()) and "site-packages" not in found.parts:
+            places["reward_folder"] = str(found)
+        return {name: place for name, place in places.items() if place is not None}
+
+    def files(self) -> tuple[Path, ...]:
+        """Returns the file of examples and those with the code of the reward function."""
+        return (self.path, *source_files(self.reward, self.reward_folder))
 
     def label(self) -> str:
         """Returns the file's name without its ending."""
@@ -110,8 +145,21 @@ class JsonLines(BaseTask):
         position = self._position(split, index)
         return self._examples[split][position]
 
+    def place(self, split: str, index: int) -> str:
+        """Returns the file and the line of an example, ``data.jsonl:3``."""
+        return f"{self.path}:{self._lines[split][index]}"
+
+    def questions(self, split: str) -> set[str]:
+        """Returns what the examples of a split ask.
+
+        Raises:
+            ValueError: unknown split.
+        """
+        check_split(self, split)
+        return {question_text(example.prompt) for example in self._examples[split]}
+
     def score(self, completion: str, example: Example) -> dict[str, float]:
-        """Returns the components of the reward function, ``reward``, ``solved`` and ``failed``, each in [0, 1].
+        """Returns the components of the reward function, ``reward``, ``solved`` and ``failed``.
 
         Raises:
             WorkerError: the function cannot be loaded, fails on an empty completion, or lacks a component that is
@@ -135,18 +183,21 @@ class JsonLines(BaseTask):
         if isinstance(result, Failed):
             self.failures.note(f"JsonLines({str(self.path)!r})", result, prompt_text(example.prompt))
             return {**dict.fromkeys(names, 0.0), "reward": 0.0, "solved": 0.0, "failed": 1.0}
-        values = {name: self._clip(name, value) for name, value in result.items()}
-        reward = values["reward"] if self.weights is None else weighted_mean(values, self.weights)
-        solved = values.get("solved", reward)
-        return {**values, "reward": reward, "solved": float(solved == 1), "failed": 0.0}
+        reward = result["reward"] if self.weights is None else weighted_mean(result, self.weights)
+        if "solved" not in result:
+            self._doubt_accuracy(reward)
+        return {**result, "reward": reward, "solved": float(result.get("solved", reward) == 1), "failed": 0.0}
 
-    def _clip(self, name: str, value: float) -> float:
-        clipped = min(1.0, max(0.0, value))
-        if clipped != value and not self._clipped:
-            self._clipped = True
-            text = f"{self.reward} returned {name} = {value:g}; components are clipped to [0, 1] (said once)"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return clipped
+    def _doubt_accuracy(self, reward: float) -> None:
+        """Warns, once, where a reward shows that "exactly 1" is not what this function gives right answers."""
+        if self._accuracy_doubtful or 0 <= reward <= 1:
+            return
+        self._accuracy_doubtful = True
+        text = (
+            f"{self.reward} returned the reward {reward:g} and no component 'solved': the accuracy is the share of "
+            "rewards that are exactly 1; return 'solved', 1 or 0, beside the reward (said once)"
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _try_out(self, example: Example) -> tuple[str, ...]:
         """Returns the names of the components; finds out whether the function works at all, before it trains a model.
@@ -166,89 +217,5 @@ class JsonLines(BaseTask):
         return tuple(result)
 
     def _pool(self) -> RewardPool:
-        return shared(functools.partial(load_reward_function, self.reward), self.workers)
-
-
-def _read(task: JsonLines, path: Path) -> dict[str, list[Example]]:
-    """Returns the examples of each split.
-
-    Raises:
-        ValueError: anything wrong with the file.
-    """
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        refuse_value(task, "path", f"{str(path)!r} cannot be read: {error.strerror}")
-    found: dict[str, list[Example]] = {split: [] for split in BaseTask.SPLITS}
-    first: dict[str, tuple[int, str]] = {}
-    explicit: bool | None = None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = _fields(line)
-            if explicit not in (None, "split" in fields):
-                raise ValueError("either all lines have a 'split' or none; this one differs from the first")
-            explicit = "split" in fields
-            prompt, answer, split = fields.pop("prompt"), fields.pop("answer", ""), fields.pop("split", None)
-            split = split or split_of(prompt_text(prompt))
-            earlier, home = first.setdefault(prompt_text(prompt), (number, split))
-            if home != split:
-                raise ValueError(f"the prompt of line {earlier}, which is in {home}, is in {split} here")
-        except ValueError as error:
-            refuse_value(task, "path", f"{path}:{number}: {error}", joint=": ")
-        if earlier == number:
-            found[split].append(Example(prompt, answer, fields))
-    if not first:
-        reason = f"{path} has no examples; write one JSON object with a 'prompt' on each line"
-        refuse_value(task, "path", reason, joint=": ")
-    return found
-
-
-def _fields(line: bytes) -> dict[str, Any]:
-    """Returns the fields of a line.
-
-    Raises:
-        ValueError: anything wrong with it.
-    """
-    fields = _object(line)
-    if "prompt" not in fields:
-        hint = nearest("prompt", fields) if fields else "it is empty"
-        raise ValueError(f"no field 'prompt'; {hint}")
-    _check_prompt(fields["prompt"])
-    if "answer" in fields and not isinstance(fields["answer"], str):
-        raise ValueError(f"'answer' must be a text, got {_kind(fields['answer'])}")
-    if "split" in fields and fields["split"] not in BaseTask.SPLITS:
-        raise ValueError(f"no split {fields['split']!r}; {nearest(str(fields['split']), BaseTask.SPLITS)}")
-    return fields
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(fields, Mapping):
-        raise ValueError(f"a line must be an object with a 'prompt', got {_kind(fields)}")
-    return dict(fields)
-
-
-def _check_prompt(prompt: object) -> None:
-    if not isinstance(prompt, str | list):
-        raise ValueError(f"'prompt' must be a text, got {_kind(prompt)} (a list of messages will do)")
-    if not prompt:
-        raise ValueError("'prompt' is empty")
-    for message in prompt if isinstance(prompt, list) else ():
-        whole = isinstance(message, Mapping) and set(message) == {"role", "content"}
-        if not whole or not all(isinstance(text, str) for text in message.values()):
-            raise ValueError("a message of 'prompt' must be an object with the texts 'role' and 'content'")
-
-
-def _kind(value: object) -> str:
-    """Returns what a JSON value is called in an error."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+        load = functools.partial(load_reward_function, self.reward, self.reward_folder)
+        return shared(load, self.workers, None if self.memory is None else int(self.memory * 2**30))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import SupportsIndex
 
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_reward_weights, check_split
+from dlmrl_kit.core.validate import check, clipped, refuse_value
+from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_reward_weights, check_split, question_text
 
 MAX_SIZE = 10**7
 """Largest size that a split gets from the weights of the tasks; a larger one must be set."""
@@ -35,8 +35,11 @@ class Mixture(BaseTask):
 
     The tasks alternate as evenly as their weights allow: of the first n examples, for every n, each task has its share
     to within about one. Within a task the order is its own. A task that has no examples in a split takes no part there;
-    splits stay as disjoint as those of the tasks. ``meta["task"]`` is the name of an example's task: its ``label``,
-    with a number where two would be called the same.
+    ``meta["task"]`` is the name of an example's task: its ``label``, with a number where two would be called the same.
+
+    Splits share no question, across tasks too. Tasks that list their questions are compared when the mixture is made;
+    an example of any other is compared with all that the mixture has given out, and ends the run if its question is in
+    another split.
 
     Reward components: ``reward`` and ``solved`` of the task that the example is from, and all its components under
     ``<task>/<component>``. An example has no components of other tasks: each is averaged over those that have it.
@@ -50,8 +53,11 @@ class Mixture(BaseTask):
             task, and ``heldout`` ends before the first repetition.
 
     Raises:
-        ValueError: no tasks, something that is no task, weights that do not fit, or a size for a split that is empty.
+        ValueError: no tasks, something that is no task, weights that do not fit, a size for a split that is empty, or a
+            question in two splits.
     """
+
+    in_order = True
 
     def __init__(
         self,
@@ -73,7 +79,10 @@ class Mixture(BaseTask):
         self.tasks = dict(zip(_names(tasks), tasks, strict=True))
         self.weights = dict(zip(self.tasks, weights, strict=True))
         self.main_thread = any(task.main_thread for task in tasks)
+        self.at_hand = all(task.at_hand for task in tasks)
         self._orders = {split: self._order(split) for split in self.SPLITS}
+        self._homes: dict[str, tuple[str, str]] = {}  # split and task of each question
+        self._listed = self._compare_lists()
         self._sizes: dict[str, int | None] = {}
         for split, number in zip(self.SPLITS, (num_pretrain, num_train, num_heldout), strict=True):
             if number is not None:
@@ -92,12 +101,10 @@ class Mixture(BaseTask):
         size = self._sizes[split]
         if size is None:
             order = self._orders[split]
-            if split == "heldout":
-                size = order.without_repetition()
-            else:
-                fits = order.estimate() <= MAX_SIZE
-                check(fits, self, f"num_{split}", None, f"set: with these weights it would be above {MAX_SIZE}")
-                size = order.complete()
+            shortest, longest = order.estimates()
+            fits = (shortest if split == "heldout" else longest) <= MAX_SIZE
+            check(fits, self, f"num_{split}", None, f"set: with these weights it would be above {MAX_SIZE}")
+            size = order.without_repetition() if split == "heldout" else order.complete()
             self._sizes[split] = size
         return size
 
@@ -106,19 +113,40 @@ class Mixture(BaseTask):
 
         Raises:
             IndexError: ``index`` is negative or not below ``size(split)``.
-            ValueError: unknown split, or a task cannot make its example.
+            ValueError: unknown split, a task cannot make its example, or its question is in another split.
         """
         position = self._position(split, index)
         number, which = self._orders[split].at(position)
         name = list(self.tasks)[number]
         task = self.tasks[name]
         source = task.example(split, which % task.size(split))
+        if name not in self._listed:
+            home, other = self._homes.setdefault(question_text(source.prompt), (split, name))
+            if home != split:
+                problem = f"Mixture: a question is in {home} of {other!r} and in {split} of {name!r}"
+                raise ValueError(f"{problem}: {clipped(repr(source.prompt))}; leave one of the two tasks out")
         return MixedExample(source.prompt, source.answer, {**source.meta, "task": name}, source=source)
+
+    def place(self, split: str, index: int) -> str:
+        """Returns where the task has its own example."""
+        number, which = self._orders[split].at(index)
+        task = list(self.tasks.values())[number]
+        return task.place(split, which % task.size(split))
 
     def canonical(self, example: Example) -> str:
         """Returns the task's canonical text of its own example."""
         task, source = self._source(example)
         return task.canonical(source)
+
+    def questions(self, split: str) -> set[str] | None:
+        """Returns what the examples of a split ask, if all its tasks list their questions."""
+        found = [task.questions(split) for name, task in self.tasks.items() if self.weights[name]]
+        listed = [questions for questions in found if questions is not None]
+        return set().union(*listed) if len(listed) == len(found) else None
+
+    def notes(self) -> list[str]:
+        """Returns the notes of its tasks, each with the task's name."""
+        return [f"{name}: {note}" for name, task in self.tasks.items() for note in task.notes()]
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
         """Asks the example's task; returns ``reward``, ``solved``, and each component as ``<task>/<component>``."""
@@ -142,6 +170,32 @@ class Mixture(BaseTask):
         """Returns the task of an example and its own example."""
         source = example.source if isinstance(example, MixedExample) else example
         return self.tasks[example.meta["task"]], source
+
+    def _compare_lists(self) -> set[str]:
+        """Returns the names of the tasks that list their questions, once it has seen that no split shares one.
+
+        Raises:
+            ValueError: a question is in two splits.
+        """
+        listed: set[str] = set()
+        shared: list[tuple[str, tuple[str, str], tuple[str, str]]] = []
+        for split in self.SPLITS:
+            for name, task in self.tasks.items():
+                questions = task.questions(split) if self.weights[name] else None
+                if questions is None:
+                    continue
+                listed.add(name)
+                for question in questions:
+                    home = self._homes.setdefault(question, (split, name))
+                    if home[0] != split:
+                        shared.append((question, home, (split, name)))
+        if shared:
+            question, home, other = min(shared)
+            both = f"{home[0]} of {home[1]!r} and in {other[0]} of {other[1]!r}"
+            hint = "give it the same 'split' in both files, or leave 'split' out of both"
+            what = f"share questions between splits, {len(shared)} of them; {clipped(repr(question))}"
+            refuse_value(self, "tasks", f"{what} is in {both}: {hint}")
+        return listed
 
     def _order(self, split: str) -> _Order:
         sizes = [task.size(split) for task in self.tasks.values()]
@@ -187,10 +241,11 @@ class _Order:
                 return position
             position += 1
 
-    def estimate(self) -> float:
-        """About what ``complete`` returns, without going through the order."""
+    def estimates(self) -> tuple[float, float]:
+        """About what ``without_repetition`` and ``complete`` return, without going through the order."""
         total = sum(weight for weight, _ in self.shares.values())
-        return max((size * total / weight for weight, size in self.shares.values()), default=0.0)
+        lengths = [size * total / weight for weight, size in self.shares.values()] or [0.0]
+        return min(lengths), max(lengths)
 
     def complete(self) -> int:
         """Returns the length of the shortest beginning that has every example of every task."""

@@ -1,4 +1,4 @@
-"""Any dataset of reasoning-gym as a task, apart from those whose scorer evaluates text."""
+"""Any dataset of reasoning-gym as a task, apart from those whose scorer evaluates text or pays for anything."""
 
 from __future__ import annotations
 
@@ -19,33 +19,10 @@ from dlmrl_kit.tasks.base import (
     prompt_text,
     weighted_mean,
 )
+from dlmrl_kit.tasks.gym_datasets import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, PAYS_CONSTANTS
 from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Made, Request
 from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
 from dlmrl_kit.tasks.worker_process import Failed
-
-EVALUATES_TEXT = frozenset(
-    {
-        "binary_matrix",  # eval(answer)
-        "bitwise_arithmetic",  # eval of the entry's text; the answer goes to int()
-        "composite",  # calls the scorers of other datasets; use Mixture
-        "countdown",  # sympy.parse_expr(answer), which is eval; use Countdown
-        "intermediate_integration",  # sympy.parse_expr(answer)
-        "n_queens",  # eval(answer)
-        "number_sorting",  # eval of the entry's solution where it is no JSON
-        "polynomial_multiplication",  # sympy.parse_expr(answer)
-        "puzzle24",  # sympy.parse_expr(answer)
-        "simple_integration",  # sympy.parse_expr(answer)
-        "spiral_matrix",  # eval(answer)
-        "string_insertion",  # eval(answer)
-    }
-)
-"""Datasets of reasoning-gym 0.1.25 whose ``score_answer`` can reach ``eval``, ``exec`` or sympy's parser.
-
-They are refused whether the text is the model's or the dataset's: a rule without exceptions can be checked by a
-program, and the tests do so on the installed sources.
-"""
-REWARDS_ANYTHING = frozenset({"game_of_life_halting"})
-"""Datasets whose scorer gives full marks to every text that is not empty: there is nothing to learn."""
 
 GENERATE_SECONDS = 120.0
 """Time limit of making the entries of one request."""
@@ -66,14 +43,16 @@ class ReasoningGym(Task):
 
     Reward components:
 
-    * ``score``: the scorer's value for the completion without white space around it, clipped to [0, 1];
+    * ``score``: the scorer's value for the completion without white space around it, clipped to [0, 1]; for the
+      datasets in ``FULL_MARKS_ONLY``, whose partial marks pay a constant, 0 unless it is 1;
     * ``solved``: 1 if the score is 1, else 0;
     * ``failed``: 1 if there is no score because the scorer exceeded the time limit or its process died. The others are
       0 then, and ``failures`` counts these by kind;
     * ``reward``: the weighted mean of ``score`` and ``solved``.
 
-    Many scorers give a little to any text, and some are lenient; read one before you trust it. Datasets in
-    ``EVALUATES_TEXT``, whose scorer evaluates text, and in ``REWARDS_ANYTHING`` are refused. Should another scorer
+    Datasets in ``EVALUATES_TEXT``, whose scorer evaluates text, and in ``PAYS_CONSTANTS``, whose scorer gives full
+    marks to a constant, are refused. Those in ``ACCEPTS_MORE`` give full marks to the answer with something else beside
+    it; ``notes`` says so. Many scorers give a little to any text; read one before you trust it. Should another scorer
     execute code made out of text after all, the worker stops it and the run ends with an error.
 
     Entries are made in a worker process too, with a fixed hash seed, for a few datasets depend on the order of sets.
@@ -128,6 +107,15 @@ class ReasoningGym(Task):
         """Returns the dataset's name."""
         return self.dataset
 
+    def notes(self) -> list[str]:
+        """Says what the dataset's scorer accepts beside the answer, and which of its marks do not count."""
+        notes = []
+        if self.dataset in ACCEPTS_MORE:
+            notes.append(f"its scorer gives full marks to the answer with {ACCEPTS_MORE[self.dataset]}")
+        if self.dataset in FULL_MARKS_ONLY:
+            notes.append(f"only full marks count: {FULL_MARKS_ONLY[self.dataset]}")
+        return notes
+
     def candidate(self, number: int) -> Example | None:
         """Returns example ``number`` of the stream; None where the dataset could not make it, or its answer is wrong.
 
@@ -176,7 +164,7 @@ class ReasoningGym(Task):
             self.failures.note(f"ReasoningGym({self.dataset!r})", result, prompt_text(example.prompt))
         else:
             assert isinstance(result, float)
-            score = result
+            score = float(result == 1) if self.dataset in FULL_MARKS_ONLY else result
         values = {"score": score, "solved": float(score == 1), "failed": float(failed)}
         return {**values, "reward": weighted_mean(values, self.weights)}
 
@@ -199,13 +187,13 @@ def _checked_name(task: ReasoningGym, name: str) -> str:
     from reasoning_gym.factory import DATASETS
 
     check(isinstance(name, str), task, "dataset", name, "a text")
-    usable = set(DATASETS) - EVALUATES_TEXT - REWARDS_ANYTHING
+    usable = set(DATASETS) - EVALUATES_TEXT - PAYS_CONSTANTS.keys()
     if name in EVALUATES_TEXT:
         instead = {"countdown": "; use the task Countdown", "composite": "; use the task Mixture"}.get(name, "")
         why = f"its scorer evaluates text, which could run what a model wrote{instead}"
         refuse_value(task, "dataset", f"{name!r} is refused: {why}")
-    if name in REWARDS_ANYTHING:
-        refuse_value(task, "dataset", f"{name!r} is refused: its scorer gives full marks to any text")
+    if name in PAYS_CONSTANTS:
+        refuse_value(task, "dataset", f"{name!r} is refused: its scorer gives {PAYS_CONSTANTS[name]}")
     if name not in usable:
         refuse_value(task, "dataset", f"reasoning-gym has no dataset {name!r}; {nearest(name, usable)}", joint=": ")
     return name

@@ -17,15 +17,19 @@ from typing import SupportsFloat, SupportsIndex
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.tasks.reward_worker import search_path
+from dlmrl_kit.tasks.reward_files import module_path
 
 MAX_COMPONENTS = 64
 
 _NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*(\.[^\W\d]\w*)*)")
 
 
-def check_reward_name(name: object) -> None:
+def check_reward_name(name: object, folder: str | None = None) -> None:
     """Checks what can be checked of ``module:function`` without running code: its form, and that there is a module.
+
+    Args:
+        name: ``module:function``.
+        folder: as ``reward_files.module_path``.
 
     Raises:
         ValueError: another form, or no module of that name.
@@ -36,17 +40,23 @@ def check_reward_name(name: object) -> None:
     top = match["module"].split(".")[0]
     if top == "__main__":
         raise ValueError("functions of the main script cannot be loaded elsewhere; put the function into a module")
-    if not (top in sys.modules or importlib.util.find_spec(top) or PathFinder.find_spec(top, search_path())):
-        raise ValueError(_no_module(match["module"], top, search_path()))
+    path = module_path(folder)
+    if not (top in sys.modules or importlib.util.find_spec(top) or PathFinder.find_spec(top, path)):
+        raise ValueError(_no_module(match["module"], top, path))
 
 
-def load_reward_function(name: str) -> Callable[[tuple[str, Example]], dict[str, float]]:
+def load_reward_function(name: str, folder: str | None = None) -> Callable[[tuple[str, Example]], dict[str, float]]:
     """Imports the module of a reward function; returns the function, to be called with ``(completion, example)``.
+
+    Args:
+        name: ``module:function``.
+        folder: as ``reward_files.module_path``; modules are looked for there from now on in this process.
 
     Raises:
         UserError: no such module or function.
     """
     module_name, _, path = name.partition(":")
+    sys.path[:] = module_path(folder)
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -76,7 +86,8 @@ def _call(function: Callable[..., object], name: str, item: tuple[str, Example])
         raise ValueError(f"{name} returned {len(values)} components; {MAX_COMPONENTS} are the limit")
     components: dict[str, float] = {}
     for component, value in values.items():
-        if not isinstance(component, str) or not 0 < len(component) <= 64 or component == "failed":
+        named = isinstance(component, str) and 0 < len(component) <= 64 and component.isprintable()
+        if not isinstance(component, str) or not named or component == "failed":
             raise ValueError(f"{name} returned {component!r:.80} as the name of a component")
         if not isinstance(value, SupportsFloat | SupportsIndex) or not math.isfinite(float(value)):
             raise ValueError(f"{name} returned {component} = {value!r:.80}, which is no finite number")

@@ -3,7 +3,8 @@
 A worker is a fresh Python process, started when it is first needed (no fork, no ``multiprocessing``: the caller's main
 script is not imported again, and so neither is torch). It loads a function once and then calls it on one item after
 another. A worker that takes too long for an item is ended; one that crashes has ended. The item becomes a ``Failed``,
-and the next one gets a new worker. This bounds time and memory. It is no sandbox: a worker has the user's rights.
+and the next one gets a new worker. What it started ends with it, and it ends with its parent, whatever ends that. This
+bounds time and memory. It is no sandbox: a worker has the user's rights.
 """
 
 from __future__ import annotations
@@ -24,13 +25,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.tasks.worker_process import SECONDS, START_SECONDS, Failed, read_messages, write_message
+from dlmrl_kit.tasks.worker_process import (
+    MAX_BYTES,
+    SECONDS,
+    START_SECONDS,
+    Failed,
+    read_messages,
+    read_reply,
+    write_message,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_POOLS = 8
 """Pools that have workers at a time; a further one takes the place of the pool that was not used for longest."""
+END_SECONDS = 5.0
+"""Seconds in which a worker that was told to end, or whose replies have ended, has to be gone."""
 _SERVE = "import sys; sys.path[:] = {path!r}; from dlmrl_kit.tasks.worker_process import serve; serve()"
 
 
@@ -151,7 +162,7 @@ class Pool(Generic[Item, Result]):
 
 
 class _Worker:
-    """One worker process.
+    """One worker process, and above it its guard (``worker_guard``), which is the process that this one started.
 
     A thread reads its replies, because there is no other portable way of waiting for a pipe with a time limit.
     """
@@ -207,25 +218,33 @@ class _Worker:
             self.kill()
             raise
         if reply is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its guard still has to hear of it
+                self._process.wait(END_SECONDS)
             code = self.kill()
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             return Failed("crash", f"the worker process {how}")
-        return pickle.loads(reply)
+        try:
+            return read_reply(reply)
+        except ValueError as error:
+            self.kill()
+            return Failed("crash", f"the worker process sent what is no reply: {error}")
 
     def _read(self) -> None:
         """Puts each reply into the queue, and None at the end."""
-        for message in read_messages(self._stdout):
+        for message in read_messages(self._stdout, 2 * MAX_BYTES):
             self._replies.put(message)
         self._replies.put(None)
 
     def kill(self) -> int:
         """Ends the process and what it started; returns the exit code."""
         process = self._process
-        with contextlib.suppress(OSError):
-            if os.name == "posix" and process.returncode is None:  # not waited for, so its id is still its own
-                os.killpg(process.pid, signal.SIGKILL)
-            elif process.returncode is None:
-                process.kill()
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if os.name == "posix" and process.poll() is None:  # not waited for, so its id is still its own
+                process.terminate()
+                process.send_signal(signal.SIGCONT)  # should it have been stopped
+                process.wait(END_SECONDS)
+        if process.poll() is None:
+            process.kill()
         code = process.wait()
         self._reader.join(1)
         if not self._reader.is_alive():

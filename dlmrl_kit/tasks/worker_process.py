@@ -2,7 +2,7 @@
 
 Both sides send messages through pipes: their length, then their bytes. The first message to the worker is the pickled
 loader and memory limit, and the reply says whether loading worked. Every other is a time limit and a pickled item, and
-the reply is the pickled result or ``Failed``.
+the reply is the result or a ``Failed``, as data (``worker_data``): what comes from a worker is never unpickled.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import IO
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.tasks.worker_data import from_bytes, to_bytes
+from dlmrl_kit.tasks.worker_guard import start_guarded
 
 START_SECONDS = 120.0
 """Time limit of starting a worker and loading its function."""
 MAX_BYTES = 64 * 2**20
-"""Largest reply of a worker, pickled."""
+"""Largest result of a worker, encoded."""
 GRACE_SECONDS = 10.0
 """A worker ends itself so long after a time limit, should there be nobody left to end it."""
 
@@ -55,11 +57,12 @@ def write_message(stream: IO[bytes], message: bytes) -> None:
         data = data[stream.write(data) :]
 
 
-def read_messages(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yields the messages of an unbuffered stream until it ends or breaks."""
+def read_messages(stream: IO[bytes], limit: int | None = None) -> Iterator[bytes]:
+    """Yields the messages of an unbuffered stream until it ends or breaks, or one has more bytes than ``limit``."""
     with contextlib.suppress(OSError, ValueError):
         while (head := _exactly(stream, LENGTH.size)) is not None:
-            message = _exactly(stream, *LENGTH.unpack(head))
+            (length,) = LENGTH.unpack(head)
+            message = None if limit is not None and length > limit else _exactly(stream, length)
             if message is None:
                 return
             yield message
@@ -78,6 +81,7 @@ def _exactly(stream: IO[bytes], length: int) -> bytes | None:
 
 def serve() -> None:
     """Runs the main loop of a worker; returns when its standard input ends."""
+    start_guarded()
     stdin, stdout = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     # What a scorer prints must not get between the replies, and there is nothing for it to read.
     null = os.open(os.devnull, os.O_RDWR)
@@ -132,13 +136,32 @@ def _failure(error: BaseException) -> Failed:
     return Failed("error", message, "".join(traceback.format_exception(error))[-4000:].rstrip())
 
 
+def read_reply(message: bytes) -> object:
+    """Returns the result in a worker's reply, or the ``Failed``.
+
+    Raises:
+        ValueError: it is no reply.
+    """
+    reply = from_bytes(message)
+    if isinstance(reply, tuple) and len(reply) == 3 and all(isinstance(part, str) for part in reply):
+        return Failed(*reply)
+    if not isinstance(reply, list) or len(reply) != 1:
+        raise ValueError("no reply of a worker")
+    return reply[0]
+
+
+def _encoded(result: object) -> bytes:
+    """Returns a reply: a list of the result, or a tuple of what a ``Failed`` holds."""
+    return to_bytes((result.kind, result.message, result.details) if isinstance(result, Failed) else [result])
+
+
 def _reply(stdout: IO[bytes], result: object) -> None:
     try:
-        message = pickle.dumps(result)
+        message = _encoded(result)
         if len(message) > MAX_BYTES:
-            message = pickle.dumps(Failed("error", f"a result of {len(message)} bytes; {MAX_BYTES} are the limit"))
+            message = _encoded(Failed("error", f"a result of {len(message)} bytes; {MAX_BYTES} are the limit"))
     except Exception as error:
-        message = pickle.dumps(_failure(error))
+        message = _encoded(_failure(error))
     with contextlib.suppress(BrokenPipeError):
         write_message(stdout, message)
 

@@ -45,8 +45,7 @@ def check_commits(name: str, component: Sampler) -> None:
         if (ids == w.policy.mask_id).any():
             fail(name, "leaves masks in completion_ids", "run until nothing is masked before the end of the text")
         never = commit == component.max_steps
-        eos = ids == w.policy.eos_id
-        ended = (eos & ~never).long().cumsum(-1) > 0
+        ended = (w.policy.is_end(ids) & ~never).long().cumsum(-1) > 0
         if (never & ~ended).any():
             fail(name, "never commits some position of a text that did not end", "commit every position before the end")
         accepted = found.get(STEP_ACCEPTED)  # of samplers that renoise, which commit a position many times
@@ -97,7 +96,7 @@ def check_resume(name: str, component: Sampler) -> None:
     w = world()
     ids = written(name, component, w)[COMPLETION_IDS]
     keep = torch.arange(ids.shape[1]) % 2 == 0
-    text = ids.masked_fill(ids == w.policy.eos_id, 5) if w.policy.eos_id is not None else ids
+    text = ids.masked_fill(w.policy.is_end(ids), 5)
     start = text.masked_fill(~keep, w.policy.mask_id)
     fix = "let what a step does depend on the state alone (StateScoreSampler does), not on how many steps came before"
     with attempt(name, "resumed from a state half filled", fix):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import Counter
 
-from dlmrl_kit.tasks.base import BaseTask, Example, prompt_text
+from dlmrl_kit.tasks.base import BaseTask, Example, normalised, prompt_text
 from dlmrl_kit.testing.core import attempt, fail
 
 FIRST = 25
 """Examples of each split that are looked at."""
+CONSTANT_MARGIN = 0.2
+"""By how much a constant may solve more examples than have the most frequent answer: some have several right ones."""
 SECONDS = 1.0
 """Longest time that scoring one completion may take."""
 JUNK: tuple[str, ...] = (
@@ -61,11 +64,11 @@ def check_examples_reproducible(name: str, component: BaseTask) -> None:
 
 
 def check_splits_disjoint(name: str, component: BaseTask) -> None:
-    """No example is in two splits, and none twice in one."""
+    """No example is in two splits, and none twice in one, in whatever white space and form of Unicode."""
     home: dict[str, str] = {}
     for split, examples in _examples(name, component).items():
         for example in examples:
-            text = component.canonical(example)
+            text = normalised(component.canonical(example))
             if text in home:
                 fix = "inherit from dlmrl_kit.tasks.base.Task, which divides examples by a hash of canonical(example)"
                 fail(name, f"has the example {text!r} in {home[text]} and in {split}", fix)
@@ -106,7 +109,7 @@ def check_answer_scores_full(name: str, component: BaseTask) -> None:
 
 
 def check_score_of_junk(name: str, component: BaseTask) -> None:
-    """Whatever a model writes gets a score in [0, 1] in bounded time, and raises nothing."""
+    """Whatever a model writes gets a finite score in bounded time, and raises nothing."""
     for split, examples in _examples(name, component).items():
         for example in examples[:3]:
             answer = example.answer
@@ -127,6 +130,28 @@ def check_score_of_junk(name: str, component: BaseTask) -> None:
                     fail(name, f'scores {text[:40]!r} as "solved" = {score["solved"]}', "solved is 0.0 or 1.0")
 
 
+def check_constants_solve_nothing(name: str, component: BaseTask) -> None:
+    """No constant solves more examples than have it as their answer, or it would be all that a model learns."""
+    for split, examples in _examples(name, component).items():
+        if not examples:
+            continue
+        answers = Counter(example.answer for example in examples)
+        most = max(answers.values()) / len(examples)
+        for text in JUNK:
+            solved = sum(_solves(component, text, example) for example in examples) / len(examples)
+            if solved > most + CONSTANT_MARGIN:
+                problem = f"the constant {text[:40]!r} (an answer or not) solves {solved:.0%} of {split}"
+                fix = "score the whole completion; the most frequent answer is right for"
+                fail(name, problem, f"{fix} {most:.0%} of them")
+
+
+def _solves(task: BaseTask, text: str, example: Example) -> bool:
+    try:
+        return task.score(text, example)["solved"] == 1
+    except Exception:  # check_score_of_junk reports it
+        return False
+
+
 def _score(name: str, task: BaseTask, text: str, example: Example) -> dict[str, float]:
     with attempt(name, f"scoring {text[:40]!r}", "score anything; what cannot be read is worth 0"):
         score = task.score(text, example)
@@ -134,8 +159,8 @@ def _score(name: str, task: BaseTask, text: str, example: Example) -> dict[str, 
     if missing:
         fail(name, f"returns a score without {missing[0]!r}", 'return {"reward": ..., "solved": ...}')
     for part, value in score.items():
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1):
-            fail(name, f"scores {text[:40]!r} with {part} = {value!r}", "keep every component in [0, 1]")
+        if not (isinstance(value, (int, float)) and math.isfinite(value)):
+            fail(name, f"scores {text[:40]!r} with {part} = {value!r}", "let every component be a finite number")
     return score
 
 
@@ -145,4 +170,5 @@ CHECKS = (
     check_outside_of_splits,
     check_answer_scores_full,
     check_score_of_junk,
+    check_constants_solve_nothing,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.validate import check
 
 SCHEDULES: tuple[str, ...] = (
@@ -16,6 +17,13 @@ SCHEDULES: tuple[str, ...] = (
     "inverse_sqrt",
 )
 """The schedules of ``transformers.get_scheduler`` that need nothing but warm-up and number of steps."""
+
+
+PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
+"""What forwards may compute in; weights and optimiser stay in float32."""
+
+EVAL_BATCH_SIZE = 256
+"""Completions that an evaluation decodes at once, where no setting says how many."""
 
 
 class OptimiserArguments(TypedDict):
@@ -31,7 +39,7 @@ class OptimiserArguments(TypedDict):
     seed: int
 
 
-class OptimiserSettings:
+class OptimiserSettings(Dependent):
     """AdamW (arXiv 1711.05101) with a learning-rate schedule and gradient clipping.
 
     Args:
@@ -43,9 +51,16 @@ class OptimiserSettings:
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
         seed: of everything random.
 
+    Attributes:
+        precision: what the forwards of rollouts and evaluations compute in: ``float32`` or ``bfloat16``.
+        eval_batch_size: completions that an evaluation decodes at once.
+
     Raises:
         ValueError: a value out of range.
     """
+
+    precision: str = "float32"
+    eval_batch_size: int = EVAL_BATCH_SIZE
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.trainers.base import OptimiserSettings
+from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS, OptimiserSettings
 
 COMPILE_MODES: tuple[str, ...] = ("default", "max-autotune-no-cudagraphs")
 """Modes of ``torch.compile`` without CUDA graphs; see ``policies.compiling``."""
@@ -25,14 +25,16 @@ class Trainer(OptimiserSettings):
         micro_batch_size: samples per forward and backward pass; gradients are accumulated, results do not change.
         micro_batch_tokens: prompt and completion tokens per pass, over all states that are scored; None sets no limit.
             A sample whose states exceed it is cut between them, down to one state (one Monte Carlo draw) per pass.
-        rollout_batch_size: samples generated at once; None generates all together.
+        rollout_batch_size: samples generated at once, in evaluations, too; None generates all of a rollout together,
+            and 256 in evaluations.
         learning_rate: peak learning rate.
         schedule: of ``transformers.get_scheduler``: ``constant``, ``constant_with_warmup``, ``linear``, ``cosine``,
             ``cosine_with_restarts``, ``polynomial`` or ``inverse_sqrt``.
         warmup_steps: optimiser steps of linear warm-up.
         beta1, beta2, weight_decay: of AdamW.
         max_grad_norm: gradient clipping by global norm.
-        precision: ``float32``, or ``bfloat16`` for autocast (weights and optimiser stay in float32).
+        precision: ``float32``, or ``bfloat16`` for autocast, in evaluations, too (weights and optimiser stay in
+            float32).
         compile: mode of ``torch.compile`` for the policy's transformer blocks: ``default`` or
             ``max-autotune-no-cudagraphs``; None: they are not compiled.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
@@ -45,6 +47,8 @@ class Trainer(OptimiserSettings):
     Raises:
         ValueError: a value out of range.
     """
+
+    precision: Literal["float32", "bfloat16"]
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class Trainer(OptimiserSettings):
         self.micro_batch_tokens = micro_batch_tokens
         self.rollout_batch_size = rollout_batch_size
         self.precision = precision
+        self.eval_batch_size = EVAL_BATCH_SIZE if rollout_batch_size is None else rollout_batch_size
         self.compile = compile
         self.eval_every = eval_every
         self.eval_size = eval_size
@@ -111,7 +116,7 @@ class Trainer(OptimiserSettings):
         samples = self.prompts_per_update * self.group_size
         fewer = f"at most the {samples} samples of a rollout"
         check(self.minibatches <= samples, self, "minibatches", self.minibatches, fewer)
-        check(self.precision in ("float32", "bfloat16"), self, "precision", self.precision, "'float32' or 'bfloat16'")
+        check(self.precision in PRECISIONS, self, "precision", self.precision, "'float32' or 'bfloat16'")
         modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
         check(self.compile is None or self.compile in COMPILE_MODES, self, "compile", self.compile, modes)
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")

@@ -1,6 +1,8 @@
 """Checkpoints: weights and optimiser state as safetensors, everything else as JSON, in a folder renamed into place.
 
 ``<run>/checkpoints/update-000020/`` holds the state after 20 updates. Random numbers need none, see ``core.seeding``.
+``checksums.json`` holds the digests of the other files: a checkpoint that is not as it was written is refused, and the
+one before it offered. ``state.json`` also holds what the run depended on (``training.identity``).
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
-from dlmrl_kit.core.errors import CheckpointError
-from dlmrl_kit.core.files import atomic_folder
+from dlmrl_kit.core.errors import CheckpointError, FileError
+from dlmrl_kit.core.files import atomic_folder, reason_of
+from dlmrl_kit.training.identity import Identity, file_digest
+from dlmrl_kit.training.optimiser import go_on
 
 _NAME = re.compile(r"update-(\d+)")
 KEPT = 2
@@ -35,6 +39,9 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+WEIGHTS, MOMENTS, STATE, CHECKSUMS = "weights.safetensors", "optimiser.safetensors", "state.json", "checksums.json"
+
+
 def save_checkpoint(
     run: Path,
     updates: int,
@@ -42,6 +49,7 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
     scheduler: LRScheduler,
     counters: Mapping[str, object],
+    identity: Identity | None = None,
 ) -> Path:
     """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two.
 
@@ -51,18 +59,36 @@ def save_checkpoint(
         parameters: the trained parameters, by name.
         optimiser, scheduler: of torch.
         counters: other state that ``load_checkpoint`` is to return; must fit in JSON.
+        identity: what the run depends on.
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        FileError: it cannot be written; the checkpoints that were there still are.
     """
     folder = run / "checkpoints" / f"update-{updates:06d}"
-    with atomic_folder(folder) as temporary:
-        weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-        save_file(weights, temporary / "weights.safetensors")
-        tensors, groups = _flatten(optimiser.state_dict())
-        save_file(tensors, temporary / "optimiser.safetensors")
-        state = {"updates": updates, "groups": groups, "scheduler": scheduler.state_dict(), "counters": {**counters}}
-        (temporary / "state.json").write_text(json.dumps(state, default=_unserialisable))
+    tensors, groups = _flatten(optimiser.state_dict())
+    state = {
+        "updates": updates,
+        "groups": groups,
+        "moments": sorted(tensors),
+        "scheduler": scheduler.state_dict(),
+        "counters": {**counters},
+        "identity": identity or {},
+    }
+    try:
+        with atomic_folder(folder) as temporary:
+            weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+            save_file(weights, temporary / WEIGHTS)
+            save_file(tensors, temporary / MOMENTS)
+            (temporary / STATE).write_text(json.dumps(state, default=_unserialisable))
+            sums = {name: file_digest(temporary / name) for name in (WEIGHTS, MOMENTS, STATE)}
+            (temporary / CHECKSUMS).write_text(json.dumps(sums))
+    except FileError as error:
+        kept = checkpoints(run)
+        last = f"the last checkpoint, {kept[-1][1].name}, is intact" if kept else "there is no checkpoint before it"
+        raise FileError(f"{error}; {last}: make room, then go on with dlmrl train --resume {run}") from error
     prune(run)
     return folder
 
@@ -80,26 +106,110 @@ def load_checkpoint(
 ) -> tuple[int, dict[str, Any]]:
     """Loads a checkpoint into ``parameters``, optimiser and schedule; returns (updates done, counters).
 
+    The settings of optimiser and schedule stay those they were built with, so that learning rates follow the recipe.
+
     Raises:
-        CheckpointError: the weights do not have the names and shapes of ``parameters``, or a file cannot be read.
+        CheckpointError: a file cannot be read or is not as it was written, the state is not that of the folder's name,
+            or weights or moments do not have the names and shapes of ``parameters``, or are not finite.
     """
+    state = _checked_state(folder)
     try:
-        weights = load_file(folder / "weights.safetensors")
-        moments = load_file(folder / "optimiser.safetensors")
-        state = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be read ({error}); remove it to go on from the checkpoint before it"
-        ) from error
+        weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
+    except (OSError, SafetensorError) as error:
+        raise refused(folder, reason_of(error)) from error
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if shapes != {name: tuple(w.shape) for name, w in weights.items()}:
         raise CheckpointError(f"{folder}: its weights do not have the names and shapes of the recipe's")
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
-    optimiser.load_state_dict(_unflatten(moments, state["groups"]))
-    scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
-    return state["updates"], state["counters"]
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise refused(folder, f"weight {name} has numbers that are not finite")
+    try:
+        _check_moments(moments, state, optimiser)
+        updates, counters = int(state["updates"]), dict(state["counters"])
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+        go_on(optimiser, scheduler, _unflatten(moments, state["groups"]), state["scheduler"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise refused(folder, f"{STATE} is not the state of a run: {type(error).__name__}: {error}") from error
+    return updates, counters
+
+
+def identity_in(folder: Path) -> Identity:
+    """Returns what the run depended on when it wrote a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    found: Identity = _checked_state(folder).get("identity", {})
+    return found
+
+
+def refused(folder: Path, reason: str) -> CheckpointError:
+    """Makes the error for a checkpoint that is not as it was written; it offers the one before it."""
+    before = [other for _, other in checkpoints(folder.parent.parent) if other.name < folder.name and intact(other)]
+    offer = (
+        f"the checkpoint before it, {before[-1].name}" if before else "the start, as there is no checkpoint before it"
+    )
+    return CheckpointError(f"{folder} cannot be read ({' '.join(reason.split())}); remove it to go on from {offer}")
+
+
+def intact(folder: Path) -> bool:
+    """Tells whether the files of a checkpoint are as they were written."""
+    return not _damage(folder)
+
+
+def _checked_state(folder: Path) -> dict[str, Any]:
+    """Reads ``state.json`` of a checkpoint whose files are all as they were written."""
+    if problem := _damage(folder):
+        raise refused(folder, problem)
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        updates = int(state["updates"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise refused(folder, f"{STATE}: {error}") from error
+    match = _NAME.fullmatch(folder.name)
+    if match is None or int(match.group(1)) != updates:
+        raise refused(folder, f"it holds the state after {updates} updates, which is not what its name says")
+    return state
+
+
+def _damage(folder: Path) -> str:
+    """Says which file of a checkpoint is not as it was written, and how; "" if all are."""
+    try:
+        sums = dict(json.loads((folder / CHECKSUMS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        return f"{CHECKSUMS}: {error}"
+    for name in (WEIGHTS, MOMENTS, STATE):
+        try:
+            same = file_digest(folder / name) == sums.get(name)
+        except OSError as error:
+            return f"{name}: {reason_of(error)}"
+        if not same:
+            return f"{name} is not what was written there: its checksum is another one"
+    return ""
+
+
+def _check_moments(moments: dict[str, torch.Tensor], state: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
+    """Checks that all moments are there that were written, in the shapes of their parameters, and finite.
+
+    Raises:
+        ValueError: they are not.
+    """
+    missing = sorted(set(state["moments"]) ^ set(moments))
+    if missing:
+        raise ValueError(f"{MOMENTS} and {STATE} do not agree about {missing[0]}")
+    groups = optimiser.state_dict()["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in state["groups"]]:
+        raise ValueError("the optimiser's groups are not those of the recipe")
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for key, value in moments.items():
+        index = int(key.split(".", 1)[0])
+        expected = parameters[index].shape if 0 <= index < len(parameters) else None
+        if expected is None or (value.dim() and value.shape != expected):
+            raise ValueError(f"moment {key} has shape {list(value.shape)}, its parameter {list(expected or ())}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"moment {key} has numbers that are not finite")
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

@@ -9,24 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.core.keys import PROMPT_IDS
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.checkpoint_files import load_tokenizer
 from dlmrl_kit.policies.pretrained import Pretrained
 from dlmrl_kit.policies.skeleton import skeleton, wrapped
+from dlmrl_kit.policies.text_bounds import beginning, unknown_tokens
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe
-from dlmrl_kit.rollout.services import examples
+from dlmrl_kit.rollout.services import encoded_prompts
 from dlmrl_kit.rollout.tokens import Tokens
-from dlmrl_kit.training.estimate import Forwards, computed_positions, describe, forwards, memory
+from dlmrl_kit.training.estimate import Forwards, computed_positions, describe, evaluated_at_once, forwards, memory
 from dlmrl_kit.training.shapes import find_config, local_folder
 from dlmrl_kit.training.small_update import EXAMPLES, ScaledDown, architecture_options, small_update
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHARACTERS_PER_TOKEN = 3.5
 """For prompts whose tokenizer is not on this machine."""
@@ -94,6 +99,7 @@ def costs(algorithm: Algorithm, policy: TransformersPolicy, prompt_length: int, 
         f"  rollout    {describe(need.rollout)}, {trainer.rollout_batch_size or count.samples} completions at once",
         f"  update     {describe(need.update)}, {trainer.micro_batch_size} samples at once"
         + (", gradient checkpointing" if source.gradient_checkpointing else ""),
+        f"  evaluation {describe(need.evaluation)}, {evaluated_at_once(trainer)} completions at once",
         f"  peak       {describe(need.peak)}",
         "forwards     of an update, at most: " + states_in_words(count, computed_positions(algorithm, prompt_length)),
     ]
@@ -146,13 +152,21 @@ def longest_prompt(algorithm: Algorithm, policy: TransformersPolicy) -> tuple[in
     Without the checkpoint's tokenizer on this machine, the number is guessed from the number of characters.
     """
     task, source, tokens = algorithm.task, algorithm.policy, Tokens.of(policy)
-    counted = not isinstance(source, Pretrained)
-    if isinstance(source, Pretrained):
-        folder = local_folder(source.path)
-        if folder is not None:
-            tokens, counted = replace(tokens, tokenizer=load_tokenizer(str(folder), {})), True
-    some = examples(task, "train", range(min(EXAMPLES, task.size("train"))))
-    length = max(len(tokens.prompt_tokens(example.prompt)) for example in some)
+    folder = local_folder(source.path) if isinstance(source, Pretrained) else None
+    counted = folder is not None or not isinstance(source, Pretrained)
+    if folder is not None:
+        tokens = _with_tokenizer(tokens, load_tokenizer(str(folder), {}))
+    elif not counted:
+        tokens = replace(tokens, max_length=None)  # as it is in other tokens
+    some = range(min(EXAMPLES, task.size("train")))
+    encoded = encoded_prompts(task, "train", some, tokens, algorithm.sampler.completion_length)
+    length = encoded[PROMPT_IDS].shape[1]
     if counted:
         return length, "the longest of a few"
     return math.ceil(length / CHARACTERS_PER_TOKEN), f"guessed: {CHARACTERS_PER_TOKEN} characters per token"
+
+
+def _with_tokenizer(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Returns a stand-in's tokens with the checkpoint's own tokenizer; its mask is not known here: none is found."""
+    begins, unknown = beginning(tokenizer), unknown_tokens(tokenizer)
+    return replace(tokens, tokenizer=tokenizer, mask_id=-1, prefix_ids=begins, unknown_ids=unknown)

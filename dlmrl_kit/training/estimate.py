@@ -20,6 +20,7 @@ from dlmrl_kit.algorithm.dataflow import Plan
 from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
 from dlmrl_kit.core.policy import LOGITS_BYTES, Policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy, text_config
+from dlmrl_kit.trainers.trainer import Trainer
 
 NF4_BYTES = 0.57
 """Bytes of a weight in the 4-bit format NF4, with its share of the scales."""
@@ -34,18 +35,19 @@ class Memory:
 
     Attributes:
         weights, optimiser: what is always in memory; ``optimiser`` includes the gradients.
-        rollout, update: what these two phases need on top of that, one after the other.
+        rollout, update, evaluation: what these phases need on top of that, one after the other.
     """
 
     weights: float
     optimiser: float
     rollout: float
     update: float
+    evaluation: float
 
     @property
     def peak(self) -> float:
         """The most bytes that are in use at once."""
-        return self.weights + self.optimiser + max(self.rollout, self.update)
+        return self.weights + self.optimiser + max(self.rollout, self.update, self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,12 @@ def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_
     """
     trainer, sampler = algorithm.trainer, algorithm.sampler
     trained = sum(p.numel() for _, p in policy.trainable())
-    compute = 2 if trainer.precision == "bfloat16" else 4
-    layer = layer_sizes(policy, algorithm.policy.gradient_checkpointing)
+    compute, layer = _number_bytes(trainer), layer_sizes(policy, algorithm.policy.gradient_checkpointing)
     samples, kept = trainer.prompts_per_update * trainer.group_size, _trajectories(algorithm, plan)
     length = prompt_length + sampler.completion_length
 
     rows = min(trainer.rollout_batch_size or samples, samples)
-    rollout = compute * rows * length * layer.computed + _logits(rows * sampler.completion_length, policy) + kept
+    rollout = _decoding(rows, length, algorithm, policy) + kept
     if algorithm.cache is not None:
         rollout += compute * rows * length * layer.number * layer.keys_and_values
 
@@ -134,7 +135,26 @@ def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_
         passed = min(passed, max(trainer.micro_batch_tokens, length))
     activations = compute * passed * (layer.number * layer.kept + layer.computed)
     update = activations + _logits(scored * sampler.max_commits, policy) + kept
-    return Memory(_weights(algorithm, plan, policy), 12 * trained, rollout, update)
+    # An evaluation records nothing, and uses no cache.
+    evaluation = _decoding(evaluated_at_once(trainer), length, algorithm, policy)
+    return Memory(_weights(algorithm, plan, policy), 12 * trained, rollout, update, evaluation)
+
+
+def _decoding(rows: int, length: int, algorithm: Algorithm, policy: TransformersPolicy) -> float:
+    """Adds up the bytes of decoding ``rows`` completions at once; with their prompts they are ``length`` tokens."""
+    layer = layer_sizes(policy, checkpointing=False)
+    logits = _logits(rows * algorithm.sampler.completion_length, policy)
+    return _number_bytes(algorithm.trainer) * rows * length * layer.computed + logits
+
+
+def _number_bytes(trainer: Trainer) -> int:
+    """Returns the bytes of a number in the computation."""
+    return 2 if trainer.precision == "bfloat16" else 4
+
+
+def evaluated_at_once(trainer: Trainer) -> int:
+    """Returns how many completions an evaluation decodes at once."""
+    return min(trainer.eval_batch_size, trainer.eval_size)
 
 
 def _weights(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import comb
 from pathlib import Path
 
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
@@ -19,7 +20,10 @@ from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.rollout.services import prompt_batch, require_examples
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, component_means
-from dlmrl_kit.training.start import attach_components, load_components
+from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS
+from dlmrl_kit.training.export import TRAINED_WITH
+from dlmrl_kit.training.gradient import autocast
+from dlmrl_kit.training.start import attach_components, find_device, load_components
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -45,7 +49,8 @@ def evaluate(
     temperature: float = 0.0,
     samples_per_prompt: int = 1,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = EVAL_BATCH_SIZE,
+    precision: str = "float32",
 ) -> EvalResult:
     """Decodes the first ``size`` examples of a split and scores them.
 
@@ -57,25 +62,29 @@ def evaluate(
         samples_per_prompt: completions per example, for pass@k.
         seed: of the sampling noise.
         batch_size: completions decoded at once.
+        precision: what the forwards compute in: ``float32`` or ``bfloat16``, as in the rollouts of a run.
 
     Raises:
-        RecipeError: several samples per prompt at temperature 0, or an unknown or empty split.
+        RecipeError: several samples per prompt at temperature 0, an unknown precision, or an unknown or empty split.
     """
     if samples_per_prompt > 1 and temperature == 0:
         raise RecipeError(
             "several samples per example at temperature 0 would all be the same; give a temperature above 0"
         )
+    if precision not in PRECISIONS:
+        raise RecipeError(f"unknown precision {precision!r}; available: {', '.join(PRECISIONS)}")
     if split not in task.SPLITS:
         raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
     require_examples(task, split)
     size = min(size, task.size(split))
     decoder = sampler.at_temperature(temperature)
     generator = seeding.generator(policy.device, seed, "evaluate")
-    prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt)
+    prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt, sampler.completion_length)
     rows, pieces = [], []
     for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)):
         rows.append(index)
-        pieces.append(decoder.decode(piece, policy=policy, generator=generator)[COMPLETION_IDS])
+        with autocast(policy, precision):
+            pieces.append(decoder.decode(piece, policy=policy, generator=generator)[COMPLETION_IDS])
     ids = restored(pieces, rows)
     scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
     texts = policy.completion_texts(ids)
@@ -131,6 +140,7 @@ def _summary(
         pass_at_k={k: sum(pass_at_k(right, samples, k) for right in solved) / size for k in ks},
         decoding=decoding,
         samples=shown,
+        task=task.label(),
     )
 
 
@@ -143,6 +153,8 @@ def evaluate_path(
     temperature: float = 0.0,
     samples_per_prompt: int = 1,
     seed: int = 0,
+    batch_size: int | None = None,
+    precision: str | None = None,
     sets: Sequence[str] = (),
     uses: Sequence[str] = (),
     allow_imports: bool = False,
@@ -151,15 +163,18 @@ def evaluate_path(
 
     Args:
         path: run folder, folder of a model, hub id or ``shipped:NAME``.
-        recipe: name or path; default: the run's own recipe, or ``egspo_sa`` for a model without a run.
+        recipe: name or path; default: the run's own recipe, that of the run that made the model if its folder has it,
+            else ``egspo_sa``. A model of the hub says nothing: a recipe may name files whose code is run.
         split, size, temperature, samples_per_prompt, seed: as ``evaluate``.
+        batch_size, precision: as ``evaluate``; None: as the recipe's training evaluates.
         sets, uses, allow_imports: as ``load_recipe``.
 
     Raises:
         UserError: there is nothing to evaluate at ``path``, or the recipe is broken.
     """
-    run = Path(path)
-    model = path
+    run, model = Path(path), path
+    if (run / TRAINED_WITH).is_file():
+        recipe = recipe or str(run / TRAINED_WITH)
     if (run / "recipe.gin").is_file():
         recipe = recipe or str(run / "recipe.gin")
         if not (run / "model").is_dir():
@@ -168,7 +183,9 @@ def evaluate_path(
     elif not path.startswith("shipped:") and not run.is_dir() and not _HUB_ID.fullmatch(path):
         raise CheckpointError(f"no run or model folder at {path}")
     algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports).build()
-    policy = load_policy(model, mask_id=algorithm.policy.mask_id)
+    settings = algorithm.trainer if isinstance(algorithm, Algorithm) else algorithm.pretrainer
+    policy = load_policy(model, mask_id=algorithm.policy.mask_id, eos_ids=algorithm.policy.eos_ids)
+    policy.to(find_device(settings.device))
     attach_components([algorithm.sampler], policy)
     load_components(Path(model), [algorithm.sampler])
     return evaluate(
@@ -180,4 +197,6 @@ def evaluate_path(
         temperature=temperature,
         samples_per_prompt=samples_per_prompt,
         seed=seed,
+        batch_size=batch_size or settings.eval_batch_size,
+        precision=precision or settings.precision,
     )

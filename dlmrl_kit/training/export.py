@@ -10,12 +10,16 @@ from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import atomic_folder
 from dlmrl_kit.core.results import RunResult
+from dlmrl_kit.core.run_folder import RECIPE
 from dlmrl_kit.policies.options import write_told
 from dlmrl_kit.policies.saving import save_adapter, save_own_layout
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.training.model_card import model_card
 from dlmrl_kit.training.start import save_components
+
+TRAINED_WITH = "trained_with.gin"
+"""File in a model folder: the recipe of the run that made the model, whose task and sampler evaluate it."""
 
 MODEL, ADAPTER = "model", "adapter"
 """Folders of a run: the model in the layout of its family, and the adapter if it was trained with LoRA."""
@@ -43,7 +47,15 @@ def export(
             if name == MODEL:
                 save_components(temporary, components)
             write_told(temporary, policy.told, decoding=result.after.decoding)
+            remember_recipe(temporary, result.folder)
             (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def remember_recipe(model: Path, run: Path) -> None:
+    """Writes the recipe of a run folder, if it has one, into the folder of a model that it made."""
+    stored = run / RECIPE
+    if stored.is_file():
+        (model / TRAINED_WITH).write_text(stored.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def check_hub(repo: str) -> None:

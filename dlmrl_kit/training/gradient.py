@@ -45,6 +45,13 @@ EXACT = Stage("likelihood", StepLogProb())
 """Computes the exact log-probabilities of whole actions, which corrections need."""
 
 
+def autocast(policy: Policy, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Returns the context in which forwards run in bfloat16, if that is the ``precision`` of a run."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(policy.device.type, dtype=torch.bfloat16)
+
+
 class LogProbs:
     """Runs the likelihood and the value models of an algorithm, with or without gradients.
 
@@ -79,9 +86,7 @@ class LogProbs:
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Within the context forwards run in bfloat16, if that is the precision."""
-        if self.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
+        return autocast(self.policy, self.precision)
 
     def run(self, batch: TensorDictBase, models: Iterable[Stage] | None = None) -> TensorDictBase:
         """Adds the keys of the likelihood and the value models, or of ``models``, with gradients where enabled."""

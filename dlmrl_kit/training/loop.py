@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.core.errors import CheckpointError, RecipeError
-from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.errors import CheckpointError, FileError, RecipeError
+from dlmrl_kit.core.files import reason_of, write_atomic
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
-from dlmrl_kit.core.version import VERSION
+from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
-from dlmrl_kit.training.start import start_training, trained
+from dlmrl_kit.training.identity import Identity, identity_of
+from dlmrl_kit.training.record import (
+    EVALUATIONS,
+    check_unchanged,
+    name_of,
+    note_failure,
+    notes,
+    record_changes,
+    start_record,
+)
+from dlmrl_kit.training.start import find_device, start_training, trained
 from dlmrl_kit.training.update import Update
 
 
@@ -26,45 +37,79 @@ def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) 
     Args:
         recipe: from ``load_recipe``.
         folder: the run folder, which is created. It gets ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``,
-            ``curve.png``, ``evaluations.json``, ``run.json`` and ``result.json``.
+            ``curve.png``, ``evaluations.json``, ``run.json`` and ``result.json``. A run in it that failed before its
+            first checkpoint is replaced.
         observer: is told how the run goes.
 
     Raises:
         UserError: the recipe is broken, the folder holds a run already, or training cannot go on.
     """
-    if (folder / "recipe.gin").exists():
-        raise CheckpointError(
-            f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another folder"
-        )
-    algorithm = recipe.build_algorithm()
-    run = Run(algorithm, folder, recipe.name, observer or RunObserver())  # first, as a failure must leave no folder
-    write_atomic(folder / "run.json", json.dumps({"recipe": recipe.name, "dlmrl_kit": VERSION}))
-    write_atomic(folder / "recipe.gin", recipe.text())
-    return run.run()
+    with one_writer(folder):
+        if holds_run(folder):
+            raise CheckpointError(
+                f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another "
+                "folder"
+            )
+        algorithm = recipe.build_algorithm()
+        run = Run(algorithm, folder, recipe.name, observer or RunObserver())  # first: a failure must leave no folder
+        run.identity = _identity(recipe, algorithm)
+        start_record(folder, recipe, run.identity)
+        return _run(run)
 
 
-def resume(folder: Path, *, observer: RunObserver | None = None, allow_imports: bool = False) -> RunResult:
+def resume(
+    folder: Path,
+    *,
+    observer: RunObserver | None = None,
+    allow_imports: bool = False,
+    sets: Sequence[str] = (),
+    accept_changes: bool = False,
+) -> RunResult:
     """Continues a run from its newest checkpoint, or from the start if it has none yet.
 
-    A finished run is not trained further; its results are written and reported again.
+    A finished run is not trained further; its results are written and reported again. With ``sets`` a run may be made
+    longer. Whatever else it depends on must be as it was: settings, files, package versions, device and threads.
 
     Args:
         folder: the run folder.
         observer: is told how the run goes.
         allow_imports: whether to run the import statements of the run's recipe.
+        sets: bindings that replace those of the run's recipe: ``"Trainer.updates = 200"``.
+        accept_changes: whether to go on although something that the run depends on has changed.
 
     Raises:
-        UserError: ``folder`` holds no run, or a checkpoint does not fit the recipe.
+        UserError: ``folder`` holds no run, a checkpoint does not fit the recipe or is damaged, or something that the
+            run depends on has changed.
     """
-    if not (folder / "recipe.gin").is_file():
+    if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
-    recipe = load_recipe(str(folder / "recipe.gin"), allow_imports=allow_imports)
-    algorithm = recipe.build()
-    if not isinstance(algorithm, Algorithm):
-        raise RecipeError(f"{folder} holds a pre-training run: go on with 'dlmrl pretrain RECIPE --out {folder}'")
-    about = folder / "run.json"
-    name = json.loads(about.read_text())["recipe"] if about.is_file() else folder.name
-    return Run(algorithm, folder, name, observer or RunObserver()).run()
+    with one_writer(folder):
+        recipe = load_recipe(str(folder / RECIPE), sets=sets, allow_imports=allow_imports)
+        algorithm = recipe.build()
+        if not isinstance(algorithm, Algorithm):
+            raise RecipeError(f"{folder} holds a pre-training run: go on with 'dlmrl pretrain RECIPE --out {folder}'")
+        name, now, length = name_of(folder), _identity(recipe, algorithm), recipe.key_in("trainer", "updates")
+        found = checkpoints(folder)
+        finished = bool(found) and found[-1][0] == algorithm.trainer.updates
+        changed = check_unchanged(folder, now, length=length, finished=finished, accept=accept_changes)
+        run = Run(algorithm, folder, name, observer or RunObserver())
+        run.identity = now
+        first = run.restore()
+        record_changes(folder, recipe, now, changed, first)
+        run.notes = notes(changed, length, float(run.update.scheduler.get_last_lr()[0]))
+        return _run(run)
+
+
+def _identity(recipe: Recipe, algorithm: Algorithm) -> Identity:
+    return identity_of(recipe, algorithm, find_device(algorithm.trainer.device))
+
+
+def _run(run: Run) -> RunResult:
+    try:
+        return run.run()
+    except Exception as error:
+        note_failure(run.folder, error)
+        raise
 
 
 class Run:
@@ -88,15 +133,22 @@ class Run:
         self.parameters = trained(started.policy, algorithm.components)
         self.update = Update(algorithm, *started, observer.on_message)
         self.evaluations: dict[int, EvalResult] = {}
+        self.first = 0
+        self.identity: Identity = {}
+        """What the run depends on; checkpoints hold it."""
+        self.notes: list[str] = []
+        """What the user should read once the run starts."""
 
     def run(self) -> RunResult:
-        """Trains to the end from the newest checkpoint, if there is one; returns the result."""
+        """Trains to the end, from the checkpoint that was restored if one was; returns the result."""
         started = time.perf_counter()
-        first = self._restore()
-        total = self.trainer.updates
+        self.folder.mkdir(parents=True, exist_ok=True)
+        first, total = self.first, self.trainer.updates
         self.observer.on_start(
             folder=self.folder, recipe=self.name, total_updates=total, first_update=first, info=self._info()
         )
+        for note in self.notes:
+            self.observer.on_message(note)
         for logger in self.algorithm.loggers:
             logger.open(self.folder, first)
         try:
@@ -109,22 +161,31 @@ class Run:
                 logger.close()
         return self._finish(time.perf_counter() - started, trained=first < total)
 
-    def _restore(self) -> int:
+    def restore(self) -> int:
+        """Takes over the newest checkpoint and the evaluations up to it; returns the next update.
+
+        Raises:
+            CheckpointError: the checkpoint or the evaluations are damaged, or it has more updates than the run is to
+                have.
+        """
         prune(self.folder)
         found = checkpoints(self.folder)
-        first = 0
-        if found:
-            first, counters = load_checkpoint(
-                found[-1][1], self.parameters, self.update.optimiser, self.update.scheduler
+        if found and found[-1][0] > self.trainer.updates:
+            raise CheckpointError(
+                f"{found[-1][1]} is of more updates than Trainer.updates = {self.trainer.updates}; set that to "
+                f"{found[-1][0]} or more"
             )
+        if found:
+            update = self.update
+            self.first, counters = load_checkpoint(found[-1][1], self.parameters, update.optimiser, update.scheduler)
             self.update.restore(counters)
-        stored = self.folder / "evaluations.json"
+        stored = self.folder / EVALUATIONS
         if stored.is_file():
-            entries = {int(k): EvalResult.from_json(v) for k, v in json.loads(stored.read_text()).items()}
-            self.evaluations = {update: result for update, result in entries.items() if update <= first}
-        if first and 0 not in self.evaluations:
+            entries = read_json(stored, lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()})
+            self.evaluations = {update: result for update, result in entries.items() if update <= self.first}
+        if self.first and 0 not in self.evaluations:
             raise CheckpointError(f"{stored} is missing or lost the evaluation before training; start a new run")
-        return first
+        return self.first
 
     def _info(self) -> dict[str, int | str]:
         return {
@@ -138,6 +199,7 @@ class Run:
         """Takes one update and logs its metrics; evaluates and saves a checkpoint if these are due."""
         started = time.perf_counter()
         metrics = self.update(number)
+        require(self.folder)
         seconds = time.perf_counter() - started
         metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
         self._log(number, metrics)
@@ -149,16 +211,27 @@ class Run:
 
     def _save(self, done: int) -> None:
         update = self.update
-        save_checkpoint(self.folder, done, self.parameters, update.optimiser, update.scheduler, update.counters())
+        state = (self.parameters, update.optimiser, update.scheduler, update.counters())
+        require(self.folder)
+        save_checkpoint(self.folder, done, *state, self.identity)
 
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler
-        result = evaluate(self.policy, sampler, task, size=self.trainer.eval_size, seed=self.trainer.seed)
+        result = evaluate(
+            self.policy,
+            sampler,
+            task,
+            size=self.trainer.eval_size,
+            seed=self.trainer.seed,
+            batch_size=self.trainer.eval_batch_size,
+            precision=self.trainer.precision,
+        )
+        require(self.folder)
         # Log, then store: a run killed in between evaluates again. The other way round the log would miss a result.
         self._log_values(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
         self.evaluations[done] = result
         entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
-        write_atomic(self.folder / "evaluations.json", json.dumps(entries, indent=1))
+        write_atomic(self.folder / EVALUATIONS, json.dumps(entries, indent=1))
         self.observer.on_eval(done, result)
 
     def _log(self, update: int, metrics: dict[str, float]) -> None:
@@ -167,12 +240,16 @@ class Run:
 
     def _log_values(self, update: int, metrics: dict[str, float]) -> None:
         for logger in self.algorithm.loggers:
-            logger.log(update, metrics)
+            try:
+                logger.log(update, metrics)
+            except OSError as error:
+                name = type(logger).__name__
+                raise FileError(f"{name} cannot write metrics into {self.folder}: {reason_of(error)}") from error
 
     def _finish(self, seconds: float, trained: bool) -> RunResult:
-        stored = self.folder / "result.json"
+        stored = self.folder / RESULT
         if not trained and stored.is_file():
-            seconds = json.loads(stored.read_text())["seconds"]
+            seconds = read_json(stored, lambda data: float(data["seconds"]), "remove it, and resume the run again")
         result = RunResult(
             folder=self.folder,
             before=self.evaluations[0],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 def build_optimiser(
@@ -41,3 +42,27 @@ def build_optimiser(
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
     scheduler = get_scheduler(schedule, optimiser, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
     return optimiser, scheduler
+
+
+def go_on(
+    optimiser: torch.optim.Optimizer, scheduler: LRScheduler, state: dict[str, Any], progress: Mapping[str, Any]
+) -> None:
+    """Takes over moments and steps of an interrupted run, and keeps all settings as they were built.
+
+    Learning rates are those of the schedule as it was built, at the step that the run had reached. In a run that goes
+    on with the same settings they are the ones it stopped with, to the last bit.
+
+    Args:
+        optimiser, scheduler: from ``build_optimiser``.
+        state: of the optimiser, as ``state_dict`` returned it.
+        progress: of the schedule, as ``state_dict`` returned it.
+    """
+    built = [{name: value for name, value in group.items() if name != "params"} for group in optimiser.param_groups]
+    rates = list(scheduler.base_lrs)
+    optimiser.load_state_dict(state)
+    steps = {name: progress[name] for name in ("last_epoch", "_step_count")}
+    if isinstance(scheduler, LambdaLR):  # all of transformers' schedules that need nothing but the number of steps
+        rates = [rate * at(steps["last_epoch"]) for rate, at in zip(rates, scheduler.lr_lambdas, strict=True)]
+    scheduler.load_state_dict({**scheduler.state_dict(), **steps, "_last_lr": rates})
+    for group, own, rate in zip(optimiser.param_groups, built, rates, strict=True):
+        group.update({**own, "lr": rate})

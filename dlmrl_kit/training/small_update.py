@@ -92,6 +92,10 @@ class FewExamples(BaseTask):
         """Returns an example of the recipe's task."""
         return self.task.example(split, index)
 
+    def place(self, split: str, index: int) -> str:
+        """Returns where the recipe's task has an example."""
+        return self.task.place(split, index)
+
     def score(self, completion: str, example: Example) -> dict[str, float]:
         """Scores a completion as the recipe's task does."""
         return self.task.score(completion, example)

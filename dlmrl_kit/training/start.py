@@ -19,7 +19,7 @@ from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.rollout.services import require_examples
+from dlmrl_kit.rollout.services import check_prompts, require_examples
 from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
 from dlmrl_kit.training.optimiser import build_optimiser
@@ -52,6 +52,7 @@ def start_training(algorithm: Algorithm) -> Started:
     policy, optimiser, scheduler = start_policy(
         algorithm.policy, trainer, trainer.optimiser_steps, algorithm.components
     )
+    check_prompts(algorithm.task, "train", policy, algorithm.sampler.completion_length)
     check_cache(algorithm.sampler, policy, algorithm.cache)
     if plan.needs_reference:
         policy.freeze_reference()
@@ -140,7 +141,7 @@ def load_components(folder: Path, components: Iterable[Component]) -> None:
     if not own:
         return
     names = ", ".join(dict.fromkeys(name.removeprefix(PREFIX).split(".")[0] for name in own))
-    advice = "evaluate the run that trained them, or with a recipe that needs none (--recipe egspo)"
+    advice = "evaluate the run that trained them, or decode with a sampler that needs none (--use sampler=LowConfidence)"
     path = folder / COMPONENTS
     if not path.is_file():
         raise CheckpointError(f"{names} has trained modules of its own, but {path} does not exist: {advice}")

@@ -118,8 +118,11 @@ class Update:
         plan, trainer, task = self.plan, self.trainer, self.algorithm.task
 
         # Prompts: the next examples of the training split, each once for every sample of its group.
-        indices = training_indices(task.size("train"), trainer.prompts_per_update, number, trainer.seed)
-        prompts = prompt_batch(task, "train", indices, self.policy, trainer.group_size)
+        size = task.size("train")
+        indices = training_indices(size, trainer.prompts_per_update, number, trainer.seed, task.in_order)
+        prompts = prompt_batch(
+            task, "train", indices, self.policy, trainer.group_size, self.algorithm.sampler.completion_length
+        )
         prompts.set(SEED, seeding.sample_seeds(len(prompts), self.policy.device, trainer.seed, number, "samples"))
         prompts.set(PROGRESS, torch.full((len(prompts),), number / trainer.updates, device=self.policy.device))
 

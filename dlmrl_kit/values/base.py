@@ -22,7 +22,7 @@ from dlmrl_kit.core.keys import (
     SELECTED_VALUE,
     SELECTED_WEIGHT,
 )
-from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.policy import Policy, Vocabulary
 from dlmrl_kit.likelihoods.segments import counted_positions
 from dlmrl_kit.samplers.base import Sampler
 
@@ -66,18 +66,18 @@ class OldValue(Component):
         return tensordict.set(SELECTED_OLD_VALUE, found[SELECTED_VALUE])
 
 
-def segment_tokens(tensordict: TensorDictBase, eos_id: int | None, after_eos: bool) -> Tensor:
+def segment_tokens(tensordict: TensorDictBase, vocabulary: Vocabulary, after_eos: bool) -> Tensor:
     """Returns the positions committed in each segment that count: bool [B, K, L]; none in segments of weight 0.
 
     Args:
         tensordict: holds ``completion_ids``, ``commit_step`` and the selection with ``("selected", "end")``.
-        eos_id: the end of text.
+        vocabulary: tells which tokens end a text.
         after_eos: whether positions behind the first end of text count.
     """
     commit_step = tensordict[COMMIT_STEP][:, None]
     start, end = (tensordict["selected", name][..., None] for name in ("step", "end"))
     inside = (commit_step >= start) & (commit_step < end) & (tensordict[SELECTED_WEIGHT] > 0)[..., None]
-    return inside & counted_positions(tensordict[COMPLETION_IDS], eos_id, after_eos)[:, None]
+    return inside & counted_positions(tensordict[COMPLETION_IDS], vocabulary, after_eos)[:, None]
 
 
 def check_by_position(component: object, token_mask: Tensor, values: Tensor) -> None:

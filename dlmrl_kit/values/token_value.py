@@ -83,7 +83,7 @@ class TokenValue(Value):
         self.attach(policy)
         assert self.head is not None
         used = tensordict[SELECTED_WEIGHT] > 0
-        targets = segment_tokens(tensordict, policy.eos_id, self.after_eos)[used]
+        targets = segment_tokens(tensordict, policy, self.after_eos)[used]
         features = self._features(tensordict, used, targets, policy).to(self.head.weight.dtype)
         values = self.head(features).squeeze(-1).to(features.dtype)
         flat = values.new_zeros(targets.shape).masked_scatter(targets, values)

@@ -27,6 +27,17 @@ def test_eval_json_is_all_there_is_on_stdout(run: Path) -> None:
     assert set(data["pass_at_k"]) == {"1", "2"}
 
 
+def test_eval_in_pieces_and_in_half_precision(run: Path) -> None:
+    plain = dlmrl("eval", str(run), "--size", "4", "--json")
+    pieces = dlmrl("eval", str(run), "--size", "4", "--batch-size", "3", "--json")
+    assert json.loads(pieces.stdout) == json.loads(plain.stdout)
+    half = dlmrl("eval", str(run), "--size", "4", "--precision", "bfloat16", "--json")
+    assert half.exit_code == 0, half.output
+    wrong = dlmrl("eval", str(run), "--precision", "float16")
+    assert wrong.exit_code == 2
+    assert "unknown precision 'float16'; available: float32, bfloat16" in wrong.stderr
+
+
 def test_eval_of_a_model_with_a_recipe(run: Path) -> None:
     result = dlmrl("eval", str(run / "model"), "--recipe", "egspo", "--size", "2", "--json")
     assert result.exit_code == 0, result.output

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dlmrl_kit.core.errors import FileError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
 
 
@@ -35,7 +36,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
     path = tmp_path / "file.txt"
     write_atomic(path, "old")
     monkeypatch.setattr(os if call == "fsync" else Path, call, full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FileError, match=f"cannot write {path}: No space left on device"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert listing(tmp_path) == ["file.txt"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.fake_runs import SWAPS, design, fake, rows
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.experiments import ablate
-from dlmrl_kit.experiments.aggregate import Estimate
+from dlmrl_kit.experiments import ablate, aggregate
+from dlmrl_kit.experiments.aggregate import Estimate, Series
 from dlmrl_kit.experiments.runs import AblationObserver, Job
+from dlmrl_kit.report.ablation_tables import ablation_result
 
 TABLES = ("results.csv", "summary.csv", "summary.json")
 
@@ -50,6 +54,62 @@ def test_tables_of_finished_runs(tmp_path: Path) -> None:
     assert stored == summary.to_json()
     assert stored["differences"]["selector=FirstK"]["only_variant"] == {"FirstK.k": "4"}
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@fake
+@pytest.mark.parametrize(
+    ("alike", "seeds", "found"),
+    [
+        (("UniformSteps",), (0, 1), {"selector=UniformSteps": "base"}),
+        (("UniformSteps", "FirstK"), (0, 1), {"selector=UniformSteps": "base", "selector=FirstK": "base"}),
+        (("UniformSteps",), (0,), {}),  # the other seed differs
+        ((), (), {}),
+    ],
+)
+def test_variants_with_equal_metrics_are_one_result(
+    alike: tuple[str, ...],
+    seeds: tuple[int, ...],
+    found: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in alike:
+        for seed in seeds:
+            monkeypatch.setenv(f"FAKE_selector_{name}_seed_{seed}", "base")
+    summary = ablate(design(seeds=2), tmp_path / "out", parallel=2)
+    assert {line.swap: line.same_as for line in summary.lines if line.same_as} == found
+    stored = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {v["swap"]: v["same_as"] for v in stored["variants"] if v["same_as"]} == found
+    for swap, other in found.items():
+        assert any(note.startswith(f"{swap} and {other} have the same metrics") for note in summary.notes)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(ablation_result(summary, tmp_path))
+    assert console.file.getvalue().count("(the same as base)") == len(found)  # type: ignore[attr-defined]
+
+
+@fake
+def test_variants_of_which_one_failed_are_compared_in_the_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_selector_UniformSteps_seed_0", "fails")
+    monkeypatch.setenv("FAKE_selector_UniformSteps_seed_1", "base")
+    summary = ablate(design(seeds=2), tmp_path / "out", parallel=2)
+    assert [line.same_as for line in summary.lines] == ["", "base", ""]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ({"loss": [(0, 0.5)]}, {"loss": [(0, 0.5)]}, True),
+        ({"loss": [(0, math.nan)]}, {"loss": [(0, math.nan)]}, True),
+        ({"loss": [(0, 0.5)], "ratio": [(0, 1.0)]}, {"loss": [(0, 0.5)], "kl": [(0, 0.0)]}, True),
+        ({"loss": [(0, 0.5)]}, {"loss": [(0, math.nextafter(0.5, 1))]}, False),
+        ({"loss": [(0, 0.5)]}, {"loss": [(0, 0.5), (1, 0.5)]}, False),
+        ({"loss": [(0, 0.5)]}, {"reward": [(0, 0.5)]}, False),
+    ],
+)
+def test_metrics_are_compared_to_the_last_bit(one: Series, other: Series, equal: bool) -> None:
+    assert aggregate._equal(one, other) is equal
 
 
 @fake

@@ -53,7 +53,7 @@ def test_blocks_replayed_in_parallel_are_the_steps_replayed_one_by_one(
     ended = copy.copy(policy)
     trajectory = rollout(policy, sampler)
     if sampler.stop_at_eos:  # some rows end within a block
-        ended.eos_id = int(trajectory["completion_ids"][1, 2])
+        ended.eos_ids = (int(trajectory["completion_ids"][1, 2]),)
         trajectory = rollout(ended, sampler)
         assert len(trajectory["step", "valid"].sum(-1).unique()) > 1
     valid = trajectory["step", "valid"]

@@ -225,7 +225,7 @@ class CountPolicy(Policy):
     def __init__(self, g: Any, length: int) -> None:
         super().__init__()
         self.g, self.length = g, length
-        self.mask_id, self.pad_id, self.eos_id, self.forbidden_ids, self.vocab_size = 2, 2, None, (2,), 3
+        self.mask_id, self.pad_id, self.eos_ids, self.forbidden_ids, self.vocab_size = 2, 2, (), (2,), 3
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         share = (input_ids[:, -self.length :] == 2).double().mean(-1)

@@ -10,7 +10,17 @@ import pytest
 import torch
 from support import segment_loops as loops
 from support.policies import recorded_calls, tiny_policy
-from support.segment_cases import CASES, LENGTH_OF_COMPLETIONS, POLICY, WEIGHT, alike, estimated, rolled_out, selected
+from support.segment_cases import (
+    CASES,
+    LENGTH_OF_COMPLETIONS,
+    POLICY,
+    SEVERAL_ENDS,
+    WEIGHT,
+    alike,
+    estimated,
+    rolled_out,
+    selected,
+)
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK, SEQUENCE_LENGTH
@@ -21,6 +31,7 @@ from dlmrl_kit.likelihoods.random_mask import RandomMask
 from dlmrl_kit.likelihoods.sandwich import Sandwich
 from dlmrl_kit.likelihoods.scheduled_mask import ScheduledMask
 from dlmrl_kit.likelihoods.step_merge import StepMerge
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.all_steps import AllSteps
@@ -35,11 +46,22 @@ every = pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("stop_at_eos", [True, False])
 @pytest.mark.parametrize("selector", [WholeSequence(3), EqualSegments(2)], ids=["whole", "segments"])
 def test_equals_the_loop(name: str, stop_at_eos: bool, selector: Selector) -> None:
+    check_against_loop(name, stop_at_eos, selector, POLICY)
+
+
+@every
+def test_several_tokens_may_end_a_text(name: str) -> None:
+    check_against_loop(name, True, WholeSequence(2), SEVERAL_ENDS)
+    _, data = rolled_out(LowConfidence, 2, True, policy=SEVERAL_ENDS)
+    assert {*SEVERAL_ENDS.eos_ids} <= {*data["completion_ids"][:4].flatten().tolist()}
+
+
+def check_against_loop(name: str, stop_at_eos: bool, selector: Selector, policy: TransformersPolicy) -> None:
     likelihood, loop = CASES[name]
-    sampler, data = rolled_out(LowConfidence, 2, stop_at_eos)
+    sampler, data = rolled_out(LowConfidence, 2, stop_at_eos, policy=policy)
     data = selected(data, selector)
     data[WEIGHT][3, 1] = 0
-    found = estimated(likelihood, sampler, data)
+    found = estimated(likelihood, sampler, data, policy)
     for b in range(6):
         for k in range(data[WEIGHT].shape[1]):
             if data[WEIGHT][b, k] == 0:
@@ -47,7 +69,7 @@ def test_equals_the_loop(name: str, stop_at_eos: bool, selector: Selector) -> No
                     found[key][b, k].any() for key in (SELECTED_LOG_PROB, SELECTED_TOKEN_LOG_PROB, SELECTED_TOKEN_MASK)
                 )
                 continue
-            segment = loops.Segment(likelihood, POLICY, sampler, data, b, k)
+            segment = loops.Segment(likelihood, policy, sampler, data, b, k)
             wanted = loop(segment)
             tokens = torch.tensor([wanted.get(i, 0.0) for i in segment.positions], dtype=torch.float64)
             alike(found[SELECTED_TOKEN_LOG_PROB][b, k], tokens)
@@ -61,7 +83,7 @@ def test_what_counts(stop_at_eos: bool) -> None:
     """Up to the first end of text, itself included; or all that was committed."""
     sampler, data = rolled_out(LowConfidence, 2, stop_at_eos)
     data = selected(data, WholeSequence())
-    eos = data["completion_ids"] == POLICY.eos_id
+    eos = POLICY.is_end(data["completion_ids"])
     first = torch.where(eos.any(-1), eos.int().argmax(-1) + 1, LENGTH_OF_COMPLETIONS)
     committed = data["commit_step"] < sampler.max_steps
     assert committed.all() != stop_at_eos, "rows end early if they may"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from support.loggers import drive
 
 from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.loggers.base import Logger, metric_name
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV, read_metrics
 from dlmrl_kit.loggers.tensorboard import TensorBoard
 from dlmrl_kit.loggers.torchrl_logger import TorchRLLogger
@@ -116,3 +118,41 @@ def test_foreign_file_is_refused_and_kept(tmp_path: Path, content: str) -> None:
 def test_no_metrics(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no metrics\.csv"):
         read_metrics(tmp_path)
+
+
+NAMES = [
+    "reward/a\nb", "a\r\nb", "a\rb", "a\u2028b", "a\x85b", "a\x00b", "\ud800", "a,b", 'a"b', '"', "", " ", "\n", ",",
+    "0,x,1", "é", "a\x0bb", "\ufeffa", "../../a", "/etc/a", "..", "a/./b", "\\n", "reward/" + "x" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_no_name_breaks_the_file(tmp_path: Path, name: str) -> None:
+    logger = MetricsCSV()
+    logger.open(tmp_path, 0)
+    logger.log(0, {"before": 1.0, name: 0.5, "after": 2.0})
+    logger.close()
+    logger.open(tmp_path, 1)  # reads and writes it again
+    logger.log(1, {name: 0.25})
+    logger.close()
+    series = read_metrics(tmp_path)
+    assert series == {"before": [(0, 1.0)], metric_name(name): [(0, 0.5), (1, 0.25)], "after": [(0, 2.0)]}
+    assert len(text(tmp_path).splitlines()) == 5
+    if name.isprintable() and "." not in name and not name.startswith("/") and name:
+        assert metric_name(name) == name
+
+
+def test_names_that_differ_stay_apart() -> None:
+    assert len({metric_name(name) for name in NAMES[:13]}) == 13
+
+
+@pytest.mark.parametrize("name", NAMES[:-1], ids=ascii)
+@pytest.mark.parametrize("make", [TensorBoard, lambda: TorchRLLogger("csv")], ids=["TensorBoard", "csv"])
+def test_no_name_leads_out_of_the_run_folder(tmp_path: Path, make: Callable[[], Logger], name: str) -> None:
+    run = tmp_path / "one" / "two" / "run"
+    run.mkdir(parents=True)
+    logger = make()
+    logger.open(run, 0)
+    logger.log(0, {name: 0.5, f"reward/{name}": 0.5})
+    logger.close()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(run)] == []

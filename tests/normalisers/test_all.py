@@ -19,7 +19,7 @@ from dlmrl_kit.core.trajectory import segment_pieces
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.normalisers.means import FixedLength, PerSequence, PerStep, PerToken
+from dlmrl_kit.normalisers.means import FixedLength, FixedStepLength, PerSequence, PerStep, PerToken
 from dlmrl_kit.recipe.load import load_recipe
 
 fast = settings(max_examples=40, deadline=None)
@@ -28,6 +28,7 @@ NORMALISERS: dict[str, Callable[[], Normaliser]] = {
     "PerStep": PerStep,
     "PerSequence": PerSequence,
     "FixedLength": lambda: FixedLength(7),
+    "FixedStepLength": lambda: FixedStepLength(7),
 }
 all_normalisers = pytest.mark.parametrize("make", NORMALISERS.values(), ids=list(NORMALISERS))
 
@@ -55,6 +56,8 @@ def slow(name: str, values: Tensor, mask: Tensor, weight: Tensor) -> tuple[float
         return sum(w * sum(v) / len(v) for w, v in steps if v), sum(w for w, v in steps if v)
     if name == "FixedLength":
         return sum(w * sum(v) for w, v in steps) / 7, len(rows)
+    if name == "FixedStepLength":
+        return sum(w * sum(v) for w, v in steps) / 7, sum(w for w, v in steps if v)
     sizes = [sum(w * len(v) for w, v in row) for row in rows]
     sums = [sum(w * sum(v) for w, v in row) for row in rows]
     return sum(total / n for total, n in zip(sums, sizes, strict=True) if n), len(rows)
@@ -153,7 +156,7 @@ def test_equal_lengths_make_all_the_same_up_to_a_constant() -> None:
     batch[MASK] = torch.ones_like(batch[MASK])
     batch[OLD_TOKEN] = batch[TOKEN].clone()
     expected = -batch[ADVANTAGE][..., None].expand_as(batch[TOKEN]) / 4
-    scales = {"PerToken": 1 / 6, "PerStep": 1 / 6, "PerSequence": 1 / 6, "FixedLength": 1 / 7}
+    scales = {"PerToken": 1 / 6, "PerStep": 1 / 6, "PerSequence": 1 / 6, "FixedLength": 1 / 7, "FixedStepLength": 1 / 21}
     for name, make in NORMALISERS.items():
         _, grad = run(TokenPPO(normaliser=make()), batch, TOKEN)
         torch.testing.assert_close(grad, scales[name] * expected, rtol=1e-13, atol=0)
@@ -171,7 +174,7 @@ def test_copies_and_recipes(make: Callable[[], Normaliser]) -> None:
     twin = pickle.loads(pickle.dumps(make()))
     assert torch.equal(twin.shares(mask, weight), make().shares(mask, weight))
     name = type(make()).__name__
-    sets = [f"TokenPPO.normaliser = @{name}()", *(["FixedLength.length = 7"] if name == "FixedLength" else [])]
+    sets = [f"TokenPPO.normaliser = @{name}()", *([f"{name}.length = 7"] if name.startswith("Fixed") else [])]
     built = load_recipe("tracerl", sets=sets).build_algorithm().loss
     assert isinstance(built, TokenPPO)
     assert type(built.normaliser) is type(make())

@@ -143,7 +143,7 @@ def test_prompts_that_are_no_conversations(prompt: Any, message: str, tmp_path: 
 
 class Bare(Vocabulary):
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.pad_id, self.device = tokenizer, 0, torch.device("cpu")
+        self.tokenizer, self.pad_id, self.mask_id, self.device = tokenizer, 0, 1, torch.device("cpu")
 
 
 def test_a_policy_without_templates_needs_none() -> None:

@@ -111,7 +111,7 @@ def test_loaded_and_saved_is_the_same_checkpoint(family: str, made: Made, tmp_pa
     save_transformers(policy, tmp_path / "native")
     again = load_policy(tmp_path / "native")
     assert again.layout is None
-    facts = ("mask_id", "eos_id", "pad_id", "vocab_size", "forbidden_ids", "shift_logits", "prefix_ids")
+    facts = ("mask_id", "eos_ids", "pad_id", "vocab_size", "forbidden_ids", "shift_logits", "prefix_ids")
     assert [getattr(again, name) for name in facts] == [getattr(policy, name) for name in facts]
     full = torch.ones(1, len(ROW), dtype=torch.bool)
     assert torch.equal(again(ROW[None], full, full), policy(ROW[None], full, full))
@@ -136,15 +136,15 @@ def test_weights_keep_their_precision(family: str, tmp_path: Path) -> None:
 
 def test_what_the_checkpoints_say(made: Made) -> None:
     llada = load_policy(made("llada")[0])
-    assert (llada.mask_id, llada.eos_id, llada.pad_id, llada.shift_logits) == (22, 18, 18, False)
+    assert (llada.mask_id, llada.eos_ids, llada.pad_id, llada.shift_logits) == (22, (18, 21), 18, False)
     assert llada.forbidden_ids == (22, *range(23, 32))  # the mask and rows without a token; never the end of text
     moe = load_policy(made("llada_moe")[0])
-    assert (moe.mask_id, moe.eos_id) == (18, 17)  # its config.json names no mask: the vocabulary does
+    assert (moe.mask_id, moe.eos_ids) == (18, (17,))  # its config.json names no mask: the vocabulary does
     dream = load_policy(made("dream")[0])
-    assert (dream.mask_id, dream.eos_id, dream.pad_id, dream.shift_logits) == (261, 256, 256, True)
+    assert (dream.mask_id, dream.eos_ids, dream.pad_id, dream.shift_logits) == (261, (256, 258), 256, True)
     assert dream.forbidden_ids == (261, 262, 263)
     bert = load_policy(made("bert")[0])
-    assert (bert.mask_id, bert.eos_id, bert.pad_id, bert.prefix_ids) == (20, 19, 17, (18,))
+    assert (bert.mask_id, bert.eos_ids, bert.pad_id, bert.prefix_ids) == (20, (19,), 17, (18,))
     assert bert.forbidden_ids == (17, 20, 21, 22)
 
 

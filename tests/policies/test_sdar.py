@@ -43,7 +43,7 @@ def reference(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 def test_logits_are_those_of_qwen3_under_an_explicit_mask(checkpoint: tuple[Path, Any], attention: str) -> None:
     policy = load_policy(checkpoint[0], attention=attention)
     assert isinstance(policy, BlockCausalPolicy)
-    assert (policy.block_size, policy.mask_id, policy.eos_id) == (BLOCK, 261, 258)
+    assert (policy.block_size, policy.mask_id, policy.eos_ids) == (BLOCK, 261, (258, 256))
     ids, mask = batch()
     with torch.no_grad():
         expected = reference(checkpoint[1], ids, mask)
@@ -109,19 +109,20 @@ def test_what_cannot_be_loaded_says_why(
 
 
 def test_the_end_of_a_turn_ends_the_text(tmp_path: Path) -> None:
-    """Whichever end the tokenizer names, where generation settings list several and the template writes one of them."""
+    """Whichever end the tokenizer names, and whichever generation settings list; that of the template comes first."""
     sdar_checkpoint(tmp_path)
     about = tmp_path / "tokenizer_config.json"
     about.write_text(about.read_text().replace('"eos_token": "<|im_end|>"', '"eos_token": "<|endoftext|>"'))
-    assert load_policy(tmp_path).eos_id == 258
+    assert load_policy(tmp_path).eos_ids == (258, 256)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}))
-    assert load_policy(tmp_path).eos_id == 256
+    assert load_policy(tmp_path).eos_ids == (258, 256)
 
 
 @pytest.mark.parametrize(
     ("eos", "pad", "forbidden"),
     [
-        ("<|im_end|>", "<|endoftext|>", (256,)),
+        ("<|im_end|>", "<|fim_pad|>", (259,)),
+        ("<|im_end|>", "<|endoftext|>", ()),
         ("<|im_end|>", "<|im_end|>", ()),
         ("<|endoftext|>", "<|im_end|>", ()),
         ("<|endoftext|>", "<|endoftext|>", ()),
@@ -135,7 +136,8 @@ def test_padding_may_be_committed_only_if_it_ends_a_text(
     about = tmp_path / "tokenizer_config.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "eos_token": eos, "pad_token": pad}))
     policy = load_policy(tmp_path)
-    assert (policy.eos_id, policy.pad_id) == (258, {"<|im_end|>": 258, "<|endoftext|>": 256}[pad])
+    ids = {"<|endoftext|>": 256, "<|im_end|>": 258, "<|fim_pad|>": 259}
+    assert (policy.eos_ids, policy.pad_id) == ((258, 256), ids[pad])
     assert policy.forbidden_ids == (*forbidden, 261, 262, 263)  # mask, and rows without a token
 
 

@@ -77,7 +77,7 @@ def test_saved_checkpoints_load_to_the_same_policy(tmp_path: Path) -> None:
     again = load_policy(tmp_path)
     for (name, a), (_, b) in zip(policy.trainable(), again.trainable(), strict=True):
         assert torch.equal(a, b), name
-    assert (again.mask_id, again.eos_id, again.forbidden_ids) == (policy.mask_id, policy.eos_id, policy.forbidden_ids)
+    assert (again.mask_id, again.eos_ids, again.forbidden_ids) == (policy.mask_id, policy.eos_ids, policy.forbidden_ids)
     mask = torch.ones(1, 4, dtype=torch.bool)
     ids = torch.tensor([[4, 5, 6, 7]])
     assert torch.equal(policy(ids, mask, mask), again(ids, mask, mask))
@@ -237,7 +237,7 @@ def test_forbidden_ids() -> None:
     assert family_policy("llama", tokenizer=tokenizer, forbidden_ids=(6,)).forbidden_ids == (0, 1, 3, 6, 8, 9)
     tokenizer.pad_token = tokenizer.eos_token
     policy = family_policy("llama", tokenizer=tokenizer)
-    assert policy.eos_id == policy.pad_id == 2
+    assert policy.eos_ids == (policy.pad_id,) == (2,)
     assert policy.forbidden_ids == (1, 3, 8, 9)
 
 

@@ -84,7 +84,7 @@ def test_demonstrations_are_encoded_and_filled_with_end_of_text() -> None:
         (["LowConfidence.completion_length = 12"], "a demonstration has 16 tokens, more than the sampler's compl"),
         (
             ["CharacterLlama.characters = '123_:'"],
-            "no tokens for some of the demonstration '[1-4]{16}'",
+            "no tokens for '4', in '[1-4]{16}'",
         ),
         (["Sudoku4x4.num_pretrain = 0"], "Sudoku4x4: the pretrain split is empty; set num_pretrain"),
         (["Sudoku4x4.num_heldout = 0"], "Sudoku4x4: the heldout split is empty; set num_heldout"),

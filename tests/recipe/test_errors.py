@@ -204,10 +204,10 @@ class TestErrors:
     def test_unreadable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         path = write(tmp_path / "a.gin", COMPLETE)
 
-        def read_text(*_: Any, **__: Any) -> str:
+        def no_access(*_: Any, **__: Any) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_text", read_text)
+        monkeypatch.setattr(Path, "open", no_access)
         refused(path, f"cannot read {path}: Permission denied")
 
     def test_ambiguous_name(self, tmp_path: Path):

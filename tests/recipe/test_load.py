@@ -145,6 +145,28 @@ class TestIncludes:
         leaf = write(tmp_path / "leaf.gin", "include 'base.gin'\nDummySampler.completion_length = 8\n")
         assert load_recipe(leaf).notes == []
 
+    @pytest.mark.parametrize(
+        ("bound", "base"),
+        [("DummyTopK.k = 9", COMPLETE), ("LENGTH = 9", COMPLETE), ("a/DummyMean.eps = 0.9", "a/DummyMean.eps = 0.8\n")],
+    )
+    @pytest.mark.parametrize("through", [False, True])
+    def test_include_below_a_binding_that_it_overrides(self, tmp_path: Path, bound: str, base: str, through: bool):
+        write(tmp_path / "base.gin", base)
+        write(tmp_path / "middle.gin", "include 'base.gin'\n")
+        include = f"include '{'middle' if through else 'base'}.gin'\n"
+        key = bound.split(" =")[0]
+        message = refused_text(tmp_path, f"{bound}\n{include}", 1, f"{key} has no effect", "the include in line 2")
+        assert f"in {tmp_path / 'base.gin'}:" in message
+
+    def test_include_below_a_binding_that_agrees_or_that_another_include_overrides(self, tmp_path: Path):
+        write(tmp_path / "base.gin", COMPLETE)
+        write(tmp_path / "other.gin", "DummyTopK.k = 9\n")
+        assert (
+            value(load_recipe(write(tmp_path / "a.gin", "DummyTopK.k = 4\ninclude 'base.gin'\n")), "DummyTopK.k") == 4
+        )
+        both = write(tmp_path / "b.gin", "include 'base.gin'\ninclude 'other.gin'\n")
+        assert value(load_recipe(both), "DummyTopK.k") == 9
+
     def test_missing(self, tmp_path: Path):
         write(tmp_path / "common.gin", COMPLETE)
         refused_text(tmp_path, "\ninclude 'comon.gin'\n", 2, "'comon.gin'", "did you mean 'common.gin'", str(tmp_path))
@@ -156,8 +178,8 @@ class TestIncludes:
         assert message.startswith(f"{tmp_path / 'other.gin'}:2: ")
 
     def test_directory_and_binary(self, tmp_path: Path):
-        (tmp_path / "folder").mkdir()
-        refused_text(tmp_path, "include 'folder'\n", 1, "is a directory")
+        (tmp_path / "folder.gin").mkdir()
+        refused_text(tmp_path, "include 'folder.gin'\n", 1, "is a directory")
         (tmp_path / "binary.gin").write_bytes(b"\xff\xfe\x00")
         refused_text(tmp_path, "include 'binary.gin'\n", 1, "not UTF-8")
         refused_text(tmp_path, "include 'nul\\0.gin'\n", 1, "no file")

@@ -272,3 +272,28 @@ def test_the_example_plugin_installs_and_trains_its_recipe(tmp_path: Path) -> No
     assert (run / "model").is_dir()
     for path in ROOT.joinpath("dlmrl_kit").rglob("*.py"):
         assert "dlmrl_example" not in path.read_text()
+
+
+HANGING = """
+import sys
+from dlmrl_kit.recipe import plugins
+plugins.SLOW_SECONDS = 0.3
+plugins.load_plugins()
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import time\ntime.sleep(1000)\n", "while True:\n    pass\n", "import threading\nthreading.Event().wait()\n"],
+)
+def test_a_plugin_that_hangs_at_import_is_named(tmp_path: Path, source: str) -> None:
+    distribution(tmp_path, "stuck", {"stuck": "stuck_module"}, {"../stuck_module.py": source})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    command = [sys.executable, "-c", HANGING]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        process.kill()
+    assert line.startswith("plugin 'stuck' (stuck-dist 1.2, ")
+    assert "module stuck_module) is still being imported after 0.3 s; if it hangs, stop the command" in line
+    assert "DLMRL_KIT_NO_PLUGINS=1" in line

@@ -13,6 +13,7 @@ from rich.console import Console
 from support.evaluations import evaluation
 
 from dlmrl_kit.core.results import PretrainResult, RunObserver, RunResult
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.report.console import printable
 from dlmrl_kit.report.evaluation_tables import table_of_evaluation, table_of_samples
 from dlmrl_kit.report.run_console import RichRunObserver, duration, table_before_after
@@ -120,17 +121,31 @@ def test_end_of_a_run(tmp_path: Path) -> None:
     for name in ("model", "curve.png", "metrics.csv"):
         assert str(tmp_path / name) in end
     assert f"dlmrl eval {tmp_path} " in end
-    assert "dlmrl train egspo_sa --use selector=UniformSteps" in end
+    assert "dlmrl list" in end
 
 
 def test_next_command_swaps_to_another_selector(tmp_path: Path) -> None:
-    (tmp_path / "recipe.gin").write_text("Algorithm.selector = @UniformSteps()\n")
+    (tmp_path / "recipe.gin").write_text(load_recipe("egspo", uses=["selector=UniformSteps"]).text())
     target = console(terminal=False)
     observer = RichRunObserver(target)
     observer.on_start(folder=tmp_path, recipe="recipe", total_updates=1, first_update=0, info={})
     observer.on_end(RunResult(tmp_path, evaluation(0.1), evaluation(0.2), 1, 1.0, tmp_path / "model"))
-    assert f"dlmrl train {tmp_path}/recipe.gin --use selector=EntropyTopK" in output(target)
+    assert f"dlmrl train {tmp_path}/recipe.gin --use selector=EntropyTopK --set EntropyTopK.k=4" in output(target)
     assert output(target).startswith(f"{tmp_path.name}: 1 updates")
+
+
+def test_every_evaluation_names_its_task(tmp_path: Path) -> None:
+    result = evaluation(0.5, task="Countdown")
+    target = console(terminal=False)
+    observer = RichRunObserver(target)
+    observer.on_eval(0, result)
+    observer.on_end(RunResult(tmp_path, result, result, 1, 1.0, tmp_path / "model"))
+    observer.on_end(PretrainResult(tmp_path, tmp_path / "model", 30, 8.2, 2.9, 0.25, 0.125, 0.5, "Countdown"))
+    target.print(table_of_evaluation(result))
+    text = output(target)
+    assert "Countdown heldout accuracy before training: 50.0%" in text
+    assert text.count("Countdown: 400 examples of heldout; greedy") == 2
+    assert "accuracy on held-out examples of Countdown: greedy 25.0%" in text
 
 
 def test_end_of_pretraining(tmp_path: Path) -> None:

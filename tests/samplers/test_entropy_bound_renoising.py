@@ -86,7 +86,7 @@ def test_generations_have_the_frequencies_of_transformers_generate(tmp_path: Pat
     policy = Exact(model, load_policy(tmp_path).tokenizer)
     kept = (3, 4, 5)  # the tokens that may be drawn in both
     policy.forbidden_ids = tuple(i for i in range(policy.vocab_size) if i not in kept)
-    policy.eos_id = None
+    policy.eos_ids = ()
     sampler = EntropyBoundRenoising(2, steps=3, entropy_bound=0.5, confidence_threshold=threshold)
     ids = torch.tensor([[2, 7, 9]])
     given = {"prompt_ids": ids, "prompt_mask": torch.ones_like(ids, dtype=torch.bool), "group": torch.zeros(1)}
@@ -314,14 +314,17 @@ def test_monte_carlo_advantages_run(policy: Any) -> None:
 
 def test_ends_of_text_stop_the_canvases_behind(policy: Any) -> None:
     ended = copy.copy(policy)
-    ended.eos_id = None
+    ended.eos_ids = ()
     sampler = EntropyBoundRenoising(LENGTH, CANVAS, steps=2)
     texts = rolled(ended, sampler)["completion_ids"]
-    ended.eos_id = int(texts[0, 1])
+    first, second = int(texts[0, 1]), int(texts[1, 2])
+    assert first != second
+    ended.eos_ids = (first, second)
     found = rolled(ended, sampler)
-    assert int(found["step", "valid"][0].sum()) == 2
-    assert found["commit_step"][0, CANVAS:].tolist() == [sampler.max_steps] * CANVAS
-    assert found["completion_ids"][0, CANVAS:].tolist() == [ended.eos_id] * CANVAS
+    for row in (0, 1):
+        assert int(found["step", "valid"][row].sum()) == 2
+        assert found["commit_step"][row, CANVAS:].tolist() == [sampler.max_steps] * CANVAS
+        assert found["completion_ids"][row, CANVAS:].tolist() == [first] * CANVAS
 
 
 @pytest.mark.parametrize(

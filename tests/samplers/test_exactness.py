@@ -162,8 +162,7 @@ def all_paths(sampler: Sampler, policy: TabularPolicy) -> list[Path]:
     while running:
         path = running.pop()
         text = path.state
-        if policy.eos_id is not None and policy.eos_id in text:
-            text = text[: text.index(policy.eos_id)]
+        text = text[: next((place for place, token in enumerate(text) if token in policy.eos_ids), length)]
         if policy.mask_id not in text:
             finished.append(path)
             continue
@@ -186,7 +185,7 @@ def all_paths(sampler: Sampler, policy: TabularPolicy) -> list[Path]:
 def as_batch(sampler: Sampler, policy: TabularPolicy, paths: list[Path]) -> TensorDict:
     """The trajectories as the sampler would have written them, all steps selected."""
     rows, length, num_steps = len(paths), policy.length, sampler.max_steps
-    filler = policy.eos_id if policy.eos_id is not None else policy.pad_id
+    filler = policy.eos_ids[0] if policy.eos_ids else policy.pad_id
     final = [[filler if v == policy.mask_id else v for v in path.state] for path in paths]
     valid = torch.tensor([[t < path.steps for t in range(num_steps)] for path in paths])
     data = no_prompt(rows)
@@ -231,16 +230,16 @@ MDPS: list[dict[str, Any]] = [
 
 @every
 @pytest.mark.parametrize("settings", MDPS, ids=str)
-@pytest.mark.parametrize("eos_id", [None, 2])
+@pytest.mark.parametrize("eos_ids", [(), (2,), (2, 1)], ids=str)
 def test_step_log_prob_gives_the_policy_gradient(
-    cls: type[Sampler], settings: dict[str, Any], eos_id: int | None
+    cls: type[Sampler], settings: dict[str, Any], eos_ids: tuple[int, ...]
 ) -> None:
     policy, sampler = TabularPolicy(3, 3, seed=4), make(cls, 3, **settings)
-    policy.eos_id = eos_id  # type: ignore[assignment]
+    policy.eos_ids = eos_ids
     exact, tokens_only = gradient_bias(sampler, policy, [StepLogProb(), StepTokenLogProb()])
     assert exact < 1e-10
     if cls in (LowConfidence, PlackettLuceOrder):  # the choice of positions depends on the parameters
-        if eos_id is None:
+        if not eos_ids:
             assert tokens_only > 0.05
     else:
         assert tokens_only < 1e-10
@@ -257,7 +256,7 @@ def test_tokens_at_temperature_1_are_biased_for_samples_at_another() -> None:
 def test_ended_trajectories_are_shorter() -> None:
     """The enumeration with an end of text holds paths that end early, else it would show nothing."""
     policy, sampler = TabularPolicy(3, 3, seed=4), RandomOrder(3)
-    policy.eos_id = 2  # type: ignore[assignment]
+    policy.eos_ids = (2,)
     assert {path.steps for path in all_paths(sampler, policy)} == {1, 2, 3}
 
 

@@ -98,7 +98,7 @@ def test_demonstrations_are_drawn_by_their_probabilities() -> None:
 
 def test_without_an_end_of_text_padding_is_never_committed() -> None:
     policy = tiny_policy(characters="abcd")
-    policy.eos_id = None
+    policy.eos_ids = ()
     sampler = PreferencePairs(LENGTH, 2, chosen=Fixed(abc=1.0), rejected=Fixed(d=1.0))
     rows = prompts(policy, rows=2).set("group", torch.zeros(2).long()).set("example", torch.zeros(2).long())
     data = sampler(rows, policy=policy, examples=lambda index: [Example("p", "a")] * len(index))
@@ -111,7 +111,7 @@ def test_without_an_end_of_text_padding_is_never_committed() -> None:
     ("sampler", "message"),
     [
         (PreferencePairs(3), r"a demonstration has 4 tokens, more than the sampler's completion_length = 3"),
-        (PreferencePairs(3, rejected=Fixed(ax=1.0)), r"no tokens for some of the demonstration 'ax'"),
+        (PreferencePairs(3, rejected=Fixed(ax=1.0)), r"no tokens for 'x', in 'ax'"),
     ],
 )
 def test_refuses_completions(sampler: PreferencePairs, message: str) -> None:

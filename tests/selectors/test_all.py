@@ -30,6 +30,8 @@ from support.selector_batches import (
 from tensordict import TensorDict
 from torch import Tensor
 
+from dlmrl_kit.recipe.catalogue import components
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
@@ -207,3 +209,27 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 def test_parameter_errors_name_component_and_parameter(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+COUNTING = [
+    entry.cls
+    for entry in components("selector")
+    if entry.package == "dlmrl_kit" and {"k", "n", "shrink"} & {parameter.name for parameter in entry.parameters}
+]
+"""The selectors with a setting that counts steps."""
+
+
+def test_the_selectors_that_count_are_found() -> None:
+    names = {"FirstK", "LastK", "UniformSteps", "RandomSteps", "EntropyTopK", "TopAbsoluteAdvantage"}
+    assert {cls.__name__ for cls in COUNTING} == names | {"EntropyImportance", "EqualSegments", "ShrunkSteps"}
+
+
+@pytest.mark.parametrize("cls", COUNTING)
+def test_the_default_selects_something_on_the_default_task(cls: type[Selector]) -> None:
+    """With as many entries as there are steps, every one of them would be ``AllSteps``, and all ablations equal."""
+    steps = load_recipe("egspo_sa").build_algorithm().sampler.max_steps
+    data = trajectory([[float(t * 5 % 8) for t in range(steps)]])
+    data.set(("step", "advantage"), data[ENTROPY].clone())
+    found = [tuple(row) for row in chosen(run(cls(), data))]
+    assert steps == 8
+    assert 1 < len(set(found[0])) < steps

@@ -35,6 +35,7 @@ if case == "hangs":
     sys.exit(1)
 seed = int(folder.name.split("-")[1])
 bonus = {"base": 0, "selector-UniformSteps": 1, "selector-FirstK": -1}[folder.parent.name]
+bonus = 0 if case == "base" else bonus
 after = (40 + 2 * seed ** 2 + bonus * (1 + seed % 2)) / 100
 fixed = {"split": "heldout", "size": 50, "reward": 0.5, "components": {"c": 0.25}}
 entry = lambda accuracy: {**fixed, "accuracy": accuracy}

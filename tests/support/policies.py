@@ -56,7 +56,8 @@ class TabularPolicy(Policy):
         shape = ((vocab + 1) ** length, length, vocab + 1)
         self.table = nn.Parameter(scale * torch.randn(shape, generator=generator, dtype=torch.float64))
         self.vocab, self.length = vocab, length
-        self.mask_id, self.pad_id, self.eos_id = vocab, vocab, None
+        self.mask_id, self.pad_id = vocab, vocab
+        self.eos_ids = ()
         self.forbidden_ids = (vocab,)
         self.vocab_size = vocab + 1
 

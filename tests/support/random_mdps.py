@@ -95,7 +95,7 @@ def mdps(
         "prompts": draw(st.integers(1, 2)),
         "reward": draw(st.sampled_from(["random", "sparse", "parity"])),
         "policy": draw(st.sampled_from(["tabular", "network"])),
-        "eos": draw(st.booleans()),
+        "eos": draw(st.integers(0, 2)),
         "seed": draw(st.integers(0, 10**6)),
         "spread": draw(st.sampled_from([0.5, 1.0, 2.0])),
     }
@@ -160,10 +160,10 @@ class Recursion:
         return self.values[state]
 
     def _value(self, state: State) -> Tensor:
-        mask, eos = self.mdp.policy.mask_id, self.mdp.policy.eos_id
-        text = state[: state.index(eos)] if eos is not None and eos in state else state
+        mask, ends = self.mdp.policy.mask_id, self.mdp.policy.eos_ids
+        text = state[: next((place for place, token in enumerate(state) if token in ends), len(state))]
         if mask not in text:
-            final = [eos if token == mask else token for token in state]
+            final = [ends[0] if token == mask else token for token in state]
             return self.mdp.problem.score(torch.tensor([final]), torch.tensor([self.prompt]))[0]
         self.actions[state] = brute_force(self.mdp.sampler, self.policy, state)  # type: ignore[arg-type]
         found = [p * self.value(after(state, action)) for action, p in self.actions[state].items()]

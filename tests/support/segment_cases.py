@@ -31,6 +31,8 @@ from dlmrl_kit.selectors.base import Selector
 
 LENGTH_OF_COMPLETIONS = 7
 POLICY = tiny_policy(hidden=16, layers=1, characters="abc", initializer_range=0.6).double()
+SEVERAL_ENDS = tiny_policy(hidden=16, layers=1, characters="abcd", initializer_range=0.6).double()
+SEVERAL_ENDS.eos_ids = (*SEVERAL_ENDS.eos_ids, len(SEVERAL_ENDS.tokenizer) - 1)  # "d" ends a text, too
 WEIGHT = ("selected", "weight")
 Loop = Callable[[loops.Segment], loops.Values]
 CASES: dict[str, tuple[SegmentLikelihood, Loop]] = {
@@ -69,14 +71,16 @@ def selected(data: TensorDict, selector: Selector) -> TensorDict:
 
 
 @cache
-def rolled_out(sampler_class: type[Sampler], tokens_per_step: int, stop_at_eos: bool, eos: bool = True) -> Any:
+def rolled_out(
+    sampler_class: type[Sampler], tokens_per_step: int, stop_at_eos: bool, eos: bool = True, policy: Any = POLICY
+) -> Any:
     """A sampler and six rows, some of which hold an end of text, or (``eos`` = False) none does."""
     sampler = sampler_class(LENGTH_OF_COMPLETIONS, tokens_per_step, 4, 1.3, 5, stop_at_eos=stop_at_eos)
     keys = [("step", "token_log_prob"), ("step", "model_log_prob")]
     generator = torch.Generator().manual_seed(3)
-    rows = sampler(prompts(POLICY, 40), policy=POLICY, generator=generator, keys=keys).clone()
-    has = (rows["completion_ids"] == POLICY.eos_id).any(-1)
-    inside = (rows["completion_ids"][:, :-1] == POLICY.eos_id).any(-1)
+    rows = sampler(prompts(policy, 40), policy=policy, generator=generator, keys=keys).clone()
+    has = policy.is_end(rows["completion_ids"]).any(-1)
+    inside = policy.is_end(rows["completion_ids"][:, :-1]).any(-1)
     chosen = torch.cat([inside.nonzero()[:4], (~has).nonzero()[:2]]) if eos else (~has).nonzero()[:6]
     data = rows[chosen.squeeze(-1)].clone()
     assert len(data) == 6
@@ -85,12 +89,12 @@ def rolled_out(sampler_class: type[Sampler], tokens_per_step: int, stop_at_eos: 
     return sampler, data
 
 
-def estimated(likelihood: SegmentLikelihood, sampler: Sampler, data: TensorDict) -> TensorDict:
+def estimated(likelihood: SegmentLikelihood, sampler: Sampler, data: TensorDict, policy: Any = POLICY) -> TensorDict:
     """All keys, on a copy."""
     data, keys = data.clone(), likelihood.optional_keys
-    likelihood.prepare(data, sampler=sampler, policy=POLICY, keys=keys)
+    likelihood.prepare(data, sampler=sampler, policy=policy, keys=keys)
     with torch.no_grad():
-        return likelihood(data, policy=POLICY, sampler=sampler, keys=keys)  # type: ignore[return-value]
+        return likelihood(data, policy=policy, sampler=sampler, keys=keys)  # type: ignore[return-value]
 
 
 def alike(a: Any, b: Any) -> None:

@@ -69,7 +69,7 @@ class Segment:
         for i in self.positions:
             if self.commit[i] < self.sampler.max_steps:
                 found.append(i)
-            if self.tokens[i] == self.policy.eos_id and not self.likelihood.after_eos:
+            if self.tokens[i] in self.policy.eos_ids and not self.likelihood.after_eos:
                 break
         return found
 

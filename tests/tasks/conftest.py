@@ -12,6 +12,11 @@ import pytest
 FUNCTIONS = '''
 import os, subprocess, sys, time
 
+class Harmful:
+    def __reduce__(self):
+        return os.abort, ()
+
+
 def load():
     return work
 
@@ -53,6 +58,16 @@ def work(item):
         return os.getpid()
     if item == "set":
         return list({"a", "b", "c", "d", "e", "f"})
+    if isinstance(item, str) and item.startswith("write"):
+        import pickle, struct
+        message = {"pickle": pickle.dumps(Harmful()), "text": b"1", "long": b""}.get(item[6:], b"123")
+        length = 2**60 if item == "write long" else 8 if item == "write half" else len(message)
+        for descriptor in range(3, 20):
+            try:
+                os.write(descriptor, struct.pack(">Q", length) + message)
+            except OSError:
+                pass
+        time.sleep(1000)
     if item == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
         open(os.environ["DLMRL_TEST_CHILD"], "w").write(str(child.pid))
@@ -85,6 +100,14 @@ def exact(completion, example):
 
 def first_word(completion, example):
     return float(completion.split()[0] == example.answer)
+
+
+def valued_number(completion, example):
+    return float(completion or 0)
+
+
+def valued_own(completion, example):
+    return {"reward": float(completion or 0), "solved": 1}
 
 
 class Scores:

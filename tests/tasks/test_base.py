@@ -34,7 +34,7 @@ import dlmrl_kit
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.registry import Claims
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import Example, Task, split_of, weighted_mean
+from dlmrl_kit.tasks.base import Example, Task, normalised, split_of, weighted_mean
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 
@@ -82,6 +82,17 @@ def test_splits_follow_the_hash_and_drop_duplicates() -> None:
     for task in (Counting(), Counting(repeat=3)):
         for split in Task.SPLITS:
             assert texts(task, split) == expected[split][:9]
+
+
+def test_a_stream_gives_a_question_once_whatever_its_white_space() -> None:
+    class Spaced(Counting):
+        def candidate(self, number: int) -> Example | None:
+            return Example(f"what is{' ' * (number % 3 + 1)}{number // 3}\u00b2?", "")
+
+    task = Spaced()
+    found = [text for split in task.SPLITS for text in texts(task, split)]
+    assert len({normalised(text) for text in found}) == len(found) == 27
+    assert normalised("what  is 2\u00b2?") != normalised("what is 22?")
 
 
 def test_split_shares_and_stability() -> None:
@@ -293,3 +304,5 @@ def test_weighted_mean() -> None:
     assert weighted_mean(dict.fromkeys(names, 1.0), weights) == 1.0
     assert weighted_mean(dict.fromkeys(names, 0.0), weights) == 0.0
     assert weighted_mean({"a": 0.5, "b": 0.0, "c": 1.0}, {"a": 1, "b": 3, "c": 0}) == 0.125
+    assert weighted_mean({"a": 3.5, "b": 7.0}, {"a": 1, "b": 1}) == 5.25
+    assert weighted_mean({"a": -3.0, "b": 1.0}, {"a": 1, "b": 1}) == -1.0

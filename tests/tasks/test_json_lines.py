@@ -50,14 +50,14 @@ def test_json_lines_bad_calls_are_zero_counted_and_warned_of_once(functions: Mod
         assert task.score("raise", example)["failed"] == 1
     zero = {"right": 0, "short": 0, "reward": 0, "solved": 0, "failed": 1}
     assert scores[:6] == [zero] * 6
-    assert scores[6] == {"right": 1, "short": 0, "reward": 1, "solved": 1, "failed": 0}
+    assert scores[6] == {"right": 3, "short": -1, "reward": 3, "solved": 0, "failed": 0}
     assert scores[7]["solved"] == 1
     assert task.failures == Counter(error=5, timeout=1, crash=1)
     messages = sorted(str(warning.message) for warning in caught)
     assert len(messages) == 4
     assert any("exit code 5" in message for message in messages)
     assert any("RuntimeError: not scored" in message and "line" in message for message in messages)
-    assert any("returned right = 3; components are clipped" in message for message in messages)
+    assert any("the reward 3 and no component 'solved': the accuracy is the share" in message for message in messages)
 
 
 def test_json_lines_rewards_of_one_number(functions: ModuleType, numbers_file: str) -> None:
@@ -146,6 +146,11 @@ GOOD = '{"prompt": "a", "answer": "b"}'
         ),
         (["[" * 100000], r":1: n"),
         ([b"\xff"], r":1: not UTF-8"),
+        (['{"prompt": "\\ud800"}'], r":1: .*half of a surrogate pair"),
+        (
+            ['{"prompt": [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "5"}]}'],
+            r":1: the conversation ends with the assistant's answer",
+        ),
     ],
 )
 def test_json_lines_malformed_files(functions: ModuleType, tmp_path: Path, lines: list[Any], message: str) -> None:
@@ -180,6 +185,7 @@ def test_json_lines_explicit_splits_and_duplicates(functions: ModuleType, tmp_pa
         ({"weights": [1]}, "JsonLines.weights must be a dict"),
         ({"timeout": -1}, "JsonLines.timeout must be"),
         ({"workers": 1.5}, "JsonLines.workers must be"),
+        ({"memory": 0.1}, "JsonLines.memory must be a number of GiB from 0.25 to 65536, or None, got 0.1"),
     ],
 )
 def test_json_lines_parameter_errors(
@@ -187,3 +193,103 @@ def test_json_lines_parameter_errors(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         JsonLines(**{"path": numbers_file, "reward": "kit_test_scorers:exact", **arguments})
+
+
+# ---------------------------------------------------------------- splits share no question
+
+CHAT = [{"role": "user", "content": "caf\u00e9: 2 - 3 is?"}]
+VARIANTS = {
+    "blank at the end": "caf\u00e9: 2 - 3 is? ",
+    "line break": "caf\u00e9: 2 - 3\nis?\n",
+    "two blanks": "caf\u00e9:  2 - 3 is?",
+    "no-break space": "caf\u00e9: 2\u00a0- 3 is?",
+    "thin space": "caf\u00e9: 2\u2009- 3 is?",
+    "decomposed": "cafe\u0301: 2 - 3 is?",
+    "full width": "caf\u00e9: \uff12 - 3 is\uff1f",
+    "zero width": "\ufeffcaf\u00e9: 2 - 3\u200b is?",
+    "minus sign": "caf\u00e9: 2 \u2212 3 is?",
+    "chat": CHAT,
+    "chat with other white space": [{"role": "user", "content": " caf\u00e9: 2 - 3  is?"}],
+    "chat, fields in another order": [{"content": "caf\u00e9: 2 - 3 is?", "role": "user"}],
+}
+OTHERS = [
+    "caf\u00e9: 2 + 3 is?",
+    "Caf\u00e9: 2 - 3 is?",
+    "caf\u00e9: \u00b2 - 3 is?",
+    "caf\u00e9: 2 - 3 is",
+    "cafe: 2 - 3 is?",
+]
+
+
+def lines_file(folder: Path, *lines: dict[str, Any]) -> str:
+    path = folder / "lines.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("form", VARIANTS)
+def test_a_question_in_another_form_is_the_same_one(functions: ModuleType, tmp_path: Path, form: str) -> None:
+    lines = [{"prompt": CHAT[0]["content"]}, {"prompt": VARIANTS[form]}, *({"prompt": other} for other in OTHERS)]
+    with pytest.warns(RuntimeWarning, match=r"1 lines ask what an earlier line asks, and are left out .line 2 as 1.$"):
+        task = JsonLines(lines_file(tmp_path, *lines), "kit_test_scorers:exact")
+    assert sum(task.size(split) for split in task.SPLITS) == 1 + len(OTHERS)
+    assert len(set().union(*(task.questions(split) for split in task.SPLITS))) == 1 + len(OTHERS)
+    for line, split in zip(lines, ("train", "heldout", *["train"] * len(OTHERS)), strict=True):
+        line["split"] = split
+    with pytest.raises(ValueError, match=r":2: the prompt of line 1, which is in train, is in heldout here"):
+        JsonLines(lines_file(tmp_path, *lines), "kit_test_scorers:exact")
+
+
+def test_white_space_and_instructions_move_no_question_to_another_split(functions: ModuleType, tmp_path: Path) -> None:
+    forms = [lambda q: q, lambda q: f"{q} ", lambda q: [{"role": "user", "content": q}]]
+    forms += [lambda q, n=n: [{"role": "system", "content": n}, {"role": "user", "content": q}] for n in "ab"]
+    lines = [{"prompt": form(f"What is {n} + 2?")} for n in range(100) for form in forms]
+    with pytest.warns(RuntimeWarning, match="200 lines ask what an earlier line asks"):
+        task = JsonLines(lines_file(tmp_path, *lines), "kit_test_scorers:exact")
+    sizes = {split: task.size(split) for split in task.SPLITS}
+    assert sum(sizes.values()) == 300  # other instructions make another example of the same question
+    questions = {split: task.questions(split) for split in task.SPLITS}
+    assert all(3 * len(questions[split]) == sizes[split] > 0 for split in task.SPLITS)
+    assert len(set().union(*questions.values())) == 100
+
+
+@pytest.mark.parametrize(
+    ("second", "contradicting"),
+    [
+        ({"answer": "3+4*5"}, False),
+        ({"answer": " 3+4*5\n"}, False),
+        ({"answer": "5*4+3"}, True),
+        ({}, True),
+        ({"answer": "3+4*5", "hint": "add"}, True),
+    ],
+)
+def test_a_second_answer_to_a_prompt_is_counted_and_said(
+    functions: ModuleType, tmp_path: Path, second: dict[str, str], contradicting: bool
+) -> None:
+    first = {"prompt": "Make 23", "answer": "3+4*5"}
+    lines = [first, {"prompt": "Make 24"}, {"prompt": "Make 23", **second}, first]
+    with pytest.warns(RuntimeWarning) as said:
+        task = JsonLines(lines_file(tmp_path, *lines), "kit_test_scorers:exact")
+    assert len(said) == 1
+    assert "2 lines ask what an earlier line asks, and are left out (line 3 as 1)" in str(said[0].message)
+    assert ("1 of them have another answer or other fields (line 3 than 1)" in str(said[0].message)) == contradicting
+    answers = [task.example(split, index).answer for split in task.SPLITS for index in range(task.size(split))]
+    assert sorted(answers) == ["", "3+4*5"]
+
+
+# ---------------------------------------------------------------- rewards outside [0, 1]
+
+
+@pytest.mark.parametrize("value", [3.5, -1.25, 0.5, 1.0, 1e300])
+@pytest.mark.parametrize("form", ["number", "own", "weighted"])
+def test_rewards_are_not_clipped(functions: ModuleType, numbers_file: str, value: float, form: str) -> None:
+    weights = {"reward": 1.0, "solved": 0.0} if form == "weighted" else None
+    name = "number" if form == "number" else "own"
+    task = JsonLines(numbers_file, f"kit_test_scorers:valued_{name}", weights, timeout=20)
+    example = task.example("train", 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = task.score_many([str(value), str(value)], [example] * 2)
+    solved = 1.0 if name == "own" or value == 1 else 0.0
+    assert scores == [{"reward": value, "solved": solved, "failed": 0.0}] * 2
+    assert len(caught) == (name == "number" and not 0 <= value <= 1)

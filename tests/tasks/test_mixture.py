@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -9,11 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.number_task import Numbers
 from support.task_makers import SIZES, gym, mixture
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.tasks.base import Example, component_means
+from dlmrl_kit.tasks.base import BaseTask, Example, component_means
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.json_lines import JsonLines
 from dlmrl_kit.tasks.mixture import MixedExample, Mixture
@@ -159,3 +161,67 @@ def test_recipes_with_mixtures(functions: ModuleType, numbers_file: str, tmp_pat
         load_recipe("egspo", sets=[*sets, "ReasoningGym.dataset = 'countdown'"]).build()
     with pytest.raises(RecipeError, match=r"ReasoningGym.dataset .* is required"):
         load_recipe("egspo", uses=["task=ReasoningGym"])
+
+
+# ---------------------------------------------------------------- splits share no question, across tasks
+
+
+def file_task(folder: Path, name: str, *lines: dict[str, Any]) -> JsonLines:
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return JsonLines(str(path), "kit_test_scorers:exact", timeout=20)
+
+
+@pytest.mark.parametrize("form", ["2+3?", " 2+3?\n", "\uff12+3?", [{"role": "user", "content": "2+3?"}]])
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_files_share_no_question_between_splits(
+    functions: ModuleType, tmp_path: Path, form: Any, nested: bool
+) -> None:
+    one = file_task(tmp_path, "one", {"prompt": "2+3?", "split": "train"}, {"prompt": "1+1?", "split": "heldout"})
+    two = file_task(tmp_path, "two", {"prompt": form, "split": "heldout"}, {"prompt": "0+0?", "split": "train"})
+    other: BaseTask = Mixture([two]) if nested else two
+    name = "Mixture" if nested else "two"
+    both = rf"'2\+3\?' is in train of 'one' and in heldout of '{name}'"
+    with pytest.raises(ValueError, match=f"Mixture.tasks share questions between splits, 1 of them; {both}"):
+        Mixture([one, other])
+    assert Mixture([one, other], [1, 0]).size("train") == 1  # a task without weight takes no part
+    same = file_task(tmp_path, "same", {"prompt": form, "split": "train"})
+    assert Mixture([one, same]).questions("train") == {"2+3?"}
+
+
+def test_files_without_splits_share_no_question(functions: ModuleType, tmp_path: Path) -> None:
+    one = file_task(tmp_path, "one", *({"prompt": f"{n}+1?"} for n in range(50)))
+    two = file_task(tmp_path, "two", *({"prompt": f" {n}+1?\n"} for n in range(50)))
+    assert Mixture([one, two]).questions("train") == one.questions("train")
+
+
+@pytest.mark.parametrize("first", ["train", "heldout"])
+def test_a_made_example_is_compared_with_what_files_list(functions: ModuleType, tmp_path: Path, first: str) -> None:
+    made = Sudoku4x4(**SIZES)
+    other = "heldout" if first == "train" else "train"
+    lines = [{"prompt": f"{made.example(first, index).prompt} ", "split": other} for index in range(3)]
+    task = Mixture([made, file_task(tmp_path, "file", *lines)])
+    with pytest.raises(ValueError, match=f"a question is in {other} of 'file' and in {first} of 'Sudoku4x4': '"):
+        task.example(first, 0)
+
+
+def test_made_examples_of_two_tasks_are_compared() -> None:
+    class Odd(Numbers):
+        """Its splits are its own affair, and those of another size are not the same."""
+
+        def __init__(self, split: str) -> None:
+            super().__init__(3)
+            self._sizes = {name: 3 if name == split else 0 for name in self.SPLITS}
+
+    task = Mixture([Odd("train"), Odd("heldout")])
+    assert task.example("heldout", 1).prompt == "11"
+    task.example("train", 0)
+    with pytest.raises(ValueError, match="a question is in heldout of 'Odd_2' and in train of 'Odd': '11'"):
+        task.example("train", 1)
+
+
+def test_sizes_of_a_mixture_of_endless_tasks_must_be_set() -> None:
+    task = Mixture([Sudoku4x4(num_train=10**9, num_heldout=10**9), Countdown(num_train=10**9, num_heldout=10**9)])
+    for split in ("train", "heldout"):
+        with pytest.raises(ValueError, match=rf"Mixture\.num_{split} must be set"):
+            task.size(split)

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.process_ends import gone
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.tasks import reward_worker as worker
@@ -20,19 +21,6 @@ from dlmrl_kit.tasks.reward_worker import Failed, WorkerError, shared
 
 def run(pool: worker.Pool, *items: Any, timeout: float = 20) -> list[Any]:
     return [f"{r.kind}: {r.message}" if isinstance(r, Failed) else r for r in pool.run(items, timeout)]
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends within a few seconds."""
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-            os.kill(pid, 0)
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_results_and_one_process_for_many_items(functions: ModuleType) -> None:
@@ -75,7 +63,7 @@ def test_items_that_misbehave_harm_no_other(functions: ModuleType, item: str, re
 def test_results_that_cannot_be_sent(functions: ModuleType) -> None:
     huge, closure, after = run(shared(functions.load), "huge", "closure", 1)
     assert huge.startswith("error: a result of 838")
-    assert "local object" in closure
+    assert closure == "error: TypeError: builtins.function is no data that can be sent"
     assert after == 1
 
 

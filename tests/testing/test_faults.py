@@ -43,7 +43,16 @@ from support.faults.selectors import (
     WritesMore,
     WrongDtype,
 )
-from support.faults.tasks import ChokesOnJunk, DependsOnCalls, NoIndexError, RewardsLength, SharesPuzzles, WrongAnswers
+from support.faults.tasks import (
+    ChokesOnJunk,
+    DependsOnCalls,
+    InfiniteReward,
+    NoIndexError,
+    RewardsLength,
+    SharesPuzzles,
+    SolvedByPrefixes,
+    WrongAnswers,
+)
 from support.faults.terms import (
     CutsGroups,
     CutsSequences,
@@ -120,7 +129,9 @@ FAULTS = [
     (SharesPuzzles, "check_splits_disjoint", "in pretrain and in train.*canonical"),
     (DependsOnCalls, "check_examples_reproducible", "in another order.*depend on number"),
     (ChokesOnJunk, "check_score_of_junk", "raises ValueError when scoring ''.*worth 0"),
-    (RewardsLength, "check_score_of_junk", r"reward = .*in \[0, 1\]"),
+    (RewardsLength, "check_answer_scores_full", "rewards junk with 2, the answer with 1"),
+    (InfiniteReward, "check_score_of_junk", "reward = inf.*a finite number"),
+    (SolvedByPrefixes, "check_constants_solve_nothing", "'0' .*solves 100%.*most frequent answer"),
     (WrongAnswers, "check_answer_scores_full", "scores its own answer"),
     (NoIndexError, "check_outside_of_splits", "has an example.*raise IndexError"),
     (LogsEarly, "check_opens_late", "logs before it was opened.*RuntimeError"),

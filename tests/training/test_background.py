@@ -239,12 +239,12 @@ def test_ctrl_c_ends_the_scoring_too(workers: int, tmp_path: Path, monkeypatch: 
     os.mkfifo(pipe)
     (tmp_path / f"{module}.py").write_text(REWARD.format(path=str(pipe)))
     (tmp_path / "data.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"{n}", "split": split}) + "\n" for n, split in enumerate(["train", "heldout"]))
+        "".join(json.dumps({"prompt": f"{n + 1}", "split": split}) + "\n" for n, split in enumerate(["train", "heldout"]))
     )
     monkeypatch.syspath_prepend(tmp_path)
     task = JsonLines(str(tmp_path / "data.jsonl"), f"{module}:reward", timeout=300.0, workers=workers)
     run = new_run(tmp_path / "run", sets=["Trainer.rollout_batch_size = 2"], task=task)
-    run.policy.eos_id = None  # no empty completions
+    run.policy.eos_ids = ()  # no empty completions
     pieces = 0
     sampler = run.algorithm.sampler
     original = sampler.forward

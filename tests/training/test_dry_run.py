@@ -170,7 +170,21 @@ def test_memory_of_weights_and_optimiser_is_exact(rank: int, tmp_path: Path) -> 
     optimiser.step()
     moments = [t for state in optimiser.state.values() for t in state.values() if t.dim()]
     assert need.optimiser == 4 * sum(t.numel() for t in [*moments, *trained])
-    assert need.peak == need.weights + need.optimiser + max(need.rollout, need.update)
+    assert need.peak == need.weights + need.optimiser + max(need.rollout, need.update, need.evaluation)
+
+
+@pytest.mark.parametrize(("rows", "size", "at_once"), [("None", 512, 256), ("None", 100, 100), ("6", 512, 6)])
+def test_the_peak_contains_evaluation(rows: str, size: int, at_once: int) -> None:
+    sets = [f"Trainer.rollout_batch_size = {rows}", f"Trainer.eval_size = {size}", "Trainer.micro_batch_size = 1"]
+    algorithm = build(sets=[*sets, "Trainer.prompts_per_update = 1"])
+    policy = algorithm.policy.load()
+    need = memory(algorithm, make_plan(algorithm), policy, 17)
+    tokens, sizes = at_once * (17 + algorithm.sampler.completion_length), layer_sizes(policy, False)
+    logits = 3 * 4 * at_once * algorithm.sampler.completion_length * policy.vocab_size
+    assert need.evaluation == 4 * tokens * sizes.computed + logits
+    assert need.peak >= need.weights + need.optimiser + need.evaluation
+    if rows == "None":
+        assert need.evaluation > max(need.rollout, need.update)
 
 
 @pytest.mark.parametrize("kind", ["llada", "dream", "sdar"])

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import build, model_path, recipe
+from support.pretraining import tiny
+from support.runs import build, model_path, new_run, recipe
 
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import rebuilt
@@ -18,11 +19,12 @@ from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.pretraining.run import pretrain
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.rollout.services import prompt_batch
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.training import evaluate_path, train
+from dlmrl_kit.training import evaluate_path, evaluation, train
 from dlmrl_kit.training.evaluation import evaluate, pass_at_k
 
 
@@ -99,6 +101,58 @@ def test_filters_hold_where_completions_are_sampled() -> None:
     assert evaluate(**given).decoding.items() >= {"top_p": 1.0, "top_k": 0, "temperature": 0.0}.items()
 
 
+Seen = list[tuple[int, torch.dtype]]
+"""Rows and dtype of each call of a model's first feed-forward layer."""
+
+
+def watched(policy: TransformersPolicy, seen: Seen) -> TransformersPolicy:
+    def saw(module: torch.nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        seen.append((len(out), out.dtype))
+
+    policy.model.model.layers[0].mlp.register_forward_hook(saw)
+    return policy
+
+
+def rows_and_dtypes(seen: Seen) -> tuple[int, set[torch.dtype]]:
+    return max(rows for rows, _ in seen), {dtype for _, dtype in seen}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precision_and_batch_size_hold_for_every_sampler(sampler: str, precision: str, dtype: torch.dtype) -> None:
+    algorithm, seen = build(uses=[f"sampler={sampler}"]), Seen()
+    policy = watched(tiny_policy(), seen)
+    evaluate(policy, algorithm.sampler, algorithm.task, size=5, batch_size=2, precision=precision)
+    assert rows_and_dtypes(seen) == (2, {dtype})
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(("rows", "expected"), [("None", 4), ("3", 3), ("1", 1)])
+def test_a_run_evaluates_as_it_rolls_out(tmp_path: Path, rank: int, rows: str, expected: int) -> None:
+    sets = ["Trainer.precision = 'bfloat16'", f"Trainer.rollout_batch_size = {rows}", f"Pretrained.lora_rank = {rank}"]
+    run, seen = new_run(tmp_path, sets=sets, uses=["logger=none"]), Seen()
+    watched(run.policy, seen)
+    run._evaluate(0)
+    assert rows_and_dtypes(seen) == (expected, {torch.bfloat16})
+
+
+def test_a_model_on_disk_is_evaluated_as_its_recipe_trains(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen()
+    monkeypatch.setattr(evaluation, "load_policy", lambda *given, **told: watched(load_policy(*given, **told), seen))
+    sets = ["Trainer.precision = 'bfloat16'", "Trainer.rollout_batch_size = 2"]
+    for sets_, given, expected in (
+        ([], {}, (4, {torch.float32})),
+        (sets, {}, (2, {torch.bfloat16})),
+        (sets, {"batch_size": 3, "precision": "float32"}, (3, {torch.float32})),
+    ):
+        seen.clear()
+        evaluate_path(str(run), size=4, sets=sets_, **given)
+        assert rows_and_dtypes(seen) == expected
+    seen.clear()
+    evaluate_path(str(run / "model"), recipe="pretrain_sudoku4x4", size=4, sets=["MaskedDiffusion.eval_batch_size = 3"])
+    assert rows_and_dtypes(seen) == (3, {torch.float32})
+
+
 def test_evaluations_that_make_no_sense_are_refused() -> None:
     algorithm = build(sets=["Sudoku4x4.num_pretrain = 0"])
     given = {"policy": tiny_policy(), "sampler": algorithm.sampler, "task": algorithm.task}
@@ -106,6 +160,8 @@ def test_evaluations_that_make_no_sense_are_refused() -> None:
         evaluate(**given, samples_per_prompt=2)
     with pytest.raises(RecipeError, match="unknown split 'test'; available: pretrain, train, heldout"):
         evaluate(**given, split="test")
+    with pytest.raises(RecipeError, match="unknown precision 'float8'; available: float32, bfloat16"):
+        evaluate(**given, precision="float8")
     with pytest.raises(RecipeError, match="Sudoku4x4: the pretrain split is empty"):
         evaluate(**given, split="pretrain")
     assert evaluate(**given, size=1000).size == 5  # all there are
@@ -123,11 +179,31 @@ def test_runs_and_models_are_evaluated(run: Path) -> None:
     found = evaluate_path(str(run), size=4)  # the adapter is merged into the stored model
     assert found == stored
     assert evaluate_path(str(run / "model"), recipe=str(run / "recipe.gin"), size=4) == found
+    assert evaluate_path(str(run / "model"), size=4) == found  # the folder remembers the run's recipe
+    assert evaluate_path(str(run / "adapter"), size=4).task == found.task == "Sudoku4x4"
     bare = evaluate_path(str(run / "model"), size=2, sets=["Sampler.tokens_per_step = 8"])
     assert (bare.size, bare.decoding["tokens_per_step"]) == (2, 8)
     swapped = {"uses": ["sampler=EntropyOrder"], "sets": ["EntropyOrder.completion_length = 16"]}
     assert evaluate_path(str(run), size=2, **swapped).decoding["sampler"] == "EntropyOrder"
     assert evaluate_path("shipped:sudoku4x4", size=2).size == 2
+
+
+def test_a_model_folder_remembers_its_task(tmp_path: Path) -> None:
+    sets = ["Countdown.num_train = 4", "Countdown.num_heldout = 3", "Sampler.completion_length = 8"]
+    sets += ["CharacterLlama.hidden_size = 16", "CharacterLlama.num_layers = 1", "Trainer.updates = 1"]
+    train(recipe(uses=["task=Countdown", "policy=CharacterLlama"], sets=sets), tmp_path / "run")
+    (tmp_path / "run" / "model").rename(tmp_path / "moved")
+    found = evaluate_path(str(tmp_path / "moved"))
+    assert (found.task, found.size, found.decoding["completion_length"]) == ("Countdown", 3, 8)
+    assert evaluate_path(str(tmp_path / "moved"), recipe="egspo", size=2).task == "Sudoku4x4"
+
+
+def test_a_pretrained_model_remembers_its_task(tmp_path: Path) -> None:
+    result = pretrain(tiny("LowConfidence.tokens_per_step = 4", "Sudoku4x4.max_empty = 5"), tmp_path / "run")
+    found = evaluate_path(str(result.model))
+    assert (found.task, found.size, found.decoding["tokens_per_step"]) == (result.task, 4, 4)
+    assert found.accuracy == result.accuracy
+    assert sum(sample["prompt"].count("_") for sample in found.samples) <= 4 * 5
 
 
 def load_json(path: Path) -> Any:

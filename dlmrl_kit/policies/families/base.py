@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from dlmrl_kit.policies.checkpoint_files import ConfigJson, load_model, load_tokenizer
+from dlmrl_kit.policies.checkpoint_files import ConfigJson, check_files, load_model, load_tokenizer
 from dlmrl_kit.policies.layout import Layout, read_files
+from dlmrl_kit.policies.model_files import foreign
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.text_bounds import distinct, listed_ends
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ class Family(ABC):
     policy_class: ClassVar[type[TransformersPolicy]] = TransformersPolicy
     """The class of its policies."""
 
-    strict: ClassVar[bool] = True
-    """Whether tensors are refused that the model does not have: weights that would be left out without a word."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Regular expressions of names of tensors that may be left out; others that the model does not have are refused."""
 
     @abstractmethod
     def recognises(self, config: ConfigJson) -> bool:
@@ -68,17 +70,17 @@ class Family(ABC):
             name: the path or hub id as the user wrote it.
 
         Raises:
-            UserError: as ``model_config``, tensors that are missing or left over, or a tokenizer that cannot be loaded.
+            UserError: as ``model_config``, damaged files, tensors that are missing, left over or not finite, or a
+                tokenizer that cannot be loaded.
         """
+        check_files(folder)
+        with foreign(f"{folder}/config.json describes no model that can be built"):
+            settings = self.checkpoint_config(folder, config, options)
         layout = self.layout(folder, config)
-        mapping = layout.key_mapping() if layout is not None else None
-        settings = self.checkpoint_config(folder, config, options)
-        model = load_model(
-            self.model_class(), folder, options, config=settings, key_mapping=mapping, strict=self.strict
-        )
+        model = load_model(self.model_class(), folder, options, config=settings, layout=layout, unused=self.unused)
         tokenizer = self.tokenizer(folder, config)
         arguments = options.policy_arguments()
-        arguments |= {"eos_id": self.end_id(folder, tokenizer), "layout": layout, "name": name}
+        arguments |= {"listed_ends": self.ends(folder, config, tokenizer), "layout": layout, "name": name}
         return self.policy_class(model, tokenizer, **arguments)
 
     def checkpoint_config(self, folder: str, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
@@ -93,6 +95,10 @@ class Family(ABC):
         """Loads the tokenizer. Default: as transformers does."""
         return load_tokenizer(folder, config)
 
-    def end_id(self, folder: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """Returns the id of the end of text, where it is not the tokenizer's. Default: it is."""
-        return None
+    def ends(self, folder: str, config: ConfigJson, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """Returns the ids that end a text; the first fills what a finished completion leaves open.
+
+        Default: the tokenizer's end of text, then what the checkpoint's files list. That the chat template's end of a
+        turn is one too is not to be said here.
+        """
+        return distinct([tokenizer.eos_token_id, *listed_ends(folder, config)])

@@ -22,7 +22,6 @@ class Bidirectional(Family):
     """Decoders that transformers has a class for. Causal ones attend both ways from here on."""
 
     supported = "Llama, Qwen2 and Qwen3 saved by transformers (model types llama, qwen2, qwen3, qwen3_moe)"
-    strict = False  # transformers itself writes such checkpoints, and knows what it may leave out
 
     def recognises(self, config: ConfigJson) -> bool:
         """Tells whether transformers has the model's class and runs it both ways."""

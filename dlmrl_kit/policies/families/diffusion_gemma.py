@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.policies.adapter import pattern
-from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, end_of_turn, load_tokenizer
+from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, load_tokenizer
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.options import LoadOptions, PolicyArguments
+from dlmrl_kit.policies.text_bounds import distinct, end_of_turn
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         super().__init__(model, tokenizer, **arguments)
         self.block_size = int(model.config.canvas_length)
         self.softcap = float(model.config.get_text_config().final_logit_softcapping)
-        bos = tokenizer.bos_token_id
-        self.prefix_ids = () if bos is None else (int(bos),)
+        self.prefix_ids = self.prefix_ids or distinct([tokenizer.bos_token_id])
         for name, part in model.get_submodule("model.encoder").named_children():
             if name != "language_model":
                 part.requires_grad_(False)
@@ -233,7 +233,6 @@ class DiffusionGemma(Family):
 
     supported = "DiffusionGemma (model type diffusion_gemma)"
     policy_class = DiffusionGemmaPolicy
-    strict = False  # transformers itself writes such checkpoints, and knows what it may leave out
 
     def recognises(self, config: ConfigJson) -> bool:
         """Tells whether ``config.json`` is DiffusionGemma's."""
@@ -256,6 +255,6 @@ class DiffusionGemma(Family):
         """Loads the tokenizer; the part of ``config.json`` on text says what it does not."""
         return load_tokenizer(folder, config.get("text_config") or {})
 
-    def end_id(self, folder: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """Returns the end of a turn, where there is a chat template that writes one."""
-        return end_of_turn(folder, tokenizer)
+    def ends(self, folder: str, config: ConfigJson, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """Returns the ids that end a text, the end of a turn first: it fills what a finished answer leaves open."""
+        return distinct([end_of_turn(tokenizer), *super().ends(folder, config, tokenizer)])

@@ -21,6 +21,7 @@ from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, load_
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.options import LoadOptions, PolicyArguments
+from dlmrl_kit.policies.text_bounds import distinct
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ class MaskedLMPolicy(TransformersPolicy):
         if "attention_mask" not in inspect.signature(model.forward).parameters:
             raise UserError(f"{type(model).__name__} takes no attention mask: padding would change its results")
         super().__init__(model, tokenizer, **arguments)
-        self.prefix_ids = () if tokenizer.cls_token_id is None else (tokenizer.cls_token_id,)
-        self.max_length = _max_length(model)
+        self.prefix_ids = self.prefix_ids or distinct([tokenizer.cls_token_id])
+        self.table_length = _max_length(model)
+        """The tokens that its table of positions has room for; None: it has no such table."""
+        self.max_length = self.max_length if self.table_length is None else self.table_length
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Computes final hidden states [B, S, D]; positions count the real tokens of a row.
@@ -57,10 +60,10 @@ class MaskedLMPolicy(TransformersPolicy):
         """
         if len(input_ids) == 0:  # not no_states: embeddings may be of another size than hidden states
             return input_ids.new_zeros(*input_ids.shape, self.model.config.hidden_size, dtype=self.model.dtype)
-        if self.max_length is not None and input_ids.shape[1] > self.max_length:
+        if self.table_length is not None and input_ids.shape[1] > self.table_length:
             raise UserError(
                 f"prompt and completion have {input_ids.shape[1]} tokens, and {type(self.model).__name__} has "
-                f"{self.max_length} positions: lower the sampler's completion_length"
+                f"{self.table_length} positions: lower the sampler's completion_length"
             )
         order = (~attention_mask).long().argsort(dim=1, stable=True)  # real tokens first
         mask = attention_mask.gather(1, order).long()
@@ -114,7 +117,10 @@ class MaskedLM(Family):
 
     supported = "masked language models that transformers has a class for (BERT, RoBERTa, DistilBERT, ModernBERT ...)"
     policy_class = MaskedLMPolicy
-    strict = False  # checkpoints often have the heads of other objectives, too
+    unused = (
+        *(r"(^|\.)pooler\.", r"^cls\.seq_relationship\.", r"^sop_classifier\."),
+        *(r"^discriminator_predictions\.", r"^(mask|lm)_predictions\."),
+    )  # the heads of other objectives than masked language modelling, as published checkpoints have them
 
     def recognises(self, config: ConfigJson) -> bool:
         """Tells whether transformers has a masked language model for the checkpoint."""

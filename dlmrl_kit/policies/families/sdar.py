@@ -7,16 +7,17 @@ SDAR and TraDo checkpoints, N for those named -bN).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
-from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, end_of_turn, load_tokenizer
+from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, load_tokenizer
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.layout import Layout
+from dlmrl_kit.policies.model_files import read_json
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.text_bounds import distinct, end_of_turn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -76,9 +77,9 @@ class SDAR(Family):
         from transformers import Qwen2Tokenizer
 
         about = Path(folder) / "tokenizer_config.json"
-        known = about.is_file() and "Qwen2" in str(json.loads(about.read_text(encoding="utf-8")).get("tokenizer_class"))
+        known = about.is_file() and "Qwen2" in str(read_json(about).get("tokenizer_class"))
         return load_tokenizer(folder, config, Qwen2Tokenizer if known else None)
 
-    def end_id(self, folder: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """Returns the end of a turn, where there is a chat template that writes one."""
-        return end_of_turn(folder, tokenizer)
+    def ends(self, folder: str, config: ConfigJson, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """Returns the ids that end a text, the end of a turn first: it fills what a finished answer leaves open."""
+        return distinct([end_of_turn(tokenizer), *super().ends(folder, config, tokenizer)])

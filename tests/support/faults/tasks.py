@@ -54,6 +54,25 @@ class RewardsLength(Sums):
         return {**super().score(completion, example), "reward": float(len(completion))}
 
 
+class InfiniteReward(Sums):
+    """Pays without bound."""
+
+    def score(self, completion: str, example: Example) -> dict[str, float]:
+        reward = float("inf") if len(completion) > 10 else 0.0
+        return {**super().score(completion, example), "reward": reward}
+
+
+class SolvedByPrefixes(Sums):
+    """Takes the beginning of an answer for the answer, and all answers begin alike."""
+
+    def candidate(self, number: int) -> Example | None:
+        return Example(f"{number}/1000=", f"0.{number:03}")
+
+    def score(self, completion: str, example: Example) -> dict[str, float]:
+        solved = float(bool(completion) and example.answer.startswith(completion))
+        return {"reward": solved, "solved": solved}
+
+
 class WrongAnswers(Sums):
     """Does not know the answer."""
 

@@ -1,0 +1,164 @@
+"""What a run depends on: settings, files, packages and machine, kept in its checkpoints and compared at a resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from inspect import getsourcefile
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
+from dlmrl_kit.core.component import settings
+from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.errors import FileError
+from dlmrl_kit.core.files import reason_of
+from dlmrl_kit.core.version import VERSION
+from dlmrl_kit.recipe.load import Recipe
+from dlmrl_kit.recipe.plugins import load_plugins
+
+Identity: TypeAlias = dict[str, dict[str, str]]
+"""By section (``recipe``, ``files``, ``packages``, ``machine``) what a run depends on, and its value or digest."""
+
+_KIT = "dlmrl_kit"
+_LIBRARIES = ("torch", "transformers", "peft", "reasoning-gym")
+"""Packages that compute: with other versions numbers differ, in the last digits or in what a task contains."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that a run depends on and that is not as it was.
+
+    Attributes:
+        section, name: as in ``Identity``.
+        before, now: value or digest; "" where there is none.
+    """
+
+    section: str
+    name: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        if self.section == "files":
+            state = (
+                "is not there any more" if not self.now else "has changed" if self.before else "was not there before"
+            )
+            return f"{self.name} {state}"
+        what = {"packages": "package ", "machine": ""}.get(self.section, "")
+        return f"{what}{self.name} was {self.before or 'not there'}, now {self.now or 'not there'}"
+
+
+def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.device) -> Identity:
+    """Finds out what a run depends on, and reads all files among it.
+
+    Args:
+        recipe: what is run.
+        built: of it.
+        device: that the run is on.
+
+    Raises:
+        FileError: a file cannot be read.
+    """
+    bound = {key: value.text or f"a {type(value.value).__name__}" for key, value in recipe.bindings.items()}
+    files = {path.absolute() for part in _all(_parts(built)) for path in part.files()}
+    files |= {path for block in recipe.blocks if (path := _source(block.cls)) is not None}
+    machine = {"device": device.type}
+    if device.type == "cpu":  # sums over another number of threads differ in the last digit
+        machine["threads"] = str(torch.get_num_threads())
+    return {
+        "recipe": bound | {text: "there" for text in recipe.imports},
+        "files": {str(path): _digest(path) for path in sorted(files)},
+        "packages": dict(_packages(recipe)),
+        "machine": machine,
+    }
+
+
+def _parts(built: Algorithm | Pretraining) -> list[object]:
+    """Returns all that an algorithm, or a pre-training, is built of."""
+    if isinstance(built, Pretraining):
+        return [built.task, built.policy, built.demonstrator, built.pretrainer, built.sampler]
+    return [built.task, built.policy, built.fillings, built.trainer, built.loggers]
+
+
+def changes(before: Mapping[str, Mapping[str, str]], now: Identity) -> list[Change]:
+    """Lists what differs between two identities, section by section."""
+    found = []
+    for section, entries in now.items():
+        old = before.get(section, {})
+        for name in dict.fromkeys([*old, *entries]):
+            if old.get(name) != entries.get(name):
+                found.append(Change(section, name, old.get(name, ""), entries.get(name, "")))
+    return found
+
+
+def digest_of(identity: Mapping[str, Mapping[str, str]]) -> str:
+    """Returns one digest of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 digest of a file, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """Returns the digest of a file, or of the names and contents of all files of a folder that are not hidden."""
+    try:
+        if not path.is_dir():
+            return file_digest(path)
+        inside = [p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file()]
+        shown = [p for p in inside if not any(part.startswith((".", "__pycache__")) for part in p.parts)]
+        return digest_of({"files": {str(p): file_digest(path / p) for p in shown}})
+    except OSError as error:
+        raise FileError(f"cannot read {path}, which the run depends on: {reason_of(error)}") from error
+
+
+def _all(components: Iterable[object]) -> Iterator[Dependent]:
+    """Yields the components, and those that they were given, alone or in lists and dictionaries."""
+    for part in components:
+        if isinstance(part, Dependent):
+            yield part
+            yield from _all(settings(part).values())
+        elif isinstance(part, Mapping):
+            yield from _all(part.values())
+        elif isinstance(part, list | tuple):
+            yield from _all(part)
+
+
+def _source(cls: type) -> Path | None:
+    """Returns the file of a component's class that is not the kit's: a plugin's, or a module that a recipe imports."""
+    if cls.__module__.split(".", 1)[0] == _KIT:
+        return None
+    try:
+        found = getsourcefile(cls)
+    except (TypeError, OSError):
+        return None
+    return None if found is None else Path(found).absolute()
+
+
+def _packages(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yields names and versions of the kit, of libraries that compute, and of the plugins that the recipe uses."""
+    yield _KIT, VERSION
+    for name in _LIBRARIES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    used = {block.cls.__module__.split(".", 1)[0] for block in recipe.blocks}
+    for plugin in load_plugins():
+        if plugin.package in used:
+            yield plugin.distribution, plugin.version

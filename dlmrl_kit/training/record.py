@@ -1,0 +1,132 @@
+"""``run.json``: what a run depends on, which changes were accepted when it was resumed, and how it failed.
+
+{"recipe": name, "dlmrl_kit": version, "identity": as of now,
+ "changes": [{"update": where it went on, "changed": [lines], "before": digest of the identity until then}, ...],
+ "failed_start": error that ended it before its first checkpoint, if one did}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.run_folder import ABOUT, FAILED, RECIPE, RESULT, failed_start, read_about
+from dlmrl_kit.core.version import VERSION
+from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
+from dlmrl_kit.recipe.load import Recipe
+from dlmrl_kit.training.checkpoint import checkpoints, identity_in, refused
+from dlmrl_kit.training.identity import Change, Identity, changes, digest_of
+
+EVALUATIONS = "evaluations.json"
+_SHOWN = 3
+"""How many changes a refusal names."""
+
+
+def start_record(folder: Path, recipe: Recipe, identity: Identity) -> None:
+    """Writes ``run.json`` and then ``recipe.gin``, which makes the folder a run's; removes what a failed start left."""
+    if failed_start(folder):
+        for name in (RECIPE, EVALUATIONS, METRICS):
+            (folder / name).unlink(missing_ok=True)
+    _write(folder, {"recipe": recipe.name, "dlmrl_kit": VERSION, "identity": identity, "changes": []})
+    write_atomic(folder / RECIPE, recipe.text())
+
+
+def note_failure(folder: Path, error: Exception) -> None:
+    """Notes that an error ended the run before its first checkpoint: the same command may then start it anew."""
+    if (folder / RECIPE).is_file() and not checkpoints(folder) and not (folder / RESULT).exists():
+        text = " ".join(str(error).split()) or type(error).__name__
+        _write(folder, {**read_about(folder), FAILED: text})
+
+
+def name_of(folder: Path) -> str:
+    """Returns the name of a run's recipe; that of the folder if it was lost."""
+    return str(read_about(folder).get("recipe", folder.name))
+
+
+def check_unchanged(folder: Path, now: Identity, *, length: str, finished: bool, accept: bool) -> list[Change]:
+    """Compares what a run depends on with what it depended on before.
+
+    Args:
+        folder: the run folder.
+        now: of the recipe as it is to go on.
+        length: the setting that says how long the run is, which may change: ``"Trainer.updates"``.
+        finished: whether nothing is left to train; then versions and the machine do not matter.
+        accept: whether the run is to go on whatever has changed.
+
+    Returns:
+        What has changed.
+
+    Raises:
+        CheckpointError: something has changed and is not accepted, or the newest checkpoint is another run's.
+    """
+    about = read_about(folder)
+    known = about.get("identity")
+    found = checkpoints(folder)
+    if found:
+        own = identity_in(found[-1][1])
+        earlier = [entry["before"] for entry in about.get("changes", [])]
+        if known is not None and digest_of(own) not in (digest_of(known), *earlier):
+            difference = [str(change) for change in changes(known, own)]
+            raise refused(found[-1][1], f"it is another run's: {difference[0] if difference else 'other entries'}")
+        known = own if known is None else known
+    if known is None:  # the run lost its record and has no checkpoint: it starts again
+        return []
+    changed = changes(known, now)
+    if finished:
+        changed = [change for change in changed if change.section in ("recipe", "files")]
+    unwanted = [change for change in changed if (change.section, change.name) != ("recipe", length)]
+    if unwanted and not accept:
+        more = f" and {len(unwanted) - _SHOWN} more" if len(unwanted) > _SHOWN else ""
+        raise CheckpointError(
+            f"{folder} would not go on as what it was: {', '.join(map(str, unwanted[:_SHOWN]))}{more}; undo that, "
+            f"start a new run, or accept it with --accept-changes, which {ABOUT} records"
+        )
+    return changed
+
+
+def record_changes(folder: Path, recipe: Recipe, now: Identity, changed: Sequence[Change], update: int) -> None:
+    """Writes the recipe as it goes on and, to ``run.json``, what has changed; a result from before is no longer one.
+
+    Args:
+        folder: the run folder.
+        recipe: with which the run goes on.
+        now: its identity.
+        changed: from ``check_unchanged``; if nothing has, nothing is written.
+        update: the next one.
+    """
+    if not changed:
+        return
+    about = read_about(folder)
+    entry = {"update": update, "changed": [str(change) for change in changed]}
+    before = digest_of(about["identity"]) if "identity" in about else ""
+    history = [*about.get("changes", []), {**entry, "before": before}]
+    if any(change.section == "recipe" for change in changed):
+        write_atomic(folder / RECIPE, recipe.text())
+        (folder / RESULT).unlink(missing_ok=True)
+    _write(folder, {**about, "dlmrl_kit": VERSION, "identity": now, "changes": history})
+
+
+def _write(folder: Path, about: Mapping[str, Any]) -> None:
+    write_atomic(folder / ABOUT, json.dumps(about, indent=1))
+
+
+def notes(changed: Sequence[Change], length: str, learning_rate: float) -> list[str]:
+    """Says what changed in a run that goes on, and what that means, for the user to read.
+
+    Args:
+        changed: from ``check_unchanged``.
+        length: the setting that says how long the run is.
+        learning_rate: with which it goes on.
+    """
+    found = [f"{change}: accepted, and recorded in {ABOUT}" for change in changed if change.name != length]
+    found += [
+        f"{change}, recorded in {ABOUT}: schedules are those of a run of {change.now}, and the learning rate goes on "
+        f"with {learning_rate:.3g}"
+        for change in changed
+        if change.name == length
+    ]
+    return found

@@ -1,0 +1,138 @@
+"""What a worker may send, and that nothing else is read from one."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import os
+import pickle
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlmrl_kit.tasks.reward_worker import Failed, shared
+from dlmrl_kit.tasks.worker_data import from_bytes, to_bytes
+from dlmrl_kit.tasks.worker_process import read_reply
+
+atoms = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=20)
+keys = st.text(max_size=5) | st.integers() | st.tuples(st.integers(), st.text(max_size=3))
+data = st.recursive(
+    atoms,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(keys, inner, max_size=4)
+        | st.sets(keys, max_size=4)
+        | st.frozensets(keys, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def types_of(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [dict, [(types_of(key), types_of(element)) for key, element in value.items()]]
+    if isinstance(value, (list, tuple)):
+        return [type(value), [types_of(element) for element in value]]
+    return type(value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data)
+def test_data_arrives_as_it_was(value: Any) -> None:
+    found = from_bytes(to_bytes(value))
+    assert found == value
+    assert types_of(found) == types_of(value)
+
+
+@pytest.mark.parametrize("value", ["\ud800", math.inf, -math.inf, 1 + 2j, 10**400, {"dict": {"tuple": [1]}}, {}, ()])
+def test_odd_data_arrives_as_it_was(value: Any) -> None:
+    assert from_bytes(to_bytes(value)) == value
+    assert math.isnan(from_bytes(to_bytes(math.nan)))
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(np.float64(0.5), 0.5), (np.int32(3), 3), (np.str_("a"), "a"), (Level.HIGH, 3), (os.stat_result(range(10)), None)],
+)
+def test_kinds_of_numbers_and_texts_become_plain_ones(value: Any, plain: Any) -> None:
+    found = from_bytes(to_bytes(value))
+    assert type(found) is (type(plain) if plain is not None else tuple)
+    assert found == (plain if plain is not None else tuple(range(10)))
+
+
+@pytest.mark.parametrize("value", [Fraction(1, 2), object(), len, Level, [np.zeros(2)], {1: print}])
+def test_what_is_no_data_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^[\w.]+ is no data that can be sent$"):
+        to_bytes(value)
+
+
+def test_depth_is_bounded() -> None:
+    deep: list[Any] = []
+    for _ in range(10**5):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nested too deep"):
+        to_bytes(deep)
+    with pytest.raises(ValueError, match="nested too deep"):
+        from_bytes(b"[" * 10**5 + b"]" * 10**5)
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.abort, ()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pickle.dumps(Harmful()),
+        pickle.dumps([1.0]),
+        b"",
+        b"\xff",
+        b"1",
+        b"[]",
+        b"[1, 2]",
+        b'{"x": 1}',
+        b'{"a": 1, "b": 2}',
+        b'{"bytes": "?"}',
+        b'{"bytes": 3}',
+        b'{"dict": [[1]]}',
+        b'{"dict": 1}',
+        b'{"dict": [[[1], 1]]}',
+        b'{"set": [[1]]}',
+        b'{"complex": ["a", 1]}',
+        b'[{"tuple": 3}]',
+        b'{"tuple": ["timeout", 1, ""]}',
+    ],
+)
+def test_what_is_no_reply_is_refused(message: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (whatever it says: the parent takes it as a crash)
+        read_reply(message)
+
+
+def test_a_failure_arrives_as_it_was() -> None:
+    assert read_reply(to_bytes(("error", "a", "b"))) == Failed("error", "a", "b")
+    assert read_reply(to_bytes([("error", "a", "b")])) == ("error", "a", "b")  # a result of this form stays one
+
+
+@pytest.mark.parametrize("written", ["pickle", "text", "long", "half"])
+def test_a_scorer_that_writes_replies_itself_runs_nothing_in_the_parent(functions: ModuleType, written: str) -> None:
+    pool = shared(functions.load)
+    (result,) = pool.run([f"write {written}"], 2 if written == "half" else 20)
+    assert isinstance(result, Failed)
+    assert result.kind == ("timeout" if written == "half" else "crash")
+    assert pool.run([1], 20) == [1]
+
+
+def test_json_is_what_travels() -> None:
+    assert json.loads(to_bytes([{"reward": 0.5}])) == [{"dict": [["reward", 0.5]]}]
