@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.corrections.base import Correction
 from dlmrl_kit.demonstrators.base import Demonstrator
 from dlmrl_kit.filters.base import Filter
@@ -41,3 +44,21 @@ BASE_CLASSES: dict[str, type] = {
     "pretrainer": Pretrainer,
 }
 """By kind, the class that its components must inherit from."""
+
+
+def check_kinds(fillings: Mapping[str, object]) -> None:
+    """Refuses a component in a slot of another kind: gin checks recipes, and this what Python code fills in.
+
+    Args:
+        fillings: by slot, one component, a list of them, or None where a slot may stay empty.
+
+    Raises:
+        RecipeError: a component does not inherit from the base class of its slot's kind.
+    """
+    for slot, filling in fillings.items():
+        base = BASE_CLASSES[slot]
+        for component in filling if isinstance(filling, Sequence) else [filling]:
+            empty = component is None and slot in ("cache", "correction")
+            if not empty and not isinstance(component, base):
+                loads = "; it takes what loads a model, such as Pretrained(path)" if slot == "policy" else ""
+                raise RecipeError(f"{slot} takes a {base.__name__}, not {type(component).__name__}{loads}")

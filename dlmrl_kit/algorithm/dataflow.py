@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from dlmrl_kit.advantages.selected import SelectedAdvantage
 from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
+from dlmrl_kit.algorithm.bases import check_kinds
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import (
@@ -129,9 +130,10 @@ def make_plan(algorithm: GradientEstimator) -> Plan:
     """Orders the components of an algorithm, and finds the on-demand keys that each has to write for others.
 
     Raises:
-        RecipeError: a key is read but never written, or is written twice; a cache lacks a correction, or the correction
-            does not fit the other components.
+        RecipeError: a component is of another kind than its slot; a key is read but never written, or is written twice;
+            a cache lacks a correction, or the correction does not fit the other components.
     """
+    check_kinds(algorithm.fillings)
     _check_correction(algorithm)
     terms = [Stage("loss", algorithm.loss), *(Stage("regulariser", term) for term in algorithm.regularisers)]
     wanted = {key for term in terms for key in term.reads}

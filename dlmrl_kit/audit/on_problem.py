@@ -23,7 +23,7 @@ from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import GROUP, PROBABILITY, REWARD, SEED, SELECTED_WEIGHT, STEP_VALID, TRAJECTORY, Key
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import num_valid, states
-from dlmrl_kit.corrections.apply import corrected
+from dlmrl_kit.corrections.apply import apply_correction
 from dlmrl_kit.rollout.rewards import FinalReward
 from dlmrl_kit.rollout.services import SamplingServices, Services
 from dlmrl_kit.samplers.base import Sampler
@@ -71,7 +71,7 @@ class OnProblem:
 
     def weighed(self, batch: TensorDictBase) -> TensorDictBase:
         """Corrects the weights of a batch, if the estimator has a correction."""
-        return batch if self.estimator.correction is None else corrected(batch)
+        return batch if self.estimator.correction is None else apply_correction(batch)
 
     def loss_gradient(self, batch: TensorDictBase) -> Tensor:
         """Computes the gradient [P] of the loss, without regularisers, on a complete batch."""

@@ -173,7 +173,7 @@ def kept_whole(estimator: GradientEstimator, small: Iterable[OnProblem]) -> str:
     problems = list(small)
     if not problems or not all(keeps_whole(one) for one in problems):
         return ""
-    own = first_left_out(estimator, min(max(estimator.sampler.sizes.steps, 16), MOST_STEPS))
+    own = first_left_out(estimator, min(estimator.sampler.sizes.steps, MOST_STEPS))
     if own is None:
         return ""  # it keeps every step of its own trajectories, too
     selector, steps = estimator.selector, max(one.estimator.sampler.max_steps for one in problems)
@@ -182,6 +182,6 @@ def kept_whole(estimator: GradientEstimator, small: Iterable[OnProblem]) -> str:
     values = f" ({', '.join(f'{name} = {value}' for name, value in counts.items())})" if counts else ""
     return (
         f"{type(selector).__name__} is {'kept as it is' if same else 'scaled'}{values} so that it keeps all {steps} of "
-        f"{steps} steps of the small problems, while of {own} steps it does not: this would audit AllSteps. Give it a "
-        "method `resized` that keeps its share of the steps"
+        f"{steps} steps of the small problems, while of {own} steps it does not: this would audit AllSteps. Its method "
+        "`resized` must keep its share of the steps"
     )

@@ -31,6 +31,6 @@ def add_correction(
     return diagnostics(log_ratio[happened], weights[used], truncated[used])
 
 
-def corrected(trajectory: TensorDictBase) -> TensorDictBase:
+def apply_correction(trajectory: TensorDictBase) -> TensorDictBase:
     """Multiplies the weights of a trajectory by ``("selected", "correction")``, in place; returns the trajectory."""
     return trajectory.set(SELECTED_WEIGHT, trajectory[SELECTED_WEIGHT] * trajectory[SELECTED_CORRECTION])

@@ -69,7 +69,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     if claims.unbiased is not None:
         under = f", under: {claims.under}" if claims.under else ""
         scale = f"; scale {claims.scale}" if claims.unbiased else ""
-        facts.append(("gradient", f"{'unbiased' if claims.unbiased else 'biased'}{scale}{under}"))
+        facts.append(("claims", f"gradient {'unbiased' if claims.unbiased else 'biased'}{scale}{under}"))
     use = f"--use {entry.kind}={entry.name}, or in a recipe: @{entry.gin_name}()"
     return [*facts, ("source", _source(entry.cls)), ("use", use)]
 

@@ -22,8 +22,8 @@ from dlmrl_kit.core.keys import (
     SELECTED_END,
     SELECTED_STEP,
     SELECTED_WEIGHT,
-    STEP_ADVANTAGE,
     STEP_ENTROPY,
+    STEP_LOG_PROB,
     STEP_VALID,
     Key,
 )
@@ -116,8 +116,9 @@ class Selector(Component):
     ) -> TensorDictBase:
         """Chooses steps; ``generator`` is used by selectors that list it in ``requires``."""
         step, weight = self.choose(tensordict, generator)
-        scores = [tensordict.get(key, None) for key in (STEP_ENTROPY, STEP_ADVANTAGE)]
-        double = any(score is not None and score.dtype == torch.float64 for score in scores)
+        # As precise as what the sampler recorded, whatever the rule reads of it.
+        recorded = [tensordict.get(key, None) for key in {*self.in_keys, STEP_LOG_PROB, STEP_ENTROPY}]
+        double = any(values is not None and values.dtype == torch.float64 for values in recorded)
         real = torch.float64 if double else torch.float32
         tensordict.set(SELECTED_STEP, step).set(SELECTED_WEIGHT, weight.to(real))
         if SELECTED_END in keys:

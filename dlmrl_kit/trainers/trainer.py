@@ -42,7 +42,7 @@ class Trainer(OptimiserSettings):
         eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
         eval_size: held-out examples per evaluation.
         checkpoint_every: updates between checkpoints.
-        max_skipped: updates with a non-finite loss or gradient in a row before training stops.
+        max_skipped: optimiser steps with a non-finite loss or gradient in a row before training stops.
 
     Raises:
         ValueError: a value out of range.

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.bases import check_kinds
 from dlmrl_kit.algorithm.dataflow import Plan, check_groups, make_plan
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
@@ -46,6 +47,7 @@ def start_training(algorithm: Algorithm) -> Started:
     Raises:
         UserError: the components do not fit together, or the policy, device, cache or compiler cannot be used here.
     """
+    check_kinds({"task": algorithm.task, "policy": algorithm.policy, "trainer": algorithm.trainer})
     check_groups(algorithm)
     plan, trainer = make_plan(algorithm), algorithm.trainer
     require_examples(algorithm.task, "train", "heldout")

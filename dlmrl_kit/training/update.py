@@ -1,7 +1,8 @@
 """One update, from prompts to an optimiser step. ``Update`` is the algorithm: read its methods from top to bottom.
 
-Two collaborators stand behind it: ``rollout.rewards`` scores completions in a thread, and ``training.gradient`` runs
-the likelihood and back-propagates the loss in pieces that fit in memory. Which component runs when is planned once,
+Three collaborators stand behind it: ``rollout.services`` makes prompts and gives components what they ask for,
+``rollout.rewards`` scores completions in a thread, and ``training.gradient`` runs the likelihood and back-propagates
+the loss in pieces that fit in memory. Which component runs when is planned once,
 from the keys that components read and write (``algorithm.dataflow``); ``dlmrl check RECIPE`` prints the plan.
 """
 
@@ -32,7 +33,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.trajectory import cut, length_order, restored, shuffled
-from dlmrl_kit.corrections.apply import corrected
+from dlmrl_kit.corrections.apply import apply_correction
 from dlmrl_kit.corrections.base import warning
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rollout.rewards import Reward, Scorer
@@ -95,7 +96,7 @@ class Update:
         self.warned = False
         self.difference: float | None = None
         """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
-        self.correction: dict[str, float] = {}
+        self.correction_metrics: dict[str, float] = {}
 
     def __call__(self, number: int) -> dict[str, float]:
         """Takes update ``number``: a rollout, old and reference log-probabilities, optimiser steps. Returns metrics.
@@ -144,7 +145,7 @@ class Update:
                 if prepared:
                     # ``LogProbs`` turns autocast on by itself; around it, as in ``prepare``, numbers stay float32.
                     with phase("old and reference"), torch.autocast(self.policy.device.type, enabled=False):
-                        self.correction = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
+                        self.correction_metrics = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
 
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
@@ -178,7 +179,7 @@ class Update:
         return later
 
     def prepare(self, rollout: Rollout) -> dict[str, float]:
-        """Adds old and reference log-probabilities to ``rollout.kept`` and corrects its weights.
+        """Completes a rollout: old and reference log-probabilities, unless it has them already, and corrected weights.
 
         Before the first update it also checks that ratios start at 1. Returns the metrics of the correction.
 
@@ -186,7 +187,7 @@ class Update:
             TrainingError: old and new log-probabilities disagree.
         """
         if not rollout.prepared:
-            self.correction = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
+            self.correction_metrics = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
         if self.algorithm.correction is not None:
             self.weigh(rollout.kept)
         if self.difference is None:
@@ -194,12 +195,12 @@ class Update:
                 self.difference = check_old(rollout.kept, self.algorithm, self.log_probs)
             largest = f"largest difference {self.difference:.1e}"
             self.say(f"old and new log-probabilities agree before the first update ({largest})")
-        return self.correction
+        return self.correction_metrics
 
     def weigh(self, trajectory: TensorDictBase) -> None:
         """Multiplies the selection's weights by the correction; warns, once, if its effective sample size is poor."""
-        corrected(trajectory)
-        poor = warning(self.correction)
+        apply_correction(trajectory)
+        poor = warning(self.correction_metrics)
         if poor is not None and not self.warned:
             self.warned = True
             self.say(f"warning: {poor}")

@@ -108,6 +108,13 @@ def test_what_keeps_every_step_of_its_own_trajectories_is_judged(selector: Selec
     assert audited(selector).verdict == "unbiased"
 
 
+@pytest.mark.parametrize("selector", [Budget(8), EntropyTopK(8)])
+def test_eight_of_eight_steps_are_all_steps(selector: Selector) -> None:
+    """Of nine steps it would leave one out, but the recipe's trajectories never have nine."""
+    estimator = exact_estimator(LeftToRight(8), {"selector": selector})
+    assert audit_algorithm(estimator, problems=PROBLEMS, attribution=False).verdict == "unbiased"
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 13])
 def test_the_first_number_of_steps_of_which_some_are_left_out(k: int) -> None:
     for selector in (FirstK(k), Budget(k)):

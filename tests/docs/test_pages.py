@@ -19,7 +19,7 @@ from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.keys import keys_table
 from dlmrl_kit.core.registry import KINDS
 from dlmrl_kit.recipe.catalogue import components
-from dlmrl_kit.recipe.load import recipe_names
+from dlmrl_kit.recipe.load import load_recipe, recipe_names
 from dlmrl_kit.recipe.plugins import ENTRY_POINT_GROUP
 
 PAGES = [
@@ -33,6 +33,7 @@ PAGES = [
     "command-line",
     "mathematics",
     "audit",
+    "in-python",
     "torchrl-environment",
     "small-denoiser",
     "real-models",
@@ -75,19 +76,28 @@ def run(line: str, expected_error: str | None) -> None:
         assert expected_error in result.output
 
 
-@pytest.mark.parametrize("page", ["quickstart", "compose-an-algorithm", "trajectory", "small-denoiser", "command-line"])
+@pytest.mark.parametrize(
+    "page", ["quickstart", "compose-an-algorithm", "in-python", "trajectory", "small-denoiser", "command-line"]
+)
 def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}  # later Python blocks use what earlier ones define
     for language, text in blocks(page):
         if language == "gin" and text.startswith("# file: "):
             (tmp_path / text.split("\n", 1)[0].removeprefix("# file: ")).write_text(text)
         elif language == "python":
-            exec(compile(text, f"{page}.md", "exec"), {})
+            exec(compile(text, f"{page}.md", "exec"), names)
         elif language == "console":
             lines = text.splitlines()
             for line, after in zip(lines, [*lines[1:], ""], strict=True):
                 if line.startswith("$ "):
                     run(line[2:], after.removeprefix("error: ... ") if after.startswith("error: ") else None)
+
+
+def test_the_recipe_in_the_readme_is_the_default_recipe(tmp_path: Path) -> None:
+    (shown,) = [text for language, text in BLOCK.findall((ROOT / "README.md").read_text()) if language == "gin"]
+    (tmp_path / "shown.gin").write_text(shown)
+    assert load_recipe(tmp_path / "shown.gin").text(header=False) == load_recipe("egspo_sa").text(header=False)
 
 
 def test_the_table_of_keys_is_what_the_package_gives() -> None:

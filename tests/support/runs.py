@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, Swaps
 from dlmrl_kit.core.results import RunObserver
-from dlmrl_kit.corrections.apply import corrected
+from dlmrl_kit.corrections.apply import apply_correction
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
@@ -132,7 +132,7 @@ def collect(run: Run, number: int = 0) -> Rollout:
 def prepared(update: Update, trajectory: TensorDictBase) -> TensorDictBase:
     """The trajectory with what stays fixed during an update, without the check before the first one."""
     update.correction = update.log_probs.add_fixed(trajectory, update.trainer.inner_iterations)
-    return trajectory if update.algorithm.correction is None else corrected(trajectory)
+    return trajectory if update.algorithm.correction is None else apply_correction(trajectory)
 
 
 def old_difference(update: Update, trajectory: TensorDictBase) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.conformance import failures
-from support.faults.selectors import MissesAnOutcome, ReadsUndeclared, SilentSelector, WritesMore
+from support.faults.selectors import LeastProbable, MissesAnOutcome, ReadsUndeclared, SilentSelector, WritesMore
 from support.faults.values import PlainValue
 
 from dlmrl_kit.core.component import Component
@@ -34,6 +34,10 @@ def test_a_plugin_that_conforms_passes_as_class_and_instance(registered: Any) ->
 
 def test_a_value_model_that_conforms(registered: Any) -> None:
     check_component(registered("value", PlainValue))
+
+
+def test_a_selector_that_reads_neither_entropy_nor_advantage_is_as_precise_as_what_it_reads() -> None:
+    assert set(failures(LeastProbable())) == {"check_registered"}
 
 
 def test_everything_wrong_is_told_once(registered: Any) -> None:

@@ -24,6 +24,7 @@ from support.faults.normalisers import CountsTheBatch, CutsSamples, EmptyShares,
 from support.faults.samplers import CommitsForbidden, CountsSteps, NoOrderTerm, StartsOver, TooManyCommits
 from support.faults.schedules import ChangesFraction, FlatSchedule, LosesItsValue
 from support.faults.selectors import (
+    ForgetsPadding,
     LooksAtPlaceInBatch,
     MutatesInput,
     OddError,
@@ -81,6 +82,7 @@ FAULTS = [
     (SelectsTwice, "check_steps_distinct", r"\[0, 0\].*with_replacement = True"),
     (SaysNested, "check_nested", "but not of its first . steps.*remove nested = True"),
     (SelectsPastTheEnd, "check_steps_happened", 'of a row that has . steps.*"valid"'),
+    (ForgetsPadding, "check_steps_happened", "of a row that has 1 steps"),
     (UsesGlobalRandomState, "check_global_random_state", "random state of torch.*generator=generator"),
     (UsesPythonRandomState, "check_global_random_state", "random state of Python"),
     (LooksAtPlaceInBatch, "check_order_of_batch", "in another order.*never by their place"),
@@ -156,6 +158,7 @@ ALSO: dict[Any, set[str]] = {
     CentresOverBatch: {"check_recorded"},
     CommitsForbidden: {"check_probabilities"},
     CountsSteps: {"check_probabilities", *SEEDLESS} - {"check_copies"},
+    ForgetsPadding: {"check_padding"},
     ChokesOnJunk: {"check_answer_scores_full"},
     RewardsLength: {"check_answer_scores_full"},
     ClosesOnce: {"check_life_of_a_run"},

@@ -9,8 +9,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.keys import SELECTED_WEIGHT, STEP_ENTROPY, STEP_VALID, Key
-from dlmrl_kit.selectors.base import Selector, valid_entropy
+from dlmrl_kit.core.keys import SELECTED_WEIGHT, STEP_ENTROPY, STEP_LOG_PROB, STEP_VALID, Key
+from dlmrl_kit.selectors.base import Selector, descending_rank, valid_entropy
 from dlmrl_kit.selectors.k_steps import FirstK
 from dlmrl_kit.selectors.random_steps import RandomSteps
 
@@ -187,3 +187,22 @@ class MissesAnOutcome(RandomSteps):
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
         return super().outcomes(tensordict)[:-1]
+
+
+class ForgetsPadding(FirstK):
+    """Chooses the least probable actions, and forgets that rows end. Arguments as ``FirstK``."""
+
+    def __init__(self, k: int = 2) -> None:
+        super().__init__(k)
+        self.in_keys = [*self.in_keys, STEP_LOG_PROB]
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        return descending_rank(-tensordict[STEP_LOG_PROB], torch.ones_like(tensordict[STEP_VALID])) < self.k
+
+
+class LeastProbable(ForgetsPadding):
+    """Makes no mistake: the same without the padding, in the precision that comes in. Arguments as ``FirstK``."""
+
+    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        valid = tensordict[STEP_VALID]
+        return (descending_rank(-tensordict[STEP_LOG_PROB], valid) < self.k) & valid
