@@ -31,6 +31,8 @@ class GroupZScore(GroupAdvantage):
         ValueError: a value out of range.
     """
 
+    not_sizes = ("correction",)
+
     def __init__(self, eps: float = 1e-4, correction: int = 0) -> None:
         super().__init__()
         check(0 <= eps < math.inf, self, "eps", eps, "at least 0 and finite")

@@ -49,6 +49,7 @@ class MonteCarlo(Advantage):
         ValueError: a value out of range.
     """
 
+    not_sizes = ("n", "n_baseline")
     requires = ("restart",)
 
     def __init__(self, n: int = 4, n_baseline: int = 4) -> None:

@@ -123,7 +123,7 @@ class GradientEstimator:
 
 
 class Algorithm(GradientEstimator):
-    """A filled sentence: sample with S, keep the steps chosen by C, credit with A, re-score with Q, minimise L.
+    """Holds a filled sentence: sample with S, keep the steps chosen by C, credit with A, re-score with Q, minimise L.
 
     Args:
         task: gives prompts and rewards.

@@ -12,17 +12,20 @@ import torch
 from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
 from dlmrl_kit.audit.actions import AuditError
 from dlmrl_kit.audit.attribution import Attribution, Interaction, attribution, interaction
+from dlmrl_kit.audit.later_steps import LaterStep, audit_later_steps, summed_up
 from dlmrl_kit.audit.measure import Ground, Measured
 from dlmrl_kit.audit.on_problem import OnProblem
 from dlmrl_kit.audit.problem import Problem, random_problems
 from dlmrl_kit.audit.regularisers import RegulariserAudit, audit_regularisers, combined
 from dlmrl_kit.audit.report import AuditReport
 from dlmrl_kit.audit.scale import known_scales
-from dlmrl_kit.audit.sizes import Scaled, kept_whole, scaled_texts, shrunk
+from dlmrl_kit.audit.scope import scope_of
+from dlmrl_kit.audit.sizes import Scaled, kept_whole, scaled_texts, shrunk, unscaled_words
 from dlmrl_kit.audit.variants import Cause, alone, causes, swapped
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import STEP_LOG_PROB
 from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.trainers.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Options:
         batches: how many batches to sample where groups cannot be listed.
         prompts_per_update: groups of a batch. It matters wherever groups meet: in what a filter leaves, and in a
             denominator that counts tokens or steps.
+        later_steps: whether to audit the optimiser steps after the first one on a rollout, too.
     """
 
     problems: int | Sequence[Problem] = 4
@@ -45,6 +49,7 @@ class Options:
     attribution: bool = True
     batches: int = 400
     prompts_per_update: int = 2
+    later_steps: bool = False
 
 
 def audit_recipe(
@@ -59,13 +64,14 @@ def audit_recipe(
     attribution: bool = True,
     batches: int = 400,
     prompts_per_update: int | None = None,
+    later_steps: bool = False,
 ) -> AuditReport:
     """Audits a recipe, as ``dlmrl audit`` does.
 
     Args:
         recipe: its name or path.
         sets, uses, allow_imports: as ``load_recipe``.
-        problems, seed, group_size, attribution, batches: as ``Options``.
+        problems, seed, group_size, attribution, batches, later_steps: as ``Options``.
         prompts_per_update: as ``Options``; None: that of the recipe's trainer.
 
     Raises:
@@ -86,6 +92,7 @@ def audit_recipe(
         attribution=attribution,
         batches=batches,
         prompts_per_update=prompts_per_update,
+        later_steps=later_steps,
     )
     report.notes[:0] = loaded.notes
     return report
@@ -101,13 +108,14 @@ def audit_algorithm(
     attribution: bool = True,
     batches: int = 400,
     prompts_per_update: int | None = None,
+    later_steps: bool = False,
 ) -> AuditReport:
     """Audits an algorithm on small problems that stand in for its task and policy.
 
     Args:
         algorithm: the components; each is scaled to the problems by its own method ``resized``.
         name: of the report.
-        problems, seed, group_size, attribution, batches: as ``Options``.
+        problems, seed, group_size, attribution, batches, later_steps: as ``Options``.
         prompts_per_update: as ``Options``; None: that of the algorithm's trainer, 2 without one.
 
     Raises:
@@ -119,11 +127,13 @@ def audit_algorithm(
         raise AuditError(f"{sampler} does not sample from the policy: there is no gradient of its reward to audit")
     groups = prompts_per_update
     if groups is None:
-        groups = algorithm.trainer.prompts_per_update if isinstance(algorithm, Algorithm) else Options.prompts_per_update
+        groups = (
+            algorithm.trainer.prompts_per_update if isinstance(algorithm, Algorithm) else Options.prompts_per_update
+        )
     if groups < 1:
         raise AuditError(f"prompts_per_update must be at least 1, got {groups}")
     with _one_thread():
-        return _audit(algorithm, name, Options(problems, seed, group_size, attribution, batches, groups))
+        return _audit(algorithm, name, Options(problems, seed, group_size, attribution, batches, groups, later_steps))
 
 
 @contextmanager
@@ -159,6 +169,11 @@ class _Place:
         """Measures the algorithm without a cause; None if the components do not fit together."""
         return self._measured(lambda: swapped(self.small, cause.without))
 
+    def later_steps(self, trainer: Trainer) -> list[LaterStep]:
+        """Audits the optimiser steps after the first one; none where trajectories cannot be listed."""
+        small = OnProblem(swapped(self.small), self.ground.problem)
+        return audit_later_steps(small, self.ground, self.measured, trainer)
+
     def _measured(self, build: Callable[[], GradientEstimator]) -> Measured | None:
         try:
             return self.ground.measure(build())
@@ -177,15 +192,24 @@ def _audit(algorithm: GradientEstimator, name: str, options: Options) -> AuditRe
         sampler=type(algorithm.sampler).__name__,
         group_size=options.group_size,
         prompts_per_update=options.prompts_per_update,
+        scope=scope_of(algorithm, options.group_size, options.prompts_per_update),
     )
     for place in places:
         tokens = float(options.group_size * place.ground.problem.length)
         report.scales.append(known_scales(place.small, options.group_size, tokens))
-    report.unlike = kept_whole(algorithm, [OnProblem(p.small, p.ground.problem) for p in places])
+    report.unlike = kept_whole(algorithm, [OnProblem(p.small, p.ground.problem) for p in places], options.group_size)
+    unscaled = unscaled_words(algorithm, [place.small for place in places])
+    if not (report.unlike or report.refuted):  # what is biased although it is less limited here is biased
+        report.unlike = unscaled
     if options.attribution and places:
         report.attribution, report.interaction = _attributed(places, report)
     report.regularisers = _regularisers(places)
+    if options.later_steps and isinstance(algorithm, Algorithm):
+        own = (place.later_steps(algorithm.trainer) for place in places)
+        report.later_steps = summed_up(list(own))
     report.notes = _notes(places)
+    if unscaled and unscaled != report.unlike:
+        report.notes.append(unscaled)
     return report
 
 

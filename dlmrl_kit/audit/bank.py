@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -75,11 +76,31 @@ class Bank:
 
 def true_gradient(trajectories: TensorDictBase, problem: Problem, sampler: Sampler) -> Tensor:
     """Computes grad J, float64 [P], by automatic differentiation of the sum of P(trajectory) * R."""
+    return gradient_where(trajectories, problem, sampler).gradient
+
+
+class Where(NamedTuple):
+    """grad J, [P], and the log-probability of each trajectory, [N], at the parameters of the moment."""
+
+    gradient: Tensor
+    log_prob: Tensor
+
+
+def gradient_where(
+    trajectories: TensorDictBase, problem: Problem, sampler: Sampler, listed: Tensor | None = None
+) -> Where:
+    """Computes grad J at the present parameters, which may have moved since the trajectories were listed.
+
+    Args:
+        trajectories: all of them, with the probabilities at the parameters at which they were listed.
+        problem, sampler: whose they are.
+        listed: ``log_prob`` at those parameters, [N]; None: they have not moved.
+    """
     scored = StepLogProb()(every_step(trajectories), policy=problem.denoiser, sampler=sampler)
     total = scored[SELECTED_LOG_PROB].sum(-1)  # without the noise of a renoising sampler, which no policy draws
-    weight = (total - total.detach()).exp() * trajectories[PROBABILITY]
+    weight = (total - (total.detach() if listed is None else listed)).exp() * trajectories[PROBABILITY]
     expected = (weight * trajectories[REWARD]).sum() / problem.prompts
-    return Parameters(problem.denoiser, sampler).gradient(expected)
+    return Where(Parameters(problem.denoiser, sampler).gradient(expected), total.detach())
 
 
 def select(small: OnProblem, services: ExactServices, trajectories: TensorDictBase) -> Bank:

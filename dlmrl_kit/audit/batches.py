@@ -82,8 +82,8 @@ class GroupLaw:
 
     def stacked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns counts [V], probabilities [V], totals [V, C] and squared norms [V, parts]."""
-        rows = zip(*self.values.values(), strict=True)
-        return (torch.tensor(list(self.values), dtype=torch.float64), *(torch.stack(part) for part in rows))
+        probability, total, squares = (torch.stack(part) for part in zip(*self.values.values(), strict=True))
+        return torch.tensor(list(self.values), dtype=torch.float64), probability, total, squares
 
 
 @functools.cache

@@ -9,6 +9,7 @@ keeps every step there all the same, it is measured unscaled on a problem that i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from dlmrl_kit.advantages.base import Advantage
@@ -20,7 +21,7 @@ from dlmrl_kit.audit.exact import claims_of, exact_estimator
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.report import AuditReport
 from dlmrl_kit.audit.scale import TOLERANCE, evaluated
-from dlmrl_kit.audit.sizes import first_left_out
+from dlmrl_kit.audit.sizes import GROUP_SIZE, first_left_out
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import SELECTED_OLD_VALUE, SELECTED_TOKEN_ADVANTAGE, SEQUENCE_LENGTH
@@ -46,7 +47,6 @@ PROBLEMS = (
     Problem(vocab=2, length=4, block_length=2, reward="parity", seed=7),
     Problem(vocab=2, length=3, tokens_per_step=2, eos=True, seed=4),
 )
-GROUP_SIZE = 2
 
 
 def audit_component(component: Component, problems: Sequence[Problem] = PROBLEMS) -> AuditReport:
@@ -121,6 +121,12 @@ def audit_unscaled(selector: Selector) -> AuditReport | None:
     return _audit(LeftToRight(steps), [problem], swaps, group_size=1)
 
 
+def _refuting(selector: Selector) -> AuditReport | None:
+    """Returns the audit of a selector at its own size if it finds a bias; None if it does not."""
+    report = audit_unscaled(selector)
+    return report if report is not None and report.refuted and not report.unlike else None
+
+
 def broken_claim(component: Component) -> str:
     """Says in one sentence which claim of a component is false; "" if its claims are true or it makes none.
 
@@ -136,17 +142,13 @@ def broken_claim(component: Component) -> str:
     name = type(component).__name__
     report = audit_component(component)
     if report.unlike and isinstance(component, Selector):
-        unscaled = audit_unscaled(component)
-        if unscaled is None:
-            return f"{name} claims to be unbiased, which cannot be audited: {report.unlike}"
-        report = unscaled
-    if report.moving:
+        report = _refuting(component) or report
+    if report.unlike or math.isnan(report.relative_bias):
+        return f"{name} claims to be unbiased, which cannot be audited: {report.verdict}"
+    if report.refuted:
         return f"{name} claims to be unbiased; the audit finds: {report.verdict}"
     if not report.exact:
-        certain = [m.interval[0] for m in report.measured if m.interval is not None and m.interval[0] > 0]
-        return f"{name} claims to be unbiased; the audit finds: {report.verdict}" if certain else ""
-    if report.relative_bias_after_scale > TOLERANCE:
-        return f"{name} claims to be unbiased; the audit finds: {report.verdict}"
+        return ""
     claimed = evaluated(claims.scale, {"G": float(report.group_size)})
     if claimed is not None and abs(report.scale - claimed) > TOLERANCE:
         return f"{name} claims the scale {claims.scale} = {claimed:.6g}; the audit finds {report.scale:.6g}"

@@ -70,7 +70,9 @@ class Measured:
     @property
     def moves(self) -> bool:
         """Whether E g is certainly not 0 where grad J is 0: a bias that no relative number shows."""
-        return self.relative_bias is None and (self.mean_norm if self.interval is None else self.interval[0]) > TOLERANCE
+        return (
+            self.relative_bias is None and (self.mean_norm if self.interval is None else self.interval[0]) > TOLERANCE
+        )
 
     @property
     def cost(self) -> float | None:
@@ -216,10 +218,8 @@ class Ground:
         mean = truth + bias
         norm = float(truth.norm())
         zero = norm < ZERO
-        squared = float(bias @ bias - noise.trace())
-        spread = math.sqrt(float(4 * bias @ noise @ bias + 2 * noise.square().sum()))
         unit = 1.0 if zero else norm
-        low, middle, high = (math.sqrt(max(squared + c * spread, 0.0)) / unit for c in (-1.96, 0, 1.96))
+        low, middle, high = (end / unit for end in interval(bias, noise))
         _, scale, after, cosine = _compare(mean, truth)
         signal = float(mean @ mean)
         return Measured(
@@ -237,6 +237,22 @@ class Ground:
             norm,
             middle if zero else math.sqrt(signal),
         )
+
+
+def interval(mean: Tensor, noise: Tensor) -> tuple[float, float, float]:
+    """Estimates the norm of an expectation.
+
+    Args:
+        mean: an unbiased estimate of it, [P].
+        noise: the covariance of its error, [P, P].
+
+    Returns:
+        The lower end of the 95% confidence interval, the estimate and the upper end.
+    """
+    squared = float(mean @ mean - noise.trace())
+    spread = math.sqrt(float(4 * mean @ noise @ mean + 2 * noise.square().sum()))
+    low, middle, high = (math.sqrt(max(squared + c * spread, 0.0)) for c in (-1.96, 0, 1.96))
+    return low, middle, high
 
 
 def _compare(mean: Tensor, truth: Tensor) -> tuple[float | None, float | None, float | None, float | None]:

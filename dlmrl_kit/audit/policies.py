@@ -55,7 +55,7 @@ class Network(nn.Module):
     Args:
         length, tokens: sizes; ``tokens`` includes the mask.
         generator: of the random weights.
-        spread: standard deviation of the logits, about.
+        spread: about the standard deviation of the logits.
         width: size of the hidden states.
         layers: number of attention layers.
     """
@@ -113,7 +113,7 @@ class SmallPolicy(Policy):
         prompts: number of prompts; prompt q is the token q.
         eos: how many of the last tokens end the text, each of them.
         seed: of the random weights.
-        spread: standard deviation of the logits, about.
+        spread: about the standard deviation of the logits.
     """
 
     def __init__(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
 from dlmrl_kit.audit.attribution import Attribution, Interaction, Json, Spread
+from dlmrl_kit.audit.later_steps import LaterStep
 from dlmrl_kit.audit.measure import Measured
 from dlmrl_kit.audit.regularisers import RegulariserAudit
 from dlmrl_kit.audit.scale import TOLERANCE, matching
+from dlmrl_kit.audit.scope import Scope
 
 
 @dataclass
@@ -26,6 +29,8 @@ class AuditReport:
         group_size: G.
         prompts_per_update: groups of a batch.
         interaction: two causes that have more bias together than alone; None if none do.
+        scope: what the verdict covers; None: not said.
+        later_steps: the bias that optimiser steps after the first add, if they were audited.
         unlike: says why the recipe would be another algorithm on these problems, so that there is no verdict; "" if
             it would not.
     """
@@ -41,6 +46,8 @@ class AuditReport:
     prompts_per_update: int = 1
     interaction: Interaction | None = None
     unlike: str = ""
+    scope: Scope | None = None
+    later_steps: list[LaterStep] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
@@ -78,6 +85,15 @@ class AuditReport:
         return self.exact and not self.unlike and not self.moving and self.relative_bias < TOLERANCE
 
     @property
+    def refuted(self) -> bool:
+        """Whether the audit found a bias for certain, which is more than that it could not rule one out."""
+        if self.moving:
+            return True
+        if not self.exact:
+            return any(m.interval is not None and m.interval[0] > TOLERANCE for m in self.measured)
+        return not self.relative_bias_after_scale <= TOLERANCE and not math.isnan(self.relative_bias)
+
+    @property
     def moving(self) -> list[Measured]:
         """The problems whose true gradient is 0, and on which the expected gradient certainly is not."""
         return [m for m in self.measured if m.moves]
@@ -87,6 +103,22 @@ class AuditReport:
         """Says whether the recipe is biased and how much, and which two causes interact."""
         said = f". {self.interaction.sentence}" if self.interaction is not None else ""
         return self._bias_words() + said
+
+    @property
+    def sentence(self) -> str:
+        """The verdict, and which of the recipe's optimiser steps it is about, where there are several."""
+        steps = 1 if self.scope is None else self.scope.optimiser_steps
+        if steps == 1 or self.verdict.startswith("no verdict"):
+            return self.verdict
+        return f"{self.verdict}. This is the first of {steps} optimiser steps on a rollout{self._later_words()}"
+
+    def _later_words(self) -> str:
+        if not self.later_steps:
+            return ""
+        most = max(self.later_steps, key=lambda later: later.added)
+        low, high = most.interval
+        ends = f"95% interval {low:.2g} to {high:.2g}"
+        return f"; later ones add a relative bias of {most.added:.2g} at most (step {most.step}, {ends})"
 
     def _bias_words(self) -> str:
         if self.unlike:
@@ -141,6 +173,9 @@ class AuditReport:
         return {
             "recipe": self.recipe,
             "verdict": self.verdict,
+            "covers": "" if self.scope is None else self.scope.covers,
+            "left_out": [] if self.scope is None else list(self.scope.left_out),
+            "later_steps": [dataclasses.asdict(later) for later in self.later_steps],
             "exact": self.exact,
             "sampler": self.sampler,
             "group_size": self.group_size,
@@ -156,7 +191,9 @@ class AuditReport:
                 "forwards": Spread.of(m.forwards for m in self.measured).to_json(),
                 "relative_times_forwards": Spread.of(m.cost for m in self.measured).to_json(),
             },
-            "where_gradient_is_zero": Spread.of(m.mean_norm for m in self.measured if m.relative_bias is None).to_json(),
+            "where_gradient_is_zero": Spread.of(
+                m.mean_norm for m in self.measured if m.relative_bias is None
+            ).to_json(),
             "attribution": [cause.to_json() for cause in self.attribution],
             "interaction": None if self.interaction is None else self.interaction.to_json(),
             "unlike": self.unlike,

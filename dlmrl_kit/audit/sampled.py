@@ -13,12 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.audit.exact import exact_estimator
 from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, complete, draw_trajectories
+from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.keys import GROUP
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 
@@ -54,24 +55,30 @@ class Sampled:
         return rest.mean(0) - known, torch.cov(rest.mT) / len(rest)
 
 
+def prompts_in_turn(problem: Problem, group_size: int, groups: int, number: int) -> TensorDict:
+    """Returns the prompts of batch ``number``, as a sampler reads them: ``groups`` groups, the prompts in turn."""
+    group = torch.arange(groups).repeat_interleave(group_size)
+    chosen: TensorDict = problem.batch()[(group + number * groups) % problem.prompts]
+    return chosen.set(GROUP, group)
+
+
 def sampled_gradients(small: OnProblem, group_size: int, batches: int, seed: int, groups: int = 1) -> Sampled:
     """Samples ``batches`` batches of ``groups`` groups, with the prompts in turn, and runs every component on each.
 
     The services of a batch depend on ``seed`` and its number alone, so that g and h see the same trajectories.
     """
     problem, estimator = small.problem, small.estimator
-    prompts, own, exact = problem.batch(), [], []
+    own, exact = [], []
     cached = Swaps(cache=estimator.cache, correction=TrajectoryImportance()) if estimator.cache else Swaps()
     reference = OnProblem(exact_estimator(estimator.sampler, cached), problem)
-    number = torch.arange(groups).repeat_interleave(group_size)
     for i in range(batches):
         services = DrawnServices(problem, estimator.sampler, seed, i)
-        asked = prompts[(number + i * groups) % problem.prompts].set(GROUP, number)
+        asked = prompts_in_turn(problem, group_size, groups, i)
         batch = draw_trajectories(
             reference, services, asked, estimator.sampler.optional_keys
         )  # the trajectories must do for both
         exact.append(_gradient(reference, complete(reference, services, batch.copy())))
-        rows = batch.select(*small.plan.sampler.writes, *prompts.keys())
+        rows = batch.select(*small.plan.sampler.writes, *asked.keys())
         own.append(_gradient(small, complete(small, services, rows)))
     return Sampled(torch.stack(own), torch.stack(exact), groups)
 

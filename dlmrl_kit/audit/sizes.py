@@ -6,7 +6,8 @@ are 3, would be audited as if it were AllSteps: ``kept_whole`` finds such select
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,15 +18,19 @@ from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator
 from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, draw_trajectories
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.core.component import Component, Sizes, rebuilt, settings
+from dlmrl_kit.core.component import Component, Resizable, Sizes, rebuilt, settings
 from dlmrl_kit.core.keys import SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.filters.base import Filter
+from dlmrl_kit.samplers.base import Sampler
 
-MOST_STEPS = 256
+MOST_STEPS = 1024
 """Denoising steps of the longest trajectories on which a selector is run to see whether it leaves out any."""
 
-SAMPLES = 8
-"""Trajectories of each prompt on which it is run."""
+GROUPS = 4
+"""Groups of trajectories, of each prompt, on which it is run; one where they are longer than 64 steps."""
+
+GROUP_SIZE = 2
+"""Samples of a group, where nothing else is said."""
 
 _OF_THE_PROBLEM = frozenset({"completion_length", "tokens_per_step", "block_length"})
 """Settings of a sampler that follow from the problem, so that a report need not say how they were scaled."""
@@ -88,12 +93,12 @@ def shrunk(estimator: GradientEstimator, problem: Problem) -> tuple[GradientEsti
     own = estimator.fillings
     small: Fillings = {
         "sampler": sampler,
-        "cache": own["cache"],
+        "cache": None if own["cache"] is None else own["cache"].resized(before, after),
         "filter": [part.resized(before, after) for part in own["filter"]],
         "selector": own["selector"].resized(before, after),
         "advantage": own["advantage"].resized(before, after),
         "likelihood": own["likelihood"].resized(before, after),
-        "correction": own["correction"],
+        "correction": None if own["correction"] is None else own["correction"].resized(before, after),
         "value": [rebuilt(part.resized(before, after)) for part in own["value"]],  # its modules fit another policy
         "loss": own["loss"].resized(before, after),
         "regulariser": [part.resized(before, after) for part in own["regulariser"]],
@@ -108,14 +113,62 @@ def _differ(a: object, b: object) -> bool:
     return isinstance(a, (int, float, str)) and a != b
 
 
-def keeps_whole(small: OnProblem) -> bool:
-    """Returns whether the selector keeps every step of sampled trajectories, each by itself and with weight 1.
+def unscaled(estimator: GradientEstimator) -> list[str]:
+    """Lists the whole numbers among the settings that ``resized`` leaves alone and ``not_sizes`` does not name.
+
+    Such a number may count steps or positions of the recipe's trajectories, of which small problems have fewer: what it
+    limits there would not be limited here.
+
+    Returns:
+        ``Component.parameter = value`` each; components within components are asked, too. A parameter that is declared
+        ``int`` and not kept under its name is listed without a value.
+    """
+    own = estimator.fillings
+    parts = [*estimator.components, *(part for part in (own["cache"], own["correction"]) if part is not None)]
+    sizes = estimator.sampler.sizes
+    return list(dict.fromkeys(text for part in parts for text in _unscaled(part, sizes)))
+
+
+def _unscaled(component: Resizable, sizes: Sizes) -> Iterator[str]:
+    scaled = [settings(component.resized(sizes, _times(sizes, factor))) for factor in (3, 1 / 3)]
+    known = {*component.not_sizes, *(_OF_THE_PROBLEM if isinstance(component, Sampler) else ())}
+    for name, value in settings(component).items():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, Resizable):
+                yield from _unscaled(part, sizes)
+        if _counts(value) and name not in known and all(after.get(name) == value for after in scaled):
+            yield f"{type(component).__name__}.{name} = {value!r}"
+    for name, parameter in inspect.signature(type(component)).parameters.items():
+        if name not in settings(component) and parameter.annotation in (int, "int") and name not in known:
+            yield f"{type(component).__name__}.{name}"
+
+
+def _times(sizes: Sizes, factor: float) -> Sizes:
+    """Returns sizes ``factor`` times as large, with a vocabulary of 3 tokens."""
+    length, steps, block = (max(1, round(size * factor)) for size in (sizes.length, sizes.steps, sizes.block_length))
+    return Sizes(length, steps, min(block, length), sizes.tokens_per_step, 3)
+
+
+def _counts(value: object) -> bool:
+    """Tells whether a value may count something of which there can be too few: a whole number above 1, or several."""
+    if isinstance(value, (list, tuple)):
+        return any(_counts(part) for part in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value > 1
+
+
+def keeps_whole(small: OnProblem, group_size: int) -> bool:
+    """Tells whether the selector keeps every step of sampled groups, each by itself and all with one weight.
 
     Filters are not run: which trajectories they leave says nothing of the steps.
     """
+    groups = GROUPS if small.estimator.sampler.max_steps <= 64 else 1
+    return all(_keeps_group(small, group_size, seed) for seed in range(groups))
+
+
+def _keeps_group(small: OnProblem, group_size: int, seed: int) -> bool:
     selector = small.estimator.selector
-    prompts = small.problem.batch(SAMPLES)
-    services = DrawnServices(small.problem, small.estimator.sampler, 0, 0)
+    prompts = small.problem.batch(group_size)
+    services = DrawnServices(small.problem, small.estimator.sampler, seed, 0)
     trajectory = draw_trajectories(small, services, prompts, small.plan.sampler.keys)
     with torch.no_grad():
         for stage in small.plan.rollout[1:]:
@@ -124,8 +177,14 @@ def keeps_whole(small: OnProblem) -> bool:
             asked = {*stage.keys, SELECTED_END} if stage.component is selector else stage.keys
             trajectory = services.call(stage.component, trajectory, tuple(asked))
             if stage.component is selector:
-                return bool((_times_kept(trajectory) == trajectory[STEP_VALID]).all()) and _single_steps(trajectory)
+                return _all_alike(_times_kept(trajectory), trajectory[STEP_VALID]) and _single_steps(trajectory)
     return False
+
+
+def _all_alike(weight: Tensor, valid: Tensor) -> bool:
+    """Tells whether the weights [B, T] of all valid steps are one number above 0, and those of the others 0."""
+    given = weight[valid]
+    return bool((given > 0).all()) and torch.allclose(given, given.mean()) and not bool(weight[~valid].any())
 
 
 def _times_kept(trajectory: TensorDictBase) -> Tensor:
@@ -140,17 +199,18 @@ def _single_steps(trajectory: TensorDictBase) -> bool:
     return bool((trajectory[SELECTED_END] == trajectory[SELECTED_STEP] + 1)[used].all())
 
 
-def first_left_out(estimator: GradientEstimator, most: int = MOST_STEPS) -> int | None:
+def first_left_out(estimator: GradientEstimator, most: int = 256, group_size: int = GROUP_SIZE) -> int | None:
     """Finds how many steps a trajectory must have so that the unscaled selector does not just keep every one.
 
     Args:
         estimator: its sampler is resized, its other components are not.
-        most: the largest number of steps to try; numbers up to 16 are tried one by one, then powers of two.
+        most: the largest number of steps to try; those up to 16 are tried one by one, then powers of two and ``most``.
+        group_size: samples of a group.
 
     Returns:
         The number of steps; None if the selector keeps every step of up to ``most``.
     """
-    for length in [*range(2, 17), *(2**i for i in range(5, 20))]:
+    for length in sorted({*range(2, 17), *(2**i for i in range(5, 20)), most} - {0, 1}):
         if length > most:
             return None
         problem = Problem(vocab=2, length=length, block_length=1, reward="parity", policy="network")
@@ -158,22 +218,23 @@ def first_left_out(estimator: GradientEstimator, most: int = MOST_STEPS) -> int 
         attached(sampler, problem.denoiser)
         values = [rebuilt(part) for part in estimator.values]
         own = estimator.fillings | {"sampler": sampler, "value": values, "regulariser": ()}
-        if not keeps_whole(OnProblem(GradientEstimator(**own), problem)):
+        if not keeps_whole(OnProblem(GradientEstimator(**own), problem), group_size):
             return length
     return None
 
 
-def kept_whole(estimator: GradientEstimator, small: Iterable[OnProblem]) -> str:
+def kept_whole(estimator: GradientEstimator, small: Iterable[OnProblem], group_size: int = GROUP_SIZE) -> str:
     """Says in a sentence why an audit on these problems would measure another selector; "" if it would not.
 
     Args:
         estimator: at its own size.
         small: the estimator scaled to each problem of the audit, with attached samplers.
+        group_size: samples of a group.
     """
     problems = list(small)
-    if not problems or not all(keeps_whole(one) for one in problems):
+    if not problems or not all(keeps_whole(one, group_size) for one in problems):
         return ""
-    own = first_left_out(estimator, min(estimator.sampler.sizes.steps, MOST_STEPS))
+    own = first_left_out(estimator, min(estimator.sampler.sizes.steps, MOST_STEPS), group_size)
     if own is None:
         return ""  # it keeps every step of its own trajectories, too
     selector, steps = estimator.selector, max(one.estimator.sampler.max_steps for one in problems)
@@ -184,4 +245,24 @@ def kept_whole(estimator: GradientEstimator, small: Iterable[OnProblem]) -> str:
         f"{type(selector).__name__} is {'kept as it is' if same else 'scaled'}{values} so that it keeps all {steps} of "
         f"{steps} steps of the small problems, while of {own} steps it does not: this would audit AllSteps. Its method "
         "`resized` must keep its share of the steps"
+    )
+
+
+def unscaled_words(estimator: GradientEstimator, small: Iterable[GradientEstimator]) -> str:
+    """Says in a sentence which settings may mean another algorithm on small problems; "" if there are none.
+
+    Args:
+        estimator: at its own size.
+        small: the estimator scaled to each problem of the audit.
+    """
+    own = estimator.sampler.sizes
+    if all(one.sampler.sizes.steps == own.steps and one.sampler.sizes.length == own.length for one in small):
+        return ""
+    found = unscaled(estimator)
+    if not found:
+        return ""
+    which = "is kept as it is" if len(found) == 1 else "are kept as they are"
+    return (
+        f"{', '.join(found)} {which}, although problems are smaller than trajectories of {own.steps} steps. "
+        "If it counts steps, positions or tokens, scale it in a method `resized`; if not, name it in `not_sizes`"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.component import Resizable
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.window import Window
 
 
-class Cache(Dependent):
+class Cache(Resizable):
     """Base class of approximate key-value caches, which say what positions a denoising step computes again.
 
     Subclasses set ``to_end``.

@@ -15,7 +15,13 @@ def audit_command(
     uses: Uses = None,
     problems: Annotated[int, typer.Option(min=1, help="Small random problems to measure on.")] = 4,
     group_size: Annotated[int, typer.Option(min=1, help="Completions per prompt; every group is listed.")] = 2,
+    prompts_per_update: Annotated[
+        int | None, typer.Option(min=1, help="Groups of a batch; by default the recipe's Trainer.prompts_per_update.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random problems.")] = 0,
+    later_steps: Annotated[
+        bool, typer.Option("--later-steps", help="Audit the optimiser steps after the first one on a rollout, too.")
+    ] = False,
     allow_imports: AllowImports = False,
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +41,8 @@ def audit_command(
         problems=problems,
         group_size=group_size,
         seed=seed,
+        prompts_per_update=prompts_per_update,
+        later_steps=later_steps,
     )
     if as_json:
         print_json(report.to_json())

@@ -62,7 +62,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a command so that a ``UserError`` becomes one line on standard error and exit code 2."""
+    """Decorates a command so that a ``UserError`` becomes one line on standard error and exit code 2.
+
+    An error in a component of a plugin does, too; one in the kit itself stays a traceback.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -71,6 +74,16 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except UserError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            from dlmrl_kit.core.blame import blame
+
+            blamed = blame(error)
+            if blamed is None:
+                raise
+            typer.echo(f"error: {blamed}", err=True)
+            raise typer.Exit(2) from error
 
     return wrapped
 

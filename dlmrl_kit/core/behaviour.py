@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.errors import NotFiniteError
+
 LOG_ZERO = -100.0
 """Log-probability of an action that the current policy cannot take: finite, and small enough to make every ratio 0."""
 
@@ -161,6 +163,10 @@ def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     target = (noise * cumulative[..., -1]).unsqueeze(-1)
     found = torch.searchsorted(cumulative, target, right=True)
+    beyond = weights.shape[-1] - 1  # NaN is beyond every weight; elsewhere than on a CPU, to ask would be to wait
+    if found.device.type == "cpu" and bool((found > beyond).any()):
+        raise NotFiniteError("the policy's probabilities are not finite: its weights are too large, or not finite")
+    found = found.clamp_(max=beyond)
     end = cumulative.gather(-1, found)
     width = weights.gather(-1, found).double()
     return found.squeeze(-1), ((target - (end - width)) / width).clamp_(0, 1 - 2**-32).squeeze(-1)

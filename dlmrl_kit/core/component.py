@@ -79,7 +79,23 @@ class Sizes:
         return count if to.vocab_size is None else min(count, max(to.vocab_size - 1, 2))
 
 
-class Component(Dependent, TensorDictModuleBase):
+class Resizable(Dependent):
+    """The part of every component's base class that says how settings depend on the size of trajectories."""
+
+    not_sizes: ClassVar[tuple[str, ...]] = ()
+    """The whole numbers among the settings that count no steps, positions or tokens of a completion, as a number
+    of copies. The audit gives no verdict where a whole number is neither named here nor scaled by ``resized``."""
+
+    def resized(self: C, before: Sizes, after: Sizes) -> C:
+        """Returns the component for trajectories of another size, such as those of the audit's small problems.
+
+        A component whose settings count denoising steps or positions (k, segments, a block length) must override this:
+        one that selects 8 of 64 steps should select about one in eight of any number. Here it returns itself.
+        """
+        return self
+
+
+class Component(Resizable, TensorDictModuleBase):
     """Base class of samplers, filters, selectors, advantages, likelihoods, value models, losses and regularisers.
 
     Subclasses set ``in_keys`` and ``out_keys``, as class attributes or in the constructor, and implement
@@ -127,14 +143,6 @@ class Component(Dependent, TensorDictModuleBase):
         Args:
             policy: on its device.
         """
-
-    def resized(self: C, before: Sizes, after: Sizes) -> C:
-        """Returns the component for trajectories of another size, such as those of the audit's small problems.
-
-        A component whose settings count denoising steps or positions (k, segments, a block length) must override this:
-        one that selects 8 of 64 steps should select about one in eight of any number. Here it returns itself.
-        """
-        return self
 
 
 def malformed(keys: object) -> str:

@@ -1,4 +1,4 @@
-"""Holds plugins to their contract: a component declares its keys, and writes what it declares.
+"""Holds plugins to their contract: a component declares its keys, and writes what it declares, in the right shapes.
 
 ``@register`` guards every component from outside the kit. A mistake in one is then reported under its name when it is
 built or run, and not as a failure deep inside another component.
@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
+from torch import Tensor
 
+from dlmrl_kit.core import blame
 from dlmrl_kit.core.component import DECLARATIONS, SERVICES, Component, malformed
 from dlmrl_kit.core.errors import DeclarationError, RecipeError, RegistryError
-from dlmrl_kit.core.keys import Key
+from dlmrl_kit.core.keys import KEYS, Key
 
 
 def guard(cls: type, name: str, *, is_term: bool) -> None:
@@ -70,9 +72,9 @@ class _Guard:
             try:
                 result = forward(component, *args, **kwargs)
             except KeyError as error:
-                raise RecipeError(self._key_error(component, error)) from error
+                raise self._fault(self._key_error(component, error)) from error
             if not isinstance(result, TensorDictBase):
-                raise RecipeError(f"{self.name}: forward must return a TensorDict, it returned {_shown(result)}")
+                raise self._fault(f": forward must return a TensorDict, it returned {_shown(result)}")
             if self.is_term:
                 self._check_term(result)
             else:
@@ -85,6 +87,11 @@ class _Guard:
     def _is_for(self, component: Component) -> bool:
         # A subclass is checked when its own constructor or forward is done, as it may still change what the base did.
         return type(component) is self.cls
+
+    def _fault(self, problem: str) -> RecipeError:
+        """Makes an error of the component's full name, the version that pip installed, and what is wrong with it."""
+        origin = blame.distribution_of(self.cls.__module__.split(".", 1)[0])
+        return RecipeError(f"{self.name}{f' ({origin})' if origin else ''}{problem}")
 
     def _check_declarations(self, component: Component) -> None:
         if not component.initialised:
@@ -105,30 +112,59 @@ class _Guard:
     def _check_term(self, result: TensorDictBase) -> None:
         names = result.keys()
         if not any(isinstance(key, str) and key.startswith("loss_") for key in names):
-            raise RecipeError(f"{self.name}: no key that it returns starts with 'loss_': there is nothing to minimise")
+            raise RecipeError(
+                f"{self._origin()}: no key that it returns starts with 'loss_': there is nothing to minimise"
+            )
 
     def _check_written(
         self, declared: tuple[Key, ...], before: Mapping[Key, object], given: TensorDictBase, result: TensorDictBase
     ) -> None:
-        name, after = self.name, _leaves(result)
+        after = _leaves(result)
+        self._check_shapes(before, {key: value for key, value in after.items() if key not in before})
         undeclared = [key for key in after if key not in before and key not in declared]
         if undeclared:
-            raise RecipeError(f"{name} writes {undeclared[0]!r}, which is not in its out_keys {list(declared)}")
+            raise RecipeError(
+                f"{self._origin()} writes {undeclared[0]!r}, which is not in its out_keys {list(declared)}"
+            )
         missing = [key for key in declared if key not in after]
         if missing:
-            raise RecipeError(f"{name} does not write {missing[0]!r}, which is in its out_keys")
+            raise self._fault(f" does not write {missing[0]!r}, which is in its out_keys")
         gone = [key for key in before if key not in after]
         if gone:
-            raise RecipeError(f"{name}: {gone[0]!r} is gone from the trajectory; a component adds keys and returns it")
+            raise RecipeError(
+                f"{self._origin()}: {gone[0]!r} is gone from the trajectory; a component adds keys and returns it"
+            )
         changed = [key for key in before if result is given and after[key] is not before[key]]
         if changed:
-            raise RecipeError(f"{name} overwrites {changed[0]!r}, which was there before; a component only adds keys")
+            raise RecipeError(
+                f"{self._origin()} overwrites {changed[0]!r}, which was there before; a component only adds keys"
+            )
+
+    def _check_shapes(self, before: Mapping[Key, object], written: Mapping[Key, object]) -> None:
+        """Compares shapes with what ``core.keys`` says, as a wrong one would fail far from here, or broadcast."""
+        sizes: dict[str, int] = {}
+        for key, value in before.items():
+            if key in KEYS and isinstance(value, Tensor):
+                sizes |= zip(_letters(key), value.shape, strict=False)
+        for key, value in written.items():
+            if key not in KEYS or not isinstance(value, Tensor):
+                continue
+            letters = _letters(key)
+            agree = all(sizes.get(letter, size) == size for letter, size in zip(letters, value.shape, strict=False))
+            if value.dim() != len(letters) or not agree:
+                known = [str(sizes.get(letter, letter)) for letter in letters]
+                shape = f"{KEYS[key].shape}, here [{', '.join(known)}]"
+                raise self._fault(f" writes {key!r} with shape {list(value.shape)}; it should be {shape}")
 
     def _key_error(self, component: Component, error: KeyError) -> str:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "tensordict" not in f.filename]
         where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
         message = " ".join(str(error.args[0] if error.args else error).split())
-        return f"{self.name} failed with KeyError: {message}{where}; it may read its in_keys {list(component.in_keys)}"
+        return f" failed with KeyError: {message}{where}; it may read its in_keys {list(component.in_keys)}"
+
+
+def _letters(key: Key) -> list[str]:
+    return KEYS[key].shape.strip("[]").split(", ")
 
 
 def _leaves(tensordict: TensorDictBase) -> dict[Key, object]:

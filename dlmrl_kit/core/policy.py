@@ -141,8 +141,10 @@ class Vocabulary:
         for number, (text, ids) in enumerate(zip(texts, rows, strict=True)):
             missing = self._missing(text, ids, found["offset_mapping"][number]) if spans else []
             if missing or (not spans and not {*ids}.isdisjoint(self.unknown_ids)):
-                named = f" {', '.join(map(repr, missing[:SHOWN]))}," if missing else " some of it,"
-                raise RecipeError(f"the policy's tokenizer has no tokens for{named} in {clipped(text)!r}")
+                # Where characters are dropped, tokenizers are wrong about the places of those behind.
+                named = list(filter(self._unsaid, dict.fromkeys(text))) or missing or [text]
+                characters = ", ".join(map(repr, named[:SHOWN]))
+                raise RecipeError(f"the policy's tokenizer has no tokens for {characters}, in {clipped(text)!r}")
             if self.mask_id in ids:
                 mask = self.tokenizer.convert_ids_to_tokens(self.mask_id)
                 raise RecipeError(f"the model's mask token {mask!r} stands in {clipped(text)!r}; write it differently")
@@ -155,9 +157,14 @@ class Vocabulary:
             said[start:end] = [True] * (end - start)
             if token in self.unknown_ids and text[start:end] != self.tokenizer.convert_ids_to_tokens(token):
                 missing.append(text[start:end])
-        # Normalisers drop white space, control characters and accents on purpose.
-        dropped = [c for c, there in zip(text, said, strict=True) if not there and unicodedata.category(c)[0] in "LNPS"]
+        dropped = [c for c, there in zip(text, said, strict=True) if not there and _is_meant(c)]
         return list(dict.fromkeys([*missing, *dropped]))
+
+    def _unsaid(self, character: str) -> bool:
+        """Tells whether a character, tokenised by itself, has no token but an unknown one."""
+        ids = self.tokenizer(character, add_special_tokens=False)["input_ids"]
+        unknown = [i in self.unknown_ids and self.tokenizer.convert_ids_to_tokens(i) != character for i in ids]
+        return all(unknown) and _is_meant(character)
 
     def _formatted(self, messages: list[dict[str, str]]) -> list[int]:
         """Tokenises a conversation by the chat template; raises as ``prompt_tokens``."""
@@ -313,6 +320,11 @@ class Policy(Vocabulary, nn.Module, ABC):
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Lists the parameters that the optimiser updates, with their names."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+
+
+def _is_meant(character: str) -> bool:
+    """Tells whether a text is another without this character. Tokenizers drop white space, accents and controls."""
+    return unicodedata.category(character)[0] in "LNPS"
 
 
 def completion_features(

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+FEW = 30
+"""Examples below which an evaluation says how little it means."""
 _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
@@ -60,11 +62,23 @@ class EvalResult:
         """Returns the 95% Wilson interval of ``accuracy``, with examples as trials."""
         return wilson_interval(self.accuracy, self.size)
 
+    def caution(self) -> str:
+        """Says how little the accuracy means where there are few examples; "" if there are at least ``FEW``."""
+        if self.size >= FEW:
+            return ""
+        low, high = self.interval()
+        examples = "example" if self.size == 1 else "examples"
+        return (
+            f"only {self.size} {examples}: each is {100 / self.size:.3g} points, and the accuracy may as well be "
+            f"{100 * low:.0f}% or {100 * high:.0f}%"
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary that ``json`` can write, the interval included."""
+        """Returns a dictionary that ``json`` can write, the interval included, and the caution if there is one."""
         data = asdict(self)
         data["pass_at_k"] = {str(k): value for k, value in self.pass_at_k.items()}
-        return {**data, "interval": list(self.interval())}
+        caution = {"caution": self.caution()} if self.caution() else {}
+        return {**data, "interval": list(self.interval()), **caution}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EvalResult:

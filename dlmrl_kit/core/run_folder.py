@@ -20,6 +20,8 @@ ABOUT = "run.json"
 RESULT = "result.json"
 """The last file of a run: with it the run is finished."""
 CHECKPOINTS = "checkpoints"
+TRACEBACK = "traceback.txt"
+"""Where an error of a plugin's component came up."""
 LOCK = ".lock"
 
 FAILED = "failed_start"
@@ -86,7 +88,9 @@ def is_free(folder: Path) -> bool:
     """Tells whether a new run may start in a folder: it is empty, but for what a start that failed left in it."""
     if failed_start(folder):
         return True
-    return all(path.name in (LOCK, ABOUT) or path.name.startswith(f".{ABOUT}.tmp") for path in folder.iterdir())
+    return all(
+        path.name in (LOCK, ABOUT, TRACEBACK) or path.name.startswith(f".{ABOUT}.tmp") for path in folder.iterdir()
+    )
 
 
 def read_about(folder: Path) -> dict[str, Any]:

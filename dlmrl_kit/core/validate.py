@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import math
+from typing import ClassVar, NoReturn
 
 from dlmrl_kit.core.errors import ParameterError
 
@@ -15,10 +16,37 @@ def clipped(text: str, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def is_finite(value: object) -> bool:
+    """Tells whether no number in a value, or in the lists, tuples and dictionaries in it, is NaN or infinite.
+
+    An integer that is too large for a float counts as infinite.
+    """
+    if isinstance(value, (int, float)):
+        try:
+            return math.isfinite(value)
+        except OverflowError:
+            return False
+    if isinstance(value, dict):
+        return all(is_finite(item) for pair in value.items() for item in pair)
+    return not isinstance(value, (list, tuple)) or all(is_finite(item) for item in value)
+
+
+class Unlimited:
+    """Base class of components of which some real settings may be infinite, which means that there is no limit."""
+
+    unlimited: ClassVar[tuple[str, ...]] = ()
+    """Names of these settings; all others of any component must be finite."""
+
+
+def is_allowed(component: type, parameter: str, value: object) -> bool:
+    """Tells whether a setting of a class of components is finite, or may be infinite."""
+    return is_finite(value) or (issubclass(component, Unlimited) and parameter in component.unlimited)
+
+
 def check(
     condition: bool, component: object, parameter: str, value: object, expected: str, *, of: tuple[str, ...] = ()
 ) -> None:
-    """Refuses the value of a constructor's parameter unless ``condition`` holds.
+    """Refuses the value of a constructor's parameter unless ``condition`` holds and it is finite (or ``Unlimited``).
 
     Args:
         condition: whether the value is valid.
@@ -29,8 +57,11 @@ def check(
         of: the parameters of an expression, so that an error in a recipe can name the line that sets one of them.
 
     Raises:
-        ParameterError: ``condition`` is False; a ``ValueError`` that says what was given and what was expected.
+        ParameterError: ``condition`` is False, or a number in ``value`` is not finite; a ``ValueError`` that says what
+            was given and what was expected.
     """
+    if condition and not is_allowed(type(component), parameter, value):
+        condition, expected = False, expected if "finite" in expected else f"{expected} and finite"
     if not condition:
         refuse_value(component, parameter, f"must be {expected}, got {clipped(repr(value))}", of=of)
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import MAX_LOG_RATIO
-from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.component import Resizable
 from dlmrl_kit.core.trajectory import where_used
 
 POOR_SAMPLE_SIZE = 0.5
@@ -26,7 +26,7 @@ MANY_TRUNCATED = 0.2
 """... or if the share of truncated weights is above this."""
 
 
-class Correction(Dependent, ABC):
+class Correction(Resizable, ABC):
     """Base class of corrections."""
 
     every_step: ClassVar[bool] = False

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
-from dlmrl_kit.core.validate import check
+from dlmrl_kit.core.validate import Unlimited, check
 from dlmrl_kit.corrections.base import Correction, ratios
 
 
 @register("correction", paper="Kahn and Marshall 1953")
-class TrajectoryImportance(Correction):
+class TrajectoryImportance(Unlimited, Correction):
     """Weighs all steps of a sample by the importance ratio of its whole trajectory, at most ``cap``.
 
     Args:
@@ -34,6 +34,7 @@ class TrajectoryImportance(Correction):
 
     every_step = True
     single_steps = False
+    unlimited = ("cap",)
 
     def __init__(self, cap: float = math.inf) -> None:
         check(cap >= 1, self, "cap", cap, "at least 1")

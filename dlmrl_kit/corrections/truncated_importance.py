@@ -9,12 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.validate import check
+from dlmrl_kit.core.validate import Unlimited, check
 from dlmrl_kit.corrections.base import Correction, ratios
 
 
 @register("correction", paper="Ionides 2008")
-class TruncatedImportance(Correction):
+class TruncatedImportance(Unlimited, Correction):
     """Weighs each selected step by its own importance ratio, at most ``cap``.
 
     Args:
@@ -23,6 +23,8 @@ class TruncatedImportance(Correction):
     Raises:
         ValueError: a value out of range.
     """
+
+    unlimited = ("cap",)
 
     def __init__(self, cap: float = 2.0) -> None:
         check(cap >= 1, self, "cap", cap, "at least 1")

@@ -157,7 +157,7 @@ def _changed_lines(old: Iterable[str], new: Iterable[str]) -> str:
 def _check_run(job: Job) -> None:
     path = job.folder / "recipe.gin"
     started, finished = path.is_file(), job.status == "finished"
-    same = started and path.read_text(encoding="utf-8").endswith(job.variant.texts[job.seed])
+    same = started and path.read_text(encoding="utf-8", errors="replace").endswith(job.variant.texts[job.seed])
     if not same and (started or finished):
         raise CheckpointError(f"{job.folder} holds a run of another recipe; move it away to have it run again")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dlmrl_kit.core.files import write_atomic
-from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.results import FEW, EvalResult
 from dlmrl_kit.core.run_folder import read_json
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import BASE, Design
@@ -243,7 +243,9 @@ def _rounded(value: float) -> float:
 def _measured(results: Iterable[dict[str, Any]]) -> str:
     seen = {(r["after"].get("task", ""), r["after"]["size"], r["after"]["split"], r["updates"]): None for r in results}
     return "; ".join(
-        f"{task}: " * bool(task) + f"{size} examples of {split} after {updates} updates, greedy"
+        f"{task}: " * bool(task)
+        + f"{size} examples of {split} after {updates} updates, greedy"
+        + f" (so few that each is {100 / size:.3g} points)" * (size < FEW)
         for task, size, split, updates in seen
     )
 

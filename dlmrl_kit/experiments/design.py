@@ -25,7 +25,7 @@ BASE = "base"
 
 _CAUTIONS = {
     "sampler": "the sampler also decodes the held-out examples, so accuracies differ before training, too; "
-    "dlmrl eval RUN/model --recipe RECIPE decodes any run's model with the base recipe's sampler",
+    "dlmrl eval RUN/model --recipe OUT/recipes/base.gin decodes any run's model with the base recipe's sampler",
     "task": "variants with different tasks are measured on different examples",
     "policy": "variants with different policies start from different models",
     "trainer": "a trainer holds the training settings: variants may differ in more than one setting",

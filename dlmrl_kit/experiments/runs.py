@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.errors import FileError
+from dlmrl_kit.core.files import reason_of, write_atomic
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.core.run_folder import RESULT, read_json
 from dlmrl_kit.experiments.design import Design, Variant
@@ -154,8 +155,12 @@ class Scheduler:
             self.observer.on_end()
 
     def _start(self, job: Job) -> None:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / FAILURE).unlink(missing_ok=True)
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / FAILURE).unlink(missing_ok=True)
+            log = job.log.open("ab")
+        except OSError as error:
+            raise FileError(f"cannot write in {job.folder}: {reason_of(error)}") from error
         task = {
             "path": [str(entry) for entry in sys.path],
             "recipe": str(recipe_file(self.folder, job.variant)),
@@ -165,7 +170,7 @@ class Scheduler:
             "allow_imports": self.allow_imports,
             "observer": f"{self.run_observer.__module__}:{self.run_observer.__qualname__}",
         }
-        with job.log.open("ab") as log:
+        with log:
             process = subprocess.Popen(
                 _COMMAND,
                 stdin=subprocess.PIPE,

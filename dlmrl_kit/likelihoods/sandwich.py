@@ -51,6 +51,7 @@ class Sandwich(SegmentLikelihood):
         ValueError: a value out of range.
     """
 
+    not_sizes = ("num_copies",)
     random_masks = True
 
     def __init__(
@@ -89,7 +90,7 @@ class Sandwich(SegmentLikelihood):
         return rebuilt(self, block_length=before.scale_length(self.block_length, after))
 
     def masks(self, segments: Segments) -> Copies:
-        """Makes M copies, each with a block of its own as far as there are enough."""
+        """Makes M copies of each segment, each masked in a random block; no block comes twice before all came once."""
         targets = segments.targets[:, None]
         block = torch.arange(targets.shape[-1], device=targets.device) // self.block_length
         drawn = drawn_blocks(segments, self.block_length, self.num_copies)[..., None]

@@ -35,6 +35,7 @@ class ScheduledMask(SegmentLikelihood):
         RecipeError: when it runs, a pass beyond ``inner_iterations``.
     """
 
+    not_sizes = ("inner_iterations",)
     random_masks = True
 
     def __init__(self, inner_iterations: int = 1, sampling_temperature: bool = True, after_eos: bool = False) -> None:

@@ -38,8 +38,12 @@ from dlmrl_kit.core.keys import (
     STATE_STEPS_IN_BLOCK,
     STEP_ACCEPTED,
     STEP_LOG_PROB,
+    STEP_MODEL_LOG_PROB,
     STEP_STATE_IDS,
+    STEP_TOKEN_LOG_PROB,
     TOKEN_COMMIT_RANK,
+    TOKEN_LOG_PROB,
+    TOKEN_MODEL_LOG_PROB,
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of, recomputed
@@ -209,8 +213,9 @@ class StepTokenLogProb(StepLikelihood):
     @property
     def recorded(self) -> dict[Key, Key]:
         """Step sums and single tokens, under the behaviour distribution or under softmax(logits)."""
-        step, token = ("token_log_prob", "log_prob") if self.sampling_temperature else ("model_log_prob",) * 2
-        return {SELECTED_LOG_PROB: ("step", step), SELECTED_TOKEN_LOG_PROB: ("token", token)}
+        if self.sampling_temperature:
+            return {SELECTED_LOG_PROB: STEP_TOKEN_LOG_PROB, SELECTED_TOKEN_LOG_PROB: TOKEN_LOG_PROB}
+        return {SELECTED_LOG_PROB: STEP_MODEL_LOG_PROB, SELECTED_TOKEN_LOG_PROB: TOKEN_MODEL_LOG_PROB}
 
     def prepare(
         self, tensordict: TensorDictBase, *, sampler: Sampler, policy: Policy, keys: Collection[Key] = ()

@@ -11,6 +11,7 @@ from typing import TextIO
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.loggers.base import Logger, metric_name
 
 FILE = "metrics.csv"
@@ -95,12 +96,13 @@ def _read_rows(path: Path) -> list[Row]:
     if tuple(lines[0].split(",")) != HEADER:
         raise CheckpointError(f"{path} does not start with {','.join(HEADER)!r}; move it away to log there")
     rows = []
-    for number, cells in enumerate(csv.reader(lines[1:]), start=2):
+    for number, line in enumerate(lines[1:], start=2):
         try:
-            update, metric, value = cells
+            update, metric, value = next(csv.reader([line]))
             rows.append((int(update), metric, float(value)))
-        except ValueError:
-            raise CheckpointError(f"{path}, line {number}: not a row of {','.join(HEADER)}: {cells}") from None
+        except (ValueError, StopIteration, csv.Error):
+            told = f"{path}, line {number}: not a row of {','.join(HEADER)}: {clipped(repr(line))}"
+            raise CheckpointError(told) from None
     return rows
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.run_folder import read_json
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.loggers.base import Logger, metric_name
 
@@ -77,7 +78,8 @@ class TorchRLLogger(Forwarding):
         state_file = directory / "dlmrl_logger.json"
         options: dict[str, object] = {f"{self.backend}_kwargs": dict(self.options)} if self.options else {}
         if first_update > 0 and state_file.is_file():
-            options["state_dict"] = json.loads(state_file.read_text(encoding="utf-8"))
+            advice = "remove it: the backend then starts a run of its own"
+            options["state_dict"] = read_json(state_file, lambda found: {**found}, advice)
         self._logger = torchrl_logger(self.backend, str(directory), self.name or folder.resolve().name, **options)
         if self.backend in RESUMABLE:
             write_atomic(state_file, json.dumps(self._logger.state_dict()))

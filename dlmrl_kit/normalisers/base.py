@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.component import Resizable
 
 
-class Normaliser(Dependent):
+class Normaliser(Resizable):
     """Base class of normalisers.
 
     Attributes:

@@ -6,8 +6,8 @@ PerSequence  mean over the tokens of a sample, then over samples                
 FixedLength  sum over tokens over a constant, mean over samples                          Dr. GRPO, arXiv 2503.20783
 FixedStepLength  sum over the tokens of a step over a constant, mean over steps      the KL of TraceRL and UniGRPO
 
-``PerStep`` and ``FixedStepLength`` count the same steps: a policy term by one and a KL by the other are averaged over the
-same rows, as in the release of TraceRL, which means over the tokens of a row in one and sums over them in the other.
+``PerStep`` and ``FixedStepLength`` count the same steps: a policy term by one and a KL by the other have the same
+denominator, as in TraceRL's release, which takes the mean over a row's tokens in one and the sum in the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PerToken(Normaliser):
         return mask.to(weight.dtype)
 
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """Counts the tokens, those of a segment times its weight."""
+        """Sums tokens times weight over the segments."""
         return (mask.sum(-1) * weight).sum()
 
 
@@ -52,7 +52,7 @@ class PerSequence(Normaliser):
     segmentwise = False
 
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
-        """Returns 1 / (tokens of the sample, those of a segment times its weight) for each token."""
+        """Returns 1 / n for each token of a sample, where n sums tokens times weight over its segments: [B, K, C]."""
         tokens = (mask.sum(-1) * weight).sum(-1)
         return mask / tokens.masked_fill(tokens == 0, 1)[:, None, None]
 
@@ -63,7 +63,7 @@ class PerSequence(Normaliser):
 
 @register("normaliser", paper="arXiv 2503.20783; arXiv 2509.06949")
 class FixedLength(Normaliser):
-    """The sum over a sample's tokens divided by a constant, so that no sample's length scales its gradient.
+    """Divides the sum over a sample's tokens by a constant, so that no sample's length scales its gradient.
 
     Args:
         length: what each sample's sum is divided by, in tokens; 1 keeps the sum.
@@ -71,6 +71,8 @@ class FixedLength(Normaliser):
     Raises:
         ValueError: a value out of range.
     """
+
+    not_sizes = ("length",)
 
     def __init__(self, length: int = 1) -> None:
         check(length >= 1, self, "length", length, "at least 1")
@@ -87,7 +89,7 @@ class FixedLength(Normaliser):
 
 @register("normaliser", paper="arXiv 2509.06949")
 class FixedStepLength(FixedLength):
-    """The sum over the tokens of a selected step or segment divided by a constant, averaged over these steps.
+    """Divides the sum over the tokens of a selected step or segment by a constant, and averages over these steps.
 
     Arguments, raises as ``FixedLength``.
     """

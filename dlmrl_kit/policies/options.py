@@ -106,7 +106,7 @@ class LoadOptions:
             _check_quantisation(self.quantisation)
 
     def over(self, told: Told) -> LoadOptions:
-        """Returns these options, with what was saved with the checkpoint where they say nothing.
+        """Fills the options that are None with those that were saved with the checkpoint.
 
         Forbidden ids and ends of text are those of both.
         """

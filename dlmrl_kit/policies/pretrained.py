@@ -68,6 +68,9 @@ class Pretrained(PolicySource):
     ) -> None:
         check(lora_rank >= 0, self, "lora_rank", lora_rank, "at least 0")
         check(lora_alpha > 0, self, "lora_alpha", lora_alpha, "positive")
+        for name, ids in (("forbidden_ids", forbidden_ids), ("eos_ids", eos_ids)):
+            whole = isinstance(ids, list | tuple) and all(type(index) is int and index >= 0 for index in ids)
+            check(whole, self, name, ids, "a list of ids of tokens")
         check(block_size is None or block_size >= 1, self, "block_size", block_size, "at least 1, or None")
         check(
             quantisation == "none" or lora_rank > 0,

@@ -8,6 +8,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.characters import character_tokenizer
 from dlmrl_kit.policies.checkpoint_files import ConfigJson
 from dlmrl_kit.policies.loading import family_of
+from dlmrl_kit.policies.model_files import foreign
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
@@ -47,7 +48,8 @@ def skeleton(config: ConfigJson, options: LoadOptions) -> PreTrainedModel:
     Raises:
         UserError: no family of the kit, or a configuration that it refuses.
     """
-    return family_of(config).empty_model(config, options)
+    with foreign("config.json describes no model that can be built"):
+        return family_of(config).empty_model(config, options)
 
 
 def wrapped(model: PreTrainedModel, config: ConfigJson, options: LoadOptions) -> TransformersPolicy:
@@ -109,7 +111,8 @@ def small_policy(config: ConfigJson, options: LoadOptions) -> TransformersPolicy
     Raises:
         UserError: as ``skeleton``, or sizes under names that the kit does not know.
     """
-    small = scaled_down(config)
+    with foreign("config.json describes no model that can be scaled down"):
+        small = scaled_down(config)
     model = skeleton(small, options)
     count = sum(p.numel() for p in model.parameters())
     if count > LARGEST:

@@ -49,9 +49,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     except Exception:  # templates raise what they like; one that refuses these messages tells nothing
         return None
     _, found, behind = text.rpartition(ANSWER)
-    ids: list[int] = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"] if found else []
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return ids[0] if ids and ids[0] in special else None
+    special = {str(tokenizer.convert_ids_to_tokens(i)): i for i in tokenizer.all_special_ids}
+    special |= {added.content: i for i, added in tokenizer.added_tokens_decoder.items()}
+    written = [token for token in special if found and token and behind.lstrip().startswith(token)]
+    return special[max(written, key=len)] if written else None
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

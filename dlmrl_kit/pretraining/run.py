@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Pretraining
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.errors import CheckpointError, TrainingError
+from dlmrl_kit.core.errors import CheckpointError, NotFiniteError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
+from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult, PretrainResult, RunObserver
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, require
@@ -23,7 +24,9 @@ from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.rollout.services import encoded_prompts, require_examples, training_indices
 from dlmrl_kit.rollout.services import examples as examples_of
-from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.tasks.base import BaseTask, said_of
+from dlmrl_kit.training.blaming import blaming
+from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import remember_recipe
@@ -52,7 +55,7 @@ class Demonstrations:
 
 
 def encode_demonstrations(task: BaseTask, demonstrator: Demonstrator, policy: Policy, length: int) -> Demonstrations:
-    """Encodes the demonstrations of the whole pretrain split, with completions of ``length`` tokens.
+    """Encodes the demonstrations of the whole pretrain split; returns prompts and completions of ``length`` tokens.
 
     Raises:
         RecipeError: the split has fewer examples than the task says, or a demonstration is longer than ``length``
@@ -98,9 +101,10 @@ def pretrain(
             _check_recipe(folder, recipe, length, accept_changes)
             finished = bool(found) and found[-1][0] == built.pretrainer.steps
             changed = check_unchanged(folder, now, length=length, finished=finished, accept=accept_changes)
-        run = PretrainRun(built, folder, recipe.name, observer or RunObserver())
-        run.identity = now
-        data = run.start()
+        with blaming(recipe, folder):
+            run = PretrainRun(built, folder, recipe.name, observer or RunObserver())
+            run.identity = now
+            data = run.start()
         if goes_on:
             record_changes(folder, recipe, now, changed, run.done)
         else:  # not earlier, as a failure must leave no folder
@@ -108,7 +112,8 @@ def pretrain(
         for note in notes(changed, length, float(run.scheduler.get_last_lr()[0])):
             run.observer.on_message(note)
         try:
-            return run.run(data)
+            with blaming(recipe, folder):
+                return run.run(data)
         except Exception as error:
             note_failure(folder, error)
             raise
@@ -186,21 +191,33 @@ class PretrainRun:
             recipe=self.name,
             total_updates=self.settings.steps,
             first_update=self.done,
-            info={"parameters": parameters, "device": str(self.policy.device)},
+            info={
+                "parameters": parameters,
+                "device": str(self.policy.device),
+                "pretrain_examples": task.size("pretrain"),
+                "heldout_examples": task.size("heldout"),
+            },
         )
+        for note in said_of(task):
+            self.observer.on_message(note)
         return encode_demonstrations(
             self.built.task, self.built.demonstrator, self.policy, self.built.sampler.completion_length
         )
 
     def run(self, data: Demonstrations) -> PretrainResult:
-        """Trains to the end, evaluates on held-out examples and writes the model."""
-        for step in range(self.done, self.settings.steps):
-            self.losses = [*self.losses, self._step(data, step)][-RECENT:]
-            self._after(step + 1)
+        """Trains to the end, writes the model and evaluates it on held-out examples."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for step in range(self.done, self.settings.steps):
+                self.losses = [*self.losses, self._step(data, step)][-RECENT:]
+                self._after(step + 1)
+        except NotFiniteError as error:
+            left = what_is_left(self.folder, lambda: start_weights(self.built.policy, self.settings.seed))
+            raise NotFiniteError(f"{error}; {left}") from error
         return self._finish()
 
     def _step(self, data: Demonstrations, step: int) -> float:
-        """Takes one gradient step; returns its loss. Raises TrainingError if a number is not finite."""
+        """Takes one gradient step; returns its loss. Raises NotFiniteError if a number is not finite."""
         settings = self.settings
         generator = seeding.generator(self.policy.device, settings.seed, "pretrain", step)
         indices = training_indices(len(data.prompt_ids), settings.batch_size, step, settings.seed)
@@ -212,7 +229,7 @@ class PretrainRun:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
         if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            raise TrainingError(f"pre-training step {step}: loss {loss.item()}, gradient norm {norm.item()}")
+            raise NotFiniteError(f"pre-training step {step}: loss {loss.item()}, gradient norm {norm.item()}")
         self.optimiser.step()
         self.scheduler.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -226,6 +243,7 @@ class PretrainRun:
             metrics = {"loss": self._loss(), "learning_rate": float(self.scheduler.get_last_lr()[0])}
             self.observer.on_update(done - 1, metrics)
         if done % settings.checkpoint_every == 0 or last:
+            require_finite(trained(self.policy).items(), f"after pre-training step {done}")
             counters = {"losses": self.losses}
             require(self.folder)
             state = (trained(self.policy), self.optimiser, self.scheduler, counters)
@@ -257,6 +275,8 @@ class PretrainRun:
             save_transformers(self.policy, temporary)
             remember_recipe(temporary, self.folder)
         greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
+        if greedy.caution():
+            self.observer.on_message(greedy.caution())
         result = PretrainResult(
             folder=self.folder,
             model=model,

@@ -62,10 +62,10 @@ class RecipeFolders:
             looked = " and ".join(str(folder) for folder in folders)
             raise StatementError(asked, f"no file {shown} to include; looked in {looked}; {near}")
         if not self.hold(found):
+            own = os.path.abspath(self.own)
             raise StatementError(
                 asked,
-                f"{shown} is not included: it is not below {self.own}, nor a recipe of the kit or of a plugin; copy it "
-                "there",
+                f"{shown} is not included: it is not below {own}, nor a recipe of the kit or a plugin; copy it there",
             )
         return found
 
@@ -114,8 +114,7 @@ def refusal(asked: Where | None, reason: str) -> RecipeError:
 
 
 def _is_below(real: str, folder: Path) -> bool:
-    top = os.path.realpath(folder)
-    return os.path.commonpath([real, top]) == top
+    return Path(real).is_relative_to(os.path.realpath(folder))
 
 
 def _gin_files(folder: Path) -> list[Path]:

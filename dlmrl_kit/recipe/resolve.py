@@ -10,7 +10,7 @@ import gin
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import Parameter, nearest
-from dlmrl_kit.core.validate import clipped
+from dlmrl_kit.core.validate import clipped, is_allowed
 from dlmrl_kit.recipe.names import Names, required
 from dlmrl_kit.recipe.source import Binding, Ref, format_value, leaves_of
 from dlmrl_kit.recipe.table import BindingTable, Node
@@ -297,6 +297,9 @@ def _bound(names: Names, gin_name: str, key: str, spec: Parameter | None, value:
     if spec is not None and not checked and not names.fits(gin_name, spec.name, value):
         got = f"{shown(value, names)}{_bracket_hint(names, gin_name, spec.name, value)}"
         raise StatementError(where, f"{key} must be {names.type_of(gin_name, spec)}, got {got}")
+    parameter = "" if spec is None else spec.name
+    if not default and not is_allowed(names.class_of(gin_name), parameter, value):
+        raise StatementError(where, f"{key} must be finite, got {shown(value, names)}")
     return Bound(key, value, text, where, default)
 
 

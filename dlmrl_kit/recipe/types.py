@@ -73,7 +73,7 @@ def _evaluated(constructor: types.FunctionType, names: Set[str]) -> dict[str, ob
 
 
 def described(annotation: str, hint: object) -> str:
-    """Writes an annotation for a message: as it stands, but an alias of a type as what it stands for."""
+    """Returns an annotation as a message shows it: an alias of a type is spelled out as ``hint``, its meaning."""
     alias = annotation.isidentifier() and hint is not None and not inspect.isclass(hint)
     return inspect.formatannotation(hint) if alias else annotation
 

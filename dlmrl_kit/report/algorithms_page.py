@@ -99,7 +99,7 @@ def _audit_row(name: str) -> list[str]:
         Spread.of(m.scale for m in measured),
         Spread.of(m.cost for m in measured),
     )
-    return [name, *(short_number(spread.mean) for spread in spreads), *costs, report.verdict]
+    return [name, *(short_number(spread.mean) for spread in spreads), *costs, report.sentence]
 
 
 def _markdown(headings: list[str], rows: Iterable[list[str]]) -> str:

@@ -19,7 +19,12 @@ from dlmrl_kit.report.tables import four_decimals, numbers, plain_table, short_n
 
 def audit_result(report: AuditReport) -> RenderableType:
     """Returns everything that a person needs to judge a recipe's gradient, the verdict first."""
-    parts: list[RenderableType] = [Text(f"{report.recipe}: {report.verdict}", style="bold"), _problems(report)]
+    parts: list[RenderableType] = [Text(f"{report.recipe}: {report.sentence}", style="bold")]
+    if report.scope is not None:
+        parts.append(Text(f"This covers {report.scope.covers}."))
+        if report.scope.left_out:
+            parts.append(Text(f"Left out: {'; '.join(report.scope.left_out)}."))
+    parts.append(_problems(report))
     if report.attribution:
         parts.append(_causes(report.attribution))
     if report.regularisers:
@@ -28,8 +33,11 @@ def audit_result(report: AuditReport) -> RenderableType:
 
 
 def _problems(report: AuditReport) -> Table:
+    batch = (
+        f"{report.prompts_per_update} prompts per update" if report.prompts_per_update > 1 else "1 prompt per update"
+    )
     table = _table(
-        f"E[gradient] against grad J, {report.sampler}, batches of {report.prompts_per_update} groups of {report.group_size}",
+        f"E[gradient] against grad J, {report.sampler}, groups of {report.group_size}, {batch}",
         words("problem"),
         *(_numbers(heading) for heading in ("relative bias", "scale", "after scale", "cosine", "variance")),
         numbers("of each step", whole=False, max_width=16),

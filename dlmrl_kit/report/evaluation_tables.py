@@ -33,7 +33,7 @@ def table_before_after(before: EvalResult, after: EvalResult) -> RenderableType:
     rows |= {f"reward/{k}": (before.components[k], v) for k, v in after.components.items() if k in before.components}
     for name, (old, new) in rows.items():
         table.add_row(Text(name), f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
-    return Group(_heading(after), table)
+    return Group(_heading(after), table, *_cautions(after))
 
 
 def table_of_evaluation(result: EvalResult) -> RenderableType:
@@ -46,7 +46,7 @@ def table_of_evaluation(result: EvalResult) -> RenderableType:
     table.add_row("reward", f"{result.reward:.3f}")
     for name, value in result.components.items():
         table.add_row(Text(f"reward/{name}"), f"{value:.3f}")
-    return Group(_heading(result), table)
+    return Group(_heading(result), table, *_cautions(result))
 
 
 def table_of_samples(samples: Sequence[Mapping[str, object]]) -> Table:
@@ -64,6 +64,10 @@ def plain_value(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cautions(result: EvalResult) -> list[Text]:
+    return [Text(result.caution())] if result.caution() else []
 
 
 def _heading(result: EvalResult) -> Text:

@@ -157,4 +157,5 @@ def _cells(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 def _evaluation_line(update: int, result: EvalResult) -> str:
     when = f"after update {update}" if update else "before training"
     what = f"{result.task} {result.split}".strip()
-    return f"{what} accuracy {when}: {accuracy_text(result)} of {result.size}, reward {result.reward:.3f}"
+    line = f"{what} accuracy {when}: {accuracy_text(result)} of {result.size}, reward {result.reward:.3f}"
+    return "; ".join(filter(None, (line, result.caution())))

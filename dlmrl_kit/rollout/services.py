@@ -11,8 +11,9 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core import seeding
+from dlmrl_kit.core.blame import named
 from dlmrl_kit.core.component import Component
-from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.errors import ComponentError, RecipeError
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, GROUP, PROMPT_IDS, PROMPT_MASK, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy, Vocabulary
@@ -95,11 +96,17 @@ def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example
 
     Raises:
         RecipeError: the task has fewer distinct examples than the size of the split.
+        ComponentError: the task returned something else.
     """
     try:
-        return [task.example(split, index) for index in indices]
+        found = [task.example(split, index) for index in indices]
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    for example in found:
+        if not isinstance(example, Example):
+            got = type(example).__name__
+            raise ComponentError(f"{named(type(task))}: example returned a {got}; it should be an Example")
+    return found
 
 
 def require_examples(task: BaseTask, *splits: str) -> None:

@@ -48,6 +48,8 @@ class Tree(LowConfidence):
         ValueError: a value out of range.
     """
 
+    not_sizes = ("height", "branching")
+
     @with_parameters_of(MaskSampler)
     def __init__(self, *decoding: Any, height: int = 2, branching: int = 2, **named: Any) -> None:
         super().__init__(*decoding, **named)

@@ -23,7 +23,7 @@ from dlmrl_kit.schedules.base import Schedule
 @register("schedule")
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same value at every step.
+    """Gives the same value at every step.
 
     Args:
         value: a finite number.
@@ -70,7 +70,7 @@ class Linear(Schedule):
 @register("schedule", paper="arXiv 1608.03983")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine wave over the steps of a row.
+    """Goes from ``start`` to ``end`` along half a cosine wave, flat at both ends.
 
     Args:
         start: value at the first step.

@@ -39,6 +39,7 @@ class WholeSequence(Selector):
         ValueError: a value out of range.
     """
 
+    not_sizes = ("draws",)
     with_replacement = True
     segments = True
 

@@ -264,6 +264,11 @@ def _plain(character: str) -> str:
     return unicodedata.normalize("NFKC", character)
 
 
+def said_of(task: BaseTask) -> list[str]:
+    """Returns the notes of a task, each with its label, as they are printed when a run starts."""
+    return [f"{task.label()}: {note}" for note in task.notes()]
+
+
 def split_of(text: str) -> str:
     """Returns the split of an example with this text, once it is ``normalised``; depends on nothing but the text."""
     digest = hashlib.sha256(normalised(text).encode(errors="surrogatepass")).digest()

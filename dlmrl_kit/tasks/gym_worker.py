@@ -79,7 +79,7 @@ class Gym:
         if self._guard.caught:
             raise UserError(
                 f"the scorer of reasoning-gym's {self.dataset!r} evaluates text; such datasets are refused, and this "
-                "one is not listed in dlmrl_kit.tasks.gym_datasets.EVALUATES_TEXT (another version of reasoning-gym?)"
+                "one is not listed in dlmrl_kit.tasks.gym_scorers.EVALUATES_TEXT (another version of reasoning-gym?)"
             )
         return value
 

@@ -19,7 +19,7 @@ from dlmrl_kit.tasks.base import (
     prompt_text,
     weighted_mean,
 )
-from dlmrl_kit.tasks.gym_datasets import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, PAYS_CONSTANTS
+from dlmrl_kit.tasks.gym_scorers import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, PAYS_CONSTANTS
 from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Made, Request
 from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
 from dlmrl_kit.tasks.worker_process import Failed

@@ -132,7 +132,8 @@ def _deadline(seconds: float) -> Iterator[None]:
 def _failure(error: BaseException) -> Failed:
     if isinstance(error, UserError):
         return Failed("error", str(error))
-    message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    reason = str(error) or (_memory_reason() if isinstance(error, MemoryError) else "")
+    message = " ".join(f"{type(error).__name__}: {reason}".split())[:500]
     return Failed("error", message, "".join(traceback.format_exception(error))[-4000:].rstrip())
 
 
@@ -164,6 +165,16 @@ def _reply(stdout: IO[bytes], result: object) -> None:
         message = _encoded(_failure(error))
     with contextlib.suppress(BrokenPipeError):
         write_message(stdout, message)
+
+
+def _memory_reason() -> str:
+    """Says what the limit of this process' memory is, if it has one."""
+    try:
+        import resource
+    except ImportError:
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if limit == resource.RLIM_INFINITY else f"it needs more than the worker's {limit / 2**30:g} GiB"
 
 
 def _limit(memory: int | None) -> None:

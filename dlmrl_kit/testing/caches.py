@@ -58,7 +58,7 @@ def check_windows(name: str, component: Cache) -> None:
 
 
 def check_anchors(name: str, component: Cache) -> None:
-    """A state and its anchor agree outside of the window and have one anchor and one window."""
+    """Outside of the window a state equals its anchor; the anchor of an anchor is itself, with the same window."""
     policy = world().policy
     ids = _states(policy.mask_id)
     span = _span(name, component, policy, ids)

@@ -23,8 +23,8 @@ def check_claim(name: str, component: Component) -> None:
     with attempt(name, "audited on small problems", "see what the audit runs on (docs/audit.md)"):
         try:
             broken = broken_claim(subject)
-        except RecipeError:  # it does not fit the exact components: it cannot be measured alone
-            return
+        except RecipeError as error:  # it does not fit the exact components
+            broken = f"claims to be unbiased, which cannot be audited: {error}"
     if broken:
         fix = "correct the component, or register unbiased=False, or another scale= or condition under="
         fail(name, broken.removeprefix(f"{name} "), fix)

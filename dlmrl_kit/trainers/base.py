@@ -26,8 +26,12 @@ EVAL_BATCH_SIZE = 256
 """Completions that an evaluation decodes at once, where no setting says how many."""
 
 
+FLOAT32 = 3e38
+"""Larger numbers are infinite in float32."""
+
+
 class OptimiserArguments(TypedDict):
-    """The arguments of ``OptimiserSettings``, for subclasses that hand them on."""
+    """Types the arguments of ``OptimiserSettings`` that subclasses hand on as ``**settings``."""
 
     learning_rate: float
     schedule: str
@@ -77,6 +81,9 @@ class OptimiserSettings(Dependent):
         for name, beta in zip(("beta1", "beta2"), betas, strict=True):
             check(0 <= beta < 1, self, name, beta, "in [0, 1)")
         check(weight_decay >= 0, self, "weight_decay", weight_decay, "at least 0")
+        step = max(learning_rate / (1 - betas[0]), learning_rate * weight_decay)  # what AdamW multiplies weights with
+        fits = step < FLOAT32
+        check(fits, self, "learning_rate", learning_rate, f"so small that AdamW's steps are below {FLOAT32:.0e}")
         check(max_grad_norm > 0, self, "max_grad_norm", max_grad_norm, "positive")
         check(schedule in SCHEDULES, self, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
         check(warmup_steps >= 0, self, "warmup_steps", warmup_steps, "at least 0")

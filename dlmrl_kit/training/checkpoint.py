@@ -94,11 +94,18 @@ def save_checkpoint(
 
 
 def prune(run: Path) -> None:
-    """Removes checkpoints older than the newest two, and folders that a killed process left half-written."""
-    for _, old in checkpoints(run)[:-KEPT]:
-        old.replace(old.with_name(f".{old.name}.old"))  # a kill must not leave half a checkpoint under its own name
-    for leftover in (run / "checkpoints").glob(".update-*"):
-        shutil.rmtree(leftover)
+    """Removes checkpoints older than the newest two, and folders that a killed process left half-written.
+
+    Raises:
+        FileError: they cannot be removed.
+    """
+    try:
+        for _, old in checkpoints(run)[:-KEPT]:
+            old.replace(old.with_name(f".{old.name}.old"))  # a kill must not leave half a checkpoint under its own name
+        for leftover in (run / "checkpoints").glob(".update-*"):
+            shutil.rmtree(leftover)
+    except OSError as error:
+        raise FileError(f"cannot remove old checkpoints of {run}: {reason_of(error)}") from error
 
 
 def load_checkpoint(

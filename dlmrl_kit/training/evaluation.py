@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
-from math import comb
+from math import comb, inf
 from pathlib import Path
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult
@@ -23,6 +25,7 @@ from dlmrl_kit.tasks.base import BaseTask, component_means
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS
 from dlmrl_kit.training.export import TRAINED_WITH
 from dlmrl_kit.training.gradient import autocast
+from dlmrl_kit.training.identity import files_of
 from dlmrl_kit.training.start import attach_components, find_device, load_components
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -65,17 +68,22 @@ def evaluate(
         precision: what the forwards compute in: ``float32`` or ``bfloat16``, as in the rollouts of a run.
 
     Raises:
-        RecipeError: several samples per prompt at temperature 0, an unknown precision, or an unknown or empty split.
+        RecipeError: several samples per prompt at temperature 0, a temperature that is negative or not finite, an
+            unknown precision, or an unknown or empty split.
+        NotFiniteError: a weight of the policy is NaN or infinite.
     """
     if samples_per_prompt > 1 and temperature == 0:
         raise RecipeError(
             "several samples per example at temperature 0 would all be the same; give a temperature above 0"
         )
+    if not 0 <= temperature < inf:
+        raise RecipeError(f"the temperature of an evaluation must be at least 0 and finite, got {temperature}")
     if precision not in PRECISIONS:
         raise RecipeError(f"unknown precision {precision!r}; available: {', '.join(PRECISIONS)}")
     if split not in task.SPLITS:
         raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
     require_examples(task, split)
+    require_finite(weights_of(policy), "the policy cannot be evaluated")
     size = min(size, task.size(split))
     decoder = sampler.at_temperature(temperature)
     generator = seeding.generator(policy.device, seed, "evaluate")
@@ -173,8 +181,8 @@ def evaluate_path(
         UserError: there is nothing to evaluate at ``path``, or the recipe is broken.
     """
     run, model = Path(path), path
-    if (run / TRAINED_WITH).is_file():
-        recipe = recipe or str(run / TRAINED_WITH)
+    remembered = str(run / TRAINED_WITH) if recipe is None and (run / TRAINED_WITH).is_file() else None
+    recipe = recipe or remembered
     if (run / "recipe.gin").is_file():
         recipe = recipe or str(run / "recipe.gin")
         if not (run / "model").is_dir():
@@ -183,6 +191,8 @@ def evaluate_path(
     elif not path.startswith("shipped:") and not run.is_dir() and not _HUB_ID.fullmatch(path):
         raise CheckpointError(f"no run or model folder at {path}")
     algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports).build()
+    if remembered is not None:
+        _check_no_code_inside(run, algorithm)
     settings = algorithm.trainer if isinstance(algorithm, Algorithm) else algorithm.pretrainer
     policy = load_policy(model, mask_id=algorithm.policy.mask_id, eos_ids=algorithm.policy.eos_ids)
     policy.to(find_device(settings.device))
@@ -200,3 +210,18 @@ def evaluate_path(
         batch_size=batch_size or settings.eval_batch_size,
         precision=precision or settings.precision,
     )
+
+
+def _check_no_code_inside(model: Path, built: Algorithm | Pretraining) -> None:
+    """Checks that the recipe in a model folder, which may be a stranger's, runs no code out of that folder.
+
+    Raises:
+        RecipeError: it names a Python file there.
+    """
+    top = model.resolve()
+    inside = [path for path in files_of(built) if path.suffix == ".py" and path.resolve().is_relative_to(top)]
+    if inside:
+        raise RecipeError(
+            f"{model / TRAINED_WITH} runs {inside[0]}, code in the model's own folder; if you trust it, say so: "
+            f"--recipe {shlex.quote(str(model / TRAINED_WITH))}"
+        )

@@ -54,6 +54,11 @@ class Change:
         return f"{what}{self.name} was {self.before or 'not there'}, now {self.now or 'not there'}"
 
 
+def files_of(built: Algorithm | Pretraining) -> set[Path]:
+    """Returns the files and folders that the components of a recipe name, code of reward functions included."""
+    return {path.absolute() for part in _all(_parts(built)) for path in part.files()}
+
+
 def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.device) -> Identity:
     """Finds out what a run depends on, and reads all files among it.
 
@@ -66,7 +71,7 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
         FileError: a file cannot be read.
     """
     bound = {key: value.text or f"a {type(value.value).__name__}" for key, value in recipe.bindings.items()}
-    files = {path.absolute() for part in _all(_parts(built)) for path in part.files()}
+    files = files_of(built)
     files |= {path for block in recipe.blocks if (path := _source(block.cls)) is not None}
     machine = {"device": device.type}
     if device.type == "cpu":  # sums over another number of threads differ in the last digit

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.core.errors import CheckpointError, FileError, RecipeError
+from dlmrl_kit.core.errors import CheckpointError, FileError, NotFiniteError, RecipeError
 from dlmrl_kit.core.files import reason_of, write_atomic
+from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
+from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.tasks.base import said_of
+from dlmrl_kit.training.blaming import blaming
+from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.evaluation import evaluate
@@ -51,10 +58,13 @@ def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) 
                 "folder"
             )
         algorithm = recipe.build_algorithm()
-        run = Run(algorithm, folder, recipe.name, observer or RunObserver())  # first: a failure must leave no folder
-        run.identity = _identity(recipe, algorithm)
+        with blaming(recipe, folder):
+            run = Run(
+                algorithm, folder, recipe.name, observer or RunObserver()
+            )  # first: a failure must leave no folder
+            run.identity = _identity(recipe, algorithm)
         start_record(folder, recipe, run.identity)
-        return _run(run)
+        return _run(run, recipe)
 
 
 def resume(
@@ -92,24 +102,36 @@ def resume(
         found = checkpoints(folder)
         finished = bool(found) and found[-1][0] == algorithm.trainer.updates
         changed = check_unchanged(folder, now, length=length, finished=finished, accept=accept_changes)
-        run = Run(algorithm, folder, name, observer or RunObserver())
+        with blaming(recipe, folder):
+            run = Run(algorithm, folder, name, observer or RunObserver())
         run.identity = now
         first = run.restore()
         record_changes(folder, recipe, now, changed, first)
         run.notes = notes(changed, length, float(run.update.scheduler.get_last_lr()[0]))
-        return _run(run)
+        return _run(run, recipe)
 
 
 def _identity(recipe: Recipe, algorithm: Algorithm) -> Identity:
     return identity_of(recipe, algorithm, find_device(algorithm.trainer.device))
 
 
-def _run(run: Run) -> RunResult:
+def _run(run: Run, recipe: Recipe) -> RunResult:
     try:
-        return run.run()
+        with blaming(recipe, run.folder):
+            return run.run()
     except Exception as error:
         note_failure(run.folder, error)
         raise
+
+
+@contextlib.contextmanager
+def _writing(logger: Logger, folder: Path) -> Iterator[None]:
+    """Makes one line of what goes wrong with a logger's files."""
+    try:
+        yield
+    except OSError as error:
+        name = type(logger).__name__
+        raise FileError(f"{name} cannot write metrics into {folder}: {reason_of(error)}") from error
 
 
 class Run:
@@ -147,18 +169,23 @@ class Run:
         self.observer.on_start(
             folder=self.folder, recipe=self.name, total_updates=total, first_update=first, info=self._info()
         )
-        for note in self.notes:
+        for note in (*said_of(self.algorithm.task), *self.notes):
             self.observer.on_message(note)
         for logger in self.algorithm.loggers:
-            logger.open(self.folder, first)
+            with _writing(logger, self.folder):
+                logger.open(self.folder, first)
         try:
             if 0 not in self.evaluations:
                 self._evaluate(0)
             for number in range(first, total):
                 self.step(number)
+        except NotFiniteError as error:
+            left = what_is_left(self.folder, lambda: start_weights(self.algorithm.policy, self.trainer.seed))
+            raise NotFiniteError(f"{error}; {left}") from error
         finally:
             for logger in self.algorithm.loggers:
-                logger.close()
+                with _writing(logger, self.folder):
+                    logger.close()
         return self._finish(time.perf_counter() - started, trained=first < total)
 
     def restore(self) -> int:
@@ -193,12 +220,19 @@ class Run:
             "trainable": sum(p.numel() for _, p in self.policy.trainable()),
             "device": str(self.policy.device),
             "samples_per_update": self.trainer.prompts_per_update * self.trainer.group_size,
+            "train_examples": self.algorithm.task.size("train"),
+            "heldout_examples": self.algorithm.task.size("heldout"),
         }
 
     def step(self, number: int) -> None:
-        """Takes one update and logs its metrics; evaluates and saves a checkpoint if these are due."""
+        """Takes one update and logs its metrics; evaluates and saves a checkpoint if these are due.
+
+        Raises:
+            NotFiniteError: losses, gradients, weights or the policy's probabilities are not finite.
+        """
         started = time.perf_counter()
         metrics = self.update(number)
+        self._check_numbers(number, metrics)
         require(self.folder)
         seconds = time.perf_counter() - started
         metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
@@ -208,6 +242,13 @@ class Run:
             self._evaluate(done)
         if done == self.trainer.updates or done % self.trainer.checkpoint_every == 0:
             self._save(done)
+
+    def _check_numbers(self, number: int, metrics: dict[str, float]) -> None:
+        """Refuses to go on, to evaluate or to save where an update has left no policy behind."""
+        advice = "lower Trainer.learning_rate or Trainer.max_grad_norm"
+        require_finite(self.parameters.items(), f"after update {number + 1} ({advice})")
+        if math.isnan(metrics.get("entropy", 0.0)):
+            raise NotFiniteError(f"in update {number + 1} the policy's probabilities are not finite: {advice}")
 
     def _save(self, done: int) -> None:
         update = self.update
@@ -240,11 +281,8 @@ class Run:
 
     def _log_values(self, update: int, metrics: dict[str, float]) -> None:
         for logger in self.algorithm.loggers:
-            try:
+            with _writing(logger, self.folder):
                 logger.log(update, metrics)
-            except OSError as error:
-                name = type(logger).__name__
-                raise FileError(f"{name} cannot write metrics into {self.folder}: {reason_of(error)}") from error
 
     def _finish(self, seconds: float, trained: bool) -> RunResult:
         stored = self.folder / RESULT

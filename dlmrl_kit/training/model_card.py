@@ -47,7 +47,7 @@ def read_audit(folder: Path) -> Mapping[str, object] | None:
     """Reads the audit in a run folder; returns None if there is none, or none that can be read."""
     try:
         found = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, Mapping) and "verdict" in found else None
 
@@ -68,7 +68,8 @@ def _metrics(before: EvalResult, after: EvalResult) -> str:
     rows += [(name, before.components.get(name), value) for name, value in after.components.items()]
     lines = [f"| {name} | {_number(old)} | {_number(new)} |" for name, old, new in rows]
     table = "\n".join(["| metric | before | after |", "| --- | --- | --- |", *lines])
-    return f"{table}\n\n{after.size} examples; 95% interval of the accuracy after training: {low:.3f} to {high:.3f}."
+    measured = f"{after.size} examples; 95% interval of the accuracy after training: {low:.3f} to {high:.3f}."
+    return "\n\n".join(filter(None, (table, measured, after.caution())))
 
 
 def _number(value: float | None) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.policies.adapter_files import holds_adapter
+from dlmrl_kit.policies.adapter_settings import base_of
 from dlmrl_kit.policies.checkpoint_files import SHIPPED, read_config
 
 SHAPES = Path(__file__).with_name("shapes.json")
@@ -30,9 +32,8 @@ def find_config(path: str) -> tuple[dict[str, Any], str]:
     """
     folder = local_folder(path)
     if folder is not None:
-        adapter = folder / "adapter_config.json"
-        if adapter.is_file() and not (folder / "config.json").is_file():
-            return find_config(str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+        if holds_adapter(str(folder)) and not (folder / "config.json").is_file():
+            return find_config(base_of(str(folder)))
         return read_config(str(folder)), f"{folder / 'config.json'}"
     found = _from_hub(path)
     if found is not None:

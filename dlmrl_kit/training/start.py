@@ -14,12 +14,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.bases import check_kinds
 from dlmrl_kit.algorithm.dataflow import Plan, check_groups, make_plan
+from dlmrl_kit.core.blame import named
 from dlmrl_kit.core.component import Component
-from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.errors import CheckpointError, ComponentError, RecipeError
+from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.policies.weight_files import tensor_names
 from dlmrl_kit.rollout.services import check_prompts, require_examples
 from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
@@ -77,13 +80,18 @@ def start_policy(
         components: may train modules of their own, beside the policy.
 
     Raises:
-        UserError: there is no such checkpoint or device.
+        UserError: there is no such checkpoint or device, or a component trains modules for another run already.
     """
     torch.manual_seed(derive_seed(settings.seed, "init"))
     policy = source.load()
+    if not isinstance(policy, TransformersPolicy):
+        raise ComponentError(
+            f"{named(type(source))}: load returned a {type(policy).__name__}; it should be a TransformersPolicy"
+        )
     policy.to(find_device(settings.device))
     to_full_precision(policy)
     components = list(components)
+    _refuse_trained(components)
     attach_components(components, policy)
     usual = [component for component in components if component.learning_rate is None]
     others = [
@@ -102,6 +110,16 @@ def start_policy(
         others=others,
     )
     return policy, optimiser, scheduler
+
+
+def _refuse_trained(components: Iterable[Component]) -> None:
+    """Refuses components whose modules another run has made: two runs would train the same parameters."""
+    for component in components:
+        if own_parameters([component]):
+            raise RecipeError(
+                f"{type(component).__name__} holds modules that another run trains; give this run one of its own, such as "
+                "core.component.rebuilt(component)"
+            )
 
 
 def attach_components(components: Iterable[Component], policy: Policy) -> None:
@@ -138,19 +156,24 @@ def load_components(folder: Path, components: Iterable[Component]) -> None:
 
     Raises:
         CheckpointError: the folder does not hold them, or holds them in other shapes.
+        NotFiniteError: they are NaN or infinite.
     """
     own = own_parameters(components)
     if not own:
         return
     names = ", ".join(dict.fromkeys(name.removeprefix(PREFIX).split(".")[0] for name in own))
-    advice = "evaluate the run that trained them, or decode with a sampler that needs none (--use sampler=LowConfidence)"
+    advice = (
+        "evaluate the run that trained them, or decode with a sampler that needs none (--use sampler=LowConfidence)"
+    )
     path = folder / COMPONENTS
     if not path.is_file():
         raise CheckpointError(f"{names} has trained modules of its own, but {path} does not exist: {advice}")
     try:
+        tensor_names(path)
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
+    require_finite(((name, found[name]) for name in own if name in found), str(path))
     for name, parameter in own.items():
         if name not in found or found[name].shape != parameter.shape:
             has = f"of shape {list(found[name].shape)}" if name in found else "not there"

@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.errors import TrainingError
+from dlmrl_kit.core.errors import NotFiniteError
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     EXAMPLE,
@@ -39,6 +39,7 @@ from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rollout.rewards import Reward, Scorer
 from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, training_indices
 from dlmrl_kit.tasks.base import component_means
+from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals
 from dlmrl_kit.training.old_check import check_old
 from dlmrl_kit.training.start import trained
@@ -209,7 +210,7 @@ class Update:
         """Takes all optimiser steps on one rollout; returns their metrics.
 
         Raises:
-            TrainingError: too many steps in a row with a non-finite loss or gradient.
+            NotFiniteError: too many steps in a row with a non-finite loss or gradient.
         """
         totals = Totals()
         for minibatch in self.minibatches(trajectory, number):
@@ -233,30 +234,21 @@ class Update:
 
     def minibatches(self, trajectory: TensorDictBase, number: int) -> Iterator[TensorDictBase]:
         """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares."""
-        for iteration in range(self.trainer.inner_iterations):
-            generator = seeding.generator("cpu", self.trainer.seed, number, "minibatches", iteration)
-            for part in shuffled(trajectory, self.trainer.minibatches, generator, self.gradient.whole_groups):
-                minibatch = trajectory[part]
-                redrawn = minibatch.pop(LATER_PASSES, None)
-                # A likelihood that draws new masks in each pass has its fixed keys once for each later pass.
-                if redrawn is not None and iteration > 0:
-                    minibatch.update(redrawn[str(iteration)])
-                if len(minibatch):
-                    yield minibatch
+        return minibatches(trajectory, self.trainer, self.trainer.seed, number, self.gradient.whole_groups)
 
     def skip(self, loss: float, norm: float) -> None:
         """Counts an optimiser step that is left out because its loss or gradient is not finite.
 
         Raises:
-            TrainingError: ``Trainer.max_skipped`` in a row.
+            NotFiniteError: ``Trainer.max_skipped`` in a row.
         """
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.trainer.max_skipped:
-            raise TrainingError(
+            raise NotFiniteError(
                 f"{self.skipped_in_a_row} optimiser steps in a row had a non-finite loss ({loss}) or gradient norm "
-                f"({norm}); training stopped before the weights are lost. Lower Trainer.learning_rate or "
-                "Trainer.max_grad_norm, or look at the advantages; the last checkpoint is intact"
+                f"({norm}), so training cannot go on: lower Trainer.learning_rate or Trainer.max_grad_norm, or look at "
+                "the advantages"
             )
 
     def counters(self) -> dict[str, float]:
@@ -283,6 +275,22 @@ class Update:
         if len(kept):
             metrics["selected_steps"] = (kept[SELECTED_WEIGHT] > 0).float().sum(-1).mean().item()
         return metrics
+
+
+def minibatches(
+    trajectory: TensorDictBase, trainer: Trainer, seed: int, number: int, whole_groups: bool
+) -> Iterator[TensorDictBase]:
+    """Yields the minibatches of every inner iteration on the rollout of update ``number``."""
+    for iteration in range(trainer.inner_iterations):
+        generator = seeding.generator("cpu", seed, number, "minibatches", iteration)
+        for part in shuffled(trajectory, trainer.minibatches, generator, whole_groups):
+            minibatch = trajectory[part]
+            redrawn = minibatch.pop(LATER_PASSES, None)
+            # A likelihood that draws new masks in each pass has its fixed keys once for each later pass.
+            if redrawn is not None and iteration > 0:
+                minibatch.update(redrawn[str(iteration)])
+            if len(minibatch):
+                yield minibatch
 
 
 def run_stages(

@@ -49,6 +49,7 @@ class TokenValue(Value):
         ValueError: a value out of range.
     """
 
+    not_sizes = ("batch_size",)
     head: nn.Linear | None
 
     def __init__(self, after_eos: bool = False, batch_size: int = 64, learning_rate: float | None = None) -> None:

@@ -32,10 +32,16 @@ PROBLEMS = [PROBLEM, Problem(vocab=2, length=3, seed=6)]
 
 
 def report_of(
-    sampler: Sampler | None = None, batches: int = 400, problems: Sequence[Problem] = (PROBLEM,), **parts: Any
+    sampler: Sampler | None = None,
+    batches: int = 400,
+    problems: Sequence[Problem] = (PROBLEM,),
+    prompts_per_update: int | None = None,
+    **parts: Any,
 ) -> AuditReport:
     estimator = exact_estimator(sampler or LowConfidence(3, temperature=0.8), Swaps(**parts))
-    return audit_algorithm(estimator, problems=problems, attribution=False, batches=batches)
+    return audit_algorithm(
+        estimator, problems=problems, attribution=False, batches=batches, prompts_per_update=prompts_per_update
+    )
 
 
 class WrongSign(Reinforce):
@@ -244,7 +250,7 @@ def test_draws_that_differ_from_the_list_are_sampled_and_caught() -> None:
 
 
 def test_a_component_that_looks_across_groups_is_run_group_by_group() -> None:
-    report = report_of(advantage=LooksAcrossGroups())
+    report = report_of(advantage=LooksAcrossGroups(), prompts_per_update=1)
     assert report.exact
     assert report.measured[0].step_variance is None  # the sign of the slow path
     assert 0.02 < report.relative_bias < 2

@@ -6,16 +6,28 @@ from typing import Any
 
 import pytest
 import torch
+from support.faults.sizes import (
+    BatchBudget,
+    EarlyAdvantage,
+    EarlyRandom,
+    EarlyReinforce,
+    MostOf,
+    WeightedBudget,
+    WideCache,
+)
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.audit import Problem, audit_algorithm, audit_recipe, exact_estimator
-from dlmrl_kit.audit.sizes import Scaled, first_left_out, scaled_texts, shrunk
+from dlmrl_kit.audit.sizes import Scaled, first_left_out, scaled_texts, shrunk, unscaled
 from dlmrl_kit.core.component import Sizes, rebuilt, settings
 from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.corrections.uncorrected import Uncorrected
 from dlmrl_kit.likelihoods.step_merge import StepMerge
+from dlmrl_kit.recipe.load import load_recipe, recipe_names
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
+from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.base import Selector, descending_rank, valid_entropy
@@ -108,11 +120,47 @@ def test_what_keeps_every_step_of_its_own_trajectories_is_judged(selector: Selec
     assert audited(selector).verdict == "unbiased"
 
 
-@pytest.mark.parametrize("selector", [Budget(8), EntropyTopK(8)])
+@pytest.mark.parametrize("selector", [ScaledBudget(8), EntropyTopK(8)])
 def test_eight_of_eight_steps_are_all_steps(selector: Selector) -> None:
     """Of nine steps it would leave one out, but the recipe's trajectories never have nine."""
     estimator = exact_estimator(LeftToRight(8), {"selector": selector})
     assert audit_algorithm(estimator, problems=PROBLEMS, attribution=False).verdict == "unbiased"
+
+
+@pytest.mark.parametrize(
+    ("swaps", "setting"),
+    [
+        ({"selector": WeightedBudget(8)}, None),  # kept whole up to a factor
+        ({"selector": BatchBudget(16)}, None),
+        ({"selector": MostOf()}, None),
+        ({"selector": EarlyRandom()}, "EarlyRandom.horizon = 16"),
+        ({"loss": EarlyReinforce()}, "EarlyReinforce.horizon = 8"),
+        ({"advantage": EarlyAdvantage()}, "EarlyAdvantage.most = 8"),
+    ],
+    ids=lambda value: type(next(iter(value.values()))).__name__ if isinstance(value, dict) else "",
+)
+def test_what_limits_long_trajectories_only_is_not_called_unbiased(swaps: Any, setting: str | None) -> None:
+    """W1 for every kind of component, whatever it limits and however it says so."""
+    report = audit_algorithm(exact_estimator(LeftToRight(64), swaps), problems=PROBLEMS, attribution=False)
+    assert report.verdict.startswith("no verdict: ")
+    assert setting is None or f"{setting} is kept as it is" in report.verdict
+    assert not report.unbiased
+
+
+def test_caches_are_asked_too() -> None:
+    estimator = exact_estimator(LowConfidence(64, block_length=8), {"cache": WideCache(), "correction": Uncorrected()})
+    assert unscaled(estimator) == ["WideCache.margin = 8"]
+    report = audit_algorithm(estimator, problems=[Problem(vocab=2, length=4, block_length=2)], attribution=False)
+    assert report.verdict.startswith("no verdict: ") or "WideCache.margin = 8 is kept as it is" in " ".join(
+        report.notes
+    )
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_whole_number_of_the_kit_is_scaled_or_declared(recipe: str) -> None:
+    loaded = load_recipe(recipe)
+    if loaded.root == "Algorithm":
+        assert unscaled(loaded.build_algorithm()) == []
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 13])

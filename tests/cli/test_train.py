@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,25 @@ def test_interrupt_before_anything_is_written(tmp_path: Path, monkeypatch: pytes
     result = dlmrl("train", "--out", str(tmp_path / "run"))
     assert result.exit_code == 1
     assert result.stderr.endswith("interrupted before anything was written\n")
+
+
+def test_a_run_is_made_longer_and_changes_are_accepted(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    refused = dlmrl("train", "--resume", str(folder), "--set", "Trainer.learning_rate=0.5")
+    assert refused.exit_code == 2
+    assert re.search(
+        r"error: .*Trainer\.learning_rate was \S+, now 0\.5; undo that, .*--accept-changes", refused.stderr
+    )
+    longer = dlmrl("train", "--resume", str(folder), "--set", "Trainer.updates=7")
+    assert longer.exit_code == 0, longer.output
+    assert "Trainer.updates was 6, now 7, recorded in run.json" in longer.stdout
+    assert "update 7/7" in longer.stdout
+    accepted = dlmrl("train", "--resume", str(folder), "--set", "Trainer.eval_size=4", "--accept-changes")
+    assert accepted.exit_code == 0, accepted.output
+    entries = json.loads((folder / "run.json").read_text())["changes"]
+    assert [entry["changed"] for entry in entries] == [
+        ["Trainer.updates was 6, now 7"],
+        ["Trainer.eval_size was 8, now 4"],
+    ]
+    assert dlmrl("train", "egspo", "--accept-changes").exit_code == 2

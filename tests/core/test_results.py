@@ -46,3 +46,22 @@ def test_evaluation_survives_json() -> None:
     data = json.loads(json.dumps(result.to_json()))
     assert EvalResult.from_json(data) == result
     assert data["interval"] == list(result.interval())
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (1, "only 1 example: each is 100 points"),
+        (4, "only 4 examples: each is 25 points"),
+        (29, "only 29 examples: each is 3.45 points"),
+        (30, ""),
+        (400, ""),
+    ],
+)
+def test_few_examples_are_said_to_mean_little(size: int, text: str) -> None:
+    result = evaluation(0.5, size=size)
+    low, high = result.interval()
+    ends = f", and the accuracy may as well be {100 * low:.0f}% or {100 * high:.0f}%" if text else ""
+    assert result.caution() == text + ends
+    assert result.to_json().get("caution", "") == result.caution()
+    assert EvalResult.from_json(result.to_json()) == result

@@ -225,3 +225,21 @@ def test_an_interrupt_stops_every_run_and_locks_end(tmp_path: Path, monkeypatch:
     assert [process.poll() is not None for process in processes] == [True, True]
     monkeypatch.delenv("FAKE_base_seed_0")
     assert not ablate(design(), tmp_path / "out").failed
+
+
+@fake
+def test_an_ablation_whose_files_or_packages_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    ablate(design(seeds=1), out)
+    stored = json.loads((out / "ablation.json").read_text())
+    assert any(path.endswith("model.safetensors") for path in stored["depends"]["files"])
+    assert "torch" in stored["depends"]["packages"]
+    for section, message in (("files", r"model\.safetensors has changed"), ("packages", "package torch was 0, now")):
+        changed = json.loads(json.dumps(stored))
+        entries = changed["depends"][section]
+        entries[next(key for key in entries if key.endswith("model.safetensors") or key == "torch")] = "0"
+        (out / "ablation.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"holds runs of something else: .*{message}"):
+            ablate(design(seeds=1), out)

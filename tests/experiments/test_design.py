@@ -26,8 +26,8 @@ def test_variants_differ_in_the_swapped_slot_alone() -> None:
     assert uniform.only_base == {"EntropyTopK.k": "4"}  # the recipe binds Selector.k, which carries over
     assert uniform.only_variant == {"UniformSteps.k": "4"}
     assert str(uniform).startswith(
-        "differs in Algorithm.selector (EntropyTopK -> UniformSteps), EntropyTopK.k = 4 (base only), UniformSteps.k = 4 "
-        "(variant only); the other "
+        "differs in Algorithm.selector (EntropyTopK -> UniformSteps), EntropyTopK.k = 4 (base only), "
+        "UniformSteps.k = 4 (variant only); the other "
     )
     assert uniform.equal == len(made.variants[0].recipe.bindings) - 2
     assert "selector=EntropyTopK is the base recipe's own, and is not run twice" in made.notes

@@ -156,7 +156,13 @@ def test_equal_lengths_make_all_the_same_up_to_a_constant() -> None:
     batch[MASK] = torch.ones_like(batch[MASK])
     batch[OLD_TOKEN] = batch[TOKEN].clone()
     expected = -batch[ADVANTAGE][..., None].expand_as(batch[TOKEN]) / 4
-    scales = {"PerToken": 1 / 6, "PerStep": 1 / 6, "PerSequence": 1 / 6, "FixedLength": 1 / 7, "FixedStepLength": 1 / 21}
+    scales = {
+        "PerToken": 1 / 6,
+        "PerStep": 1 / 6,
+        "PerSequence": 1 / 6,
+        "FixedLength": 1 / 7,
+        "FixedStepLength": 1 / 21,
+    }
     for name, make in NORMALISERS.items():
         _, grad = run(TokenPPO(normaliser=make()), batch, TOKEN)
         torch.testing.assert_close(grad, scales[name] * expected, rtol=1e-13, atol=0)

@@ -20,7 +20,7 @@ from dlmrl_kit.policies.saving import save_own_layout, save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.rollout.services import prompt_batch
 from dlmrl_kit.rollout.tokens import Tokens
-from dlmrl_kit.tasks.base import prompt_text, split_of
+from dlmrl_kit.tasks.base import prompt_text, question_text, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
 
 CONVERSATION = [
@@ -111,7 +111,7 @@ def test_conversations_in_a_file(tmp_path: Path) -> None:
     assert min(sizes.values()) > 2
     example = task.example("train", 0)
     assert example.prompt in [line["prompt"] for line in lines] or example.prompt == "text"
-    assert split_of(task.canonical(example)) == "train"
+    assert split_of(question_text(example.prompt)) == "train"
     assert task.canonical(example) == prompt_text(example.prompt)
 
     llada_checkpoint(tmp_path / "base")

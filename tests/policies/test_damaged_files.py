@@ -102,13 +102,13 @@ def test_files_of_weights(file: str, damage: str, original: Path, tmp_path: Path
     assert "Git LFS pointer" in message or "damaged" in message or "empty" in message
 
 
-@pytest.mark.parametrize("damage", ANY)
-@pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
+@pytest.mark.parametrize(
+    ("file", "damage"),  # a shorter list of merges is one
+    [*(("vocab.json", damage) for damage in JSON), ("merges.txt", "a Git LFS pointer"), ("merges.txt", "another file")],
+)
 def test_files_of_a_vocabulary(file: str, damage: str, tmp_path: Path) -> None:
-    if (file, damage) in (("merges.txt", "empty"), ("merges.txt", "cut off")):
-        pytest.skip("a shorter list of merges is one")
     dream_checkpoint(tmp_path)
-    path, (change, _) = tmp_path / file, ANY[damage]
+    path, (change, _) = tmp_path / file, JSON[damage]
     path.write_bytes(change(path.read_bytes()))
     assert str(path) in refusal(tmp_path)
 

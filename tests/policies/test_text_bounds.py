@@ -180,6 +180,13 @@ def test_ends_that_are_no_tokens(tmp_path: Path) -> None:
     assert TransformersPolicy(policy.model, policy.tokenizer, listed_ends=(99, 1, 3)).eos_ids == (3, 2)
 
 
+@pytest.mark.parametrize("name", ["eos_ids", "forbidden_ids"])
+@pytest.mark.parametrize("value", [5, "5", (1.0,), (True,), (-1,), None])
+def test_ids_are_lists_of_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"Pretrained\.{name} must be a list of ids of tokens"):
+        Pretrained("shipped:sudoku4x4", **{name: value})
+
+
 TURN = "{% for m in messages %}<s>{{ m['role'] + ': ' + m['content'] }}"
 
 
@@ -189,6 +196,8 @@ TURN = "{% for m in messages %}<s>{{ m['role'] + ': ' + m['content'] }}"
         (TURN + "<e>{% endfor %}", "<e>"),
         (TURN + "<e>\n{% endfor %}", "<e>"),
         (TURN + " <e>{% endfor %}<b>", "<e>"),  # and what every text ends with
+        (TURN + "<e><b>{% endfor %}", "<e>"),
+        (TURN + "<e>>{% endfor %}", "<e>>"),  # the longer of two tokens
         (TURN + "{{ eos_token }}{% endfor %}", "</s>"),
         (TURN + "{% if m['role'] == 'user' %}<b>{% else %}<e>{% endif %}{% endfor %}", "<e>"),
         (TURN + "\n{% endfor %}", None),
@@ -201,7 +210,7 @@ TURN = "{% for m in messages %}<s>{{ m['role'] + ': ' + m['content'] }}"
 def test_the_end_of_a_turn_is_what_the_template_writes_behind_the_answer(
     template: str | None, expected: str | None
 ) -> None:
-    tokenizer = fast_tokenizer(["<s>", "</s>", "<e>", "<b>"], eos_token="</s>")
+    tokenizer = fast_tokenizer(["<s>", "</s>", "<e>", "<e>>", "<b>"], eos_token="</s>")
     tokenizer.chat_template = template
     found = end_of_turn(tokenizer)
     assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == expected

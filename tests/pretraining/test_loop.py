@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.pretraining import tiny
+from support.own_data import own_data
+from support.pretraining import TINY, tiny
 from support.processes import killed, process, spread, train_file, trained_alone
 from support.runs import leftovers, outcome
 
-from dlmrl_kit.core.errors import CheckpointError, RecipeError, TrainingError
+from dlmrl_kit.core.errors import CheckpointError, RecipeError, TrainingError, UserError
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
 from dlmrl_kit.pretraining.run import PretrainRun, pretrain
@@ -105,7 +106,7 @@ def test_a_run_is_reproducible_and_tells_its_losses(gin_file: Path, whole: Path,
     assert told.first == 0
     assert [update for update, _ in told.losses] == [2, 5, 8]
     assert told.losses[-1][1] == result.loss
-    assert {path.name for path in whole.iterdir()} == {"recipe.gin", "checkpoints", "model", "result.json"}
+    assert {path.name for path in whole.iterdir()} == {"recipe.gin", "run.json", "checkpoints", "model", "result.json"}
     assert [done for done, _ in checkpoints(whole)] == [8, 9]
     stored = json.loads((whole / "result.json").read_text())
     assert (stored["loss"], stored["steps"]) == (result.loss, 9)
@@ -196,3 +197,49 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(TrainingError, match="pre-training step 0: loss nan"):
         pretrain(tiny(), tmp_path / "run")
     assert checkpoints(tmp_path / "run") == []
+
+
+def test_the_reward_is_tried_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = own_data(tmp_path / "own", "pretraining_reward", monkeypatch)
+    own.reward.write_text("def score(completion, example):\n    return 'a text'\n")
+    monkeypatch.setattr(PretrainRun, "_step", lambda *_: pytest.fail("a step was taken"))
+    sets = [f"JsonLines.path = '{own.data}'", "JsonLines.reward = 'pretraining_reward:score'", *TINY]
+    sets = ["Pretraining.task = @JsonLines()", "Pretraining.demonstrator = @Answers()"] + [
+        text for text in sets if "Sudoku" not in text
+    ]
+    with pytest.raises(UserError, match="pretraining_reward:score returned reward = 'a text'"):
+        pretrain(load_recipe("pretrain_sudoku4x4", sets=sets), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_model_is_written_before_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no more memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dlmrl_kit.pretraining.run.evaluate", evaluate)
+        with pytest.raises(RuntimeError, match="no more memory"):
+            pretrain(tiny("MaskedDiffusion.steps = 1"), tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert pretrain(tiny("MaskedDiffusion.steps = 1"), tmp_path / "run").steps == 1
+
+
+def test_a_run_is_made_longer_and_that_is_recorded(tmp_path: Path) -> None:
+    constant = ("MaskedDiffusion.schedule = 'constant'", "MaskedDiffusion.warmup_steps = 0")
+    pretrain(tiny("MaskedDiffusion.steps = 3", *constant), tmp_path / "run")
+    pretrain(tiny("MaskedDiffusion.steps = 6", *constant), tmp_path / "run")
+    pretrain(tiny("MaskedDiffusion.steps = 6", *constant), tmp_path / "whole")
+    assert outcome(tmp_path / "run")["model"] == outcome(tmp_path / "whole")["model"]
+    [entry] = json.loads((tmp_path / "run" / "run.json").read_text())["changes"]
+    assert (entry["update"], entry["changed"]) == (3, ["MaskedDiffusion.steps was 3, now 6"])
+    other = tiny("MaskedDiffusion.steps = 6", "MaskedDiffusion.seed = 2", *constant)
+    pretrain(other, tmp_path / "run", accept_changes=True)
+
+
+def test_pretraining_says_how_many_examples_there_are(tmp_path: Path) -> None:
+    run = PretrainRun(tiny().build(), tmp_path, "tiny", RunObserver())
+    told: dict[str, Any] = {}
+    run.observer.on_start = lambda **given: told.update(given["info"])  # type: ignore[method-assign]
+    run.start()
+    task = run.built.task
+    assert (told["pretrain_examples"], told["heldout_examples"]) == (task.size("pretrain"), task.size("heldout"))

@@ -72,6 +72,19 @@ def test_lines_without_a_terminal(tmp_path: Path) -> None:
     assert "heldout accuracy after update 10: 50.0% [45.1, 54.9] of 400, reward 0.600" in text
 
 
+@pytest.mark.parametrize(("size", "cautious"), [(29, True), (30, False)])
+def test_an_evaluation_of_few_examples_says_how_little_it_means(tmp_path: Path, size: int, cautious: bool) -> None:
+    result = evaluation(0.5, size=size)
+    for show in (
+        lambda observer: observer.on_eval(0, result),
+        lambda observer: observer.on_end(RunResult(tmp_path, result, result, 1, 1.0, tmp_path / "model")),
+        lambda observer: observer.console.print(table_of_evaluation(result)),
+    ):
+        target = console(terminal=False, width=200)
+        show(RichRunObserver(target))
+        assert (f"only {size} examples: each is 3.45 points" in output(target)) == cautious
+
+
 def test_short_and_resumed_runs_print_every_update(tmp_path: Path) -> None:
     target = console(terminal=False)
     with RichRunObserver(target) as observer:

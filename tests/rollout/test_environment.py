@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torchrl.envs import SerialEnv, TransformedEnv, check_env_specs
 from torchrl.envs.transforms import ActionMask
 
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.rollout import environment
 from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.rollout.services import training_indices
 from dlmrl_kit.rollout.tokens import Tokens
@@ -100,6 +102,14 @@ def test_prompts_are_left_padded_to_a_fixed_width(policy: TransformersPolicy) ->
         build(policy, prompt_length=1).reset()
 
 
+def test_a_large_split_needs_a_prompt_length(policy: TransformersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every prompt would be encoded to find the longest."""
+    monkeypatch.setattr(environment, "LISTED", 4)
+    with pytest.raises(ValueError, match=r"prompt_length must be set for a split of more than 4 examples"):
+        build(policy)
+    assert build(policy, prompt_length=9).prompt_length == 9
+
+
 def test_only_the_rows_asked_for_restart(policy: TransformersPolicy) -> None:
     env = build(policy)
     state = env.reset()
@@ -162,6 +172,16 @@ def test_a_row_ends_at_the_end_of_text_or_after_the_last_step(policy: Transforme
     out = step(env, idle, [[a, mask, b, mask]])["next"]
     assert out["completion_ids"].tolist() == [[a, eos, b, eos]]
     assert (out["done"].item(), out["reward"].item()) == (True, 0.25)  # the text ends at the first gap
+
+
+def test_each_of_several_ends_ends_a_row(policy: TransformersPolicy) -> None:
+    mask, eos, (a, b, c) = policy.mask_id, policy.eos_id, letters(policy, "abc")
+    tokens = replace(Tokens.of(policy), eos_ids=(eos, b, c))
+    for end in (eos, b, c):
+        env = DenoisingEnv(Share(), tokens, 4, batch_size=1)
+        ended = step(env, env.reset(), [[a, end, mask, a]])["next"]
+        assert ended["completion_ids"].tolist() == [[a, end, eos, a]]
+        assert (ended["done"].item(), ended["reward"].item()) == (True, 0.25)
 
 
 def test_only_the_rows_asked_for_step(policy: TransformersPolicy) -> None:

@@ -1,6 +1,6 @@
 """The losses and regularisers of the shipped recipes as their documents write them: whole batches, no micro-batches.
 
-    documented(terms, batch) = the scalar that an update minimises, with gradient, of all samples at once
+documented(terms, batch) = the scalar that an update minimises, with gradient, of all samples at once
 """
 
 from __future__ import annotations

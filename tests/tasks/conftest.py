@@ -102,6 +102,10 @@ def first_word(completion, example):
     return float(completion.split()[0] == example.answer)
 
 
+def large(completion, example):
+    return len(bytearray(int(completion or 0) * 2**30)) / 2**40
+
+
 def valued_number(completion, example):
     return float(completion or 0)
 

@@ -16,6 +16,7 @@ from support.task_makers import dump
 
 from dlmrl_kit.tasks.base import Example, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
+from dlmrl_kit.tasks.reasoning_gym import ReasoningGym
 from dlmrl_kit.tasks.reward_function import check_reward_name
 from dlmrl_kit.tasks.reward_worker import WorkerError
 from dlmrl_kit.testing import check_component
@@ -164,7 +165,8 @@ def test_json_lines_explicit_splits_and_duplicates(functions: ModuleType, tmp_pa
     path = tmp_path / "data.jsonl"
     lines = [{"prompt": f"p{n % 6}", "split": "heldout" if n % 6 == 5 else "train", "x": n} for n in range(12)]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, lines)).encode())
-    task = JsonLines(str(path), "kit_test_scorers:exact")
+    with pytest.warns(RuntimeWarning, match="6 lines ask what an earlier line asks"):
+        task = JsonLines(str(path), "kit_test_scorers:exact")
     assert [task.size(split) for split in task.SPLITS] == [0, 5, 1]
     assert task.example("heldout", 0) == Example("p5", "", {"x": 5})
     for index in (-1, 5):
@@ -293,3 +295,25 @@ def test_rewards_are_not_clipped(functions: ModuleType, numbers_file: str, value
     solved = 1.0 if name == "own" or value == 1 else 0.0
     assert scores == [{"reward": value, "solved": solved, "failed": 0.0}] * 2
     assert len(caught) == (name == "number" and not 0 <= value <= 1)
+
+
+@pytest.mark.parametrize(("memory", "failed"), [(0.5, 1.0), (None, 0.0)])
+def test_a_reward_function_has_a_limit_of_memory(
+    functions: ModuleType, numbers_file: str, memory: float | None, failed: float
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("no limit of address space")
+    task = JsonLines(numbers_file, "kit_test_scorers:large", memory=memory, timeout=20)
+    example = task.example("train", 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert task.score("1", example)["failed"] == failed
+    said = ["it needs more than the worker's 0.5 GiB" in str(warning.message) for warning in caught]
+    assert said == [True] * int(failed)
+    assert task.score("0", example) == {"reward": 0, "solved": 0, "failed": 0}
+
+
+def test_workers_have_a_limit_of_memory_by_default(functions: ModuleType, numbers_file: str) -> None:
+    for task in (JsonLines(numbers_file, "kit_test_scorers:exact"), ReasoningGym("chain_sum")):
+        _, memory = pickle.loads(task._pool()._setup)
+        assert memory is not None

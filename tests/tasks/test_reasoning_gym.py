@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import json
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.task_makers import DATASETS, SIZES, dump, gym
 
-from dlmrl_kit.tasks.base import split_of
-from dlmrl_kit.tasks.reasoning_gym import EVALUATES_TEXT, REWARDS_ANYTHING, ReasoningGym
+from dlmrl_kit.tasks import reasoning_gym
+from dlmrl_kit.tasks.base import Example, prompt_text, split_of
+from dlmrl_kit.tasks.gym_scorers import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, MARGIN, PAYS_CONSTANTS
+from dlmrl_kit.tasks.mixture import Mixture
+from dlmrl_kit.tasks.reasoning_gym import ReasoningGym
 from dlmrl_kit.tasks.reward_worker import WorkerError
 from dlmrl_kit.testing import check_component
 
@@ -131,7 +135,7 @@ def test_every_dataset_in_its_worker() -> None:
     assert done.returncode == 0, done.stderr
     caught, generous, answerless, streams = json.loads(done.stdout)
     assert set(caught) == EVALUATES_TEXT - {"composite"}
-    assert set(generous) == REWARDS_ANYTHING
+    assert generous == ["game_of_life_halting"]
     assert answerless == ["boxnet", "rush_hour"]  # as the docstring says; others tell theirs in the metadata
     assert len(set(streams[0]) & set(streams[1])) < 3  # another seed, another stream: none that is shifted by one
 
@@ -142,7 +146,11 @@ def test_every_dataset_in_its_worker() -> None:
         ({"dataset": "countdown"}, "'countdown' is refused: its scorer evaluates text.*use the task Countdown"),
         ({"dataset": "composite"}, "'composite' is refused.*use the task Mixture"),
         ({"dataset": "n_queens"}, "'n_queens' is refused: its scorer evaluates text"),
-        ({"dataset": "game_of_life_halting"}, "is refused: its scorer gives full marks to any text"),
+        ({"dataset": "game_of_life_halting"}, "is refused: its scorer gives full marks for every text"),
+        ({"dataset": "coin_flip"}, "'coin_flip' is refused: its scorer gives full marks for '0'"),
+        ({"dataset": "complex_arithmetic"}, "is refused: its scorer gives full marks for 'nan'"),
+        ({"dataset": "propositional_logic"}, "is refused: its scorer gives full marks for one formula"),
+        ({"dataset": "graph_color"}, "is refused: its scorer gives full marks for one colouring"),
         ({"dataset": "chainsum"}, "no dataset 'chainsum'; did you mean 'chain_sum'"),
         ({"dataset": ""}, "has no dataset ''; available: ab, acre"),
         ({"dataset": 3}, "ReasoningGym.dataset must be a text, got 3"),
@@ -214,7 +222,8 @@ def test_reasoning_gym_scores() -> None:
         assert task.score(completion, example)["reward"] == 0  # type: ignore[arg-type]
 
 
-def test_reasoning_gym_bounds_the_time_of_a_scorer() -> None:
+def test_reasoning_gym_bounds_the_time_of_a_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reasoning_gym, "PAYS_CONSTANTS", {})
     task = ReasoningGym("coin_flip", timeout=1, **SIZES)
     example = task.example("train", 0)
     start = time.perf_counter()
@@ -246,9 +255,98 @@ def test_reasoning_gym_shortage_says_why() -> None:
 
 
 def test_reasoning_gym_generator_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlmrl_kit.tasks import reasoning_gym
-
     task = ReasoningGym("zebra_puzzles")
     monkeypatch.setattr(reasoning_gym, "GENERATE_SECONDS", 0.001)
     with pytest.raises(WorkerError, match=r"making entry 0 of 'zebra_puzzles': took more than 0\.001 s"):
         task.example("train", 0)
+
+
+# ---------------------------------------------------------------- reasoning-gym: what a scorer pays for
+
+
+def examples_of(name: str, number: int = 50) -> tuple[ReasoningGym, list[Example]]:
+    """A task and its first training examples, fewer where the dataset has no more."""
+    task = ReasoningGym(name, num_pretrain=0, num_train=number, num_heldout=0)
+    found: list[Example] = []
+    with contextlib.suppress(ValueError):
+        for index in range(number):
+            found.append(task.example("train", index))
+    return task, found
+
+
+CONSTANTS = [
+    "", " ", "0", "1", "-1", "2", "5", "10", "100", "0.5", "1/2", "1e999", "nan", "NaN", "-nan", "n a n", "nan+nanj",
+    "inf", "None", "True", "False", "yes", "no", "Yes", "No", "A", "B", "?", ".", "\n", "[]", "{}", "[[]]", "[0]",
+    '""', "()", "0,0", "0 days", "00:00:00", "2020-01-01", "Monday", "the", "impossible", "No solution",
+    "P", "x", "LRUD" * 20, "9" * 400,
+    "<answer>0</answer>", "\\boxed{0}", "\uff10",
+]  # fmt: skip
+LONG = ["0" * 20_000, "1 " * 10_000, "yes no " * 3_000, "\n".join(map(str, range(2_000))), "[0," * 5_000, "(" * 5_000]
+JUNK = ["{} junk", "junk {}", "{}\nI think so", "junk " * 2_000 + "{}", "{}" + " junk" * 2_000]
+
+
+def pays_constants(name: str) -> list[str]:
+    """Texts that earn more than a constant may: constants, the prompt itself, and the answers of other examples."""
+    task, examples = examples_of(name)
+    answers = [example.answer for example in examples]
+    counts = Counter(answer.casefold() for answer in answers)
+    most = max(counts.values()) / len(answers)
+    texts = [(text[:40], [text] * len(answers)) for text in [*CONSTANTS, *LONG, *dict.fromkeys(answers)]]
+    texts += [
+        ("the prompt", [prompt_text(example.prompt) for example in examples]),
+        ("its last line", [prompt_text(example.prompt).strip().rpartition("\n")[2] for example in examples]),
+        ("the next answer", [*answers[1:], answers[0]]),
+        ("all answers", ["\n".join(dict.fromkeys(answers))] * len(answers)),
+    ]
+    found = []
+    for text, completions in texts:
+        scores = task.score_many(completions, examples)
+        earned = max(sum(score[part] for score in scores) / len(scores) for part in ("score", "solved"))
+        if earned > most + MARGIN:
+            found.append(f"{name} pays {earned:.2f} for {text!r}, and its most frequent answer is right for {most:.2f}")
+    return found
+
+
+def accepts_more(name: str) -> bool:
+    task, examples = examples_of(name)
+    texts = [(form.replace("{}", example.answer), example) for form in JUNK for example in examples if example.answer]
+    return any(score["solved"] for score in task.score_many(*zip(*texts, strict=True))) if texts else False
+
+
+PARTS = 12
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_accepted_dataset_pays_a_constant(part: int) -> None:
+    from reasoning_gym.factory import DATASETS
+
+    accepted = sorted(set(DATASETS) - EVALUATES_TEXT - PAYS_CONSTANTS.keys())
+    for name in accepted[part::PARTS]:
+        assert pays_constants(name) == []
+        assert accepts_more(name) == (name in ACCEPTS_MORE), name
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [*PAYS_CONSTANTS, *FULL_MARKS_ONLY])
+def test_what_is_refused_or_wrapped_pays_a_constant(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(reasoning_gym, "PAYS_CONSTANTS", {})
+    monkeypatch.setattr(reasoning_gym, "FULL_MARKS_ONLY", {})
+    assert pays_constants(name) != []
+
+
+def test_partial_marks_that_pay_a_constant_do_not_count() -> None:
+    task, examples = examples_of("rectangle_count", 10)
+    scores = task.score_many([str(int(example.answer) + 1) for example in examples], examples)
+    assert scores == [{"score": 0, "solved": 0, "failed": 0, "reward": 0}] * 10
+    assert [score["reward"] for score in task.score_many([e.answer for e in examples], examples)] == [1] * 10
+    assert task.notes() == ["only full marks count: '5' gets 0.45, for it is never far off"]
+
+
+@pytest.mark.parametrize("name", ACCEPTS_MORE)
+def test_tasks_say_what_their_scorer_accepts_beside_the_answer(name: str) -> None:
+    notes = ReasoningGym(name).notes()
+    assert notes[0] == f"its scorer gives full marks to the answer with {ACCEPTS_MORE[name]}"
+    assert Mixture([ReasoningGym(name)]).notes() == [f"{name}: {note}" for note in notes]

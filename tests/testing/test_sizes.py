@@ -8,16 +8,22 @@ from typing import Any
 import pytest
 from support.conformance import failures
 from support.faults.sizes import (
+    BatchBudget,
     BecomesAnother,
     Budget,
+    EarlyAdvantage,
+    EarlyRandom,
+    EarlyReinforce,
     FirstSteps,
     ForgetsASetting,
     HalvesAgain,
     LosesItsParameter,
+    ReadsAdvantages,
     ResizesItself,
     ScaledBudget,
     ScaledFirstSteps,
     StaysLong,
+    WeightedBudget,
 )
 
 from dlmrl_kit.regularisers.kl import KLK3
@@ -64,3 +70,19 @@ def test_a_class_that_does_not_inherit_from_the_base_class_of_its_kind(registere
 
     with pytest.raises(ConformanceError, match=r"does not inherit from dlmrl_kit\.selectors\.base\.Selector"):
         check_component(registered("selector", NoSelector))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        ("selector", WeightedBudget),
+        ("selector", BatchBudget),
+        ("selector", EarlyRandom),
+        ("loss", EarlyReinforce),
+        ("advantage", EarlyAdvantage),
+        ("selector", ReadsAdvantages),
+    ],
+)
+def test_a_claim_that_cannot_be_measured_fails(kind: str, cls: Any, registered: Any) -> None:
+    found = failures(registered(kind, cls, unbiased=True)())["check_claim"]
+    assert re.search("claims to be unbiased, which cannot be audited|the audit finds: biased", found), found

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from support.runs import files, new_run, outcome, prepared, rollout
 
-from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training import resume
-from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from dlmrl_kit.training import checkpoint, resume, train
+from dlmrl_kit.training.checkpoint import checkpoints, intact, load_checkpoint, save_checkpoint
+from dlmrl_kit.training.identity import file_digest
 from dlmrl_kit.training.start import trained
 
 
@@ -70,8 +74,11 @@ def test_checkpoints_of_another_policy_are_refused(whole: Path, tmp_path: Path) 
         assert files(folder) == before
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["cut off", "missing"])
+FILES = ["weights.safetensors", "optimiser.safetensors", "state.json", "checksums.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut off", "missing", "flipped bit"])
 def test_damaged_checkpoints_are_named_and_the_one_before_goes_on(
     name: str, damage: str, whole: Path, tmp_path: Path
 ) -> None:
@@ -80,11 +87,105 @@ def test_damaged_checkpoints_are_named_and_the_one_before_goes_on(
     newest = checkpoints(folder)[-1][1]
     if damage == "missing":
         (newest / name).unlink()
-    else:
+    elif damage == "cut off":
         (newest / name).write_bytes((newest / name).read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=f"{newest} cannot be read .*; remove it to go on from the"):
-        resume(folder)
-    if name == "state.json":
+    else:
+        content = bytearray((newest / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (newest / name).write_bytes(content)
+    assert not intact(newest)
+    before = files(folder)
+    with pytest.raises(
+        CheckpointError,
+        match=f"{newest} cannot be read .*; remove it to go on from the checkpoint before it, update-000004",
+    ):
+        resume(folder, accept_changes=True)
+    assert files(folder) == before
+    if (name, damage) == ("state.json", "missing"):
         shutil.rmtree(newest)
         resume(folder)
         assert outcome(folder) == outcome(whole)
+
+
+def rewritten(folder: Path, name: str, content: bytes) -> None:
+    """Replaces a file of a checkpoint and its checksum, as a program with a fault would write it."""
+    (folder / name).write_bytes(content)
+    sums = json.loads((folder / "checksums.json").read_text())
+    (folder / "checksums.json").write_text(json.dumps({**sums, name: file_digest(folder / name)}))
+
+
+def without_a_moment(moments: dict[str, torch.Tensor]) -> None:
+    del moments["0.exp_avg"]
+
+
+def of_another_shape(moments: dict[str, torch.Tensor]) -> None:
+    moments["0.exp_avg"] = moments["0.exp_avg"].flatten()[:3].clone()
+
+
+def not_finite(moments: dict[str, torch.Tensor]) -> None:
+    moments["0.exp_avg_sq"].view(-1)[0] = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (without_a_moment, "do not agree about 0.exp_avg"),
+        (of_another_shape, r"moment 0\.exp_avg has shape \[3\], its parameter \["),
+        (not_finite, r"moment 0\.exp_avg_sq has numbers that are not finite"),
+    ],
+)
+def test_moments_that_are_not_the_parameters_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], None], named: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    newest = checkpoints(folder)[-1][1]
+    moments = load_file(newest / "optimiser.safetensors")
+    change(moments)
+    rewritten(newest, "optimiser.safetensors", save(moments))
+    with pytest.raises(CheckpointError, match=f"update-000005 cannot be read .*{named}.*before it, update-000004"):
+        resume(folder)
+
+
+def test_weights_that_are_not_finite_are_named(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    newest = checkpoints(folder)[-1][1]
+    weights = load_file(newest / "weights.safetensors")
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = torch.nan
+    rewritten(newest, "weights.safetensors", save(weights))
+    with pytest.raises(
+        CheckpointError, match=f"weight {name} has numbers that are not finite.*remove it to go on"
+    ):
+        resume(folder)
+
+
+def test_a_state_that_contradicts_the_name_of_its_folder_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    (_, older), (_, newest) = checkpoints(folder)
+    shutil.rmtree(newest)
+    older.rename(newest)
+    with pytest.raises(CheckpointError, match=r"update-000005 cannot be read .it holds the state after 4 updates"):
+        resume(folder)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_full_disk_at_a_checkpoint_leaves_the_last_one(
+    error: Exception, at: int, gin_file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    original = checkpoint.save_file
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        original(tensors, path)
+        if f"update-00000{at}" in str(path) and path.name == "optimiser.safetensors":
+            raise error
+
+    left = f"the last checkpoint, update-00000{at - 2}, is intact" if at > 2 else "there is no checkpoint before it"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", save_file)
+        with pytest.raises(FileError, match=f"cannot write .*update-00000{at}: .*No space left.*; {left}: make room"):
+            train(load_recipe(gin_file), folder)
+    assert [done for done, _ in checkpoints(folder)] == ([2] if at > 2 else [])
+    resume(folder)
+    assert outcome(folder) == outcome(whole)

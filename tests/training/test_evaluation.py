@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,23 @@ def test_a_model_folder_remembers_its_task(tmp_path: Path) -> None:
     found = evaluate_path(str(tmp_path / "moved"))
     assert (found.task, found.size, found.decoding["completion_length"]) == ("Countdown", 3, 8)
     assert evaluate_path(str(tmp_path / "moved"), recipe="egspo", size=2).task == "Sudoku4x4"
+
+
+def test_a_model_folder_runs_no_code_of_its_own(run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(run / "model", model)
+    (model / "reward_inside.py").write_text("def score(completion, example):\n    return {'solved': 1.0, 'reward': 1.0}\n")
+    (model / "data.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"1_{i}:", "answer": "1"}) + "\n" for i in range(9))
+    )
+    sets = [f"JsonLines.path = '{model / 'data.jsonl'}'", "JsonLines.reward = 'reward_inside:score'"]
+    sets += [f"JsonLines.reward_folder = '{model}'"]
+    stored = recipe(uses=["task=JsonLines"], sets=sets).text()
+    (model / "trained_with.gin").write_text(stored)
+    with pytest.raises(RecipeError, match=r"runs .*reward_inside\.py, code in the model's own folder; .* --recipe "):
+        evaluate_path(str(model), size=2)
+    found = evaluate_path(str(model), size=2, recipe=str(model / "trained_with.gin"))
+    assert (found.task, found.accuracy) == ("data", 1.0)
 
 
 def test_a_pretrained_model_remembers_its_task(tmp_path: Path) -> None:

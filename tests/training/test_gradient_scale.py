@@ -1,4 +1,4 @@
-"""The gradient that an update applies, absolute scale included, is autograd's of the documented loss, for every recipe."""
+"""The gradient that an update applies is autograd's of the documented loss, its scale included, for every recipe."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recording(torch.optim.SGD):
 
     applied: list[Tensor]
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.applied = [p.grad.clone() for p in self.param_groups[0]["params"] if p.grad is not None]
 
 
@@ -57,7 +57,7 @@ def in_double_precision(folder: Path, name: str, sets: list[str]) -> Run:
 def minibatch_of(run: Run) -> TensorDictBase:
     """The one minibatch of an update, off-policy, so that ratios, clips and the KL to either policy all count."""
     trajectory = rollout(run)
-    if "advantage" in trajectory.keys():
+    if "advantage" in trajectory:
         noise = torch.randn(len(trajectory), generator=torch.Generator().manual_seed(1))
         trajectory.set("advantage", noise.to(trajectory["advantage"]))
     batch = next(iter(run.update.minibatches(prepared(run.update, trajectory), 0)))

@@ -29,7 +29,7 @@ They are refused whether the text is the model's or the dataset's: a rule withou
 program, and the tests do so on the installed sources.
 """
 
-MARGIN = 0.2
+MARGIN = 0.15
 """A constant pays if its mean score, or its share of full marks, exceeds the share of the most frequent answer by more.
 
 What a constant that is the right answer to some examples earns is no fault of the scorer.
@@ -38,7 +38,7 @@ What a constant that is the right answer to some examples earns is no fault of t
 PAYS_CONSTANTS = {
     "coin_flip": "full marks for '0', with which every probability begins",
     "complex_arithmetic": "full marks for 'nan', also with white space inside",
-    "graph_color": "full marks for one colouring in a third of the examples, as many colourings are right",
+    "graph_color": "full marks for one colouring in a quarter of the examples, as many colourings are right",
     "game_of_life_halting": "full marks for every text that is not empty",
     "propositional_logic": "full marks for one formula in three of four examples, as it asks for no particular one",
 }
