@@ -112,9 +112,7 @@ class _Guard:
     def _check_term(self, result: TensorDictBase) -> None:
         names = result.keys()
         if not any(isinstance(key, str) and key.startswith("loss_") for key in names):
-            raise RecipeError(
-                f"{self._origin()}: no key that it returns starts with 'loss_': there is nothing to minimise"
-            )
+            raise self._fault(": no key that it returns starts with 'loss_': there is nothing to minimise")
 
     def _check_written(
         self, declared: tuple[Key, ...], before: Mapping[Key, object], given: TensorDictBase, result: TensorDictBase
@@ -123,22 +121,16 @@ class _Guard:
         self._check_shapes(before, {key: value for key, value in after.items() if key not in before})
         undeclared = [key for key in after if key not in before and key not in declared]
         if undeclared:
-            raise RecipeError(
-                f"{self._origin()} writes {undeclared[0]!r}, which is not in its out_keys {list(declared)}"
-            )
+            raise self._fault(f" writes {undeclared[0]!r}, which is not in its out_keys {list(declared)}")
         missing = [key for key in declared if key not in after]
         if missing:
             raise self._fault(f" does not write {missing[0]!r}, which is in its out_keys")
         gone = [key for key in before if key not in after]
         if gone:
-            raise RecipeError(
-                f"{self._origin()}: {gone[0]!r} is gone from the trajectory; a component adds keys and returns it"
-            )
+            raise self._fault(f": {gone[0]!r} is gone from the trajectory; a component adds keys and returns it")
         changed = [key for key in before if result is given and after[key] is not before[key]]
         if changed:
-            raise RecipeError(
-                f"{self._origin()} overwrites {changed[0]!r}, which was there before; a component only adds keys"
-            )
+            raise self._fault(f" overwrites {changed[0]!r}, which was there before; a component only adds keys")
 
     def _check_shapes(self, before: Mapping[Key, object], written: Mapping[Key, object]) -> None:
         """Compares shapes with what ``core.keys`` says, as a wrong one would fail far from here, or broadcast."""

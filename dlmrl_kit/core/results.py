@@ -69,8 +69,8 @@ class EvalResult:
         low, high = self.interval()
         examples = "example" if self.size == 1 else "examples"
         return (
-            f"only {self.size} {examples}: each is {100 / self.size:.3g} points, and the accuracy may as well be "
-            f"{100 * low:.0f}% or {100 * high:.0f}%"
+            f"only {self.size} {examples}: each is {100 / self.size:.3g} points, and the accuracy is anywhere from "
+            f"{100 * low:.0f}% to {100 * high:.0f}%"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -86,11 +86,13 @@ class _Found:
     def repetitions(self) -> str:
         """Says which lines were left out."""
         line, earlier = self.repeated[0]
-        what = f"{len(self.repeated)} lines ask what an earlier line asks, and are left out (line {line} as {earlier})"
+        what = (
+            f"lines left out, for they ask what an earlier line asks: {len(self.repeated)} (line {line} as {earlier})"
+        )
         if not self.contradicting:
             return what
         line, earlier = self.contradicting[0]
-        differing = f"{len(self.contradicting)} of them have another answer or other fields"
+        differing = f"of these with another answer or other fields: {len(self.contradicting)}"
         return f"{what}; {differing} (line {line} than {earlier})"
 
 

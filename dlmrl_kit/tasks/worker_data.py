@@ -1,15 +1,20 @@
 """What a worker process may send: plain data as JSON, which whoever reads it cannot be made to execute.
 
 A pickle runs code when it is read. A worker runs the user's reward function, or a library on what a model wrote, so its
-parent reads nothing from it but None, booleans, numbers, texts, bytes, and lists, tuples, sets and dicts of these.
+parent reads nothing from it but None, booleans, numbers, texts, bytes, dates and times, and lists, tuples, sets and
+dicts of these.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import json
 import operator
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, SupportsIndex
 
 
@@ -36,7 +41,7 @@ def from_bytes(data: bytes) -> Any:
         return _value(json.loads(data))
     except RecursionError:
         raise ValueError("nested too deep") from None
-    except (TypeError, AttributeError) as error:  # an element of another form, or an unhashable one
+    except (TypeError, AttributeError, ArithmeticError) as error:  # an element of another form, or an unhashable one
         raise ValueError(f"no data: {error}") from None
 
 
@@ -59,6 +64,14 @@ def _plain(value: object) -> object:
         return {"bytes": base64.b64encode(value).decode()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
+    if isinstance(value, Fraction):
+        return {"fraction": [value.numerator, value.denominator]}
+    if isinstance(value, Decimal):
+        return {"decimal": str(value)}
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        return {"datetime" if isinstance(value, datetime.datetime) else type(value).__name__: value.isoformat()}
+    if isinstance(value, datetime.timedelta):
+        return {"timedelta": [value.days, value.seconds, value.microseconds]}
     for kind in (tuple, set, frozenset):
         if isinstance(value, kind):
             return {kind.__name__: [_plain(element) for element in value]}
@@ -77,9 +90,25 @@ def _value(plain: Any) -> Any:
         return base64.b64decode(inner, validate=True)
     if kind == "dict":
         return {_value(key): _value(element) for key, element in inner}
-    if kind == "complex":
-        return complex(*inner)
-    makers = {"tuple": tuple, "set": set, "frozenset": frozenset}
-    if kind not in makers:
-        raise ValueError(f"no data: unknown type {kind[:40]!r}")
-    return makers[kind](_value(element) for element in inner)
+    if kind in _OF_ELEMENTS:
+        return _OF_ELEMENTS[kind](_value(element) for element in inner)
+    if kind in _OF_NUMBERS:
+        return _OF_NUMBERS[kind](*inner)
+    if kind in _OF_TEXT:
+        return _OF_TEXT[kind](inner)
+    raise ValueError(f"no data: unknown type {kind[:40]!r}")
+
+
+_OF_ELEMENTS: dict[str, Callable[[Iterable[Any]], object]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_OF_NUMBERS: dict[str, Callable[..., object]] = {
+    "complex": complex,
+    "fraction": Fraction,
+    "timedelta": datetime.timedelta,
+}
+_OF_TEXT: dict[str, Callable[[str], object]] = {
+    "decimal": Decimal,
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "datetime": datetime.datetime.fromisoformat,
+}
+"""What makes a value of its JSON, by the name of its type: nothing else is ever called."""

@@ -117,8 +117,8 @@ def _refuse_trained(components: Iterable[Component]) -> None:
     for component in components:
         if own_parameters([component]):
             raise RecipeError(
-                f"{type(component).__name__} holds modules that another run trains; give this run one of its own, such as "
-                "core.component.rebuilt(component)"
+                f"{type(component).__name__} holds modules that another run trains; give this run one of its own, made "
+                "by the constructor or by core.component.rebuilt"
             )
 
 

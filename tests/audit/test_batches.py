@@ -195,7 +195,11 @@ def test_a_component_that_looks_across_groups_is_run_on_whole_batches() -> None:
     assert many.measured[0].groups == 200
     drawn = audited(UNEVEN, 2, batches=3, **parts)
     assert drawn.relative_bias == two.relative_bias  # it is listed whatever the number of batches
-    ground, small = prepared(UNEVEN, **parts)
+
+
+@pytest.mark.thorough
+def test_sampled_batches_of_such_a_component_agree_with_listed_ones() -> None:
+    ground, small = prepared(UNEVEN, advantage=StandardisedOverTheBatch())
     assert ground.truth is not None
     sampled = sampled_gradients(small, 2, 300, 0, groups=2)
     bias, noise = sampled.bias(ground.truth)
@@ -204,6 +208,7 @@ def test_a_component_that_looks_across_groups_is_run_on_whole_batches() -> None:
     assert ((bias - exact).square().sum() / noise.trace()).item() < 3
 
 
+@pytest.mark.thorough
 def test_sampled_batches_agree_with_listed_ones() -> None:
     parts = {**TOKENS, "filter": [DropEqualRewards()]}
     ground, small = prepared(**parts)
@@ -287,6 +292,7 @@ def test_zero_gradients_count_beside_others() -> None:
     assert "; elsewhere biased, relative bias" in report.verdict
 
 
+@pytest.mark.thorough
 def test_zero_gradients_of_sampled_batches_have_an_interval() -> None:
     ground = Ground(CONSTANT, EntropyOrder(3, temperature=0.7), 1, 200, 0).prepare()
     exact = ground.measure(estimator_of(advantage=NoBaseline()))

@@ -61,7 +61,7 @@ def test_evaluation_survives_json() -> None:
 def test_few_examples_are_said_to_mean_little(size: int, text: str) -> None:
     result = evaluation(0.5, size=size)
     low, high = result.interval()
-    ends = f", and the accuracy may as well be {100 * low:.0f}% or {100 * high:.0f}%" if text else ""
+    ends = f", and the accuracy is anywhere from {100 * low:.0f}% to {100 * high:.0f}%" if text else ""
     assert result.caution() == text + ends
     assert result.to_json().get("caution", "") == result.caution()
     assert EvalResult.from_json(result.to_json()) == result

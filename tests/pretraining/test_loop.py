@@ -197,6 +197,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(TrainingError, match="pre-training step 0: loss nan"):
         pretrain(tiny(), tmp_path / "run")
     assert checkpoints(tmp_path / "run") == []
+    monkeypatch.undo()
+    pretrain(tiny("MaskedDiffusion.seed = 1"), tmp_path / "run")  # a failed start does not occupy the folder
 
 
 def test_the_reward_is_tried_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

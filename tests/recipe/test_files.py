@@ -11,6 +11,7 @@ from support.dummy_components import COMPLETE
 from support.recipe_files import refused, value, write
 
 from dlmrl_kit.recipe import load as recipe_module
+from dlmrl_kit.recipe import plugins
 from dlmrl_kit.recipe.files import MAX_BYTES
 from dlmrl_kit.recipe.load import load_recipe
 
@@ -145,6 +146,26 @@ def test_includes_below_the_recipe_of_the_kit_and_of_plugins(
     recipe = load_recipe(write(folder / "a.gin", "".join(f"include {file!r}\n" for file in files)))
     keys = ("DummyTopK.k", "DummyTopK.share", "DummyMean.eps")
     assert [value(recipe, key) for key in keys] == [5, 0.25, 0.75]
+
+
+def test_the_recipes_of_plugins_are_found_without_importing_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = folder.parent / "site" / "acme_recipes_only"
+    (package / "recipes").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    write(package / "recipes" / "theirs.gin", COMPLETE)
+    installed = [
+        plugins.Plugin("acme", "acme_recipes_only.components", "acme", "1"),
+        plugins.Plugin("gone", "no_such_package", "gone", "1"),
+        plugins.Plugin("broken", ":x", "broken", "1"),
+    ]
+    monkeypatch.setattr(plugins, "_installed", lambda: installed)
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delenv(plugins.OFF_SWITCH, raising=False)
+    assert plugins.recipe_folders() == [package / "recipes"]
+    path = write(folder / "a.gin", f"include {str(package / 'recipes' / 'theirs.gin')!r}\n")
+    assert value(load_recipe(path), "DummyTopK.k") == 4
+    monkeypatch.setenv(plugins.OFF_SWITCH, "1")
+    refused(path, "is not included")
 
 
 @pytest.mark.parametrize(

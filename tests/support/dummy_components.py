@@ -89,14 +89,19 @@ class DummyLoss:
         self.clip, self.unknown, self.kind = clip, unknown, kind
 
 
+class DummyTerm:
+    def beside(self, loss: object) -> DummyTerm:
+        return self
+
+
 @dataclass
-class DummyKL:
+class DummyKL(DummyTerm):
     coefficient: float | DummySchedule = 0.1
     lengths: list[int] | None = None
 
 
 @dataclass
-class DummyEntropy:
+class DummyEntropy(DummyTerm):
     coefficient: float = 0.0
 
 

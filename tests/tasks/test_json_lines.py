@@ -165,7 +165,7 @@ def test_json_lines_explicit_splits_and_duplicates(functions: ModuleType, tmp_pa
     path = tmp_path / "data.jsonl"
     lines = [{"prompt": f"p{n % 6}", "split": "heldout" if n % 6 == 5 else "train", "x": n} for n in range(12)]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, lines)).encode())
-    with pytest.warns(RuntimeWarning, match="6 lines ask what an earlier line asks"):
+    with pytest.warns(RuntimeWarning, match="for they ask what an earlier line asks: 6"):
         task = JsonLines(str(path), "kit_test_scorers:exact")
     assert [task.size(split) for split in task.SPLITS] == [0, 5, 1]
     assert task.example("heldout", 0) == Example("p5", "", {"x": 5})
@@ -232,7 +232,7 @@ def lines_file(folder: Path, *lines: dict[str, Any]) -> str:
 @pytest.mark.parametrize("form", VARIANTS)
 def test_a_question_in_another_form_is_the_same_one(functions: ModuleType, tmp_path: Path, form: str) -> None:
     lines = [{"prompt": CHAT[0]["content"]}, {"prompt": VARIANTS[form]}, *({"prompt": other} for other in OTHERS)]
-    with pytest.warns(RuntimeWarning, match=r"1 lines ask what an earlier line asks, and are left out .line 2 as 1.$"):
+    with pytest.warns(RuntimeWarning, match=r"for they ask what an earlier line asks: 1 .line 2 as 1.$"):
         task = JsonLines(lines_file(tmp_path, *lines), "kit_test_scorers:exact")
     assert sum(task.size(split) for split in task.SPLITS) == 1 + len(OTHERS)
     assert len(set().union(*(task.questions(split) for split in task.SPLITS))) == 1 + len(OTHERS)
@@ -246,7 +246,7 @@ def test_white_space_and_instructions_move_no_question_to_another_split(function
     forms = [lambda q: q, lambda q: f"{q} ", lambda q: [{"role": "user", "content": q}]]
     forms += [lambda q, n=n: [{"role": "system", "content": n}, {"role": "user", "content": q}] for n in "ab"]
     lines = [{"prompt": form(f"What is {n} + 2?")} for n in range(100) for form in forms]
-    with pytest.warns(RuntimeWarning, match="200 lines ask what an earlier line asks"):
+    with pytest.warns(RuntimeWarning, match="for they ask what an earlier line asks: 200"):
         task = JsonLines(lines_file(tmp_path, *lines), "kit_test_scorers:exact")
     sizes = {split: task.size(split) for split in task.SPLITS}
     assert sum(sizes.values()) == 300  # other instructions make another example of the same question
@@ -273,8 +273,8 @@ def test_a_second_answer_to_a_prompt_is_counted_and_said(
     with pytest.warns(RuntimeWarning) as said:
         task = JsonLines(lines_file(tmp_path, *lines), "kit_test_scorers:exact")
     assert len(said) == 1
-    assert "2 lines ask what an earlier line asks, and are left out (line 3 as 1)" in str(said[0].message)
-    assert ("1 of them have another answer or other fields (line 3 than 1)" in str(said[0].message)) == contradicting
+    assert "for they ask what an earlier line asks: 2 (line 3 as 1)" in str(said[0].message)
+    assert ("of these with another answer or other fields: 1 (line 3 than 1)" in str(said[0].message)) == contradicting
     answers = [task.example(split, index).answer for split in task.SPLITS for index in range(task.size(split))]
     assert sorted(answers) == ["", "3+4*5"]
 

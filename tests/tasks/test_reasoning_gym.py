@@ -294,7 +294,6 @@ def pays_constants(name: str) -> list[str]:
     texts = [(text[:40], [text] * len(answers)) for text in [*CONSTANTS, *LONG, *dict.fromkeys(answers)]]
     texts += [
         ("the prompt", [prompt_text(example.prompt) for example in examples]),
-        ("its last line", [prompt_text(example.prompt).strip().rpartition("\n")[2] for example in examples]),
         ("the next answer", [*answers[1:], answers[0]]),
         ("all answers", ["\n".join(dict.fromkeys(answers))] * len(answers)),
     ]
@@ -335,6 +334,12 @@ def test_what_is_refused_or_wrapped_pays_a_constant(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(reasoning_gym, "PAYS_CONSTANTS", {})
     monkeypatch.setattr(reasoning_gym, "FULL_MARKS_ONLY", {})
     assert pays_constants(name) != []
+
+
+def test_entries_that_hold_fractions_arrive_from_the_worker() -> None:
+    _, examples = examples_of("gsm_symbolic", 50)
+    assert len(examples) == 50
+    assert any("Fraction" in repr(example.meta["entry"]) for example in examples)
 
 
 def test_partial_marks_that_pay_a_constant_do_not_count() -> None:

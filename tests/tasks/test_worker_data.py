@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import json
 import math
 import os
 import pickle
+from decimal import Decimal
 from fractions import Fraction
 from types import ModuleType
 from typing import Any
@@ -51,6 +53,27 @@ def test_data_arrives_as_it_was(value: Any) -> None:
     assert types_of(found) == types_of(value)
 
 
+UTC = datetime.timezone.utc
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Fraction(-1, 3),
+        Decimal("1.50"),
+        datetime.date(2024, 2, 29),
+        datetime.time(1, 2, 3, 4),
+        datetime.datetime(2024, 2, 29, 1, 2, 3, 4),
+        datetime.datetime(2024, 2, 29, tzinfo=UTC),
+        datetime.timedelta(-1, 2, 3),
+    ],
+)
+def test_numbers_and_dates_arrive_as_they_were(value: Any) -> None:
+    found = from_bytes(to_bytes([value, {value: value}]))
+    assert found == [value, {value: value}]
+    assert repr(found[0]) == repr(value)
+
+
 @pytest.mark.parametrize("value", ["\ud800", math.inf, -math.inf, 1 + 2j, 10**400, {"dict": {"tuple": [1]}}, {}, ()])
 def test_odd_data_arrives_as_it_was(value: Any) -> None:
     assert from_bytes(to_bytes(value)) == value
@@ -71,7 +94,7 @@ def test_kinds_of_numbers_and_texts_become_plain_ones(value: Any, plain: Any) ->
     assert found == (plain if plain is not None else tuple(range(10)))
 
 
-@pytest.mark.parametrize("value", [Fraction(1, 2), object(), len, Level, [np.zeros(2)], {1: print}])
+@pytest.mark.parametrize("value", [object(), len, Level, range(3), [np.zeros(2)], {1: print}])
 def test_what_is_no_data_is_named(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^[\w.]+ is no data that can be sent$"):
         to_bytes(value)
@@ -111,6 +134,12 @@ class Harmful:
         b'{"dict": [[[1], 1]]}',
         b'{"set": [[1]]}',
         b'{"complex": ["a", 1]}',
+        b'{"fraction": [1, 0]}',
+        b'{"decimal": "x"}',
+        b'{"date": "yesterday"}',
+        b'{"date": 3}',
+        b'{"timedelta": [1e400]}',
+        b'{"open": "/etc/passwd"}',
         b'[{"tuple": 3}]',
         b'{"tuple": ["timeout", 1, ""]}',
     ],

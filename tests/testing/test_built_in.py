@@ -70,9 +70,7 @@ BUILT_IN = [entry.cls(**ARGUMENTS[entry.name]) if entry.name in ARGUMENTS else e
 @pytest.mark.thorough
 @parametrize_with_checks(
     [*BUILT_IN, *CONFIGURED],
-    expected_failures={
-        "SiblingLeaveOneOut-check_claim": "needs a Tree: tests/advantages/test_sibling_leave_one_out.py"
-    },
+    expected_failures={"SiblingLeaveOneOut-check_claim": "needs a Tree, whose samples are not listed one by one"},
 )
 def test_built_in_components_conform(component: Any, check: Any) -> None:
     check(component)

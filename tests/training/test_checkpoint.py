@@ -153,9 +153,7 @@ def test_weights_that_are_not_finite_are_named(whole: Path, tmp_path: Path) -> N
     name = sorted(weights)[0]
     weights[name].view(-1)[0] = torch.nan
     rewritten(newest, "weights.safetensors", save(weights))
-    with pytest.raises(
-        CheckpointError, match=f"weight {name} has numbers that are not finite.*remove it to go on"
-    ):
+    with pytest.raises(CheckpointError, match=f"weight {name} has numbers that are not finite.*remove it to go on"):
         resume(folder)
 
 

@@ -202,7 +202,9 @@ def test_a_model_folder_remembers_its_task(tmp_path: Path) -> None:
 def test_a_model_folder_runs_no_code_of_its_own(run: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(run / "model", model)
-    (model / "reward_inside.py").write_text("def score(completion, example):\n    return {'solved': 1.0, 'reward': 1.0}\n")
+    (model / "reward_inside.py").write_text(
+        "def score(completion, example):\n    return {'solved': 1.0, 'reward': 1.0}\n"
+    )
     (model / "data.jsonl").write_text(
         "".join(json.dumps({"prompt": f"1_{i}:", "answer": "1"}) + "\n" for i in range(9))
     )

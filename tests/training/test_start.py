@@ -11,7 +11,7 @@ from support.runs import recipe
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import resume, train
-from dlmrl_kit.training.start import find_device
+from dlmrl_kit.training.start import find_device, start_training
 
 
 def test_devices_that_are_not_there_are_named() -> None:
@@ -60,3 +60,15 @@ def test_folders_and_recipes_that_do_not_fit_are_refused(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="holds no run"):
         resume(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["dcolt", "tracerl_value"])
+def test_components_with_modules_belong_to_one_run(name: str) -> None:
+    """Two runs would train the same parameters; settings alone may be shared."""
+    algorithm = recipe(name).build_algorithm()
+    start_training(algorithm)
+    with pytest.raises(RecipeError, match="holds modules that another run trains; give this run one of its own"):
+        start_training(algorithm)
+    shared = recipe("egspo_sa").build_algorithm()
+    start_training(shared)
+    start_training(shared)
