@@ -17,7 +17,7 @@ from torch import Tensor
 from dlmrl_kit.core import blame
 from dlmrl_kit.core.component import DECLARATIONS, SERVICES, Component, malformed
 from dlmrl_kit.core.errors import DeclarationError, RecipeError, RegistryError
-from dlmrl_kit.core.keys import KEYS, Key
+from dlmrl_kit.core.keys import KEYS, SELECTED_STEP, Key
 
 
 def guard(cls: type, name: str, *, is_term: bool) -> None:
@@ -138,6 +138,8 @@ class _Guard:
         for key, value in before.items():
             if key in KEYS and isinstance(value, Tensor):
                 sizes |= zip(_letters(key), value.shape, strict=False)
+        if SELECTED_STEP in written:
+            sizes.pop("K", None)  # a new selection has a K of its own
         for key, value in written.items():
             if key not in KEYS or not isinstance(value, Tensor):
                 continue

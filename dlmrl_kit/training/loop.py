@@ -58,10 +58,8 @@ def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) 
                 "folder"
             )
         algorithm = recipe.build_algorithm()
-        with blaming(recipe, folder):
-            run = Run(
-                algorithm, folder, recipe.name, observer or RunObserver()
-            )  # first: a failure must leave no folder
+        with blaming(recipe, folder):  # before anything is written, as a failure must leave no folder
+            run = Run(algorithm, folder, recipe.name, observer or RunObserver())
             run.identity = _identity(recipe, algorithm)
         start_record(folder, recipe, run.identity)
         return _run(run, recipe)

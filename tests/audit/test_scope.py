@@ -64,7 +64,7 @@ def test_the_verdict_of_several_steps_says_that_it_is_of_the_first() -> None:
 
 
 def later(name: str, *sets: str) -> AuditReport:
-    return audited(name, ("Trainer.max_grad_norm = 1e6", *sets), later_steps=True, batches=12)
+    return audited(name, ("Trainer.max_grad_norm = 1e6", *sets), later_steps=True, batches=40)
 
 
 @pytest.mark.thorough
@@ -92,7 +92,7 @@ def test_a_ratio_makes_later_steps_less_biased() -> None:
         uses=["loss=SequencePPO"],
         sets=[*sets, "SequencePPO.clip_low = 1.0", "SequencePPO.clip_high = 100.0", "Trainer.max_grad_norm = 1e6"],
         later_steps=True,
-        batches=12,
+        batches=40,
     ).later_steps[-1]
     assert corrected.interval[1] < plain.interval[0]
 

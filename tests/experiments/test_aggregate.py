@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlmrl_kit.experiments.aggregate import COVERAGE, Estimate, estimate, interval
+from dlmrl_kit.experiments.aggregate import COVERAGE, Estimate, _measured, estimate, interval
 
 
 def test_estimates_are_the_same_for_the_same_values() -> None:
@@ -28,3 +28,9 @@ def test_stated_coverage_is_what_is_measured() -> None:
         low, high = interval(values.tolist(), resamples=599)
         covered = np.mean([a <= 0 <= b for a, b in zip(low, high, strict=True)])
         assert 100 * covered == pytest.approx(COVERAGE[seeds], abs=4)
+
+
+@pytest.mark.parametrize(("size", "end"), [(29, " (so few that each is 3.45 points)"), (30, "")])
+def test_accuracies_on_few_examples_are_said_to_be(size: int, end: str) -> None:
+    result = {"after": {"task": "Countdown", "size": size, "split": "heldout"}, "updates": 4}
+    assert _measured([result, result]) == f"Countdown: {size} examples of heldout after 4 updates, greedy{end}"
