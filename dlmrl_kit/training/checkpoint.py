@@ -88,7 +88,7 @@ def save_checkpoint(
     except FileError as error:
         kept = checkpoints(run)
         last = f"the last checkpoint, {kept[-1][1].name}, is intact" if kept else "there is no checkpoint before it"
-        raise FileError(f"{error}; {last}: make room, then go on with dlmrl train --resume {run}") from error
+        raise FileError(f"{error}; {last}: make room, then resume the run") from error
     prune(run)
     return folder
 

@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.run_folder import ABOUT, FAILED, RECIPE, RESULT, failed_start, read_about
 from dlmrl_kit.core.version import VERSION
@@ -39,7 +40,11 @@ def note_failure(folder: Path, error: Exception) -> None:
     """Notes that an error ended the run before its first checkpoint: the same command may then start it anew."""
     if (folder / RECIPE).is_file() and not checkpoints(folder) and not (folder / RESULT).exists():
         text = " ".join(str(error).split()) or type(error).__name__
-        _write(folder, {**read_about(folder), FAILED: text})
+        try:
+            _write(folder, {**read_about(folder), FAILED: text})
+        except (CheckpointError, FileError):  # a full disk, perhaps: this takes no more room than what was there
+            with contextlib.suppress(OSError):  # the error itself is what the user must see
+                (folder / ABOUT).write_text(json.dumps({FAILED: text}))
 
 
 def name_of(folder: Path) -> str:

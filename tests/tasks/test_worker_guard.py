@@ -122,6 +122,7 @@ def test_stopped_processes_end_with_their_parent(
     assert all(map(gone, all_of_them))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("then", "kind"), [("hang", "timeout"), ("loop", "timeout"), ("exit", "crash")])
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_scorer_started_ends_with_its_worker(
