@@ -172,6 +172,7 @@ class Sampler(Component, ABC):
     requires: ClassVar[tuple[str, ...]] = ("policy", "generator")
     noise: ClassVar[Literal["mask", "uniform"]] = "mask"
     """What positions hold that are still open; see ``Policy.noise``."""
+    not_sizes: ClassVar[tuple[str, ...]] = ("top_k",)  # ``resized`` limits it to the vocabulary
     records_tokens: ClassVar[bool] = True
     """Whether a position is committed once, so that its log-probability can be kept per position."""
     needs_features: ClassVar[bool] = False

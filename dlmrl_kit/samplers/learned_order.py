@@ -78,7 +78,7 @@ class LearnedOrder(OrderedDraw):
         ValueError: a value out of range.
     """
 
-    not_sizes = ("width",)
+    not_sizes = (*MaskSampler.not_sizes, "width")
     needs_features = True
     order: OrderModule | None
 

@@ -68,6 +68,7 @@ class RenoisingSampler(Sampler):
     """
 
     noise: ClassVar[Literal["mask", "uniform"]] = "uniform"
+    not_sizes: ClassVar[tuple[str, ...]] = (*Sampler.not_sizes, "steps")  # ``resized`` limits them
     records_tokens: ClassVar[bool] = False
     optional_keys: ClassVar[tuple[Key, ...]] = (
         STEP_TOKEN_LOG_PROB,

@@ -48,7 +48,7 @@ class Tree(LowConfidence):
         ValueError: a value out of range.
     """
 
-    not_sizes = ("height", "branching")
+    not_sizes = (*LowConfidence.not_sizes, "height", "branching")
 
     @with_parameters_of(MaskSampler)
     def __init__(self, *decoding: Any, height: int = 2, branching: int = 2, **named: Any) -> None:

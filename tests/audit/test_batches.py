@@ -221,6 +221,7 @@ def test_sampled_batches_agree_with_listed_ones() -> None:
     assert sampled.variance == pytest.approx(4 * (exact.second - exact.mean.square().sum().item()), rel=0.35)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["dipo", "tracerl"])
 def test_recipes_are_judged_with_the_prompts_of_their_trainer(name: str) -> None:
     own = audit_recipe(name, problems=[TWO_PROMPTS], attribution=False)

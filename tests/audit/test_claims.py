@@ -93,6 +93,7 @@ def test_token_ppo_is_a_scale_until_the_number_of_tokens_varies() -> None:
     assert audit_algorithm(varies, problems=[EOS], attribution=False).relative_bias_after_scale > 1e-3
 
 
+@pytest.mark.thorough
 def test_merged_steps_are_exact_one_by_one_and_biased_together() -> None:
     assert audit_component(StepMerge(after_eos=True)).verdict == "unbiased"
     *others, ended = (measured.relative_bias for measured in audit_component(StepMerge()).measured)

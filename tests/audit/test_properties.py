@@ -128,6 +128,7 @@ def test_leaving_out_the_temperature_costs_a_known_amount(mdp: MDP) -> None:
     assert_equal(published, temperature * truth + shift.flatten(), 1e-4)
 
 
+@pytest.mark.thorough
 def test_published_log_probabilities_fail_by_the_amounts_of_theory() -> None:
     """Relative biases over twelve networks of theory section 2's shape: the recorded amounts lie among them."""
 

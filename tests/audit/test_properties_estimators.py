@@ -65,6 +65,7 @@ def test_one_step_denoise_is_unbiased_divided_and_scaled_undivided(mdp: MDP, mos
     assert_equal(centred, (1 + lam) * (1 - 1 / listed.group_size) * listed.truth, 1e-4)
 
 
+@pytest.mark.thorough
 @examples(30)
 @given(mdps(shapes=SHAPES), st.integers(1, 3), st.integers(0, 3))
 def test_monte_carlo_advantages_are_unbiased(mdp: MDP, n: int, n_baseline: int) -> None:
@@ -159,6 +160,7 @@ def test_random_selectors_have_the_expectation_of_all_steps(mdp: MDP, k: int, fl
         torch.testing.assert_close(total, listed.rows[VALID].double(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.thorough
 @examples(15)
 @given(mdps(shapes=[(2, 2), (3, 2)]), st.floats(0.05, 1), lambdas)
 def test_random_selectors_leave_group_baselines_unbiased(mdp: MDP, floor: float, lam: float) -> None:
@@ -228,6 +230,7 @@ def kept_steps(draw: st.DrawFn, mdp: MDP) -> list[bool]:
     return keep
 
 
+@pytest.mark.thorough
 @examples(40)
 @given(st.data())
 def test_dropped_steps_obey_the_entropy_bound(data: st.DataObject) -> None:

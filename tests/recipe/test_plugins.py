@@ -124,6 +124,7 @@ def line(found: dict[str, Any], plugin: str) -> str:
     return lines[0]
 
 
+@pytest.mark.thorough
 def test_importing_the_kit_loads_no_plugin(found: dict[str, Any]) -> None:
     assert [name for name in found["early"] if name != "gin"] == []
 
@@ -282,6 +283,7 @@ plugins.load_plugins()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "source",
     ["import time\ntime.sleep(1000)\n", "while True:\n    pass\n", "import threading\nthreading.Event().wait()\n"],

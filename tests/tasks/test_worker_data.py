@@ -154,6 +154,7 @@ def test_a_failure_arrives_as_it_was() -> None:
     assert read_reply(to_bytes([("error", "a", "b")])) == ("error", "a", "b")  # a result of this form stays one
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("written", ["pickle", "text", "long", "half"])
 def test_a_scorer_that_writes_replies_itself_runs_nothing_in_the_parent(functions: ModuleType, written: str) -> None:
     pool = shared(functions.load)

@@ -72,6 +72,7 @@ def test_a_class_that_does_not_inherit_from_the_base_class_of_its_kind(registere
         check_component(registered("selector", NoSelector))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "cls"),
     [

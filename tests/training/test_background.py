@@ -239,7 +239,9 @@ def test_ctrl_c_ends_the_scoring_too(workers: int, tmp_path: Path, monkeypatch: 
     os.mkfifo(pipe)
     (tmp_path / f"{module}.py").write_text(REWARD.format(path=str(pipe)))
     (tmp_path / "data.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"{n + 1}", "split": split}) + "\n" for n, split in enumerate(["train", "heldout"]))
+        "".join(
+            json.dumps({"prompt": str(n), "split": split}) + "\n" for n, split in enumerate(["train", "heldout"], 1)
+        )
     )
     monkeypatch.syspath_prepend(tmp_path)
     task = JsonLines(str(tmp_path / "data.jsonl"), f"{module}:reward", timeout=300.0, workers=workers)

@@ -21,7 +21,7 @@ from dlmrl_kit.experiments import ablate, make_design
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.pretraining.run import pretrain
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training import evaluate_path, resume, train
+from dlmrl_kit.training import evaluate_path, record, resume, train
 
 SHORT = ["Trainer.updates = 2", "Trainer.eval_every = 0"]
 
@@ -90,6 +90,24 @@ def test_a_failure_after_a_checkpoint_is_resumed(at: int, starts_over: bool, tmp
         with pytest.raises(CheckpointError, match="already holds a run: resume it"):
             train(recipe(sets=SHORT), folder)
         resume(folder)
+
+
+def test_a_start_that_failed_on_a_full_disk_does_not_occupy_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: str) -> None:
+        raise FileError(f"cannot write {path}: No space left on device")
+
+    def fill(*_: Any) -> None:
+        monkeypatch.setattr(record, "write_atomic", full)
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(MetricsCSV, "open", fill)
+    with pytest.raises(FileError, match=r"MetricsCSV cannot write metrics into .*: No space left on device"):
+        train(recipe(sets=SHORT), folder)
+    monkeypatch.undo()
+    assert train(recipe(sets=SHORT), folder).updates == 2
 
 
 # ------------------------------------------------------------------------------------------- removed, full, damaged
