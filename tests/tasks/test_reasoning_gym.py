@@ -315,7 +315,7 @@ def accepts_more(name: str) -> bool:
 PARTS = 12
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_accepted_dataset_pays_a_constant(part: int) -> None:
