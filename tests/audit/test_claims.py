@@ -87,6 +87,7 @@ def test_what_says_it_is_biased_is(component: Entry) -> None:
     assert broken_claim(instance) == ""
 
 
+@pytest.mark.thorough
 def test_token_ppo_is_a_scale_until_the_number_of_tokens_varies() -> None:
     assert audit_component(TokenPPO()).verdict.startswith("unbiased up to")
     varies = exact_estimator(LeftToRight(3), Swaps(likelihood=StepTokenLogProb(), loss=TokenPPO()))

@@ -232,6 +232,7 @@ class NoList(RandomOrder):
         raise NotImplementedError("NoList does not list its choices")
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_listed_is_sampled_and_says_so() -> None:
     report = report_of(selector=Secretive(2), batches=150)
     assert not report.exact
@@ -249,6 +250,7 @@ def test_draws_that_differ_from_the_list_are_sampled_and_caught() -> None:
     assert any("draws other selections" in note for note in report.notes)
 
 
+@pytest.mark.thorough
 def test_a_component_that_looks_across_groups_is_run_group_by_group() -> None:
     report = report_of(advantage=LooksAcrossGroups(), prompts_per_update=1)
     assert report.exact
@@ -256,6 +258,7 @@ def test_a_component_that_looks_across_groups_is_run_group_by_group() -> None:
     assert 0.02 < report.relative_bias < 2
 
 
+@pytest.mark.thorough
 def test_a_sampler_without_a_list_is_compared_with_a_sampled_gradient() -> None:
     report = report_of(NoList(3), batches=150)
     assert report.verdict.startswith("no bias found (Monte Carlo)")

@@ -166,6 +166,7 @@ def batch_gradient(mdp: MDP, seed: int, copies: int, **parts: Any) -> tuple[Tens
     return small.loss_gradient(batch), batch
 
 
+@pytest.mark.thorough
 @examples(60)
 @given(mdps(), st.integers(0, 99), st.integers(1, 4), st.floats(1e-6, 1), st.floats(1e-6, 2))
 def test_before_the_first_update_ppo_has_the_gradient_of_reinforce(

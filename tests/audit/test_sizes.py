@@ -127,6 +127,7 @@ def test_eight_of_eight_steps_are_all_steps(selector: Selector) -> None:
     assert audit_algorithm(estimator, problems=PROBLEMS, attribution=False).verdict == "unbiased"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("swaps", "setting"),
     [

@@ -109,6 +109,7 @@ def test_so_it_does_for_orders_that_depend_on_the_predictions(sampler: Any) -> N
     assert audit_algorithm(estimator, problems=[problem], attribution=False).relative_bias < 1e-8
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("cls", "least"), [(EntropyOrder, 0.1), (LowConfidence, 0.001)])
 def test_no_weight_corrects_what_only_one_of_the_two_can_do(cls: Any, least: float) -> None:
     """EntropyOrder takes the position that the state says; some tokens can never be the most confident draw."""
@@ -124,6 +125,7 @@ def relative_bias(correction: Any) -> float:
     return audit_algorithm(estimator, problems=[DEEP], attribution=False).relative_bias
 
 
+@pytest.mark.thorough
 def test_single_steps_leave_a_bias_and_none_leaves_more() -> None:
     assert 1e-3 < relative_bias(TruncatedImportance(math.inf)) < 0.5 * relative_bias(Uncorrected())
     assert relative_bias(TrajectoryImportance(1.0)) > 1e-3

@@ -77,7 +77,15 @@ def run(line: str, expected_error: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["quickstart", "compose-an-algorithm", "in-python", "trajectory", "small-denoiser", "command-line"]
+    "page",
+    [
+        "quickstart",
+        "in-python",
+        "trajectory",
+        "small-denoiser",
+        pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
+        pytest.param("command-line", marks=pytest.mark.thorough),
+    ],
 )
 def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

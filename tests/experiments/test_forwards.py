@@ -5,6 +5,7 @@ from __future__ import annotations
 from dlmrl_kit.experiments.forwards import ForwardsPerSample, count_forwards
 
 
+@pytest.mark.thorough
 def test_forwards_are_counted() -> None:
     assert count_forwards("d1") == ForwardsPerSample(
         rollout=8, update=6

@@ -192,6 +192,7 @@ def test_reasoning_gym_conforms(name: str) -> None:
     assert task.label() == name
 
 
+@pytest.mark.thorough
 def test_reasoning_gym_makes_the_same_examples_in_another_process() -> None:
     code = (
         "import json, sys\n"
@@ -222,6 +223,7 @@ def test_reasoning_gym_scores() -> None:
         assert task.score(completion, example)["reward"] == 0  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 def test_reasoning_gym_bounds_the_time_of_a_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reasoning_gym, "PAYS_CONSTANTS", {})
     task = ReasoningGym("coin_flip", timeout=1, **SIZES)

@@ -83,6 +83,7 @@ def test_claims_are_held_to_the_audit(kind: str, cls: Any, words: str, registere
     assert re.search(f"{words}.*or register unbiased=False", found["check_claim"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("scale", "right"), [("2", True), ("1 + 1", True), ("3", False), ("twice", True)])
 def test_a_scale_is_held_to_what_is_registered(scale: str, right: bool, registered: Any) -> None:
     found = failures(registered("likelihood", Doubled, unbiased=True, scale=scale)())
