@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dlmrl_kit.experiments.forwards import ForwardsPerSample, count_forwards
 
 
