@@ -91,7 +91,7 @@ class AuditReport:
             return True
         if not self.exact:
             return any(m.interval is not None and m.interval[0] > TOLERANCE for m in self.measured)
-        return not self.relative_bias_after_scale <= TOLERANCE and not math.isnan(self.relative_bias)
+        return self.relative_bias_after_scale > TOLERANCE
 
     @property
     def moving(self) -> list[Measured]:

@@ -18,7 +18,7 @@ from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator
 from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, draw_trajectories
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.core.component import Component, Resizable, Sizes, rebuilt, settings
+from dlmrl_kit.core.component import Resizable, Sizes, rebuilt, settings
 from dlmrl_kit.core.keys import SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.samplers.base import Sampler
@@ -84,7 +84,7 @@ def shrunk(estimator: GradientEstimator, problem: Problem) -> tuple[GradientEsti
     after = replace(sampler.sizes, vocab_size=problem.vocab)
     changes: list[Scaled] = []
 
-    def noted(old: Component, new: Component) -> None:
+    def noted(old: Resizable, new: Resizable) -> None:
         then, now = settings(old), settings(new)
         for name, value in then.items():
             if name in now and _differ(value, now[name]) and not (old is estimator.sampler and name in _OF_THE_PROBLEM):
@@ -104,9 +104,15 @@ def shrunk(estimator: GradientEstimator, problem: Problem) -> tuple[GradientEsti
         "regulariser": [part.resized(before, after) for part in own["regulariser"]],
     }
     made = GradientEstimator(**small)
-    for old, new in zip(estimator.components, made.components, strict=True):
+    for old, new in zip(_parts(estimator), _parts(made), strict=True):
         noted(old, new)
     return made, changes
+
+
+def _parts(estimator: GradientEstimator) -> list[Resizable]:
+    """Returns all that is scaled: the components that run on trajectories, then the cache and the correction."""
+    beside = (estimator.cache, estimator.correction)
+    return [*estimator.components, *(part for part in beside if part is not None)]
 
 
 def _differ(a: object, b: object) -> bool:
@@ -123,23 +129,22 @@ def unscaled(estimator: GradientEstimator) -> list[str]:
         ``Component.parameter = value`` each; components within components are asked, too. A parameter that is declared
         ``int`` and not kept under its name is listed without a value.
     """
-    own = estimator.fillings
-    parts = [*estimator.components, *(part for part in (own["cache"], own["correction"]) if part is not None)]
     sizes = estimator.sampler.sizes
-    return list(dict.fromkeys(text for part in parts for text in _unscaled(part, sizes)))
+    return list(dict.fromkeys(text for part in _parts(estimator) for text in _unscaled(part, sizes)))
 
 
 def _unscaled(component: Resizable, sizes: Sizes) -> Iterator[str]:
+    own = settings(component)
     scaled = [settings(component.resized(sizes, _times(sizes, factor))) for factor in (3, 1 / 3)]
     known = {*component.not_sizes, *(_OF_THE_PROBLEM if isinstance(component, Sampler) else ())}
-    for name, value in settings(component).items():
+    for name, value in own.items():
         for part in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(part, Resizable):
                 yield from _unscaled(part, sizes)
         if _counts(value) and name not in known and all(after.get(name) == value for after in scaled):
             yield f"{type(component).__name__}.{name} = {value!r}"
     for name, parameter in inspect.signature(type(component)).parameters.items():
-        if name not in settings(component) and parameter.annotation in (int, "int") and name not in known:
+        if name not in own and parameter.annotation in (int, "int") and name not in known:
             yield f"{type(component).__name__}.{name}"
 
 
@@ -210,9 +215,8 @@ def first_left_out(estimator: GradientEstimator, most: int = 256, group_size: in
     Returns:
         The number of steps; None if the selector keeps every step of up to ``most``.
     """
-    for length in sorted({*range(2, 17), *(2**i for i in range(5, 20)), most} - {0, 1}):
-        if length > most:
-            return None
+    tried = {*range(2, 17), *(2**i for i in range(5, 20)), most}
+    for length in sorted(length for length in tried if 2 <= length <= most):
         problem = Problem(vocab=2, length=length, block_length=1, reward="parity", policy="network")
         sampler = estimator.sampler.resized(estimator.sampler.sizes, Sizes(length, length, 1, 1, 2))
         attached(sampler, problem.denoiser)

@@ -52,12 +52,17 @@ class Rollout:
     Attributes:
         everything: all samples, with the keys written up to the first filter, such as rewards.
         kept: the samples that the filters keep, with the keys of all components; they are trained.
-        prepared: whether ``kept`` already has old and reference log-probabilities.
+        correction: the metrics of the correction if ``kept`` has old and reference log-probabilities; None: not yet.
     """
 
     everything: TensorDictBase
     kept: TensorDictBase
-    prepared: bool = False
+    correction: dict[str, float] | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether ``kept`` already has old and reference log-probabilities."""
+        return self.correction is not None
 
 
 class Update:
@@ -97,7 +102,6 @@ class Update:
         self.warned = False
         self.difference: float | None = None
         """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
-        self.correction_metrics: dict[str, float] = {}
 
     def __call__(self, number: int) -> dict[str, float]:
         """Takes update ``number``: a rollout, old and reference log-probabilities, optimiser steps. Returns metrics.
@@ -142,15 +146,15 @@ class Update:
                 self.announce(unannounced, trajectory)
 
                 # Old and reference log-probabilities here, while rewards are awaited, if they do not depend on rewards.
-                prepared = plan.likelihood_early and len(trajectory) > 0
-                if prepared:
+                correction = None
+                if plan.likelihood_early and len(trajectory) > 0:
                     # ``LogProbs`` turns autocast on by itself; around it, as in ``prepare``, numbers stay float32.
                     with phase("old and reference"), torch.autocast(self.policy.device.type, enabled=False):
-                        self.correction_metrics = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
+                        correction = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
 
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
-        return Rollout(everything, trajectory, prepared)
+        return Rollout(everything, trajectory, correction)
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
         """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
@@ -187,21 +191,22 @@ class Update:
         Raises:
             TrainingError: old and new log-probabilities disagree.
         """
-        if not rollout.prepared:
-            self.correction_metrics = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
+        metrics = rollout.correction
+        if metrics is None:
+            metrics = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
         if self.algorithm.correction is not None:
-            self.weigh(rollout.kept)
+            self.weigh(rollout.kept, metrics)
         if self.difference is None:
             with phase("check"):
                 self.difference = check_old(rollout.kept, self.algorithm, self.log_probs)
             largest = f"largest difference {self.difference:.1e}"
             self.say(f"old and new log-probabilities agree before the first update ({largest})")
-        return self.correction_metrics
+        return metrics
 
-    def weigh(self, trajectory: TensorDictBase) -> None:
+    def weigh(self, trajectory: TensorDictBase, metrics: dict[str, float]) -> None:
         """Multiplies the selection's weights by the correction; warns, once, if its effective sample size is poor."""
         apply_correction(trajectory)
-        poor = warning(self.correction_metrics)
+        poor = warning(metrics)
         if poor is not None and not self.warned:
             self.warned = True
             self.say(f"warning: {poor}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -11,27 +11,19 @@ from tensordict import TensorDict
 from typer.testing import CliRunner
 
 from dlmrl_kit.cli.app import app
-from dlmrl_kit.core import contract, registry
+from dlmrl_kit.core import contract
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import RecipeError, RegistryError
 from dlmrl_kit.core.keys import STEP_VALID, Key
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import Objective
-from dlmrl_kit.recipe.catalogue import components, find
+from dlmrl_kit.recipe.catalogue import find
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.selectors.base import Selector
 
+pytestmark = pytest.mark.usefixtures("registrations_end")
+
 ME = __name__.split(".", 1)[0]
-
-
-@pytest.fixture(autouse=True)
-def _cleanup() -> Iterator[None]:
-    """Takes back what a test registers."""
-    components()
-    before = set(registry.registered())
-    yield
-    for entry in set(registry.registered()) - before:
-        registry.unregister(entry)
 
 
 SILENT = ("reward", {"reward": 1}, [("step", None)])

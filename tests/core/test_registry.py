@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import gin
 import pytest
 from support.plain_component import Base
@@ -15,17 +13,9 @@ from dlmrl_kit.core.errors import RegistryError
 from dlmrl_kit.core.registry import KINDS, nearest, register
 from dlmrl_kit.recipe.catalogue import components, find
 
+pytestmark = pytest.mark.usefixtures("registrations_end")
+
 ME = __name__.split(".", 1)[0]
-
-
-@pytest.fixture(autouse=True)
-def _cleanup() -> Iterator[None]:
-    """Takes back what a test registers."""
-    components()
-    before = set(registry.registered())
-    yield
-    for entry in set(registry.registered()) - before:
-        registry.unregister(entry)
 
 
 class TestRegister:

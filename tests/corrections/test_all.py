@@ -40,6 +40,7 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.k_steps import LastK
 from dlmrl_kit.training.loop import resume, train
 from dlmrl_kit.training.old_check import check_old
+from dlmrl_kit.training.update import Rollout
 
 DEEP = Problem(vocab=2, length=4, block_length=2, policy="deep network", seed=4)
 CACHED = ("Sampler.block_length = 8", "CharacterLlama.num_layers = 2")
@@ -188,13 +189,13 @@ def test_the_update_weighs_steps_by_exact_over_recorded(tmp_path: Path) -> None:
     with torch.no_grad():
         again = StepLogProb()(trajectory.clone(), policy=run.policy, sampler=run.algorithm.sampler)
     ratio = (again["selected", "log_prob"] - recorded).exp()
-    prepared(run.update, trajectory)
+    metrics = run.update.prepare(Rollout(trajectory, trajectory))
     used = before > 0
     torch.testing.assert_close(
         trajectory["selected", "weight"][used], (before * ratio.clamp(max=2.0))[used], rtol=1e-3, atol=1e-4
     )
     assert (ratio[used] - 1).abs().max() > 1e-3
-    assert run.update.correction["correction/drift"] == pytest.approx(ratio[used].log().abs().mean().item(), rel=1e-2)
+    assert metrics["correction/drift"] == pytest.approx(ratio[used].log().abs().mean().item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("likelihood", ["StepTokenLogProb", "StepLogProb"])
@@ -284,6 +285,6 @@ def test_without_a_cache_a_correction_finds_nothing_to_correct(tmp_path: Path) -
     run = new_run(tmp_path, "egspo", uses=["correction=TruncatedImportance"])
     trajectory = rollout(run)
     before = trajectory["selected", "weight"].clone()
-    prepared(run.update, trajectory)
+    metrics = run.update.prepare(Rollout(trajectory, trajectory))
     torch.testing.assert_close(trajectory["selected", "weight"], before, rtol=1e-3, atol=1e-3)
-    assert run.update.correction["correction/truncated"] == 0
+    assert metrics["correction/truncated"] == 0

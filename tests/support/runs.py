@@ -7,11 +7,12 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -122,6 +123,25 @@ def new_run(
     return Run(algorithm, folder, name, RunObserver())
 
 
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing catches it."""
+
+
+def stopped(start: Callable[[], object], at: int, reason: type[BaseException] = Killed) -> None:
+    """Starts a run, or goes on with one, that an exception ends right before update ``at``."""
+    original = Run.step
+
+    def step(self: Run, number: int) -> None:
+        if number == at:
+            raise reason
+        original(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "step", step)
+        with pytest.raises(reason):
+            start()
+
+
 def collect(run: Run, number: int = 0) -> Rollout:
     """The rollout of an update without what stays fixed during it, though that could be known already."""
     update = run.update
@@ -131,7 +151,7 @@ def collect(run: Run, number: int = 0) -> Rollout:
 
 def prepared(update: Update, trajectory: TensorDictBase) -> TensorDictBase:
     """The trajectory with what stays fixed during an update, without the check before the first one."""
-    update.correction = update.log_probs.add_fixed(trajectory, update.trainer.inner_iterations)
+    update.log_probs.add_fixed(trajectory, update.trainer.inner_iterations)
     return trajectory if update.algorithm.correction is None else apply_correction(trajectory)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,21 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.advantages.group_mean import GroupMean
-from dlmrl_kit.core import blame, registry
+from dlmrl_kit.core import blame
 from dlmrl_kit.core.errors import ComponentError, UserError
 from dlmrl_kit.core.keys import ADVANTAGE, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.pretrained import Pretrained
-from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.regularisers.kl import KLK3
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import train
+
+pytestmark = pytest.mark.usefixtures("registrations_end")
 
 RUN = ["Trainer.updates = 1", "Trainer.eval_every = 0"]
 """Made-up plugins are classes of this file."""
@@ -55,15 +56,6 @@ RAISING: dict[str, tuple[str, type, str]] = {
     "logger": ("log", MetricsCSV, "logger"),
     "selector": ("kept", Selector, "selector"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _unregistered() -> Iterator[None]:
-    components()
-    before = set(registry.registered())
-    yield
-    for entry in set(registry.registered()) - before:
-        registry.unregister(entry)
 
 
 @pytest.fixture(autouse=True)

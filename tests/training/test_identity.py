@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.own_data import OwnData, own_data
-from support.runs import model_path, outcome, recipe
+from support.runs import model_path, outcome, recipe, stopped
 
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.results import RunObserver
@@ -20,25 +20,6 @@ from dlmrl_kit.tasks.mixture import Mixture
 from dlmrl_kit.training import identity, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints, identity_in
 from dlmrl_kit.training.identity import Identity, changes, identity_of
-from dlmrl_kit.training.loop import Run
-
-
-class Stop(BaseException):
-    """Ends a run as a kill would."""
-
-
-def stopped(start: Callable[[], object], at: int) -> None:
-    original = Run.step
-
-    def step(self: Run, number: int) -> None:
-        if number == at:
-            raise Stop
-        original(self, number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "step", step)
-        with pytest.raises(Stop):
-            start()
 
 
 def found(own: OwnData, *sets: str) -> Identity:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import files, metric_rows, outcome, recipe
+from support.runs import Killed, files, metric_rows, outcome, recipe, stopped
 
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
@@ -19,7 +19,6 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import loop, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
-from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.update import Rollout, Update
 
 SETS = [
@@ -30,25 +29,6 @@ SETS = [
 ]
 
 # ------------------------------------------------------------------------------------------- stopped in this process
-
-
-class Stop(BaseException):
-    """Ends a run as a kill would: nothing catches it."""
-
-
-def stopped(folder: Path, at: int, sets: list[str], uses: list[str] | None = None, name: str = "egspo_sa") -> None:
-    """A run that ends right before update ``at``."""
-    original = Run.step
-
-    def update(self: Run, number: int) -> None:
-        if number == at:
-            raise Stop
-        original(self, number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "step", update)
-        with pytest.raises(Stop):
-            train(recipe(name, sets, uses or []), folder)
 
 
 MODES: dict[str, tuple[list[str], list[str]]] = {
@@ -65,7 +45,7 @@ def test_every_kind_of_run_resumes(mode: str, tmp_path: Path) -> None:
     uses, sets = MODES[mode]
     sets = [*sets, "Trainer.updates = 3", "Trainer.eval_every = 0", "Trainer.schedule = 'linear'"]
     train(recipe(sets=sets, uses=uses), tmp_path / "whole")
-    stopped(tmp_path / "run", 2, sets, uses)
+    stopped(lambda: train(recipe(sets=sets, uses=uses), tmp_path / "run"), 2)
     assert [done for done, _ in checkpoints(tmp_path / "run")] == [1, 2]
     resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
@@ -85,7 +65,7 @@ def test_components_that_draw_from_the_global_generator_resume_too(
     monkeypatch.setattr(Update, "roll_out", roll_out)
     sets = ["Trainer.updates = 3", "Trainer.eval_every = 0"]
     train(recipe(sets=sets), tmp_path / "whole")
-    stopped(tmp_path / "run", 2, sets)
+    stopped(lambda: train(recipe(sets=sets), tmp_path / "run"), 2)
     torch.manual_seed(123)
     resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
@@ -94,17 +74,7 @@ def test_components_that_draw_from_the_global_generator_resume_too(
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_run_without_a_checkpoint_starts_again(at: int, gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    original = Run.step
-
-    def update(self: Run, number: int) -> None:
-        if number == at:
-            raise Stop
-        original(self, number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "step", update)
-        with pytest.raises(Stop):
-            train(load_recipe(gin_file), folder)
+    stopped(lambda: train(load_recipe(gin_file), folder), at)
     assert checkpoints(folder) == []
     stored = (folder / "evaluations.json").read_bytes()
     told = Told()
@@ -124,11 +94,11 @@ def test_an_evaluation_is_in_the_log_whenever_it_counts_as_done(
     def write(path: Path, content: str | bytes) -> None:
         original(path, content)
         if path.name == "evaluations.json":
-            raise Stop
+            raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_atomic", write)
-        with pytest.raises(Stop):
+        with pytest.raises(Killed):
             train(load_recipe(gin_file), folder)
     resume(folder)
     assert read_metrics(folder)["eval/accuracy"] == read_metrics(whole)["eval/accuracy"]
@@ -137,7 +107,7 @@ def test_an_evaluation_is_in_the_log_whenever_it_counts_as_done(
 
 def test_what_a_killed_process_half_wrote_is_ignored_and_removed(gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    stopped(folder, 3, SETS)
+    stopped(lambda: train(recipe(sets=SETS), folder), 3)
     (folder / "recipe.gin").write_text(gin_file.read_text())
     (folder / "run.json").write_text((whole / "run.json").read_text())
     half = [folder / "checkpoints" / ".update-000004.tmp123", folder / ".model.tmp77", folder / ".model.old78"]
@@ -202,10 +172,10 @@ def test_a_run_killed_while_it_wrote_its_results_finishes(whole: Path, tmp_path:
 
 def test_the_result_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plot(folder: Path) -> None:
-        raise Stop
+        raise Killed
 
     monkeypatch.setattr(loop, "plot_curve", plot)
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         train(recipe(sets=["Trainer.updates = 1"]), tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -222,7 +192,7 @@ def test_a_run_that_lost_its_first_evaluation_does_not_make_one_up(whole: Path, 
 
 
 def test_learning_rates_follow_the_schedule_through_a_resume(tmp_path: Path) -> None:
-    stopped(tmp_path / "run", 3, SETS)
+    stopped(lambda: train(recipe(sets=SETS), tmp_path / "run"), 3)
     resume(tmp_path / "run")
 
     def rate(step: int) -> float:

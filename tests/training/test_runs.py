@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.runs import stopped
 from support.shipped_runs import tiny_recipe
 
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
@@ -70,19 +71,8 @@ def test_the_resolved_recipe_reproduces_the_run(uninterrupted: Path, tmp_path: P
 def test_a_run_stopped_between_updates_resumes_to_the_same_result(
     stop_after: int, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    from dlmrl_kit.training.loop import Run
-
-    original = Run.step
-
-    def interrupted(self: Run, update: int) -> None:
-        if update == stop_after:
-            raise KeyboardInterrupt
-        original(self, update)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_recipe(sets=[*SCHEDULED, "Trainer.checkpoint_every = 2"]), tmp_path / "run")
+    tiny = tiny_recipe(sets=[*SCHEDULED, "Trainer.checkpoint_every = 2"])
+    stopped(lambda: train(tiny, tmp_path / "run"), stop_after, KeyboardInterrupt)
     resume(tmp_path / "run")
     whole = outcome(uninterrupted)
     assert outcome(tmp_path / "run") == whole
