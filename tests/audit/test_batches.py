@@ -124,6 +124,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_whole_recipe_on_every_batch_gives_the_same(

@@ -150,6 +150,7 @@ MUTANTS: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("slot", "mutant"), MUTANTS, ids=[type(m).__name__ for _, m in MUTANTS])
 def test_wrong_components_are_caught(slot: str, mutant: Any) -> None:
     report = report_of(problems=PROBLEMS, **{slot: mutant})

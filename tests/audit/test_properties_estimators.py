@@ -76,6 +76,7 @@ def test_monte_carlo_advantages_are_unbiased(mdp: MDP, n: int, n_baseline: int) 
     assert_equal(listed.moments(advantage=MonteCarlo(n, n_baseline)).mean, listed.truth, 1e-4)
 
 
+@pytest.mark.thorough
 @examples(20)
 @given(mdps(shapes=SMALL))
 def test_restart_values_are_the_expected_rewards_of_the_recursion(mdp: MDP) -> None:
@@ -325,6 +326,7 @@ def chosen(selector: Selector, rows: TensorDict, seed: int = 0) -> TensorDict:
     return selector(rows.copy(), **services)
 
 
+@pytest.mark.thorough
 @examples(40)
 @given(mdps(shapes=SMALL), st.integers(1, 4), st.floats(0.05, 1), st.integers(0, 99))
 def test_selectors_on_rollouts(mdp: MDP, k: int, share: float, seed: int) -> None:

@@ -115,6 +115,7 @@ def test_a_declaration_that_keeps_everything_gives_no_verdict() -> None:
     assert report.verdict.startswith("no verdict: KeepsAll is scaled (budget = 8) so that it keeps all 4 of 4 steps")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("selector", [AllSteps(), Everything(), EqualSegments(16)])
 def test_what_keeps_every_step_of_its_own_trajectories_is_judged(selector: Selector) -> None:
     assert audited(selector).verdict == "unbiased"
@@ -148,6 +149,7 @@ def test_what_limits_long_trajectories_only_is_not_called_unbiased(swaps: Any, s
     assert not report.unbiased
 
 
+@pytest.mark.thorough
 def test_caches_are_asked_too() -> None:
     estimator = exact_estimator(LowConfidence(64, block_length=8), {"cache": WideCache(), "correction": Uncorrected()})
     assert unscaled(estimator) == ["WideCache.margin = 8"]
@@ -162,6 +164,7 @@ def test_every_whole_number_of_the_kit_is_scaled_or_declared(recipe: str) -> Non
         assert unscaled(loaded.build_algorithm()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("k", [1, 2, 5, 13])
 def test_the_first_number_of_steps_of_which_some_are_left_out(k: int) -> None:
     for selector in (FirstK(k), Budget(k)):

@@ -240,6 +240,7 @@ def test_micro_batches_change_nothing(correction: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cache", ["DualCache", "PrefixCache"])
 def test_a_cached_run_trains_and_resumes(cache: str, tmp_path: Path) -> None:
     sets = [*CACHED, "Trainer.updates = 2", "Trainer.eval_every = 0"]

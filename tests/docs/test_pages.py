@@ -79,10 +79,10 @@ def run(line: str, expected_error: str | None) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        "quickstart",
         "in-python",
         "trajectory",
         "small-denoiser",
+        pytest.param("quickstart", marks=pytest.mark.thorough),
         pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
         pytest.param("command-line", marks=pytest.mark.thorough),
     ],

@@ -148,6 +148,7 @@ def test_finished_runs_are_not_repeated_and_failed_ones_are(tmp_path: Path, monk
         assert (out / table).read_text() == (tmp_path / "whole" / table).read_text()
 
 
+@pytest.mark.thorough
 @fake
 def test_threads_stay_what_they_were_when_the_folder_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlmrl_kit.experiments.ablation.cores", lambda: 4)
@@ -195,6 +196,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         ablate(design(seeds=1), out)
 
 
+@pytest.mark.thorough
 @fake
 def test_a_kill_while_the_folder_is_made_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".ablation.json.tmp1").write_text("{")

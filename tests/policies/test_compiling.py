@@ -219,6 +219,7 @@ def test_blocks_with_cached_keys_run_as_they_are(tmp_path: Path) -> None:
     assert graphs() > before
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("traced")
 def test_blocks_that_recompute_their_activations() -> None:
     policy, twin = small(), small()
@@ -231,6 +232,7 @@ def test_blocks_that_recompute_their_activations() -> None:
 # --------------------------------------------------------------------------------------------- in place
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("traced")
 def test_names_and_files_stay(tmp_path: Path) -> None:
     policy, twin = small(), small()

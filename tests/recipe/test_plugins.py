@@ -129,6 +129,7 @@ def test_importing_the_kit_loads_no_plugin(found: dict[str, Any]) -> None:
     assert [name for name in found["early"] if name != "gin"] == []
 
 
+@pytest.mark.thorough
 def test_every_broken_plugin_is_named_with_the_reason(found: dict[str, Any]) -> None:
     assert set(REASONS) == set(ENTRIES) - KEPT
     for name, reason in REASONS.items():

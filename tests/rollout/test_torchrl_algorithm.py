@@ -38,6 +38,7 @@ class EachPosition(Independent):
         super().__init__(MaskedCategorical(logits=grid, mask=mask), 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("single_commit", [True, False])
 @pytest.mark.parametrize("loss_class", [ReinforceLoss, ClipPPOLoss])
 def test_a_torchrl_algorithm_learns(loss_class: type[nn.Module], single_commit: bool) -> None:

@@ -180,6 +180,7 @@ def test_reasoning_gym_parameter_errors(arguments: dict[str, Any], message: str)
 DELICATE = ["isomorphic_strings", "list_functions"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", DATASETS)
 def test_reasoning_gym_conforms(name: str) -> None:
     task = gym(name)

@@ -132,6 +132,7 @@ def test_the_world_is_padded_everywhere() -> None:
     assert (full["commit_step"] == full[STEP_VALID].shape[1]).any()
 
 
+@pytest.mark.thorough
 def test_nothing_needs_pytest_until_it_is_asked_for() -> None:
     code = "import sys, dlmrl_kit.testing as t; assert 'pytest' not in sys.modules and t.check_component"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -69,6 +69,7 @@ class Doubled(StepLogProb):
         return {**found, SELECTED_LOG_PROB: 2 * found[SELECTED_LOG_PROB] - found[SELECTED_LOG_PROB].detach()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "cls", "words"),
     [

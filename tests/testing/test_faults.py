@@ -175,6 +175,7 @@ ALSO[ReadsWhatItWrites] = RUNNING
 ALSO[RemembersCalls] = SEEDLESS | {"check_order_of_batch"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("cls", "name", "message"), FAULTS, ids=[cls.__name__ for cls, _, _ in FAULTS])
 def test_each_fault_is_caught_by_its_check(cls: Any, name: str, message: str) -> None:
     found = failures(cls(8) if issubclass(cls, Sampler) else cls())

@@ -31,6 +31,7 @@ from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.testing import ConformanceError, check_component
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("component", "name", "message"),
     [
@@ -49,6 +50,7 @@ def test_each_fault_is_caught(component: Any, name: str, message: str) -> None:
     assert re.search(message, failures(component)[name]), failures(component)[name]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("component", [ScaledFirstSteps(), ScaledBudget(), ScaledBudget(40), FirstSteps(1), AllSteps()])
 def test_what_is_declared_passes(component: Any) -> None:
     assert set(failures(component)) <= {"check_registered"}

@@ -123,6 +123,7 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_is_bit_for_bit_what_it_is_without_overlap(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

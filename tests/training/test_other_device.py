@@ -102,6 +102,7 @@ def test_a_recipe_trains_there_as_here(name: str, tmp_path: Path) -> None:
     compare(tmp_path, name, ["filter=none"])  # which may keep nothing here
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("uses", SWAPS, ids=" ".join)
 def test_components_run_there_as_here(uses: list[str], tmp_path: Path) -> None:
     compare(tmp_path, "egspo_sa", uses)
@@ -112,6 +113,7 @@ def only(digits: range, vocabulary: int) -> str:
     return f"Pretrained.forbidden_ids = {tuple(i for i in range(vocabulary) if i not in digits)}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("make", "digits", "vocabulary", "sets", "uses"),
     [
@@ -136,6 +138,7 @@ def test_families_run_there_as_here(
     compare(tmp_path / "run", "egspo_sa", uses, path, only(digits, vocabulary), *sets)
 
 
+@pytest.mark.thorough
 def test_adapters_and_micro_batches(tmp_path: Path) -> None:
     compare(tmp_path, "egspo_sa", [], "Pretrained.lora_rank = 4", "Trainer.micro_batch_tokens = 64")
 
