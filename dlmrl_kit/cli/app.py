@@ -20,11 +20,13 @@ from dlmrl_kit.cli.list import list_command
 from dlmrl_kit.cli.pretrain import pretrain_command
 from dlmrl_kit.cli.profile import profile_command
 from dlmrl_kit.cli.show import show_command
+from dlmrl_kit.cli.trace import trace_command
 from dlmrl_kit.cli.train import train_command
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "eval": eval_command,
+    "trace": trace_command,
     "pretrain": pretrain_command,
     "ablate": ablate_command,
     "list": list_command,

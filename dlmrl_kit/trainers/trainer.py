@@ -41,6 +41,8 @@ class Trainer(OptimiserSettings):
         seed: of everything random.
         eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
         eval_size: held-out examples per evaluation.
+        traced_examples: how many of them ``trajectories.html`` in the run folder shows, step by step, before training
+            and at the latest evaluation; 0 writes no such page.
         checkpoint_every: updates between checkpoints.
         max_skipped: optimiser steps with a non-finite loss or gradient in a row before training stops.
 
@@ -73,6 +75,7 @@ class Trainer(OptimiserSettings):
         seed: int = 0,
         eval_every: int = 20,
         eval_size: int = 256,
+        traced_examples: int = 4,
         checkpoint_every: int = 10,
         max_skipped: int = 5,
     ) -> None:
@@ -92,6 +95,7 @@ class Trainer(OptimiserSettings):
         self.compile = compile
         self.eval_every = eval_every
         self.eval_size = eval_size
+        self.traced_examples = traced_examples
         self.checkpoint_every = checkpoint_every
         self.max_skipped = max_skipped
         self._check()
@@ -120,6 +124,7 @@ class Trainer(OptimiserSettings):
         modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
         check(self.compile is None or self.compile in COMPILE_MODES, self, "compile", self.compile, modes)
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")
+        check(self.traced_examples >= 0, self, "traced_examples", self.traced_examples, "at least 0")
 
     @property
     def optimiser_steps(self) -> int:

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Sequence
 from math import comb, inf
-from pathlib import Path
 
-from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.trajectory import cut, length_order, restored
-from dlmrl_kit.policies.loading import load_policy
-from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.rollout.services import prompt_batch, require_examples
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, component_means
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS
-from dlmrl_kit.training.export import TRAINED_WITH
 from dlmrl_kit.training.gradient import autocast
-from dlmrl_kit.training.identity import files_of
-from dlmrl_kit.training.start import attach_components, find_device, load_components
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+from dlmrl_kit.training.opening import open_model
 
 SHOWN = 8
 """How many completions an ``EvalResult`` shows."""
@@ -170,38 +161,21 @@ def evaluate_path(
     """Evaluates the model of a run folder, or any other model, with the task and sampler of a recipe.
 
     Args:
-        path: run folder, folder of a model, hub id or ``shipped:NAME``.
-        recipe: name or path; default: the run's own recipe, that of the run that made the model if its folder has it,
-            else ``egspo_sa``. A model of the hub says nothing: a recipe may name files whose code is run.
+        path, recipe, sets, uses, allow_imports: as ``open_model``.
         split, size, temperature, samples_per_prompt, seed: as ``evaluate``.
         batch_size, precision: as ``evaluate``; None: as the recipe's training evaluates.
-        sets, uses, allow_imports: as ``load_recipe``.
 
     Raises:
         UserError: there is nothing to evaluate at ``path``, or the recipe is broken.
     """
-    run, model = Path(path), path
-    remembered = str(run / TRAINED_WITH) if recipe is None and (run / TRAINED_WITH).is_file() else None
-    recipe = recipe or remembered
-    if (run / "recipe.gin").is_file():
-        recipe = recipe or str(run / "recipe.gin")
-        if not (run / "model").is_dir():
-            raise CheckpointError(f"{path} has no finished model yet; finish it with: dlmrl train --resume {path}")
-        model = str(run / "model")
-    elif not path.startswith("shipped:") and not run.is_dir() and not _HUB_ID.fullmatch(path):
-        raise CheckpointError(f"no run or model folder at {path}")
-    algorithm = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports).build()
-    if remembered is not None:
-        _check_no_code_inside(run, algorithm)
-    settings = algorithm.trainer if isinstance(algorithm, Algorithm) else algorithm.pretrainer
-    policy = load_policy(model, mask_id=algorithm.policy.mask_id, eos_ids=algorithm.policy.eos_ids)
-    policy.to(find_device(settings.device))
-    attach_components([algorithm.sampler], policy)
-    load_components(Path(model), [algorithm.sampler])
+    opened = open_model(path, recipe, sets, uses, allow_imports)
+    built = opened.build()
+    settings = built.trainer if isinstance(built, Algorithm) else built.pretrainer
+    policy = opened.load(built, [built.sampler])
     return evaluate(
         policy,
-        algorithm.sampler,
-        algorithm.task,
+        built.sampler,
+        built.task,
         split=split,
         size=size,
         temperature=temperature,
@@ -210,18 +184,3 @@ def evaluate_path(
         batch_size=batch_size or settings.eval_batch_size,
         precision=precision or settings.precision,
     )
-
-
-def _check_no_code_inside(model: Path, built: Algorithm | Pretraining) -> None:
-    """Checks that the recipe in a model folder, which may be a stranger's, runs no code out of that folder.
-
-    Raises:
-        RecipeError: it names a Python file there.
-    """
-    top = model.resolve()
-    inside = [path for path in files_of(built) if path.suffix == ".py" and path.resolve().is_relative_to(top)]
-    if inside:
-        raise RecipeError(
-            f"{model / TRAINED_WITH} runs {inside[0]}, code in the model's own folder; if you trust it, say so: "
-            f"--recipe {shlex.quote(str(model / TRAINED_WITH))}"
-        )

@@ -24,6 +24,7 @@ from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, s
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
+from dlmrl_kit.training.gradient import autocast
 from dlmrl_kit.training.identity import Identity, identity_of
 from dlmrl_kit.training.record import (
     EVALUATIONS,
@@ -35,6 +36,8 @@ from dlmrl_kit.training.record import (
     start_record,
 )
 from dlmrl_kit.training.start import find_device, start_training, trained
+from dlmrl_kit.training.trace import trace_examples
+from dlmrl_kit.training.trajectories import write_trajectories
 from dlmrl_kit.training.update import Update
 
 
@@ -44,8 +47,8 @@ def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) 
     Args:
         recipe: from ``load_recipe``.
         folder: the run folder, which is created. It gets ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``,
-            ``curve.png``, ``evaluations.json``, ``run.json`` and ``result.json``. A run in it that failed before its
-            first checkpoint is replaced.
+            ``curve.png``, ``trajectories.html``, ``evaluations.json``, ``run.json`` and ``result.json``. A run in it
+            that failed before its first checkpoint is replaced.
         observer: is told how the run goes.
 
     Raises:
@@ -271,7 +274,18 @@ class Run:
         self.evaluations[done] = result
         entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
         write_atomic(self.folder / EVALUATIONS, json.dumps(entries, indent=1))
+        self._trace(done)
         self.observer.on_eval(done, result)
+
+    def _trace(self, done: int) -> None:
+        """Writes the page that shows how the first examples of the evaluation are decoded."""
+        if self.trainer.traced_examples == 0:
+            return
+        name = f"after {done} update{'s' if done > 1 else ''}" if done else "before training"
+        shown = min(self.trainer.traced_examples, self.trainer.eval_size)
+        with autocast(self.policy, self.trainer.precision):
+            traces = trace_examples(self.policy, self.algorithm.sampler, self.algorithm.task, shown, name=name)
+        write_trajectories(self.folder, self.name, done, traces)
 
     def _log(self, update: int, metrics: dict[str, float]) -> None:
         self.observer.on_update(update, metrics)

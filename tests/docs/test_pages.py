@@ -82,6 +82,7 @@ def run(line: str, expected_error: str | None) -> None:
         "in-python",
         "trajectory",
         "small-denoiser",
+        pytest.param("look-at-trajectories", marks=pytest.mark.thorough),
         pytest.param("quickstart", marks=pytest.mark.thorough),
         pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
         pytest.param("command-line", marks=pytest.mark.thorough),

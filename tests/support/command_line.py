@@ -12,6 +12,7 @@ from dlmrl_kit.cli.app import app
 BINDINGS = (
     *("Sudoku4x4.num_train=8", "Sudoku4x4.num_heldout=4", "Sudoku4x4.cells_weight=0.7", "Trainer.updates=2"),
     *("Trainer.prompts_per_update=2", "Trainer.group_size=3", "Trainer.eval_every=0", "Trainer.eval_size=2"),
+    "Trainer.traced_examples=0",
     *("Trainer.learning_rate=0.05", "Sampler.completion_length=16", "Selector.k=2"),
 )
 
@@ -36,7 +37,16 @@ OPTIONS = [
     ),
     *("--set", "Sudoku4x4.num_train=32", "--set", "Sudoku4x4.num_heldout=16", "--set", "Sudoku4x4.num_pretrain=32"),
     *("--set", "Trainer.updates=6", "--set", "Trainer.prompts_per_update=2", "--set", "Trainer.group_size=4"),
-    *("--set", "Trainer.eval_size=8", "--set", "Trainer.eval_every=2", "--set", "Trainer.checkpoint_every=2"),
+    *(
+        "--set",
+        "Trainer.eval_size=8",
+        "--set",
+        "Trainer.traced_examples=0",
+        "--set",
+        "Trainer.eval_every=2",
+        "--set",
+        "Trainer.checkpoint_every=2",
+    ),
     *("--use", "logger=MetricsCSV"),
 ]
 """Options that make any training recipe of the kit run in about two seconds."""

@@ -41,6 +41,7 @@ TINY = {
     "Trainer.learning_rate": "0.01",
     "Trainer.eval_every": "2",
     "Trainer.eval_size": "4",
+    "Trainer.traced_examples": "0",  # tests/training/test_trajectories.py has runs that trace
     "Trainer.checkpoint_every": "1",
     "Sudoku4x4.num_train": "7",
     "Sudoku4x4.num_heldout": "5",

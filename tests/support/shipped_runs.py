@@ -19,6 +19,7 @@ TINY = (
     "Trainer.learning_rate = 0.001",
     "Trainer.eval_every = 2",
     "Trainer.eval_size = 4",
+    "Trainer.traced_examples = 0",
     "Trainer.checkpoint_every = 1",
     "Sudoku4x4.num_train = 8",
     "Sudoku4x4.num_heldout = 4",
