@@ -139,7 +139,7 @@ def test_a_run_evaluates_as_it_rolls_out(tmp_path: Path, rank: int, rows: str, e
 
 def test_a_model_on_disk_is_evaluated_as_its_recipe_trains(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Seen()
-    monkeypatch.setattr(evaluation, "load_policy", lambda *given, **told: watched(load_policy(*given, **told), seen))
+    monkeypatch.setattr(opening, "load_policy", lambda *given, **told: watched(load_policy(*given, **told), seen))
     sets = ["Trainer.precision = 'bfloat16'", "Trainer.rollout_batch_size = 2"]
     for sets_, given, expected in (
         ([], {}, (4, {torch.float32})),
