@@ -25,7 +25,7 @@ from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.rollout.services import prompt_batch
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.training import evaluate_path, evaluation, train
+from dlmrl_kit.training import evaluate_path, opening, train
 from dlmrl_kit.training.evaluation import evaluate, pass_at_k
 
 
