@@ -54,10 +54,9 @@ def kit(
     return lambda: sampler(
         prompts.copy(),
         policy=policy,
-        generator=size.generator(1),
         keys=records,
         cache=cache,
-        may_choose=lambda so_far: selector.kept(so_far, None),
+        may_choose=lambda so_far: selector.kept(so_far),
     )
 
 

@@ -59,7 +59,7 @@ def make_update(policy: TransformersPolicy, size: Size) -> Update:
 def trajectory(policy: TransformersPolicy, prompts: TensorDict, size: Size, update: Update) -> TensorDictBase:
     """Makes a rollout with random rewards and selected steps."""
     rollout, plan = prompts.clone(), update.plan
-    update.algorithm.sampler(rollout, policy=policy, generator=size.generator(1), keys=plan.sampler.keys)
+    update.algorithm.sampler(rollout, policy=policy, keys=plan.sampler.keys)
     for stage in (*plan.before_rewards, *plan.with_rewards):
         if stage.slot == "reward":
             rollout["reward"] = torch.rand(size.batch, generator=size.generator(2), device=size.device)

@@ -296,7 +296,7 @@ def _may_choose(selector: Selector, ordered: list[Stage]) -> MayChoose | None:
         isinstance(stage.component, SelectedReward) for stage in ordered if STEP_GREEDY_IDS in stage.reads
     )
     known = selector.nested and {*selector.in_keys} <= {*RECORDED_ALWAYS}
-    return (lambda so_far: selector.kept(so_far, None)) if chosen_only and known else None
+    return (lambda so_far: selector.kept(so_far)) if chosen_only and known else None
 
 
 class _Waiting:

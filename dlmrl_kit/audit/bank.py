@@ -25,6 +25,7 @@ from dlmrl_kit.core.keys import (
     ITERATION,
     PROBABILITY,
     REWARD,
+    SEED,
     SELECTED_END,
     SELECTED_LOG_PROB,
     SELECTED_STEP,
@@ -33,6 +34,7 @@ from dlmrl_kit.core.keys import (
     TRAJECTORY,
     Key,
 )
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import every_step, num_valid
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.base import Sampler
@@ -164,7 +166,7 @@ def selections(selector: Selector, trajectories: TensorDictBase) -> list[tuple[T
     outcomes = selector.outcomes(trajectories)
     width = max(step.shape[1] for step, _, _ in outcomes)
     outcomes = [(_wide(step, width), _wide(weight.double(), width), share) for step, weight, share in outcomes]
-    if "generator" in selector.requires and not _drawn_as_listed(selector, trajectories, outcomes, width):
+    if selector.random and not _drawn_as_listed(selector, trajectories, outcomes, width):
         raise NotImplementedError(f"{type(selector).__name__} draws other selections than its outcomes() lists")
     return outcomes
 
@@ -180,7 +182,7 @@ def _drawn_as_listed(
     steps, weights, shares = (torch.stack(parts) for parts in zip(*outcomes, strict=True))
     counts = torch.zeros_like(shares)
     for i in range(_DRAWS):
-        drawn = selector(trajectories.copy(), generator=torch.Generator().manual_seed(i))
+        drawn = selector(trajectories.copy().set(SEED, sample_seeds(len(trajectories), "cpu", i)))
         step, weight = drawn[SELECTED_STEP], drawn[SELECTED_WEIGHT]
         if step.shape[1] > width:
             return False

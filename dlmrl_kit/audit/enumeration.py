@@ -26,6 +26,7 @@ from dlmrl_kit.core.keys import (
     PROBABILITY,
     PROMPT_IDS,
     PROMPT_MASK,
+    SEED,
     STEP_DRAFT_IDS,
     STEP_GREEDY_IDS,
     STEP_LOG_PROB,
@@ -36,6 +37,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_logits
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.recorder import MaskRecorder
@@ -130,8 +132,8 @@ def check_draws(
             listed probabilities.
     """
     repeats = torch.arange(len(prompts)).repeat_interleave(draws)
-    generator = torch.Generator().manual_seed(0)
-    sampled = sampler(prompts[repeats], policy=policy, generator=generator, cache=cache)
+    asked = prompts[repeats].set(SEED, sample_seeds(len(repeats), "cpu", 0))
+    sampled = sampler(asked, policy=policy, cache=cache)
     known = {code: i for i, code in enumerate(_codes(listed))}
     name = type(sampler).__name__
     found = [known.get(code, -1) for code in _codes(sampled)]

@@ -25,6 +25,7 @@ from dlmrl_kit.core.keys import (
     EXAMPLE,
     GROUP,
     REWARD,
+    SEED,
     SELECTED_CORRECTION,
     SELECTED_UNIT,
     SELECTED_WEIGHT,
@@ -82,8 +83,8 @@ def moments(
         groups: of a batch.
 
     Raises:
-        NotImplementedError: the selector is random and does not list its outcomes, or the likelihood masks at random or
-            reads the advantage.
+        NotImplementedError: the selector is random and does not list its outcomes, or another component draws, or
+            the likelihood reads the advantage.
         TooLarge: there are too many tuples, or too many batches where a component looks across groups.
     """
     estimator = small.estimator
@@ -91,6 +92,9 @@ def moments(
         raise NotImplementedError(f"{type(estimator.likelihood).__name__} masks at random")
     if set(estimator.likelihood.in_keys) & set(small.advantage.writes):
         raise NotImplementedError(f"{type(estimator.likelihood).__name__} reads the advantage")
+    drawing = [stage.component for stage in small.after_reward if SEED in stage.component.in_keys]
+    if others := [component for component in drawing if component is not estimator.selector]:
+        raise NotImplementedError(f"{type(others[0]).__name__} draws")
     bank = select(small, services, trajectories)
     num_prompts = small.problem.prompts
     prompts = [(bank.rows[EXAMPLE] == q).nonzero().squeeze(-1) for q in range(num_prompts)]
@@ -139,7 +143,7 @@ def _single(small: OnProblem, services: ExactServices, bank: Bank, index: Tensor
     """
     selector, size = small.estimator.selector, index.shape[-1]
     rows = bank.rows[index.flatten()]
-    given = "generator" in selector.requires
+    given = selector.random
     written = {key for s in small.plan.rollout if given and s.component is selector for key in s.writes}
     keep = [key for key in rows.keys(True, True) if key in written or not _is_selected(key)]
     batch = rows.select(*keep).set(GROUP, torch.arange(len(rows)) // size)

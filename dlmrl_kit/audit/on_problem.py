@@ -100,10 +100,6 @@ class ExactServices(Services):
         with torch.no_grad():
             return super().call(component, tensordict, keys)
 
-    def generator(self, purpose: str) -> torch.Generator:
-        """Makes the same generator for every purpose, as whatever is random is listed or given."""
-        return torch.Generator().manual_seed(0)
-
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
         """Returns the problem's rewards, float64 [N]."""
         return self.problem.score(ids, example)
@@ -133,7 +129,8 @@ class DrawnServices(SamplingServices):
     """
 
     def __init__(self, problem: Problem, sampler: Sampler, seed: int, batch: int) -> None:
-        super().__init__(problem.denoiser, sampler, seed, batch, ALL)
+        super().__init__(problem.denoiser, sampler, ALL)
+        self.seed, self.batch = seed, batch
         self.problem = problem
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
@@ -158,7 +155,7 @@ def draw_trajectories(
     small: OnProblem, services: DrawnServices, prompts: TensorDictBase, keys: Collection[Key]
 ) -> TensorDictBase:
     """Samples a trajectory for each of the prompts [B], with the on-demand ``keys``."""
-    asked = prompts.copy().set(SEED, sample_seeds(len(prompts), "cpu", services.seed, services.update))
+    asked = prompts.copy().set(SEED, sample_seeds(len(prompts), "cpu", services.seed, services.batch))
     sampler = small.estimator.sampler
     given = services.given_to(sampler)
     sampled: TensorDictBase = sampler(asked, **given, keys=keys, cache=small.estimator.cache)

@@ -103,27 +103,32 @@ def behaviour_probs(logits: Tensor, behaviour: Behaviour) -> Tensor:
     return behaviour_log_probs(logits, behaviour).exp_()
 
 
-def sample(log_probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draws one token from each distribution by inverse transform sampling: int64 [N] from log-probabilities [N, V].
+def sample(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """Draws one token from each distribution by inverse transform sampling.
 
-    The uniform noise and the cumulative sums are float64, so that improbable tokens come up as often as they should (a
-    Gumbel draw in bfloat16 misses them), and a token of probability 0 never does.
+    Noise and cumulative sums are float64, so that improbable tokens come up as often as they should (a Gumbel draw in
+    bfloat16 misses them), and a token of probability 0 never does.
+
+    Args:
+        log_probs: [N, V].
+        noise: float64 [N], uniform in [0, 1).
+
+    Returns:
+        int64 [N].
     """
-    return invert(log_probs.exp(), _noise(log_probs, generator))
+    return invert(log_probs.exp(), noise.clamp(max=_MOST))
 
 
-def draw(logits: Tensor, behaviour: Behaviour, generator: torch.Generator | None = None) -> Tensor:
+def draw(logits: Tensor, behaviour: Behaviour, noise: Tensor) -> Tensor:
     """Draws as ``sample``, but from logits [N, V], and in pieces, so that no second tensor of their size is made."""
 
     def tokens(piece: Tensor, noise: Tensor) -> Tensor:
         return invert(behaviour_probs(piece, behaviour), noise)
 
-    return by_rows(tokens, logits, _noise(logits, generator))
+    return by_rows(tokens, logits, noise.clamp(max=_MOST))
 
 
-def _noise(values: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.rand(values.shape[:-1], generator=generator, device=values.device, dtype=torch.float64)
-    return noise.clamp_(max=1 - 2**-32)
+_MOST = 1 - 2**-32  # times a total it stays below the total
 
 
 def invert(weights: Tensor, noise: Tensor) -> Tensor:
@@ -169,7 +174,7 @@ def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     found = found.clamp_(max=beyond)
     end = cumulative.gather(-1, found)
     width = weights.gather(-1, found).double()
-    return found.squeeze(-1), ((target - (end - width)) / width).clamp_(0, 1 - 2**-32).squeeze(-1)
+    return found.squeeze(-1), ((target - (end - width)) / width).clamp_(0, _MOST).squeeze(-1)
 
 
 def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor, at: Tensor | None = None) -> Any:

@@ -2,10 +2,12 @@
 
 A component reads its ``in_keys``, adds its ``out_keys``, and never overwrites a key that another one wrote. It may also
 declare ``optional_keys``, which cost time or memory: the caller asks for the ones that a later component reads by the
-argument ``keys``. What is not data (the policy, a random generator, a reward function) is a *service*: the component
-lists its name in ``requires`` and gets it as an argument:
+argument ``keys``. What is not data (the policy, a reward function) is a *service*: the component lists its name in
+``requires`` and gets it as an argument:
 
-    component(tensordict, policy=policy, generator=generator, keys=[("step", "greedy_ids")])
+    component(tensordict, policy=policy, keys=[("step", "greedy_ids")])
+
+A component that draws reads the key ``seed``, the seed of each sample, and makes noise by ``core.seeding.uniforms``.
 
 Between calls a component holds nothing but its settings and the modules that it trains, so algorithms can share it.
 """
@@ -27,12 +29,17 @@ from dlmrl_kit.core.policy import Policy
 SERVICES: dict[str, str] = {
     "policy": "the current denoiser, dlmrl_kit.core.policy.Policy",
     "sampler": "the recipe's sampler (its behaviour distribution and action log-probability)",
-    "generator": "a torch.Generator seeded from (seed, update, component class)",
     "examples": "examples(example) -> list of dlmrl_kit.tasks.base.Example: the examples of indices int64 [N]",
     "score": "score(ids, example) -> float32 [N]: rewards of completions int64 [N, L] for example indices [N]",
     "restart": "restart(tensordict, step, n) -> float32 [B, K, n]: rewards of n completions sampled from x_step",
 }
 """The services that a component may list in ``requires``, and what each of them is."""
+
+REMOVED: dict[str, str] = {
+    "generator": "noise comes from the seed of each sample now: list SEED (dlmrl_kit.core.keys) in in_keys and draw by "
+    "dlmrl_kit.core.seeding.uniforms(tensordict[SEED], ..., purpose=NAME)"
+}
+"""Services of earlier versions, and what to do instead."""
 
 DECLARATIONS = ("in_keys", "out_keys", "optional_keys")
 """The attributes that declare keys: each a list or tuple of keys."""
@@ -143,6 +150,16 @@ class Component(Resizable, TensorDictModuleBase):
         Args:
             policy: on its device.
         """
+
+
+def no_service(requires: Collection[str]) -> tuple[str, str] | None:
+    """Returns the first name that is no service, as the end of a sentence, and what to do about it; None: all are."""
+    for name in requires:
+        if name in REMOVED:
+            return f"requires {name!r}, which is no service any more", REMOVED[name]
+        if name not in SERVICES:
+            return f"requires {name!r}, which is no service", f"there are {', '.join(SERVICES)}"
+    return None
 
 
 def malformed(keys: object) -> str:

@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core import blame
-from dlmrl_kit.core.component import DECLARATIONS, SERVICES, Component, malformed
+from dlmrl_kit.core.component import DECLARATIONS, Component, malformed, no_service
 from dlmrl_kit.core.errors import DeclarationError, RecipeError, RegistryError
 from dlmrl_kit.core.keys import KEYS, SELECTED_STEP, Key
 
@@ -104,10 +104,8 @@ class _Guard:
                 raise DeclarationError(self.name, problem) from None
             if problem := malformed(declared):  # a property may return anything
                 raise DeclarationError(self.name, f"{attribute} {problem}")
-        unknown = [service for service in component.requires if service not in SERVICES]
-        if unknown:
-            services = ", ".join(SERVICES)
-            raise RecipeError(f"{self.name} requires {unknown[0]!r}, which is no service; there are {services}")
+        if (wrong := no_service(component.requires)) is not None:
+            raise RecipeError(f"{self.name} {wrong[0]}; {wrong[1]}")
 
     def _check_term(self, result: TensorDictBase) -> None:
         names = result.keys()

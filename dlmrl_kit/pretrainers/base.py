@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Unpack
 
-import torch
 from torch import Tensor
 
 from dlmrl_kit.core.policy import Policy
@@ -64,7 +63,8 @@ class Pretrainer(OptimiserSettings, ABC):
         prompt_ids: Tensor,
         prompt_mask: Tensor,
         completion_ids: Tensor,
-        generator: torch.Generator,
+        seed: Tensor,
+        spread: Tensor,
     ) -> Tensor:
         """Computes the loss of one batch, a scalar with gradient.
 
@@ -72,5 +72,6 @@ class Pretrainer(OptimiserSettings, ABC):
             policy: the denoiser.
             prompt_ids, prompt_mask: int64 and bool [B, P], left-padded.
             completion_ids: int64 [B, L], the demonstrations.
-            generator: for the masks.
+            seed: int64 [B], of each row's masks, from the row's number in the data and the pass over them.
+            spread: float64 [B], uniform in [0, 1), and evenly spread over the rows of the optimiser step.
         """

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.policy import Policy, completion_logits
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.pretrainers.base import Pretrainer
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE
@@ -81,16 +82,14 @@ class MaskedDiffusion(Pretrainer):
         prompt_ids: Tensor,
         prompt_mask: Tensor,
         completion_ids: Tensor,
-        generator: torch.Generator,
+        seed: Tensor,
+        spread: Tensor,
     ) -> Tensor:
         """Computes the loss of one batch; see ``Pretrainer.objective``."""
         rows, length = completion_ids.shape
-        offsets = torch.arange(rows, device=completion_ids.device) / rows
-        shift = torch.rand(1, generator=generator, device=completion_ids.device)
-        # One shift for the whole batch, so that the levels t are spread evenly over (0, 1).
-        level = ((shift + offsets) % 1).clamp(min=self.min_mask)[:, None]
-        noise = torch.rand(rows, length, generator=generator, device=completion_ids.device)
-        masked = noise < level
+        level = spread.clamp(min=self.min_mask)[:, None]
+        masked = uniforms(seed, length, purpose="mask") < level
+        level = level.float()
         state = completion_ids.masked_fill(masked, policy.mask_id)
         logits = completion_logits(policy, prompt_ids, prompt_mask, state, masked)
         losses = torch.nn.functional.cross_entropy(logits.float(), completion_ids[masked], reduction="none")

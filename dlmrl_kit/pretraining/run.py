@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Pretraining
 from dlmrl_kit.core import seeding
+from dlmrl_kit.core.behaviour import sample
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
 from dlmrl_kit.core.finite import require_finite
@@ -71,6 +72,24 @@ def encode_demonstrations(task: BaseTask, demonstrator: Demonstrator, policy: Po
         completion_ids=padded.reshape(len(examples), -1, length),
         probability=probability,
     )
+
+
+def step_noise(rows: Tensor, size: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Derives the noise of an optimiser step: a seed int64 [B] for each row, and what ``objective`` calls ``spread``.
+
+    Args:
+        rows: int64 [B], the demonstrations of the step, as ``training_indices`` gives them.
+        size: how many demonstrations there are.
+        step: number of the optimiser step.
+        seed: of the run.
+    """
+    place = torch.arange(len(rows), device=rows.device)
+    base = torch.full_like(rows, seeding.derive_seed(seed, "pretrain"))
+    passes = (step * len(rows) + place) // size
+    own = seeding.combine_seeds(seeding.combine_seeds(base, rows), passes)
+    # One shift for the whole step, so that what is spread evenly has no other noise.
+    shift = seeding.uniforms(seeding.sample_seeds(1, rows.device, seed, "pretrain", step), purpose="shift")
+    return own, (shift + place / len(rows)) % 1
 
 
 def pretrain(
@@ -219,12 +238,12 @@ class PretrainRun:
     def _step(self, data: Demonstrations, step: int) -> float:
         """Takes one gradient step; returns its loss. Raises NotFiniteError if a number is not finite."""
         settings = self.settings
-        generator = seeding.generator(self.policy.device, settings.seed, "pretrain", step)
         indices = training_indices(len(data.prompt_ids), settings.batch_size, step, settings.seed)
         rows = torch.tensor(indices, device=self.policy.device)
-        choice = torch.multinomial(data.probability[rows], 1, generator=generator).squeeze(-1)
+        seed, spread = step_noise(rows, len(data.prompt_ids), step, settings.seed)
+        choice = sample(data.probability[rows].log(), seeding.uniforms(seed, purpose="demonstration"))
         loss = settings.objective(
-            self.policy, data.prompt_ids[rows], data.prompt_mask[rows], data.completion_ids[rows, choice], generator
+            self.policy, data.prompt_ids[rows], data.prompt_mask[rows], data.completion_ids[rows, choice], seed, spread
         )
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)

@@ -19,8 +19,9 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK
+from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, PROMPT_IDS, PROMPT_MASK, SEED
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.seeding import combine_seeds, derive_seed, seeds_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.rollout.services import LISTED, encoded_prompts, training_indices
@@ -42,6 +43,7 @@ class DenoisingEnv(EnvBase):
 
     * ``prompt_ids`` int64 [B, P], ``prompt_mask`` bool [B, P]: left-padded to a fixed width;
     * ``example`` int64 [B]: index of the example in the split;
+    * ``seed`` int64 [B]: of the noise that is drawn for the row, from ``seed`` below and how many examples came before;
     * ``completion_ids`` int64 [B, L]: x_t, masked where open. When a row ends, positions that are still open are filled
       with the end-of-text token (padding if there is none), as samplers do;
     * ``commit_step`` int16 [B, L]: step at which each position was committed; ``max_steps`` where it was not;
@@ -62,8 +64,8 @@ class DenoisingEnv(EnvBase):
         policy: a ``Policy``, of which the environment stores only the ``Tokens``, or these ``Tokens`` themselves.
         completion_length, batch_size: L and B.
         split: split of the task.
-        seed: of the order of the examples: passes over the split, each in a new order, as in training. Rows take the
-            next examples when they are reset; ``set_seed`` starts over.
+        seed: of the order of the examples (passes over the split, each in a new order, as in training) and of the rows'
+            noise. Rows take the next examples when they are reset; ``set_seed`` starts over.
         single_commit: whether each step commits one position, by a flat action.
         block_length, stop_at_eos: as in ``Sampler``.
         max_steps: T, after which a row ends in any case; default: L.
@@ -124,6 +126,7 @@ class DenoisingEnv(EnvBase):
             PROMPT_IDS: Categorical(shape=(batch, self.prompt_length), **token),
             PROMPT_MASK: Categorical(shape=(batch, self.prompt_length), **flag),
             EXAMPLE: Categorical(self.task.size(self.split), shape=(batch,), device=self.device),
+            SEED: Unbounded((batch,), device=self.device, dtype=torch.int64),
             COMPLETION_IDS: Categorical(shape=(batch, length), **token),
             COMMIT_STEP: Bounded(0, self.max_steps, (batch, length), self.device, torch.int16),
             "steps_taken": Bounded(0, self.max_steps, (batch, 1), self.device, torch.int64),
@@ -160,7 +163,9 @@ class DenoisingEnv(EnvBase):
         asked = torch.ones(batch, dtype=torch.bool, device=device)
         if tensordict is not None and tensordict.get("_reset", None) is not None:
             asked = tensordict["_reset"].reshape(batch)
+        first = self._drawn
         drawn = self._draw(int(asked.sum()))
+        number = first + torch.arange(len(drawn), device=device)
         ids, mask = self._prompts(drawn)
         source = (asked.cumsum(0) - 1).clamp(min=0)  # rows not asked for get a copy, which TorchRL drops
         shape = (batch, self.completion_length)
@@ -168,6 +173,7 @@ class DenoisingEnv(EnvBase):
             PROMPT_IDS: ids[source],
             PROMPT_MASK: mask[source],
             EXAMPLE: torch.tensor(drawn, device=device)[source],
+            SEED: combine_seeds(torch.full_like(number, derive_seed(self._seed, "environment")), number)[source],
             COMPLETION_IDS: torch.full(shape, self.tokens.mask_id, device=device),
             COMMIT_STEP: torch.full(shape, self.max_steps, dtype=torch.int16, device=device),
             "steps_taken": torch.zeros(batch, 1, dtype=torch.int64, device=device),
@@ -226,7 +232,7 @@ class DenoisingEnv(EnvBase):
         ids = torch.where(committed, tokens, before)
         commit_step = torch.where(committed, steps.to(torch.int16), tensordict[COMMIT_STEP])
         steps = steps + moving[:, None]
-        after = {key: tensordict[key] for key in (PROMPT_IDS, PROMPT_MASK, EXAMPLE)}
+        after = {key: tensordict[key] for key in (PROMPT_IDS, PROMPT_MASK, EXAMPLE, SEED)}
         after |= {COMPLETION_IDS: ids, "steps_taken": steps}
         done = ~self._legal_positions(after).any(-1)
         ids = ids.masked_fill((ids == mask_id) & done[:, None], self.tokens.filler_id)
@@ -275,44 +281,38 @@ class SamplerPolicy(TensorDictModuleBase):
     """Acts in a ``DenoisingEnv`` with a sampler and a policy of the kit.
 
     Writes ``action`` (see ``DenoisingEnv``) and ``action_log_prob`` [B], the exact log-probability of the step; 0 in
-    finished rows. With the same generator it draws what the sampler itself would draw.
+    finished rows. It draws what the sampler itself would draw: the noise comes from ``seed`` and ``steps_taken``.
 
     Args:
         sampler: one that fills masks, with the completion length of the environment.
         policy: the denoiser.
-        generator: for the draws; None uses torch's global one.
         single_commit: as the environment's.
 
     Raises:
         ValueError: the sampler does not fill masks, or commits several positions per step where one is allowed.
     """
 
-    def __init__(
-        self,
-        sampler: MaskSampler,
-        policy: Policy,
-        generator: torch.Generator | None = None,
-        single_commit: bool = False,
-    ) -> None:
+    def __init__(self, sampler: MaskSampler, policy: Policy, single_commit: bool = False) -> None:
         super().__init__()
         check(isinstance(sampler, MaskSampler), self, "sampler", sampler, "one that fills masks step by step")
         sampler.attach(policy)
         check(not single_commit or sampler.max_commits == 1, self, "sampler", sampler, "one of 1 commit per step")
-        self.sampler, self.policy, self.generator, self.single_commit = sampler, policy, generator, single_commit
+        self.sampler, self.policy, self.single_commit = sampler, policy, single_commit
         self.vocab_size = policy.vocab_size
-        self.in_keys = [PROMPT_IDS, PROMPT_MASK, COMPLETION_IDS]
+        self.in_keys = [PROMPT_IDS, PROMPT_MASK, SEED, COMPLETION_IDS, "steps_taken"]
         self.out_keys = ["action", "action_log_prob"]
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Adds the actions for the states of ``tensordict``."""
-        ids = tensordict[COMPLETION_IDS]
+        ids, steps = tensordict[COMPLETION_IDS], tensordict["steps_taken"].squeeze(-1)
+        seed = seeds_of(tensordict, self)
         rows = self.sampler.running(ids, self.policy).nonzero().squeeze(-1)
         action = torch.full_like(ids, self.policy.mask_id)
         log_prob = torch.zeros(len(ids), device=ids.device)
         if len(rows):
             view = self.sampler.view(self.policy, tensordict.select(PROMPT_IDS, PROMPT_MASK)[rows], ids[rows])
-            decision = self.sampler.decide(view, self.generator)
+            decision = self.sampler.decide(view, combine_seeds(seed[rows], steps[rows]))
             action[rows] = decision.tokens.where(decision.committed, self.policy.mask_id)
             log_prob[rows] = self.sampler.action_log_prob(view, decision).to(log_prob.dtype)
         if self.single_commit:

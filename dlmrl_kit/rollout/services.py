@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cached_property
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -14,10 +13,11 @@ from dlmrl_kit.core import seeding
 from dlmrl_kit.core.blame import named
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import ComponentError, RecipeError
-from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, GROUP, PROMPT_IDS, PROMPT_MASK, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, GROUP, PROMPT_IDS, PROMPT_MASK, SEED, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy, Vocabulary
-from dlmrl_kit.core.trajectory import canvas_state, states
+from dlmrl_kit.core.seeding import combine_seeds, seeds_of
+from dlmrl_kit.core.trajectory import canvas_state, number_in_group, states
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, Example
@@ -33,6 +33,7 @@ def prompt_batch(
     policy: Vocabulary,
     group_size: int = 1,
     completion_length: int = 0,
+    seed: int = 0,
 ) -> TensorDict:
     """Encodes the prompts of examples, each repeated for the samples of its group.
 
@@ -42,9 +43,11 @@ def prompt_batch(
         policy: its tokenizer encodes them, and the batch is on its device.
         group_size: how often each prompt is repeated.
         completion_length: positions that a completion takes.
+        seed: of the noise of all samples. Sample k of an example draws the same whatever other examples there are.
 
     Returns:
-        TensorDict [len(indices) * group_size] with ``prompt_ids``, ``prompt_mask``, ``group`` and ``example``.
+        TensorDict [len(indices) * group_size] with ``prompt_ids``, ``prompt_mask``, ``group``, ``example`` and
+        ``seed``.
 
     Raises:
         RecipeError: as ``encoded_prompts``.
@@ -52,7 +55,14 @@ def prompt_batch(
     encoded = encoded_prompts(task, split, indices, policy, completion_length)
     group = torch.arange(len(indices), device=policy.device)
     batch = TensorDict({**encoded, GROUP: group, EXAMPLE: torch.tensor(indices, device=policy.device)}, [len(indices)])
-    return batch[group.repeat_interleave(group_size)]
+    batch = batch[group.repeat_interleave(group_size)]
+    return batch.set(SEED, example_seeds(batch[EXAMPLE], seed))
+
+
+def example_seeds(example: Tensor, seed: int) -> Tensor:
+    """Derives the seed of each sample, int64 [B], from its example and its number among the samples of that example."""
+    base = torch.full_like(example, seeding.derive_seed(seed, "example"))
+    return combine_seeds(combine_seeds(base, example), number_in_group(example))
 
 
 def encoded_prompts(
@@ -188,10 +198,6 @@ class Services(ABC):
         self.sampler = sampler
 
     @abstractmethod
-    def generator(self, purpose: str) -> torch.Generator:
-        """Makes a random generator whose draws are independent of those for other purposes."""
-
-    @abstractmethod
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
         """Returns rewards [N] of completions int64 [N, L] for example indices int64 [N]."""
 
@@ -208,7 +214,6 @@ class Services(ABC):
         make: dict[str, Callable[[], object]] = {
             "policy": lambda: self.policy,
             "sampler": lambda: self.sampler,
-            "generator": lambda: self.generator(type(component).__name__),
             "score": lambda: self.score,
             "restart": lambda: self.restart,
             "examples": lambda: self.examples,
@@ -223,33 +228,27 @@ class Services(ABC):
 
 
 class SamplingServices(Services):
-    """The services of one update, with restarts that really sample, and noise from (seed, update, purpose) alone.
+    """The services of one update, with restarts that really sample.
 
     Args:
         policy, sampler: as ``Services``.
-        seed: of the run.
-        update: number of the update.
         chunk: the most completions that a restart samples at once.
     """
 
-    def __init__(self, policy: Policy, sampler: Sampler, seed: int, update: int, chunk: int) -> None:
+    def __init__(self, policy: Policy, sampler: Sampler, chunk: int) -> None:
         super().__init__(policy, sampler)
-        self.seed = seed
-        self.update = update
         self.chunk = chunk
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """Makes a generator on the policy's device, seeded with (seed, update, purpose)."""
-        return seeding.generator(self.policy.device, self.seed, self.update, purpose)
-
-    @cached_property
-    def _restart_noise(self) -> torch.Generator:
-        """One generator for all restarts of the update, so that no two of them draw the same noise."""
-        return self.generator("restart")
+        self._restarts = 0
 
     def restart(self, tensordict: TensorDictBase, step: Tensor, n: int) -> Tensor:
-        """Samples n completions from each state x_step, ``chunk`` at a time; returns rewards float32 [B, K, n]."""
+        """Samples n completions from each state x_step, ``chunk`` at a time; returns rewards float32 [B, K, n].
+
+        A completion's noise comes from the sample's ``seed``, the number of the call in this update, the step and the
+        completion's number among those of the state: no two completions share it, and nothing else of the batch counts.
+        """
         used = tensordict[SELECTED_WEIGHT] > 0
+        seed = restart_seeds(combine_seeds(seeds_of(tensordict, self), self._restarts), step, used, n)
+        self._restarts += 1
         ids = states(tensordict, step, self.policy.mask_id)
         rows = used.nonzero(as_tuple=True)[0].repeat_interleave(n)
         if len(rows) == 0:  # nothing to split into pieces
@@ -258,25 +257,46 @@ class SamplingServices(Services):
         source = tensordict.select(PROMPT_IDS, PROMPT_MASK, EXAMPLE)[rows]
         canvas = canvas_state(tensordict, step)
         source.update({key: value[used].repeat_interleave(n, 0) for key, value in canvas.items()})
+        source.set(SEED, seed)
         rewards = []
         for prompt, part in zip(source.split(self.chunk), ids.split(self.chunk), strict=True):
             with phase("sampling"):
-                found = self.sampler.resume(prompt, part, policy=self.policy, generator=self._restart_noise)
+                found = self.sampler.resume(prompt, part, policy=self.policy)
             rewards.append(self.score(found[COMPLETION_IDS], prompt[EXAMPLE]))
         flat = torch.cat(rewards).reshape(-1, n)
         return flat.new_zeros((*used.shape, n)).index_put(used.nonzero(as_tuple=True), flat)
+
+
+def restart_seeds(seed: Tensor, step: Tensor, used: Tensor, n: int) -> Tensor:
+    """Derives the seed of each completion from its sample, its step and its number among those of the same state.
+
+    Args:
+        seed: int64 [B], of the samples.
+        step: int64 [B, K], the states; the same one may be there more than once.
+        used: bool [B, K], the entries that are restarted from.
+        n: completions of an entry.
+
+    Returns:
+        int64 [entries used * n].
+    """
+    same = (step[:, :, None] == step[:, None, :]) & used[:, None, :]
+    before = same.tril(-1).sum(-1)[used]  # entries of the same state further left in the row
+    rows = used.nonzero(as_tuple=True)[0]
+    state = combine_seeds(seed[rows], step[used])
+    number = before[:, None] * n + torch.arange(n, device=step.device)
+    return combine_seeds(state[:, None], number).flatten()
 
 
 class UpdateServices(SamplingServices):
     """The services of one update of a training run.
 
     Args:
-        policy, sampler, seed, update, chunk: as ``SamplingServices``.
+        policy, sampler, chunk: as ``SamplingServices``.
         scorer: asks the task.
     """
 
-    def __init__(self, policy: Policy, sampler: Sampler, scorer: Scorer, seed: int, update: int, chunk: int) -> None:
-        super().__init__(policy, sampler, seed, update, chunk)
+    def __init__(self, policy: Policy, sampler: Sampler, scorer: Scorer, chunk: int) -> None:
+        super().__init__(policy, sampler, chunk)
         self.scorer = scorer
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:

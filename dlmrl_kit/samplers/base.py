@@ -42,6 +42,7 @@ from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     PROMPT_IDS,
     PROMPT_MASK,
+    SEED,
     STEP_ENTROPY,
     STEP_LOG_PROB,
     STEP_NUM_COMMITTED,
@@ -49,6 +50,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
+from dlmrl_kit.core.seeding import uniforms_at
 from dlmrl_kit.core.validate import check
 
 MayChoose = Callable[[TensorDictBase], Tensor]
@@ -87,9 +89,19 @@ class View:
         row = torch.arange(len(logits), device=logits.device) if chosen is None else chosen.nonzero().squeeze(-1)
         return self.certainty.at(row).confidence(logits[row, tokens])
 
-    def draw(self, generator: torch.Generator | None) -> Tensor:
-        """Draws a token at each of the N positions from the behaviour distribution: int64 [N]."""
-        return draw(self.logits, self.behaviour, generator)
+    def draw(self, seed: Tensor, at: Tensor | None = None) -> Tensor:
+        """Draws tokens from the behaviour distribution, each with the noise of its row's seed and its position.
+
+        Args:
+            seed: int64 [B], of the rows in this denoising step.
+            at: bool [B, L], some of the N positions; None: all of them.
+
+        Returns:
+            int64 [N], or one for each position of ``at``. What is drawn at a position depends on no other position.
+        """
+        rows, positions = self.index if at is None else at.nonzero(as_tuple=True)
+        logits = self.logits if at is None else self.logits[at[self.allowed]]
+        return draw(logits, self.behaviour, uniforms_at(seed, rows, positions, "token drawn"))
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
@@ -163,13 +175,13 @@ class Sampler(Component, ABC):
         top_p: keep the most probable tokens up to this mass; 1 keeps all.
         stop_at_eos: a row ends once its text up to the first token that ends it is complete; the rest is padded.
 
-    Reads ``prompt_ids``, ``prompt_mask``; writes ``completion_ids``, ``commit_step`` and the ``step`` keys.
+    Reads ``prompt_ids``, ``prompt_mask``, ``seed``; writes ``completion_ids``, ``commit_step`` and the ``step`` keys.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    requires: ClassVar[tuple[str, ...]] = ("policy", "generator")
+    requires: ClassVar[tuple[str, ...]] = ("policy",)
     noise: ClassVar[Literal["mask", "uniform"]] = "mask"
     """What positions hold that are still open; see ``Policy.noise``."""
     not_sizes: ClassVar[tuple[str, ...]] = ("top_k",)  # ``resized`` limits it to the vocabulary
@@ -201,7 +213,7 @@ class Sampler(Component, ABC):
         self.block_length = min(block_length or completion_length, completion_length)
         self.stop_at_eos = stop_at_eos
         self.behaviour = Behaviour(temperature, top_k, top_p)
-        self.in_keys: list[Key] = [PROMPT_IDS, PROMPT_MASK]
+        self.in_keys: list[Key] = [PROMPT_IDS, PROMPT_MASK, SEED]
         self.out_keys: list[Key] = [
             COMPLETION_IDS,
             COMMIT_STEP,
@@ -294,7 +306,6 @@ class Sampler(Component, ABC):
         tensordict: TensorDictBase,
         *,
         policy: Policy,
-        generator: torch.Generator | None = None,
         keys: Collection[Key] = (),
         cache: Cache | None = None,
         may_choose: MayChoose | None = None,
@@ -302,32 +313,36 @@ class Sampler(Component, ABC):
         """Generates a completion for every row, from fully masked.
 
         Args:
-            tensordict: [B], holds ``in_keys``; the written keys are added to it.
-            policy, generator: services.
+            tensordict: [B], holds ``in_keys``; the written keys are added to it. All noise of a row comes from its
+                ``seed``: other rows, their order, and how a batch is cut do not change its completion.
+            policy: a service.
             keys: on-demand keys to write.
             cache: what the policy may reuse of earlier steps, which makes it approximate; None: it reuses nothing.
             may_choose: picks the steps for which ``("step", "greedy_ids")`` is computed; None: every step.
+
+        Raises:
+            UserError: ``seed`` is missing.
         """
 
-    def decode(
-        self, prompt: TensorDictBase, *, policy: Policy, generator: torch.Generator | None = None
-    ) -> dict[Key, Tensor]:
+    def decode(self, prompt: TensorDictBase, *, policy: Policy) -> dict[Key, Tensor]:
         """Completes each row by itself, from fully masked, even if ``forward`` makes groups together; as ``resume``."""
-        return self.resume(prompt, self.fully_masked(prompt, policy), policy=policy, generator=generator)
+        return self.resume(prompt, self.fully_masked(prompt, policy), policy=policy)
 
     @abstractmethod
-    def resume(
-        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
-    ) -> dict[Key, Tensor]:
+    def resume(self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy) -> dict[Key, Tensor]:
         """Completes partially decoded sequences.
 
         Args:
-            prompt: [B], holds ``prompt_ids``, ``prompt_mask`` and what ``core.trajectory.canvas_state`` gives.
+            prompt: [B], holds ``prompt_ids``, ``prompt_mask``, ``seed``, and what ``core.trajectory.canvas_state``
+                gives.
             ids: int64 [B, L], masked where nothing is drawn yet; steps are counted from this state.
-            policy, generator: services.
+            policy: a service.
 
         Returns:
             The keys of ``out_keys``. Positions that were not open get ``commit_step`` -1.
+
+        Raises:
+            UserError: ``seed`` is missing.
         """
 
     @abstractmethod

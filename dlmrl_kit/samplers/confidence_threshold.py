@@ -47,7 +47,7 @@ class ConfidenceThreshold(StateScoreSampler):
         """A step may commit a whole block."""
         return self.block_length
 
-    def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
+    def committed(self, view: View) -> Tensor:
         """Returns the positions at or above the threshold; the most confident one where there is none: bool [B, L]."""
         best = view.dense(view.certainty.best, -torch.inf)
         bar = confidence_of(self.threshold)

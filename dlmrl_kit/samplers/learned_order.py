@@ -118,12 +118,12 @@ class LearnedOrder(OrderedDraw):
         share = view.allowed.sum(-1).to(view.logits.dtype) / self.block_length
         return self.order(view.features, share[view.index[0]]).to(view.logits.dtype)
 
-    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+    def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws positions and tokens as ``OrderedDraw``; at temperature 0 it takes the best of both."""
         if self.behaviour.temperature > 0:
-            return super().decide(view, generator)
+            return super().decide(view, seed)
         committed, rank = self._greedy(view)
-        return Decision(committed, draw_tokens(view, committed, generator), rank)
+        return Decision(committed, draw_tokens(view, committed, seed), rank)
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
         """Lists all ordered draws; at temperature 0 the greedy one alone."""

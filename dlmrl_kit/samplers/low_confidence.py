@@ -27,9 +27,9 @@ class LowConfidence(MaskSampler):
     Arguments as ``MaskSampler``.
     """
 
-    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+    def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws a token at each of the N positions and commits the most confident ones of each row."""
-        drawn = view.draw(generator)
+        drawn = view.draw(seed)
         committed = highest(view.dense(view.confidence(drawn), -torch.inf), view.allowed, self.num_commits(view))
         tokens = torch.zeros_like(view.allowed, dtype=torch.int64).masked_scatter(view.allowed, drawn)
         return Decision(committed, tokens, drawn=view.allowed)

@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.core.behaviour import by_rows, draw
+from dlmrl_kit.core.behaviour import by_rows
 from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import (
     PROMPT_IDS,
@@ -31,6 +31,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_features, most_predictions
+from dlmrl_kit.core.seeding import combine_seeds, seeds_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.recorder import MaskRecorder
@@ -42,6 +43,7 @@ class Rows(NamedTuple):
     Attributes:
         numbers: int64 [R], which rows of the rollout they are.
         prompt: [R].
+        seed: int64 [R], of the noise of this step.
         ids: int64 [R, L], their states.
         asked: bool [R, L], where predictions are wanted.
         allowed: bool [R, L], which positions may be committed.
@@ -49,6 +51,7 @@ class Rows(NamedTuple):
 
     numbers: Tensor
     prompt: TensorDictBase
+    seed: Tensor
     ids: Tensor
     asked: Tensor
     allowed: Tensor
@@ -120,8 +123,14 @@ class MaskSampler(Sampler):
         return rebuilt(self, **self.fitted(before, after), tokens_per_step=after.tokens_per_step)
 
     @abstractmethod
-    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
-        """Draws an action in the states of ``view``."""
+    def decide(self, view: View, seed: Tensor) -> Decision:
+        """Draws an action in the states of ``view``.
+
+        Args:
+            view: what the policy predicts in B states.
+            seed: int64 [B], of each row in this denoising step: all noise is made of it, by ``View.draw`` or
+                ``core.seeding.uniforms``, so that what a row draws depends on no other row.
+        """
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
         """Lists every choice of positions that ``decide`` can make in the states of ``view``; the audit needs them all.
@@ -144,7 +153,6 @@ class MaskSampler(Sampler):
         tensordict: TensorDictBase,
         *,
         policy: Policy,
-        generator: torch.Generator | None = None,
         keys: Collection[Key] = (),
         cache: Cache | None = None,
         may_choose: MayChoose | None = None,
@@ -154,44 +162,36 @@ class MaskSampler(Sampler):
         with self.rolling_out(policy, cache):
             ids = self.fully_masked(tensordict, policy)
             recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.recorded_keys(keys), may_choose)
-            self.advance(range(recorder.num_steps), tensordict, recorder, policy, generator)
+            self.advance(range(recorder.num_steps), tensordict, recorder, policy)
             written = recorder.finish()
         return tensordict.update({key: value.clone() for key, value in written.items()})
 
-    def resume(
-        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
-    ) -> dict[Key, Tensor]:
+    def resume(self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy) -> dict[Key, Tensor]:
         """Completes partially masked sequences, without a cache; see ``Sampler.resume``."""
         self.attach(policy)
         with self.rolling_out(policy):
             recorder = MaskRecorder(policy, ids, self.num_steps(policy), self.out_keys)
-            self.advance(range(recorder.num_steps), prompt, recorder, policy, generator)
+            self.advance(range(recorder.num_steps), prompt, recorder, policy)
             written = recorder.finish()
         return {key: value.clone() for key, value in written.items()}
 
-    def advance(
-        self,
-        steps: range,
-        prompt: TensorDictBase,
-        recorder: MaskRecorder,
-        policy: Policy,
-        generator: torch.Generator | None,
-    ) -> None:
+    def advance(self, steps: range, prompt: TensorDictBase, recorder: MaskRecorder, policy: Policy) -> None:
         """Takes the denoising steps ``steps`` with those rows of ``recorder`` that are not finished."""
+        seed = seeds_of(prompt, self)
         for step in steps:
             rows = self.running(recorder.ids, policy).nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
-            self._step(step, rows, prompt[rows], recorder, policy, generator)
+            self._step(step, rows, prompt[rows], combine_seeds(seed[rows], step), recorder, policy)
 
     def _step(
         self,
         step: int,
         rows: Tensor,
         prompt: TensorDictBase,
+        seed: Tensor,
         recorder: MaskRecorder,
         policy: Policy,
-        generator: torch.Generator | None,
     ) -> None:
         """Takes a denoising step of ``rows``: predicts, then decides and records in pieces that fit in memory."""
         ids = recorder.ids[rows]
@@ -209,31 +209,23 @@ class MaskSampler(Sampler):
             inside = allowed[asked]
             features, behind, asked = features[inside], features[~inside], allowed
         held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # narrowing copies
-        whole = Rows(rows, prompt, ids, asked, allowed)
+        whole = Rows(rows, prompt, seed, ids, asked, allowed)
         for part, place in logit_pieces(asked.sum(-1), policy.vocab_size, held):
             some = whole if part == slice(0, len(rows)) else whole.part(part)
-            self._take(step, some, features[place], recorder, policy, generator)
+            self._take(step, some, features[place], recorder, policy)
         if len(behind):
             recorder.greedy_behind(step, rows, masked & ~allowed, behind)
 
-    def _take(
-        self,
-        step: int,
-        some: Rows,
-        features: Tensor,
-        recorder: MaskRecorder,
-        policy: Policy,
-        generator: torch.Generator | None,
-    ) -> None:
+    def _take(self, step: int, some: Rows, features: Tensor, recorder: MaskRecorder, policy: Policy) -> None:
         """Takes the step in some rows, whose logits are gone before those of the next rows are computed."""
         predicted = self.seen(policy, features, some.asked, some.prompt)
         if recorder.wants(STEP_GREEDY_IDS):
             best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
             recorder.put(STEP_GREEDY_IDS, step, some.numbers, some.ids.masked_scatter(some.asked, best))
         view = predicted.narrow(some.allowed)
-        decision = self.decide(view, generator)
+        decision = self.decide(view, some.seed)
         if recorder.wants(STEP_DRAFT_IDS):
-            recorder.put(STEP_DRAFT_IDS, step, some.numbers, drafted(some.ids, predicted, decision, generator))
+            recorder.put(STEP_DRAFT_IDS, step, some.numbers, drafted(some.ids, predicted, decision, some.seed))
         recorder.step(step, some.numbers, view, decision, self.action_log_prob(view, decision))
 
 
@@ -258,25 +250,23 @@ def logit_pieces(count: Tensor, vocab: int, held: Tensor | None = None) -> Itera
         row = stop
 
 
-def draw_tokens(view: View, committed: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draws tokens from the behaviour distribution at the committed positions, 0 elsewhere: int64 [B, L]."""
-    drawn = draw(view.logits[committed[view.allowed]], view.behaviour, generator)
-    return torch.zeros_like(committed, dtype=torch.int64).masked_scatter(committed, drawn)
+def draw_tokens(view: View, committed: Tensor, seed: Tensor) -> Tensor:
+    """Draws tokens at the committed positions, as ``View.draw``, 0 elsewhere: int64 [B, L]."""
+    return torch.zeros_like(committed, dtype=torch.int64).masked_scatter(committed, view.draw(seed, committed))
 
 
-def drafted(ids: Tensor, view: View, decision: Decision, generator: torch.Generator | None) -> Tensor:
+def drafted(ids: Tensor, view: View, decision: Decision, seed: Tensor) -> Tensor:
     """Fills every masked position of the states ``ids`` with a draw: int64 [B, L].
 
     Args:
         ids: int64 [B, L].
         view: predictions at all masked positions.
         decision: the draws of the step, which are kept; elsewhere tokens are drawn from the behaviour distribution.
-        generator: of the noise.
+        seed: int64 [B], as ``MaskSampler.decide`` got it.
     """
     drawn = decision.committed if decision.drawn is None else decision.drawn
     rest = view.allowed & ~drawn
-    more = draw(view.logits[rest[view.allowed]], view.behaviour, generator)
-    return torch.where(drawn, decision.tokens, ids).masked_scatter(rest, more)
+    return torch.where(drawn, decision.tokens, ids).masked_scatter(rest, view.draw(seed, rest))
 
 
 def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
@@ -319,18 +309,18 @@ class StateScoreSampler(MaskSampler):
         """Scores each of the N positions, [N]; the highest are committed."""
         raise NotImplementedError
 
-    def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
+    def committed(self, view: View) -> Tensor:
         """Chooses the positions to commit: bool [B, L]."""
         return highest(view.dense(self.scores(view), -torch.inf), view.allowed, self.num_commits(view))
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
         """Lists the one choice that the state makes."""
-        return [(self.committed(view, None), None)]
+        return [(self.committed(view), None)]
 
-    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+    def decide(self, view: View, seed: Tensor) -> Decision:
         """Chooses positions by score, then draws their tokens from the behaviour distribution."""
-        committed = self.committed(view, generator)
-        return Decision(committed, draw_tokens(view, committed, generator))
+        committed = self.committed(view)
+        return Decision(committed, draw_tokens(view, committed, seed))
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Sums log p(token) over the committed positions: [B]."""

@@ -17,6 +17,7 @@ from dlmrl_kit.core.behaviour import by_rows
 from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.keys import TOKEN_COMMIT_RANK
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens, rank_of, subsets
@@ -35,14 +36,14 @@ class OrderedDraw(StateScoreSampler):
         super().__init__(*decoding, **named)
         self.out_keys = [*self.out_keys, TOKEN_COMMIT_RANK]
 
-    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
+    def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws positions in order, by the Gumbel-top-k trick, then their tokens."""
         scores = view.dense(self.scores(view), -torch.inf).double()
-        uniform = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=torch.float64)
+        uniform = uniforms(seed, scores.shape[1], purpose="position drawn")
         gumbel = -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()
         rank = rank_of(scores + gumbel, view.allowed)
         committed = (rank < self.num_commits(view)[:, None]) & view.allowed
-        return Decision(committed, draw_tokens(view, committed, generator), rank)
+        return Decision(committed, draw_tokens(view, committed, seed), rank)
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
         """Lists all ordered draws of k positions."""

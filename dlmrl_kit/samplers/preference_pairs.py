@@ -18,6 +18,7 @@ from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, GROUP, REWARD, STEP_NUM_COMMITTED, STEP_VALID, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import seeds_of, uniforms
 from dlmrl_kit.core.trajectory import number_in_group
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator, encode_completions
@@ -43,8 +44,8 @@ class PreferencePairs(Sampler):
         chosen: a demonstrator; None means ``Chosen()``, the field "chosen" of a task's examples.
         rejected: a demonstrator; None means ``Rejected()``, the field "rejected".
 
-    Reads ``prompt_ids``, ``prompt_mask``, ``group`` and ``example``. Writes ``completion_ids`` and ``commit_step``
-    [B, L] (the space behind a text holds end-of-text tokens, or padding that is never committed),
+    Reads ``prompt_ids``, ``prompt_mask``, ``seed``, ``group`` and ``example``. Writes ``completion_ids`` and
+    ``commit_step`` [B, L] (the space behind a text holds end-of-text tokens, or padding that is never committed),
     ``("step", "valid")``, ``("step", "num_committed")`` [B, T] and ``reward`` [B]. Service: ``examples``.
 
     Raises:
@@ -53,7 +54,7 @@ class PreferencePairs(Sampler):
     """
 
     group_size = 2
-    requires = ("policy", "generator", "examples")
+    requires = ("policy", "examples")
     optional_keys = ()
 
     @with_parameters_of(MaskSampler)
@@ -105,13 +106,12 @@ class PreferencePairs(Sampler):
         *,
         policy: Policy,
         examples: Callable[[Tensor], list[Example]],
-        generator: torch.Generator | None = None,
         **recording: Any,
     ) -> TensorDictBase:
         """Takes a completion for every row from its demonstrator."""
         member = number_in_group(tensordict[GROUP])
         preferred = member % 2 == 0
-        noise = torch.rand(len(member), generator=generator, device=member.device, dtype=torch.float64).tolist()
+        noise = uniforms(seeds_of(tensordict, self), purpose="demonstration").tolist()
         texts = [
             demonstration(self.chosen if good else self.rejected, example, chance)
             for good, example, chance in zip(preferred.tolist(), examples(tensordict[EXAMPLE]), noise, strict=True)
@@ -132,11 +132,9 @@ class PreferencePairs(Sampler):
             }
         )
 
-    def resume(
-        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
-    ) -> dict[Key, Tensor]:
+    def resume(self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy) -> dict[Key, Tensor]:
         """Completes with the policy, by low-confidence remasking; as ``Sampler.resume``."""
-        return self.decoder.resume(prompt, ids, policy=policy, generator=generator)
+        return self.decoder.resume(prompt, ids, policy=policy)
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Refuses: the completions are not the policy's, and have no log-probability.

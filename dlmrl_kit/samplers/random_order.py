@@ -7,25 +7,26 @@ for the k positions S of the m that may be committed.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import uniforms
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
-from dlmrl_kit.samplers.mask import StateScoreSampler, highest, subsets
+from dlmrl_kit.samplers.mask import MaskSampler, draw_tokens, highest, subsets
 
 
 @register("sampler", paper="arXiv 2406.07524")
-class RandomOrder(StateScoreSampler):
+class RandomOrder(MaskSampler):
     """Commits positions chosen uniformly at random.
 
     Arguments as ``MaskSampler``.
     """
 
-    def committed(self, view: View, generator: torch.Generator | None) -> Tensor:
-        """Draws k positions of each row, uniformly without replacement: bool [B, L]."""
-        noise = torch.rand(view.allowed.shape, generator=generator, device=view.allowed.device, dtype=torch.float64)
-        return highest(noise, view.allowed, self.num_commits(view))
+    def decide(self, view: View, seed: Tensor) -> Decision:
+        """Draws k positions of each row, uniformly without replacement, then their tokens."""
+        noise = uniforms(seed, view.allowed.shape[1], purpose="position drawn")
+        committed = highest(noise, view.allowed, self.num_commits(view))
+        return Decision(committed, draw_tokens(view, committed, seed))
 
     def position_choices(self, view: View) -> list[tuple[Tensor, Tensor | None]]:
         """Lists all sets of k positions."""

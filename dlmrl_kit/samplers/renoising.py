@@ -25,7 +25,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.core.behaviour import Process, by_rows, draw, entropy, forbid
+from dlmrl_kit.core.behaviour import Process, by_rows, entropy, forbid
 from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import (
     PROMPT_IDS,
@@ -42,9 +42,11 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_logits
+from dlmrl_kit.core.seeding import combine_seeds, seeds_of, uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.canvas import CanvasRecorder, Outlook, State
+from dlmrl_kit.samplers.mask import draw_tokens
 
 LISTED_STEPS = 2
 """With so few denoising steps of a block the audit can list all trajectories."""
@@ -188,7 +190,6 @@ class RenoisingSampler(Sampler):
         tensordict: TensorDictBase,
         *,
         policy: Policy,
-        generator: torch.Generator | None = None,
         keys: Collection[Key] = (),
         cache: Cache | None = None,
         may_choose: MayChoose | None = None,
@@ -198,26 +199,23 @@ class RenoisingSampler(Sampler):
         ``may_choose`` is not read: every step predicts the whole canvas anyway.
         """
         ids = self.fully_masked(tensordict, policy)
-        return tensordict.update(self._denoise(tensordict, ids, policy, generator, self.recorded_keys(keys), cache))
+        return tensordict.update(self._denoise(tensordict, ids, policy, self.recorded_keys(keys), cache))
 
-    def resume(
-        self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy, generator: torch.Generator | None = None
-    ) -> dict[Key, Tensor]:
+    def resume(self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy) -> dict[Key, Tensor]:
         """Completes sequences.
 
         Args:
-            prompt: holds ``prompt_ids`` and ``prompt_mask``; ``open`` (bool [B, L], default: the masked positions) and
-                ``steps_in_block`` (int64 [B], default: 0) where a block is half decoded.
-            ids, policy, generator: as ``Sampler.resume``, which also says what is returned.
+            prompt: holds ``prompt_ids``, ``prompt_mask``, ``seed``; where a block is half decoded, also ``open`` (bool
+                [B, L], default: the masked positions) and ``steps_in_block`` (int64 [B], default: 0).
+            ids, policy: as ``Sampler.resume``, which also says what is returned.
         """
-        return self._denoise(prompt, ids, policy, generator, self.out_keys)
+        return self._denoise(prompt, ids, policy, self.out_keys)
 
     def _denoise(
         self,
         prompt: TensorDictBase,
         ids: Tensor,
         policy: Policy,
-        generator: torch.Generator | None,
         keys: Collection[Key],
         cache: Cache | None = None,
     ) -> dict[Key, Tensor]:
@@ -227,11 +225,12 @@ class RenoisingSampler(Sampler):
             state = State.of(prompt, ids, policy.mask_id)
             recorder = CanvasRecorder(policy, state, self.max_steps, keys)
             vocabulary = noise_tokens(policy)
+            seed = seeds_of(prompt, self)
             for step in range(self.max_steps):
                 rows = self.still_running(recorder.state, policy).nonzero().squeeze(-1)
                 if len(rows) == 0:
                     break
-                self._renoise(step, rows, prompt[rows], recorder, policy, vocabulary, generator)
+                self._renoise(step, rows, prompt[rows], combine_seeds(seed[rows], step), recorder, policy, vocabulary)
             written = recorder.finish()
         return {key: value.clone() for key, value in written.items()}
 
@@ -240,30 +239,26 @@ class RenoisingSampler(Sampler):
         step: int,
         rows: Tensor,
         prompt: TensorDictBase,
+        seed: Tensor,
         recorder: CanvasRecorder,
         policy: Policy,
         vocabulary: Tensor,
-        generator: torch.Generator | None,
     ) -> None:
         """Takes one denoising step of ``rows`` and records it."""
         state = recorder.state.at(rows)
         fresh = self.allowed(state.open) & (state.ids == policy.mask_id)
         # A block that begins holds masks, in place of which comes its first noise.
-        state = state.with_ids(torch.where(fresh, _uniform(state.ids, vocabulary, generator), state.ids))
+        state = state.with_ids(torch.where(fresh, _uniform(state.ids, vocabulary, seed, "first noise"), state.ids))
         outlook = self.look(policy, prompt, state)
         # What is not accepted is drawn for the draft alone; the last step of a block takes the best tokens.
         asked = outlook.view.allowed if recorder.wants(STEP_DRAFT_IDS) else outlook.committed
-        drawn = torch.where(outlook.final[:, None], outlook.best, self._drawn(outlook.view, asked, generator))
-        noise = _uniform(state.ids, vocabulary, generator)
+        drawn = torch.where(outlook.final[:, None], outlook.best, draw_tokens(outlook.view, asked, seed))
+        noise = _uniform(state.ids, vocabulary, seed, "renoising")
         tokens = torch.where(outlook.committed, drawn, noise)
         log_prob = self.action_log_prob(outlook.view, Decision(outlook.committed, tokens))
         recorder.step(step, rows, state, outlook, tokens, log_prob)
         if recorder.wants(STEP_DRAFT_IDS):
             recorder.draft(step, rows, state, outlook, drawn)
-
-    def _drawn(self, view: View, positions: Tensor, generator: torch.Generator | None) -> Tensor:
-        tokens = draw(view.logits[positions[view.allowed]], view.behaviour, generator)
-        return torch.zeros_like(positions, dtype=torch.int64).masked_scatter(positions, tokens)
 
 
 def _greedy_rows(logits: Tensor, last: Tensor) -> Tensor:
@@ -286,6 +281,7 @@ def noise_tokens(policy: Policy) -> Tensor:
     return allowed.nonzero().squeeze(-1)
 
 
-def _uniform(like: Tensor, vocabulary: Tensor, generator: torch.Generator | None) -> Tensor:
-    index = torch.randint(len(vocabulary), like.shape, generator=generator, device=like.device)
-    return vocabulary[index]
+def _uniform(like: Tensor, vocabulary: Tensor, seed: Tensor, purpose: str) -> Tensor:
+    """Draws tokens of ``vocabulary``, all equally likely, for each row from its seed: int64, shaped like [R, L]."""
+    share = uniforms(seed, like.shape[1], purpose=purpose)
+    return vocabulary[(share * len(vocabulary)).long()]

@@ -32,16 +32,16 @@ class Tree(LowConfidence):
     """Decodes as ``LowConfidence``, with the samples of a prompt as the leaves of a tree.
 
     Each sample by itself is distributed as one of ``LowConfidence``; evaluation, and whoever resumes from a state, gets
-    independent samples. Recipes need ``Trainer.group_size`` = branching ** height. In a batch whose groups have another
-    size, the i-th sample of a group is leaf i: missing leaves are left out, and the root has as many children as the
-    others need.
+    independent samples. A node draws with the seed of its first leaf. Recipes need ``Trainer.group_size`` = branching
+    ** height. In a batch whose groups have another size, the i-th sample of a group is leaf i: missing leaves are left
+    out, and the root has as many children as the others need.
 
     Args:
         completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``MaskSampler``.
         height: levels of the tree, at least 1; if there are more than steps, some have no step and fork for nothing.
         branching: children of every node, at least 2.
 
-    Reads ``prompt_ids``, ``prompt_mask`` and ``group``; writes as ``Sampler``, and ``("tree", "node")``,
+    Reads ``prompt_ids``, ``prompt_mask``, ``seed`` and ``group``; writes as ``Sampler``, and ``("tree", "node")``,
     ``("tree", "step")`` int64 [B, height] (see ``dlmrl_kit.core.trajectory``).
 
     Raises:
@@ -66,7 +66,6 @@ class Tree(LowConfidence):
         tensordict: TensorDictBase,
         *,
         policy: Policy,
-        generator: torch.Generator | None = None,
         keys: Collection[Key] = (),
         cache: Cache | None = None,
         may_choose: MayChoose | None = None,
@@ -78,9 +77,7 @@ class Tree(LowConfidence):
         node = number_in_group(group)[:, None] // below
         bounds = torch.arange(self.height + 1, device=group.device) * self.num_steps(policy) // self.height
         with self.rolling_out(policy, cache):
-            recorder = self._grow(
-                tensordict, node, bounds.tolist(), policy, generator, self.recorded_keys(keys), may_choose
-            )
+            recorder = self._grow(tensordict, node, bounds.tolist(), policy, self.recorded_keys(keys), may_choose)
             written = recorder.finish()
         tensordict.update({key: value.clone() for key, value in written.items()})
         return tensordict.set(TREE_NODE, node).set(TREE_STEP, bounds[:-1].expand_as(node).clone())
@@ -91,7 +88,6 @@ class Tree(LowConfidence):
         node: Tensor,
         bounds: list[int],
         policy: Policy,
-        generator: torch.Generator | None,
         keys: Collection[Key],
         may_choose: MayChoose | None,
     ) -> MaskRecorder:
@@ -106,7 +102,7 @@ class Tree(LowConfidence):
                 recorder = MaskRecorder(policy, ids, bounds[-1], keys, may_choose)
             else:
                 recorder.select(above[rows])
-            self.advance(range(*bounds[level : level + 2]), prompt, recorder, policy, generator)
+            self.advance(range(*bounds[level : level + 2]), prompt, recorder, policy)
             above = at
         assert recorder is not None
         assert above is not None

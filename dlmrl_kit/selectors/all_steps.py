@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -22,6 +21,6 @@ class AllSteps(Selector):
     def __init__(self) -> None:
         super().__init__()
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the steps that happened: bool [B, T]."""
         return tensordict[STEP_VALID]

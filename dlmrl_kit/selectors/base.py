@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import (
+    SEED,
     SELECTED_END,
     SELECTED_STEP,
     SELECTED_WEIGHT,
@@ -36,7 +37,7 @@ class Selector(Component):
     """Base class of selectors. Subclasses implement ``kept``, or ``choose``; those of segments ``ends`` too.
 
     Args:
-        reads: keys read besides ``("step", "valid")`` bool [B, T].
+        reads: keys read besides ``("step", "valid")`` bool [B, T]; ``seed`` among them in a selector that draws.
 
     Writes ``("selected", "step")`` int64 [B, K], in ascending order of time, and ``("selected", "weight")`` [B, K]:
     float32, or float64 in a trajectory whose entropies or advantages are; on demand ``("selected", "end")`` int64
@@ -69,11 +70,16 @@ class Selector(Component):
         self.in_keys: list[Key] = [STEP_VALID, *reads]
         self.out_keys: list[Key] = [SELECTED_STEP, SELECTED_WEIGHT]
 
+    @property
+    def random(self) -> bool:
+        """Whether it draws: then it reads ``seed`` and lists its ``outcomes``, if the audit is to take expectations."""
+        return SEED in self.in_keys
+
     def most_selected(self, steps: int) -> int:
         """Returns the largest K for trajectories of up to ``steps`` steps."""
         return steps if self.max_selected is None else min(self.max_selected, steps)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Chooses steps: bool [B, T], at most ``max_selected`` of each row, and only valid ones."""
         raise NotImplementedError
 
@@ -81,9 +87,9 @@ class Selector(Component):
         """Returns the weight of the chosen steps of each row: float64 [B, 1], here 1."""
         return torch.ones_like(kept[:, :1], dtype=torch.float64)
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Returns the chosen steps, int64 [B, K], and their weights, float64 [B, K]."""
-        return self.packed(self.kept(tensordict, generator), tensordict[STEP_VALID])
+        return self.packed(self.kept(tensordict), tensordict[STEP_VALID])
 
     def packed(self, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Packs a subset of the valid steps, both bool [B, T], into steps int64 [B, K] and weights float64 [B, K]."""
@@ -102,20 +108,19 @@ class Selector(Component):
         Raises:
             NotImplementedError: this selector is random and does not list its outcomes.
         """
-        if "generator" in self.requires:
+        if self.random:
             raise NotImplementedError(f"{type(self).__name__} is random and does not list its outcomes")
-        step, weight = self.choose(tensordict, None)
+        step, weight = self.choose(tensordict)
         return [(step, weight, weight.new_ones(len(weight)))]
 
     def forward(
         self,
         tensordict: TensorDictBase,
         *,
-        generator: torch.Generator | None = None,
         keys: Collection[Key] = (),
     ) -> TensorDictBase:
-        """Chooses steps; ``generator`` is used by selectors that list it in ``requires``."""
-        step, weight = self.choose(tensordict, generator)
+        """Chooses steps."""
+        step, weight = self.choose(tensordict)
         # As precise as what the sampler recorded, whatever the rule reads of it.
         recorded = [tensordict.get(key, None) for key in {*self.in_keys, STEP_LOG_PROB, STEP_ENTROPY}]
         double = any(values is not None and values.dtype == torch.float64 for values in recorded)

@@ -16,7 +16,6 @@ is still at most B * H_t wherever it may be dropped, but steps dropped in differ
 
 from __future__ import annotations
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -51,7 +50,7 @@ class EntropyBound(Selector):
         check(epsilon >= 0, self, "epsilon", epsilon, "at least 0")
         self.epsilon = epsilon
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps all but the longest tail of the ranking that holds at most epsilon; steps past the end hold nothing."""
         summed = valid_entropy(tensordict) * tensordict[STEP_NUM_COMMITTED]
         rank = descending_rank(summed, tensordict[STEP_VALID])

@@ -7,7 +7,6 @@ Every row gets its own number of steps; the released code takes the largest numb
 
 from __future__ import annotations
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -53,7 +52,7 @@ class EntropyCoverage(Selector):
         most = None if self.max_steps is None else before.scale_steps(self.max_steps, after)
         return rebuilt(self, max_steps=most)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the steps without which less than alpha would be covered: bool [B, T].
 
         A step is needed iff it and all steps ranked behind it hold more than a share 1 - alpha, up to rounding.

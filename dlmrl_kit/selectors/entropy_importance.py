@@ -16,8 +16,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.component import Sizes, rebuilt
-from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.core.keys import SEED, STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import seeds_of, uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import LISTED_DRAWS, Selector, valid_entropy
 
@@ -31,18 +32,17 @@ class EntropyImportance(Selector):
         floor: share of the uniform distribution in q, in (0, 1]; bounds the weights by n / (k floor). A row without
             any entropy is drawn from uniformly.
 
-    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T]. Service: ``generator``.
+    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T], ``seed`` int64 [B].
     Writes ``("selected", "step")`` int64 [B, k], steps may repeat; ``("selected", "weight")`` [B, k], 1 / (k q_t).
 
     Raises:
         ValueError: a value out of range.
     """
 
-    requires = ("generator",)
     with_replacement = True
 
     def __init__(self, k: int = 4, floor: float = 0.05) -> None:
-        super().__init__(STEP_ENTROPY)
+        super().__init__(STEP_ENTROPY, SEED)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
         self.k = k
@@ -60,10 +60,10 @@ class EntropyImportance(Selector):
         share = torch.where(total > 0, entropy / total, uniform)
         return (1 - self.floor) * share + self.floor * uniform
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Draws by inverting the cumulative distribution with float64 noise."""
         valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
-        noise = torch.rand((len(q), self.k), generator=generator, device=q.device, dtype=torch.float64)
+        noise = uniforms(seeds_of(tensordict, self), self.k, purpose="entropy importance")
         step = torch.searchsorted(q.cumsum(-1), noise.sort(-1).values, right=True)
         step = torch.minimum(step, valid.sum(-1, keepdim=True) - 1)
         return step, self.importance(q, step)

@@ -55,7 +55,7 @@ class EqualSegments(Selector):
         index = torch.arange(self.n + 1, device=tensordict[STEP_VALID].device)
         return index * num_valid(tensordict)[:, None] // self.n
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the first step of each segment that is not empty."""
         bounds = self._bounds(tensordict)
         valid = tensordict[STEP_VALID]

@@ -55,7 +55,7 @@ class FirstK(KSteps):
 
     nested = True
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the steps before k: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         return (torch.arange(valid.shape[-1], device=valid.device) < self.k) & valid
@@ -70,7 +70,7 @@ class LastK(KSteps):
 
     nested = True
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the steps from n - k on: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         first = valid.sum(-1, keepdim=True) - self.k
@@ -84,7 +84,7 @@ class UniformSteps(KSteps):
     Arguments, reads, writes, raises as ``KSteps``.
     """
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the evenly spaced steps, rounded half up in integers: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         last = valid.sum(-1, keepdim=True) - 1

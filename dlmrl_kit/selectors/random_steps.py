@@ -15,8 +15,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.component import Sizes, rebuilt
-from dlmrl_kit.core.keys import STEP_VALID
+from dlmrl_kit.core.keys import SEED, STEP_VALID
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.seeding import seeds_of, uniforms
 from dlmrl_kit.selectors.base import LISTED_DRAWS, descending_rank
 from dlmrl_kit.selectors.k_steps import KSteps
 
@@ -25,19 +26,19 @@ from dlmrl_kit.selectors.k_steps import KSteps
 class RandomSteps(KSteps):
     """Keeps k steps drawn uniformly without replacement, each with weight n / min(k, n).
 
-    Arguments, reads, writes, raises as ``KSteps``. Service: ``generator``.
+    Arguments, writes, raises as ``KSteps``. Reads as it, and ``seed``.
     """
 
-    requires = ("generator",)
+    scored_by = (SEED,)
 
     def resized(self, before: Sizes, after: Sizes) -> RandomSteps:
         """Keeps the same share of the steps, two at most: more have the same mean, but too many outcomes to list."""
         return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the k steps with the largest uniform noise: bool [B, T]."""
         valid = tensordict[STEP_VALID]
-        noise = torch.rand(valid.shape, generator=generator, device=valid.device, dtype=torch.float64)
+        noise = uniforms(seeds_of(tensordict, self), valid.shape[1], purpose="random steps")
         return (descending_rank(noise, valid) < self.k) & valid
 
     def weights(self, kept: Tensor, valid: Tensor) -> Tensor:

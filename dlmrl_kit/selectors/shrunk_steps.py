@@ -51,7 +51,7 @@ class ShrunkSteps(Selector):
         """Makes segments of the same share of the steps; of two steps at least, where they had several."""
         return rebuilt(self, shrink=max(before.scale_steps(self.shrink, after), min(self.shrink, 2)))
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps every ``shrink``-th step."""
         valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1], device=valid.device) % self.shrink == 0)

@@ -7,7 +7,6 @@ length need no common steps.
 
 from __future__ import annotations
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -27,7 +26,7 @@ class EntropyTopK(KSteps):
     scored_by = (STEP_ENTROPY,)
     nested = True
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the k steps that rank first: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         return (descending_rank(valid_entropy(tensordict), valid) < self.k) & valid
@@ -43,7 +42,7 @@ class TopAbsoluteAdvantage(KSteps):
 
     scored_by = (STEP_ADVANTAGE,)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the k steps that rank first: bool [B, T]."""
         valid = tensordict[STEP_VALID]
         return (descending_rank(tensordict[STEP_ADVANTAGE].abs(), valid) < self.k) & valid

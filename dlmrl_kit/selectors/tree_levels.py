@@ -36,14 +36,14 @@ class TreeLevels(Selector):
     def __init__(self) -> None:
         super().__init__(GROUP, TREE_NODE, TREE_STEP)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the first step of each level that the sample reaches."""
         valid = tensordict[STEP_VALID]
         return torch.zeros_like(valid).scatter(1, tensordict[TREE_STEP], True) & valid
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Chooses the levels, each with weight 1 over the number of samples below its node."""
-        step, used = super().choose(tensordict, generator)
+        step, used = super().choose(tensordict)
         node = tree_nodes(tensordict)
         below = [group_sum(torch.ones_like(used[:, 0]), column) for column in node.unbind(-1)]
         return step, used / torch.stack(below, -1).gather(1, tree_level(tensordict, step))

@@ -52,7 +52,7 @@ class WholeSequence(Selector):
         """Returns the draws, however many steps there are."""
         return self.draws
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Chooses step 0 in every entry of a row that has steps."""
         some = tensordict[STEP_VALID].any(-1, keepdim=True).double()
         weight = some.expand(-1, self.draws) / self.draws

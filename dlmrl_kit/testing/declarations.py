@@ -10,17 +10,30 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from dlmrl_kit.core.component import DECLARATIONS, SERVICES, Component, malformed
-from dlmrl_kit.core.keys import KEYS, SELECTED_DISTRIBUTION, SELECTED_REF_DISTRIBUTION, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.component import DECLARATIONS, Component, malformed, no_service
+from dlmrl_kit.core.keys import (
+    GROUP,
+    KEYS,
+    SEED,
+    SELECTED_DISTRIBUTION,
+    SELECTED_REF_DISTRIBUTION,
+    SELECTED_WEIGHT,
+    Key,
+)
 from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.losses.base import Term
 from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.testing.core import attempt, fail
-from dlmrl_kit.testing.running import demands, detached, different, equal, flat, inputs, run, written
-from dlmrl_kit.testing.world import World, world
+from dlmrl_kit.testing.running import Outputs, demands, detached, different, equal, flat, inputs, run, written
+from dlmrl_kit.testing.world import GROUPS, World, world
 
 ORDER = (3, 7, 0, 5, 1, 6, 2, 4)
 """A permutation of the batch."""
+KEPT_ORDER = (3, 7, 0, 2, 1, 4, 5, 6)
+"""A permutation that keeps the order of each group's samples, which have different parts in it for some samplers."""
+DRAW = "list SEED in in_keys and draw by core.seeding.uniforms(tensordict[SEED], ..., purpose=NAME)"
+"""What to do in a component that draws otherwise."""
 
 
 def check_declarations(name: str, component: Component) -> None:
@@ -30,9 +43,8 @@ def check_declarations(name: str, component: Component) -> None:
     for attribute, keys in zip(DECLARATIONS, declared, strict=True):
         if problem := malformed(keys):
             fail(name, f"declares {attribute} that are not keys", f"{attribute} {problem}")
-    unknown = [service for service in component.requires if service not in SERVICES]
-    if unknown:
-        fail(name, f"requires {unknown[0]!r}, which is no service", f"there are {', '.join(SERVICES)}")
+    if (wrong := no_service(component.requires)) is not None:
+        fail(name, *wrong)
     _check_signature(name, component)
     if isinstance(component, Term):
         return
@@ -137,12 +149,11 @@ def check_leaves_inputs_unchanged(name: str, component: Component) -> None:
 
 
 def check_same_result_for_same_seed(name: str, component: Component) -> None:
-    """The same trajectory and the same seed give the same result, bit by bit, also the second time."""
+    """The same trajectory and the same seeds give the same result, bit by bit, also the second time."""
     for keys in demands(component):
         first, second = (written(name, component, world(seed=3), keys) for _ in range(2))
         if (key := different(first, second)) is not None:
-            fix = 'draw from the generator only (requires = ("generator",)), and keep no state from call to call'
-            fail(name, f"writes other values of {key!r} when run again with the same seed", fix)
+            fail(name, f"writes other values of {key!r} when run again with the same seeds", f"{DRAW}; keep no state")
 
 
 def check_global_random_state(name: str, component: Component) -> None:
@@ -155,15 +166,13 @@ def check_global_random_state(name: str, component: Component) -> None:
     changed = [not torch.equal(before[0], after[0]), before[1] != after[1], before[2] != after[2]]
     for moved, whose in zip(changed, ("torch", "Python", "numpy"), strict=True):
         if moved:
-            fix = 'set requires = ("generator",), take generator in forward and pass generator=generator to what draws'
-            fail(name, f"draws from the global random state of {whose}", fix)
+            fail(name, f"draws from the global random state of {whose}", DRAW)
 
 
 def check_order_of_batch(name: str, component: Component) -> None:
-    """Permuting the batch permutes what is written, and leaves what is returned as it is (deterministic components)."""
-    if "generator" in component.requires:
-        return
-    order = torch.tensor(ORDER)
+    """Permuting the batch permutes what is written, what is drawn too, and leaves what a term returns as it is."""
+    together = isinstance(component, Sampler) and component.group_size is not None
+    order = torch.tensor(KEPT_ORDER if together else ORDER)
     for keys in demands(component):
         w = world()
         given = inputs(name, component, w, keys)
@@ -173,7 +182,35 @@ def check_order_of_batch(name: str, component: Component) -> None:
             straight = {key: value[order] for key, value in straight.items()}
         if (key := different(straight, permuted, 1e-4)) is not None:
             fix = "treat rows by what is in them (an advantage: by group), never by their place in the batch"
+            fix += f"; in a component that draws, {DRAW}" if SEED in component.in_keys else ""
             fail(name, f"writes other values of {key!r} when the batch is in another order", fix)
+
+
+def check_rows_alone(name: str, component: Component) -> None:
+    """A sampler or selector that draws gives a row, or a group, the same whatever other rows there are."""
+    if not isinstance(component, (Sampler, Selector)) or SEED not in component.in_keys:
+        return
+    together = isinstance(component, Sampler) and component.group_size is not None
+    group = world().full[GROUP]
+    parts = [(group == some).nonzero().squeeze(-1) for some in sorted(set(GROUPS))]
+    if not together:
+        parts = [torch.tensor([row]) for row in range(len(group))]
+    for keys in demands(component):
+        w = world()
+        given = inputs(name, component, w, keys)
+        whole = detached(run(name, component, given.clone(), w, keys))
+        for rows in parts:
+            alone = detached(run(name, component, given[rows].clone(), w, keys))
+            if (key := different(_as_wide(whole, alone, rows), alone, 1e-4)) is not None:
+                problem = f"writes other values of {key!r} for rows {rows.tolist()} alone than among others"
+                fail(name, problem, f"{DRAW}: one row's numbers at a time, [B, ...], whatever else is in the batch")
+
+
+def _as_wide(whole: Outputs, alone: Outputs, rows: Tensor) -> Outputs:
+    """Returns the rows, without entries of a selection that none of them needs."""
+    some = {key: value[rows] for key, value in whole.items()}
+    selected = [key for key in some if key in alone and key[0] == "selected"]
+    return some | {key: some[key][:, : alone[key].shape[1]] for key in selected}
 
 
 def check_float64(name: str, component: Component) -> None:
@@ -218,6 +255,7 @@ CHECKS = (
     check_same_result_for_same_seed,
     check_global_random_state,
     check_order_of_batch,
+    check_rows_alone,
     check_float64,
     check_one_sample,
 )

@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from dlmrl_kit.core.keys import GROUP, REWARD
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.testing.core import attempt, fail
-from dlmrl_kit.testing.declarations import ORDER
+from dlmrl_kit.testing.declarations import DRAW, ORDER
 from dlmrl_kit.testing.running import equal, flat, inputs
 from dlmrl_kit.testing.world import GROUPS, World, world
 
@@ -70,9 +70,7 @@ def check_whole_groups(name: str, component: Filter) -> None:
 
 
 def check_keeps_by_content(name: str, component: Filter) -> None:
-    """What it keeps depends on no id and no place in the batch (filters without a generator)."""
-    if "generator" in component.requires:
-        return
+    """What it keeps depends on no id and no place in the batch."""
     order = torch.tensor(ORDER)
     for given, w in _cases(name, component):
         straight = kept_rows(name, component, given, w)
@@ -89,12 +87,11 @@ def check_keeps_by_content(name: str, component: Filter) -> None:
 
 
 def check_decides_again(name: str, component: Filter) -> None:
-    """The same rollout and the same seed keep the same samples, also the second time."""
+    """The same rollout and the same seeds keep the same samples, also the second time."""
     for given, w in _cases(name, component):
         first, second = (kept_rows(name, component, given, w) for _ in range(2))
         if first != second:
-            fix = 'draw from the generator only (requires = ("generator",)), and keep no state from call to call'
-            fail(name, f"keeps samples {first} the first time and {second} the second", fix)
+            fail(name, f"keeps samples {first} the first time and {second} the second", f"{DRAW}; keep no state")
 
 
 CHECKS = (check_keeps_samples, check_whole_groups, check_keeps_by_content, check_decides_again)

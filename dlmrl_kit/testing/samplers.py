@@ -100,8 +100,7 @@ def check_resume(name: str, component: Sampler) -> None:
     start = text.masked_fill(~keep, w.policy.mask_id)
     fix = "let what a step does depend on the state alone (StateScoreSampler does), not on how many steps came before"
     with attempt(name, "resumed from a state half filled", fix):
-        generator = w.generator("resume")
-        found = component.resume(inputs(name, component, w), start, policy=w.policy, generator=generator)
+        found = component.resume(inputs(name, component, w), start, policy=w.policy)
     if not torch.equal(found[COMPLETION_IDS][:, keep], start[:, keep]) or (found[COMMIT_STEP][:, keep] != -1).any():
         fail(name, "changes positions that were filled when it resumed", fix)
     if (found[COMPLETION_IDS] == w.policy.mask_id).any():

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.component import Sizes
-from dlmrl_kit.core.keys import SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID, TREE_STEP
+from dlmrl_kit.core.keys import SEED, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID, TREE_STEP
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.testing.core import attempt, fail
 from dlmrl_kit.testing.running import flat, inputs, run, written
@@ -63,11 +64,11 @@ def check_nested(name: str, component: Selector) -> None:
         for key, value in flat(given).items():
             if key[0] == "step" and key != STEP_VALID:
                 tried.set(key, value[:, order])
-        kept = component.kept(tried, None)
+        kept = component.kept(tried)
         for length in range(1, len(order)):
             beginning = tried.clone(recurse=False)
             beginning.set("step", tried["step"].apply(lambda value, n=length: value[:, :n]))
-            lost = kept[:, :length] & ~component.kept(beginning, None)
+            lost = kept[:, :length] & ~component.kept(beginning)
             if lost.any():
                 step = int(lost.nonzero()[0, 1])
                 problem = f"keeps step {step} of a row, but not of its first {length} steps: it is not nested"
@@ -80,7 +81,7 @@ def check_outcomes(name: str, component: Selector) -> None:
 
     The audit takes expectations over the list. Where it is wrong the audit samples, which proves less, and says so.
     """
-    if "generator" not in component.requires:
+    if not component.random:
         return
     w = _short()
     given = inputs(name, component, w)
@@ -95,7 +96,7 @@ def check_outcomes(name: str, component: Selector) -> None:
         fail(name, "lists outcomes whose probabilities do not sum to 1", "list every possible selection once")
     listed = torch.stack([_total(step, weight) * p[:, None] for step, weight, p in found]).sum(0)
     rows = torch.arange(len(given)).repeat_interleave(DRAWS)
-    drawn = run(name, small, given[rows], w)
+    drawn = run(name, small, given[rows].set(SEED, sample_seeds(len(rows), "cpu", 0)), w)
     totals = _total(drawn[SELECTED_STEP], drawn[SELECTED_WEIGHT]).reshape(len(given), DRAWS, FEW)
     mean, error = totals.mean(1), totals.std(1) / DRAWS**0.5
     off = ((mean - listed).abs() > 5 * error + 1e-6).nonzero().tolist()

@@ -79,18 +79,12 @@ class World(Services):
         policy, sampler: as ``Services``.
         full: TensorDict [8], the trajectory.
         dtype: of its real numbers.
-        seed: of the generator.
     """
 
-    def __init__(self, policy: Policy, sampler: Sampler, full: TensorDict, dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, policy: Policy, sampler: Sampler, full: TensorDict, dtype: torch.dtype) -> None:
         super().__init__(policy, sampler)
         self.full = full
         self.dtype = dtype
-        self.seed = seed
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """Returns a new generator, the same for every purpose."""
-        return torch.Generator().manual_seed(self.seed)
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
         """Rewards [N] from a table: a function of the completion and the example."""
@@ -125,10 +119,11 @@ def _code(ids: Tensor) -> Tensor:
 
 
 def world(dtype: torch.dtype = torch.float32, seed: int = 0) -> World:
-    """Returns a fresh copy of the world, in float32 or float64, with a generator of this seed."""
+    """Returns a fresh copy of the world, in float32 or float64, with seeds of the samples derived from ``seed``."""
     policy, sampler, full = _made(dtype)
     shared = {id(policy.tokenizer): policy.tokenizer}
-    return World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full.clone(), dtype, seed)
+    full = full.clone().set(SEED, sample_seeds(len(full), "cpu", seed, "world"))
+    return World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full, dtype)
 
 
 @functools.cache
@@ -152,14 +147,14 @@ def _prompts(policy: Policy) -> TensorDict:
     ids = torch.randint(4, policy.vocab_size, (max(GROUPS) + 1, PROMPT), generator=generator)[group]
     mask = torch.arange(PROMPT) >= (group % 4)[:, None]
     keys = {PROMPT_IDS: ids.masked_fill(~mask, policy.pad_id), PROMPT_MASK: mask, GROUP: group}
-    return TensorDict({**keys, EXAMPLE: group + 3, SEED: sample_seeds(len(GROUPS), "cpu", 5)}, [len(GROUPS)])
+    return TensorDict({**keys, EXAMPLE: group + 3}, [len(GROUPS)])
 
 
 def _rollout(policy: Policy, sampler: Sampler) -> TensorDict:
     """Returns the first rollout in which at least two rows end early and one does not."""
     for seed in range(1000):
-        generator = torch.Generator().manual_seed(seed)
-        found: TensorDict = sampler(_prompts(policy), policy=policy, generator=generator, keys=sampler.optional_keys)
+        prompts = _prompts(policy).set(SEED, sample_seeds(len(GROUPS), "cpu", seed))
+        found: TensorDict = sampler(prompts, policy=policy, keys=sampler.optional_keys)
         steps = found[STEP_VALID].sum(-1)
         if (steps < sampler.max_steps - 1).sum() >= 2 and (steps == sampler.max_steps).any() and steps.min() >= 2:
             return found

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from math import comb, inf
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.core import seeding
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.core.trajectory import cut, length_order, restored
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.rollout.services import prompt_batch, require_examples
@@ -54,7 +54,7 @@ def evaluate(
         size: number of examples; a smaller split is used completely.
         temperature: replaces the sampler's; 0 decodes greedily, without top-k and top-p.
         samples_per_prompt: completions per example, for pass@k.
-        seed: of the sampling noise.
+        seed: of the sampling noise; sample k of an example draws the same, whatever ``size`` and ``batch_size`` are.
         batch_size: completions decoded at once.
         precision: what the forwards compute in: ``float32`` or ``bfloat16``, as in the rollouts of a run.
 
@@ -77,13 +77,13 @@ def evaluate(
     require_finite(weights_of(policy), "the policy cannot be evaluated")
     size = min(size, task.size(split))
     decoder = sampler.at_temperature(temperature)
-    generator = seeding.generator(policy.device, seed, "evaluate")
-    prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt, sampler.completion_length)
+    length, own_seed = sampler.completion_length, derive_seed(seed, "evaluate")
+    prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt, length, own_seed)
     rows, pieces = [], []
     for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)):
         rows.append(index)
         with autocast(policy, precision):
-            pieces.append(decoder.decode(piece, policy=policy, generator=generator)[COMPLETION_IDS])
+            pieces.append(decoder.decode(piece, policy=policy)[COMPLETION_IDS])
     ids = restored(pieces, rows)
     scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
     texts = policy.completion_texts(ids)

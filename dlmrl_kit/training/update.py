@@ -135,7 +135,7 @@ class Update:
         self.scorer.forget()
         chunk = trainer.rollout_batch_size or len(prompts)
         sampler = self.algorithm.sampler
-        services = UpdateServices(self.policy, sampler, self.scorer, trainer.seed, number, chunk)
+        services = UpdateServices(self.policy, sampler, self.scorer, chunk)
         with self.scorer.ahead(), self.log_probs.autocast():
             # Sample: denoise all completions. Finished ones are scored while others are still sampled.
             trajectory, unannounced = self.sample(prompts, services)

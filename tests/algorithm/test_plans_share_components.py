@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support.seeds import seeded
 
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
@@ -42,7 +43,7 @@ def test_a_cache_of_one_algorithm_is_not_another_ones() -> None:
     sampler, prompts = EntropyOrder(4, block_length=2), problem.batch(64)
 
     def sampled(shared: EntropyOrder, **given: object) -> tuple[torch.Tensor, torch.Tensor]:
-        found = shared(prompts.copy(), policy=problem.denoiser, generator=torch.Generator().manual_seed(0), **given)
+        found = shared(seeded(prompts), policy=problem.denoiser, **given)
         return found[COMPLETION_IDS], found[STEP_LOG_PROB]
 
     exact = sampled(sampler)

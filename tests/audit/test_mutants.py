@@ -92,15 +92,15 @@ class NoOrderTerm(StepLogProb):
 
 
 class SkipsFirst(AllSteps):
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        kept = super().kept(tensordict, generator).clone()
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
+        kept = super().kept(tensordict).clone()
         kept[:, 0] = False
         return kept
 
 
 class SelectsNothing(AllSteps):
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
-        return torch.zeros_like(super().kept(tensordict, generator))
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
+        return torch.zeros_like(super().kept(tensordict))
 
 
 class Unweighted(RandomSteps):
@@ -216,8 +216,8 @@ class Secretive(RandomSteps):
 class WrongDraws(EntropyImportance):
     """Draws other weights than it lists."""
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        step, weight = super().choose(tensordict, generator)
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        step, weight = super().choose(tensordict)
         return step, 3 * weight
 
 

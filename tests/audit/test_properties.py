@@ -24,6 +24,7 @@ from support.random_mdps import (
     mdps,
     recursions,
 )
+from support.seeds import seeded
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -159,9 +160,8 @@ def test_published_log_probabilities_fail_by_the_amounts_of_theory() -> None:
 def batch_gradient(mdp: MDP, seed: int, copies: int, **parts: Any) -> tuple[Tensor, TensorDictBase]:
     """Gradient of the loss on one sampled batch, every component run as in training, and the batch."""
     small = OnProblem(exact_estimator(mdp.sampler, Swaps(**parts)), mdp.problem)
-    generator = torch.Generator().manual_seed(seed)
     keys = small.plan.sampler.keys
-    rows = mdp.sampler(mdp.problem.batch(copies), policy=mdp.policy, generator=generator, keys=keys)
+    rows = mdp.sampler(seeded(mdp.problem.batch(copies), seed), policy=mdp.policy, keys=keys)
     batch = small.fixed(complete(small, ExactServices(mdp.problem, mdp.sampler, torch.zeros(0)), rows))
     return small.loss_gradient(batch), batch
 
@@ -189,8 +189,7 @@ def test_before_the_first_update_ppo_has_the_gradient_of_reinforce(
 def test_log_probabilities_of_tokens_are_recomputed_to_the_last_bit(mdp: MDP, seed: int, copies: int) -> None:
     """A table gives the same logits in every batch: nothing but the model may part the record from the likelihood."""
     keys = [key for key in mdp.sampler.optional_keys if "log_prob" in key[1]]
-    generator = torch.Generator().manual_seed(seed)
-    rows = every_step(mdp.sampler(mdp.problem.batch(copies), policy=mdp.policy, generator=generator, keys=keys))
+    rows = every_step(mdp.sampler(seeded(mdp.problem.batch(copies), seed), policy=mdp.policy, keys=keys))
     for tempered in (True, False):
         likelihood = StepTokenLogProb(sampling_temperature=tempered)
         asked: list[Key] = [("selected", "token_log_prob"), ("selected", "token_mask")]

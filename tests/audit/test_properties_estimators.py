@@ -16,6 +16,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.random_mdps import MDP, STATE_SCORE, Listed, assert_equal, examples, mdps, recursions
+from support.seeds import seeded
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
@@ -184,7 +185,7 @@ class Chosen(AllSteps):
         super().__init__()
         self.keep = torch.tensor(keep)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return tensordict[VALID] & self.keep
 
 
@@ -269,7 +270,7 @@ def test_rules_that_rank_the_whole_row_obey_it_for_every_step_they_may_drop(
     rows, entropy = listed.rows, summed_entropy(listed.rows)
     b = constant(mdp, float(mdp.problem.table.abs().max()))
     for selector in (EntropyTopK(k), EntropyCoverage(alpha), EntropyBound(epsilon), LastK(k), UniformSteps(k)):
-        dropped = rows[VALID] & ~selector.kept(rows, None)
+        dropped = rows[VALID] & ~selector.kept(rows)
         lost = missing(listed, selector)
         assert lost <= b * expected(listed, entropy * may_be(rows, dropped, mdp)) * (1 + 1e-9) + ROUNDING
         if isinstance(selector, EntropyBound):
@@ -322,8 +323,7 @@ def test_the_bound_is_not_vacuous() -> None:
 
 
 def chosen(selector: Selector, rows: TensorDict, seed: int = 0) -> TensorDict:
-    services = {"generator": torch.Generator().manual_seed(seed)} if "generator" in selector.requires else {}
-    return selector(rows.copy(), **services)
+    return selector(seeded(rows, seed))
 
 
 @pytest.mark.thorough
@@ -361,9 +361,9 @@ def test_selectors_on_rollouts(mdp: MDP, k: int, share: float, seed: int) -> Non
 def test_coverage_and_bound_are_monotone_on_rollouts(mdp: MDP, a: float, b: float, c: float, d: float) -> None:
     rows = mdp.listed()
     entropy = rows[ENTROPY].masked_fill(~rows[VALID], 0)
-    small, large = (EntropyCoverage(alpha).kept(rows, None) for alpha in sorted((a, b)))
+    small, large = (EntropyCoverage(alpha).kept(rows) for alpha in sorted((a, b)))
     assert (small <= large).all()
     assert ((entropy * large).sum(-1) >= max(a, b) * entropy.sum(-1) * (1 - 1e-8)).all()
-    strict, loose = (EntropyBound(epsilon).kept(rows, None) for epsilon in sorted((c, d)))
+    strict, loose = (EntropyBound(epsilon).kept(rows) for epsilon in sorted((c, d)))
     assert (loose <= strict).all()
     assert ((summed_entropy(rows) * ~loose).sum(-1) <= max(c, d) * (1 + 1e-12)).all()

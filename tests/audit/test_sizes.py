@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from support.faults.sizes import (
     BatchBudget,
     EarlyAdvantage,
@@ -45,7 +44,7 @@ class Budget(Selector):
         super().__init__(STEP_ENTROPY)
         self.budget = budget
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """The ``budget`` steps of largest entropy."""
         valid = tensordict[STEP_VALID]
         return (descending_rank(valid_entropy(tensordict), valid) < self.budget) & valid
@@ -70,7 +69,7 @@ class KeepsAll(Budget):
 class Everything(Selector):
     """Keeps every step of any trajectory, like ``AllSteps``."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         """All of them."""
         return tensordict[STEP_VALID].clone()
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from support.other_device import other_device
 from support.paths import ROOT
+from support.seeds import seeded
 
 from dlmrl_kit.core import behaviour
 from dlmrl_kit.core.policy import LOGITS_BYTES
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.samplers.base import View
 
@@ -108,7 +110,7 @@ def test_fused_and_differentiable_log_probabilities_agree(temperature: float) ->
     behaving = behaviour.Behaviour(temperature)
     with torch.inference_mode():
         view = View(logits.clone(), behaving, allowed)
-        decision = sampler.decide(view, generator)
+        decision = sampler.decide(view, sample_seeds(6, "cpu", 5))
         without = sampler.action_log_prob(view, decision).clone()
     with_gradient = sampler.action_log_prob(View(logits.requires_grad_(), behaving, allowed), decision)
     assert with_gradient.requires_grad
@@ -144,7 +146,7 @@ def test_the_floor_heads_as_many_positions_as_the_sampler_asks() -> None:
         return features(ids, mask, positions)
 
     policy.features = counted  # type: ignore[method-assign]
-    sampler(prompts.clone(), policy=policy, generator=torch.Generator().manual_seed(0))
+    sampler(seeded(prompts), policy=policy)
     assert counts == masked_block_counts(SIZE)
 
 

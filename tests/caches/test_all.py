@@ -13,6 +13,7 @@ from support.decoder_models import CLASSES, model_of
 from support.policies import TabularPolicy, tiny_policy
 from support.rollouts import SAMPLERS, make, prompts, roll_out
 from support.runs import recipe
+from support.seeds import seeded
 from torch import Tensor
 
 from dlmrl_kit.caches.dual_cache import DualCache
@@ -168,8 +169,7 @@ def positions_computed(sampler: Sampler, cache: Any, keys: Any = ()) -> list[int
         lambda _, given, out: counts.append(out[..., 0].numel())
     )
     try:
-        generator = torch.Generator().manual_seed(0)
-        sampler(prompts(POLICY, rows=1), policy=POLICY, generator=generator, cache=cache, keys=keys)
+        sampler(seeded(prompts(POLICY, rows=1)), policy=POLICY, cache=cache, keys=keys)
     finally:
         hook.remove()
     return counts
@@ -188,7 +188,7 @@ def test_equal_prompts_begin_together() -> None:
     sampler, counts = LowConfidence(3, 1, stop_at_eos=False), []
     hook = POLICY.model.model.layers[0].mlp.register_forward_hook(lambda _, given, out: counts.append(len(out)))
     same = prompts(POLICY, rows=2)[torch.tensor([0, 1, 0, 0, 1])]
-    sampler(same, policy=POLICY, generator=torch.Generator().manual_seed(0), cache=DualCache())
+    sampler(seeded(same), policy=POLICY, cache=DualCache())
     hook.remove()
     assert counts == [2, 5, 5, 5]
 

@@ -10,8 +10,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.oracles import log_odds, loop_probs
 from support.statistics import chi_square, chi_square_limit
+from torch import Tensor
 
-from dlmrl_kit.core.behaviour import Behaviour, behaviour_log_probs, confidence, entropy, entropy_, forbid, sample
+from dlmrl_kit.core.behaviour import (
+    Behaviour,
+    behaviour_log_probs,
+    confidence,
+    draw,
+    entropy,
+    entropy_,
+    forbid,
+    sample,
+)
+from dlmrl_kit.core.seeding import sample_seeds, uniforms
 
 
 def slow(logits: list[float], forbidden: set[int], temperature: float, top_k: int, top_p: float) -> list[float]:
@@ -74,6 +85,10 @@ def test_entropy_ignores_filtered_tokens_in_value_and_gradient() -> None:
     assert (logits.grad[:, 0] == 0).all()
 
 
+def noise(rows: int, seed: int) -> Tensor:
+    return uniforms(sample_seeds(rows, "cpu", seed))
+
+
 def test_sampling_keeps_the_tail() -> None:
     """Half of the mass on one token and 1000 equal others, temperature 0.9 (a bfloat16 Gumbel draw loses them)."""
     logits = torch.cat([torch.tensor([math.log(0.5)]), torch.full((1000,), math.log(0.0005))])
@@ -81,7 +96,7 @@ def test_sampling_keeps_the_tail() -> None:
     tail = 1 - log_probs[0, 0].exp().item()
     assert tail == pytest.approx(0.317, abs=0.001)
     draws = 40_000
-    tokens = sample(log_probs.expand(draws, -1), torch.Generator().manual_seed(0))
+    tokens = sample(log_probs.expand(draws, -1), noise(draws, 0))
     share = (tokens > 0).double().mean().item()
     assert abs(share - tail) < 5 * math.sqrt(tail * (1 - tail) / draws)
     assert len(tokens.unique()) > 990
@@ -89,7 +104,7 @@ def test_sampling_keeps_the_tail() -> None:
 
 def test_tokens_of_probability_zero_are_never_drawn() -> None:
     log_probs = torch.tensor([[-torch.inf, math.log(0.3), -torch.inf, math.log(0.7), -torch.inf]])
-    tokens = sample(log_probs.expand(20_000, -1), torch.Generator().manual_seed(1))
+    tokens = sample(log_probs.expand(20_000, -1), noise(20_000, 1))
     assert set(tokens.tolist()) == {1, 3}
     assert abs((tokens == 1).double().mean().item() - 0.3) < 0.02
 
@@ -187,7 +202,7 @@ def test_entropy_of_one_possible_token(behaviour: Behaviour) -> None:
 def test_draws_follow_the_distribution(dtype: torch.dtype) -> None:
     logits = torch.randn(11, generator=torch.Generator().manual_seed(5), dtype=dtype) * 2
     log_probs = behaviour_log_probs(forbid(logits, [0, 10, 4]), Behaviour(0.9, 6))
-    drawn = sample(log_probs.expand(100_000, -1), torch.Generator().manual_seed(6))
+    drawn = sample(log_probs.expand(100_000, -1), noise(100_000, 6))
     statistic, degrees = chi_square(drawn.bincount(minlength=11).tolist(), log_probs.double().exp().tolist())
     assert degrees == 5
     assert statistic < chi_square_limit(degrees)
@@ -199,25 +214,27 @@ def test_every_token_of_the_tail_has_its_share() -> None:
     logits[0] = math.log(1000)
     probs = loop_probs(logits.tolist(), temperature=0.9)
     log_probs = behaviour_log_probs(forbid(logits.bfloat16(), []), Behaviour(0.9))
-    drawn = sample(log_probs.expand(40_000, -1), torch.Generator().manual_seed(7))
+    drawn = sample(log_probs.expand(40_000, -1), noise(40_000, 7))
     statistic, degrees = chi_square(
         drawn.bincount(minlength=1001).tolist(), loop_probs(logits.bfloat16().tolist(), temperature=0.9)
     )
     assert degrees == 1000
     assert statistic < chi_square_limit(degrees)
 
-    noise = torch.rand((4_000, 1001), generator=torch.Generator().manual_seed(8)).bfloat16()
-    gumbel = -(-noise.clamp(1e-6, 1 - 2**-8).log()).log()
+    uniform = torch.rand((4_000, 1001), generator=torch.Generator().manual_seed(8)).bfloat16()
+    gumbel = -(-uniform.clamp(1e-6, 1 - 2**-8).log()).log()
     truncated = (logits.bfloat16() / 0.9 + gumbel).argmax(-1)
     statistic, degrees = chi_square(truncated.bincount(minlength=1001).tolist(), probs)
     assert statistic > 3 * chi_square_limit(degrees)
 
 
-@pytest.mark.parametrize(("noise", "token"), [(0.0, 1), (0.5, 3), (1 - 2**-53, 3)])
-def test_extreme_noise_draws_possible_tokens(noise: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("share", "token"), [(0.0, 1), (0.5, 3), (1 - 2**-53, 3)])
+def test_extreme_noise_draws_possible_tokens(share: float, token: int) -> None:
     """The ends of the uniform draw, and a draw exactly between two tokens."""
-    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, noise, dtype=options["dtype"]))
-    assert sample(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log()).tolist() == [token]
+    logits, uniform = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log(), torch.tensor([share], dtype=torch.float64)
+    assert sample(logits, uniform).tolist() == [token]
+    assert draw(logits, Behaviour(), uniform).tolist() == [token]
+    assert uniform.item() == share  # what was given is left alone
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -84,6 +84,11 @@ class TestKeys:
         with pytest.raises(RecipeError, match="Asks requires 'genrator', which is no service; there are policy, "):
             find("Asks").cls()
 
+    def test_a_service_of_earlier_versions(self) -> None:
+        register("advantage")(type("Draws", (Base,), {"requires": ("generator",)}))
+        with pytest.raises(RecipeError, match=r"Draws requires 'generator', which is no service any more; .*list SEED"):
+            find("Draws").cls()
+
     def test_errors_of_the_constructor_stay_as_they_are(self) -> None:
         @register("advantage")
         class Raises(Base):
@@ -189,7 +194,7 @@ class TestRuntime:
     def test_training_ends_with_a_message(self, tmp_path: Any) -> None:
         @register("selector")
         class Careless(Selector):
-            def kept(self, tensordict: TensorDict, generator: Any) -> Any:
+            def kept(self, tensordict: TensorDict) -> Any:
                 tensordict.set("scratch", tensordict[STEP_VALID].sum(-1))
                 return tensordict[STEP_VALID]
 

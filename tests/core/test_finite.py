@@ -70,6 +70,6 @@ def test_logits_that_are_not_finite_cannot_be_drawn_from(vocab: int) -> None:
     logits = torch.zeros(3, vocab)
     logits[1, 2] = math.nan
     with pytest.raises(NotFiniteError, match="the policy's probabilities are not finite"):
-        sample(logits)
+        sample(logits, torch.full((3,), 0.5).double())
     with pytest.raises(NotFiniteError, match="the policy's probabilities are not finite"):
-        draw(logits, Behaviour(temperature=0.7))
+        draw(logits, Behaviour(temperature=0.7), torch.full((3,), 0.5).double())

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.segment_loops import BITS, GOLDEN, combined, mix, uniform
 from support.statistics import chi_square, chi_square_limit
+from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.seeding import combine_seeds, derive_seed, generator, sample_seeds, uniforms
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.seeding import combine_seeds, derive_seed, generator, sample_seeds, seeds_of, uniforms, uniforms_at
+from dlmrl_kit.selectors.random_steps import RandomSteps
 
 seeds = st.integers(-(2**63), 2**63 - 1)
 fast = settings(max_examples=60, deadline=None)
@@ -128,6 +131,25 @@ def test_pairs_of_numbers_fill_the_square() -> None:
         cells = torch.bincount((a * 8).long() * 8 + (b * 8).long(), minlength=64).tolist()
         statistic, degrees = chi_square(cells, [1 / 64] * 64)
         assert statistic < chi_square_limit(degrees)
+
+
+def test_some_numbers_of_a_row_are_those_of_the_whole_row() -> None:
+    seed, some = sample_seeds(5, "cpu", 2), torch.rand(5, 40, generator=torch.Generator().manual_seed(0)) < 0.3
+    rows, number = some.nonzero(as_tuple=True)
+    assert torch.equal(uniforms_at(seed, rows, number, "a"), uniforms(seed, 40, purpose="a")[some])
+    assert uniforms_at(seed, rows[:0], number[:0]).shape == (0,)
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**62))
+def test_a_number_for_all_is_that_number_for_each(seed: int, number: int) -> None:
+    seeds = torch.tensor([seed, 1])
+    assert torch.equal(combine_seeds(seeds, number), combine_seeds(seeds, torch.tensor([number, number])))
+
+
+def test_missing_seeds_are_an_error_of_one_line() -> None:
+    with pytest.raises(UserError, match=r"^RandomSteps draws from the seed of each sample, the key 'seed'") as caught:
+        seeds_of(TensorDict({}, [3]), RandomSteps(2))
+    assert "\n" not in str(caught.value)
 
 
 def test_sample_seeds_are_distinct_and_depend_on_every_name() -> None:

@@ -12,6 +12,7 @@ from support import segment_loops as loops
 from support.policies import tiny_policy
 from support.rollouts import prompts
 from support.runs import outcome, recipe
+from support.seeds import seeded
 from tensordict import TensorDict
 
 from dlmrl_kit.core.keys import SELECTED_TOKEN_LOG_PROB
@@ -32,7 +33,7 @@ POLICY = tiny_policy(hidden=16, layers=1, characters="abc", initializer_range=0.
 def rolled_out(draws: int, rows: int = 8) -> tuple[Sampler, TensorDict]:
     """Completions, some of which end early, with every segment the whole of them."""
     sampler = RandomOrder(LENGTH, 2, temperature=1.3, stop_at_eos=False)
-    data = sampler(prompts(POLICY, rows), policy=POLICY, generator=torch.Generator().manual_seed(1))
+    data = sampler(seeded(prompts(POLICY, rows), 1), policy=POLICY)
     data["seed"] = sample_seeds(rows, "cpu", 3)
     data["iteration"] = torch.ones(rows, dtype=torch.int64)
     return sampler, WholeSequence(draws)(data, keys=[("selected", "end")])

@@ -18,6 +18,7 @@ from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoin
 from support.checkpoints import llada_moe_checkpoint, masked_checkpoint
 from support.runs import build, new_run, prepared, rollout, sgd, weights
 from support.runs import recipe as tiny_recipe
+from support.seeds import seeded
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -147,7 +148,7 @@ def prompts(batch: int) -> TensorDict:
 
 def rolled_out(policy: TransformersPolicy, batch: int) -> dict[Any, Tensor]:
     sampler = LowConfidence(8, 2, 4)
-    return sampler.decode(prompts(batch), policy=policy, generator=torch.Generator().manual_seed(2))
+    return sampler.decode(seeded(prompts(batch), 2), policy=policy)
 
 
 @pytest.mark.thorough

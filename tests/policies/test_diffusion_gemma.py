@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from support.block_checkpoints import CANVAS, diffusion_gemma_checkpoint, padded_batch
 from support.command_line import BINDINGS, train
 from support.diffusion_gemma import LENGTH, LENGTHS, batch, prompts
+from support.seeds import seeded
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
@@ -182,11 +183,11 @@ class Seen(DiffusionGemmaPolicy):
 def test_prefixes_are_encoded_once(policy: Any) -> None:
     seen = Seen(policy)
     sampler = EntropyBoundRenoising(LENGTH, CANVAS, steps=5, confidence_threshold=0, stop_at_eos=False)
-    sampler(prompts(), policy=seen, generator=torch.Generator().manual_seed(0))
+    sampler(seeded(prompts()), policy=seen)
     assert seen.encoded == [len(LENGTHS)] * 2
     seen.encoded = []
     early = EntropyBoundRenoising(LENGTH, CANVAS, steps=5, confidence_threshold=2.0)  # rows part ways
-    found = early(prompts(), policy=seen, generator=torch.Generator().manual_seed(3))
+    found = early(seeded(prompts(), 3), policy=seen)
     assert len(found["step", "valid"].sum(-1).unique()) > 1
     assert len(seen.encoded) < int(found["step", "valid"].any(0).sum())
 

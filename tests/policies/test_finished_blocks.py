@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from support.block_checkpoints import BLOCK, block_causal_logits, padded_batch, sdar_checkpoint
 from support.sdar import LENGTH, LENGTHS, Counted, prompts, rollout
+from support.seeds import seeded
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -78,7 +78,7 @@ def test_only_unfinished_blocks_are_computed(policy: Any) -> None:
     """Prompts of six tokens: the first step also computes their first block; that of a block also the one before."""
     sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
     with Counted(policy) as tokens:
-        sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0))
+        sampler(seeded(prompts((6, 6, 6))), policy=policy)
     assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4]
 
 
@@ -87,8 +87,8 @@ def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any
     """Made at the end, from the states; the rollout itself is the same bit for bit."""
     selector = EntropyTopK(3)
     everything = rollout(policy, sampler, keys=[STEP_GREEDY_IDS])
-    found = rollout(policy, sampler, keys=[STEP_GREEDY_IDS], may_choose=partial(selector.kept, generator=None))
-    kept = selector.kept(found, None)
+    found = rollout(policy, sampler, keys=[STEP_GREEDY_IDS], may_choose=selector.kept)
+    kept = selector.kept(found)
     greedy, wanted = found["step", "greedy_ids"], everything["step", "greedy_ids"]
     assert torch.equal(greedy[kept], wanted[kept])
     assert (greedy[(greedy != wanted).any(-1)] == -1).all()
@@ -101,9 +101,9 @@ def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any
 def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
     """As ``test_only_unfinished_blocks_are_computed``; then the first two states, whose blocks from the second on."""
     sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
-    given = {"keys": [STEP_GREEDY_IDS], "may_choose": partial(FirstK(2).kept, generator=None)}
+    given = {"keys": [STEP_GREEDY_IDS], "may_choose": FirstK(2).kept}
     with Counted(policy) as tokens:
-        sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0), **given)
+        sampler(seeded(prompts((6, 6, 6))), policy=policy, **given)
     assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4, 12, 12]
 
 

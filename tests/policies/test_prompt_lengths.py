@@ -12,6 +12,7 @@ import torch
 from support.block_checkpoints import BLOCK, CANVAS, diffusion_gemma_checkpoint, sdar_checkpoint
 from support.checkpoints import MASKED, dream_checkpoint, llada_checkpoint, llada_moe_checkpoint, masked_checkpoint
 from support.policies import tiny_policy
+from support.seeds import seeded
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def prompts(policy: TransformersPolicy, extra: int = 0, lengths: tuple[int, ...]
 
 def computed(policy: TransformersPolicy, sampler: Any, prompt: TensorDict, likelihoods: list[Any]) -> list[Tensor]:
     """A rollout, the log-probabilities of its steps, and the gradient of each likelihood."""
-    found = sampler(prompt.clone(), policy=policy, generator=torch.Generator().manual_seed(1))
+    found = sampler(seeded(prompt, 1), policy=policy)
     valid = found["step", "valid"]
     found["selected", "step"] = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
     found["selected", "weight"] = valid.double()

@@ -48,7 +48,7 @@ def test_demonstrations_are_drawn_as_often_as_they_are_probable(tmp_path: Path, 
     data = run.start()
     seen: Counter[bool] = Counter()
 
-    def objective(policy: Any, prompt: Any, mask: Any, completion: torch.Tensor, generator: Any) -> torch.Tensor:
+    def objective(policy: Any, prompt: Any, mask: Any, completion: torch.Tensor, *noise: Any) -> torch.Tensor:
         right = (completion[:, None] == data.completion_ids[:, 0]).all(-1).any(-1)
         wrong = (completion[:, None] == data.completion_ids[:, 1]).all(-1).any(-1)
         assert bool((right | wrong).all())

@@ -18,7 +18,7 @@ from support.runs import leftovers, outcome
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, TrainingError, UserError
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
-from dlmrl_kit.pretraining.run import PretrainRun, pretrain
+from dlmrl_kit.pretraining.run import PretrainRun, pretrain, step_noise
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import evaluate_path, train
 from dlmrl_kit.training.checkpoint import checkpoints
@@ -45,11 +45,11 @@ def test_every_step_has_examples_and_masks_of_its_own(tmp_path: Path, monkeypatc
     run = PretrainRun(tiny("MaskedDiffusion.batch_size = 40").build(), tmp_path, "tiny", RunObserver())
     data = run.start()
     prompts: list[list[list[int]]] = []
-    draws: list[float] = []
+    draws: list[tuple[int, ...]] = []
 
-    def objective(policy: Any, prompt: torch.Tensor, mask: Any, completion: Any, generator: Any) -> torch.Tensor:
+    def objective(policy: Any, prompt: torch.Tensor, mask: Any, completion: Any, seed: Any, spread: Any) -> Any:
         prompts.append(prompt.tolist())
-        draws.append(torch.rand(1, generator=generator).item())
+        draws.append((*seed.tolist(), *spread.tolist()))
         return sum(p.sum() for p in policy.parameters()) * 0
 
     monkeypatch.setattr(run.settings, "objective", objective)
@@ -59,6 +59,7 @@ def test_every_step_has_examples_and_masks_of_its_own(tmp_path: Path, monkeypatc
     assert prompts[1] == prompts[3] != prompts[0]
     assert draws[1] == draws[3]
     assert len(set(draws)) == 3
+    assert len({number for drawn in draws for number in drawn}) == 3 * 80  # a seed and a share for each row
 
 
 def test_thirty_steps_lower_the_loss(tmp_path: Path) -> None:
@@ -71,10 +72,11 @@ def test_thirty_steps_lower_the_loss(tmp_path: Path) -> None:
     data = run.start()
 
     def loss() -> float:
-        generator = torch.Generator().manual_seed(0)
+        number = len(data.prompt_ids)
+        noise = step_noise(torch.arange(number), number, 0, 0)
         with torch.no_grad():
             value = run.settings.objective(
-                run.policy, data.prompt_ids, data.prompt_mask, data.completion_ids[:, 0], generator
+                run.policy, data.prompt_ids, data.prompt_mask, data.completion_ids[:, 0], *noise
             )
         return value.item()
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from support.pretraining import policy_of, watched_features
 
+from dlmrl_kit.core.seeding import sample_seeds, uniforms
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.pretraining.run import step_noise
 
 
 def test_the_loss_is_the_weighted_cross_entropy_of_the_masked_tokens() -> None:
@@ -20,14 +22,11 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_masked_tokens() -> None:
     prompt = prompt.masked_fill(~mask, policy.pad_id)
     completion = torch.randint(4, 10, (rows, length), generator=generator)
     seen = watched_features(policy)
-    found = MaskedDiffusion(min_mask=least).objective(
-        policy, prompt, mask, completion, torch.Generator().manual_seed(8)
-    )
+    seed, spread = sample_seeds(rows, "cpu", 8), (0.13 + torch.arange(rows, dtype=torch.float64) / rows) % 1
+    found = MaskedDiffusion(min_mask=least).objective(policy, prompt, mask, completion, seed, spread)
 
-    replayed = torch.Generator().manual_seed(8)
-    shift = torch.rand(1, generator=replayed).item()
-    noise = torch.rand(rows, length, generator=replayed)
-    levels = [max((shift + row / rows) % 1, least) for row in range(rows)]
+    noise = uniforms(seed, length, purpose="mask")
+    levels = [max(share, least) for share in spread.tolist()]
     hidden = [[noise[row, i].item() < levels[row] for i in range(length)] for row in range(rows)]
     assert least in levels
     assert max(levels) > 0.7
@@ -52,9 +51,9 @@ def test_masking_levels_are_spread_over_the_batch() -> None:
     seen = watched_features(policy)
     prompt = torch.full((1000, 1), 4)
     for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
+        noise = step_noise(torch.arange(1000), 1000, 0, seed)
         with torch.no_grad():
-            MaskedDiffusion().objective(policy, prompt, torch.ones(1000, 1).bool(), prompt.expand(-1, 8), generator)
+            MaskedDiffusion().objective(policy, prompt, torch.ones(1000, 1).bool(), prompt.expand(-1, 8), *noise)
     for _, _, positions in seen:
         masked = positions[:, 1:].float().mean(-1)
         assert masked.mean().item() == pytest.approx(0.5, abs=0.02)
@@ -67,12 +66,8 @@ def test_masking_levels_are_spread_over_the_batch() -> None:
 def test_a_batch_in_which_nothing_is_masked_costs_nothing() -> None:
     policy = policy_of()
     prompt, completion = torch.full((1, 2), 4), torch.full((1, 1), 5)
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        loss = MaskedDiffusion(min_mask=0.01).objective(policy, prompt, torch.ones(1, 2).bool(), completion, generator)
-        replayed = torch.Generator().manual_seed(seed)
-        if torch.rand(1, generator=replayed) <= torch.rand(1, 1, generator=replayed):
-            assert loss.item() == 0
-            loss.backward()
-            return
-    pytest.fail("no such batch")
+    noise = sample_seeds(1, "cpu", 0), torch.zeros(1, dtype=torch.float64)
+    assert uniforms(noise[0], 1, purpose="mask").item() > 0.01
+    loss = MaskedDiffusion(min_mask=0.01).objective(policy, prompt, torch.ones(1, 2).bool(), completion, *noise)
+    assert loss.item() == 0
+    loss.backward()

@@ -17,7 +17,7 @@ from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.rollout.rewards import Score, Scorer
-from dlmrl_kit.rollout.services import SamplingServices, UpdateServices, prompt_batch
+from dlmrl_kit.rollout.services import SamplingServices, UpdateServices, prompt_batch, restart_seeds
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.base import Example
 
@@ -44,7 +44,7 @@ class Given(SamplingServices):
     """Scores with a function that is given."""
 
     def __init__(self, score: Score, policy: TransformersPolicy, sampler: LowConfidence, chunk: int) -> None:
-        super().__init__(policy, sampler, seed=0, update=0, chunk=chunk)
+        super().__init__(policy, sampler, chunk)
         self.given = score
 
     def score(self, ids: Tensor, example: Tensor) -> Tensor:
@@ -58,8 +58,7 @@ class Given(SamplingServices):
 def test_restarts_go_on_from_the_state_and_score_every_state(digits: TransformersPolicy, chunk: int) -> None:
     sampler = Remembering()
     prompt = prompt_batch(Numbers(), "train", [0, 1, 2], digits)
-    noise = torch.Generator().manual_seed(0)
-    trajectory = sampler(prompt, policy=digits, generator=noise, keys=[STEP_GREEDY_IDS])
+    trajectory = sampler(prompt, policy=digits, keys=[STEP_GREEDY_IDS])
     trajectory["selected", "weight"] = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     step = torch.tensor([[0, 1, 2], [1, 2, 0], [0, 0, 0]])
     scored: list[tuple[list[int], int]] = []
@@ -90,11 +89,41 @@ def test_restarts_go_on_from_the_state_and_score_every_state(digits: Transformer
         assert set(made) == set(sampler.out_keys)  # a restart records nothing on demand
 
 
+def test_every_restart_has_noise_of_its_own_whatever_the_pieces_and_the_batch(digits: TransformersPolicy) -> None:
+    """A row's completions are the same in any batch; equal states, further ones and later calls draw otherwise."""
+    sampler = LowConfidence(4, 2, temperature=3.0)
+    trajectory = sampler(prompt_batch(Numbers(), "train", [0, 1, 2], digits), policy=digits)
+    trajectory["selected", "weight"] = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    step = torch.tensor([[0, 0, 1], [0, 0, 1], [0, 1, 1]])
+
+    def drawn(rows: list[int], chunk: int) -> list[Tensor]:
+        seen: list[Tensor] = []
+
+        def score(ids: Tensor, example: Tensor) -> Tensor:
+            seen.append(ids)
+            return torch.zeros(len(ids))
+
+        services = Given(score, digits, sampler, chunk)
+        for _ in range(2):
+            services.restart(trajectory[rows], step[rows], 5)
+        return list(torch.cat(seen).split(5))
+
+    whole = drawn([0, 1, 2], 100)
+    assert len(whole) == 14  # 7 entries in each of two calls
+    assert all(map(torch.equal, whole, drawn([0, 1, 2], 3)))
+    other = drawn([2, 0], 4)  # rows 2 and 0, whose entries are 5, 6 and 0, 1, 2 of a call of 7
+    assert all(map(torch.equal, other, [whole[i] for i in (5, 6, 0, 1, 2, 12, 13, 7, 8, 9)]))
+    assert len({tuple(row) for completions in whole[:2] for row in completions.tolist()}) > 5  # the same state twice
+    assert not torch.equal(whole[0], whole[7])
+    seeds = restart_seeds(torch.arange(3), step, trajectory["selected", "weight"] > 0, 5)
+    assert len(seeds) == len(seeds.unique()) == 35
+
+
 def test_restarts_of_nothing_are_nothing(digits: TransformersPolicy) -> None:
     sampler = LowConfidence(4, 2)
     trajectory = sampler(prompt_batch(Numbers(), "train", [0, 1], digits), policy=digits)
     trajectory["selected", "weight"] = torch.zeros(2, 3)
-    services = UpdateServices(digits, sampler, Scorer(Numbers(), "train", digits), seed=0, update=0, chunk=3)
+    services = UpdateServices(digits, sampler, Scorer(Numbers(), "train", digits), chunk=3)
     assert torch.equal(services.restart(trajectory, torch.zeros(2, 3, dtype=torch.int64), 2), torch.zeros(2, 3, 2))
 
 

@@ -9,6 +9,7 @@ import torch
 from support.denoising_environment import LENGTH, QUIET, WHOLE, Share, build, letters
 from support.policies import tiny_policy
 from support.rollouts import SAMPLERS, make
+from support.seeds import seeded
 from support.statistics import chi_square, chi_square_limit
 from tensordict import TensorDict
 from torch import Tensor
@@ -29,11 +30,11 @@ def sampler_and_rollout(
 ) -> tuple[TensorDict, TensorDict, DenoisingEnv]:
     """The sampler's own trajectories and the environment's, for the same prompts and noise."""
     env = build(policy, batch_size=12, block_length=sampler.block_length, stop_at_eos=sampler.stop_at_eos, **options)
-    generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
+    env.set_seed(seed)
     single = bool(options.get("single_commit"))
-    rollout = env.rollout(LENGTH, SamplerPolicy(sampler, policy, generators[0], single), **WHOLE)
-    prompt = rollout[:, 0].select("prompt_ids", "prompt_mask").clone()
-    return sampler(prompt, policy=policy, generator=generators[1]), rollout, env
+    rollout = env.rollout(LENGTH, SamplerPolicy(sampler, policy, single), **WHOLE)
+    prompt = rollout[:, 0].select("prompt_ids", "prompt_mask", "seed").clone()
+    return sampler(prompt, policy=policy), rollout, env
 
 
 def same_trajectories(own: TensorDict, rollout: TensorDict) -> None:
@@ -90,10 +91,10 @@ def test_other_noise_gives_the_same_distribution(policy: TransformersPolicy) -> 
     """Completions of one prompt: 4000 of the environment against 20000 of the sampler, two tokens long."""
     task, sampler = Share(1), make(SAMPLERS[0], 2, temperature=1.5)
     env = DenoisingEnv(task, policy, 2, batch_size=4000)
-    rollout = env.rollout(2, SamplerPolicy(sampler, policy, torch.Generator().manual_seed(1)), **WHOLE)
+    rollout = env.rollout(2, SamplerPolicy(sampler, policy), **WHOLE)
     prompt = rollout[:, 0].select("prompt_ids", "prompt_mask")
     prompt = torch.cat([prompt] * 5)
-    own = sampler(prompt, policy=policy, generator=torch.Generator().manual_seed(2))["completion_ids"]
+    own = sampler(seeded(prompt, 2), policy=policy)["completion_ids"]
     size = policy.vocab_size
     index = [ids[:, 0] * size + ids[:, 1] for ids in (rollout[:, -1]["next", "completion_ids"], own)]
     counts, expected = (i.bincount(minlength=size * size).double() for i in index)
@@ -106,7 +107,7 @@ def test_other_noise_gives_the_same_distribution(policy: TransformersPolicy) -> 
 def test_the_sampler_policy_works_in_a_collector(policy: TransformersPolicy) -> None:
     sampler = make(SAMPLERS[0], LENGTH, 2, stop_at_eos=False)
     env = build(policy, stop_at_eos=False)
-    actor = SamplerPolicy(sampler, policy, torch.Generator().manual_seed(0))
+    actor = SamplerPolicy(sampler, policy)
     collector = Collector(env, actor, frames_per_batch=24, total_frames=48, **QUIET)
     for batch in collector:
         assert batch.shape == (6, 4)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from support.policies import tiny_policy
 from support.rollouts import SAMPLERS, make, prompts, roll_out
+from support.seeds import seeded
 from torch import Tensor
 
 from dlmrl_kit.core.component import Component
@@ -20,8 +20,6 @@ from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
-from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.k_steps import FirstK
 from dlmrl_kit.selectors.top_k import EntropyTopK
 
@@ -139,10 +137,10 @@ def test_greedy_ids_only_where_the_selector_may_choose(
     selector, sampler = EntropyTopK(3), make(cls, 12, 1, block_length=4)
     batch = prompts(POLICY, rows=8)
     everything = roll_out(sampler, POLICY, batch, keys=GREEDY)
-    data = roll_out(sampler, POLICY, batch, keys=GREEDY, may_choose=partial(selector.kept, generator=None))
+    data = roll_out(sampler, POLICY, batch, keys=GREEDY, may_choose=selector.kept)
     assert (data.exclude(("step", "greedy_ids")) == everything.exclude(("step", "greedy_ids"))).all()
     found, wanted = data["step", "greedy_ids"], everything["step", "greedy_ids"]
-    kept, known = selector.kept(data, None), (found == wanted).all(-1)
+    kept, known = selector.kept(data), (found == wanted).all(-1)
     assert kept.any(-1).all()
     assert known[kept].all()
     assert (found[~known] == -1).all()
@@ -153,31 +151,17 @@ def test_predictions_behind_the_block_are_made_for_steps_that_may_be_chosen() ->
     """The head's share of the work, counted in positions."""
     sampler, batch = make(LowConfidence, 12, 1, block_length=2, stop_at_eos=False), prompts(POLICY, rows=4)
     for selector, behind in ((None, 2 * (10 + 8 + 6 + 4 + 2)), (FirstK(3), 10 + 10 + 8)):
-        may_choose = None if selector is None else partial(selector.kept, generator=None)
+        may_choose = None if selector is None else selector.kept
         counting = Counting()
         roll_out(sampler, counting, batch, keys=GREEDY, may_choose=may_choose)
         assert counting.predictions == 4 * (6 * (2 + 1) + behind)
-
-
-@pytest.mark.parametrize("cls", [c for c in SAMPLERS if c not in (RandomOrder, PlackettLuceOrder)])
-def test_left_padding_changes_nothing(cls: type[Sampler]) -> None:
-    """At temperature 0; the two samplers left out draw positions at random, other noise in another batch."""
-    sampler = make(cls, LENGTH, 2, temperature=0.0)
-    batch = prompts(POLICY, rows=8)
-    together = roll_out(sampler, POLICY, batch)
-    for row in range(8):
-        width = int(batch["prompt_mask"][row].sum())
-        alone = batch[row : row + 1].apply(lambda x, w=width: x[:, -w:])  # type: ignore[misc]
-        single = roll_out(sampler, POLICY, alone)
-        assert single["completion_ids"].tolist() == together["completion_ids"][row : row + 1].tolist()
-        assert single["commit_step"].tolist() == together["commit_step"][row : row + 1].tolist()
 
 
 @every
 def test_finished_rows_cost_nothing(cls: type[Sampler]) -> None:
     counting = Counting()
     sampler = make(cls, LENGTH, 1, temperature=2.0)
-    data = roll_out(sampler, counting, prompts(POLICY, rows=24), seed=1)
+    data = roll_out(sampler, counting, prompts(POLICY, rows=24), seed=2)
     assert (num_valid(data) < LENGTH).any()  # some row ended early, else this shows nothing
     assert counting.rows == int(num_valid(data).sum())
 
@@ -191,7 +175,7 @@ def test_a_sampler_resumes_from_any_state(cls: type[Sampler]) -> None:
     open_ = torch.rand(6, LENGTH, generator=generator) < 0.5
     open_[0] = False
     ids = given.masked_fill(open_, POLICY.mask_id)
-    result = sampler.resume(batch, ids, policy=POLICY, generator=generator)
+    result = sampler.resume(seeded(batch), ids, policy=POLICY)
     assert torch.equal(result["completion_ids"][~open_], given[~open_])
     assert torch.equal(result["commit_step"] == -1, ~open_)
     assert not (result["completion_ids"] == POLICY.mask_id).any()
@@ -199,7 +183,7 @@ def test_a_sampler_resumes_from_any_state(cls: type[Sampler]) -> None:
 
 
 @every
-def test_the_generator_decides(cls: type[Sampler]) -> None:
+def test_the_seeds_decide(cls: type[Sampler]) -> None:
     sampler, batch = make(cls, LENGTH, 2), prompts(POLICY, rows=8)
     first, again, other = (roll_out(sampler, POLICY, batch, seed=s) for s in (0, 0, 1))
     assert torch.equal(first["completion_ids"], again["completion_ids"])

@@ -8,6 +8,7 @@ from support.drafts import logits_of, state
 from support.oracles import log_odds, loop_probs
 from support.policies import TabularPolicy, tiny_policy
 from support.rollouts import SAMPLERS, make, no_prompt, prompts, roll_out
+from support.seeds import seeded
 from support.statistics import chi_square, chi_square_limit
 
 from dlmrl_kit.samplers.base import Sampler
@@ -70,7 +71,7 @@ def test_asking_for_drafts_changes_no_trajectory() -> None:
 def test_drafts_follow_the_behaviour_distribution(sampler: Sampler) -> None:
     """In x_0 all positions are masked; each is drawn by itself, whether it may be committed or not."""
     policy, rows = TabularPolicy(3, 2, seed=4), 4000
-    data = sampler(no_prompt(rows), policy=policy, generator=torch.Generator().manual_seed(0), keys=[DRAFT])
+    data = sampler(seeded(no_prompt(rows)), policy=policy, keys=[DRAFT])
     first = data[DRAFT][:, 0].tolist()
     logits = policy.table[3 + 4 * 3].tolist()
     p = [loop_probs(row, temperature=0.7, forbidden=[3]) for row in logits]

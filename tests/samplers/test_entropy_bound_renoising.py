@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.block_checkpoints import CANVAS, diffusion_gemma_checkpoint
 from support.diffusion_gemma import LENGTH, LENGTHS, prompts
+from support.seeds import seeded
 from support.statistics import chi_square, chi_square_limit
 from tensordict import TensorDict
 from torch import Tensor
@@ -252,7 +253,7 @@ def test_the_audit_accepts_it() -> None:
 
 
 def rolled(policy: Any, sampler: EntropyBoundRenoising, keys: Collection[Key] = ()) -> TensorDict:
-    return sampler(prompts(), policy=policy, generator=torch.Generator().manual_seed(0), keys=keys)
+    return sampler(seeded(prompts()), policy=policy, keys=keys)
 
 
 @pytest.mark.parametrize("likelihood", [StepLogProb, StepTokenLogProb])
@@ -285,7 +286,7 @@ def test_states_are_stored_and_a_restart_goes_on_from_them(policy: Any) -> None:
         at = torch.full((len(LENGTHS), 1), step)
         rest = {key: value.squeeze(1) for key, value in canvas_state(trajectory, at).items()}
         assert rest["steps_in_block"].tolist() == [step % 4] * len(LENGTHS)
-        given = prompts().update(rest)
+        given = seeded(prompts()).update(rest)
         again = sampler.resume(given, states(trajectory, at, policy.mask_id).squeeze(1), policy=policy)
         kept = trajectory["commit_step"] < step
         assert torch.equal(again["completion_ids"][kept], trajectory["completion_ids"][kept])
@@ -294,7 +295,7 @@ def test_states_are_stored_and_a_restart_goes_on_from_them(policy: Any) -> None:
     ones = torch.ones(len(LENGTHS), 1)
     trajectory["selected"] = TensorDict({"step": torch.full_like(ones, 3).long(), "weight": ones}, [len(LENGTHS)])
     seen: list[Tensor] = []
-    services = UpdateServices(policy, sampler, lambda ids, _: seen.append(ids) or ids[:, 0].float(), 0, 0, 100)
+    services = UpdateServices(policy, sampler, lambda ids, _: seen.append(ids) or ids[:, 0].float(), 100)
     rewards = services.restart(trajectory, trajectory["selected", "step"], 2)
     assert rewards.shape == (len(LENGTHS), 1, 2)
     first = trajectory["completion_ids"][:, :CANVAS].repeat_interleave(2, 0)
@@ -307,7 +308,7 @@ def test_monte_carlo_advantages_run(policy: Any) -> None:
     rows = len(LENGTHS)
     trajectory.update({"example": torch.arange(rows), "group": torch.zeros(rows).long(), "reward": torch.ones(rows)})
     trajectory["selected"] = TensorDict({"step": torch.tensor([[0, 2]] * rows), "weight": torch.ones(rows, 2)}, [rows])
-    services = UpdateServices(policy, sampler, lambda ids, _: (ids % 2).float().mean(-1), 0, 0, 100)
+    services = UpdateServices(policy, sampler, lambda ids, _: (ids % 2).float().mean(-1), 100)
     found = services.call(MonteCarlo(), trajectory)
     assert bool(found["selected", "advantage"].isfinite().all())
 

@@ -21,6 +21,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb
 from dlmrl_kit.samplers.base import Decision, Sampler, View
@@ -132,7 +133,7 @@ def test_draws_follow_the_probabilities(cls: type[Sampler], kind: str, settings:
     assert len(code) == len(expected)
     with torch.no_grad():
         view = view_of(sampler, policy, state, draws)
-    drawn = number(sampler.decide(view, torch.Generator().manual_seed(3)))
+    drawn = number(sampler.decide(view, sample_seeds(draws, "cpu", 3)))
     values, counts = drawn.unique(return_counts=True)
     assert set(values.tolist()) <= set(code)
     observed = [0] * len(code)
@@ -306,7 +307,7 @@ def test_equally_probable_best_tokens_tie_by_position() -> None:
     sampler = LowConfidence(2, top_k=2)
     rows = 200
     view = View(logits.repeat(rows, 1), sampler.behaviour, torch.ones(rows, 2, dtype=torch.bool))
-    decision = sampler.decide(view, torch.Generator().manual_seed(0))
+    decision = sampler.decide(view, sample_seeds(rows, "cpu", 0))
     assert decision.committed[:, 0].all()
     assert set(decision.tokens[:, 0].tolist()) == {0, 1}
     assert sampler.action_log_prob(view, decision).tolist() == pytest.approx([-math.log(2)] * rows, abs=1e-6)

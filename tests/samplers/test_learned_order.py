@@ -15,6 +15,7 @@ from support.observers import Stop, StopAfterTheFirstUpdate
 from support.policies import TabularPolicy, tiny_policy
 from support.rollouts import no_prompt
 from support.runs import metric_rows, new_run, outcome, recipe
+from support.seeds import seeded
 from support.statistics import chi_square, chi_square_limit
 from tensordict import TensorDict
 from torch import Tensor
@@ -24,6 +25,7 @@ from dlmrl_kit.core.behaviour import LOG_ZERO
 from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.rollout.environment import SamplerPolicy
 from dlmrl_kit.samplers.base import Decision
@@ -133,7 +135,8 @@ def test_draws_follow_the_probabilities() -> None:
 
     place = {code: i for i, code in enumerate(number(decision_of(list(expected))).tolist())}
     with torch.no_grad():
-        drawn = number(sampler.decide(view_of(sampler, policy, (M, M, M), draws), torch.Generator().manual_seed(3)))
+        view = view_of(sampler, policy, (M, M, M), draws)
+        drawn = number(sampler.decide(view, sample_seeds(draws, "cpu", 3)))
     observed = torch.bincount(torch.tensor([place[code] for code in drawn.tolist()]), minlength=len(place))
     statistic, degrees = chi_square(observed.tolist(), [p.item() for p in expected.values()])
     assert degrees > 10
@@ -226,7 +229,7 @@ def test_greedy_decoding_takes_the_highest_scores() -> None:
     order = sorted(range(LENGTH), key=lambda i: -h[i])[:2]
     best = tuple(int(policy.table[26][i][:VOCAB].argmax()) for i in order)
     view = view_of(sampler, policy, state, 1)
-    drawn = sampler.decide(view, None)
+    drawn = sampler.decide(view, sample_seeds(1, "cpu", 0))
     assert drawn.committed[0].nonzero().flatten().tolist() == sorted(order)
     assert [int(drawn.rank[0, i]) for i in order] == [0, 1]  # type: ignore[index]
     assert [int(drawn.tokens[0, i]) for i in order] == list(best)
@@ -239,7 +242,7 @@ def test_greedy_decoding_takes_the_highest_scores() -> None:
     ]
     log_probs = sampler.action_log_prob(view_of(sampler, policy, state, 3), decision_of(actions))
     assert log_probs.tolist() == [0, LOG_ZERO, LOG_ZERO]
-    rollout = sampler(no_prompt(2), policy=policy)
+    rollout = sampler(seeded(no_prompt(2)), policy=policy)
     assert torch.equal(rollout["step", "log_prob"], torch.zeros(2, 2, dtype=torch.float64))
 
 

@@ -11,10 +11,12 @@ import torch
 from support.oracles import log_odds, loop_entropy, loop_probs
 from support.policies import recorded_calls, tiny_policy
 from support.rollouts import SAMPLERS, make, prompts, roll_out
+from support.seeds import seeded
 from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.core.keys import KEYS, STEP_DRAFT_IDS
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler, View
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
@@ -265,13 +267,13 @@ def test_resuming_equals_the_loops(cls: type[Sampler], tokens_per_step: int, blo
     sampler = sampler_of(cls, tokens_per_step, {"block_length": block_length, "temperature": 1.3})
     batch, ids = prompts(POLICY, rows=len(starts)), torch.tensor(starts)
     with recorded_calls(POLICY) as calls:
-        result = sampler.resume(batch, ids, policy=POLICY, generator=torch.Generator().manual_seed(0))
+        result = sampler.resume(seeded(batch), ids, policy=POLICY)
     assert ids.tolist() == starts  # the caller's tensor is left alone
     assert len(calls[0][0]) == 4  # three of the seven are finished as they are
     keys = [key for key in sampler.optional_keys if key != STEP_DRAFT_IDS]  # drafts take noise of their own
     with sampler.rolling_out(POLICY):
         everything = MaskRecorder(POLICY, ids, sampler.max_steps, sampler.recorded_keys(keys))
-        sampler.advance(range(sampler.max_steps), batch, everything, POLICY, torch.Generator().manual_seed(0))
+        sampler.advance(range(sampler.max_steps), seeded(batch), everything, POLICY)
     data = TensorDict({}, [len(starts)]).update(everything.finish())
     assert set(result) == set(sampler.out_keys)
     assert all(torch.equal(value, data[key]) for key, value in result.items())
@@ -288,7 +290,7 @@ def test_low_confidence_keeps_the_most_confident_draws(tokens_per_step: int, opt
     state = [POLICY.mask_id, 4, *[POLICY.mask_id] * 5]
     with torch.no_grad():
         view = sampler.view(POLICY, batch, torch.tensor([state] * 40))
-    decision = sampler.decide(view, torch.Generator().manual_seed(0))
+    decision = sampler.decide(view, sample_seeds(40, "cpu", 0))
     not_greedy = 0
     for row in range(40):
         logits = predictions(batch["prompt_ids"][row][batch["prompt_mask"][row]], [state])[0]
@@ -329,8 +331,8 @@ def test_half_precision_policies_record_in_float32(cls: type[Sampler]) -> None:
 def test_exactly_the_keys_asked_for(cls: type[Sampler]) -> None:
     sampler, batch = make(cls, LENGTH, 3), prompts(POLICY, rows=2)
     for asked in [(), *[(key,) for key in sampler.optional_keys], sampler.optional_keys[1:4]]:
-        data = sampler(batch.clone(), policy=POLICY, generator=torch.Generator().manual_seed(0), keys=asked)
-        written = set(data.keys(include_nested=True, leaves_only=True)) - {"prompt_ids", "prompt_mask"}
+        data = sampler(seeded(batch), policy=POLICY, keys=asked)
+        written = set(data.keys(include_nested=True, leaves_only=True)) - {"prompt_ids", "prompt_mask", "seed"}
         assert written == {*sampler.out_keys, *asked}
 
 
@@ -338,7 +340,7 @@ def test_the_number_of_position_sets_is_exact_in_float32() -> None:
     """Long completions: lgamma in float32 would be off by 6e-5 here."""
     sampler = RandomOrder(1024, 8, temperature=0.0)
     view = View(torch.zeros(1024, 2), sampler.behaviour, torch.ones(1, 1024, dtype=torch.bool))
-    found = sampler.action_log_prob(view, sampler.decide(view, torch.Generator().manual_seed(0)))
+    found = sampler.action_log_prob(view, sampler.decide(view, sample_seeds(1, "cpu", 0)))
     assert found.item() == pytest.approx(-math.log(math.comb(1024, 8)), rel=1e-7)
 
 

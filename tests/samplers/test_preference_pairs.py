@@ -12,6 +12,7 @@ import torch
 from support.policies import tiny_policy
 from support.rollouts import prompts
 from support.runs import build, new_run
+from support.seeds import seeded
 from support.statistics import chi_square, chi_square_limit
 from tensordict import TensorDict
 from torch import Tensor
@@ -53,8 +54,7 @@ def pairs(sampler: PreferencePairs, group: list[int] | None = None, seed: int = 
     def examples(index: Tensor) -> list[Example]:
         return [Example("p", "abcd"[i % 4] * 2, {"chosen": "ab"[: 1 + i % 2], "rejected": "dddd"}) for i in index]
 
-    generator = torch.Generator().manual_seed(seed)
-    return sampler(rows, policy=POLICY, examples=examples, generator=generator)
+    return sampler(seeded(rows, seed), policy=POLICY, examples=examples)
 
 
 def texts(data: TensorDict) -> list[str]:
@@ -101,7 +101,7 @@ def test_without_an_end_of_text_padding_is_never_committed() -> None:
     policy.eos_ids = ()
     sampler = PreferencePairs(LENGTH, 2, chosen=Fixed(abc=1.0), rejected=Fixed(d=1.0))
     rows = prompts(policy, rows=2).set("group", torch.zeros(2).long()).set("example", torch.zeros(2).long())
-    data = sampler(rows, policy=policy, examples=lambda index: [Example("p", "a")] * len(index))
+    data = sampler(seeded(rows), policy=policy, examples=lambda index: [Example("p", "a")] * len(index))
     assert data["commit_step"].tolist() == [[0, 0, 0, 3, 3, 3], [0, 3, 3, 3, 3, 3]]
     assert data["step", "num_committed"][:, 0].tolist() == [3, 1]
     assert (data["completion_ids"] == policy.pad_id).sum(-1).tolist() == [3, 5]

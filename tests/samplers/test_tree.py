@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.policies import recorded_calls
 from support.runs import build
+from support.seeds import seeded
 from support.trees import FULL, LENGTH, MIXED, NODE, POLICY, STEP, batch, grow, state
 
 from dlmrl_kit.core.errors import RecipeError
@@ -77,7 +78,7 @@ def test_each_sample_alone_is_drawn_as_low_confidence_draws() -> None:
     """The same action log-probabilities and choices; one leaf per prompt is one sample, from the same noise."""
     tree, plain = Tree(LENGTH, 2, height=3, branching=2), LowConfidence(LENGTH, 2)
     rows = batch(list(range(6)))
-    found = [s(rows.clone(), policy=POLICY, generator=torch.Generator().manual_seed(5)) for s in (tree, plain)]
+    found = [s(seeded(rows, 5), policy=POLICY) for s in (tree, plain)]
     for key in plain.out_keys:
         assert torch.equal(found[0][key], found[1][key])
 
@@ -91,7 +92,7 @@ def test_evaluation_and_restarts_are_independent() -> None:
     assert set(result.pass_at_k) == {1, 2, 3}
     sampler = Tree(LENGTH, stop_at_eos=False)
     with recorded_calls(POLICY) as calls:
-        found = sampler.decode(batch([0] * 4), policy=POLICY, generator=torch.Generator().manual_seed(0))
+        found = sampler.decode(seeded(batch([0] * 4)), policy=POLICY)
     assert [len(ids) for ids, _, _ in calls] == [4] * LENGTH
     assert not any(key[0] == "tree" for key in found)
 

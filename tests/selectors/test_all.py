@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.seeds import seeded
 from support.selector_batches import (
     ENTROPY,
     RANDOM,
@@ -47,9 +48,9 @@ from dlmrl_kit.selectors.top_k import EntropyTopK
 @fast
 @given(batches, budgets, st.integers(0, 99))
 def test_contract(make: Callable[[int], Selector], data: TensorDict, k: int, seed: int) -> None:
+    data = seeded(data, seed)
     selector, before = make(k), data.clone()
-    services = {"generator": torch.Generator().manual_seed(seed)} if "generator" in selector.requires else {}
-    result = selector(data, **services)
+    result = selector(data)
     assert result is data
     assert set(data.keys(True, True)) == set(before.keys(True, True)) | {STEP, WEIGHT}
     for key in before.keys(True, True):
@@ -109,10 +110,10 @@ def test_nested_selectors_never_take_back_what_they_left_out(
     selector, data = make(k), trajectory(rows)
     assert selector.nested
     names = ("valid", "entropy", "num_committed")
-    kept = selector.kept(data, None)
+    kept = selector.kept(data)
     for t in range(1, kept.shape[1]):
         beginning = TensorDict({"step": {name: data["step", name][:, :t] for name in names}}, [len(rows)])
-        assert (kept[:, :t] <= selector.kept(beginning, None)).all()
+        assert (kept[:, :t] <= selector.kept(beginning)).all()
 
 
 def test_a_subclass_that_chooses_otherwise_is_not_nested() -> None:
@@ -120,7 +121,7 @@ def test_a_subclass_that_chooses_otherwise_is_not_nested() -> None:
         pass
 
     class Other(EntropyTopK):
-        def kept(self, tensordict: Any, generator: Any) -> Tensor:
+        def kept(self, tensordict: Any) -> Tensor:
             return tensordict[VALID]
 
     assert Same().nested
@@ -131,7 +132,7 @@ def test_a_subclass_that_chooses_otherwise_is_not_nested() -> None:
 @subsets
 def test_selectors_that_take_steps_back_do_not_say_that_they_are_nested(make: Callable[[int], Selector]) -> None:
     selector, data = make(2), trajectory([[0.9, 0.1, 0.5, 3.0, 0.2, 2.0]])
-    beginnings = [selector.kept(trajectory([data[ENTROPY][0, :t].tolist()]), None)[0] for t in range(1, 7)]
+    beginnings = [selector.kept(trajectory([data[ENTROPY][0, :t].tolist()]))[0] for t in range(1, 7)]
     once = all((beginnings[-1][: len(kept)] <= kept).all() for kept in beginnings)
     assert once or not selector.nested
 
@@ -148,9 +149,10 @@ def test_expectation_by_sampling(make: Callable[[int], Selector], k: int) -> Non
 
 
 @pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM)
-def test_the_generator_decides(make: Callable[[int], Selector]) -> None:
+def test_the_seeds_decide(make: Callable[[int], Selector]) -> None:
     data = trajectory([[0.5, 1.0, 0.25, 0.75, 1.0, 2.0]] * 8)
-    assert make(2).requires == ("generator",)
+    assert make(2).random
+    assert "seed" in make(2).in_keys
     assert torch.equal(run(make(2), data, seed=1)[STEP], run(make(2), data, seed=1)[STEP])
     assert not torch.equal(run(make(2), data, seed=1)[STEP], run(make(2), data, seed=2)[STEP])
     before = torch.get_rng_state()
@@ -159,7 +161,13 @@ def test_the_generator_decides(make: Callable[[int], Selector]) -> None:
 
 
 @subsets
-def test_the_others_need_no_service(make: Callable[[int], Selector]) -> None:
+def test_the_others_need_no_seed(make: Callable[[int], Selector]) -> None:
+    assert not make(1).random
+    make(1)(trajectory([[0.5, 1.0]]))
+
+
+@every
+def test_none_needs_a_service(make: Callable[[int], Selector]) -> None:
     assert make(1).requires == ()
 
 
@@ -184,7 +192,7 @@ def test_a_single_step(make: Callable[[int], Selector], k: int) -> None:
 @pytest.mark.parametrize("selector", [UniformSteps(2), RandomSteps(2), FirstK(2), LastK(2), AllSteps()])
 def test_entropy_is_not_needed_by_the_rest(selector: Selector) -> None:
     data = trajectory([[0.5, 1.0, 0.25]]).select(VALID)
-    assert list(selector.in_keys) == [VALID]
+    assert {*selector.in_keys} <= {VALID, "seed"}
     assert run(selector, data)[WEIGHT].dtype == torch.float32
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.seeds import seeded
 from support.selector_batches import STEP, WEIGHT, Noise, batches, budgets, fast, floats, run, trajectory, weighted_sums
 from tensordict import TensorDict
 
+from dlmrl_kit.selectors import entropy_importance
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
 
 
@@ -19,12 +21,12 @@ def test_importance_has_the_full_sum_as_expectation(k: int, monkeypatch: pytest.
     """All k-tuples of an even grid of noise: q = (1, 2, 2, 3) / 8, and a grid of 8 hits each step exactly 8 q times."""
     grid = [(i + 0.5) / 8 for i in range(8)]
     noise = torch.tensor(list(itertools.product(grid, repeat=k)), dtype=torch.float64)
-    monkeypatch.setattr(torch, "rand", Noise(noise))
+    monkeypatch.setattr(entropy_importance, "uniforms", Noise(noise))
     selector = EntropyImportance(k, floor=0.5)
     data = trajectory([[0.0, 1.0, 1.0, 2.0]] * len(noise), spare=2, dtype=torch.float64)
     expected = torch.tensor([0.125, 0.25, 0.25, 0.375, 0, 0], dtype=torch.float64)
     torch.testing.assert_close(selector.probabilities(data)[0], expected, rtol=1e-14, atol=0)
-    result = selector(data)
+    result = selector(seeded(data))
     values = torch.tensor([3.0, -1.0, 0.5, 7.0, 1e9, 1e9], dtype=torch.float64)
     torch.testing.assert_close(weighted_sums(result, values).mean(), values[:4].sum(), rtol=1e-14, atol=0)
     frequency = torch.bincount(result[STEP].flatten(), minlength=6).double() / result[STEP].numel()
@@ -46,8 +48,8 @@ def test_importance_probabilities_and_weights(rows: list[list[float]], floor: fl
         upper, n = q[i].cumsum(-1), len(row)
         middle = upper[:n] - q[i, :n] / 2
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "rand", Noise(middle[:, None].expand(n, k)))
-            result = selector(torch.cat([data[i : i + 1]] * n))
+            patch.setattr(entropy_importance, "uniforms", Noise(middle[:, None].expand(n, k)))
+            result = selector(seeded(torch.cat([data[i : i + 1]] * n)))
         assert result[STEP].tolist() == [[t] * k for t in range(n)]
         torch.testing.assert_close(
             q[i, :n, None] * result[WEIGHT] * k, torch.ones(n, k, dtype=torch.float64), rtol=1e-12, atol=0
@@ -56,11 +58,13 @@ def test_importance_probabilities_and_weights(rows: list[list[float]], floor: fl
 
 def test_importance_edges_of_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise 0 gives the first step, noise just below 1 the last valid one, noise on a boundary the later one."""
-    monkeypatch.setattr(torch, "rand", Noise(torch.tensor([[0.0, 0.125, 1 - 2**-53]] * 3, dtype=torch.float64)))
+    monkeypatch.setattr(
+        entropy_importance, "uniforms", Noise(torch.tensor([[0.0, 0.125, 1 - 2**-53]] * 3, dtype=torch.float64))
+    )
     data = trajectory([[0.0, 1.0, 1.0, 2.0], [1.0] * 10, [0.7]], spare=4)
     selector = EntropyImportance(3, floor=0.5)
     assert selector.probabilities(data).cumsum(-1)[1, -1] < 1, "the sum over row 1 is rounded down"
-    assert selector(data)[STEP].tolist() == [[0, 1, 3], [0, 1, 9], [0, 0, 0]]
+    assert selector(seeded(data))[STEP].tolist() == [[0, 1, 3], [0, 1, 9], [0, 0, 0]]
 
 
 def test_importance_without_entropy_is_uniform() -> None:

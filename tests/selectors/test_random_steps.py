@@ -6,8 +6,10 @@ import itertools
 
 import pytest
 import torch
+from support.seeds import seeded
 from support.selector_batches import WEIGHT, Noise, chosen, run, trajectory, weighted_sums
 
+from dlmrl_kit.selectors import random_steps
 from dlmrl_kit.selectors.random_steps import RandomSteps
 
 
@@ -16,9 +18,9 @@ def test_random_steps_have_the_full_sum_as_expectation(k: int, monkeypatch: pyte
     """Every order of the noise is equally likely: the mean over all orders is the expectation."""
     orders = torch.tensor(list(itertools.permutations(range(4))), dtype=torch.float64) / 10
     past_end = torch.full((len(orders), 1), 0.95, dtype=torch.float64)  # the largest noise lies past the end
-    monkeypatch.setattr(torch, "rand", Noise(torch.cat([orders, past_end], dim=1)))
+    monkeypatch.setattr(random_steps, "uniforms", Noise(torch.cat([orders, past_end], dim=1)))
     data = trajectory([[1.0] * 4] * len(orders), spare=1, dtype=torch.float64)
-    result = RandomSteps(k)(data)
+    result = RandomSteps(k)(seeded(data))
     values = torch.tensor([3.0, -1.0, 0.5, 7.0, 1e9], dtype=torch.float64)
     torch.testing.assert_close(weighted_sums(result, values).mean(), values[:4].sum(), rtol=1e-14, atol=0)
     sets = [tuple(steps) for steps in chosen(result)]

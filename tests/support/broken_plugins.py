@@ -15,7 +15,7 @@ from dlmrl_kit.selectors.base import Selector
 class {name}(Selector):
     '''Keeps every step. From {package}.'''
 
-    def kept(self, tensordict, generator):
+    def kept(self, tensordict):
         return tensordict[STEP_VALID]
 """
 

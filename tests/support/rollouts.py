@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import torch
+from support.seeds import seeded
 from tensordict import TensorDict
 
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
@@ -42,7 +43,7 @@ def roll_out(
 ) -> Any:
     """A trajectory with every on-demand key, and all its steps selected; ``given``: to the sampler."""
     given = {"keys": sampler.optional_keys if everything else (), **given}
-    trajectory = sampler(prompt.clone(), policy=policy, generator=torch.Generator().manual_seed(seed), **given)
+    trajectory = sampler(seeded(prompt, seed), policy=policy, **given)
     valid = trajectory["step", "valid"]
     trajectory["selected", "step"] = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
     trajectory["selected", "weight"] = valid.to(trajectory["step", "log_prob"].dtype)

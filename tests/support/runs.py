@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, Swaps
 from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.corrections.apply import apply_correction
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.saving import save_transformers
@@ -66,9 +67,11 @@ def model_path() -> str:
     prompt = policy.encode([example.prompt for example in examples])
     answers = policy.encode([example.answer for example in examples])["prompt_ids"]
     optimiser = torch.optim.Adam(policy.parameters(), lr=0.02)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(80):
-        loss = MaskedDiffusion().objective(policy, prompt["prompt_ids"], prompt["prompt_mask"], answers, generator)
+    generator, place = torch.Generator().manual_seed(0), torch.arange(64) / 64
+    for step in range(80):
+        spread = (torch.rand(1, generator=generator) + place) % 1
+        given = (prompt["prompt_ids"], prompt["prompt_mask"], answers, sample_seeds(64, "cpu", step), spread)
+        loss = MaskedDiffusion().objective(policy, *given)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from support.block_checkpoints import padded_batch
+from support.seeds import seeded
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -42,4 +42,4 @@ class Counted:
 
 def rollout(policy: Any, sampler: Any, seed: int = 3, **given: Any) -> TensorDict:
     """A trajectory; ``given``: to the sampler."""
-    return sampler(prompts(), policy=policy, generator=torch.Generator().manual_seed(seed), **given)
+    return sampler(seeded(prompts(), seed), policy=policy, **given)

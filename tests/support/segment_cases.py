@@ -10,6 +10,7 @@ import torch
 from support import segment_loops as loops
 from support.policies import tiny_policy
 from support.rollouts import prompts
+from support.seeds import seeded
 from tensordict import TensorDict
 
 from dlmrl_kit.core.keys import SELECTED_END
@@ -77,8 +78,7 @@ def rolled_out(
     """A sampler and six rows, some of which hold an end of text, or (``eos`` = False) none does."""
     sampler = sampler_class(LENGTH_OF_COMPLETIONS, tokens_per_step, 4, 1.3, 5, stop_at_eos=stop_at_eos)
     keys = [("step", "token_log_prob"), ("step", "model_log_prob")]
-    generator = torch.Generator().manual_seed(3)
-    rows = sampler(prompts(policy, 40), policy=policy, generator=generator, keys=keys).clone()
+    rows = sampler(seeded(prompts(policy, 40), 3), policy=policy, keys=keys).clone()
     has = policy.is_end(rows["completion_ids"]).any(-1)
     inside = policy.is_end(rows["completion_ids"][:, :-1]).any(-1)
     chosen = torch.cat([inside.nonzero()[:4], (~has).nonzero()[:2]]) if eos else (~has).nonzero()[:6]

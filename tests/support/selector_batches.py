@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+from support.seeds import seeded
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -60,8 +60,7 @@ budgets = st.integers(1, 9)
 
 
 def run(selector: Selector, data: TensorDict, seed: int = 0) -> TensorDict:
-    services = {"generator": torch.Generator().manual_seed(seed)} if "generator" in selector.requires else {}
-    return selector(data.clone(), **services)
+    return selector(seeded(data, seed))
 
 
 def chosen(result: TensorDict) -> list[list[int]]:
@@ -83,15 +82,13 @@ floats = st.lists(st.lists(st.floats(0, 3, width=32), min_size=1, max_size=8), m
 
 
 class Noise:
-    """Stands in for ``torch.rand``: serves a prepared tensor."""
+    """Stands in for ``uniforms``: serves a prepared tensor."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
-    def __call__(self, *shape: Any, dtype: torch.dtype, **_: Any) -> Tensor:
-        assert dtype == torch.float64, "noise is drawn in float64"
-        size = shape[0] if not isinstance(shape[0], int) else shape
-        assert tuple(size) == tuple(self.values.shape)
+    def __call__(self, seed: Tensor, *shape: int, purpose: str) -> Tensor:
+        assert (len(seed), *shape) == tuple(self.values.shape)
         return self.values
 
 

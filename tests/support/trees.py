@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from support.policies import tiny_policy
 from support.rollouts import prompts
+from support.seeds import seeded
 from tensordict import TensorDict
 
 from dlmrl_kit.core.keys import SELECTED_END
@@ -28,7 +29,7 @@ def batch(groups: list[int]) -> TensorDict:
 
 def grow(sampler: Tree, groups: list[int], seed: int = 0, everything: bool = False) -> TensorDict:
     keys = sampler.optional_keys if everything else ()
-    return sampler(batch(groups), policy=POLICY, generator=torch.Generator().manual_seed(seed), keys=keys)
+    return sampler(seeded(batch(groups), seed), policy=POLICY, keys=keys)
 
 
 def state(data: TensorDict, row: int, t: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from support.policies import tiny_policy
 from support.rollouts import prompts
+from support.seeds import seeded
 from tensordict import TensorDict
 
 from dlmrl_kit.normalisers.means import FixedLength, PerStep, PerToken
@@ -24,7 +25,7 @@ POLICY = tiny_policy(hidden=16, layers=1, characters="abc", initializer_range=0.
 def rolled_out(shrink: int = 2, rows: int = 12) -> tuple[Sampler, TensorDict]:
     """Trajectories with segments selected; some hold an end of text with tokens committed behind it."""
     sampler = RandomOrder(LENGTH, 1, stop_at_eos=True)
-    data = sampler(prompts(POLICY, rows), policy=POLICY, generator=torch.Generator().manual_seed(1))
+    data = sampler(seeded(prompts(POLICY, rows), 1), policy=POLICY)
     data["reward"] = torch.randn(rows, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     data = ShrunkSteps(shrink)(data, keys=[("selected", "end")])
     data["selected", "weight"][0] = 0  # a row that selects nothing

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
-from dlmrl_kit.core.keys import SELECTED_LOG_PROB, STEP_VALID
+from dlmrl_kit.core.keys import SEED, SELECTED_LOG_PROB, STEP_VALID
+from dlmrl_kit.core.seeding import uniforms
 from dlmrl_kit.likelihoods.steps import Replay, StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.schedules.curves import Linear
@@ -26,11 +27,12 @@ def first_two(unbiased_weight: bool) -> type[Selector]:
     class Chosen(Selector):
         """One of the first two steps at random."""
 
-        requires = ("generator",)
+        def __init__(self) -> None:
+            super().__init__(SEED)
 
-        def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+        def kept(self, tensordict: TensorDictBase) -> Tensor:
             valid = tensordict[STEP_VALID]
-            heads = torch.rand(len(valid), 1, generator=generator) < 0.5
+            heads = uniforms(tensordict[SEED], 1, purpose="heads") < 0.5
             return valid & torch.where(heads, torch.arange(valid.shape[1]) < 1, torch.arange(valid.shape[1]) == 1)
 
         def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
@@ -113,8 +115,8 @@ def test_listed_outcomes_must_be_all(registered: Any) -> None:
 class ListsOtherWeights(RandomSteps):
     """Draws with weight 1, and lists what would be right. Arguments as ``RandomSteps``."""
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        step, weight = super().choose(tensordict, generator)
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        step, weight = super().choose(tensordict)
         return step, (weight > 0).double()
 
 

@@ -133,7 +133,7 @@ def test_a_key_of_the_wrong_shape_names_its_writer(which: str, tmp_path: Path) -
 
 
 def test_what_only_fails_in_the_kit_names_those_that_may_be_to_blame(tmp_path: Path) -> None:
-    def kept(self: Any, tensordict: TensorDict, generator: Any) -> Tensor:
+    def kept(self: Any, tensordict: TensorDict) -> Tensor:
         return tensordict[STEP_VALID][:, :2].float()
 
     faulty("selector", Selector, "WrongMask", "kept", kept)

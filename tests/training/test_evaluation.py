@@ -14,10 +14,10 @@ import torch
 from support.pretraining import tiny
 from support.runs import build, model_path, new_run, recipe
 
-from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.pretraining.run import pretrain
@@ -53,15 +53,26 @@ def test_greedy_evaluation_is_deterministic_and_leaves_the_sampler_alone(sampler
     assert evaluate(policy, part, algorithm.task, size=5) == first
     assert (first.decoding["temperature"], first.decoding["top_p"], first.decoding["sampler"]) == (0, 1, sampler)
     assert first.pass_at_k == {1: first.accuracy}
-    prompts = prompt_batch(algorithm.task, "heldout", list(range(5)), policy)
+    prompts = prompt_batch(algorithm.task, "heldout", list(range(5)), policy, seed=derive_seed(0, "evaluate"))
     greedy = rebuilt(part, temperature=0.0, top_k=0, top_p=1.0)
     greedy.attach(policy)
-    expected = greedy.decode(prompts, policy=policy, generator=seeding.generator("cpu", 0, "evaluate"))
+    expected = greedy.decode(prompts, policy=policy)
     assert [sample["completion"] for sample in first.samples] == policy.completion_texts(expected["completion_ids"])
 
 
 def tiny_policy() -> TransformersPolicy:
     return load_policy(model_path())
+
+
+def test_an_example_is_answered_the_same_whatever_else_is_evaluated() -> None:
+    """Sampled completions by example: more examples, more samples of each, other pieces change none of them."""
+    algorithm, policy = build(), tiny_policy()
+    given = {"temperature": 1.5, "seed": 3}
+    few = evaluate(policy, algorithm.sampler, algorithm.task, size=3, **given)
+    more = evaluate(policy, algorithm.sampler, algorithm.task, size=7, samples_per_prompt=3, batch_size=2, **given)
+    answers = [[sample["completion"] for sample in result.samples] for result in (few, more)]
+    assert answers[0] == answers[1][:3]
+    assert len(set(answers[1])) > 1
 
 
 def test_sampled_evaluation_counts_completions_and_examples() -> None:
@@ -75,11 +86,11 @@ def test_sampled_evaluation_counts_completions_and_examples() -> None:
     task.score = easier
     result = evaluate(policy, algorithm.sampler, task, size=5, temperature=1.0, samples_per_prompt=6, batch_size=7)
     first = [task.example("heldout", index) for index in range(5)]
-    prompts = prompt_batch(task, "heldout", list(range(5)), policy, 6)
-    generator, texts = seeding.generator("cpu", 0, "evaluate"), []
+    prompts = prompt_batch(task, "heldout", list(range(5)), policy, 6, seed=derive_seed(0, "evaluate"))
+    texts = []
     decoder = rebuilt(algorithm.sampler, temperature=1.0, top_k=0, top_p=1.0)
     for piece in prompts.split(7):
-        texts += policy.completion_texts(decoder(piece, policy=policy, generator=generator)["completion_ids"])
+        texts += policy.completion_texts(decoder(piece, policy=policy)["completion_ids"])
     solved = [[float(text[:1] == e.answer[0]) for text in texts[6 * i : 6 * i + 6]] for i, e in enumerate(first)]
     assert 0 < sum(map(sum, solved)) < 30
     assert result.accuracy == pytest.approx(sum(map(sum, solved)) / 30)

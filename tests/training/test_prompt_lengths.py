@@ -101,7 +101,7 @@ def test_trees_stay_whole(tmp_path: Path) -> None:
     prompt = TensorDict({"prompt_ids": torch.full((6, 7), 4), "group": torch.arange(6)}, [6])
     prompt["prompt_mask"] = torch.arange(7) >= 7 - torch.tensor(Sums.LENGTHS)[:, None]
     prompt = prompt[torch.arange(6).repeat_interleave(4)]
-    services = UpdateServices(run.policy, sampler, run.update.scorer, 0, 0, chunk=8)
+    services = UpdateServices(run.policy, sampler, run.update.scorer, chunk=8)
     with torch.no_grad():
         found, _ = run.update.sample(prompt, services)
     assert torch.equal(found["group"], prompt["group"])

@@ -9,26 +9,25 @@ import torch
 from dlmrl_kit.core.component import Sizes
 from dlmrl_kit.core.keys import SELECTED_STEP as STEP
 from dlmrl_kit.core.keys import SELECTED_WEIGHT as WEIGHT
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
+from dlmrl_example import stratified_entropy
 from dlmrl_example.stratified_entropy import StratifiedEntropy
 
 
-def trajectory(rows: list[list[float]], spare: int = 0) -> TensorDict:
-    """A batch whose rows have these entropies, in float64; NaN past the end of a row."""
+def trajectory(rows: list[list[float]], spare: int = 0, seed: int = 0) -> TensorDict:
+    """A batch whose rows have these entropies, in float64; NaN past the end of a row. ``seed``: of the rows' seeds."""
     steps = max(len(row) for row in rows) + spare
     entropy = torch.full((len(rows), steps), torch.nan, dtype=torch.float64)
     for i, row in enumerate(rows):
         entropy[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
     valid = torch.tensor([[t < len(row) for t in range(steps)] for row in rows])
-    return TensorDict({"step": {"valid": valid, "entropy": entropy}}, [len(rows)])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    seeds = sample_seeds(len(rows), "cpu", seed)
+    return TensorDict({"step": {"valid": valid, "entropy": entropy}, "seed": seeds}, [len(rows)])
 
 
 def slow_strata(n: int, k: int) -> list[list[int]]:
@@ -53,9 +52,9 @@ batches = st.lists(st.lists(entropies, min_size=1, max_size=9), min_size=1, max_
 @settings(max_examples=80, deadline=None)
 @given(batches, st.integers(0, 2), st.integers(1, 7), st.sampled_from([0.05, 0.2, 1.0]), st.integers(0, 99))
 def test_against_loops(rows: list[list[float]], spare: int, k: int, floor: float, seed: int) -> None:
-    data = trajectory(rows, spare)
+    data = trajectory(rows, spare, seed)
     before = data.clone()
-    result = StratifiedEntropy(k, floor)(data, generator=generator(seed))
+    result = StratifiedEntropy(k, floor)(data)
     assert result is data
     assert set(data.keys(True, True)) == {*before.keys(True, True), STEP, WEIGHT}
     torch.testing.assert_close(data["step"], before["step"], rtol=0, atol=0, equal_nan=True)
@@ -71,7 +70,7 @@ def test_against_loops(rows: list[list[float]], spare: int, k: int, floor: float
 
 
 def test_short_rows_keep_every_step_with_weight_one() -> None:
-    data = StratifiedEntropy(k=5)(trajectory([[0.3, 0.0, 1.2]], spare=1), generator=generator())
+    data = StratifiedEntropy(k=5)(trajectory([[0.3, 0.0, 1.2]], spare=1))
     assert data[STEP].tolist() == [[0, 1, 2, 0]]
     assert data[WEIGHT].tolist() == [[1, 1, 1, 0]]
 
@@ -90,7 +89,7 @@ def test_the_expected_weighted_sum_is_the_sum_over_all_steps(rows: list[list[flo
 
 def test_the_outcomes_are_what_is_drawn() -> None:
     draws, row = 20_000, [1.0, 0.2, 0.5, 0.0, 0.7]
-    data = StratifiedEntropy(2)(trajectory([row] * draws), generator=generator(3))
+    data = StratifiedEntropy(2)(trajectory([row] * draws, seed=3))
     for step, weight, probability in StratifiedEntropy(2).outcomes(trajectory([row])):
         same = (data[STEP] == step).all(-1)
         p = probability.item()
@@ -100,7 +99,7 @@ def test_the_outcomes_are_what_is_drawn() -> None:
 
 def deviation(selector: Any, row: list[float], g: torch.Tensor) -> float:
     """Standard deviation of the weighted sum over the chosen steps, over many draws."""
-    data = selector(trajectory([row] * 20_000), generator=generator(1))
+    data = selector(trajectory([row] * 20_000, seed=1))
     return (data[WEIGHT] * g[data[STEP]]).sum(-1).std().item()
 
 
@@ -113,8 +112,9 @@ def test_the_weighted_sum_varies_less_than_with_draws_over_the_whole() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 1 - 2**-53])
 def test_extreme_noise_stays_in_its_stratum(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, noise, dtype=torch.float64))
-    data = StratifiedEntropy(3)(trajectory([[0.1, 0.7, 0.3] * 3 + [0.2]]), generator=generator())
+    full = torch.full((1, 3), noise, dtype=torch.float64)
+    monkeypatch.setattr(stratified_entropy, "uniforms", lambda seed, *shape, purpose: full)
+    data = StratifiedEntropy(3)(trajectory([[0.1, 0.7, 0.3] * 3 + [0.2]]))
     end = 0 if noise == 0 else -1
     assert data[STEP].tolist() == [[stratum[end] for stratum in slow_strata(10, 3)]]
 

@@ -22,8 +22,8 @@ class NoOrderTerm(LowConfidence):
 class CommitsForbidden(LeftToRight):
     """Commits padding. Arguments as ``MaskSampler``."""
 
-    def decide(self, view: View, generator: torch.Generator | None) -> Decision:
-        decision = super().decide(view, generator)
+    def decide(self, view: View, seed: Tensor) -> Decision:
+        decision = super().decide(view, seed)
         return Decision(decision.committed, torch.zeros_like(decision.tokens))
 
 
@@ -47,5 +47,5 @@ class TooManyCommits(LeftToRight):
 class StartsOver(LeftToRight):
     """Forgets what was filled. Arguments as ``MaskSampler``."""
 
-    def resume(self, prompt: Any, ids: Tensor, *, policy: Any, generator: Any = None) -> dict[Any, Tensor]:
-        return super().resume(prompt, torch.full_like(ids, policy.mask_id), policy=policy, generator=generator)
+    def resume(self, prompt: Any, ids: Tensor, *, policy: Any) -> dict[Any, Tensor]:
+        return super().resume(prompt, torch.full_like(ids, policy.mask_id), policy=policy)

@@ -22,14 +22,14 @@ class MutatesInput(Selector):
     def __init__(self) -> None:
         super().__init__(STEP_ENTROPY)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return (tensordict[STEP_ENTROPY].clamp_(min=0.5) >= 0.5) & tensordict[STEP_VALID]
 
 
 class WritesMore(Selector):
     """Leaves a note."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         tensordict.set(("step", "note"), tensordict[STEP_VALID])
         return tensordict[STEP_VALID]
 
@@ -37,7 +37,7 @@ class WritesMore(Selector):
 class Peeks(Selector):
     """Looks at the rewards if there are any."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         reward = tensordict.get("reward", None)
         return tensordict[STEP_VALID] if reward is None else tensordict[STEP_VALID] & (reward > 0.25)[:, None]
 
@@ -45,14 +45,14 @@ class Peeks(Selector):
 class ReadsUndeclared(Selector):
     """Reads the entropies and does not say so."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return valid_entropy(tensordict) > 0.5
 
 
 class SelectsTwice(Selector):
     """Trains the first step twice."""
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         step = torch.zeros_like(tensordict[STEP_VALID][:, :2], dtype=torch.int64)
         return step, torch.ones_like(step, dtype=torch.float64)
 
@@ -62,7 +62,7 @@ class SaysNested(Selector):
 
     nested = True
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1]) == valid.sum(-1, keepdim=True) // 2)
 
@@ -70,7 +70,7 @@ class SaysNested(Selector):
 class SelectsPastTheEnd(Selector):
     """Takes the last step of the longest row."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         valid = tensordict[STEP_VALID]
         return torch.arange(valid.shape[1]).expand_as(valid) == valid.sum(-1).max() - 1
 
@@ -78,25 +78,21 @@ class SelectsPastTheEnd(Selector):
 class UsesGlobalRandomState(Selector):
     """Draws from torch's global generator."""
 
-    requires = ("generator",)
-
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return tensordict[STEP_VALID] & (torch.rand(tensordict[STEP_VALID].shape) < 0.5)
 
 
 class UsesPythonRandomState(Selector):
     """Draws from Python's global generator."""
 
-    requires = ("generator",)
-
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return tensordict[STEP_VALID] & (torch.arange(tensordict[STEP_VALID].shape[1]) < random.randint(1, 9))
 
 
 class LooksAtPlaceInBatch(Selector):
     """Keeps more steps of later rows."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1]) <= torch.arange(len(valid))[:, None])
 
@@ -107,7 +103,7 @@ class ReadsPadding(Selector):
     def __init__(self) -> None:
         super().__init__(STEP_ENTROPY)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         entropy = tensordict[STEP_ENTROPY]
         return (entropy >= entropy.mean(-1, keepdim=True)) & tensordict[STEP_VALID]
 
@@ -119,7 +115,7 @@ class Undocumented(Selector):
         super().__init__()
         self.share = share
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return tensordict[STEP_VALID] & (torch.arange(tensordict[STEP_VALID].shape[1]) < 2)
 
 
@@ -155,7 +151,6 @@ class WrongDtype(FirstK):
         self,
         tensordict: TensorDictBase,
         *,
-        generator: torch.Generator | None = None,
         keys: Collection[Key] = (),
     ) -> TensorDictBase:
         super().forward(tensordict, keys=keys)
@@ -171,14 +166,14 @@ class UnknownService(FirstK):
 class RemembersCalls(FirstK):
     """Keeps another step each time. Arguments as ``FirstK``."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         RemembersCalls.calls = getattr(RemembersCalls, "calls", 0) + 1
         valid = tensordict[STEP_VALID]
         return valid & (torch.arange(valid.shape[1]) == RemembersCalls.calls % 2)
 
 
 class SilentSelector(Selector):
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return tensordict[STEP_VALID]
 
 
@@ -196,13 +191,13 @@ class ForgetsPadding(FirstK):
         super().__init__(k)
         self.in_keys = [*self.in_keys, STEP_LOG_PROB]
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return descending_rank(-tensordict[STEP_LOG_PROB], torch.ones_like(tensordict[STEP_VALID])) < self.k
 
 
 class LeastProbable(ForgetsPadding):
     """Makes no mistake: the same without the padding, in the precision that comes in. Arguments as ``FirstK``."""
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         valid = tensordict[STEP_VALID]
         return (descending_rank(-tensordict[STEP_LOG_PROB], valid) < self.k) & valid

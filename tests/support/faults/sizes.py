@@ -32,7 +32,7 @@ class FirstSteps(Selector):
         super().__init__()
         self.k = k
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return first_steps(tensordict, self.k)
 
 
@@ -54,7 +54,7 @@ class Budget(Selector):
         super().__init__()
         self.budget = budget
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return first_steps(tensordict, self.budget)
 
 
@@ -76,7 +76,7 @@ class LosesItsParameter(Selector):
         super().__init__()
         self.count = k
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return first_steps(tensordict, self.count)
 
     def resized(self, before: Sizes, after: Sizes) -> Selector:
@@ -146,7 +146,7 @@ class BatchBudget(Selector):
         super().__init__()
         self.budget = budget
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         valid = tensordict[STEP_VALID]
         return valid & (valid.flatten().cumsum(0) <= self.budget).reshape(valid.shape)
 
@@ -162,7 +162,7 @@ class MostOf(Selector):
         super().__init__()
         self.share = share
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return first_steps(tensordict, round(self.share * tensordict[STEP_VALID].shape[1]))
 
 
@@ -182,8 +182,8 @@ class EarlyRandom(RandomSteps):
         early = tensordict.copy()
         return early.set(STEP_VALID, first_steps(tensordict, self.horizon))
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        return super().choose(self._early(tensordict), generator)
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        return super().choose(self._early(tensordict))
 
     def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
         return super().outcomes(self._early(tensordict))
@@ -235,5 +235,5 @@ class ReadsAdvantages(Selector):
     def __init__(self) -> None:
         super().__init__(STEP_ADVANTAGE)
 
-    def kept(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> Tensor:
+    def kept(self, tensordict: TensorDictBase) -> Tensor:
         return tensordict[STEP_VALID] & (tensordict[STEP_ADVANTAGE] > 0)

@@ -15,7 +15,8 @@ import itertools
 import torch
 from dlmrl_kit import register
 from dlmrl_kit.core.component import Sizes, rebuilt
-from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.core.keys import SEED, STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.core.seeding import uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.selectors.base import LISTED_DRAWS, Selector, valid_entropy
 from tensordict import TensorDictBase
@@ -31,7 +32,7 @@ class StratifiedEntropy(Selector):
         floor: share of the uniform distribution in q, in (0, 1]; bounds a weight by the length of its stretch over
             floor. A stretch without any entropy is drawn from uniformly.
 
-    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T]. Service: ``generator``.
+    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T], ``seed`` int64 [B].
     Writes ``("selected", "step")`` int64 [B, K], ascending and distinct; ``("selected", "weight")`` [B, K];
     K = min(k, T).
 
@@ -39,10 +40,8 @@ class StratifiedEntropy(Selector):
         ValueError: a value out of range.
     """
 
-    requires = ("generator",)
-
     def __init__(self, k: int = 4, floor: float = 0.2) -> None:
-        super().__init__(STEP_ENTROPY)
+        super().__init__(STEP_ENTROPY, SEED)
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
         self.k = k
@@ -71,13 +70,13 @@ class StratifiedEntropy(Selector):
         share = torch.where(total > 0, entropy / total, 1 / size)
         return ((1 - self.floor) * share + self.floor / size).masked_fill(~valid, 0)
 
-    def choose(self, tensordict: TensorDictBase, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Draws steps int64 [B, K], with weights float64 [B, K]."""
         valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
         number, _ = self.strata(valid)
         steps = valid.sum(-1, keepdim=True)
         entry = torch.arange(min(self.k, valid.shape[-1]), device=q.device)
-        noise = torch.rand((len(q), len(entry)), generator=generator, device=q.device, dtype=torch.float64)
+        noise = uniforms(tensordict[SEED], len(entry), purpose="stratified entropy")
         # The cumulative distribution rises by 1 over each stratum: it is inverted at j + noise for stratum j.
         step = torch.searchsorted(q.cumsum(-1), entry + noise, right=True)
         first = (entry * steps + number - 1) // number  # the first step with floor(t * number / steps) = entry
