@@ -42,7 +42,6 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.prompt import Prompt
-from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.core.trajectory import committed_at, every_step
 from dlmrl_kit.likelihoods.steps import replay
 from dlmrl_kit.rollout.rewards import Scorer
@@ -186,11 +185,10 @@ def trace_group(
     plan = make_plan(algorithm)
     sampler = algorithm.sampler if temperature is None else algorithm.sampler.at_temperature(temperature)
     group_size = sampler.group_size or samples or trainer.group_size
-    prompts = prompt_batch(task, split, [index], policy, group_size, sampler.completion_length)
-    prompts.set(SEED, sample_seeds(len(prompts), policy.device, seed, "trace"))
+    prompts = prompt_batch(task, split, [index], policy, group_size, sampler.completion_length, seed)
     prompts.set(PROGRESS, torch.zeros(len(prompts), device=policy.device))
     scorer = Scorer(task, split, policy)
-    services = UpdateServices(policy, sampler, scorer, seed, 0, trainer.rollout_batch_size or len(prompts))
+    services = UpdateServices(policy, sampler, scorer, trainer.rollout_batch_size or len(prompts))
     greedy: set[Key] = {STEP_GREEDY_IDS} if STEP_GREEDY_IDS in sampler.optional_keys else set()
     with torch.no_grad():
         given = {**services.given_to(sampler), "keys": tuple({*plan.sampler.keys, *greedy}), "cache": algorithm.cache}
