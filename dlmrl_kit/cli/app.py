@@ -13,12 +13,14 @@ import typer
 import dlmrl_kit
 from dlmrl_kit.cli.ablate import ablate_command
 from dlmrl_kit.cli.audit import audit_command
+from dlmrl_kit.cli.chat import chat_command
 from dlmrl_kit.cli.check import check_command
 from dlmrl_kit.cli.common import one_line_errors
 from dlmrl_kit.cli.eval import eval_command
 from dlmrl_kit.cli.list import list_command
 from dlmrl_kit.cli.pretrain import pretrain_command
 from dlmrl_kit.cli.profile import profile_command
+from dlmrl_kit.cli.sample import sample_command
 from dlmrl_kit.cli.show import show_command
 from dlmrl_kit.cli.trace import trace_command
 from dlmrl_kit.cli.train import train_command
@@ -27,6 +29,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "eval": eval_command,
     "trace": trace_command,
+    "sample": sample_command,
+    "chat": chat_command,
     "pretrain": pretrain_command,
     "ablate": ablate_command,
     "list": list_command,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.generation import BATCH_SIZE, Decoder, as_list, generate
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.prompt import Prompt
 from dlmrl_kit.core.window import Window
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.checkpoint_files import quiet
@@ -274,6 +276,30 @@ class TransformersPolicy(Policy):
     def fused(self) -> contextlib.AbstractContextManager[None]:
         """Within the context, in which the weights must not change, an adapter takes fewer matrix products."""
         return contextlib.nullcontext() if self.adapter is None else fused(self.adapter)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampler: Decoder,
+        *,
+        seed: int = 0,
+        samples: int = 1,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[str]]:
+        """Completes prompts; ``core.generation.generate`` says how.
+
+        Args:
+            prompts: one text or conversation, or a list of them.
+            sampler: decodes, such as ``LowConfidence(256, block_length=32)``.
+            seed, samples, batch_size: as there.
+
+        Returns:
+            For each prompt its completions.
+
+        Raises:
+            RecipeError: a prompt that the policy cannot read.
+        """
+        return generate(self, as_list(prompts), sampler, seed=seed, samples=samples, batch_size=batch_size)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Returns the parameters that the optimiser updates, with their names in the model."""

@@ -37,6 +37,7 @@ from dlmrl_kit.core.behaviour import (
 )
 from dlmrl_kit.core.component import Component, Sizes, rebuilt
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.generation import Decoder
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
@@ -164,7 +165,7 @@ def token_log_prob(view: View, decision: Decision) -> Tensor:
     return view.row_sum(*token_log_probs(view, decision))
 
 
-class Sampler(Component, ABC):
+class Sampler(Component, Decoder, ABC):
     """Base class of samplers.
 
     Args:

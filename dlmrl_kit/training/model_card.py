@@ -13,6 +13,15 @@ AUDIT = "audit.json"
 """File in the run folder whose verdict goes into the card: the output of ``dlmrl audit RECIPE --json``."""
 
 
+USAGE = """```python
+from dlmrl_kit.training.opening import open_decoder
+
+opened = open_decoder("PATH")  # the model, and the sampler that it was trained with
+((text,),) = opened.policy.generate("a prompt", opened.sampler.at_temperature(0.0))
+```"""
+"""How a text is completed, greedily."""
+
+
 def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter: bool) -> str:
     """Returns the card in Markdown, with the header that the hub reads.
 
@@ -35,8 +44,10 @@ def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter:
         "Decoding: " + ", ".join(f"{name} {value}" for name, value in result.after.decoding.items()) + ".",
         "## Audit of the gradient estimator",
         str(audit["verdict"]) if audit else f"Not audited (no {AUDIT} in the run's folder).",
-        "## How to load it",
-        '```python\nfrom dlmrl_kit import load_policy\n\npolicy = load_policy("PATH")\n```',
+        "## How to use it",
+        "It writes by filling in masks, in any order. The `generate()` of transformers writes from left to right and "
+        'must not be used with it. From a shell: `dlmrl sample PATH "a prompt"`, or `dlmrl chat PATH`. In Python:',
+        USAGE,
     ]
     if stored.is_file():
         parts += ["## Recipe", f"```\n{stored.read_text(encoding='utf-8').strip()}\n```"]

@@ -11,9 +11,11 @@ from pathlib import Path
 from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
+from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.training.export import TRAINED_WITH
 from dlmrl_kit.training.identity import files_of
 from dlmrl_kit.training.start import attach_components, find_device, load_components
@@ -93,6 +95,29 @@ def open_model(
         raise CheckpointError(f"no run or model folder at {path}")
     loaded = load_recipe(recipe or "egspo_sa", sets=sets, uses=uses, allow_imports=allow_imports)
     return OpenedModel(loaded, model, is_run, remembered is not None)
+
+
+@dataclass(frozen=True)
+class OpenedDecoder:
+    """A loaded model, and the sampler of a recipe that decodes from it."""
+
+    policy: TransformersPolicy
+    sampler: Sampler
+
+
+def open_decoder(
+    path: str,
+    recipe: str | None = None,
+    sets: Sequence[str] = (),
+    uses: Sequence[str] = (),
+    allow_imports: bool = False,
+) -> OpenedDecoder:
+    """Loads a model and the sampler that goes with it; arguments and errors as ``open_model``."""
+    opened = open_model(path, recipe, sets, uses, allow_imports)
+    built = opened.build()
+    policy = opened.load(built, [built.sampler])
+    require_finite(weights_of(policy), "the policy cannot be sampled from")
+    return OpenedDecoder(policy, built.sampler)
 
 
 def _check_no_code_inside(model: Path, built: Algorithm | Pretraining) -> None:
