@@ -21,6 +21,7 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.training import old_check
 from dlmrl_kit.training.model_card import AUDIT
+from dlmrl_kit.training.opening import open_decoder
 
 MAKERS: dict[str, Any] = {
     "llada": llada_checkpoint,
@@ -154,6 +155,11 @@ def test_the_model_card(lora_run: tuple[Path, Path]) -> None:
     assert "4 examples" in card
     assert "Not audited" in card
     assert (run / "recipe.gin").read_text().strip() in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    names: dict[str, object] = {}
+    exec(code.replace("PATH", str(run / "model")).replace("a prompt", "1234"), names)
+    opened = open_decoder(str(run / "model"))
+    assert names["text"] == opened.policy.generate("1234", opened.sampler.at_temperature(0.0))[0][0]
     adapter = (run / "adapter" / "README.md").read_text()
     assert adapter.startswith("---\nlibrary_name: peft\n")
     assert f"the LoRA adapter alone, for `{base}`" in adapter
