@@ -19,6 +19,7 @@ from dlmrl_kit.pretrainers.base import Pretrainer
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.selectors.base import Selector
+from dlmrl_kit.step_schedules.base import StepSchedule
 from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.values.base import Value
@@ -38,6 +39,7 @@ BASE_CLASSES: dict[str, type] = {
     "regulariser": Term,
     "normaliser": Normaliser,
     "schedule": Schedule,
+    "step_schedule": StepSchedule,
     "trainer": Trainer,
     "logger": Logger,
     "demonstrator": Demonstrator,

@@ -62,7 +62,8 @@ def repeated(view: View, rows: Tensor) -> View:
         return dense[rows][allowed]
 
     features = None if view.features is None else repeat(view.features)
-    return View(repeat(view.logits), view.behaviour, allowed, features)
+    offset = None if view.offset is None else view.offset[rows]
+    return View(repeat(view.logits), view.behaviour, allowed, features, offset)
 
 
 def fill(committed: Tensor, rank: Tensor | None, tokens: list[int], size: int) -> tuple[Tensor, Decision]:

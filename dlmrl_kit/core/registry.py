@@ -57,6 +57,7 @@ KINDS: dict[str, Kind] = {
         Kind("regulariser", "regularisers", "a term added to the loss: KL, entropy"),
         Kind("normaliser", "normalisers", "what a sum over tokens is divided by"),
         Kind("schedule", "schedules", "a number that depends on the denoising step"),
+        Kind("step_schedule", "step_schedules", "how many positions each denoising step commits"),
         Kind("trainer", "trainers", "the training loop: optimiser, batches, checkpoints, evaluation"),
         Kind("logger", "loggers", "where metrics go"),
         Kind("demonstrator", "demonstrators", "whose completions a denoiser is pre-trained on"),

@@ -53,6 +53,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.seeding import uniforms_at
 from dlmrl_kit.core.validate import check
+from dlmrl_kit.step_schedules.base import StepSchedule
 
 MayChoose = Callable[[TensorDictBase], Tensor]
 """Says which steps of an unfinished rollout the selector may still choose, bool [B, T]; see ``Sampler.forward``."""
@@ -67,12 +68,14 @@ class View:
         behaviour: how logits become the distribution that tokens are drawn from.
         allowed: bool [B, L], the N positions.
         features: [N, D], what the policy's head reads; None for samplers without ``needs_features``.
+        offset: int64 [B], prompt tokens in the block in which the completion begins; None: no row has any.
     """
 
     logits: Tensor
     behaviour: Behaviour
     allowed: Tensor
     features: Tensor | None = None
+    offset: Tensor | None = None
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -116,7 +119,7 @@ class View:
         if bool(inside.all()):
             return self
         features = None if self.features is None else self.features[inside]
-        return View(self.logits[inside], self.behaviour, allowed, features)
+        return View(self.logits[inside], self.behaviour, allowed, features, self.offset)
 
     def dense(self, values: Tensor, fill: float) -> Tensor:
         """Puts values [N] at their positions in [B, L], and ``fill`` elsewhere."""
@@ -190,7 +193,7 @@ class Sampler(Component, Decoder, ABC):
     """Whether a position is committed once, so that its log-probability can be kept per position."""
     needs_features: ClassVar[bool] = False
     """Whether it reads ``View.features``."""
-    tokens_per_step: int = 1
+    tokens_per_step: int | StepSchedule = 1
     """How many positions a step commits, in samplers that have this setting."""
     group_size: int | None = None
     """How many samples of a prompt are made together; None: each is made by itself."""
@@ -247,6 +250,10 @@ class Sampler(Component, Decoder, ABC):
     def num_steps(self, policy: Policy) -> int:
         """Returns T for this policy, in whose blocks a completion may begin anywhere (``Policy.block_offset``)."""
         return self.max_steps
+
+    def block_steps(self, positions: int) -> int:
+        """Returns an upper bound on the denoising steps of a block of so many positions."""
+        return positions
 
     @property
     @abstractmethod
@@ -378,7 +385,8 @@ class Sampler(Component, Decoder, ABC):
         logits, process = forbid(policy.head(features), policy.forbidden_ids), self.processing(prompt, positions)
         if process is not None:
             logits = process(logits, slice(None))
-        return View(logits, self.behaviour, positions, features if self.needs_features else None)
+        offset = policy.block_offset(prompt[PROMPT_MASK])
+        return View(logits, self.behaviour, positions, features if self.needs_features else None, offset)
 
     def view(self, policy: Policy, prompt: TensorDictBase, ids: Tensor, positions: Tensor | None = None) -> View:
         """Runs the policy on states ``ids`` [B, L]; returns the view at ``positions``, or at ``asked_positions``."""

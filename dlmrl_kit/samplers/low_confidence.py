@@ -11,6 +11,8 @@ confidence go to the lower position, in the draw and in F_j.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,15 @@ class LowConfidence(MaskSampler):
     Arguments as ``MaskSampler``.
     """
 
+    def ranked(self, view: View) -> View:
+        """Returns the view whose confidences rank the draws: itself, so those of softmax(logits)."""
+        return view
+
     def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws a token at each of the N positions and commits the most confident ones of each row."""
         drawn = view.draw(seed)
-        committed = highest(view.dense(view.confidence(drawn), -torch.inf), view.allowed, self.num_commits(view))
+        certain = self.ranked(view).confidence(drawn)
+        committed = highest(view.dense(certain, -torch.inf), view.allowed, self.num_commits(view))
         tokens = torch.zeros_like(view.allowed, dtype=torch.int64).masked_scatter(view.allowed, drawn)
         return Decision(committed, tokens, drawn=view.allowed)
 
@@ -40,11 +47,17 @@ class LowConfidence(MaskSampler):
 
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Adds the order term to the token part: [B]."""
-        return token_log_prob(view, decision) + order_term(view, decision)
+        return token_log_prob(view, decision) + order_term(self.ranked(view), decision)
 
 
-def order_term(view: View, decision: Decision) -> Tensor:
-    """Returns the log-probability [B] that each position left masked drew a less confident token than all committed."""
+def order_term(view: View, decision: Decision, bar: float = math.inf) -> Tensor:
+    """Returns the log-probability [B] that each position left masked drew a less confident token than all committed.
+
+    Args:
+        view: of the states.
+        decision: the actions.
+        bar: a confidence above which every draw is committed; the positions left masked drew none above it.
+    """
     committed, allowed = decision.committed, view.allowed
     chosen = committed[allowed]
     kept = view.confidence(decision.tokens[committed], chosen)
@@ -53,7 +66,8 @@ def order_term(view: View, decision: Decision) -> Tensor:
     )
     least = threshold.amin(-1, keepdim=True)
     positions = torch.arange(allowed.shape[1], device=allowed.device)
-    last = positions.masked_fill(~(committed & (threshold == least)), -1).amax(-1)
+    last = positions.masked_fill(~(committed & (threshold == least) & (least <= bar)), -1).amax(-1)
+    least = least.clamp(max=bar)
 
     rest = (~chosen).nonzero().squeeze(-1)
     row, position = (index[rest] for index in view.index)

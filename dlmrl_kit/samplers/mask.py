@@ -10,6 +10,7 @@ import bisect
 import itertools
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from dlmrl_kit.core.seeding import combine_seeds, seeds_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.recorder import MaskRecorder
+from dlmrl_kit.step_schedules.base import StepSchedule
 
 
 class Rows(NamedTuple):
@@ -66,7 +68,8 @@ class MaskSampler(Sampler):
 
     Args:
         completion_length: L, number of positions to fill.
-        tokens_per_step: positions committed per step; the last step of a block commits what is left.
+        tokens_per_step: positions committed per step, and the last step of a block commits what is left; or a step
+            schedule, which says it for each step of a block.
         block_length, temperature, top_k, top_p, stop_at_eos: as ``Sampler``.
 
     Raises:
@@ -85,7 +88,7 @@ class MaskSampler(Sampler):
     def __init__(
         self,
         completion_length: int,
-        tokens_per_step: int = 1,
+        tokens_per_step: int | StepSchedule = 1,
         block_length: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -93,12 +96,13 @@ class MaskSampler(Sampler):
         stop_at_eos: bool = True,
     ) -> None:
         super().__init__(completion_length, block_length, temperature, top_k, top_p, stop_at_eos)
-        check(tokens_per_step >= 1, self, "tokens_per_step", tokens_per_step, "at least 1")
+        check_tokens_per_step(self, tokens_per_step)
         self.tokens_per_step = tokens_per_step
+        self._levels = [] if isinstance(tokens_per_step, int) else tokens_per_step.levels(self.block_length)
 
     @property
     def max_steps(self) -> int:
-        """T: each block takes ceil(positions / tokens_per_step) steps."""
+        """T: the sum of ``block_steps`` over the blocks."""
         return self._steps(self.block_length)
 
     def num_steps(self, policy: Policy) -> int:
@@ -110,17 +114,26 @@ class MaskSampler(Sampler):
     def _steps(self, first: int) -> int:
         """Returns the number of steps of a completion with ``first`` positions in its first block."""
         full, last = divmod(self.completion_length - first, self.block_length)
-        per_step = self.tokens_per_step
-        return -(-first // per_step) + full * -(-self.block_length // per_step) + -(-last // per_step)
+        return self.block_steps(first) + full * self.block_steps(self.block_length) + self.block_steps(last)
+
+    def block_steps(self, positions: int) -> int:
+        """Returns ceil(positions / tokens_per_step); with a schedule, how many of its steps begin before the end."""
+        if isinstance(self.tokens_per_step, int):
+            return -(-positions // self.tokens_per_step)
+        return sum(level < positions for level in (0, *self._levels))
 
     @property
     def max_commits(self) -> int:
         """C: an upper bound on the positions that a step commits."""
-        return min(self.tokens_per_step, self.block_length)
+        if isinstance(self.tokens_per_step, int):
+            return min(self.tokens_per_step, self.block_length)
+        return max(level - before for before, level in itertools.pairwise((0, *self._levels)))
 
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
         """Returns a sampler of its kind for completions of ``after.length``, with ``after.tokens_per_step``."""
-        return rebuilt(self, **self.fitted(before, after), tokens_per_step=after.tokens_per_step)
+        per_step, to = self.tokens_per_step, replace(after, block_length=min(after.block_length, after.length))
+        number = to.tokens_per_step if isinstance(per_step, int) else per_step.resized(before, to)
+        return rebuilt(self, **self.fitted(before, after), tokens_per_step=number)
 
     @abstractmethod
     def decide(self, view: View, seed: Tensor) -> Decision:
@@ -145,8 +158,23 @@ class MaskSampler(Sampler):
         raise NotImplementedError(f"{type(self).__name__} does not list its choices of positions (position_choices)")
 
     def num_commits(self, view: View) -> Tensor:
-        """Returns how many positions a step commits in each row: int64 [B]."""
-        return view.allowed.sum(-1).clamp(max=self.tokens_per_step)
+        """Returns how many positions a step commits in each row: int64 [B].
+
+        By a schedule, it goes on to the next number of committed positions that the schedule has for the block.
+        """
+        still_open = view.allowed.sum(-1)
+        if isinstance(self.tokens_per_step, int):
+            return still_open.clamp(max=self.tokens_per_step)
+        done = self._block_positions(view) - still_open
+        levels = torch.tensor(self._levels, device=done.device)
+        return torch.minimum(levels[torch.searchsorted(levels, done, right=True)] - done, still_open)
+
+    def _block_positions(self, view: View) -> Tensor:
+        """Returns how many positions of the completion are in the block of each row: int64 [B]."""
+        offset = 0 if view.offset is None else view.offset
+        first = view.allowed.long().argmax(-1)
+        begin = (first + offset) // self.block_length * self.block_length - offset
+        return (begin + self.block_length).clamp(max=view.allowed.shape[1]) - begin.clamp(min=0)
 
     def forward(
         self,
@@ -227,6 +255,21 @@ class MaskSampler(Sampler):
         if recorder.wants(STEP_DRAFT_IDS):
             recorder.put(STEP_DRAFT_IDS, step, some.numbers, drafted(some.ids, predicted, decision, some.seed))
         recorder.step(step, some.numbers, view, decision, self.action_log_prob(view, decision))
+
+
+def check_tokens_per_step(sampler: Sampler, value: int | StepSchedule) -> None:
+    """Refuses a number of positions per step below 1.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    check(
+        isinstance(value, StepSchedule) or value >= 1,
+        sampler,
+        "tokens_per_step",
+        value,
+        "at least 1, or a step schedule",
+    )
 
 
 def logit_pieces(count: Tensor, vocab: int, held: Tensor | None = None) -> Iterator[tuple[slice, slice]]:

@@ -26,7 +26,8 @@ from dlmrl_kit.demonstrators.chosen import Chosen
 from dlmrl_kit.demonstrators.rejected import Rejected
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.samplers.mask import MaskSampler
+from dlmrl_kit.samplers.mask import MaskSampler, check_tokens_per_step
+from dlmrl_kit.step_schedules.base import StepSchedule
 from dlmrl_kit.tasks.base import Example
 
 
@@ -61,14 +62,14 @@ class PreferencePairs(Sampler):
     def __init__(
         self,
         completion_length: int,
-        tokens_per_step: int = 1,
+        tokens_per_step: int | StepSchedule = 1,
         *decoding: Any,
         chosen: Demonstrator | None = None,
         rejected: Demonstrator | None = None,
         **named: Any,
     ) -> None:
         super().__init__(completion_length, *decoding, **named)
-        check(tokens_per_step >= 1, self, "tokens_per_step", tokens_per_step, "at least 1")
+        check_tokens_per_step(self, tokens_per_step)
         self.tokens_per_step = tokens_per_step
         for name, value in (("chosen", chosen), ("rejected", rejected)):
             check(value is None or isinstance(value, Demonstrator), self, name, value, "a demonstrator")

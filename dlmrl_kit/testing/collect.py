@@ -22,6 +22,7 @@ from dlmrl_kit.testing import (
     schedules,
     selectors,
     sizes,
+    step_schedules,
     tasks,
     terms,
     values,
@@ -47,6 +48,7 @@ OF_KIND: dict[str, tuple[CheckFunction, ...]] = {
     "regulariser": terms.REGULARISER_CHECKS,
     "normaliser": normalisers.CHECKS,
     "schedule": schedules.CHECKS,
+    "step_schedule": step_schedules.CHECKS,
     "logger": loggers.CHECKS,
 }
 """The checks that only components of one kind are for."""

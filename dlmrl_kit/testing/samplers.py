@@ -110,7 +110,7 @@ def check_resume(name: str, component: Sampler) -> None:
 def check_probabilities(name: str, component: Sampler) -> None:
     """On a problem of two tokens and three positions its probabilities sum to 1, and its draws follow them."""
     length = SMALL.length
-    wanted = Sizes(length, length, min(length, component.block_length), min(2, component.tokens_per_step), SMALL.vocab)
+    wanted = Sizes(length, length, min(length, component.block_length), min(2, component.max_commits), SMALL.vocab)
     with attempt(name, "made smaller", "keep every parameter of the constructor as an attribute of the same name"):
         small = component.resized(component.sizes, wanted)
     fix = "make action_log_prob the log-probability of exactly what decide draws, and list that in position_choices"

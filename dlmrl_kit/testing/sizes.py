@@ -10,7 +10,7 @@ from dlmrl_kit.audit.on_problem import OnProblem
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.audit.sizes import first_left_out, kept_whole, shrunk
-from dlmrl_kit.core.component import Component, Sizes, rebuilt, settings
+from dlmrl_kit.core.component import Component, Resizable, Sizes, rebuilt, settings
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.left_to_right import LeftToRight
@@ -121,6 +121,9 @@ def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> list[
 
 
 def _same(a: object, b: object) -> bool:
+    """Tells whether two settings are equal; components within a component are resized, and keep their class."""
+    if isinstance(a, Resizable):
+        return type(a) is type(b)
     return a is b or (isinstance(a, (bool, int, float, str, tuple)) and a == b)
 
 

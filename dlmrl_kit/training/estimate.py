@@ -103,7 +103,7 @@ def computed_positions(algorithm: Algorithm, prompt_length: int) -> float | None
     whole, cached, exact = prompt_length + length, 0, 0
     for begin in range(0, length, block):
         size = min(block, length - begin)
-        steps = -(-size // sampler.tokens_per_step)
+        steps = sampler.block_steps(size)
         window = length - begin if algorithm.cache.to_end else size
         cached, exact = cached + whole + steps * window, exact + steps * whole
     return cached / exact

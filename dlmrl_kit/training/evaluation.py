@@ -91,12 +91,13 @@ def evaluate(
 
 
 def _decoding(sampler: Sampler) -> dict[str, object]:
+    per_step = sampler.tokens_per_step
     return {
         "sampler": type(sampler).__name__,
         "temperature": sampler.temperature,
         "top_k": sampler.top_k,
         "top_p": sampler.top_p,
-        "tokens_per_step": sampler.tokens_per_step,
+        "tokens_per_step": per_step if isinstance(per_step, int) else repr(per_step),
         "block_length": sampler.block_length,
         "completion_length": sampler.completion_length,
     }

@@ -24,15 +24,21 @@ from dlmrl_kit.core.keys import STEP_ENTROPY, STEP_VALID
 from dlmrl_kit.corrections.uncorrected import Uncorrected
 from dlmrl_kit.likelihoods.step_merge import StepMerge
 from dlmrl_kit.recipe.load import load_recipe, recipe_names
+from dlmrl_kit.samplers.dynamic_low_confidence import DynamicLowConfidence
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.samplers.tempered import TemperedEntropyOrder, TemperedLowConfidence
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.selectors.base import Selector, descending_rank, valid_entropy
 from dlmrl_kit.selectors.equal_segments import EqualSegments
 from dlmrl_kit.selectors.k_steps import FirstK
 from dlmrl_kit.selectors.top_k import EntropyTopK
+from dlmrl_kit.step_schedules.base import StepSchedule
+from dlmrl_kit.step_schedules.even_steps import EvenSteps
+from dlmrl_kit.step_schedules.linear_time_steps import LinearTimeSteps
 
 PROBLEMS = [Problem(vocab=2, length=3, policy="network", seed=1), Problem(vocab=2, length=4, block_length=2, seed=2)]
 
@@ -191,3 +197,42 @@ def test_what_was_scaled_on_several_problems_is_one_line() -> None:
     found = [Scaled("A", "k", 8, 16, 2, 3), Scaled("A", "k", 8, 16, 1, 2), Scaled("A", "k", 8, 16, 2, 3)]
     assert scaled_texts(found) == ["A.k = 8 for 16 steps becomes 2 for 3, 1 for 2"]
     assert scaled_texts([Scaled("B", "name", "x", 4, "y", 2)]) == ["B.name = 'x' becomes 'y'"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [
+        (TemperedLowConfidence(32, LinearTimeSteps(32), temperature=0.8), [1, 2]),
+        (LowConfidence(32, EvenSteps(5), 16), [1, 1, 1]),
+        (TemperedEntropyOrder(32, EvenSteps(7)), [1, 1, 1]),
+    ],
+    ids=["linear time", "even", "even, many"],
+)
+def test_step_schedules_are_scaled_with_the_block(sampler: MaskSampler, steps: list[int]) -> None:
+    estimator = exact_estimator(sampler, {})
+    assert unscaled(estimator) == []
+    small, changes = shrunk(estimator, PROBLEMS[0])
+    found = small.sampler.tokens_per_step
+    assert isinstance(sampler.tokens_per_step, StepSchedule)
+    assert isinstance(found, type(sampler.tokens_per_step))
+    assert [number for number in found.numbers(3) if number] == steps
+    assert changes == []
+    two = shrunk(estimator, Problem(vocab=2, length=4, tokens_per_step=2))[0].sampler
+    assert two.max_steps == 2
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        TemperedLowConfidence(32, LinearTimeSteps(32), temperature=0.8),
+        LowConfidence(32, EvenSteps(5), 16),
+        DynamicLowConfidence(32, 1, 4),
+        TemperedEntropyOrder(32, LinearTimeSteps(20), temperature=1.3),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_the_audit_finds_published_generators_unbiased(sampler: MaskSampler) -> None:
+    problems = [PROBLEMS[0], Problem(vocab=2, length=4, tokens_per_step=2, eos=True, seed=2)]
+    report = audit_algorithm(exact_estimator(sampler, {}), problems=problems, group_size=2, attribution=False)
+    assert report.verdict == "unbiased"

@@ -26,9 +26,13 @@ from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.steps import StepLogProb, StepTokenLogProb
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
+from dlmrl_kit.samplers.dynamic_low_confidence import DynamicLowConfidence
 from dlmrl_kit.samplers.low_confidence import LowConfidence, order_term
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.samplers.tempered import TemperedEntropyOrder, TemperedLowConfidence, TemperedMarginOrder
+from dlmrl_kit.step_schedules.even_steps import EvenSteps
+from dlmrl_kit.step_schedules.linear_time_steps import LinearTimeSteps
 
 
 def make(cls: type[Sampler], length: int, tokens_per_step: int = 1, **options: Any) -> Any:
@@ -81,7 +85,11 @@ def table_policy(kind: str, vocab: int, length: int, forbidden: tuple[int, ...] 
 def test_every_action_has_its_probability(
     cls: type[Sampler], settings: dict[str, Any], kind: str, forbidden: tuple[int, ...]
 ) -> None:
-    policy, sampler = table_policy(kind, 3, 4, forbidden), make(cls, 4, **settings)
+    check_every_action(make(cls, 4, **settings), table_policy(kind, 3, 4, forbidden))
+
+
+def check_every_action(sampler: Any, policy: TabularPolicy) -> None:
+    """Compares in four states, and sums to 1."""
     m = policy.mask_id
     for state in ((m, m, m, m), (m, 2, m, m), (0, m, m, 0), (2, 0, 0, m)):
         expected = {action: p.item() for action, p in brute_force(sampler, policy, state).items()}
@@ -92,6 +100,46 @@ def test_every_action_has_its_probability(
             found = sampler.action_log_prob(view, decisions(actions, 4)).exp()
         assert found.tolist() == pytest.approx(list(expected.values()), abs=1e-11)
         assert found.sum().item() == pytest.approx(1, abs=1e-10)
+
+
+TEMPERED = (TemperedLowConfidence, TemperedEntropyOrder, TemperedMarginOrder)
+PUBLISHED: list[tuple[type[Sampler], dict[str, Any]]] = [
+    *((cls, {"temperature": 0.4}) for cls in TEMPERED),
+    *((cls, {"tokens_per_step": 2, "temperature": 1.7, "top_p": 0.8}) for cls in TEMPERED),
+    *((cls, {"temperature": 0.0, "top_k": 2}) for cls in TEMPERED),
+    (TemperedLowConfidence, {"tokens_per_step": EvenSteps(3), "block_length": 3, "temperature": 0.6, "top_k": 2}),
+    (DynamicLowConfidence, {"threshold": 0.5, "temperature": 0.7}),
+    (DynamicLowConfidence, {"threshold": 0.3, "tokens_per_step": 2, "temperature": 1.5, "top_p": 0.9}),
+    (DynamicLowConfidence, {"threshold": 0.6, "block_length": 3, "temperature": 0.5, "top_k": 2}),
+    (DynamicLowConfidence, {"threshold": 0.4, "tokens_per_step": EvenSteps(3), "temperature": 0.8}),
+    (LowConfidence, {"tokens_per_step": EvenSteps(3)}),
+    (LowConfidence, {"tokens_per_step": LinearTimeSteps(4), "temperature": 0.7}),
+    (RandomOrder, {"tokens_per_step": EvenSteps(2), "block_length": 3}),
+    (PlackettLuceOrder, {"tokens_per_step": LinearTimeSteps(3)}),
+    (TemperedEntropyOrder, {"tokens_per_step": LinearTimeSteps(4), "temperature": 0.7}),
+]
+published = pytest.mark.parametrize(("cls", "settings"), PUBLISHED, ids=str)
+
+
+@published
+@pytest.mark.parametrize("kind", ["random", "ties"])
+def test_every_action_of_published_settings_has_its_probability(
+    cls: type[Sampler], settings: dict[str, Any], kind: str
+) -> None:
+    """States on the schedule and off it, blocks that begin within one and a last block that is short."""
+    check_every_action(make(cls, 4, **settings), table_policy(kind, 3, 4, (1,)))
+
+
+@published
+def test_step_log_prob_gives_the_policy_gradient_of_published_settings(
+    cls: type[Sampler], settings: dict[str, Any]
+) -> None:
+    """Also where a row ends early; greedy trajectories have no gradient to compare."""
+    policy, sampler = TabularPolicy(3, 3, seed=4), make(cls, 3, **settings)
+    policy.eos_ids = (2,)
+    if sampler.temperature > 0:
+        assert gradient_bias(sampler, policy, [StepLogProb()])[0] < 1e-10
+    assert max(path.steps for path in all_paths(sampler, policy)) == sampler.max_steps
 
 
 @every

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from support.seeds import seeded
 from tensordict import TensorDict
@@ -21,6 +23,15 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 
 STATE_SCORE = (RandomOrder, EntropyOrder, MarginOrder, LeftToRight, ConfidenceThreshold)
 SAMPLERS: tuple[type[Sampler], ...] = (LowConfidence, PlackettLuceOrder, *STATE_SCORE)
+
+
+ALIKE = ("TemperedLowConfidence", "TemperedEntropyOrder", "TemperedMarginOrder")
+"""Samplers that differ from another one, which every run tries, in what they rank by."""
+
+
+def members(names: Iterable[str]) -> list[Any]:
+    """Parameters for a test: the samplers in ``ALIKE`` are left to the thorough run."""
+    return [pytest.param(name, marks=pytest.mark.thorough) if name in ALIKE else name for name in names]
 
 
 def make(cls: type[Sampler], length: int, tokens_per_step: int = 1, **options: Any) -> Sampler:

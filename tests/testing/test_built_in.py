@@ -22,6 +22,7 @@ from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.samplers.tempered import TemperedLowConfidence
 from dlmrl_kit.schedules.curves import Linear
 from dlmrl_kit.selectors.entropy_bound import EntropyBound
 from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage
@@ -29,6 +30,7 @@ from dlmrl_kit.selectors.entropy_importance import EntropyImportance
 from dlmrl_kit.selectors.k_steps import FirstK, LastK, UniformSteps
 from dlmrl_kit.selectors.random_steps import RandomSteps
 from dlmrl_kit.selectors.top_k import EntropyTopK
+from dlmrl_kit.step_schedules.linear_time_steps import LinearTimeSteps
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.testing import parametrize_with_checks
@@ -37,6 +39,7 @@ CONFIGURED = [
     LowConfidence(12, 2),
     LowConfidence(8, 1, block_length=4, temperature=0.7, top_k=4),
     LowConfidence(9, 2, temperature=0.0),
+    TemperedLowConfidence(10, LinearTimeSteps(7), block_length=7, temperature=0.7, top_k=4),
     PlackettLuceOrder(10, 3, top_p=0.8, order_temperature=0.5),
     ConfidenceThreshold(10, threshold=0.3, block_length=5),
     RandomOrder(9, 2, stop_at_eos=False),

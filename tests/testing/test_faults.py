@@ -44,6 +44,7 @@ from support.faults.selectors import (
     WritesMore,
     WrongDtype,
 )
+from support.faults.step_schedules import CountsCalls, KeepsDoubling, LeavesSomeOut, LosesItsSteps
 from support.faults.tasks import (
     ChokesOnJunk,
     DependsOnCalls,
@@ -128,6 +129,10 @@ FAULTS = [
     (TooManyCommits, "check_commits", r"commits \[0, 2\] positions in a step.*max_commits"),
     (FlatSchedule, "check_values", "return a tensor like fraction"),
     (ChangesFraction, "check_values", "changes the fractions"),
+    (LeavesSomeOut, "check_numbers", r"commits \[.*of . positions.*add up"),
+    (CountsCalls, "check_numbers", "other numbers the second time.*positions alone"),
+    (KeepsDoubling, "check_schedule_resized", "another schedule each time"),
+    (LosesItsSteps, "check_step_schedule_copies", "other numbers after pickle"),
     (SharesPuzzles, "check_splits_disjoint", "in pretrain and in train.*canonical"),
     (DependsOnCalls, "check_examples_reproducible", "in another order.*depend on number"),
     (ChokesOnJunk, "check_score_of_junk", "raises ValueError when scoring ''.*worth 0"),
@@ -149,6 +154,7 @@ FAULTS = [
 ]
 SEEDLESS = {"check_copies", "check_padding", "check_reads_only_in_keys", "check_same_result_for_same_seed"}
 ALSO: dict[Any, set[str]] = {
+    CountsCalls: {"check_step_schedule_copies"},
     UsesGlobalRandomState: SEEDLESS,
     UsesPythonRandomState: {*SEEDLESS, "check_leaves_steps_out"},
     NotFinite: {"check_one_sample"},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.pretraining import tiny
+from support.rollouts import members
 from support.runs import build, model_path, new_run, recipe
 
 from dlmrl_kit.core.component import rebuilt
@@ -41,7 +42,7 @@ OFFLINE = "PreferencePairs"  # decodes with another sampler: tests/samplers/test
 SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name != OFFLINE]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", members(SAMPLERS))
 def test_greedy_evaluation_is_deterministic_and_leaves_the_sampler_alone(sampler: str) -> None:
     algorithm, policy = build(uses=[f"sampler={sampler}"], sets=["Sampler.top_p = 0.8"]), tiny_policy()
     part = algorithm.sampler
@@ -129,7 +130,7 @@ def rows_and_dtypes(seen: Seen) -> tuple[int, set[torch.dtype]]:
     return max(rows for rows, _ in seen), {dtype for _, dtype in seen}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", members(SAMPLERS))
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_precision_and_batch_size_hold_for_every_sampler(sampler: str, precision: str, dtype: torch.dtype) -> None:
     algorithm, seen = build(uses=[f"sampler={sampler}"]), Seen()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rollouts import members
 from support.runs import new_run, old_difference, perturb, prepared, recipe, rollout
 from torch import Tensor
 
@@ -30,7 +31,7 @@ LIKELIHOODS = [
 
 
 @pytest.mark.parametrize(("likelihood", "sets"), LIKELIHOODS, ids=["exact", "tempered", "model"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", members(SAMPLERS))
 def test_ratios_start_at_one(sampler: str, likelihood: str, sets: list[str], tmp_path: Path) -> None:
     shape = [] if sampler == "ConfidenceThreshold" else ["Sampler.tokens_per_step = 3", "Sampler.block_length = 8"]
     sets = [*sets, *shape, "Sampler.top_p = 0.9", "Trainer.minibatches = 1", "Trainer.micro_batch_size = 4"]

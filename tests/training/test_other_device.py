@@ -15,6 +15,7 @@ from support.families import make_dream, make_llada, make_llada_moe
 from support.other_device import Elsewhere, other_device
 from support.policies import tiny_policy
 from support.pretraining import tiny
+from support.rollouts import ALIKE
 from support.runs import recipe
 from torch import Tensor
 
@@ -33,7 +34,7 @@ ONE = ["Trainer.updates = 1", "Trainer.inner_iterations = 1", "Trainer.minibatch
 OWN_GROUPS = {"Tree", "PreferencePairs"}
 SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name not in OWN_GROUPS]
 SWAPS = [
-    *[[f"sampler={name}"] for name in SAMPLERS if name != "EntropyBoundRenoising"],
+    *[[f"sampler={name}"] for name in SAMPLERS if name not in ("EntropyBoundRenoising", *ALIKE)],
     *[[f"filter={c.name}"] for c in components("filter") if c.package == "dlmrl_kit"],
     ["cache=DualCache"],
     ["cache=PrefixCache", "correction=TrajectoryImportance", "likelihood=StepLogProb"],
@@ -106,6 +107,14 @@ def test_a_recipe_trains_there_as_here(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("uses", SWAPS, ids=" ".join)
 def test_components_run_there_as_here(uses: list[str], tmp_path: Path) -> None:
     compare(tmp_path, "egspo_sa", uses)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("sampler", ALIKE)
+@pytest.mark.parametrize("schedule", ["EvenSteps", "LinearTimeSteps"])
+def test_step_schedules_run_there_as_here(sampler: str, schedule: str, tmp_path: Path) -> None:
+    sets = (f"Sampler.tokens_per_step = @{schedule}()", f"{schedule}.steps = 5", "Sampler.temperature = 0.8")
+    compare(tmp_path, "egspo_sa", [f"sampler={sampler}"], *sets)
 
 
 def only(digits: range, vocabulary: int) -> str:

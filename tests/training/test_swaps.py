@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.rollouts import members
 from support.runs import model_path, recipe
 
 from dlmrl_kit.core.results import RunObserver, RunResult
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.step_schedules.linear_time_steps import LinearTimeSteps
 from dlmrl_kit.training import train
 
 RECIPES = ["egspo", "egspo_sa", "ada_egspo", "grpo_steps", "reinforce_exact"]  # all others: test_recipes.py
@@ -106,6 +108,11 @@ SWAPS: dict[str, tuple[str, list[str], list[str]]] = {
         [],
         ["Sampler.block_length = 5", "Sampler.tokens_per_step = 3", "Sampler.stop_at_eos = False"],
     ),
+    "Dream's steps": (
+        "egspo_sa",
+        ["sampler=TemperedLowConfidence"],
+        ["Sampler.tokens_per_step = @LinearTimeSteps()", "LinearTimeSteps.steps = 24", "Sampler.stop_at_eos = False"],
+    ),
 }
 
 
@@ -117,9 +124,11 @@ def test_swaps_train(label: str, tmp_path: Path) -> None:
         assert metrics[0]["selected_steps"] == 3
     if label == "blocks":
         assert metrics[0]["steps"] == 2 + 2 + 2 + 1
+    if label == "Dream's steps":  # those of the 24 that commit something
+        assert metrics[0]["steps"] == sum(number > 0 for number in LinearTimeSteps(24).numbers(16)) < 16
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", members(SAMPLERS))
 def test_every_sampler_trains_without_bias(sampler: str, tmp_path: Path) -> None:
     _, metrics = trained(tmp_path, "reinforce_exact", f"sampler={sampler}")
     assert metrics[0]["selected_steps"] == metrics[0]["steps"]  # all of them

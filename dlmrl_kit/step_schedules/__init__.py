@@ -1,0 +1,1 @@
+"""Step schedules: how many positions each denoising step of a block commits."""
