@@ -153,7 +153,7 @@ def test_dream(
     check(found, dream(dream_family.logits, prompt, *dream_family.known, draw, **settings))
 
 
-@pytest.mark.parametrize("behaviour", [{"temperature": 0.2}, {"temperature": 0.6, "top_k": 2}], ids=str)
+@pytest.mark.parametrize("behaviour", [{"temperature": 0.1}, {"temperature": 0.3, "top_k": 2}], ids=str)
 @pytest.mark.parametrize(("steps", "threshold"), [(4, 0.85), (4, 0.6), (2, 0.5)])
 def test_sdar_dynamic(
     sdar_family: Family, drawn: list[list[int]], steps: int, threshold: float, behaviour: dict[str, Any]
