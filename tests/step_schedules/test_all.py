@@ -105,3 +105,17 @@ def test_a_step_of_a_number_and_of_an_even_schedule_are_one() -> None:
         one = sampled(LowConfidence(length, number, block))
         other = sampled(LowConfidence(length, EvenSteps((block or length) // number), block))
         assert all(torch.equal(one[key], other[key]) for key in one.keys(True, True))
+
+
+@pytest.mark.parametrize(
+    ("per_step", "steps"), [(EvenSteps(3), [0, 1, 1, 2, 2, 3]), (2, [0, 1, 1, 2, 2, 3]), (3, [0, 1, 1, 1, 2, 2])]
+)
+def test_a_block_of_fewer_positions_takes_the_steps_that_begin_before_its_end(
+    per_step: StepSchedule | int, steps: list[int]
+) -> None:
+    sampler = LowConfidence(5, per_step)
+    assert [sampler.block_steps(positions) for positions in range(6)] == steps
+    for positions in range(1, 6):  # a last block
+        longer = LowConfidence(5 + positions, per_step, 5)
+        assert longer.max_steps == steps[5] + steps[positions]
+        assert sampled(longer)["step", "valid"].all()
