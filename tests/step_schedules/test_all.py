@@ -94,7 +94,9 @@ def test_a_state_off_the_schedule_goes_on_to_its_next_level() -> None:
     for given, steps in ([0], [0, 0, 1, 1, 2, 3]), ([0, 1, 2], [0, 0, 0, 0, 1, 2]), ([], [0, 0, 1, 1, 2, 3]):
         state = torch.full((1, 6), policy.mask_id)
         state[:, given] = 1
-        found = LeftToRight(6, EvenSteps(4)).resume(seeded(no_prompt(1)), state, policy=policy)["commit_step"][0].tolist()
+        found = (
+            LeftToRight(6, EvenSteps(4)).resume(seeded(no_prompt(1)), state, policy=policy)["commit_step"][0].tolist()
+        )
         expected = [-1 if i in given else step for i, step in enumerate(steps)]
         assert found == expected
 
