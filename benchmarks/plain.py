@@ -16,9 +16,10 @@ from common import Size, full_ids
 from tensordict import TensorDict
 from torch import Tensor
 
+from dlmrl_kit.core.seeding import combine_seeds, uniforms
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
-Draw = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+Draw = Callable[[Tensor, Tensor, torch.Generator, Tensor], Tensor]
 
 
 @dataclass
@@ -34,18 +35,18 @@ class Rollout:
     distributions: list[Tensor] = field(default_factory=list)
 
 
-def gumbel_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
+def gumbel_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator, seed: Tensor) -> Tensor:
     """Draws a token at every position by the Gumbel trick in float64, as LLaDA's released code does."""
     noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator, device=logits.device)
     return (logits.double() - (-noise.log()).log()).argmax(-1)
 
 
-def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
+def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator, seed: Tensor) -> Tensor:
     """Draws a token at every allowed position by inverting the cumulative distribution, with the kit's noise."""
     tokens = torch.zeros_like(allowed, dtype=torch.int64)
     for row, position in allowed.nonzero().tolist():
         cumulative = logits[row, position].softmax(-1).cumsum(-1, dtype=torch.float64)
-        noise = torch.rand(1, dtype=torch.float64, generator=generator, device=logits.device)
+        noise = uniforms(seed[row : row + 1], allowed.shape[1], purpose="token drawn")[:, position]
         tokens[row, position] = torch.searchsorted(cumulative, noise * cumulative[-1], right=True)[0]
     return tokens
 
@@ -65,7 +66,7 @@ def rollout(
         logits = full_logits(policy, prompts, x)[:, width:].float()
         tempered = logits / size.temperature
         out.greedy.append(torch.where(masked, logits.argmax(-1), x))
-        drawn = draw(tempered, allowed, generator)
+        drawn = draw(tempered, allowed, generator, combine_seeds(prompts["seed"], step))
         probabilities = logits.double().softmax(-1)
         confidence = probabilities.gather(-1, drawn[..., None]).squeeze(-1).masked_fill(~allowed, -math.inf)
         committed = torch.zeros_like(allowed)
