@@ -44,7 +44,7 @@ def test_everything_wrong_is_told_once(registered: Any) -> None:
     with pytest.raises(ConformanceError) as raised:
         check_component(registered("selector", ReadsUndeclared))
     text = str(raised.value)
-    assert re.match(r"ReadsUndeclared fails \d+ of 25 checks", text)
+    assert re.match(r"ReadsUndeclared fails \d+ of 26 checks", text)
     assert text.count("To fix it") <= 3
     assert "check_registered" not in text
 
