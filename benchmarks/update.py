@@ -23,6 +23,7 @@ from tensordict import TensorDict, TensorDictBase
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import make_plan
+from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.characters import CharacterLlama
@@ -36,8 +37,11 @@ from dlmrl_kit.training.update import Rollout, Update
 BETA = 0.04
 
 
-def make_update(policy: TransformersPolicy, size: Size) -> Update:
-    """Makes the kit's EGSPO with these sizes; task and source of the policy are never asked for anything."""
+def make_update(policy: TransformersPolicy, size: Size, likelihood: Likelihood | None = None) -> Update:
+    """Makes the kit's EGSPO with these sizes; task and source of the policy are never asked for anything.
+
+    ``likelihood``: None for that of the recipe, the tokens at temperature 1.
+    """
     trainer = Trainer(micro_batch_size=size.batch, micro_batch_tokens=size.micro_tokens, max_grad_norm=1e9)
     algorithm = Algorithm(
         task=Sudoku4x4(),
@@ -45,7 +49,7 @@ def make_update(policy: TransformersPolicy, size: Size) -> Update:
         sampler=make_sampler(size),
         selector=EntropyTopK(size.selected),
         advantage=GroupMean(),
-        likelihood=StepTokenLogProb(sampling_temperature=False),
+        likelihood=likelihood or StepTokenLogProb(sampling_temperature=False),
         loss=StepPPO(clip_low=0.2, clip_high=0.5),
         regulariser=KLK3(BETA),
         trainer=trainer,
@@ -102,9 +106,9 @@ def learn(update: Update, run: TensorDictBase) -> None:
     update.learn(rollout.kept, 0)
 
 
-def kit_of(policy: TransformersPolicy, size: Size) -> Callable[[], None]:
-    """Prepares the kit's update of a policy on a rollout of its own."""
-    update = make_update(policy, size)
+def kit_of(policy: TransformersPolicy, size: Size, likelihood: Likelihood | None = None) -> Callable[[], None]:
+    """Prepares the kit's update of a policy on a rollout of its own; ``likelihood`` as ``make_update``."""
+    update = make_update(policy, size, likelihood)
     run = trajectory(policy, make_prompts(size), size, update)
     update.prepare(Rollout(run, run.clone()))  # which checks log-probabilities the first time; not part of an update
     return partial(learn, update, run)

@@ -189,7 +189,7 @@ def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor, at: T
         others: [N, ...] each; [n, ...] with ``at``.
         at: int64 [n], the rows of ``values`` to use; None: all.
     """
-    size = max(1, _PIECE_BYTES[values.device.type == "cpu"] // (values.shape[-1] * values.element_size()))
+    size = _piece_rows(values)
     rows = len(values) if at is None else len(at)
     if rows <= size or (torch.is_grad_enabled() and values.requires_grad):
         return function(values if at is None else values[at], *others)
@@ -201,6 +201,11 @@ def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor, at: T
 
 
 _PIECE_BYTES = {True: 2**20, False: 128 * 2**20}  # on a CPU, elsewhere
+
+
+def _piece_rows(values: Tensor) -> int:
+    """Returns how many rows of ``values`` [N, V] fit in a processor's cache, at least 1."""
+    return max(1, _PIECE_BYTES[values.device.type == "cpu"] // (values.shape[-1] * values.element_size()))
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -313,18 +318,31 @@ def log_mass(logits: Tensor, at: Tensor, behaviour: Behaviour, certain: Certaint
     """
     given = (certain.top, certain.log_total, threshold)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _log_mass(logits[at], behaviour, *given)
+        if (
+            len(at) <= _piece_rows(logits) or behaviour.temperature == 0
+        ):  # a graph of all of it is small, or there is none
+            return _log_mass(logits[at], behaviour, *given)
+        found: Tensor = _LogMass.apply(logits, at, behaviour, *given)  # type: ignore[no-untyped-call]
+        return found
 
-    def mass(piece: Tensor, top: Tensor, log_total: Tensor, threshold: Tensor) -> Tensor:
-        below = piece.sub(top[:, None]).sub_(log_total[:, None]).lt_(threshold[:, None])  # 1 or 0: faster than bool
-        return below.mul_(behaviour_probs(piece, behaviour)).sum(-1)
+    def mass(piece: Tensor, *given: Tensor) -> Tensor:
+        return _below(piece, *given).mul_(behaviour_probs(piece, behaviour)).sum(-1)
 
     total = by_rows(mass, logits, *given, at=at)
     out = total.log()
-    tiny = (total < 1e-30).nonzero().squeeze(-1)  # sums that may have underflowed are computed again in logs
+    tiny = (total < _TINY).nonzero().squeeze(-1)
     if len(tiny):
         out[tiny] = _log_mass(logits[at[tiny]], behaviour, *(t[tiny] for t in given))
     return out
+
+
+_TINY = 1e-30
+"""Sums of probabilities below this may have underflowed, and are computed again in logs."""
+
+
+def _below(logits: Tensor, top: Tensor, log_total: Tensor, threshold: Tensor) -> Tensor:
+    """Returns 1 at the tokens below the threshold and 0 elsewhere, [n, V] of the dtype of logits: faster than bool."""
+    return logits.sub(top[:, None]).sub_(log_total[:, None]).lt_(threshold[:, None])
 
 
 def _log_mass(logits: Tensor, behaviour: Behaviour, top: Tensor, log_total: Tensor, threshold: Tensor) -> Tensor:
@@ -335,3 +353,45 @@ def _log_mass(logits: Tensor, behaviour: Behaviour, top: Tensor, log_total: Tens
     # The gradient of logsumexp over nothing but -inf is NaN, also where its value is not used.
     safe = torch.where(possible[:, None], masked, torch.zeros_like(masked))
     return torch.where(possible, safe.logsumexp(-1), LOG_ZERO)
+
+
+class _LogMass(torch.autograd.Function):
+    """``log_mass``, whose derivative is computed with the value, from one softmax and in pieces.
+
+    For B, the tokens below the threshold, and temperature T:  d log_mass / d logit_v = (p_v [v in B] / p(B) - p_v) / T.
+    A graph would hold about eight tensors of the size of the logits; this one holds the derivative.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, at: Tensor, behaviour: Behaviour, top: Tensor, log_total: Tensor, threshold: Tensor
+    ) -> Tensor:
+        size, given = _piece_rows(logits), (top, log_total, threshold)
+        derivative, out = logits.new_empty(len(at), logits.shape[-1]), logits.new_empty(len(at))
+        for first in range(0, len(at), size):
+            rows = slice(first, first + size)
+            piece, limits = logits.index_select(0, at[rows]), [t[rows] for t in given]
+            probs = behaviour_probs(piece, behaviour)
+            inside = _below(piece, *limits).mul_(probs)
+            mass = inside.sum(-1)
+            out[rows] = mass.log()
+            torch.sub(inside.div_(mass[:, None]), probs, out=derivative[rows]).div_(behaviour.temperature)
+            tiny = (mass < _TINY).nonzero().squeeze(-1)
+            if len(tiny):
+                with torch.enable_grad():
+                    again = piece[tiny].requires_grad_()
+                    values = _log_mass(again, behaviour, *(t[tiny] for t in limits))
+                    derivative[rows][tiny] = torch.autograd.grad(values.sum(), again)[0]
+                out[rows][tiny] = values.detach()
+        ctx.save_for_backward(derivative, at)
+        ctx.positions = len(logits)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        derivative, at = ctx.saved_tensors
+        rows = derivative * gradients[0][:, None]
+        whole = (
+            rows if len(at) == ctx.positions else rows.new_zeros(ctx.positions, rows.shape[-1]).index_add(0, at, rows)
+        )
+        return whole, None, None, None, None, None

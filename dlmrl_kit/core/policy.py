@@ -267,6 +267,11 @@ class Policy(Vocabulary, nn.Module, ABC):
         """Computes logits [..., V] from features [..., D], in memory of their own, as callers change them in place."""
         return features.clone()
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether training may change what ``head`` computes. Here it may: that is always right, and costs memory."""
+        return True
+
     def prefix_cache(self) -> contextlib.AbstractContextManager[None]:
         """Within the context, a policy may reuse keys and values of finished blocks, if these cannot change; exact."""
         return contextlib.nullcontext()
@@ -413,3 +418,29 @@ def recomputed(function: Callable[..., T], *given: Tensor) -> T:
         return function(*given)
     found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
     return found
+
+
+def derived(function: Callable[..., Sequence[Tensor]], features: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    """Calls ``function(features, positions)`` and differentiates it at once, so that its graph need not be kept.
+
+    Values and gradients are those of the call; what waits for the backward pass is a derivative of the size of the
+    features.
+
+    Args:
+        function: returns tensors [R]; entry r depends on the features of row r alone, and no gradient of anything but
+            the features is wanted.
+        features: [N, D], with gradient.
+        positions: bool [R, L], True at the N positions.
+    """
+    row, again = positions.nonzero(as_tuple=True)[0], features.detach().requires_grad_()
+    values = function(again, positions)
+    found = []
+    for number, value in enumerate(values, 1):
+        if not value.requires_grad:
+            found.append(value)
+            continue
+        (slope,) = torch.autograd.grad(value.sum(), again, retain_graph=number < len(values))
+        # A line through the value with that slope: it adds 0, and its gradient.
+        line = value.new_zeros(len(value)).index_add(0, row, (features.to(value) * slope.to(value)).sum(-1))
+        found.append(value.detach() + (line - line.detach()))
+    return tuple(found)

@@ -46,12 +46,16 @@ from dlmrl_kit.core.keys import (
     TOKEN_MODEL_LOG_PROB,
     Key,
 )
-from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of, recomputed
+from dlmrl_kit.core.policy import Policy, completion_features, derived, log_probs_of, recomputed
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, state_at, states
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.mask import logit_pieces
+
+PIECES_AT_ONCE = 6
+"""Where pieces of logits are differentiated at once, they are so many times smaller: about three tensors of their size
+are in memory together, beside the graph of the body."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,19 @@ class StepLogProb(StepLikelihood):
             view = sampler.seen(policy, features, positions, steps.prompt[rows])
             return self._score(view, steps.decision.at(rows), sampler, SELECTED_ENTROPY in keys)
 
-        # Rows go in pieces whose logits fit in memory, and are computed once more in the backward pass.
-        pieces = list(logit_pieces(asked.sum(-1), policy.vocab_size))
+        # Rows go in pieces whose logits fit in memory. With gradients a piece is differentiated at once, or, where the
+        # head is trained too, computed once more in the backward pass.
+        count = asked.sum(-1)
+        differentiated = torch.is_grad_enabled() and features.requires_grad
+        at_once = differentiated and not (policy.trains_head or any(p.requires_grad for p in sampler.parameters()))
+        pieces = list(logit_pieces(count, policy.vocab_size, count * PIECES_AT_ONCE if at_once else count))
         if len(pieces) <= 1:
             found = [score(slice(None), features, asked)]
         else:
-            found = [recomputed(partial(score, rows), features[place], asked[rows]) for rows, place in pieces]
+            found = []
+            for rows, place in pieces:
+                inputs, work = (features[place], asked[rows]), partial(score, rows)
+                found.append(derived(work, *inputs) if at_once else recomputed(work, *inputs))
         written = (SELECTED_LOG_PROB, SELECTED_ENTROPY)  # without entropy, zip ends before it
         return {key: torch.cat(values) for key, values in zip(written, zip(*found, strict=True), strict=False)}
 

@@ -67,6 +67,73 @@ def sequence_length(tensordict: TensorDictBase) -> Tensor:
     return tensordict[SEQUENCE_LENGTH].clamp(min=1).to(tensordict[SELECTED_WEIGHT].dtype)
 
 
+class Average:
+    """Says what a loss divides by. Regularisers beside it divide by the same: here by the number of samples B.
+
+    Attributes:
+        reads: keys read besides the weight.
+        segmentwise: whether a sample may be cut between segments for ``of_steps`` and ``of_tokens``.
+        cuts_sequences: the same for ``of_sequences`` of what is linear in the segments.
+    """
+
+    reads: Sequence[Key] = ()
+    segmentwise: bool = True
+    cuts_sequences: bool = True
+
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """Returns the denominator of a batch, a scalar: here its number of samples, int64."""
+        weight = tensordict[SELECTED_WEIGHT]
+        return torch.full((), weight.shape[0], dtype=torch.int64, device=weight.device)
+
+    def of_steps(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Returns the numerator, a scalar, of a quantity of each segment, [B, K]: here its weighted sum."""
+        return weighted_sum(values, tensordict[SELECTED_WEIGHT])
+
+    def of_tokens(self, values: Tensor, mask: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Returns the numerator of a quantity of each token, [B, K, C]: that of its sums over ``mask`` by segment."""
+        return self.of_steps(where_used(values, mask).sum(-1), tensordict)
+
+    def of_sequences(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Returns the numerator of a quantity of each sample, [B]: here the sum of it per token of the completion."""
+        return (values / sequence_length(tensordict)).sum()
+
+
+class TokenAverage(Average):
+    """The average over tokens of a normaliser; what is one number for a segment or a sample is spread over its tokens.
+
+    Args:
+        normaliser: how much each token counts, and the denominator.
+    """
+
+    reads = (SELECTED_TOKEN_MASK,)
+    cuts_sequences = False
+
+    def __init__(self, normaliser: Normaliser) -> None:
+        self.normaliser = normaliser
+        self.segmentwise = normaliser.segmentwise
+
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """Returns the normaliser's denominator."""
+        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
+
+    def of_tokens(self, values: Tensor, mask: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Returns the normaliser's numerator."""
+        return self.normaliser.total(values, mask, tensordict[SELECTED_WEIGHT].detach())
+
+    def of_steps(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Spreads the value of each segment evenly over its tokens."""
+        mask = scored_tokens(tensordict)
+        each = values / mask.sum(-1).clamp(min=1)
+        return self.of_tokens(each[..., None].expand(mask.shape), mask, tensordict)
+
+    def of_sequences(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Spreads the value of each sample evenly over its tokens."""
+        mask, weight = scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach()
+        tokens = (mask.sum(-1) * weight).sum(-1)
+        each = values / tokens.masked_fill(tokens == 0, 1)
+        return self.of_tokens(each[:, None, None].expand(mask.shape), mask, tensordict)
+
+
 class Term(Component, LossModule):
     """Base class of what is minimised: a TorchRL ``LossModule`` without sub-networks that is also a ``Component``.
 
@@ -90,6 +157,8 @@ class Term(Component, LossModule):
 
     factor: float = 1.0
     """The mean is multiplied by this."""
+    average: Average = Average()
+    """What the term is divided by."""
     mean_key: str | None = None
     """The key under which the mean is returned before it is multiplied; None: it is not."""
 
@@ -124,9 +193,8 @@ class Term(Component, LossModule):
         return (tensordict[SELECTED_WEIGHT] != 0).sum()
 
     def count(self, tensordict: TensorDictBase) -> Tensor:
-        """Returns the denominator of this batch, an int64 scalar: its number of samples B."""
-        weight = tensordict[SELECTED_WEIGHT]
-        return torch.full((), weight.shape[0], dtype=torch.int64, device=weight.device)
+        """Returns the denominator of this batch, a scalar: that of ``average``."""
+        return self.average.count(tensordict)
 
     def mean(self, total: Tensor, tensordict: TensorDictBase) -> Tensor:
         """Divides ``total`` by the count of this batch; 0 where there is nothing to count."""
@@ -135,7 +203,7 @@ class Term(Component, LossModule):
 
 
 class Objective(Term):
-    """Base class of losses. Subclasses implement ``total``, and ``count`` where it is not the number of samples.
+    """Base class of losses. Subclasses implement ``total``, and set ``average`` where it is not that over samples.
 
     Args:
         in_keys: keys read.
@@ -143,9 +211,6 @@ class Objective(Term):
 
     Writes ``loss_objective`` (scalar, to be minimised) and the diagnostics (scalars, detached).
     """
-
-    normaliser: Normaliser | None = None
-    """What the sum over tokens is divided by, in a loss of single tokens; None in any other."""
 
     def __init__(self, in_keys: Sequence[Key], diagnostics: Sequence[str] = ()) -> None:
         super().__init__(in_keys, ["loss_objective", *diagnostics])

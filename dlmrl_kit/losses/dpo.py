@@ -19,9 +19,9 @@ from torch.nn.functional import logsigmoid
 
 from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import group_max
+from dlmrl_kit.core.trajectory import group_max, where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import Objective, sequence_log_prob, used_sequences
+from dlmrl_kit.losses.base import Average, Objective, sequence_log_prob, used_sequences
 
 
 def best_and_worst(reward: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +65,32 @@ def preference_pairs(best: Tensor, worst: Tensor, group: Tensor) -> tuple[Tensor
     return row, column, 1 / torch.bincount(index[row], minlength=len(group))[index[row]].double()
 
 
+class OverGroups(Average):
+    """Sums over the samples of groups that have a pair, divided by the number of these groups."""
+
+    reads = (REWARD, GROUP)
+    segmentwise = cuts_sequences = False  # a piece without a segment of a sample does not know that it counts
+
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """Returns the number of groups that have a pair, an int64 scalar."""
+        group = tensordict[GROUP]
+        best, _ = best_and_worst(tensordict[REWARD], group, used_sequences(tensordict[SELECTED_WEIGHT]))
+        return torch.full((), len(torch.unique(group[best])), dtype=torch.int64, device=group.device)
+
+    def of_steps(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Returns the weighted sum of the values, [B, K], in groups that have a pair."""
+        return super().of_steps(where_used(values, self._paired(tensordict)[:, None]), tensordict)
+
+    def of_sequences(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Returns the sum of the values per token of the completion, [B], in groups that have a pair."""
+        return super().of_sequences(where_used(values, self._paired(tensordict)), tensordict)
+
+    def _paired(self, tensordict: TensorDictBase) -> Tensor:
+        group = tensordict[GROUP]
+        best, _ = best_and_worst(tensordict[REWARD], group, used_sequences(tensordict[SELECTED_WEIGHT]))
+        return group_max(best.to(tensordict[REWARD].dtype), group) > 0
+
+
 @register("loss", paper="arXiv 2305.18290; arXiv 2505.19223", unbiased=False, under="another objective")
 class DPO(Objective):
     """Prefers each group's best completions to its worst ones, relative to the reference policy.
@@ -81,6 +107,7 @@ class DPO(Objective):
         ValueError: a value out of range.
     """
 
+    average = OverGroups()
     needs_groups = True
 
     def __init__(self, beta: float = 0.2) -> None:
@@ -88,12 +115,6 @@ class DPO(Objective):
         super().__init__([SELECTED_LOG_PROB, SELECTED_REF_LOG_PROB, SELECTED_WEIGHT, REWARD, GROUP], names)
         check(0 < beta < math.inf, self, "beta", beta, "positive and finite")
         self.beta = beta
-
-    def count(self, tensordict: TensorDictBase) -> Tensor:
-        """Returns the number of groups that have a pair, an int64 scalar."""
-        group = tensordict[GROUP]
-        best, _ = best_and_worst(tensordict[REWARD], group, used_sequences(tensordict[SELECTED_WEIGHT]))
-        return torch.full((), len(torch.unique(group[best])), dtype=torch.int64, device=group.device)
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """Returns the number of groups that have a pair."""

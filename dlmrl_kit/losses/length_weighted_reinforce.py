@@ -14,7 +14,21 @@ from torch import Tensor
 from dlmrl_kit.core.keys import SELECTED_ADVANTAGE, SELECTED_LOG_PROB, SELECTED_WEIGHT, SEQUENCE_LENGTH
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
-from dlmrl_kit.losses.base import Objective, mean_over, used_sequences, weighted_sum
+from dlmrl_kit.losses.base import Average, Objective, mean_over, used_sequences, weighted_sum
+
+
+class OverTokens(Average):
+    """Sums over segments and samples, divided by the tokens of the completions."""
+
+    reads = (SEQUENCE_LENGTH,)
+
+    def count(self, tensordict: TensorDictBase) -> Tensor:
+        """Sums the lengths of the samples that have a segment of non-zero weight: an int64 scalar."""
+        return (tensordict[SEQUENCE_LENGTH].clamp(min=1) * used_sequences(tensordict[SELECTED_WEIGHT])).sum()
+
+    def of_sequences(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Sums the values, [B], of the samples."""
+        return values.sum()
 
 
 @register(
@@ -33,13 +47,10 @@ class LengthWeightedReinforce(Objective):
     """
 
     segmentwise = True
+    average = OverTokens()
 
     def __init__(self) -> None:
         super().__init__([SELECTED_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT, SEQUENCE_LENGTH], ["log_prob"])
-
-    def count(self, tensordict: TensorDictBase) -> Tensor:
-        """Sums the lengths: an int64 scalar."""
-        return (tensordict[SEQUENCE_LENGTH].clamp(min=1) * used_sequences(tensordict[SELECTED_WEIGHT])).sum()
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the sum of weight * advantage * log-probability."""

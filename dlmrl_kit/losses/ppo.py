@@ -38,6 +38,7 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
+    Average,
     Objective,
     max_over,
     mean_over,
@@ -240,6 +241,16 @@ class LengthNormalisedPPO(ClippedSequences):
         return -surrogate.value.sum(), surrogate.diagnostics
 
 
+class PerTokenOfCompletion(Average):
+    """Sums over the segments of a sample, divided by the completion's length; means over samples."""
+
+    reads = (SEQUENCE_LENGTH,)
+
+    def of_steps(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Returns the weighted sum of the values, [B, K], each divided by its sample's length."""
+        return super().of_steps(values / sequence_length(tensordict)[:, None], tensordict)
+
+
 @register(
     "loss",
     paper="arXiv 2510.08554",
@@ -256,6 +267,8 @@ class PerTokenSequencePPO(ClippedSequences):
     Raises:
         ValueError: a value out of range.
     """
+
+    average = PerTokenOfCompletion()
 
     def __init__(self, clip_low: float = 0.5, clip_high: float = 0.5) -> None:
         super().__init__(clip_low, clip_high, [SEQUENCE_LENGTH])

@@ -30,7 +30,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import scored_tokens
+from dlmrl_kit.losses.base import TokenAverage, scored_tokens
 from dlmrl_kit.losses.ppo import ClippedObjective, clipped_surrogate
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.means import PerToken
@@ -77,10 +77,7 @@ class TokenPPO(ClippedObjective):
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
         self.normaliser: Normaliser = normaliser if normaliser is not None else PerToken()
         self.segmentwise = self.normaliser.segmentwise
-
-    def count(self, tensordict: TensorDictBase) -> Tensor:
-        """Returns the normaliser's denominator of this batch, a scalar."""
-        return self.normaliser.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
+        self.average = TokenAverage(self.normaliser)
 
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """Counts the tokens."""
@@ -101,7 +98,7 @@ class TokenPPO(ClippedObjective):
             self.clip_low,
             self.clip_high,
         )
-        total = self.normaliser.total(surrogate.value, mask, tensordict[SELECTED_WEIGHT].detach())
+        total = self.average.of_tokens(surrogate.value, mask, tensordict)
         return -total, surrogate.diagnostics
 
 

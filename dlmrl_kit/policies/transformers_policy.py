@@ -184,6 +184,11 @@ class TransformersPolicy(Policy):
             logits: Tensor = self.model.get_output_embeddings()(features)
         return logits
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether a weight of the model's output embeddings is trained, which tied ones share with the input's."""
+        return any(parameter.requires_grad for parameter in self.model.get_output_embeddings().parameters())
+
     def check_cache(self) -> None:
         """Refuses approximate caches (``dlmrl_kit.caches``) where they cannot be used.
 

@@ -1,9 +1,11 @@
-r"""Regularisers are terms added to the loss, summed over selected segments and averaged over samples as losses are.
+r"""Regularisers are terms added to the loss, summed over selected segments and averaged as the loss beside them is.
 
-    loss = coefficient * (1/B) sum_b sum_k w_bk value_bk
+    loss = coefficient * (1/B) sum_b sum_k w_bk value_bk                        beside a loss that averages over samples
+    loss = coefficient * sum_bkc share_bkc w_bk (value_bk / n_bk) / count       beside a loss of tokens
 
-Policy term and regularisers share their denominator unless a recipe says otherwise: a regulariser of tokens without a
-normaliser of its own takes that of the loss beside it.
+Policy term and regularisers share their denominator unless a recipe says otherwise, by giving a regulariser of tokens a
+normaliser of its own. Beside a loss of tokens the value of a step (of n_bk tokens) or of a completion is spread evenly
+over its tokens, and these are averaged as the tokens of the loss are.
 
 They accumulate over micro-batches exactly (see ``losses.base``), and padding (weight 0) counts exactly nothing.
 """
@@ -21,13 +23,13 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import Objective, Term, scored_tokens, weighted_sum
+from dlmrl_kit.losses.base import Objective, Term, TokenAverage, scored_tokens
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.means import PerToken
 
 
 class Regulariser(Term):
-    """Base class of regularisers. Subclasses implement ``total``, and ``count`` if that is not B.
+    """Base class of regularisers. Subclasses implement ``total`` by the methods of ``average``.
 
     Args:
         coefficient: multiplies the mean; at least 0.
@@ -52,6 +54,16 @@ class Regulariser(Term):
         self.factor = self.sign * coefficient
         self.mean_key = mean_key
 
+    def beside(self, loss: Objective) -> Term:
+        """Returns the term with the loss's average, so that both share their denominator."""
+        if loss.average is self.average:
+            return self
+        own = copy.copy(self)
+        own.average = loss.average
+        own.in_keys = [*self.in_keys, *(key for key in loss.average.reads if key not in self.in_keys)]
+        own.segmentwise = self.segmentwise and loss.average.segmentwise
+        return own
+
 
 class StepRegulariser(Regulariser):
     """Base class of regularisers that are a weighted sum over the selected steps: subclasses implement ``per_step``.
@@ -64,8 +76,8 @@ class StepRegulariser(Regulariser):
         """Returns the regularised quantity of each selected step, [B, K], with gradient."""
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted sum over the selected steps."""
-        return weighted_sum(self.per_step(tensordict), tensordict[SELECTED_WEIGHT]), {}
+        """Returns the numerator of the average over the selected steps."""
+        return self.average.of_steps(self.per_step(tensordict), tensordict), {}
 
 
 class TokenRegulariser(Regulariser):
@@ -73,8 +85,8 @@ class TokenRegulariser(Regulariser):
 
     Args:
         coefficient, in_keys, loss_key, mean_key: as ``Regulariser``; the token mask is read too.
-        normaliser: what the sum over tokens is divided by; None: that of the loss, ``PerToken()`` beside a loss that
-            has none.
+        normaliser: what the sum over tokens is divided by; None: what the loss is divided by, and ``PerToken()`` where
+            there is no loss.
 
     Raises:
         ValueError: a value out of range.
@@ -91,30 +103,18 @@ class TokenRegulariser(Regulariser):
         super().__init__(coefficient, [*in_keys, SELECTED_TOKEN_MASK], loss_key, mean_key)
         check(normaliser is None or isinstance(normaliser, Normaliser), self, "normaliser", normaliser, "a normaliser")
         self.normaliser = normaliser
-        self.segmentwise = self.divisor.segmentwise
-
-    @property
-    def divisor(self) -> Normaliser:
-        """The normaliser in use."""
-        return PerToken() if self.normaliser is None else self.normaliser
+        self.average = TokenAverage(PerToken() if normaliser is None else normaliser)
+        self.segmentwise = self.average.segmentwise
 
     def beside(self, loss: Objective) -> Term:
-        """Returns the term with the loss's normaliser, if it was made without one."""
-        if self.normaliser is not None or loss.normaliser is None:
-            return self
-        own = copy.copy(self)
-        own.normaliser, own.segmentwise = loss.normaliser, loss.normaliser.segmentwise
-        return own
+        """Returns the term with the loss's average, if it was made without a normaliser."""
+        return self if self.normaliser is not None else super().beside(loss)
 
     @abstractmethod
     def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
         """Returns the regularised quantity of each token in ``mask`` (bool [B, K, C]): [B, K, C], with gradient."""
 
-    def count(self, tensordict: TensorDictBase) -> Tensor:
-        """Returns the normaliser's denominator of this batch, a scalar."""
-        return self.divisor.count(scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach())
-
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the normaliser's numerator."""
-        mask, weight = scored_tokens(tensordict), tensordict[SELECTED_WEIGHT].detach()
-        return self.divisor.total(self.per_token(tensordict, mask), mask, weight), {}
+        """Returns the numerator of the average over the tokens."""
+        mask = scored_tokens(tensordict)
+        return self.average.of_tokens(self.per_token(tensordict, mask), mask, tensordict), {}

@@ -11,6 +11,9 @@ Functions of d = log pi - log reference (Schulman 2020, http://joschu.net/blog/k
     token       loss = coefficient * sum_bkc share_bkc w_bk k(d_bkc) / count            TokenKLK1, TokenKLK2, TokenKLK3
     completion  loss = coefficient * (1/B) sum_b k(sum_k w_bk d_bk) / |o_b|             SequenceKLK1, SequenceKLK2, ...
 
+Each shares the denominator of the loss beside it, see ``regularisers.base``: the first and the last line are those
+beside a loss that averages over samples.
+
 The states are held fixed: how the policy changes the states that later steps meet is not differentiated. After an
 update on the same batch the samples are the old policy's, and the expectations hold only approximately.
 """
@@ -36,7 +39,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import sequence_length, sequence_log_prob, weighted_sum
+from dlmrl_kit.losses.base import Objective, Term, sequence_log_prob
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.regularisers.base import Regulariser, TokenRegulariser
 
@@ -98,10 +101,10 @@ class KLEstimator(Regulariser):
         self.to_key = other
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted sum of the estimates at the selected steps."""
-        weight = tensordict[SELECTED_WEIGHT]
-        new, other = (where_used(tensordict[key], weight != 0) for key in (SELECTED_LOG_PROB, self.to_key))
-        return weighted_sum(self.estimate(new - other.detach()), weight), {}
+        """Returns the numerator of the average of the estimates at the selected steps."""
+        used = tensordict[SELECTED_WEIGHT] != 0
+        new, other = (where_used(tensordict[key], used) for key in (SELECTED_LOG_PROB, self.to_key))
+        return self.average.of_steps(self.estimate(new - other.detach()), tensordict), {}
 
 
 @register("regulariser", paper=SCHULMAN)
@@ -144,7 +147,7 @@ class TokenKLEstimator(TokenRegulariser):
     Args:
         coefficient: multiplies the mean; at least 0.
         to: ``"reference"``, the frozen reference policy, or ``"old"``, the policy that generated the batch.
-        normaliser: what the sum over tokens is divided by; None: that of the loss, see ``TokenRegulariser``.
+        normaliser: what the sum over tokens is divided by; None: what the loss is divided by, see ``TokenRegulariser``.
 
     Reads ``("selected", "token_log_prob")`` (with gradient), ``("selected", "ref_token_log_prob")`` or
     ``("selected", "old_token_log_prob")``, ``("selected", "token_mask")``, all [B, K, C], and
@@ -212,7 +215,7 @@ class SequenceKLEstimator(Regulariser):
 
     Reads ``("selected", "log_prob")`` (with gradient), ``("selected", "ref_log_prob")`` or
     ``("selected", "old_log_prob")``, ``("selected", "weight")``, all [B, K], and ``("sequence", "length")`` int64 [B].
-    Returns ``loss_kl`` and ``kl`` (``loss_kl_old`` and ``kl_old`` for ``"old"``). ``count`` is the number of samples B.
+    Returns ``loss_kl`` and ``kl`` (``loss_kl_old`` and ``kl_old`` for ``"old"``). ``count`` is the loss's, or B.
 
     Raises:
         ValueError: a value out of range.
@@ -227,11 +230,18 @@ class SequenceKLEstimator(Regulariser):
         self.to_key = other
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the sum over samples of the estimate at the sequence log-ratio, each divided by its length."""
+        """Returns the numerator of the average over samples of the estimates at the log-ratios of whole completions."""
         weight = tensordict[SELECTED_WEIGHT]
         new, other = (where_used(tensordict[key], weight != 0) for key in (SELECTED_LOG_PROB, self.to_key))
         log_ratio = sequence_log_prob(new - other.detach(), weight)
-        return (self.estimate(log_ratio) / sequence_length(tensordict)).sum(), {}
+        return self.average.of_sequences(self.estimate(log_ratio), tensordict), {}
+
+    def beside(self, loss: Objective) -> Term:
+        """Returns the term with the loss's average; it is cut between segments only if that can be."""
+        own = super().beside(loss)
+        if own is not self:
+            own.segmentwise = own.segmentwise and loss.average.cuts_sequences
+        return own
 
 
 @register("regulariser", paper=SCHULMAN)

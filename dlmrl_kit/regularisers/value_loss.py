@@ -32,7 +32,7 @@ class ValueLoss(TokenRegulariser):
     Args:
         coefficient: multiplies the mean; at least 0.
         clip: a value that moved further than this towards its return gets no gradient; at least 0.
-        normaliser: what the sum over tokens is divided by; None: that of the loss, see ``TokenRegulariser``.
+        normaliser: what the sum over tokens is divided by; None: what the loss is divided by, see ``TokenRegulariser``.
 
     Reads ``("selected", "value")`` (with gradient), ``("selected", "old_value")`` and ``("selected", "return")``, all
     [B, K, L] by position; ``("selected", "token_mask")`` of a likelihood of segments, and ``("selected", "weight")``

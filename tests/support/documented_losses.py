@@ -35,16 +35,16 @@ def _over_tokens(term: Any, values: Tensor, batch: TensorDictBase, normaliser: s
     """The mean of ``values`` [B, K, C] over tokens, steps or samples, as the normaliser is documented."""
     mask, weight = _scored(batch), batch["selected", "weight"]
     values = torch.where(mask, values, 0.0)
-    rule = normaliser or type(term.normaliser).__name__
+    rule = normaliser or type(term.average.normaliser).__name__
     if rule == "PerToken":
         return (weight * values.sum(-1)).sum() / (weight * mask.sum(-1)).sum()
     steps = (weight * mask.any(-1)).sum()
     if rule == "PerStep":
         return (weight * values.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / steps
     if rule == "FixedStepLength":
-        return (weight * values.sum(-1)).sum() / term.normaliser.length / steps
+        return (weight * values.sum(-1)).sum() / term.average.normaliser.length / steps
     assert rule == "FixedLength"
-    return (weight * values.sum(-1)).sum() / term.normaliser.length / len(batch)
+    return (weight * values.sum(-1)).sum() / term.average.normaliser.length / len(batch)
 
 
 def _clipped(term: Any, log_ratio: Tensor, advantage: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def test_a_regulariser_takes_the_denominator_of_the_loss_unless_it_is_given_one(
 ) -> None:
     loss = TokenPPO(normaliser=make())
     shared = term().beside(loss)
-    assert shared.divisor is loss.normaliser
+    assert shared.average is loss.average
     assert shared.segmentwise == loss.segmentwise
     own = term(normaliser=FixedLength(3))
     assert own.beside(loss) is own

@@ -83,6 +83,11 @@ class MaskedLMPolicy(TransformersPolicy):
             logits: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         return logits.reshape(*features.shape[:-1], logits.shape[-1])
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether anything is trained: an adapter may reach into these heads, which have layers of their own."""
+        return bool(self.trainable())
+
 
 @contextlib.contextmanager
 def _answering(body: nn.Module, states: Tensor) -> Iterator[None]:
