@@ -418,29 +418,3 @@ def recomputed(function: Callable[..., T], *given: Tensor) -> T:
         return function(*given)
     found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
     return found
-
-
-def derived(function: Callable[..., Sequence[Tensor]], features: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-    """Calls ``function(features, positions)`` and differentiates it at once, so that its graph need not be kept.
-
-    Values and gradients are those of the call; what waits for the backward pass is a derivative of the size of the
-    features.
-
-    Args:
-        function: returns tensors [R]; entry r depends on the features of row r alone, and no gradient of anything but
-            the features is wanted.
-        features: [N, D], with gradient.
-        positions: bool [R, L], True at the N positions.
-    """
-    row, again = positions.nonzero(as_tuple=True)[0], features.detach().requires_grad_()
-    values = function(again, positions)
-    found = []
-    for number, value in enumerate(values, 1):
-        if not value.requires_grad:
-            found.append(value)
-            continue
-        (slope,) = torch.autograd.grad(value.sum(), again, retain_graph=number < len(values))
-        # A line through the value with that slope: it adds 0, and its gradient.
-        line = value.new_zeros(len(value)).index_add(0, row, (features.to(value) * slope.to(value)).sum(-1))
-        found.append(value.detach() + (line - line.detach()))
-    return tuple(found)

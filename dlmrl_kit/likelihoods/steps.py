@@ -12,7 +12,7 @@ batch, those of weight 0 left out.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,7 +46,7 @@ from dlmrl_kit.core.keys import (
     TOKEN_MODEL_LOG_PROB,
     Key,
 )
-from dlmrl_kit.core.policy import Policy, completion_features, derived, log_probs_of, recomputed
+from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of, recomputed
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, state_at, states
 from dlmrl_kit.likelihoods.base import Likelihood
@@ -119,6 +119,32 @@ def pack_tokens(tensordict: TensorDictBase, values: Tensor, width: int) -> Tenso
     steps = replay(tensordict, mask_id=-1)  # the states are not read
     row = steps.used.nonzero(as_tuple=True)[0]
     return steps.scatter(pack(values[row][steps.decision.committed], steps.decision.committed, width))
+
+
+def derived(function: Callable[..., Sequence[Tensor]], features: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    """Calls ``function(features, positions)`` and differentiates it at once, so that its graph need not be kept.
+
+    Values and gradients are those of the call; what waits for the backward pass is a derivative of the size of the
+    features.
+
+    Args:
+        function: returns tensors [R]; entry r depends on the features of row r alone, and no gradient of anything but
+            the features is wanted.
+        features: [N, D], with gradient.
+        positions: bool [R, L], True at the N positions.
+    """
+    row, again = positions.nonzero(as_tuple=True)[0], features.detach().requires_grad_()
+    values = function(again, positions)
+    found = []
+    for number, value in enumerate(values, 1):
+        if not value.requires_grad:
+            found.append(value)
+            continue
+        (slope,) = torch.autograd.grad(value.sum(), again, retain_graph=number < len(values))
+        # A line through the value with that slope: it adds 0, and its gradient.
+        line = value.new_zeros(len(value)).index_add(0, row, (features.to(value) * slope.to(value)).sum(-1))
+        found.append(value.detach() + (line - line.detach()))
+    return tuple(found)
 
 
 class StepLikelihood(Likelihood):

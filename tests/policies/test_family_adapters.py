@@ -11,7 +11,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from support.families import PUBLISHED, ROW, Made, tensors
+from support.checkpoints import MASKED
+from support.families import FAMILIES, PUBLISHED, ROW, Made, tensors
 from support.llada import Llada
 
 from dlmrl_kit.core.errors import UserError
@@ -53,6 +54,31 @@ def test_adapters_are_in_the_familys_own_names(family: str, made: Made, tmp_path
         torch.testing.assert_close(adapted(ROW), trained, rtol=0, atol=2e-5)
         names = {name.partition(".lora_")[0] for name in tensors(tmp_path / "adapter")}
         assert len(names) == 7 * 2  # every projection of both blocks, and not the head, which is called ff_out as well
+
+
+def trained_leaves(value: torch.Tensor) -> list[torch.Tensor]:
+    """The leaves that the graph of ``value`` reaches."""
+    nodes, seen, leaves = [value.grad_fn], set(), []
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        nodes += [parent for parent, _ in node.next_functions]
+    return leaves
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_head_that_is_trained_says_so(family: str, rank: int, made: Made) -> None:
+    """Where it says that it is not, its graph reaches no weight; where all is trained, it does reach one."""
+    policy = Pretrained(str(made(family)[0]), lora_rank=rank, lora_alpha=6).load()
+    features = torch.randn(3, policy.feature_size, requires_grad=True)
+    weights = [leaf for leaf in trained_leaves(policy.head(features)) if leaf is not features]
+    assert policy.trains_head or not weights
+    assert policy.trains_head == bool(weights) or family in MASKED
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
