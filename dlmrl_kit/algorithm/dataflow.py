@@ -40,7 +40,7 @@ from dlmrl_kit.core.registry import registered
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rollout.rewards import FinalReward, Reward, SelectedReward, StepReward
 from dlmrl_kit.samplers.base import MayChoose
-from dlmrl_kit.samplers.one_step import RECORDED_ALWAYS
+from dlmrl_kit.samplers.one_step import CHOSEN_BY
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.values.base import OldValue
 
@@ -295,7 +295,7 @@ def _may_choose(selector: Selector, ordered: list[Stage]) -> MayChoose | None:
     chosen_only = all(
         isinstance(stage.component, SelectedReward) for stage in ordered if STEP_GREEDY_IDS in stage.reads
     )
-    known = selector.nested and {*selector.in_keys} <= {*RECORDED_ALWAYS}
+    known = selector.nested and {*selector.in_keys} <= {*CHOSEN_BY}
     return (lambda so_far: selector.kept(so_far)) if chosen_only and known else None
 
 

@@ -53,6 +53,9 @@ STEP_TOKEN_LOG_PROB = _key(
 STEP_MODEL_LOG_PROB = _key(
     ("step", "model_log_prob"), "float32", "[B, T]", "committed tokens at temperature 1, unfiltered"
 )
+STEP_MODEL_ENTROPY = _key(
+    ("step", "model_entropy"), "float32", "[B, T]", "mean entropy (nats) at temperature 1, unfiltered"
+)
 STEP_STATE_IDS = _key(("step", "state_ids"), "int32", "[B, T, L]", "the states x_t, of samplers that renoise")
 STEP_ACCEPTED = _key(("step", "accepted"), "bool", "[B, T, L]", "positions accepted, of samplers that renoise")
 STEP_GREEDY_IDS = _key(

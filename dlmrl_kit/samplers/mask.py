@@ -25,6 +25,7 @@ from dlmrl_kit.core.keys import (
     PROMPT_MASK,
     STEP_DRAFT_IDS,
     STEP_GREEDY_IDS,
+    STEP_MODEL_ENTROPY,
     STEP_MODEL_LOG_PROB,
     STEP_TOKEN_LOG_PROB,
     TOKEN_LOG_PROB,
@@ -79,6 +80,7 @@ class MaskSampler(Sampler):
     optional_keys: ClassVar[tuple[Key, ...]] = (
         STEP_TOKEN_LOG_PROB,
         STEP_MODEL_LOG_PROB,
+        STEP_MODEL_ENTROPY,
         STEP_GREEDY_IDS,
         STEP_DRAFT_IDS,
         TOKEN_LOG_PROB,

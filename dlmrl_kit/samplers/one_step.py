@@ -22,6 +22,7 @@ from dlmrl_kit.core.keys import (
     PROMPT_MASK,
     STEP_ENTROPY,
     STEP_GREEDY_IDS,
+    STEP_MODEL_ENTROPY,
     STEP_NUM_COMMITTED,
     STEP_VALID,
     Key,
@@ -30,8 +31,8 @@ from dlmrl_kit.core.policy import LOGITS_BYTES, Policy, completion_features, mos
 from dlmrl_kit.core.trajectory import state_at
 from dlmrl_kit.samplers.base import MayChoose
 
-RECORDED_ALWAYS: tuple[Key, ...] = (STEP_VALID, STEP_ENTROPY, STEP_NUM_COMMITTED)
-"""Keys of an unfinished rollout that ``may_choose`` of ``Sampler.forward`` can read."""
+CHOSEN_BY: tuple[Key, ...] = (STEP_VALID, STEP_ENTROPY, STEP_NUM_COMMITTED, STEP_MODEL_ENTROPY)
+"""Keys of an unfinished rollout that ``may_choose`` of ``Sampler.forward`` can read, where they are recorded."""
 
 NOT_COMPUTED = -1
 """Fills ``("step", "greedy_ids")`` at steps that the selector leaves out."""
@@ -117,7 +118,9 @@ class BehindTheBlock:
         """Drops the steps that the selector would leave out of the rows, as far as these have come."""
         if self._may_choose is None or not self._waiting:
             return
-        so_far = TensorDict({key: self._out[key] for key in RECORDED_ALWAYS}, [len(self._out[COMMIT_STEP])])
+        so_far = TensorDict(
+            {key: self._out[key] for key in CHOSEN_BY if key in self._out}, [len(self._out[COMMIT_STEP])]
+        )
         kept = self._may_choose(so_far)
         for rows, step, _, _ in self._waiting:
             dropped = ~kept[rows, step]

@@ -15,6 +15,7 @@ from dlmrl_kit.core.keys import (
     KEYS,
     STEP_ENTROPY,
     STEP_LOG_PROB,
+    STEP_MODEL_ENTROPY,
     STEP_MODEL_LOG_PROB,
     STEP_NUM_COMMITTED,
     STEP_TOKEN_LOG_PROB,
@@ -78,23 +79,29 @@ class Recorder:
         tokens = decision.tokens[committed]
         count = committed.sum(-1)
 
-        def of_behaviour(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        model_tokens = self.wants(STEP_MODEL_LOG_PROB) or self.wants(TOKEN_MODEL_LOG_PROB)
+
+        def measured(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+            """Returns token log-probabilities and entropies under the behaviour and, if asked, the model: [n] each."""
             log_probs = behaviour_log_probs(logits, view.behaviour)
-            picked = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-            return entropy_(log_probs), picked
+            found = [log_probs.gather(-1, tokens[:, None]).squeeze(-1), entropy_(log_probs)]
+            if model_tokens or self.wants(STEP_MODEL_ENTROPY):
+                log_probs = logits.log_softmax(-1)
+                found.append(log_probs.gather(-1, tokens[:, None]).squeeze(-1))
+            if self.wants(STEP_MODEL_ENTROPY):
+                found.append(entropy_(log_probs))
+            return tuple(found)
 
-        def of_model(logits: Tensor, tokens: Tensor) -> Tensor:
-            return logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
-
-        entropies, picked = by_rows(of_behaviour, view.logits, tokens, at=index)
+        picked, entropies, *of_model = by_rows(measured, view.logits, tokens, at=index)
         self.put(STEP_VALID, step, rows, torch.ones_like(count, dtype=torch.bool))
         self.put(STEP_NUM_COMMITTED, step, rows, count)
         self.put(STEP_LOG_PROB, step, rows, log_prob)
         self.put(STEP_ENTROPY, step, rows, view.row_sum(entropies, row) / count)
         found: dict[Key, Tensor] = {TOKEN_LOG_PROB: picked, STEP_TOKEN_LOG_PROB: picked}
-        if self.wants(STEP_MODEL_LOG_PROB) or self.wants(TOKEN_MODEL_LOG_PROB):
-            of_policy = by_rows(of_model, view.logits, tokens, at=index)
-            found |= {TOKEN_MODEL_LOG_PROB: of_policy, STEP_MODEL_LOG_PROB: of_policy}
+        if model_tokens:
+            found |= {TOKEN_MODEL_LOG_PROB: of_model[0], STEP_MODEL_LOG_PROB: of_model[0]}
+        if self.wants(STEP_MODEL_ENTROPY):
+            self.put(STEP_MODEL_ENTROPY, step, rows, view.row_sum(of_model[1], row) / count)
         self._put_tokens(found, step, rows, view, committed, row)
 
     def _put_tokens(

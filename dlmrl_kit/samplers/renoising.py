@@ -36,6 +36,7 @@ from dlmrl_kit.core.keys import (
     STEP_ACCEPTED,
     STEP_DRAFT_IDS,
     STEP_GREEDY_IDS,
+    STEP_MODEL_ENTROPY,
     STEP_MODEL_LOG_PROB,
     STEP_STATE_IDS,
     STEP_TOKEN_LOG_PROB,
@@ -75,6 +76,7 @@ class RenoisingSampler(Sampler):
     optional_keys: ClassVar[tuple[Key, ...]] = (
         STEP_TOKEN_LOG_PROB,
         STEP_MODEL_LOG_PROB,
+        STEP_MODEL_ENTROPY,
         STEP_GREEDY_IDS,
         STEP_DRAFT_IDS,
     )

@@ -11,7 +11,7 @@ replacement implements ``choose``. The helpers rank steps in float64, so that su
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -25,9 +25,11 @@ from dlmrl_kit.core.keys import (
     SELECTED_WEIGHT,
     STEP_ENTROPY,
     STEP_LOG_PROB,
+    STEP_MODEL_ENTROPY,
     STEP_VALID,
     Key,
 )
+from dlmrl_kit.core.validate import check
 
 LISTED_DRAWS = 2
 """How many steps a random selector draws on the audit's small problems, where all of its outcomes are listed."""
@@ -135,9 +137,23 @@ class Selector(Component):
         return step + 1
 
 
-def valid_entropy(tensordict: TensorDictBase) -> Tensor:
-    """Returns the mean entropy of each step, float64 [B, T], 0 past the end of a row."""
-    return tensordict[STEP_ENTROPY].double().clamp(min=0).masked_fill(~tensordict[STEP_VALID], 0)
+Distribution = Literal["behaviour", "model"]
+"""Whose entropy counts: that of the distribution tokens are drawn from, or of softmax(logits), at temperature 1."""
+
+
+def entropy_key(component: Component, distribution: Distribution) -> tuple[str, str]:
+    """Returns the key that holds the mean entropy of each step under a distribution.
+
+    Raises:
+        ValueError: there is no such distribution.
+    """
+    check(distribution in ("behaviour", "model"), component, "distribution", distribution, "'behaviour' or 'model'")
+    return STEP_ENTROPY if distribution == "behaviour" else STEP_MODEL_ENTROPY
+
+
+def valid_entropy(tensordict: TensorDictBase, key: tuple[str, str] = STEP_ENTROPY) -> Tensor:
+    """Returns the mean entropy of each step, float64 [B, T], 0 past the end of a row; ``key``: see ``entropy_key``."""
+    return tensordict[key].double().clamp(min=0).masked_fill(~tensordict[STEP_VALID], 0)
 
 
 def descending_rank(values: Tensor, valid: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ class EntropyBound(Selector):
         epsilon: nats that may be dropped per row, at least 0 (0 drops steps without entropy only). At least one step
             is kept; among equal entropies the later step is dropped first.
 
+    The entropy is that of the behaviour distribution, for which alone the bound holds.
+
     Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T], ``("step", "num_committed")`` int64 [B, T].
     Writes ``("selected", "step")`` int64 [B, K], ``("selected", "weight")`` [B, K], K = the most any row keeps.
 

@@ -16,11 +16,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.component import Sizes, rebuilt
-from dlmrl_kit.core.keys import SEED, STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.core.keys import SEED, STEP_VALID
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.seeding import seeds_of, uniforms
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import LISTED_DRAWS, Selector, valid_entropy
+from dlmrl_kit.selectors.base import LISTED_DRAWS, Distribution, Selector, entropy_key, valid_entropy
 
 
 @register("selector", paper="cousin of arXiv 2510.04019", unbiased=True)
@@ -31,8 +31,10 @@ class EntropyImportance(Selector):
         k: draws per row, whatever its number of steps.
         floor: share of the uniform distribution in q, in (0, 1]; bounds the weights by n / (k floor). A row without
             any entropy is drawn from uniformly.
+        distribution: whose entropy, as ``EntropyTopK``; AGRPO's release has that of the behaviour distribution.
 
-    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T], ``seed`` int64 [B].
+    Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` or ``("step", "model_entropy")``, [B, T], and
+    ``seed`` int64 [B].
     Writes ``("selected", "step")`` int64 [B, k], steps may repeat; ``("selected", "weight")`` [B, k], 1 / (k q_t).
 
     Raises:
@@ -41,12 +43,15 @@ class EntropyImportance(Selector):
 
     with_replacement = True
 
-    def __init__(self, k: int = 4, floor: float = 0.05) -> None:
-        super().__init__(STEP_ENTROPY, SEED)
+    def __init__(self, k: int = 4, floor: float = 0.05, distribution: Distribution = "behaviour") -> None:
+        super().__init__()
         check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
         self.k = k
         self.floor = floor
+        self.distribution = distribution
+        self.entropy = entropy_key(self, distribution)
+        self.in_keys = [STEP_VALID, self.entropy, SEED]
 
     def resized(self, before: Sizes, after: Sizes) -> EntropyImportance:
         """Draws the same share of the steps, two at most: more have the same mean, but too many outcomes to list."""
@@ -54,7 +59,7 @@ class EntropyImportance(Selector):
 
     def probabilities(self, tensordict: TensorDictBase) -> Tensor:
         """Returns q_t, float64 [B, T]; 0 past the end of a row."""
-        valid, entropy = tensordict[STEP_VALID], valid_entropy(tensordict)
+        valid, entropy = tensordict[STEP_VALID], valid_entropy(tensordict, self.entropy)
         uniform = valid.double() / valid.sum(-1, keepdim=True)
         total = entropy.sum(-1, keepdim=True)
         share = torch.where(total > 0, entropy / total, uniform)

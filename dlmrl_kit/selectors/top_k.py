@@ -10,9 +10,9 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.keys import STEP_ADVANTAGE, STEP_ENTROPY, STEP_VALID
+from dlmrl_kit.core.keys import STEP_ADVANTAGE, STEP_VALID
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.selectors.base import descending_rank, valid_entropy
+from dlmrl_kit.selectors.base import Distribution, descending_rank, entropy_key, valid_entropy
 from dlmrl_kit.selectors.k_steps import KSteps
 
 
@@ -20,16 +20,28 @@ from dlmrl_kit.selectors.k_steps import KSteps
 class EntropyTopK(KSteps):
     """Keeps the k steps of largest mean entropy H_t, with weight 1; ties go to the earlier step.
 
-    Arguments, writes, raises as ``KSteps``. Reads ``("step", "valid")`` bool [B, T], ``("step", "entropy")`` [B, T].
+    Args:
+        k: steps per row; a row with fewer keeps them all.
+        distribution: whose entropy: ``"behaviour"``, the distribution that tokens are drawn from, or ``"model"``,
+            softmax(logits) at temperature 1 and without filters, as EGSPO's release has it. At other temperatures the
+            two can rank steps differently.
+
+    Reads ``("step", "valid")`` bool [B, T], and ``("step", "entropy")`` or ``("step", "model_entropy")``, [B, T].
+    Writes, raises as ``KSteps``.
     """
 
-    scored_by = (STEP_ENTROPY,)
     nested = True
+
+    def __init__(self, k: int = 4, distribution: Distribution = "behaviour") -> None:
+        super().__init__(k)
+        self.distribution = distribution
+        self.entropy = entropy_key(self, distribution)
+        self.in_keys = [STEP_VALID, self.entropy]
 
     def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Keeps the k steps that rank first: bool [B, T]."""
         valid = tensordict[STEP_VALID]
-        return (descending_rank(valid_entropy(tensordict), valid) < self.k) & valid
+        return (descending_rank(valid_entropy(tensordict, self.entropy), valid) < self.k) & valid
 
 
 @register("selector", paper="arXiv 2508.13148", unbiased=False, under="drops the steps of small advantage")

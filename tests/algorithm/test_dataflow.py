@@ -264,8 +264,10 @@ def test_one_step_completions_of_chosen_steps_only_where_nothing_else_reads_them
     assert make_plan(build("ada_egspo")).may_choose is None
 
 
-def test_a_run_makes_one_step_completions_of_chosen_steps(tmp_path: Any) -> None:
+@pytest.mark.parametrize("distribution", ["behaviour", "model"])
+def test_a_run_makes_one_step_completions_of_chosen_steps(distribution: str, tmp_path: Any) -> None:
     sets = ["Sampler.block_length = 4", "Sampler.tokens_per_step = 1", "Selector.k = 3"]
+    sets.append(f"EntropyTopK.distribution = {distribution!r}")
     run = new_run(tmp_path, sets=sets)
     trajectory, may_choose = run.update.roll_out(0).everything, run.update.plan.may_choose
     assert may_choose is not None
