@@ -14,7 +14,7 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.algorithm.algorithm import GradientEstimator, Swaps
 from dlmrl_kit.audit import AuditError, AuditReport, Problem, audit_algorithm, audit_recipe, exact_estimator
 from dlmrl_kit.audit import estimator as listing
-from dlmrl_kit.audit.bank import select
+from dlmrl_kit.audit.bank import select, true_gradient
 from dlmrl_kit.audit.batches import GroupLaw, Part, batch_moments, compositions
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
@@ -145,6 +145,50 @@ def test_the_whole_recipe_on_every_batch_gives_the_same(
 
 
 # ------------------------------------------------------------------------------------------ verdicts
+
+
+def by_closed_form(problem: Problem, sampler: Any, group_size: int, groups: int) -> tuple[float, float]:
+    """Scale, and bias after it, of DropEqualRewards with LeaveOneOut, from success probabilities and gradients alone.
+
+    A group of prompt q is kept with a_q = 1 - p_q^G - (1 - p_q)^G, and its expected gradient is a_q times that given
+    that it is kept. With K the groups kept among the others of the batch, of which n_q are of prompt q,
+
+        E g = sum_q n_q E[1 / (1 + K_q)] grad J_q,    grad J = mean of grad J_q.
+    """
+    ground = Ground(problem, sampler, group_size, 1, 0).prepare()
+    rows = ground.trajectories
+    assert rows is not None
+    assert {*rows["reward"].tolist()} == {0.0, 1.0}
+    each = [rows[rows["example"] == q] for q in range(problem.prompts)]
+    gradients = [problem.prompts * true_gradient(part, problem, sampler) for part in each]
+    success = [float((part["probability"] * part["reward"]).sum()) for part in each]
+    kept = [1 - p**group_size - (1 - p) ** group_size for p in success]
+    number = groups // problem.prompts  # of each prompt
+    expected = torch.zeros_like(gradients[0])
+    for q, gradient in enumerate(gradients):
+        others = [a for i, a in enumerate(kept) for _ in range(number - (i == q))]
+        law = [1.0]  # of K, one group after the other
+        for a in others:
+            law = [
+                (law[k] if k < len(law) else 0.0) * (1 - a) + (law[k - 1] * a if k else 0.0)
+                for k in range(len(law) + 1)
+            ]
+        expected += number * sum(p / (1 + k) for k, p in enumerate(law)) * gradient
+    truth = torch.stack(gradients).mean(0)
+    scale = float(expected @ truth / truth.square().sum())
+    return scale, float((expected - scale * truth).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("group_size", "groups"), [(2, 2), (2, 16), (3, 4), (4, 2)])
+def test_scale_and_bias_of_a_filter_are_those_of_the_closed_form(group_size: int, groups: int) -> None:
+    problem = Problem(vocab=2, length=2, prompts=2, reward="sparse", seed=3)
+    found = audited(problem, groups, group_size, filter=[DropEqualRewards()], advantage=LeaveOneOut())
+    scale, after = by_closed_form(problem, LeftToRight(2, temperature=0.9), group_size, groups)
+    assert found.exact
+    assert found.scale == pytest.approx(scale, rel=1e-8)
+    assert found.relative_bias_after_scale == pytest.approx(after, rel=1e-6)
+    assert scale > 1.02
+    assert after > 1e-3
 
 
 def test_a_filter_scales_and_biases_by_how_many_groups_are_left() -> None:

@@ -70,6 +70,7 @@ def trained_leaves(value: torch.Tensor) -> list[torch.Tensor]:
     return leaves
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rank", [0, 3])
 def test_a_head_that_is_trained_says_so(family: str, rank: int, made: Made) -> None:
