@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.policies import TabularPolicy
 from support.rollouts import no_prompt
+from support.seeds import seeded
 from tensordict import TensorDict
 
 from dlmrl_kit.algorithm.dataflow import make_plan
@@ -36,8 +37,7 @@ def trajectory() -> TensorDict:
     with torch.no_grad():
         policy.table[..., :6] = torch.tensor(LOGITS, dtype=torch.float64)
     sampler = LeftToRight(2, temperature=TEMPERATURE)
-    generator = torch.Generator().manual_seed(0)
-    return sampler(no_prompt(3), policy=policy, generator=generator, keys=[("step", "model_entropy")])  # type: ignore[return-value]
+    return sampler(seeded(no_prompt(3)), policy=policy, keys=[("step", "model_entropy")])  # type: ignore[return-value]
 
 
 def test_both_entropies_are_recorded() -> None:
