@@ -27,6 +27,7 @@ from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.means import FixedLength, FixedStepLength, PerStep
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
+from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.selectors.top_k import EntropyTopK
 
 TWO_PROMPTS = Problem(vocab=2, length=3, prompts=2, reward="sparse", seed=3)
@@ -189,6 +190,19 @@ def test_scale_and_bias_of_a_filter_are_those_of_the_closed_form(group_size: int
     assert found.relative_bias_after_scale == pytest.approx(after, rel=1e-6)
     assert scale > 1.02
     assert after > 1e-3
+
+
+@pytest.mark.parametrize(("groups", "scale", "after"), [(2, 1.89, 0.045), (16, 3.43, 0.017)])
+def test_the_problem_on_which_this_was_found(groups: int, scale: float, after: float) -> None:
+    """Low-confidence remasking on two prompts, one of which is solved as often as not, the other hardly ever."""
+    estimator = exact_estimator(
+        LowConfidence(3, temperature=0.9), swaps({"filter": [DropEqualRewards()], "advantage": LeaveOneOut()})
+    )
+    found = audit_algorithm(
+        estimator, problems=[TWO_PROMPTS], group_size=2, attribution=False, prompts_per_update=groups
+    )
+    assert found.scale == pytest.approx(scale, abs=0.005)
+    assert found.relative_bias_after_scale == pytest.approx(after, abs=0.0005)
 
 
 def test_a_filter_scales_and_biases_by_how_many_groups_are_left() -> None:
