@@ -8,6 +8,7 @@ returns give an advantage of exactly 0.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -24,6 +25,7 @@ from dlmrl_kit.core.keys import (
     TOKEN_ADVANTAGE,
     Key,
 )
+from dlmrl_kit.core.promises import like, promises
 
 
 class Advantage(Component):
@@ -44,6 +46,7 @@ class GroupAdvantage(Advantage):
     reads ``completion_ids``).
     """
 
+    implemented: ClassVar[tuple[str, ...]] = ("estimate", "forward")
     optional_keys = (SELECTED_ADVANTAGE, TOKEN_ADVANTAGE)
 
     def __init__(self) -> None:
@@ -56,6 +59,7 @@ class GroupAdvantage(Advantage):
         shapes: dict[Key, Key] = {SELECTED_ADVANTAGE: SELECTED_WEIGHT, TOKEN_ADVANTAGE: COMPLETION_IDS}
         return (*self.in_keys, *(shapes[key] for key in self.optional_keys if key in keys))
 
+    @promises(like("real", "returns"))
     def estimate(self, returns: Tensor, group: Tensor) -> Tensor:
         """Returns the advantage of each return: [B] or [B, N] from returns of that shape and ``group`` int64 [B]."""
         raise NotImplementedError

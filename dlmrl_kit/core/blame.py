@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import traceback
 from importlib import metadata
+from pathlib import Path
 from types import TracebackType
 
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import ComponentError, UserError
 
 _KIT = __name__.split(".", 1)[0]
+_CHECKS = {str(Path(__file__).with_name(name)) for name in ("contract.py", "interface.py")}
 
 
 def is_foreign(cls: type) -> bool:
@@ -43,13 +45,17 @@ def blame(error: Exception) -> ComponentError | None:
     Returns:
         What to raise from it; None if the error is the user's to fix already, or did not come up in such a component.
     """
-    if isinstance(error, UserError):
-        return None
-    found = _innermost(error.__traceback__)
+    found = None if isinstance(error, UserError) else _innermost(error.__traceback__)
     if found is None:
         return None
     cls, where = found
     return ComponentError(f"{named(cls)} failed with {told(error)} ({where})")
+
+
+def culprit(error: Exception) -> type | None:
+    """Returns the class of the component that ``blame`` names; None if it names none."""
+    found = _innermost(error.__traceback__)
+    return found[0] if found else None
 
 
 def told(error: BaseException) -> str:
@@ -64,7 +70,8 @@ def _innermost(trace: TracebackType | None) -> tuple[type, str] | None:
     while trace is not None:
         frame, code = trace.tb_frame, trace.tb_frame.f_code
         owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if isinstance(owner, Dependent) and is_foreign(type(owner)):
+        around = found is not None and code.co_filename in _CHECKS  # what wraps the methods of plugins
+        if isinstance(owner, Dependent) and is_foreign(type(owner)) and not around:
             found = type(owner), f"{code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

@@ -112,14 +112,24 @@ class Component(Resizable, TensorDictModuleBase):
 
     requires: ClassVar[tuple[str, ...]] = ()
     """Names of the services that ``forward`` takes; see ``SERVICES``."""
+    always_given: ClassVar[tuple[str, ...]] = ()
+    """Names of further arguments that ``forward`` takes; those of its kind always get them."""
     optional_keys: ClassVar[tuple[Key, ...]] = ()
     """Keys that ``forward`` writes only if its argument ``keys`` names them."""
+    has_gradient: ClassVar[bool] = False
+    """Whether what it writes as ``out_keys`` has a gradient where gradients are enabled."""
+    implemented: ClassVar[tuple[str, ...]] = ()
+    """Methods of a base class of which a subclass that is no base class implements one at least."""
     learning_rate: float | None = None
     """Learning rate of the modules that the component trains; None: the trainer's."""
     initialised: bool = False
     """Whether ``Component.__init__`` has run."""
 
     def __init__(self) -> None:
+        for base in type(self).__mro__:
+            names = vars(base).get("implemented", ())
+            if names and all(inspect.unwrap(getattr(type(self), name)) is vars(base)[name] for name in names):
+                raise TypeError(f"{type(self).__name__} implements none of the methods {', '.join(names)}")
         super().__init__()
         self.initialised = True
 

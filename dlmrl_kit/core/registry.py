@@ -210,7 +210,7 @@ def register(
 
     Raises:
         RegistryError: an unknown kind, something else than a class, a name that is not the class name, a second
-            component of the same kind and name in one package, or malformed keys.
+            component of the same kind and name in one package, claims of other types, or malformed keys.
     """
     if kind not in KINDS:
         raise unknown_kind(kind)
@@ -220,6 +220,11 @@ def register(
             raise RegistryError(f"@register({kind!r}) is for classes, got {cls!r}")
         if name is not None and name != cls.__name__:
             raise RegistryError(f"{kind} {name!r}: a component's name is its class name, here {cls.__name__!r}")
+        if unbiased not in (True, False, None) or not all(isinstance(text, str) for text in (paper, scale, under)):
+            raise RegistryError(
+                f"{kind} {cls.__name__!r} claims unbiased={unbiased!r}, scale={scale!r}, under={under!r}, "
+                f"paper={paper!r}; unbiased should be True, False or None, and the others texts"
+            )
         package = cls.__module__.split(".", 1)[0]
         entry = Entry(kind, cls.__name__, cls, package, paper, Claims(unbiased, scale, under))
         namesakes = _ENTRIES.get((kind, cls.__name__), [])

@@ -12,18 +12,29 @@ the exact policy before it. It starts at 1 as without a cache.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import MAX_LOG_RATIO
 from dlmrl_kit.core.component import Resizable
+from dlmrl_kit.core.promises import Given, parts_fault, promises, tensor_fault
 from dlmrl_kit.core.trajectory import where_used
 
 POOR_SAMPLE_SIZE = 0.5
 """The user is warned if the effective sample size is below this share of the selected steps ..."""
 MANY_TRUNCATED = 0.2
 """... or if the share of truncated weights is above this."""
+
+
+def _weighed(result: Any, given: Given) -> str:
+    if fault := parts_fault(result, "weights", "what was truncated"):
+        return fault
+    used, (weights, truncated) = given["used"], result
+    shapes = (used.shape, (len(used), 1))
+    return tensor_fault(weights, "real", *shapes, device=used.device, name="weights") or tensor_fault(
+        truncated, "bool", weights.shape, device=used.device, name="what was truncated"
+    )
 
 
 class Correction(Resizable, ABC):
@@ -35,6 +46,7 @@ class Correction(Resizable, ABC):
     """Whether it weighs single steps, so that each entry of a selection must stand for one step."""
 
     @abstractmethod
+    @promises(_weighed)
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         """Computes importance weights, by which the weights of the selected steps are multiplied.
 

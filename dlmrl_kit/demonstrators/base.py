@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from itertools import pairwise
 
@@ -11,13 +12,30 @@ from torch import Tensor
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.promises import Given, promises, shown
+from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.tasks.base import Example
+
+
+def _completions(result: object, given: Given) -> str:
+    wanted = "it should be a list of texts with their probabilities, [(text, probability), ...]"
+    if not isinstance(result, list) or not result:
+        return f"{shown(result)}; {wanted}"
+    for entry in result:
+        pair = isinstance(entry, tuple) and len(entry) == 2
+        if not pair or not isinstance(entry[0], str) or not isinstance(entry[1], float | int):
+            return f"{clipped(repr(entry))} in its list; {wanted}"
+    probabilities = [probability for _, probability in result]
+    if not all(p >= 0 for p in probabilities) or not math.isclose(math.fsum(probabilities), 1, abs_tol=1e-4):
+        return f"probabilities {clipped(repr(probabilities))}; they should be at least 0 and sum to 1"
+    return ""
 
 
 class Demonstrator(Dependent, ABC):
     """Writes completions of examples, good or bad, for a denoiser to be pre-trained on."""
 
     @abstractmethod
+    @promises(_completions)
     def demonstrations(self, example: Example) -> list[tuple[str, float]]:
         """Returns possible completions of an example with their probabilities, which sum to 1.
 

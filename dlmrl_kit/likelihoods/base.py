@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from typing import ClassVar
 
 from tensordict import TensorDictBase
 
@@ -34,6 +35,8 @@ class Likelihood(Component, ABC):
     """
 
     requires = ("policy", "sampler")
+    always_given: ClassVar[tuple[str, ...]] = ("policy", "sampler")
+    has_gradient: ClassVar[bool] = True
     redraw: bool = False
     """Whether it reads ``iteration``: its masks are drawn anew in each pass over a rollout."""
     random_masks: bool = False

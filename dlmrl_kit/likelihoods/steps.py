@@ -47,6 +47,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of, recomputed
+from dlmrl_kit.core.promises import Given, promises, shown, tensor_fault
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, state_at, states
 from dlmrl_kit.likelihoods.base import Likelihood
@@ -147,10 +148,24 @@ def derived(function: Callable[..., Sequence[Tensor]], features: Tensor, positio
     return tuple(found)
 
 
+def _of_replayed(result: object, given: Given) -> str:
+    """Says what is wrong with estimates: whether they are tensors of one row for each step; ``Component`` sees keys."""
+    rows, device = len(given["steps"].ids), given["steps"].ids.device
+    if not isinstance(result, dict):
+        return f"{shown(result)}; it should be a dict of tensors by key"
+    wide = [(value, value.shape[1:] if isinstance(value, Tensor) else ()) for value in result.values()]
+    form = [
+        tensor_fault(value, "number", (rows, *rest), device=device, name=repr(key))
+        for key, (value, rest) in zip(result, wide, strict=True)
+    ]
+    return next(filter(None, form), "")
+
+
 class StepLikelihood(Likelihood):
     """Base class of likelihoods of single denoising steps: subclasses implement ``estimate``."""
 
     @abstractmethod
+    @promises(_of_replayed)
     def estimate(
         self, steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> dict[Key, Tensor]:

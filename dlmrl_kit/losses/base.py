@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -23,6 +23,7 @@ from torchrl.objectives import LossModule
 
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, SEQUENCE_LENGTH, Key
+from dlmrl_kit.core.promises import Given, device_of, parts_fault, promises, shown, tensor_fault
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.normalisers.base import Normaliser
 
@@ -134,6 +135,21 @@ class TokenAverage(Average):
         return self.of_tokens(each[:, None, None].expand(mask.shape), mask, tensordict)
 
 
+def _number(result: object, given: Given) -> str:
+    return tensor_fault(result, "number", (), device=device_of(given["tensordict"]))
+
+
+def _numerator(result: Any, given: Given) -> str:
+    if fault := parts_fault(result, "the numerator", "diagnostics"):
+        return fault
+    device, (total, diagnostics) = device_of(given["tensordict"]), result
+    if not isinstance(diagnostics, dict):
+        return f"{shown(diagnostics)} as diagnostics; it should be a dict of tensors by name"
+    faults = [tensor_fault(total, "real", (), device=device, name="the numerator")]
+    faults += [tensor_fault(value, "number", (), device=device, name=repr(key)) for key, value in diagnostics.items()]
+    return next(filter(None, faults), "")
+
+
 class Term(Component, LossModule):
     """Base class of what is minimised: a TorchRL ``LossModule`` without sub-networks that is also a ``Component``.
 
@@ -168,6 +184,7 @@ class Term(Component, LossModule):
         return [key for key in (self.out_keys[0], self.mean_key) if key is not None]
 
     @abstractmethod
+    @promises(_numerator)
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the numerator, a scalar with gradient that sums over samples, and diagnostics: means over units."""
 
@@ -188,10 +205,12 @@ class Term(Component, LossModule):
         """Returns the term as it is minimised with a loss, such as with the loss's denominator; here itself."""
         return self
 
+    @promises(_number)
     def units(self, tensordict: TensorDictBase) -> Tensor:
         """Counts the units that diagnostics are means over, here the used segments: an integer scalar."""
         return (tensordict[SELECTED_WEIGHT] != 0).sum()
 
+    @promises(_number)
     def count(self, tensordict: TensorDictBase) -> Tensor:
         """Returns the denominator of this batch, a scalar: that of ``average``."""
         return self.average.count(tensordict)

@@ -8,15 +8,17 @@ with the selector's weights. Numerator and count are additive over samples, so t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dlmrl_kit.core.component import Resizable
+from dlmrl_kit.core.promises import like, promises, scalar
 
 
-class Normaliser(Resizable):
+class Normaliser(Resizable, ABC):
     """Base class of normalisers.
 
     Attributes:
@@ -26,6 +28,8 @@ class Normaliser(Resizable):
 
     segmentwise: ClassVar[bool] = True
 
+    @abstractmethod
+    @promises(like("real", "mask"))
     def shares(self, mask: Tensor, weight: Tensor) -> Tensor:
         """Returns the share of each token, 0 where the mask is False.
 
@@ -36,12 +40,13 @@ class Normaliser(Resizable):
         Returns:
             [B, K, C], of the dtype of ``weight``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
+    @promises(scalar("number", "mask"))
     def count(self, mask: Tensor, weight: Tensor) -> Tensor:
         """Returns the denominator of this batch, a scalar; arguments as ``shares``."""
-        raise NotImplementedError
 
+    @promises(scalar("real", "mask"))
     def total(self, values: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
         """Returns the numerator, a scalar: the sum of ``values`` [B, K, C] times weights and shares, over the mask."""
         shares = self.shares(mask, weight) * weight[..., None]

@@ -5,11 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.promises import Given, promises, tensor_fault
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, OptimiserArguments, OptimiserSettings
+
+
+def _loss(result: object, given: Given) -> str:
+    return tensor_fault(result, "real", (), device=given["completion_ids"].device, gradient=torch.is_grad_enabled())
 
 
 class Pretrainer(OptimiserSettings, ABC):
@@ -57,6 +63,7 @@ class Pretrainer(OptimiserSettings, ABC):
         self.eval_batch_size = eval_batch_size
 
     @abstractmethod
+    @promises(_loss)
     def objective(
         self,
         policy: Policy,

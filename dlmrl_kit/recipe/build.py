@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlmrl_kit.core.blame import blame, culprit, is_foreign, named
 from dlmrl_kit.core.errors import DeclarationError, ParameterError, UserError
 from dlmrl_kit.recipe.resolve import Block
 from dlmrl_kit.recipe.source import Ref, replace_leaves
@@ -80,8 +81,10 @@ class _Builder:
             return BuildError(self.source, _message(error), block.name)
         if isinstance(error, ParameterError) and error.component == block.cls.__name__:
             return _refused_value(block, error)
+        blamed = None if culprit(error) is block.cls else blame(error)  # a component that it was given
         names_itself = isinstance(error, DeclarationError)
-        stated = _message(error) if names_itself else f"{block.name}: {_message(error)}"
+        whose = named(block.cls) if is_foreign(block.cls) else block.name
+        stated = _message(error) if names_itself else str(blamed or f"{whose}: {_message(error)}")
         return BuildError(str(block.where), stated, block.name)
 
 

@@ -22,10 +22,16 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.promises import Given, like, promises, tensor_fault
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import Objective, Term, TokenAverage, scored_tokens
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.means import PerToken
+
+
+def _of_segments(result: object, given: Given) -> str:
+    weight = given["tensordict"][SELECTED_WEIGHT]
+    return tensor_fault(result, "real", weight.shape, device=weight.device)
 
 
 class Regulariser(Term):
@@ -72,6 +78,7 @@ class StepRegulariser(Regulariser):
     """
 
     @abstractmethod
+    @promises(_of_segments)
     def per_step(self, tensordict: TensorDictBase) -> Tensor:
         """Returns the regularised quantity of each selected step, [B, K], with gradient."""
 
@@ -111,6 +118,7 @@ class TokenRegulariser(Regulariser):
         return self if self.normaliser is not None else super().beside(loss)
 
     @abstractmethod
+    @promises(like("real", "mask"))
     def per_token(self, tensordict: TensorDictBase, mask: Tensor) -> Tensor:
         """Returns the regularised quantity of each token in ``mask`` (bool [B, K, C]): [B, K, C], with gradient."""
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-import numbers
 import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -41,9 +39,8 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Vocabulary
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.samplers.one_step import NOT_COMPUTED
-from dlmrl_kit.tasks.base import BaseTask, Example
+from dlmrl_kit.tasks.base import BaseTask, Example, scores_fault
 from dlmrl_kit.tasks.reward_worker import stop_all as stop_workers
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -247,7 +244,7 @@ class Scorer:
         """Asks the task, in whichever thread this is called."""
         examples = [self.task.example(self.split, index) for index, _ in questions]
         scores = self.task.score_many([text for _, text in questions], examples)
-        if problem := _wrong(scores, len(questions)):
+        if problem := scores_fault(scores, len(questions)):
             raise ComponentError(f"{named(type(self.task))}: score_many returned {problem}")
         return scores
 
@@ -257,20 +254,6 @@ class Scorer:
             questions, future = self._begun[0]
             self._found.update(zip(questions, future.result(), strict=True))
             self._begun.popleft()
-
-
-def _wrong(scores: object, count: int) -> str:
-    """Says what is wrong with the scores of ``count`` completions, as the end of a sentence; "" if nothing is."""
-    if not isinstance(scores, list | tuple) or len(scores) != count:
-        got = f"{len(scores)} scores" if isinstance(scores, list | tuple) else f"a {type(scores).__name__}"
-        return f"{got} for {count} completions; it should be a list with one dict of components for each"
-    for score in scores:
-        if not isinstance(score, Mapping) or not {"reward", "solved"} <= score.keys():
-            return f"{clipped(repr(score))}; it should be a dict of components, 'reward' and 'solved' among them"
-        for name, value in score.items():
-            if not isinstance(value, numbers.Real) or not math.isfinite(value):
-                return f"{name} = {clipped(repr(value))}, which is no finite number"
-    return ""
 
 
 class Background(Generic[T]):

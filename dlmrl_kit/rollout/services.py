@@ -20,7 +20,7 @@ from dlmrl_kit.core.seeding import combine_seeds, seeds_of
 from dlmrl_kit.core.trajectory import canvas_state, number_in_group, states
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.tasks.base import BaseTask, Example
+from dlmrl_kit.tasks.base import BaseTask, Example, example_fault
 
 CHECKED = 20_000
 """The most prompts of a split that are read before training begins; the others are, when it is their turn."""
@@ -113,9 +113,8 @@ def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example
     except ValueError as error:
         raise RecipeError(str(error)) from error
     for example in found:
-        if not isinstance(example, Example):
-            got = type(example).__name__
-            raise ComponentError(f"{named(type(task))}: example returned a {got}; it should be an Example")
+        if problem := example_fault(example):
+            raise ComponentError(f"{named(type(task))}: example returned {problem}")
     return found
 
 

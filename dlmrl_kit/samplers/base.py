@@ -51,8 +51,10 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
+from dlmrl_kit.core.promises import like, per_row, promises
 from dlmrl_kit.core.seeding import uniforms_at
 from dlmrl_kit.core.validate import check
+from dlmrl_kit.samplers.promised import canvas, completed, one_each
 from dlmrl_kit.step_schedules.base import StepSchedule
 
 MayChoose = Callable[[TensorDictBase], Tensor]
@@ -186,6 +188,7 @@ class Sampler(Component, Decoder, ABC):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("policy",)
+    always_given: ClassVar[tuple[str, ...]] = ("keys", "cache", "may_choose")
     noise: ClassVar[Literal["mask", "uniform"]] = "mask"
     """What positions hold that are still open; see ``Policy.noise``."""
     not_sizes: ClassVar[tuple[str, ...]] = ("top_k",)  # ``resized`` limits it to the vocabulary
@@ -332,11 +335,13 @@ class Sampler(Component, Decoder, ABC):
             UserError: ``seed`` is missing.
         """
 
+    @promises(completed)
     def decode(self, prompt: TensorDictBase, *, policy: Policy) -> dict[Key, Tensor]:
         """Completes each row by itself, from fully masked, even if ``forward`` makes groups together; as ``resume``."""
         return self.resume(prompt, self.fully_masked(prompt, policy), policy=policy)
 
     @abstractmethod
+    @promises(completed)
     def resume(self, prompt: TensorDictBase, ids: Tensor, *, policy: Policy) -> dict[Key, Tensor]:
         """Completes partially decoded sequences.
 
@@ -354,9 +359,11 @@ class Sampler(Component, Decoder, ABC):
         """
 
     @abstractmethod
+    @promises(one_each)
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Returns the exact log-probability [B] of ``decision`` in the states of ``view``, with gradient."""
 
+    @promises(like("bool", "ids"))
     def asked_positions(self, policy: Policy, prompt: TensorDictBase, ids: Tensor) -> Tensor:
         """Returns the positions whose predictions the log-probability of a step is computed from: bool [B, L].
 
@@ -395,6 +402,7 @@ class Sampler(Component, Decoder, ABC):
         features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, positions)
         return self.seen(policy, features, positions, prompt)
 
+    @promises(like("bool", "still_open"))
     def allowed(self, still_open: Tensor, offset: Tensor | None = None) -> Tensor:
         """Returns the positions that may be committed: those open in the block of the first open one, bool [B, L].
 
@@ -406,11 +414,13 @@ class Sampler(Component, Decoder, ABC):
         block = (position if offset is None else position + offset[:, None]) // self.block_length
         return still_open & (block == block.gather(1, still_open.long().argmax(-1, keepdim=True)))
 
+    @promises(per_row("bool", "ids"))
     def running(self, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Returns which rows of states ``ids`` [B, L] are not finished: bool [B]."""
         masked = ids == vocabulary.mask_id
         return (masked & vocabulary.before_end(ids) if self.stop_at_eos else masked).any(-1)
 
+    @promises(canvas)
     def fully_masked(self, prompt: TensorDictBase, policy: Policy) -> Tensor:
         """Returns x_0 of every row: int64 [B, L]."""
         shape = (prompt.shape[0], self.completion_length)

@@ -33,9 +33,11 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_features, most_predictions
+from dlmrl_kit.core.promises import Given, promises, shown, tensor_fault
 from dlmrl_kit.core.seeding import combine_seeds, seeds_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
+from dlmrl_kit.samplers.promised import counts, places, scored
 from dlmrl_kit.samplers.recorder import MaskRecorder
 from dlmrl_kit.step_schedules.base import StepSchedule
 
@@ -62,6 +64,18 @@ class Rows(NamedTuple):
     def part(self, rows: slice) -> Rows:
         """Returns some of the rows."""
         return Rows(*(values[rows] for values in self))
+
+
+def _decided(result: object, given: Given) -> str:
+    if not isinstance(result, Decision):
+        return f"{shown(result)}; it should be a Decision"
+    allowed = given["view"].allowed
+    forms = {"committed": "bool", "tokens": "int64", "rank": "int64", "drawn": "bool"}
+    parts = {name: part for name, part in vars(result).items() if part is not None or name in ("committed", "tokens")}
+    faults = (
+        tensor_fault(part, forms[name], allowed.shape, device=allowed.device, name=name) for name, part in parts.items()
+    )
+    return next(filter(None, faults), "")
 
 
 class MaskSampler(Sampler):
@@ -138,6 +152,7 @@ class MaskSampler(Sampler):
         return rebuilt(self, **self.fitted(before, after), tokens_per_step=number)
 
     @abstractmethod
+    @promises(_decided)
     def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws an action in the states of ``view``.
 
@@ -159,6 +174,7 @@ class MaskSampler(Sampler):
         """
         raise NotImplementedError(f"{type(self).__name__} does not list its choices of positions (position_choices)")
 
+    @promises(counts)
     def num_commits(self, view: View) -> Tensor:
         """Returns how many positions a step commits in each row: int64 [B].
 
@@ -350,10 +366,14 @@ class StateScoreSampler(MaskSampler):
     ``scores``, or ``committed``.
     """
 
+    implemented: ClassVar[tuple[str, ...]] = ("scores", "committed", "decide")
+
+    @promises(scored)
     def scores(self, view: View) -> Tensor:
         """Scores each of the N positions, [N]; the highest are committed."""
         raise NotImplementedError
 
+    @promises(places)
     def committed(self, view: View) -> Tensor:
         """Chooses the positions to commit: bool [B, L]."""
         return highest(view.dense(self.scores(view), -torch.inf), view.allowed, self.num_commits(view))

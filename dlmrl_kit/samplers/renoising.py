@@ -43,6 +43,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_logits
+from dlmrl_kit.core.promises import like, per_row, promises
 from dlmrl_kit.core.seeding import combine_seeds, seeds_of, uniforms
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
@@ -117,6 +118,7 @@ class RenoisingSampler(Sampler):
         return rebuilt(self, **self.fitted(before, after), steps=min(self.steps, LISTED_STEPS))
 
     @abstractmethod
+    @promises(like("bool", "entropies"))
     def accepted(self, entropies: Tensor) -> Tensor:
         """Returns the positions that a step accepts: bool [R, L], at least one in each row.
 
@@ -125,6 +127,7 @@ class RenoisingSampler(Sampler):
         """
 
     @abstractmethod
+    @promises(per_row("bool", "entropies"))
     def finished(self, entropies: Tensor, best: Tensor, state: State) -> Tensor:
         """Returns the rows whose block this step finishes, before its ``steps`` are over: bool [R].
 

@@ -29,10 +29,31 @@ from dlmrl_kit.core.keys import (
     STEP_VALID,
     Key,
 )
+from dlmrl_kit.core.promises import Given, like, parts_fault, promises, tensor_fault
 from dlmrl_kit.core.validate import check
 
 LISTED_DRAWS = 2
 """How many steps a random selector draws on the audit's small problems, where all of its outcomes are listed."""
+
+
+def _of_steps(result: object, given: Given) -> str:
+    valid = given["tensordict"][STEP_VALID]
+    return tensor_fault(result, "bool", valid.shape, device=valid.device)
+
+
+def _chosen(result: Any, given: Given) -> str:
+    if fault := parts_fault(result, "steps", "weights"):
+        return fault
+    valid, (step, weight) = given["tensordict"][STEP_VALID], result
+    shape = (len(valid), step.shape[-1] if isinstance(step, Tensor) and step.dim() else 0)
+    return tensor_fault(step, "int64", shape, device=valid.device, name="steps") or tensor_fault(
+        weight, "real", shape, device=valid.device, name="weights"
+    )
+
+
+def _weights(result: object, given: Given) -> str:
+    kept = given["kept"]
+    return tensor_fault(result, "real", (len(kept), 1), device=kept.device)
 
 
 class Selector(Component):
@@ -47,6 +68,7 @@ class Selector(Component):
     a row does not need come last, with step 0 and weight 0.
     """
 
+    implemented: ClassVar[tuple[str, ...]] = ("kept", "choose", "forward")
     optional_keys = (SELECTED_END,)
     with_replacement: ClassVar[bool] = False
     """Whether a step may be chosen more than once in a row, each time with a weight of its own."""
@@ -81,14 +103,17 @@ class Selector(Component):
         """Returns the largest K for trajectories of up to ``steps`` steps."""
         return steps if self.max_selected is None else min(self.max_selected, steps)
 
+    @promises(_of_steps)
     def kept(self, tensordict: TensorDictBase) -> Tensor:
         """Chooses steps: bool [B, T], at most ``max_selected`` of each row, and only valid ones."""
         raise NotImplementedError
 
+    @promises(_weights)
     def weights(self, kept: Tensor, valid: Tensor) -> Tensor:
         """Returns the weight of the chosen steps of each row: float64 [B, 1], here 1."""
         return torch.ones_like(kept[:, :1], dtype=torch.float64)
 
+    @promises(_chosen)
     def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Returns the chosen steps, int64 [B, K], and their weights, float64 [B, K]."""
         return self.packed(self.kept(tensordict), tensordict[STEP_VALID])
@@ -132,6 +157,7 @@ class Selector(Component):
             tensordict.set(SELECTED_END, self.ends(tensordict, step))
         return tensordict
 
+    @promises(like("int64", "step"))
     def ends(self, tensordict: TensorDictBase, step: Tensor) -> Tensor:
         """Returns the first step behind the segment that starts at each chosen step: int64 [B, K]; here the next."""
         return step + 1

@@ -7,10 +7,23 @@ pass and has no place in the trajectory. What a published generator commits afte
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from dlmrl_kit.core.component import Resizable, Sizes, rebuilt
+from dlmrl_kit.core.promises import Given, promises, shown
+from dlmrl_kit.core.validate import clipped
 
 
-class StepSchedule(Resizable):
+def _numbers(result: object, given: Given) -> str:
+    positions = given["positions"]
+    whole = isinstance(result, list) and all(isinstance(number, int) and number >= 0 for number in result)
+    if not whole or sum(result) != positions:  # type: ignore[call-overload]
+        got = repr(result) if isinstance(result, list) else shown(result)
+        return f"{clipped(got)}; it should be a list of whole numbers, at least 0, {positions} in sum"
+    return ""
+
+
+class StepSchedule(Resizable, ABC):
     """Base class of step schedules. Subclasses implement ``numbers``.
 
     Attributes:
@@ -19,9 +32,10 @@ class StepSchedule(Resizable):
 
     steps: int
 
+    @abstractmethod
+    @promises(_numbers)
     def numbers(self, positions: int) -> list[int]:
         """Returns how many of a block's ``positions`` each of its steps commits: at least 0, ``positions`` in sum."""
-        raise NotImplementedError
 
     def levels(self, positions: int) -> list[int]:
         """Returns how many positions of a block are committed after each step that commits any: from above 0 up."""

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import numbers
 import operator
 import unicodedata
 from abc import ABC, abstractmethod
@@ -18,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsIndex
 
 from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.promises import Given, promises, shown
 from dlmrl_kit.core.prompt import Prompt
-from dlmrl_kit.core.validate import check
+from dlmrl_kit.core.validate import check, clipped
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,43 @@ class Example:
     prompt: Prompt
     answer: str
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def scores_fault(scores: object, count: int) -> str:
+    """Says what is wrong with the scores of ``count`` completions, as the end of a sentence; "" if nothing is."""
+    if not isinstance(scores, list | tuple) or len(scores) != count:
+        got = f"{len(scores)} scores" if isinstance(scores, list | tuple) else shown(scores)
+        return f"{got} for {count} completions; it should be a list with one dict of components for each"
+    return next(filter(None, map(score_fault, scores)), "")
+
+
+def score_fault(score: object) -> str:
+    """Says what is wrong with the score of one completion, as ``scores_fault``."""
+    if not isinstance(score, Mapping) or not {"reward", "solved"} <= score.keys():
+        return f"{clipped(repr(score))}; it should be a dict of components, 'reward' and 'solved' among them"
+    for name, value in score.items():
+        if not isinstance(name, str):
+            return f"{clipped(repr(score))}; components are named by texts, not by {clipped(repr(name))}"
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            return f"{name} = {clipped(repr(value))}, which is no finite number"
+    return ""
+
+
+def example_fault(example: object) -> str:
+    """Says what is wrong with what should be an example, as ``scores_fault``."""
+    if not isinstance(example, Example):
+        return f"{shown(example)}; it should be an Example"
+    if not isinstance(example.answer, str) or not isinstance(example.meta, dict):
+        return f"{clipped(repr(example))}; its answer should be a text and its meta a dict"
+    prompt: object = example.prompt
+    messages = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+    wanted = "it should be a text or a list of messages"
+    return "" if isinstance(prompt, str) or messages else f"an Example of the prompt {shown(prompt)}; {wanted}"
+
+
+def _size(result: object, given: Given) -> str:
+    whole = isinstance(result, int) and not isinstance(result, bool) and result >= 0
+    return "" if whole else f"{shown(result)}; it should be a whole number, at least 0"
 
 
 class BaseTask(Dependent, ABC):
@@ -62,6 +101,7 @@ class BaseTask(Dependent, ABC):
         return type(self).__name__
 
     @abstractmethod
+    @promises(_size)
     def size(self, split: str) -> int:
         """Returns the number of examples of a split.
 
@@ -70,6 +110,7 @@ class BaseTask(Dependent, ABC):
         """
 
     @abstractmethod
+    @promises(lambda result, given: example_fault(result))
     def example(self, split: str, index: SupportsIndex) -> Example:
         """Returns example ``index`` of a split; the same one whenever it is asked for.
 
@@ -79,6 +120,7 @@ class BaseTask(Dependent, ABC):
         """
 
     @abstractmethod
+    @promises(lambda result, given: score_fault(result))
     def score(self, completion: str, example: Example) -> dict[str, float]:
         """Returns the reward components of a completion by name, each a finite number.
 
@@ -89,6 +131,7 @@ class BaseTask(Dependent, ABC):
         (``component_means``).
         """
 
+    @promises(lambda result, given: scores_fault(result, len(given["completions"])))
     def score_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[dict[str, float]]:
         """Scores several completions, each of the example at its position. Default: one call of ``score`` each."""
         return [self.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
@@ -152,6 +195,7 @@ class Task(BaseTask):
         self._drawn = 0
 
     @abstractmethod
+    @promises(lambda result, given: "" if result is None else example_fault(result))
     def candidate(self, number: int) -> Example | None:
         """Returns example ``number`` = 0, 1, 2, ... of the stream, or None where the generator has none.
 

@@ -29,6 +29,10 @@ def blaming(recipe: Recipe, folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ComponentError as error:
+        if not _write(folder, error):
+            raise
+        raise ComponentError(f"{error}; the traceback is in {folder / TRACEBACK}") from error
     except UserError as error:
         if isinstance(error.__cause__, Exception) and blame(error.__cause__) is not None:
             _write(folder, error)

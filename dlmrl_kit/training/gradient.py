@@ -12,6 +12,7 @@ segments; a second pass back-propagates these derivatives piece by piece.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ from dlmrl_kit.core.trajectory import every_step, gather_steps, micro_batches, r
 from dlmrl_kit.corrections.apply import add_correction
 from dlmrl_kit.likelihoods.steps import StepLogProb, pack_tokens
 from dlmrl_kit.losses.base import Term
+from dlmrl_kit.training.not_finite import blame_term
 
 EXACT = Stage("likelihood", StepLogProb())
 """Computes the exact log-probabilities of whole actions, which corrections need."""
@@ -280,7 +282,11 @@ class Gradient:
         return loss
 
     def _backward(self, micro: TensorDictBase, counts: Sequence[float], totals: Totals) -> float:
-        """Back-propagates a micro-batch's share of the minibatch's loss; returns the share."""
+        """Back-propagates a micro-batch's share of the minibatch's loss; returns the share.
+
+        Raises:
+            ComponentError: it is not finite, and that comes from a term of a plugin.
+        """
         outputs = [term(micro) for term in self.terms]
         shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
         total = torch.stack([loss_of(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
@@ -288,13 +294,17 @@ class Gradient:
         if total.requires_grad or bool((micro[SELECTED_WEIGHT] != 0).any()):
             with phase("backward"):
                 total.backward()
+        found = total.item()
+        if not math.isfinite(found):
+            for term, output in zip(self.terms, outputs, strict=True):
+                blame_term(term, micro, dict(output.items()))
         for term, output, share, labels in zip(self.terms, outputs, shares, self._labels, strict=True):
             for name, value in output.items():
                 if name in term.additive_keys:
                     totals.add_part(labels[name], value.item() * share)
                 else:
                     totals.add(labels.get(name, name), value.item(), float(term.units(micro)))
-        return total.item()
+        return found
 
     def _backward_in_two_passes(
         self,

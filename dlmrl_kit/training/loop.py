@@ -36,6 +36,7 @@ from dlmrl_kit.training.record import (
     start_record,
 )
 from dlmrl_kit.training.start import find_device, start_training, trained
+from dlmrl_kit.training.thread_errors import ThreadErrors
 from dlmrl_kit.training.trace import trace_examples
 from dlmrl_kit.training.trajectories import write_trajectories
 from dlmrl_kit.training.update import Update
@@ -126,10 +127,11 @@ def _run(run: Run, recipe: Recipe) -> RunResult:
 
 
 @contextlib.contextmanager
-def _writing(logger: Logger, folder: Path) -> Iterator[None]:
-    """Makes one line of what goes wrong with a logger's files."""
+def _writing(logger: Logger, folder: Path, threads: ThreadErrors) -> Iterator[None]:
+    """Makes one line of what goes wrong with a logger's files, in its threads too."""
     try:
         yield
+        threads.check()
     except OSError as error:
         name = type(logger).__name__
         raise FileError(f"{name} cannot write metrics into {folder}: {reason_of(error)}") from error
@@ -157,6 +159,7 @@ class Run:
         self.update = Update(algorithm, *started, observer.on_message)
         self.evaluations: dict[int, EvalResult] = {}
         self.first = 0
+        self.threads = ThreadErrors()
         self.identity: Identity = {}
         """What the run depends on; checkpoints hold it."""
         self.notes: list[str] = []
@@ -172,22 +175,35 @@ class Run:
         )
         for note in (*said_of(self.algorithm.task), *self.notes):
             self.observer.on_message(note)
-        for logger in self.algorithm.loggers:
-            with _writing(logger, self.folder):
-                logger.open(self.folder, first)
-        try:
-            if 0 not in self.evaluations:
-                self._evaluate(0)
-            for number in range(first, total):
-                self.step(number)
-        except NotFiniteError as error:
-            left = what_is_left(self.folder, lambda: start_weights(self.algorithm.policy, self.trainer.seed))
-            raise NotFiniteError(f"{error}; {left}") from error
-        finally:
-            for logger in self.algorithm.loggers:
-                with _writing(logger, self.folder):
-                    logger.close()
+        with self._logging(first):
+            try:
+                if 0 not in self.evaluations:
+                    self._evaluate(0)
+                for number in range(first, total):
+                    self.step(number)
+            except NotFiniteError as error:
+                left = what_is_left(self.folder, lambda: start_weights(self.algorithm.policy, self.trainer.seed))
+                raise NotFiniteError(f"{error}; {left}") from error
         return self._finish(time.perf_counter() - started, trained=first < total)
+
+    @contextlib.contextmanager
+    def _logging(self, first: int) -> Iterator[None]:
+        """Within the context the loggers are open; all are closed, also if one of them, or what is inside, fails."""
+        with self.threads, contextlib.ExitStack() as opened:
+            for logger in self.algorithm.loggers:
+                opened.callback(self._close, logger)
+                with _writing(logger, self.folder, self.threads):
+                    logger.open(self.folder, first)
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(Exception):  # what went wrong first is what the user should read
+                    opened.close()
+                raise
+
+    def _close(self, logger: Logger) -> None:
+        with _writing(logger, self.folder, self.threads):
+            logger.close()
 
     def restore(self) -> int:
         """Takes over the newest checkpoint and the evaluations up to it; returns the next update.
@@ -293,7 +309,7 @@ class Run:
 
     def _log_values(self, update: int, metrics: dict[str, float]) -> None:
         for logger in self.algorithm.loggers:
-            with _writing(logger, self.folder):
+            with _writing(logger, self.folder, self.threads):
                 logger.log(update, metrics)
 
     def _finish(self, seconds: float, trained: bool) -> RunResult:

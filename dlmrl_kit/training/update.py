@@ -41,6 +41,7 @@ from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, t
 from dlmrl_kit.tasks.base import component_means
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals
+from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
 from dlmrl_kit.training.start import trained
 
@@ -233,7 +234,7 @@ class Update:
                 totals.add("loss", loss)
                 totals.add("grad_norm", norm)
             else:
-                self.skip(loss, norm)
+                self.skip(loss, norm, minibatch)
             self.optimiser.zero_grad(set_to_none=True)
         return {**totals.means(), "skipped": float(self.skipped)}
 
@@ -241,12 +242,14 @@ class Update:
         """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares."""
         return minibatches(trajectory, self.trainer, self.trainer.seed, number, self.gradient.whole_groups)
 
-    def skip(self, loss: float, norm: float) -> None:
+    def skip(self, loss: float, norm: float, minibatch: TensorDictBase) -> None:
         """Counts an optimiser step that is left out because its loss or gradient is not finite.
 
         Raises:
             NotFiniteError: ``Trainer.max_skipped`` in a row.
+            ComponentError: the numbers come from a component of a plugin.
         """
+        blame_stages(self.plan.rollout[1:], minibatch)
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.trainer.max_skipped:

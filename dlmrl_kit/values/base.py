@@ -7,6 +7,9 @@ around it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -27,13 +30,15 @@ from dlmrl_kit.likelihoods.segments import counted_positions
 from dlmrl_kit.samplers.base import Sampler
 
 
-class Value(Component):
+class Value(Component, ABC):
     """Base class of value models; ``attach`` creates their modules, ``forward`` writes ``("selected", "value")``.
 
     Values are [B, K, L], by position: those of the tokens committed in each segment, 0 elsewhere.
     """
 
     requires = ("policy", "sampler")
+    always_given: ClassVar[tuple[str, ...]] = ("policy", "sampler")
+    has_gradient: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,6 +51,10 @@ class Value(Component):
             SELECTED_WEIGHT,
         ]
         self.out_keys = [SELECTED_VALUE]
+
+    @abstractmethod
+    def forward(self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler) -> TensorDictBase:
+        """Adds ``("selected", "value")`` [B, K, L], with gradient."""
 
 
 class OldValue(Component):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.core import contract
 from dlmrl_kit.core.component import Component
-from dlmrl_kit.core.errors import RecipeError, RegistryError
+from dlmrl_kit.core.errors import ComponentError, RecipeError, RegistryError
 from dlmrl_kit.core.keys import STEP_VALID, Key
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.losses.base import Objective
@@ -24,6 +24,11 @@ from dlmrl_kit.selectors.base import Selector
 pytestmark = pytest.mark.usefixtures("registrations_end")
 
 ME = __name__.split(".", 1)[0]
+
+
+def made(name: str, bases: tuple[type, ...], members: dict[str, Any]) -> type:
+    """A class of this module: those of ``abc`` make classes of ``abc``."""
+    return type(name, bases, {**members, "__module__": __name__})
 
 
 SILENT = ("reward", {"reward": 1}, [("step", None)])
@@ -45,7 +50,7 @@ class TestKeys:
     @pytest.mark.parametrize("attribute", ["in_keys", "out_keys", "optional_keys"])
     def test_malformed_in_the_class(self, attribute: str, keys: Any, problem: str) -> None:
         with pytest.raises(RegistryError) as info:
-            register("advantage")(type("Malformed", (Base,), {attribute: keys}))
+            register("advantage")(made("Malformed", (Base,), {attribute: keys}))
         assert str(info.value).startswith(f"{ME}.advantage.Malformed: {attribute} must be a list of keys")
         assert problem in str(info.value)
 
@@ -66,7 +71,7 @@ class TestKeys:
             load_recipe("egspo", uses=["advantage=Malformed"]).build()
 
     def test_not_set(self) -> None:
-        register("advantage")(type("NotSet", (Component,), {}))
+        register("advantage")(made("NotSet", (Component,), {}))
         with pytest.raises(RecipeError, match=r"advantage\.NotSet: in_keys is not set"):
             find("NotSet").cls()
 
@@ -80,7 +85,7 @@ class TestKeys:
             NoSuper()
 
     def test_unknown_service(self) -> None:
-        register("advantage")(type("Asks", (Base,), {"requires": ("genrator",)}))
+        register("advantage")(made("Asks", (Base,), {"requires": ("genrator",)}))
         with pytest.raises(RecipeError, match="Asks requires 'genrator', which is no service; there are policy, "):
             find("Asks").cls()
 
@@ -99,7 +104,7 @@ class TestKeys:
             Raises()
 
     def test_subclasses_and_the_kit_are_left_alone(self) -> None:
-        cls = register("advantage")(type("Parent", (Base,), {}))
+        cls = register("advantage")(made("Parent", (Base,), {}))
 
         class Child(cls):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
@@ -122,7 +127,7 @@ class TestKeys:
 
 def forward_of(body: Callable[[TensorDict], Any], kind: str = "advantage", name: str = "Probe") -> Any:
     """An instance of a registered component whose forward is ``body``."""
-    cls = type(name, (Base,), {"forward": lambda self, tensordict: body(tensordict)})
+    cls = made(name, (Base,), {"forward": lambda self, tensordict: body(tensordict)})
     return register(kind)(cls)()
 
 
@@ -151,7 +156,7 @@ class TestRuntime:
             (lambda td: td.set("advantage", td["reward"]).set("reward", td["reward"] + 1), "overwrites 'reward'"),
             (lambda td: TensorDict({"advantage": td["reward"]}, [2]), "'reward' is gone from the trajectory"),
             (lambda td: None, "must return a TensorDict, it returned None; end it with `return tensordict`"),
-            (lambda td: td["reward"], "must return a TensorDict, it returned a Tensor"),
+            (lambda td: td["reward"], "must return a TensorDict, it returned a tensor of float32"),
             (
                 lambda td: td["selected", "step"],
                 r"failed with KeyError: .*test_contract.py:\d+\); it may read its in_keys",
@@ -159,7 +164,7 @@ class TestRuntime:
         ],
     )
     def test_mistakes_name_the_component(self, body: Callable[[TensorDict], Any], message: str) -> None:
-        with pytest.raises(RecipeError, match=message) as info:
+        with pytest.raises(ComponentError, match=message) as info:
             forward_of(body)(batch())
         assert f"{ME}.advantage.Probe" in str(info.value)
 
@@ -172,7 +177,7 @@ class TestRuntime:
                 return super().forward(tensordict).set("more", tensordict["reward"])
 
         both = Both()
-        with pytest.raises(RecipeError, match="writes 'more'"):
+        with pytest.raises(ComponentError, match="writes 'more'"):
             both(batch())
         assert "more" in both(batch(), keys=["more"])
 
@@ -188,7 +193,7 @@ class TestRuntime:
             def forward(self, tensordict: TensorDict) -> Any:
                 return TensorDict({"objective": self.total(tensordict)[0]})
 
-        with pytest.raises(RecipeError, match=r"loss\.NoLoss: no key that it returns starts with 'loss_'"):
+        with pytest.raises(ComponentError, match=r"loss\.NoLoss: no key that it returns starts with 'loss_'"):
             NoLoss()(batch())
 
     def test_training_ends_with_a_message(self, tmp_path: Any) -> None:

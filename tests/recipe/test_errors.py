@@ -175,9 +175,11 @@ class TestErrors:
             tmp_path,
             COMPLETE + "DummyLoss.kind = 'broken'\n",
             "Algorithm.loss",
-            "DummyLoss: KeyError: 'no such kind'",
+            "DummyLoss of support: KeyError: 'no such kind'",
         )
-        refused_text(tmp_path, COMPLETE + "DummyLoss.kind = 'vague'\n", "Algorithm.loss", "DummyLoss: cannot do this")
+        refused_text(
+            tmp_path, COMPLETE + "DummyLoss.kind = 'vague'\n", "Algorithm.loss", "DummyLoss of support: cannot do this"
+        )
 
     def test_error_in_a_scope_names_the_scope(self, tmp_path: Path):
         text = COMPLETE + "DummyTrainer.extra = @s/DummyLoss()\ns/DummyLoss.clip = -1\n"

@@ -54,7 +54,7 @@ def test_the_guard_on_plugins_speaks_through_the_checks(registered: Any) -> None
         """Leaves a note, and is registered: the guard stays in the class, so it is this test's own."""
 
     found = failures(registered("selector", Guarded)())
-    assert "RecipeError" in found["check_writes_declared_keys"]
+    assert "ComponentError" in found["check_writes_declared_keys"]
     assert "('step', 'note')" in found["check_writes_declared_keys"]
 
 
@@ -108,6 +108,9 @@ def test_a_key_that_cannot_be_made_up() -> None:
 
         def __init__(self) -> None:
             super().__init__(("step", "mine"))
+
+        def kept(self, tensordict: Any) -> Any:
+            return tensordict["step", "mine"] > 0
 
     found = failures(ReadsOwnKey())
     assert "reads ('step', 'mine'), which is no key of the trajectory" in found["check_reads_only_in_keys"]

@@ -1,0 +1,33 @@
+"""Errors of the threads in which libraries write files: a full disk ends them, and Python would print a traceback."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+
+class ThreadErrors:
+    """Within the context, keeps the ``OSError`` that ends a thread, in place of printing it; others are printed."""
+
+    def __init__(self) -> None:
+        self._error: OSError | None = None
+        self._before = threading.excepthook
+
+    def __enter__(self) -> ThreadErrors:
+        self._before, threading.excepthook = threading.excepthook, self._keep
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        threading.excepthook = self._before
+
+    def check(self) -> None:
+        """Raises the ``OSError`` that was kept, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _keep(self, args: threading.ExceptHookArgs) -> None:
+        if isinstance(args.exc_value, OSError):
+            self._error = args.exc_value
+        else:
+            self._before(args)
