@@ -21,6 +21,7 @@ from dlmrl_kit.cli.list import list_command
 from dlmrl_kit.cli.pretrain import pretrain_command
 from dlmrl_kit.cli.profile import profile_command
 from dlmrl_kit.cli.sample import sample_command
+from dlmrl_kit.cli.several import in_one_process
 from dlmrl_kit.cli.show import show_command
 from dlmrl_kit.cli.trace import trace_command
 from dlmrl_kit.cli.train import train_command
@@ -49,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(one_line_errors(_command))
+    app.command(_name)(one_line_errors(_command if _name == "train" else in_one_process(_command, _name)))
 
 
 def main() -> None:

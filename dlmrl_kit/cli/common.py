@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
-from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.errors import StoppedError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_RECIPE = "egspo_sa"
+EXIT_STOPPED = 75
+"""Exit code of a run that SIGTERM has stopped and that can go on, as of sysexits: try again later."""
 PIPE_WIDTH = 160
 """Columns of tables where the output is no terminal and ``COLUMNS`` is not set."""
 
@@ -71,6 +73,9 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except StoppedError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(EXIT_STOPPED) from None
         except UserError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
@@ -109,7 +114,7 @@ def print_notes(recipe: Recipe) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def show_run(run: Callable[[RunObserver], object], folder: Path, again: str) -> None:
+def show_run(run: Callable[[RunObserver], object], folder: Path, again: str, speaks: bool = True) -> None:
     """Calls ``run`` with an observer that displays the run.
 
     An interrupt ends the command with exit code 1.
@@ -118,6 +123,7 @@ def show_run(run: Callable[[RunObserver], object], folder: Path, again: str) -> 
         run: trains in ``folder``, and reports to the observer that it is given.
         folder: the run folder.
         again: the command that goes on after an interrupt, for the user to read.
+        speaks: whether this is the process, of several, that writes.
     """
     from dlmrl_kit.report.run_console import RichRunObserver
 
@@ -127,7 +133,8 @@ def show_run(run: Callable[[RunObserver], object], folder: Path, again: str) -> 
     except KeyboardInterrupt:
         started = (folder / "recipe.gin").is_file()
         hint = f"; go on with: {again}" if started else " before anything was written"
-        typer.echo(f"\ninterrupted{hint}", err=True)
+        if speaks:
+            typer.echo(f"\ninterrupted{hint}", err=True)
         raise typer.Exit(1) from None
 
 

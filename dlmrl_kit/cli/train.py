@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,12 @@ from dlmrl_kit.cli.common import (
     resolved_recipe,
     show_run,
 )
+from dlmrl_kit.cli.several import refuse_several, start, together
+from dlmrl_kit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from dlmrl_kit.core.processes import Processes
+    from dlmrl_kit.recipe.load import Recipe
 
 
 def train_command(
@@ -53,6 +59,24 @@ def train_command(
         bool,
         typer.Option("--dry-run", help="Report sizes, memory and forwards; try an update on a small random model."),
     ] = False,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Train in N processes of this machine, each on a GPU of its own; without GPUs on the CPU.",
+            show_default=False,
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="With --gpus: how often the run goes on by itself after a process has died. Default: 0.",
+            show_default=False,
+        ),
+    ] = None,
     allow_imports: AllowImports = False,
 ) -> None:
     """Train a recipe.
@@ -60,51 +84,99 @@ def train_command(
     Example: dlmrl train egspo --use selector=UniformSteps --set UniformSteps.k=4
     """
     if dry_run:
-        writes = {"--out": out, "--resume": resume, "--push-to-hub": push_to_hub}
+        writes = {"--out": out, "--resume": resume, "--push-to-hub": push_to_hub, "--gpus": gpus}
         refuse(writes, "with --dry-run: nothing is trained or written")
+    if resume is not None:
+        changes = {"RECIPE": recipe, "--use": uses, "--out": out, "--seed": seed}
+        refuse(changes, "with --resume: a run goes on with the recipe it started with")
+    else:
+        refuse({"--accept-changes": accept_changes or None}, "without --resume: a new run has nothing to compare with")
     if push_to_hub is not None:
         from dlmrl_kit.training.export import check_hub
 
         check_hub(push_to_hub)
-    if resume is not None:
-        changes = {"RECIPE": recipe, "--use": uses, "--out": out, "--seed": seed}
-        refuse(changes, "with --resume: a run goes on with the recipe it started with")
-        _resume(resume, sets or [], allow_imports, accept_changes)
-        _push(resume, push_to_hub)
-        return
-    refuse({"--accept-changes": accept_changes or None}, "without --resume: a new run has nothing to compare with")
     bindings = [*(sets or []), *([f"Trainer.seed={seed}"] if seed is not None else [])]
-    loaded = resolved_recipe(recipe or DEFAULT_RECIPE, bindings, uses, allow_imports)
-    print_notes(loaded)
-    if dry_run:
-        from dlmrl_kit.training.dry_run import dry_run as try_out
-
-        try_out(loaded, typer.echo)
+    if gpus is None:
+        refuse(
+            {"--max-restarts": max_restarts}, "without --gpus: where torchrun starts the processes, it is its option"
+        )
+    else:
+        refuse_several("train --gpus")
+        folder = resume
+        if folder is None:  # what is wrong with the recipe is told before anything starts
+            folder = new_folder(out, resolved_recipe(recipe or DEFAULT_RECIPE, bindings, uses, allow_imports).name)
+        repeated = {"--set": bindings, "--use": uses or []}
+        single = {"--out": None if resume else folder, "--resume": resume, "--push-to-hub": push_to_hub}
+        flags = {"--accept-changes": accept_changes, "--allow-imports": allow_imports}
+        given = [part for name, values in repeated.items() for value in values for part in (name, value)]
+        given += [part for name, value in single.items() if value is not None for part in (name, str(value))]
+        given += [name for name, wanted in flags.items() if wanted]
+        start(["train", *([recipe] if recipe else []), *given], gpus, max_restarts or 0, _go_on(folder, gpus))
         return
-    folder = new_folder(out, loaded.name)
+    with together() as processes:
+        if resume is not None:
+            _resume(resume, bindings, allow_imports, accept_changes, processes)
+            _push(resume, push_to_hub, processes)
+            return
+        loaded = resolved_recipe(recipe or DEFAULT_RECIPE, bindings, uses, allow_imports)
+        if processes.is_first:
+            print_notes(loaded)
+        if dry_run:
+            from dlmrl_kit.training.dry_run import dry_run as try_out
+
+            refuse_several("train --dry-run")
+            try_out(loaded, typer.echo)
+            return
+        folder = _train(loaded, out, allow_imports, processes)
+        _push(folder, push_to_hub, processes)
+
+
+def _train(recipe: Recipe, out: Path | None, allow_imports: bool, processes: Processes) -> Path:
+    """Trains a recipe in a new folder, or where ``torchrun`` starts it again, goes on with it; returns the folder."""
+    from dlmrl_kit.core.processes import may_restart, restarts
+    from dlmrl_kit.core.run_folder import holds_run
     from dlmrl_kit.training import train
 
-    show_run(lambda observer: train(loaded, folder, observer=observer), folder, _command_to_resume(folder))
-    _push(folder, push_to_hub)
+    if out is None and may_restart():
+        raise UserError("give --out DIR: a run that torchrun may start again (--max-restarts) must find its folder")
+    if out is not None and restarts() and processes.of_first(lambda: holds_run(out)):
+        _resume(out, [], allow_imports, False, processes)
+        return out
+    folder = processes.of_first(lambda: new_folder(out, recipe.name))
+    show_run(
+        lambda observer: train(recipe, folder, observer=observer, processes=processes),
+        folder,
+        _go_on(folder),
+        processes.is_first,
+    )
+    return folder
 
 
-def _resume(folder: Path, sets: list[str], allow_imports: bool, accept_changes: bool) -> None:
+def _resume(folder: Path, sets: list[str], allow_imports: bool, accept_changes: bool, processes: Processes) -> None:
     from dlmrl_kit.training import resume
 
-    options = {"allow_imports": allow_imports, "accept_changes": accept_changes}
     show_run(
-        lambda observer: resume(folder, observer=observer, sets=sets, **options),
+        lambda observer: resume(
+            folder,
+            observer=observer,
+            sets=sets,
+            allow_imports=allow_imports,
+            accept_changes=accept_changes,
+            processes=processes,
+        ),
         folder,
-        _command_to_resume(folder),
+        _go_on(folder),
+        processes.is_first,
     )
 
 
-def _command_to_resume(folder: Path) -> str:
-    return f"dlmrl train --resume {quoted(folder)}"
+def _go_on(folder: Path, gpus: int | None = None) -> str:
+    """Returns the command that goes on with a run."""
+    return f"dlmrl train --resume {quoted(folder)}" + (f" --gpus {gpus}" if gpus else "")
 
 
-def _push(folder: Path, repository: str | None) -> None:
-    if repository is not None:
+def _push(folder: Path, repository: str | None, processes: Processes) -> None:
+    if repository is not None and processes.is_first:
         from dlmrl_kit.training.export import push
 
         typer.echo(f"uploaded to {push(folder, repository)}")

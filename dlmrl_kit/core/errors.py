@@ -75,3 +75,11 @@ class TrainingError(UserError):
 
 class NotFiniteError(TrainingError):
     """Numbers are NaN or infinite: weights, losses or gradients in a row, or a policy's probabilities."""
+
+
+class ProcessLostError(TrainingError):
+    """Another process of a run of several has ended, so that this one cannot go on either."""
+
+
+class StoppedError(TrainingError):
+    """The run was asked to end by SIGTERM, and has ended in order."""

@@ -12,7 +12,7 @@ that lead to each depth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -167,11 +167,11 @@ def group_max(values: Tensor, group: Tensor) -> Tensor:
     return most.scatter_reduce(0, rows, values, "amax")[index]
 
 
-def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator, whole_groups: bool) -> list[Tensor]:
+def shuffled(group: Tensor, parts: int, generator: torch.Generator, whole_groups: bool) -> list[Tensor]:
     """Splits a rollout at random into minibatches.
 
     Args:
-        trajectory: [B].
+        group: int64 [B], of each sample.
         parts: number of minibatches; some are empty if there are fewer samples (or groups).
         generator: on the CPU.
         whole_groups: put all samples of a group into the same minibatch.
@@ -179,17 +179,33 @@ def shuffled(trajectory: TensorDictBase, parts: int, generator: torch.Generator,
     Returns:
         Row indices of each minibatch, int64 each.
     """
-    group = trajectory[GROUP].cpu() if whole_groups else torch.arange(len(trajectory))
-    index = torch.unique(group, return_inverse=True)[1]
+    own = group.cpu() if whole_groups else torch.arange(len(group))
+    index = torch.unique(own, return_inverse=True)[1]
     place = torch.randperm(int(index.max()) + 1, generator=generator)
     if not whole_groups:
-        return [part.to(trajectory.device) for part in place.tensor_split(parts)]
+        return [part.to(group.device) for part in place.tensor_split(parts)]
     # Rows by group, groups in random order, cut so that every minibatch gets about as many groups.
     order = place[index].argsort(stable=True)
     bounds = [len(part) for part in place.tensor_split(parts)]
     last_group = torch.tensor(bounds).cumsum(0)
     sizes = [int((place[index] < last).sum()) for last in last_group]
-    return [part.to(trajectory.device) for part in order.tensor_split(sizes[:-1])]
+    return [part.to(group.device) for part in order.tensor_split(sizes[:-1])]
+
+
+def in_one_order(groups: Sequence[Tensor], own: int) -> tuple[Tensor, Tensor]:
+    """Puts the samples of several processes, each of which holds whole groups, into the order of a single one.
+
+    Args:
+        groups: int64 [b] from each process, ascending.
+        own: number of this process.
+
+    Returns:
+        The groups of all B samples, int64 [B]; and the row in which this process has each, -1 where another has it.
+    """
+    everyone = torch.cat(list(groups))
+    order = everyone.argsort(stable=True)
+    rows = [torch.arange(len(group)) if i == own else torch.full_like(group, -1) for i, group in enumerate(groups)]
+    return everyone[order], torch.cat([row.to(everyone.device) for row in rows])[order]
 
 
 def length_order(batch: TensorDictBase, size: int) -> Tensor | None:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_CORRECTION, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB
 from dlmrl_kit.core.trajectory import gather_steps, where_used
-from dlmrl_kit.corrections.base import Correction, diagnostics
+from dlmrl_kit.corrections.base import Correction, Drift
 
 
 def add_correction(
     trajectory: TensorDictBase, correction: Correction, scored: TensorDictBase, log_prob: Tensor
-) -> dict[str, float]:
+) -> Drift:
     """Adds ``("selected", "correction")`` [B, K], the importance weights of the selected steps.
 
     Args:
@@ -22,13 +22,13 @@ def add_correction(
         log_prob: [B, N], log pi of the steps selected in ``scored``.
 
     Returns:
-        Metrics by name, see ``corrections.base.diagnostics``.
+        How far the rollout is from the policy.
     """
     used, happened = trajectory[SELECTED_WEIGHT] != 0, scored[SELECTED_WEIGHT] != 0
     log_ratio = where_used(log_prob - gather_steps(trajectory[STEP_LOG_PROB], scored[SELECTED_STEP]), happened)
     weights, truncated = (part.expand_as(used) for part in correction.weights(log_ratio, happened))
     trajectory.set(SELECTED_CORRECTION, weights.to(trajectory[SELECTED_WEIGHT].dtype).clone())
-    return diagnostics(log_ratio[happened], weights[used], truncated[used])
+    return Drift.of(log_ratio[happened], weights[used], truncated[used])
 
 
 def apply_correction(trajectory: TensorDictBase) -> TensorDictBase:

@@ -12,6 +12,7 @@ the exact policy before it. It starts at 1 as without a cache.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -65,30 +66,52 @@ def ratios(log_ratio: Tensor, used: Tensor) -> Tensor:
     return where_used(log_ratio, used).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def diagnostics(drifts: Tensor, weights: Tensor, truncated: Tensor) -> dict[str, float]:
-    """Computes the metrics of a correction.
+@dataclass(frozen=True)
+class Drift:
+    """How far a rollout is from the policy: sums over its steps, so that those of several processes add up.
 
-    Args:
-        drifts: log rho of steps, [n].
-        weights, truncated: of the selected steps, float and bool [m].
-
-    Returns:
-        ``correction/drift``, the mean |log rho| in nats; ``correction/effective_sample_size``, which is
-        (sum w)^2 / (m sum w^2), in (0, 1]; ``correction/truncated``, the share of truncated weights. Empty without
-        steps.
+    Attributes:
+        steps: number of steps whose log-ratio is known.
+        distance: sum of their |log rho|, in nats.
+        weights: number of importance weights.
+        total, squares: sums of the weights and of their squares.
+        truncated: number of truncated ones.
     """
-    if drifts.numel() == 0 or weights.numel() == 0:
-        return {}
-    w = weights.double()
-    return {
-        "correction/drift": drifts.abs().mean().item(),
-        "correction/effective_sample_size": (w.sum().square() / (len(w) * w.square().sum()).clamp(min=1e-300)).item(),
-        "correction/truncated": truncated.double().mean().item(),
-    }
+
+    steps: int = 0
+    distance: float = 0.0
+    weights: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    truncated: int = 0
+
+    @classmethod
+    def of(cls, drifts: Tensor, weights: Tensor, truncated: Tensor) -> Drift:
+        """Adds up log rho of steps, float [n], and the weights of the selected steps, float and bool [m]."""
+        w = weights.double()
+        sums = w.sum().item(), w.square().sum().item(), int(truncated.sum())
+        return cls(len(drifts), drifts.double().abs().sum().item(), len(w), *sums)
+
+    def __add__(self, other: Drift) -> Drift:
+        return Drift(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the metrics of a correction; none without steps.
+
+        They are ``correction/drift``, the mean |log rho| in nats; ``correction/effective_sample_size``, which is
+        (sum w)^2 / (m sum w^2), in (0, 1]; ``correction/truncated``, the share of truncated weights.
+        """
+        if not self.steps or not self.weights:
+            return {}
+        return {
+            "correction/drift": self.distance / self.steps,
+            "correction/effective_sample_size": self.total**2 / max(self.weights * self.squares, 1e-300),
+            "correction/truncated": self.truncated / self.weights,
+        }
 
 
 def warning(metrics: dict[str, float]) -> str | None:
-    """Returns a sentence for the user if ``diagnostics`` show that samples are far from the policy, else None."""
+    """Returns a sentence for the user if ``Drift.metrics`` show that samples are far from the policy, else None."""
     size, share = metrics.get("correction/effective_sample_size", 1.0), metrics.get("correction/truncated", 0.0)
     if size >= POOR_SAMPLE_SIZE and share <= MANY_TRUNCATED:
         return None

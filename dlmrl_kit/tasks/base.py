@@ -327,8 +327,8 @@ def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> 
     return total / sum(weights.values())
 
 
-def component_means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the mean of each reward component over the scores that have it.
+def component_values(scores: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Returns the values of each reward component in the scores that have it.
 
     Every score of a task has ``reward`` and ``solved``. The others may differ between samples: a sample of a mixture
     has the components of its own task only, and zeros in place of the others would be false.
@@ -337,7 +337,12 @@ def component_means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for score in scores:
         for name, value in score.items():
             values.setdefault(name, []).append(value)
-    return {name: sum(found) / len(found) for name, found in values.items()}
+    return values
+
+
+def component_means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the mean of each reward component over the scores that have it."""
+    return {name: sum(found) / len(found) for name, found in component_values(scores).items()}
 
 
 def check_split(task: BaseTask, split: str) -> None:

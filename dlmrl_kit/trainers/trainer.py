@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from dlmrl_kit.core.registry import register
@@ -45,6 +46,8 @@ class Trainer(OptimiserSettings):
             and at the latest evaluation; 0 writes no such page.
         checkpoint_every: updates between checkpoints.
         max_skipped: optimiser steps with a non-finite loss or gradient in a row before training stops.
+        timeout_minutes: the longest time that an update, an evaluation or the export may take in a run of several
+            processes; a longer one is taken to hang and ends the run.
 
     Raises:
         ValueError: a value out of range.
@@ -78,6 +81,7 @@ class Trainer(OptimiserSettings):
         traced_examples: int = 4,
         checkpoint_every: int = 10,
         max_skipped: int = 5,
+        timeout_minutes: float = 60.0,
     ) -> None:
         super().__init__(
             learning_rate, schedule, warmup_steps, (beta1, beta2), weight_decay, max_grad_norm, device, seed
@@ -98,6 +102,7 @@ class Trainer(OptimiserSettings):
         self.traced_examples = traced_examples
         self.checkpoint_every = checkpoint_every
         self.max_skipped = max_skipped
+        self.timeout_minutes = timeout_minutes
         self._check()
 
     def _check(self) -> None:
@@ -123,6 +128,8 @@ class Trainer(OptimiserSettings):
         check(self.precision in PRECISIONS, self, "precision", self.precision, "'float32' or 'bfloat16'")
         modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
         check(self.compile is None or self.compile in COMPILE_MODES, self, "compile", self.compile, modes)
+        limit_of_time = 0 < self.timeout_minutes < math.inf
+        check(limit_of_time, self, "timeout_minutes", self.timeout_minutes, "positive and finite")
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")
         check(self.traced_examples >= 0, self, "traced_examples", self.traced_examples, "at least 0")
 

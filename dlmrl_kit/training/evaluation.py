@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from math import comb, inf
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.finite import require_finite, weights_of
-from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE
+from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, GROUP
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.core.trajectory import cut, length_order, restored
@@ -45,6 +47,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = EVAL_BATCH_SIZE,
     precision: str = "float32",
+    processes: Processes = ALONE,
 ) -> EvalResult:
     """Decodes the first ``size`` examples of a split and scores them.
 
@@ -57,6 +60,7 @@ def evaluate(
         seed: of the sampling noise; sample k of an example draws the same, whatever ``size`` and ``batch_size`` are.
         batch_size: completions decoded at once.
         precision: what the forwards compute in: ``float32`` or ``bfloat16``, as in the rollouts of a run.
+        processes: that share the examples; each of them gets the result.
 
     Raises:
         RecipeError: several samples per prompt at temperature 0, a temperature that is negative or not finite, an
@@ -79,15 +83,28 @@ def evaluate(
     decoder = sampler.at_temperature(temperature)
     length, own_seed = sampler.completion_length, derive_seed(seed, "evaluate")
     prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt, length, own_seed)
-    rows, pieces = [], []
-    for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)):
-        rows.append(index)
-        with autocast(policy, precision):
-            pieces.append(decoder.decode(piece, policy=policy)[COMPLETION_IDS])
-    ids = restored(pieces, rows)
-    scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
-    texts = policy.completion_texts(ids)
+    prompts = prompts[prompts[GROUP] % processes.world == processes.rank]  # whole examples, in turn
+    own = []
+    if len(prompts):  # there may be fewer examples than processes
+        rows, pieces = [], []
+        for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)):
+            rows.append(index)
+            with autocast(policy, precision):
+                pieces.append(decoder.decode(piece, policy=policy)[COMPLETION_IDS])
+        ids = restored(pieces, rows)
+        own_scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
+        own = list(zip(own_scores, policy.completion_texts(ids), strict=True))
+    scores, texts = _in_order(processes.gather(own), samples_per_prompt)
     return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
+
+
+def _in_order(
+    shares: Sequence[list[tuple[dict[str, float], str]]], samples: int
+) -> tuple[list[dict[str, float]], list[str]]:
+    """Puts the scores and texts of examples that processes took in turn, ``samples`` of each, into one order."""
+    cut = [[share[first : first + samples] for first in range(0, len(share), samples)] for share in shares]
+    joined = [one for turn in zip_longest(*cut, fillvalue=[]) for example in turn for one in example]
+    return [score for score, _ in joined], [text for _, text in joined]
 
 
 def _decoding(sampler: Sampler) -> dict[str, object]:

@@ -7,6 +7,9 @@ the whole minibatch, so the cut does not change the gradient.
 A sample whose segments do not fit in one pass is cut between segments. A loss that is a sum over segments is then
 back-propagated piece by piece. Any other loss is first differentiated with respect to the log-probabilities of all
 segments; a second pass back-propagates these derivatives piece by piece.
+
+Several processes each take the samples of a minibatch that they have sampled. Counts are added up before, gradients and
+metrics after, so that the cut into processes does not change the gradient either.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import contextlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -37,11 +41,15 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.trajectory import every_step, gather_steps, micro_batches, restored, segment_pieces, where_used
 from dlmrl_kit.corrections.apply import add_correction
+from dlmrl_kit.corrections.base import Drift
 from dlmrl_kit.likelihoods.steps import StepLogProb, pack_tokens
 from dlmrl_kit.losses.base import Term
 from dlmrl_kit.training.not_finite import blame_term
+
+T = TypeVar("T")
 
 EXACT = Stage("likelihood", StepLogProb())
 """Computes the exact log-probabilities of whole actions, which corrections need."""
@@ -147,29 +155,30 @@ class LogProbs:
             found.append(self.without_gradient(micro, keys, [model]))
         return {key: restored([values[key] for values in found], rows) for key in keys}
 
-    def add_fixed(self, trajectory: TensorDictBase, passes: int = 1) -> dict[str, float]:
+    def add_fixed(self, trajectory: TensorDictBase, passes: int = 1) -> Drift:
         """Adds what stays fixed during an update: old and reference log-probabilities, token masks, a correction.
 
         A likelihood that draws new masks in each of several ``passes`` over the rollout gets these keys once for each
         pass, those of the later passes under ``(LATER_PASSES, "1")``, ...
 
         Returns:
-            The metrics of the correction; empty without one.
+            How far the rollout is from the policy, as the correction found it; nothing without one.
         """
-        metrics: dict[str, float] = {}
-        known: set[Key] = set()
+        drift, known = Drift(), set[Key]()
+        if not len(trajectory):
+            return drift
         if self.correction is not None:
-            metrics, known = self._add_correction(trajectory)
+            drift, known = self._add_correction(trajectory)
         if not self.likelihood.redraw:
             self._add_fixed(trajectory, 0, known)
-            return metrics
+            return drift
         # The later passes come first: the keys of pass 0 would stand in the way of theirs.
         later = [self._add_fixed(trajectory.copy(), i) for i in range(1, passes)]
         shared = set(trajectory.keys(True, True)) - {ITERATION}
         self._add_fixed(trajectory, 0)
         for i, extra in enumerate(later, 1):
             trajectory.set((LATER_PASSES, str(i)), extra.exclude(*shared))
-        return metrics
+        return drift
 
     def _add_fixed(self, trajectory: TensorDictBase, iteration: int, known: Collection[Key] = ()) -> TensorDictBase:
         likelihood = self.plan.likelihood
@@ -199,25 +208,35 @@ class LogProbs:
         values = gather_steps(trajectory[source], trajectory[SELECTED_STEP])
         return values.masked_fill(trajectory[SELECTED_WEIGHT] == 0, 0.0)
 
-    def _add_correction(self, trajectory: TensorDictBase) -> tuple[dict[str, float], set[Key]]:
-        """Adds ``("selected", "correction")``; returns its metrics, and the old keys that the same forwards gave."""
+    def _add_correction(self, trajectory: TensorDictBase) -> tuple[Drift, set[Key]]:
+        """Adds ``("selected", "correction")``; returns the drift, and old keys from the same forwards."""
         assert self.correction is not None
         scored = every_step(trajectory) if self.correction.every_step else trajectory
         log_prob = self.of_rollout(scored, [SELECTED_LOG_PROB], EXACT)[SELECTED_LOG_PROB]
-        metrics = add_correction(trajectory, self.correction, scored, log_prob)
+        drift = add_correction(trajectory, self.correction, scored, log_prob)
         # A likelihood whose log-probability is that of whole actions has its old values now, without more forwards.
         same = self.likelihood.recorded.get(SELECTED_LOG_PROB) == STEP_LOG_PROB
         if SELECTED_OLD_LOG_PROB not in self.plan.old or not same:
-            return metrics, set()
+            return drift, set()
         old = gather_steps(log_prob, trajectory[SELECTED_STEP]) if self.correction.every_step else log_prob
         trajectory.set(SELECTED_OLD_LOG_PROB, where_used(old, trajectory[SELECTED_WEIGHT] != 0))
-        return metrics, {SELECTED_OLD_LOG_PROB}
+        return drift, {SELECTED_OLD_LOG_PROB}
+
+
+def of_all(value: T, processes: Processes) -> list[T]:
+    """Returns the values of all processes: of one alone its own, without asking."""
+    return [value] if processes.world == 1 else processes.gather(value)
 
 
 @dataclass
 class Totals:
-    """Collects metrics over micro-batches and minibatches: weighted sums, or the maximum if named ``*_max``."""
+    """Collects metrics over micro-batches, minibatches and processes: weighted sums, the maximum if named ``*_max``.
 
+    Args:
+        processes: over which ``means`` are taken.
+    """
+
+    processes: Processes = ALONE
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
@@ -230,8 +249,17 @@ class Totals:
         self.sums[name] = self.sums.get(name, 0.0) + value * weight
         self.weights[name] = self.weights.get(name, 0.0) + weight
 
+    def add_sum(self, name: str, value: float, weight: float) -> None:
+        """Adds a sum of values, of which there are ``weight``."""
+        self.sums[name] = self.sums.get(name, 0.0) + value
+        self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def open(self, name: str) -> None:
+        """Announces a metric that is a sum over all processes, each of which must do so; ``add_part`` adds to it."""
+        self.add_sum(name, 0.0, 1 / self.processes.world)
+
     def add_part(self, name: str, value: float) -> None:
-        """Adds a summand to a metric whose weight has been added before, with the value 0."""
+        """Adds a summand to a metric that was opened."""
         self.sums[name] += value
 
     def merge(self, other: Totals) -> None:
@@ -241,8 +269,15 @@ class Totals:
                 self.add(name, value / other.weights[name], other.weights[name])
 
     def means(self) -> dict[str, float]:
-        """Returns the weighted mean of each metric, or its maximum if it is named ``*_max``."""
-        return {name: self.sums[name] / self.weights[name] for name in self.sums if self.weights[name]}
+        """Returns the weighted mean of each metric over all processes, or its maximum if it is named ``*_max``."""
+        whole = Totals()
+        for sums, weights in of_all((self.sums, self.weights), self.processes):
+            for name, value in sums.items():
+                if name.endswith("_max"):
+                    whole.add(name, value)
+                else:
+                    whole.add_sum(name, value, weights[name])
+        return {name: whole.sums[name] / whole.weights[name] for name in whole.sums if whole.weights[name]}
 
 
 class Gradient:
@@ -251,11 +286,13 @@ class Gradient:
     Args:
         terms: the loss and the regularisers.
         log_probs: computes the keys that they read.
+        processes: over which counts are added up.
     """
 
-    def __init__(self, terms: Sequence[Term], log_probs: LogProbs) -> None:
+    def __init__(self, terms: Sequence[Term], log_probs: LogProbs, processes: Processes = ALONE) -> None:
         self.terms = list(terms)
         self.log_probs = log_probs
+        self.processes = processes
         self.whole_groups = any(term.needs_groups for term in self.terms)
         self.segmentwise = all(term.segmentwise for term in self.terms)
         self._labels = _labels(self.terms)
@@ -263,15 +300,21 @@ class Gradient:
     def accumulate(self, minibatch: TensorDictBase, totals: Totals) -> float:
         """Adds the gradient of a minibatch's loss to the parameters' gradients, and metrics to ``totals``.
 
+        Args:
+            minibatch: this process's samples of it, possibly none.
+            totals: collects the metrics.
+
         Returns:
-            The loss of the minibatch.
+            The loss of the minibatch, over the samples of all processes.
         """
-        counts = [float(term.count(minibatch)) for term in self.terms]
+        own = [float(term.count(minibatch)) if len(minibatch) else 0.0 for term in self.terms]
+        counts = [sum(parts) for parts in zip(*of_all(own, self.processes), strict=True)]
         for term, labels in zip(self.terms, self._labels, strict=True):
             for name in term.additive_keys:
-                totals.add(labels[name], 0.0)  # one minibatch, to which each micro-batch adds its share
+                totals.open(labels[name])  # one minibatch, to which each micro-batch adds its share
         loss = 0.0
-        for _, micro in micro_batches(minibatch, self.log_probs.size, self.whole_groups):
+        pieces_of = micro_batches(minibatch, self.log_probs.size, self.whole_groups) if len(minibatch) else ()
+        for _, micro in pieces_of:
             pieces = self.log_probs.pieces(micro)
             if len(pieces) == 1:
                 loss += self._backward(self.log_probs.live(micro), counts, totals)
@@ -279,7 +322,7 @@ class Gradient:
                 loss += sum(self._backward(self.log_probs.live(piece), counts, totals) for _, piece in pieces)
             else:
                 loss += self._backward_in_two_passes(micro, pieces, counts, totals)
-        return loss
+        return sum(of_all(loss, self.processes))
 
     def _backward(self, micro: TensorDictBase, counts: Sequence[float], totals: Totals) -> float:
         """Back-propagates a micro-batch's share of the minibatch's loss; returns the share.

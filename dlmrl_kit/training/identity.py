@@ -50,6 +50,8 @@ class Change:
                 "is not there any more" if not self.now else "has changed" if self.before else "was not there before"
             )
             return f"{self.name} {state}"
+        if self.name == "processes":
+            return f"processes were {self.before or 1}, now {self.now or 1}"
         what = {"packages": "package ", "machine": ""}.get(self.section, "")
         return f"{what}{self.name} was {self.before or 'not there'}, now {self.now or 'not there'}"
 
@@ -59,13 +61,14 @@ def files_of(built: Algorithm | Pretraining) -> set[Path]:
     return {path.absolute() for part in _all(_parts(built)) for path in part.files()}
 
 
-def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.device) -> Identity:
+def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.device, processes: int = 1) -> Identity:
     """Finds out what a run depends on, and reads all files among it.
 
     Args:
         recipe: what is run.
         built: of it.
         device: that the run is on.
+        processes: that train together.
 
     Raises:
         FileError: a file cannot be read.
@@ -76,6 +79,8 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
     machine = {"device": device.type}
     if device.type == "cpu":  # sums over another number of threads differ in the last digit
         machine["threads"] = str(torch.get_num_threads())
+    if processes > 1:
+        machine["processes"] = str(processes)
     return {
         "recipe": bound | {text: "there" for text in recipe.imports},
         "files": {str(path): _digest(path) for path in sorted(files)},

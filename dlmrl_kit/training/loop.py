@@ -1,4 +1,7 @@
-"""The training loop: update, log, evaluate, checkpoint. A killed run can be resumed and ends with the same result."""
+"""The training loop: update, log, evaluate, checkpoint. A killed run can be resumed and ends with the same result.
+
+Several processes go through it together; the first of them alone reports and writes (``core.processes``).
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,27 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.core.errors import CheckpointError, FileError, NotFiniteError, RecipeError
-from dlmrl_kit.core.files import reason_of, write_atomic
+from dlmrl_kit.core.errors import CheckpointError, NotFiniteError, RecipeError, StoppedError
+from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.finite import require_finite
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
-from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.tasks.base import said_of
 from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
+from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
 from dlmrl_kit.training.gradient import autocast
-from dlmrl_kit.training.identity import Identity, identity_of
+from dlmrl_kit.training.identity import Change, Identity, identity_of
+from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
     EVALUATIONS,
     check_unchanged,
@@ -36,13 +42,14 @@ from dlmrl_kit.training.record import (
     start_record,
 )
 from dlmrl_kit.training.start import find_device, start_training, trained
-from dlmrl_kit.training.thread_errors import ThreadErrors
 from dlmrl_kit.training.trace import trace_examples
 from dlmrl_kit.training.trajectories import write_trajectories
 from dlmrl_kit.training.update import Update
 
 
-def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) -> RunResult:
+def train(
+    recipe: Recipe, folder: Path, *, observer: RunObserver | None = None, processes: Processes = ALONE
+) -> RunResult:
     """Trains a recipe in a new run folder.
 
     Args:
@@ -50,10 +57,28 @@ def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) 
         folder: the run folder, which is created. It gets ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``,
             ``curve.png``, ``trajectories.html``, ``evaluations.json``, ``run.json`` and ``result.json``. A run in it
             that failed before its first checkpoint is replaced.
-        observer: is told how the run goes.
+        observer: is told how the run goes, in the first process.
+        processes: that train together, from ``core.processes.joined``; each of them calls this.
 
     Raises:
         UserError: the recipe is broken, the folder holds a run already, or training cannot go on.
+    """
+    with contextlib.ExitStack() as stack:
+        processes.of_first(lambda: stack.enter_context(_new(folder)))
+        algorithm = recipe.build_algorithm()
+        with blaming(recipe, folder):  # before anything is written, as a failure must leave no folder
+            run = Run(algorithm, folder, recipe.name, observer or RunObserver(), processes)
+            run.identity = _identity(recipe, algorithm, processes)
+        processes.of_first(lambda: start_record(folder, recipe, run.identity))
+        return _run(run, recipe)
+
+
+@contextlib.contextmanager
+def _new(folder: Path) -> Iterator[None]:
+    """Holds the folder of a new run.
+
+    Raises:
+        CheckpointError: it holds one already.
     """
     with one_writer(folder):
         if holds_run(folder):
@@ -61,12 +86,7 @@ def train(recipe: Recipe, folder: Path, *, observer: RunObserver | None = None) 
                 f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another "
                 "folder"
             )
-        algorithm = recipe.build_algorithm()
-        with blaming(recipe, folder):  # before anything is written, as a failure must leave no folder
-            run = Run(algorithm, folder, recipe.name, observer or RunObserver())
-            run.identity = _identity(recipe, algorithm)
-        start_record(folder, recipe, run.identity)
-        return _run(run, recipe)
+        yield
 
 
 def resume(
@@ -76,11 +96,13 @@ def resume(
     allow_imports: bool = False,
     sets: Sequence[str] = (),
     accept_changes: bool = False,
+    processes: Processes = ALONE,
 ) -> RunResult:
     """Continues a run from its newest checkpoint, or from the start if it has none yet.
 
     A finished run is not trained further; its results are written and reported again. With ``sets`` a run may be made
-    longer. Whatever else it depends on must be as it was: settings, files, package versions, device and threads.
+    longer. Whatever else it depends on must be as it was: settings, files, package versions, device and threads. The
+    number of processes may be another one.
 
     Args:
         folder: the run folder.
@@ -88,6 +110,7 @@ def resume(
         allow_imports: whether to run the import statements of the run's recipe.
         sets: bindings that replace those of the run's recipe: ``"Trainer.updates = 200"``.
         accept_changes: whether to go on although something that the run depends on has changed.
+        processes: as ``train``.
 
     Raises:
         UserError: ``folder`` holds no run, a checkpoint does not fit the recipe or is damaged, or something that the
@@ -95,26 +118,31 @@ def resume(
     """
     if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
-    with one_writer(folder):
+    with contextlib.ExitStack() as stack:
+        processes.of_first(lambda: stack.enter_context(one_writer(folder)))
         recipe = load_recipe(str(folder / RECIPE), sets=sets, allow_imports=allow_imports)
         algorithm = recipe.build()
         if not isinstance(algorithm, Algorithm):
             raise RecipeError(f"{folder} holds a pre-training run: go on with 'dlmrl pretrain RECIPE --out {folder}'")
-        name, now, length = name_of(folder), _identity(recipe, algorithm), recipe.key_in("trainer", "updates")
-        found = checkpoints(folder)
-        finished = bool(found) and found[-1][0] == algorithm.trainer.updates
-        changed = check_unchanged(folder, now, length=length, finished=finished, accept=accept_changes)
+        now, length = _identity(recipe, algorithm, processes), recipe.key_in("trainer", "updates")
+
+        def compared() -> list[Change]:
+            found = checkpoints(folder)
+            finished = bool(found) and found[-1][0] == algorithm.trainer.updates
+            return check_unchanged(folder, now, length=length, finished=finished, accept=accept_changes)
+
+        changed = processes.of_first(compared)
         with blaming(recipe, folder):
-            run = Run(algorithm, folder, name, observer or RunObserver())
+            run = Run(algorithm, folder, name_of(folder), observer or RunObserver(), processes)
         run.identity = now
         first = run.restore()
-        record_changes(folder, recipe, now, changed, first)
+        processes.of_first(lambda: record_changes(folder, recipe, now, changed, first))
         run.notes = notes(changed, length, float(run.update.scheduler.get_last_lr()[0]))
         return _run(run, recipe)
 
 
-def _identity(recipe: Recipe, algorithm: Algorithm) -> Identity:
-    return identity_of(recipe, algorithm, find_device(algorithm.trainer.device))
+def _identity(recipe: Recipe, algorithm: Algorithm, processes: Processes) -> Identity:
+    return identity_of(recipe, algorithm, find_device(algorithm.trainer.device), processes.world)
 
 
 def _run(run: Run, recipe: Recipe) -> RunResult:
@@ -126,17 +154,6 @@ def _run(run: Run, recipe: Recipe) -> RunResult:
         raise
 
 
-@contextlib.contextmanager
-def _writing(logger: Logger, folder: Path, threads: ThreadErrors) -> Iterator[None]:
-    """Makes one line of what goes wrong with a logger's files, in its threads too."""
-    try:
-        yield
-        threads.check()
-    except OSError as error:
-        name = type(logger).__name__
-        raise FileError(f"{name} cannot write metrics into {folder}: {reason_of(error)}") from error
-
-
 class Run:
     """One training run.
 
@@ -144,22 +161,32 @@ class Run:
         algorithm: the built recipe.
         folder: the run folder.
         name: of the recipe.
-        observer: is told how the run goes.
+        observer: is told how the run goes, in the first process.
+        processes: that train together.
     """
 
-    def __init__(self, algorithm: Algorithm, folder: Path, name: str, observer: RunObserver) -> None:
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        folder: Path,
+        name: str,
+        observer: RunObserver,
+        processes: Processes = ALONE,
+    ) -> None:
         self.algorithm = algorithm
         self.trainer = algorithm.trainer
         self.folder = folder
         self.name = name
-        self.observer = observer
+        self.processes = processes
+        self.observer = observer if processes.is_first else RunObserver()
+        self.loggers = OpenLoggers(algorithm.loggers if processes.is_first else [], folder)
         started = start_training(algorithm)
         self.policy = started.policy
         self.parameters = trained(started.policy, algorithm.components)
-        self.update = Update(algorithm, *started, observer.on_message)
+        processes.copy_first(self.parameters.values())
+        self.update = Update(algorithm, *started, self.observer.on_message, processes)
         self.evaluations: dict[int, EvalResult] = {}
         self.first = 0
-        self.threads = ThreadErrors()
         self.identity: Identity = {}
         """What the run depends on; checkpoints hold it."""
         self.notes: list[str] = []
@@ -168,42 +195,47 @@ class Run:
     def run(self) -> RunResult:
         """Trains to the end, from the checkpoint that was restored if one was; returns the result."""
         started = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.processes.of_first(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         first, total = self.first, self.trainer.updates
         self.observer.on_start(
             folder=self.folder, recipe=self.name, total_updates=total, first_update=first, info=self._info()
         )
         for note in (*said_of(self.algorithm.task), *self.notes):
             self.observer.on_message(note)
-        with self._logging(first):
-            try:
-                if 0 not in self.evaluations:
-                    self._evaluate(0)
-                for number in range(first, total):
-                    self.step(number)
-            except NotFiniteError as error:
-                left = what_is_left(self.folder, lambda: start_weights(self.algorithm.policy, self.trainer.seed))
-                raise NotFiniteError(f"{error}; {left}") from error
-        return self._finish(time.perf_counter() - started, trained=first < total)
+        with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
+            with self.loggers.open(first):
+                try:
+                    self._go_on(ending)
+                except NotFiniteError as error:
+                    if not self.processes.is_first:
+                        raise
+                    left = what_is_left(self.folder, lambda: start_weights(self.algorithm.policy, self.trainer.seed))
+                    raise NotFiniteError(f"{error}; {left}") from error
+            seconds = time.perf_counter() - started
+            return self.processes.of_first(lambda: self._finish(seconds, trained=first < total))
 
-    @contextlib.contextmanager
-    def _logging(self, first: int) -> Iterator[None]:
-        """Within the context the loggers are open; all are closed, also if one of them, or what is inside, fails."""
-        with self.threads, contextlib.ExitStack() as opened:
-            for logger in self.algorithm.loggers:
-                opened.callback(self._close, logger)
-                with _writing(logger, self.folder, self.threads):
-                    logger.open(self.folder, first)
-            try:
-                yield
-            except BaseException:
-                with contextlib.suppress(Exception):  # what went wrong first is what the user should read
-                    opened.close()
-                raise
+    def _go_on(self, ending: Ending) -> None:
+        """Takes the updates that are left.
 
-    def _close(self, logger: Logger) -> None:
-        with _writing(logger, self.folder, self.threads):
-            logger.close()
+        Raises:
+            StoppedError: SIGTERM has come; there is a checkpoint of what was done.
+        """
+        if 0 not in self.evaluations:
+            self._evaluate(0)
+        for number in range(self.first, self.trainer.updates):
+            ending.beat(f"update {number}" if number else "the first evaluation")
+            if ending.all_asked():
+                self._stop(number)
+            self.step(number)
+        ending.beat(f"update {self.trainer.updates}")
+
+    def _stop(self, done: int) -> NoReturn:
+        if done > self.first:
+            self.processes.of_first(lambda: self._save(done))
+        raise StoppedError(
+            f"stopped by SIGTERM with {done} of {self.trainer.updates} updates done; go on with: dlmrl train --resume "
+            f"{self.folder}"
+        )
 
     def restore(self) -> int:
         """Takes over the newest checkpoint and the evaluations up to it; returns the next update.
@@ -212,8 +244,7 @@ class Run:
             CheckpointError: the checkpoint or the evaluations are damaged, or it has more updates than the run is to
                 have.
         """
-        prune(self.folder)
-        found = checkpoints(self.folder)
+        found, entries = self.processes.of_first(self._stored)
         if found and found[-1][0] > self.trainer.updates:
             raise CheckpointError(
                 f"{found[-1][1]} is of more updates than Trainer.updates = {self.trainer.updates}; set that to "
@@ -223,13 +254,19 @@ class Run:
             update = self.update
             self.first, counters = load_checkpoint(found[-1][1], self.parameters, update.optimiser, update.scheduler)
             self.update.restore(counters)
-        stored = self.folder / EVALUATIONS
-        if stored.is_file():
-            entries = read_json(stored, lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()})
-            self.evaluations = {update: result for update, result in entries.items() if update <= self.first}
+        self.evaluations = {update: result for update, result in entries.items() if update <= self.first}
         if self.first and 0 not in self.evaluations:
+            stored = self.folder / EVALUATIONS
             raise CheckpointError(f"{stored} is missing or lost the evaluation before training; start a new run")
         return self.first
+
+    def _stored(self) -> tuple[list[tuple[int, Path]], dict[int, EvalResult]]:
+        """Clears up, and returns the checkpoints and the evaluations that the folder holds."""
+        prune(self.folder)
+        path, entries = self.folder / EVALUATIONS, dict[int, EvalResult]()
+        if path.is_file():
+            entries = read_json(path, lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()})
+        return checkpoints(self.folder), entries
 
     def _info(self) -> dict[str, int | str]:
         return {
@@ -250,7 +287,6 @@ class Run:
         started = time.perf_counter()
         metrics = self.update(number)
         self._check_numbers(number, metrics)
-        require(self.folder)
         seconds = time.perf_counter() - started
         metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
         self._log(number, metrics)
@@ -268,6 +304,8 @@ class Run:
             raise NotFiniteError(f"in update {number + 1} the policy's probabilities are not finite: {advice}")
 
     def _save(self, done: int) -> None:
+        if not self.processes.is_first:
+            return
         update = self.update
         state = (self.parameters, update.optimiser, update.scheduler, update.counters())
         require(self.folder)
@@ -283,11 +321,14 @@ class Run:
             seed=self.trainer.seed,
             batch_size=self.trainer.eval_batch_size,
             precision=self.trainer.precision,
+            processes=self.processes,
         )
+        self.evaluations[done] = result
+        if not self.processes.is_first:
+            return
         require(self.folder)
         # Log, then store: a run killed in between evaluates again. The other way round the log would miss a result.
-        self._log_values(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
-        self.evaluations[done] = result
+        self.loggers.log(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
         entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
         write_atomic(self.folder / EVALUATIONS, json.dumps(entries, indent=1))
         self._trace(done)
@@ -304,13 +345,10 @@ class Run:
         write_trajectories(self.folder, self.name, done, traces)
 
     def _log(self, update: int, metrics: dict[str, float]) -> None:
+        if self.processes.is_first:
+            require(self.folder)
         self.observer.on_update(update, metrics)
-        self._log_values(update, metrics)
-
-    def _log_values(self, update: int, metrics: dict[str, float]) -> None:
-        for logger in self.algorithm.loggers:
-            with _writing(logger, self.folder, self.threads):
-                logger.log(update, metrics)
+        self.loggers.log(update, metrics)
 
     def _finish(self, seconds: float, trained: bool) -> RunResult:
         stored = self.folder / RESULT

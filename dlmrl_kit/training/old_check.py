@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,7 @@ from dlmrl_kit.algorithm.algorithm import GradientEstimator
 from dlmrl_kit.algorithm.dataflow import plain_key
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB, Key
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.training.gradient import EXACT, LogProbs
 
@@ -25,34 +27,40 @@ def tolerance(log_probs: LogProbs) -> float:
     return 1e-3 if full and log_probs.precision == "float32" else 0.1
 
 
-def check_old(trajectory: TensorDictBase, algorithm: GradientEstimator, log_probs: LogProbs) -> float:
+def check_old(
+    trajectory: TensorDictBase, algorithm: GradientEstimator, log_probs: LogProbs, processes: Processes = ALONE
+) -> float:
     """Compares recorded with recomputed log-probabilities before the first update.
 
     Args:
-        trajectory: a rollout with old log-probabilities.
+        trajectory: a rollout with old log-probabilities; empty in a process that has none.
         algorithm: the components.
         log_probs: computes the log-probabilities again.
+        processes: whose rollouts are checked together.
 
     Returns:
-        The largest difference, in nats, among the selected steps of the first micro-batch.
+        The largest difference, in nats, among the selected steps of the first micro-batch of each process.
 
     Raises:
         TrainingError: more than one step in a hundred disagrees, so that ratios would not start at 1.
     """
-    allowed, largest = tolerance(log_probs), 0.0
-    for again, recorded, used, source, name in _both(trajectory, algorithm, log_probs):
+    allowed, found = tolerance(log_probs), dict[str, tuple[float, int, int]]()
+    for again, recorded, used, source, name in _both(trajectory, algorithm, log_probs) if len(trajectory) else ():
         difference = (again - recorded).abs()[used]
-        if difference.numel() == 0:
-            continue
-        largest = max(largest, difference.max().item())
-        share = (~(difference <= allowed)).float().mean().item()  # NaN disagrees too
+        if difference.numel():
+            disagree = int((~(difference <= allowed)).sum())  # NaN does, too
+            says = f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
+            found[says] = difference.max().item(), disagree, difference.numel()
+    everyone = processes.gather(found)
+    for says in dict.fromkeys(itertools.chain(*everyone)):
+        differences, wrong, number = zip(*(own[says] for own in everyone if says in own), strict=True)
+        share = sum(wrong) / sum(number)
         if share > SHARE:
             raise TrainingError(
                 f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected "
-                f"steps differ by more than {allowed:g} (largest {largest:.3g}). "
-                f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
+                f"steps differ by more than {allowed:g} (largest {max(differences):.3g}). {says}"
             )
-    return largest
+    return max((one for own in everyone for one, _, _ in own.values()), default=0.0)
 
 
 def _both(

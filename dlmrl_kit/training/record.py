@@ -83,7 +83,10 @@ def check_unchanged(folder: Path, now: Identity, *, length: str, finished: bool,
     changed = changes(known, now)
     if finished:
         changed = [change for change in changed if change.section in ("recipe", "files")]
-    unwanted = [change for change in changed if (change.section, change.name) != ("recipe", length)]
+    allowed = {("recipe", length), ("machine", "processes")}
+    if any(change.name == "processes" for change in changed):  # torchrun gives each of several processes one thread
+        allowed.add(("machine", "threads"))
+    unwanted = [change for change in changed if (change.section, change.name) not in allowed]
     if unwanted and not accept:
         more = f" and {len(unwanted) - _SHOWN} more" if len(unwanted) > _SHOWN else ""
         raise CheckpointError(

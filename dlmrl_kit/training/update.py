@@ -4,6 +4,8 @@ Three collaborators stand behind it: ``rollout.services`` makes prompts and give
 ``rollout.rewards`` scores completions in a thread, and ``training.gradient`` runs the likelihood and back-propagates
 the loss in pieces that fit in memory. Which component runs when is planned once,
 from the keys that components read and write (``algorithm.dataflow``); ``dlmrl check RECIPE`` prints the plan.
+
+Of several processes (``core.processes``) each takes its share of the prompts, and all of them take the same step.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import nn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
@@ -22,6 +25,7 @@ from dlmrl_kit.core.errors import NotFiniteError
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     EXAMPLE,
+    GROUP,
     LATER_PASSES,
     PROGRESS,
     SEED,
@@ -32,15 +36,16 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
-from dlmrl_kit.core.trajectory import cut, length_order, restored, shuffled
+from dlmrl_kit.core.processes import ALONE, Processes
+from dlmrl_kit.core.trajectory import cut, in_one_order, length_order, restored, shuffled
 from dlmrl_kit.corrections.apply import apply_correction
-from dlmrl_kit.corrections.base import warning
+from dlmrl_kit.corrections.base import Drift, warning
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rollout.rewards import Reward, Scorer
 from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, training_indices
-from dlmrl_kit.tasks.base import component_means
+from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
-from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals
+from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
 from dlmrl_kit.training.start import trained
@@ -48,22 +53,22 @@ from dlmrl_kit.training.start import trained
 
 @dataclass(frozen=True)
 class Rollout:
-    """The trajectories of one update.
+    """The trajectories of one update that this process has sampled, possibly none.
 
     Attributes:
         everything: all samples, with the keys written up to the first filter, such as rewards.
         kept: the samples that the filters keep, with the keys of all components; they are trained.
-        correction: the metrics of the correction if ``kept`` has old and reference log-probabilities; None: not yet.
+        drift: what the correction found if ``kept`` has old and reference log-probabilities; None: not yet.
     """
 
     everything: TensorDictBase
     kept: TensorDictBase
-    correction: dict[str, float] | None = None
+    drift: Drift | None = None
 
     @property
     def prepared(self) -> bool:
         """Whether ``kept`` already has old and reference log-probabilities."""
-        return self.correction is not None
+        return self.drift is not None
 
 
 class Update:
@@ -75,6 +80,7 @@ class Update:
         policy: the denoiser that is trained.
         optimiser, scheduler: of torch, over the parameters of the policy and of components that train some.
         say: is called with each message that the user should see.
+        processes: that take the updates together.
     """
 
     def __init__(
@@ -85,9 +91,10 @@ class Update:
         optimiser: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         say: Callable[[str], None] = lambda text: None,
+        processes: Processes = ALONE,
     ) -> None:
         self.algorithm, self.plan, self.trainer, self.policy = algorithm, plan, algorithm.trainer, policy
-        self.optimiser, self.scheduler, self.say = optimiser, scheduler, say
+        self.optimiser, self.scheduler, self.say, self.processes = optimiser, scheduler, say, processes
         self.parameters = list(trained(policy, algorithm.components).values())
         self.scorer = Scorer(algorithm.task, "train", policy)
         self.log_probs = LogProbs(
@@ -98,7 +105,7 @@ class Update:
             micro_batch_tokens=self.trainer.micro_batch_tokens,
             precision=self.trainer.precision,
         )
-        self.gradient = Gradient(algorithm.terms, self.log_probs)
+        self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
         self.difference: float | None = None
@@ -113,7 +120,7 @@ class Update:
         torch.manual_seed(seeding.derive_seed(self.trainer.seed, number))
         rollout = self.roll_out(number)
         metrics = self.rollout_metrics(rollout)
-        if len(rollout.kept):  # if the filters keep nothing, there is no optimiser step
+        if any(of_all(len(rollout.kept), self.processes)):  # if filters keep nothing, there is no optimiser step
             with phase("old and reference"):
                 metrics |= self.prepare(rollout)
             with phase("update"):
@@ -132,6 +139,9 @@ class Update:
         )
         prompts.set(SEED, seeding.sample_seeds(len(prompts), self.policy.device, trainer.seed, number, "samples"))
         prompts.set(PROGRESS, torch.full((len(prompts),), number / trainer.updates, device=self.policy.device))
+        prompts = prompts[prompts[GROUP] % self.processes.world == self.processes.rank]  # whole groups, in turn
+        if not len(prompts):  # more processes than prompts
+            return Rollout(prompts, prompts)
 
         self.scorer.forget()
         chunk = trainer.rollout_batch_size or len(prompts)
@@ -147,15 +157,15 @@ class Update:
                 self.announce(unannounced, trajectory)
 
                 # Old and reference log-probabilities here, while rewards are awaited, if they do not depend on rewards.
-                correction = None
-                if plan.likelihood_early and len(trajectory) > 0:
+                drift = None
+                if plan.likelihood_early:
                     # ``LogProbs`` turns autocast on by itself; around it, as in ``prepare``, numbers stay float32.
                     with phase("old and reference"), torch.autocast(self.policy.device.type, enabled=False):
-                        correction = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
+                        drift = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
 
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
-        return Rollout(everything, trajectory, correction)
+        return Rollout(everything, trajectory, drift)
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
         """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
@@ -192,21 +202,23 @@ class Update:
         Raises:
             TrainingError: old and new log-probabilities disagree.
         """
-        metrics = rollout.correction
-        if metrics is None:
-            metrics = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
+        drift, metrics = rollout.drift, dict[str, float]()
+        if drift is None:
+            drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
         if self.algorithm.correction is not None:
+            metrics = sum(of_all(drift, self.processes), Drift()).metrics()
             self.weigh(rollout.kept, metrics)
         if self.difference is None:
             with phase("check"):
-                self.difference = check_old(rollout.kept, self.algorithm, self.log_probs)
+                self.difference = check_old(rollout.kept, self.algorithm, self.log_probs, self.processes)
             largest = f"largest difference {self.difference:.1e}"
             self.say(f"old and new log-probabilities agree before the first update ({largest})")
         return metrics
 
     def weigh(self, trajectory: TensorDictBase, metrics: dict[str, float]) -> None:
         """Multiplies the selection's weights by the correction; warns, once, if its effective sample size is poor."""
-        apply_correction(trajectory)
+        if len(trajectory):
+            apply_correction(trajectory)
         poor = warning(metrics)
         if poor is not None and not self.warned:
             self.warned = True
@@ -218,11 +230,12 @@ class Update:
         Raises:
             NotFiniteError: too many steps in a row with a non-finite loss or gradient.
         """
-        totals = Totals()
+        totals = Totals(self.processes)
         for minibatch in self.minibatches(trajectory, number):
-            found = Totals()
+            found = Totals(self.processes)
             with self.policy.fused():
                 loss = self.gradient.accumulate(minibatch, found)  # back-propagates the loss and the regularisers
+            add_up(self.parameters, self.processes)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
             totals.add("learning_rate", float(self.scheduler.get_last_lr()[0]))
             if math.isfinite(loss) and math.isfinite(norm):
@@ -240,7 +253,8 @@ class Update:
 
     def minibatches(self, trajectory: TensorDictBase, number: int) -> Iterator[TensorDictBase]:
         """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares."""
-        return minibatches(trajectory, self.trainer, self.trainer.seed, number, self.gradient.whole_groups)
+        whole_groups = self.gradient.whole_groups
+        return minibatches(trajectory, self.trainer, self.trainer.seed, number, whole_groups, self.processes)
 
     def skip(self, loss: float, norm: float, minibatch: TensorDictBase) -> None:
         """Counts an optimiser step that is left out because its loss or gradient is not finite.
@@ -269,36 +283,61 @@ class Update:
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
         """Averages rewards, entropy (nats), steps, and the shares that were kept and selected, over a rollout."""
-        trajectory, kept = rollout.everything, rollout.kept
-        means = component_means(self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE]))
-        valid, entropy = trajectory[STEP_VALID], trajectory.get(STEP_ENTROPY, None)
-        metrics = {"reward": means.pop("reward"), "accuracy": means.pop("solved")}
-        metrics |= {f"reward/{name}": value for name, value in means.items()}
-        if entropy is not None:  # offline samplers record none, as their completions are not the policy's
-            metrics["entropy"] = (entropy * valid).sum().item() / max(int(valid.sum()), 1)
-        metrics["tokens"] = float(trajectory[STEP_NUM_COMMITTED].sum())
-        metrics["steps"] = valid.float().sum(-1).mean().item()
-        if self.algorithm.filters:
-            metrics["kept"] = len(kept) / len(trajectory)
+        trajectory, kept, totals = rollout.everything, rollout.kept, Totals(self.processes)
+        totals.open("tokens")
+        if len(trajectory):
+            scores = self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE])
+            valid, entropy = trajectory[STEP_VALID], trajectory.get(STEP_ENTROPY, None)
+            for name, values in component_values(scores).items():
+                label = {"reward": "reward", "solved": "accuracy"}.get(name, f"reward/{name}")
+                totals.add_sum(label, sum(values), len(values))
+            if entropy is not None:  # offline samplers record none, as their completions are not the policy's
+                totals.add_sum("entropy", (entropy * valid).sum().item(), max(int(valid.sum()), 1))
+            totals.add_part("tokens", float(trajectory[STEP_NUM_COMMITTED].sum()))
+            totals.add_sum("steps", int(valid.sum()), len(trajectory))
+            if self.algorithm.filters:
+                totals.add_sum("kept", len(kept), len(trajectory))
         if len(kept):
-            metrics["selected_steps"] = (kept[SELECTED_WEIGHT] > 0).float().sum(-1).mean().item()
-        return metrics
+            totals.add_sum("selected_steps", int((kept[SELECTED_WEIGHT] > 0).sum()), len(kept))
+        return totals.means()
 
 
 def minibatches(
-    trajectory: TensorDictBase, trainer: Trainer, seed: int, number: int, whole_groups: bool
+    trajectory: TensorDictBase,
+    trainer: Trainer,
+    seed: int,
+    number: int,
+    whole_groups: bool,
+    processes: Processes = ALONE,
 ) -> Iterator[TensorDictBase]:
-    """Yields the minibatches of every inner iteration on the rollout of update ``number``."""
+    """Yields the minibatches of every inner iteration on the rollout of update ``number``.
+
+    Minibatches are drawn among the samples of all processes. This one gets those that it has, possibly none.
+    """
+    group, row = in_one_order(of_all(trajectory[GROUP].cpu(), processes), processes.rank)
     for iteration in range(trainer.inner_iterations):
         generator = seeding.generator("cpu", seed, number, "minibatches", iteration)
-        for part in shuffled(trajectory, trainer.minibatches, generator, whole_groups):
-            minibatch = trajectory[part]
+        for part in shuffled(group, trainer.minibatches, generator, whole_groups):
+            own = row[part]
+            minibatch = trajectory[own[own >= 0].to(trajectory.device)]
             redrawn = minibatch.pop(LATER_PASSES, None)
             # A likelihood that draws new masks in each pass has its fixed keys once for each later pass.
             if redrawn is not None and iteration > 0:
                 minibatch.update(redrawn[str(iteration)])
-            if len(minibatch):
+            if len(part):
                 yield minibatch
+
+
+def add_up(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+    """Adds up the gradients of all processes; a parameter that got none in any of them has none afterwards."""
+    if processes.world == 1:
+        return
+    parameters = list(parameters)
+    there = [any(flags) for flags in zip(*processes.gather([p.grad is not None for p in parameters]), strict=True)]
+    used = [parameter for parameter, some in zip(parameters, there, strict=True) if some]
+    for parameter in used:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+    processes.add_up(parameter.grad for parameter in used if parameter.grad is not None)
 
 
 def run_stages(

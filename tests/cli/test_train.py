@@ -33,7 +33,7 @@ def test_train_ends_with_table_paths_and_next_commands(tmp_path: Path) -> None:
 def test_default_folder_carries_recipe_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = []
-    monkeypatch.setattr("dlmrl_kit.training.train", lambda recipe, folder, *, observer: folders.append(folder))
+    monkeypatch.setattr("dlmrl_kit.training.train", lambda recipe, folder, **_: folders.append(folder))
     assert dlmrl("train", "egspo").exit_code == 0
     assert re.fullmatch(r"runs/egspo-\d{8}-\d{6}", str(folders[0]))
 

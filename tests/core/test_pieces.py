@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from dlmrl_kit.core.trajectory import micro_batches, segment_pieces, shuffled
+from dlmrl_kit.core.trajectory import in_one_order, micro_batches, segment_pieces, shuffled
 
 
 def batch(group: list[int]) -> TensorDict:
@@ -18,12 +18,26 @@ def batch(group: list[int]) -> TensorDict:
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 6), st.booleans())
 def test_minibatches_are_a_partition(group: list[int], parts: int, whole: bool) -> None:
-    cut = shuffled(batch(group), parts, torch.Generator().manual_seed(0), whole)
+    cut = shuffled(torch.tensor(group), parts, torch.Generator().manual_seed(0), whole)
     assert len(cut) == parts
     assert sorted(torch.cat(cut).tolist()) == list(range(len(group)))
     if whole:
         groups = [{group[row] for row in part.tolist()} for part in cut]
         assert sum(len(found) for found in groups) == len(set(group))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20).map(sorted), st.integers(1, 5))
+def test_processes_find_their_rows_in_the_order_of_one(group: list[int], world: int) -> None:
+    """Whole groups in turn, as an update shares them: the rows of one process, each in exactly one of several."""
+    shares = [[number for number in group if number % world == rank] for rank in range(world)]
+    rows = []
+    for rank in range(world):
+        everyone, row = in_one_order([torch.tensor(share, dtype=torch.int64) for share in shares], rank)
+        assert everyone.tolist() == group
+        assert [shares[rank][i] for i in row[row >= 0].tolist()] == shares[rank]
+        assert all(number % world == rank for number in everyone[row >= 0].tolist())
+        rows.append(row)
+    assert torch.equal((torch.stack(rows) >= 0).sum(0), torch.ones(len(group), dtype=torch.int64))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 8), st.booleans())

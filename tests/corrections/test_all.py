@@ -27,7 +27,7 @@ from dlmrl_kit.caches.prefix_cache import PrefixCache
 from dlmrl_kit.core.errors import RecipeError, TrainingError
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.corrections.base import diagnostics, warning
+from dlmrl_kit.corrections.base import Drift, warning
 from dlmrl_kit.corrections.trajectory_importance import TrajectoryImportance
 from dlmrl_kit.corrections.truncated_importance import TruncatedImportance
 from dlmrl_kit.corrections.uncorrected import Uncorrected
@@ -67,11 +67,16 @@ def test_weights_by_a_loop(seed: int, cap: float) -> None:
 
 
 def test_diagnostics() -> None:
-    found = diagnostics(torch.tensor([0.5, -1.5]), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([False, False, True]))
+    one = Drift.of(torch.tensor([0.5]), torch.tensor([1.0, 1.0]), torch.tensor([False, False]))
+    other = Drift.of(torch.tensor([-1.5]), torch.tensor([2.0]), torch.tensor([True]))
+    found = (one + other).metrics()
     assert found["correction/drift"] == pytest.approx(1.0)
     assert found["correction/effective_sample_size"] == pytest.approx(16 / (3 * 6))
     assert found["correction/truncated"] == pytest.approx(1 / 3)
-    assert diagnostics(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool)) == {}
+    nothing = Drift.of(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+    assert nothing == Drift()
+    assert nothing.metrics() == {}
+    assert one + nothing == one
     assert warning({}) is None
     assert warning({**found, "correction/truncated": 0.1}) is None
     assert "33% of the importance weights truncated" in str(warning(found))

@@ -86,6 +86,7 @@ def run(line: str, expected_error: str | None) -> None:
         pytest.param("quickstart", marks=pytest.mark.thorough),
         pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
         pytest.param("command-line", marks=pytest.mark.thorough),
+        pytest.param("many-processes", marks=pytest.mark.thorough),
     ],
 )
 def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,16 +81,16 @@ def trained_alone(path: Path, folder: Path) -> int:
 
 
 @functools.cache
-def _processes() -> Any:
+def context() -> Any:
     """Processes forked from one that has imported everything: they start in a fraction of a second."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.processes"])
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["support.processes"])
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
         patch.setenv(PRELOAD, "1")
         forkserver.ensure_running()
-    return context
+    return made
 
 
 def _preload() -> None:
@@ -108,7 +108,7 @@ if PRELOAD in os.environ:
 
 def process(target: Callable[..., None], *arguments: Any) -> Any:
     """A started process; ``kill`` it or ``join`` it."""
-    started = _processes().Process(target=target, args=arguments, daemon=True)
+    started = context().Process(target=target, args=arguments, daemon=True)
     started.start()
     return started
 

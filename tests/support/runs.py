@@ -18,6 +18,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, Swaps
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.corrections.apply import apply_correction
@@ -119,12 +120,13 @@ def new_run(
     uses: Iterable[str] = (),
     swaps: Swaps | None = None,
     task: BaseTask | None = None,
+    processes: Processes = ALONE,
 ) -> Run:
     """A run of a tiny recipe that was not started; components that no recipe can name are given as objects."""
     built = build(name, sets, uses)
     fillings = built.fillings | (swaps or Swaps())
     algorithm = Algorithm(task or built.task, built.policy, trainer=built.trainer, logger=built.loggers, **fillings)
-    return Run(algorithm, folder, name, RunObserver())
+    return Run(algorithm, folder, name, RunObserver(), processes)
 
 
 class Killed(BaseException):

@@ -1,12 +1,14 @@
-"""A tiny recipe file, and its run in a process that lives to its end."""
+"""A tiny recipe file, and its run in a process that lives to its end; three processes that talk to each other."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.processes import trained_alone
 from support.runs import recipe
+from support.several import Pool
 
 SETS = [
     "Trainer.updates = 5",
@@ -29,3 +31,11 @@ def whole(gin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     trained_alone(gin_file, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Three processes in which cases run together."""
+    made = Pool(tmp_path_factory.mktemp("several"))
+    yield made
+    made.close()

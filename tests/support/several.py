@@ -1,0 +1,83 @@
+"""Three processes that talk by Gloo and live as long as a test module: cases run in them, in three, two or one."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support.runs
+import torch
+import torch.distributed as dist
+from support.processes import context
+from support.runs import model_path
+
+from dlmrl_kit.core.processes import ALONE, Several
+
+WORLD = 3
+Case = Callable[..., Any]
+
+
+def serve(rank: int, store: str, model: str, orders: Connection) -> None:
+    """Runs cases that come through the pipe until it is closed; answers with what they return, or their traceback."""
+    torch.set_num_threads(1)
+    support.runs.model_path = lambda: model  # type: ignore[assignment]
+    shared = dist.FileStore(store, WORLD)
+    dist.init_process_group("gloo", store=shared, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    groups = {2: dist.new_group([0, 1]), 3: dist.new_group([0, 1, 2])}
+    while True:
+        try:
+            number, world, case, arguments = orders.recv()
+        except EOFError:
+            return
+        processes = (
+            ALONE if world == 1 else Several(rank, world, dist.PrefixStore(f"case {number}", shared), groups[world])
+        )
+        try:
+            orders.send((case(processes, *arguments), None))
+        except Exception:
+            orders.send((None, traceback.format_exc()))
+
+
+class Pool:
+    """The three processes.
+
+    Args:
+        folder: empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.pipes, self.number = [], 0
+        for rank in range(WORLD):
+            ours, theirs = context().Pipe()
+            context().Process(
+                target=serve, args=(rank, str(folder / "store"), model_path(), theirs), daemon=True
+            ).start()
+            theirs.close()
+            self.pipes.append(ours)
+
+    def run(self, case: Case, *arguments: Any, worlds: tuple[int, ...] = (1, 2, 3)) -> dict[int, list[Any]]:
+        """What ``case(processes, *arguments)`` returns in each process, by the number of processes."""
+        return {world: self._ask(world, case, arguments) for world in worlds}
+
+    def _ask(self, world: int, case: Case, arguments: tuple[Any, ...]) -> list[Any]:
+        self.number += 1
+        for rank in range(world):
+            self.pipes[rank].send((self.number, world, case, arguments))
+        answers = []
+        for rank in range(world):
+            assert self.pipes[rank].poll(90), f"rank {rank} hangs"
+            answers.append(self.pipes[rank].recv())
+        failures = [failure for _, failure in answers if failure is not None]
+        if failures:
+            pytest.fail("\n".join(failures))
+        return [answer for answer, _ in answers]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pipe in self.pipes:
+            pipe.close()
