@@ -18,12 +18,9 @@ from dlmrl_kit.report.algorithms_page import training_recipes
 
 EXACT = 1e-9
 OPEN = ["SuccessRange.low = 0.0", "SuccessRange.success = 0.3"]
-DEEP = [
-    *("Sampler.block_length = 8", "CharacterLlama.num_layers = 2", "CharacterLlama.hidden_size = 16"),
-    "CharacterLlama.characters = '1234_:'",
-]
-"""For cached rollouts: of one layer a cache is exact."""
-CACHED = ["cache=DualCache", "policy=CharacterLlama", "likelihood=StepTokenLogProb"]
+DEEP = ["Sampler.block_length = 8", "CharacterLlama.num_layers = 2", "CharacterLlama.hidden_size = 16"]
+CACHED = ["cache=DualCache", "policy=CharacterLlama", "regulariser=EntropyBonus"]
+"""For cached rollouts: of one layer a cache is exact. A random model gets no reward; its entropy has a gradient."""
 Given = tuple[str, list[str], list[str]]
 
 RECIPES: dict[str, Given] = {name: (name, [], []) for name in training_recipes()}
