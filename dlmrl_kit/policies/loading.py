@@ -13,13 +13,17 @@ from dlmrl_kit.policies.families.bidirectional import Bidirectional
 from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemma
 from dlmrl_kit.policies.families.dream import Dream
 from dlmrl_kit.policies.families.llada import LLaDA
+from dlmrl_kit.policies.families.llada2 import LLaDA2
 from dlmrl_kit.policies.families.llada_moe import LLaDAMoE
 from dlmrl_kit.policies.families.masked_lm import MaskedLM
 from dlmrl_kit.policies.families.sdar import SDAR
+from dlmrl_kit.policies.families.sdar_moe import SDARMoE
 from dlmrl_kit.policies.options import Attention, Dtype, LoadOptions, Quantisation, read_told
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
-FAMILIES: tuple[Family, ...] = (LLaDAMoE(), LLaDA(), Dream(), SDAR(), DiffusionGemma(), Bidirectional(), MaskedLM())
+FAMILIES: tuple[Family, ...] = (
+    *(LLaDA2(), LLaDAMoE(), LLaDA(), Dream(), SDAR(), SDARMoE(), DiffusionGemma(), Bidirectional(), MaskedLM()),
+)
 """The families in the order in which they are asked: the first that recognises a checkpoint loads it."""
 
 

@@ -134,6 +134,7 @@ class Update:
         prompts.set(PROGRESS, torch.full((len(prompts),), number / trainer.updates, device=self.policy.device))
 
         self.scorer.forget()
+        self.policy.take_metrics()  # what it measured in an evaluation
         chunk = trainer.rollout_batch_size or len(prompts)
         sampler = self.algorithm.sampler
         services = UpdateServices(self.policy, sampler, self.scorer, chunk)
@@ -276,6 +277,7 @@ class Update:
         metrics |= {f"reward/{name}": value for name, value in means.items()}
         if entropy is not None:  # offline samplers record none, as their completions are not the policy's
             metrics["entropy"] = (entropy * valid).sum().item() / max(int(valid.sum()), 1)
+        metrics |= self.policy.take_metrics()
         metrics["tokens"] = float(trajectory[STEP_NUM_COMMITTED].sum())
         metrics["steps"] = valid.float().sum(-1).mean().item()
         if self.algorithm.filters:

@@ -8,7 +8,7 @@ SDAR and TraDo checkpoints, N for those named -bN).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from dlmrl_kit.policies.checkpoint_files import ModelClass
 
+MASK_TOKEN = "<|MASK|>"
+"""The mask in SDAR's vocabularies: ``config.json`` of the mixture of experts does not give its id."""
+
 _NOT_QWEN3 = (
     *("architectures", "auto_map", "attn_implementation", "_attn_implementation", "debug", "dtype", "ep_size"),
     *("fuse_cross_entropy", "micro_forward", "model_type", "skip_checkpoint", "torch_dtype", "transformers_version"),
@@ -36,11 +39,17 @@ class SDAR(Family):
 
     supported = "SDAR and TraDo (model type sdar)"
     policy_class = BlockCausalPolicy
+    kind: ClassVar[str] = "sdar"
+    """Model type of the published checkpoints."""
+    architecture: ClassVar[str] = "SDARForCausalLM"
+    """Class that their ``config.json`` names."""
+    native: ClassVar[str] = "qwen3"
+    """Model type of transformers' class."""
 
     def recognises(self, config: ConfigJson) -> bool:
         """Tells whether ``config.json`` is SDAR's, or that of one which the kit saved as Qwen3 with a block size."""
-        saved = config.get("model_type") == "qwen3" and config.get("block_size") is not None
-        return saved or config.get("model_type") in ("sdar", "sdar_moe") or "SDARForCausalLM" in architectures(config)
+        saved = config.get("model_type") == self.native and config.get("block_size") is not None
+        return saved or config.get("model_type") == self.kind or self.architecture in architectures(config)
 
     def model_class(self) -> ModelClass:
         """``Qwen3ForCausalLM``."""
@@ -49,36 +58,41 @@ class SDAR(Family):
         return Qwen3ForCausalLM
 
     def model_config(self, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
-        """Returns the ``Qwen3Config`` of an SDAR configuration, with ``block_size``.
+        """Returns the configuration of Qwen3 for one of an SDAR, with ``block_size``.
 
         Raises:
-            UserError: the mixture-of-experts variant, sliding windows, or another block size than the checkpoint's.
+            UserError: sliding windows, or another block size than the checkpoint's.
         """
-        from transformers import Qwen3Config
+        from transformers import AutoConfig
 
-        if config.get("model_type") == "sdar_moe":
-            raise UserError("the mixture-of-experts variant of SDAR (model type sdar_moe) is not supported")
         if config.get("use_sliding_window"):
             raise UserError("an SDAR with use_sliding_window: windows and blocks together are not supported")
         given, published = options.block_size, config.get("block_size")
         if given is not None and published is not None and given != published:
             raise UserError(f"block_size = {given}, but the checkpoint was trained with {published} (config.json)")
-        settings = Qwen3Config.from_dict({name: value for name, value in config.items() if name not in _NOT_QWEN3})
+        known = {name: value for name, value in config.items() if name not in _NOT_QWEN3}
+        settings: PretrainedConfig = AutoConfig.for_model(self.native, **known)
         settings.block_size = published if given is None else given
         settings.use_cache = False
         return settings
 
     def layout(self, folder: str, config: ConfigJson) -> Layout | None:
         """Returns the files of the checkpoint; None for one which the kit saved as Qwen3."""
-        return None if config.get("model_type") == "qwen3" else super().layout(folder, config)
+        return None if config.get("model_type") == self.native else super().layout(folder, config)
 
     def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
-        """Loads the tokenizer: where it is Qwen's, by Qwen's own class, which needs no code of the checkpoint."""
+        """Loads the tokenizer: where it is Qwen's, by Qwen's own class, which needs no code of the checkpoint.
+
+        Its mask is ``MASK_TOKEN``, where nothing else names one.
+        """
         from transformers import Qwen2Tokenizer
 
         about = Path(folder) / "tokenizer_config.json"
         known = about.is_file() and "Qwen2" in str(read_json(about).get("tokenizer_class"))
-        return load_tokenizer(folder, config, Qwen2Tokenizer if known else None)
+        tokenizer = load_tokenizer(folder, config, Qwen2Tokenizer if known else None)
+        if config.get("mask_token_id") is None and tokenizer.mask_token is None and MASK_TOKEN in tokenizer.get_vocab():
+            tokenizer.mask_token = MASK_TOKEN
+        return tokenizer
 
     def ends(self, folder: str, config: ConfigJson, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """Returns the ids that end a text, the end of a turn first: it fills what a finished answer leaves open."""
