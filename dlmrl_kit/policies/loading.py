@@ -22,7 +22,7 @@ from dlmrl_kit.policies.options import Attention, Dtype, LoadOptions, Quantisati
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 FAMILIES: tuple[Family, ...] = (
-    *(LLaDA2(), LLaDAMoE(), LLaDA(), Dream(), SDAR(), SDARMoE(), DiffusionGemma(), Bidirectional(), MaskedLM()),
+    *(LLaDAMoE(), LLaDA2(), LLaDA(), Dream(), SDAR(), SDARMoE(), DiffusionGemma(), Bidirectional(), MaskedLM()),
 )
 """The families in the order in which they are asked: the first that recognises a checkpoint loads it."""
 

@@ -25,9 +25,7 @@ def module_of(name: str) -> str:
     return name.removeprefix(PREFIX).partition(".lora_")[0]
 
 
-def joined_lora(
-    state: Mapping[str, Tensor], rename: Callable[[str], str]
-) -> tuple[dict[str, Tensor], dict[str, int]]:
+def joined_lora(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Returns an adapter's weights on the CPU under other names of modules; those of one name become one module's.
 
     Args:
@@ -58,11 +56,11 @@ def split_lora(state: Mapping[str, Tensor], names: Mapping[str, str], model: nn.
         parts.setdefault(name, []).append(ours)
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        ours, leaf = parts[module_of(name)], name.removeprefix(PREFIX).partition(".lora_")[2]
-        pieces = [tensor] * len(ours)
-        if leaf.startswith("B") and len(ours) > 1:
-            pieces = list(tensor.split([len(model.get_submodule(part).get_parameter("weight")) for part in ours]))
-        found |= {f"{PREFIX}{part}.lora_{leaf}": piece for part, piece in zip(ours, pieces, strict=True)}
+        native, leaf = parts[module_of(name)], name.removeprefix(PREFIX).partition(".lora_")[2]
+        pieces = [tensor] * len(native)
+        if leaf.startswith("B") and len(native) > 1:
+            pieces = list(tensor.split([len(model.get_submodule(part).get_parameter("weight")) for part in native]))
+        found |= {f"{PREFIX}{part}.lora_{leaf}": piece for part, piece in zip(native, pieces, strict=True)}
     return found
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Routed: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""What a router of transformers returns: its logits [N, E], and the weights and numbers of the chosen experts [N, K]."""
+"""What a router of transformers returns: logits [N, E], weights and numbers of the chosen experts [N, K]."""
 
 ROUTER = "mlp.gate"
 """Name of a router in its block, in every model of transformers that is used here."""
@@ -46,9 +46,9 @@ class Float32Router:
         """How many tokens chose each expert, int64 [E]; None: there was no forward since it was last asked."""
 
     def __call__(self, hidden: Tensor) -> Routed:
-        """Returns what the router returns for hidden states [..., D], in float32."""
+        """Returns what the router returns for hidden states [..., D], in float32, or float64 where they are in it."""
         with torch.autocast(hidden.device.type, enabled=False):
-            logits, weights, chosen = self.forward(hidden.float())
+            logits, weights, chosen = self.forward(hidden if hidden.dtype == torch.float64 else hidden.float())
         if not torch.is_grad_enabled():  # no bincount, for which a GPU would be waited for
             before = chosen.new_zeros(self.experts) if self.chosen is None else self.chosen
             self.chosen = before.index_add(0, chosen.flatten(), torch.ones_like(chosen.flatten()))

@@ -234,11 +234,6 @@ def test_other_models_are_refused(config: dict[str, Any]) -> None:
             "needs shared experts, which Qwen3-MoE does not",
         ),
         (llada_moe_checkpoint, {"moe_router_score_function": "sigmoid"}, "needs a router that is no softmax"),
-        (
-            llada_moe_checkpoint,
-            {"architectures": ["LLaDA2MoeModelLM"]},
-            "LLaDA2 .* is not supported: transformers has no",
-        ),
         (dream_checkpoint, {"use_sliding_window": True}, "use_sliding_window"),
         (dream_checkpoint, {"num_hidden_layers": 1}, "12 tensors are left over"),
     ],

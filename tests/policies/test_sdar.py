@@ -96,7 +96,6 @@ def test_a_position_depends_exactly_on_its_own_and_earlier_blocks(policy: Any) -
         ({"block_size": "absent"}, {}, "give one with block_size"),
         ({}, {"block_size": 8}, "trained with 4"),
         ({"use_sliding_window": True}, {}, "use_sliding_window"),
-        ({"model_type": "sdar_moe"}, {}, "sdar_moe"),
         ({"hidden_act": "silu"}, {"attention": "flash_attention_2"}, "flash_attention_2"),
     ],
 )

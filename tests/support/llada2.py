@@ -167,7 +167,7 @@ class Gate(nn.Module):
         return {e: config["routed_scaling_factor"] * scores[e] / total for e in chosen}
 
     def softmax_choice(self, x: Tensor, config: dict[str, Any]) -> dict[int, Tensor]:
-        """SDAR: the most probable experts, with their probabilities, which sum to one where the configuration says so."""
+        """SDAR: the most probable experts, with their probabilities, which sum to one if the configuration says so."""
         probabilities = (self.weight.float() @ x.float()).softmax(-1)
         chosen = probabilities.topk(config["num_experts_per_tok"]).indices.tolist()
         total = sum(probabilities[e] for e in chosen) if config["norm_topk_prob"] else 1

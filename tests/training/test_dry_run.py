@@ -35,9 +35,11 @@ LARGE = {
     "egspo_sa_llada": (8_015_581_184, 335_544_320, 12_288),
     "egspo_sa_dream": (7_615_616_512, 322_961_408, 12_288),
     "egspo_sa_sdar": (8_190_735_360, 349_175_808, 24_576),
+    "egspo_sa_llada2": (16_255_638_528, 34_078_720, 24_576),
+    "egspo_sa_sdar_moe": (30_532_122_624, 106_954_752, 24_576),
     "egspo_sa_diffusion_gemma": (25_823_778_864, 148_684_800, 4_608),
 }
-"""Recipe -> parameters (the first three as published), those of LoRA, states of a rollout of 96 completions."""
+"""Recipe -> parameters (as published, but for the last), those of LoRA, states of a rollout of 96 completions."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,11 @@ def dry_run(*arguments: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("egspo_sa_dream", "egspo_sa_sdar"))) for n in LARGE]
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("egspo_sa_llada", "egspo_sa_diffusion_gemma")))
+        for n in LARGE
+    ],
 )
 def test_recipes_for_large_models_need_no_weights(name: str) -> None:
     result = dry_run(name)

@@ -2,8 +2,8 @@
 
 ``Glm4MoeForCausalLM`` with ``SarvamMoEConfig`` computes the same, and transformers itself reads and writes the
 published tensors under that configuration: it splits the fused queries, keys and values, and joins them again. What
-differs is the attention mask (``BlockCausalPolicy``). ``config.json`` names neither the mask's id, the end of a text nor
-the size of a block: they are the tokenizer's and the published generator's.
+differs is the attention mask (``BlockCausalPolicy``). ``config.json`` names neither the mask's id, the end of a text
+nor the size of a block: they are the tokenizer's and the published generator's.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ NAMES = {
     "model.layers.*.self_attn.q_norm": f"{_ATTENTION}.query_layernorm",
     "model.layers.*.self_attn.k_norm": f"{_ATTENTION}.key_layernorm",
     **{f"{_LAYER}.{name}": f"{_LAYER}.{name}" for name in ("input_layernorm", "post_attention_layernorm", "mlp.gate")},
+    f"{_LAYER}.mlp.gate.e_score_correction_bias": f"{_LAYER}.mlp.gate.expert_bias",
     **{f"{_LAYER}.mlp.{part}_proj": f"{_LAYER}.mlp.{part}_proj" for part in ("gate", "up", "down")},
     **{
         f"{_LAYER}.mlp.shared_experts.{part}_proj": f"{_LAYER}.mlp.shared_experts.{part}_proj"
         for part in ("gate", "up", "down")
     },
 }
-"""Glm4Moe's names of modules -> LLaDA2's. Each expert's are in one tensor of a layer, and so in no module of their own."""
+"""Glm4Moe's names of modules, and of a buffer -> LLaDA2's. Single experts are no modules of Glm4Moe."""
 
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers", "head_dim"),
@@ -56,9 +57,15 @@ _SIZES = (
 )
 """Settings that Glm4Moe has under the same name."""
 
-_RENAMED = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts", "use_qkv_bias": "attention_bias"}
+_RENAMED = {
+    "num_experts": "n_routed_experts",
+    "num_shared_experts": "n_shared_experts",
+    "use_qkv_bias": "attention_bias",
+}
 
 _READ = (*_SIZES, *_RENAMED, "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_dim", "use_bias")
+
+_OPTIONAL = ("rope_scaling", "rotary_dim", "tie_word_embeddings", "initializer_range")
 
 _ALIKE: dict[str, tuple[object, ...]] = {
     "use_bias": (False,),
@@ -124,12 +131,12 @@ class LLaDA2(Family):
             rope = {"rope_type": "default", **(config.get("rope_scaling") or {})}
             rope["rope_type"] = rope.pop("type", rope["rope_type"])
             rope |= {"rope_theta": config["rope_theta"], "partial_rotary_factor": config["partial_rotary_factor"]}
-            sizes = {name: config[name] for name in _SIZES if name in config}
-            sizes |= {ours: config[theirs] for theirs, ours in _RENAMED.items()}
+            known: ConfigJson = {name: config[name] for name in _SIZES if name in config}
+            known |= {ours: config[theirs] for theirs, ours in _RENAMED.items()}
             several = config["num_experts_per_tok"] > 1  # the published code scales one expert alone by its score
             # Padding is a text's end, and transformers would give its embedding no gradient.
-            ids = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": _end(config)}
-            settings = SarvamMoEConfig(**sizes, **ids, norm_topk_prob=several, rope_parameters=rope)
+            known |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": _end(config)}
+            settings = SarvamMoEConfig(**known, norm_topk_prob=several, rope_parameters=rope)
             settings.mask_token_id = config.get("mask_token_id")
         settings.block_size = options.block_size or config.get("block_size") or BLOCK_SIZE
         settings.use_cache = False
@@ -181,9 +188,7 @@ def _check_settings(config: ConfigJson) -> None:
         raise UserError(f"config.json of a LLaDA2 without {', '.join(missing)}")
     for name, values in _ALIKE.items():
         if name in config and config[name] not in values:
-            raise UserError(
-                f"a LLaDA2 with {name} = {clipped(repr(config[name]))}: its blocks are not Glm4Moe's, the only ones known"
-            )
+            raise UserError(f"a LLaDA2 with {name} = {clipped(repr(config[name]))}: its blocks are not Glm4Moe's")
     known = {*_READ, *_ALIKE, *_INERT}
     for name, value in config.items():
         # A later LLaDA2 may route its tokens in another way, and would load without a word.
@@ -199,6 +204,3 @@ def _check_settings(config: ConfigJson) -> None:
         raise UserError(
             f"a LLaDA2 with rotary_dim = {config['rotary_dim']}, but partial_rotary_factor turns {turned} of head_dim"
         )
-
-
-_OPTIONAL = ("rope_scaling", "rotary_dim", "tie_word_embeddings", "initializer_range")
