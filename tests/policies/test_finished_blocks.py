@@ -25,7 +25,7 @@ from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.k_steps import FirstK, LastK
 from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 
@@ -105,6 +105,14 @@ def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
     with Counted(policy) as tokens:
         sampler(seeded(prompts((6, 6, 6))), policy=policy, **given)
     assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4, 12, 12]
+
+
+def test_chosen_states_in_the_last_block_need_nothing_later(policy: Any) -> None:
+    """It failed: there is nothing behind them to be predicted."""
+    sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
+    given = {"keys": [STEP_GREEDY_IDS], "may_choose": partial(LastK(1).kept, generator=None)}
+    found = sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0), **given)
+    assert torch.equal(found["step", "greedy_ids"][:, -1], found["completion_ids"].int())
 
 
 def test_a_rollout_is_the_same_without_the_cache(policy: Any, uncached: None) -> None:

@@ -315,6 +315,7 @@ def llada2_checkpoint(
     model = write(folder, published_llada2(**changes), seed, dtype, block)
     names = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|mask|>"]
     tokenizer = fast_tokenizer(names, bos_token=names[0], eos_token=names[1], pad_token=names[1], cls_token=names[2])
+    tokenizer.chat_template = LLADA2_TEMPLATE
     tokenizer.save_pretrained(folder)
     return model
 

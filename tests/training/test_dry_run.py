@@ -13,6 +13,7 @@ import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
 from support.checkpoints import dream_checkpoint, llada_checkpoint, llada_moe_checkpoint, masked_checkpoint
 from support.command_line import train
+from support.llada2 import llada2_checkpoint, sdar_moe_checkpoint
 from support.runs import build
 from typer.testing import CliRunner
 
@@ -76,6 +77,8 @@ MAKERS: dict[str, Any] = {
     "llada_moe": llada_moe_checkpoint,
     "dream": dream_checkpoint,
     "sdar": sdar_checkpoint,
+    "llada2": llada2_checkpoint,
+    "sdar_moe": sdar_moe_checkpoint,
     "diffusion_gemma": diffusion_gemma_checkpoint,
     "bert": lambda folder: masked_checkpoint(folder, "bert"),
     "modernbert": lambda folder: masked_checkpoint(folder, "modernbert"),
@@ -252,13 +255,15 @@ SMALL = (
         ("llada", ("Sampler.block_length=4",)),
         ("dream", ("Sampler.block_length=4",)),
         ("sdar", ()),
+        ("llada2", ("Pretrained.block_size=4", "Sampler.block_length=4")),
+        ("sdar_moe", ()),
         ("diffusion_gemma", ("Sampler.block_length=4", "EntropyBoundRenoising.steps=3")),
     ],
 )
 def test_recipes_for_large_models_train_on_a_tiny_checkpoint(name: str, sizes: tuple[str, ...], tmp_path: Path) -> None:
     """Those whose tiny tokenizer has few characters cannot read the recipe's task, and get another."""
     MAKERS[name](tmp_path / "model")
-    task = "Countdown" if name in ("dream", "sdar") else "Sudoku4x4"
+    task = "Countdown" if name in ("dream", "sdar", "sdar_moe") else "Sudoku4x4"
     few = (f"{task}.num_train=4", f"{task}.num_heldout=2", f"Pretrained.path='{tmp_path / 'model'}'")
     uses = () if task == "Countdown" else (f"task={task}",)
     result = train(tmp_path / "run", f"egspo_sa_{name}", *SMALL, *sizes, *few, uses=uses)
