@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from dlmrl_kit.core.errors import UserError
@@ -27,19 +28,37 @@ FAMILIES: tuple[Family, ...] = (
 """The families in the order in which they are asked: the first that recognises a checkpoint loads it."""
 
 
+_added: list[Family] = []
+
+
+def add_family(family: Family) -> None:
+    """Lets a family of a plugin load checkpoints: it is asked before the kit's own. It replaces one of its class."""
+    keep_families([*(other for other in _added if type(other).__qualname__ != type(family).__qualname__), family])
+
+
+def added_families() -> tuple[Family, ...]:
+    """Returns the families that plugins added."""
+    return tuple(_added)
+
+
+def keep_families(families: Iterable[Family]) -> None:
+    """Forgets the families that plugins added, but for these."""
+    _added[:] = families
+
+
 def family_of(config: ConfigJson) -> Family:
     """Returns the first family that recognises a ``config.json``.
 
     Raises:
         UserError: none does.
     """
-    for family in FAMILIES:
+    for family in (*_added, *FAMILIES):
         if family.recognises(config):
             return family
     classes = ", ".join(architectures(config) or ["no architecture named"])
     raise UserError(
         f"no denoiser for model type {config.get('model_type')!r} ({classes}); the kit knows these families: "
-        + "; ".join(family.supported for family in FAMILIES)
+        + "; ".join(family.supported for family in (*_added, *FAMILIES))
     )
 
 

