@@ -11,20 +11,23 @@ from support.family_cases import CASES
 from dlmrl_kit.testing.families import FamilyCheck, parametrize_with_family_checks
 from dlmrl_kit.testing.family_case import FamilyCase
 
-OF_EVERY_KIND = ("recognised", "logits", "left_padding", "asked_positions", "round_trip")
-"""Checks of masked language models that depend on their kind most."""
+NUMBERS = ("recognised", "logits", "left_padding", "asked_positions", "round_trip")
+"""Checks of what variants of a family and kinds of masked language models differ in most."""
+
+VARIANTS = (*MASKED[1:], "llada grouped", "llada2 variant", "llama", "qwen2", "qwen3", "qwen3_moe")
+REST = ("dream", "diffusion_gemma", "bert", "sdar")
+"""Families without code of their own for what ``SHARED`` checks."""
+SHARED = ("bfloat16", "training", "pieces", "sizes_alone")
 
 
 def marks(case: FamilyCase, check: FamilyCheck) -> Iterable[pytest.MarkDecorator]:
-    """The default run takes every check of the families, and of variants and kinds what differs most."""
+    """The default run leaves out of the whole list what others of its kind have shown."""
     name = str(check).removeprefix("check_")
-    rest = case.name in MASKED[1:] and name not in OF_EVERY_KIND
-    slow = name == "every_tensor_counts" and case.name not in ("llada", "llada2", "sdar_moe", "dream", "bert")
-    again = (
-        case.name in ("llada grouped", "llada2 variant", "qwen2", "qwen3", "qwen3_moe") and name not in OF_EVERY_KIND
-    )
+    rest = case.name in VARIANTS and name not in NUMBERS
+    shared = case.name in REST and name in SHARED
+    slow = name in ("every_tensor_counts", "what_was_said") and case.name not in ("llada", "llada2", "bert")
     large = case.name == "diffusion_gemma" and name == "adapter"  # and test_encoder_and_decoder_share_the_adapter
-    return [pytest.mark.thorough] if rest or slow or again or large else []
+    return [pytest.mark.thorough] if rest or shared or slow or large else []
 
 
 @parametrize_with_family_checks(CASES, marks)
