@@ -149,7 +149,15 @@ class BlockCausalPolicy(TransformersPolicy):
 
         Returns:
             What the head turns into logits, [N, D], N = scored.sum(), in row-major order.
+
+        Raises:
+            UserError: the logits at position i - 1 predict token i.
         """
+        if self.shift_logits:
+            raise UserError(
+                "BlockReplay is not for models whose logits are shifted by one: a block's first token is predicted by "
+                "the block before, which is in another state there; take StepTokenLogProb"
+            )
         prompt_ids, prompt_mask = unpadded(prompt_ids, prompt_mask)
         shared = min(self.block_size - 1, prompt_ids.shape[1])
         tail = slice(prompt_ids.shape[1] - shared, None)

@@ -9,21 +9,36 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter_files import holds_adapter, merge_adapter
 from dlmrl_kit.policies.adapter_settings import base_of, read_settings
 from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, checkpoint_folder, read_config
+from dlmrl_kit.policies.families.a2d import A2D
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.families.bidirectional import Bidirectional
+from dlmrl_kit.policies.families.block_decoders import FastDLLM, StableDiffCoder
 from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemma
 from dlmrl_kit.policies.families.dream import Dream
 from dlmrl_kit.policies.families.llada import LLaDA
 from dlmrl_kit.policies.families.llada2 import LLaDA2
 from dlmrl_kit.policies.families.llada_moe import LLaDAMoE
 from dlmrl_kit.policies.families.masked_lm import MaskedLM
+from dlmrl_kit.policies.families.refused import reason_against
 from dlmrl_kit.policies.families.sdar import SDAR
 from dlmrl_kit.policies.families.sdar_moe import SDARMoE
 from dlmrl_kit.policies.options import Attention, Dtype, LoadOptions, Quantisation, read_told
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 FAMILIES: tuple[Family, ...] = (
-    *(LLaDAMoE(), LLaDA2(), LLaDA(), Dream(), SDAR(), SDARMoE(), DiffusionGemma(), Bidirectional(), MaskedLM()),
+    *(
+        LLaDAMoE(),
+        LLaDA2(),
+        LLaDA(),
+        Dream(),
+        SDAR(),
+        SDARMoE(),
+        FastDLLM(),
+        StableDiffCoder(),
+        DiffusionGemma(),
+        A2D(),
+    ),
+    *(Bidirectional(), MaskedLM()),
 )
 """The families in the order in which they are asked: the first that recognises a checkpoint loads it."""
 
@@ -50,8 +65,11 @@ def family_of(config: ConfigJson) -> Family:
     """Returns the first family that recognises a ``config.json``.
 
     Raises:
-        UserError: none does.
+        UserError: none does, or it is known not to be supported.
     """
+    reason = None if any(family.recognises(config) for family in _added) else reason_against(config)
+    if reason is not None:
+        raise UserError(f"{reason}: it is not supported (docs/real-models.md)")
     for family in (*_added, *FAMILIES):
         if family.recognises(config):
             return family

@@ -14,8 +14,19 @@ from dlmrl_kit.testing.family_case import FamilyCase
 NUMBERS = ("recognised", "logits", "left_padding", "asked_positions", "round_trip")
 """Checks of what variants of a family and kinds of masked language models differ in most."""
 
-VARIANTS = (*MASKED[1:], "llada grouped", "llada2 variant", "llama", "qwen2", "qwen3", "qwen3_moe")
-REST = ("dream", "diffusion_gemma", "bert", "sdar")
+VARIANTS = (
+    *MASKED[1:],
+    "llada grouped",
+    "mmada",
+    "a2d_qwen3",
+    "stable_diffcoder",
+    "llada2 variant",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+)
+REST = ("dream", "fast_dllm", "diffusion_gemma", "bert", "sdar")
 """Families without code of their own for what ``SHARED`` checks."""
 SHARED = ("bfloat16", "training", "pieces", "sizes_alone")
 

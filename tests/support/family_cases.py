@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,9 @@ from support.llada2 import llada2_checkpoint, sdar_moe_checkpoint
 from torch import Tensor
 
 from dlmrl_kit.policies.checkpoint_files import quiet
+from dlmrl_kit.policies.families.a2d import A2D
 from dlmrl_kit.policies.families.bidirectional import Bidirectional
+from dlmrl_kit.policies.families.block_decoders import FastDLLM, StableDiffCoder
 from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemma
 from dlmrl_kit.policies.families.dream import Dream
 from dlmrl_kit.policies.families.llada import LLaDA
@@ -102,6 +105,50 @@ def native(kind: str, **changes: Any) -> Write:
     return write
 
 
+def released(kind: str, config: dict[str, Any], mask_token: str, reference: Any) -> Callable[..., Logits]:
+    """A decoder of transformers under a ``config.json`` of its own; ``reference`` computes logits of one row."""
+
+    def write(folder: Path, **changes: Any) -> Logits:
+        logits = native(kind, **changes)(folder)
+        model = logits.args[0]
+        own = {name: value for name, value in model.config.to_dict().items() if name in RELEASED}
+        own |= {"rope_theta": 10000.0, "rope_scaling": None, **config}
+        model.config.rope_parameters["rope_theta"] = 10000.0
+        (folder / "config.json").write_text(json.dumps(own, indent=2))
+        (folder / "modeling_own.py").write_text("raise SystemExit('code of a checkpoint was run')\n")
+        tokenizer = fast_tokenizer(["<|end|>", mask_token], eos_token="<|end|>", pad_token="<|end|>")
+        tokenizer.save_pretrained(folder)
+        return partial(reference, model)
+
+    return write
+
+
+RELEASED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "hidden_act", "max_position_embeddings"),
+)
+
+
+def in_blocks(model: Any, ids: Tensor) -> Tensor:
+    return block_causal_logits(model, ids)
+
+
+def in_shifted_blocks(model: Any, ids: Tensor) -> Tensor:
+    found = block_causal_logits(model, ids)
+    return torch.cat([found[:1], found[:-1]])
+
+
+FAST = {"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": BLOCK}
+FAST |= {"auto_map": {"AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM"}}
+DIFFCODER = {"model_type": "llama", "architectures": ["StableDiffcoderForCausalLM"], "attention_bias": False}
+DIFFCODER |= {"auto_map": {"AutoModelForCausalLM": "modeling_stable_diffcoder.StableDiffcoderForCausalLM"}}
+A2D_QWEN3 = {"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"], "mask_token_id": 18}
+fast_dllm = released("qwen2", FAST, "|<MASK>|", in_shifted_blocks)
+diffcoder = released("llama", DIFFCODER, "<[MASK_TOKEN]>", in_blocks)
+a2d = released("qwen3", A2D_QWEN3, "<|mask|>", both_ways)
+MMADA = {"model_type": "mmada", "architectures": ["MMadaModelLM"], "codebook_size": 4, "llm_vocab_size": 24}
+
+
 def diffusion_gemma(folder: Path) -> Logits:
     """Transformers' own forward on the last two canvases; nothing is predicted before them."""
     model = diffusion_gemma_checkpoint(folder)
@@ -140,6 +187,10 @@ CASES = [
         tied=partial(sdar_moe_checkpoint, tie_word_embeddings=True),
         **BLOCKS,
     ),
+    FamilyCase("fast_dllm", FastDLLM, fast_dllm, 18, (17,), block_size=BLOCK),
+    FamilyCase("stable_diffcoder", StableDiffCoder, diffcoder, 18, (17,), block_size=BLOCK),
+    FamilyCase("a2d_qwen3", A2D, a2d, 18, (17,), tied=partial(a2d, tie_word_embeddings=True)),
+    FamilyCase("mmada", LLaDA, partial(llada_checkpoint, **MMADA), 22, (18, 21)),
     FamilyCase("diffusion_gemma", DiffusionGemma, diffusion_gemma, None, (21, 18), canvas=CANVAS),
     *(
         FamilyCase(

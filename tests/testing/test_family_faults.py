@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,9 +127,3 @@ def test_a_family_of_a_plugin_is_asked_first_and_all_faults_are_told(monkeypatch
 def test_checks_say_what_they_are_for() -> None:
     assert all(isinstance(check, FamilyCheck) and check.function.__doc__ for check in family_checks())
     assert len({str(check) for check in family_checks()}) == len(family_checks())
-
-
-def test_a_case_is_made_once(tmp_path: Path) -> None:
-    case = CASES[0]
-    assert case.folder == case.folder
-    assert case.logits is case.logits

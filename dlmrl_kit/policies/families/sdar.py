@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from dlmrl_kit.policies.checkpoint_files import ModelClass
 
-MASK_TOKEN = "<|MASK|>"
-"""The mask in SDAR's vocabularies: ``config.json`` of the mixture of experts does not give its id."""
-
 _NOT_QWEN3 = (
     *("architectures", "auto_map", "attn_implementation", "_attn_implementation", "debug", "dtype", "ep_size"),
     *("fuse_cross_entropy", "micro_forward", "model_type", "skip_checkpoint", "torch_dtype", "transformers_version"),
@@ -45,6 +42,12 @@ class SDAR(Family):
     """Class that their ``config.json`` names."""
     native: ClassVar[str] = "qwen3"
     """Model type of transformers' class."""
+    mask_token: ClassVar[str] = "<|MASK|>"
+    """The mask in the vocabulary, where neither ``config.json`` nor the tokenizer names one."""
+    block_setting: ClassVar[str] = "block_size"
+    """What ``config.json`` calls the positions of a block."""
+    released_block: ClassVar[int | None] = None
+    """The positions of a block in the released generator, where ``config.json`` does not name them; None: they vary."""
 
     def recognises(self, config: ConfigJson) -> bool:
         """Tells whether ``config.json`` is SDAR's, or that of one which the kit saved as Qwen3 with a block size."""
@@ -58,7 +61,7 @@ class SDAR(Family):
         return Qwen3ForCausalLM
 
     def model_config(self, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
-        """Returns the configuration of Qwen3 for one of an SDAR, with ``block_size``.
+        """Returns the configuration of transformers' class for the checkpoint's, with ``block_size``.
 
         Raises:
             UserError: sliding windows, or another block size than the checkpoint's.
@@ -66,32 +69,35 @@ class SDAR(Family):
         from transformers import AutoConfig
 
         if config.get("use_sliding_window"):
-            raise UserError("an SDAR with use_sliding_window: windows and blocks together are not supported")
-        given, published = options.block_size, config.get("block_size")
+            raise UserError(f"{self.supported} with use_sliding_window: windows and blocks together are not supported")
+        given, published = options.block_size, config.get(self.block_setting, config.get("block_size"))
         if given is not None and published is not None and given != published:
             raise UserError(f"block_size = {given}, but the checkpoint was trained with {published} (config.json)")
-        known = {name: value for name, value in config.items() if name not in _NOT_QWEN3}
+        known = {"bos_token_id": None, "eos_token_id": None}  # Llama's class would name its own
+        known |= {name: value for name, value in config.items() if name not in _NOT_QWEN3}
         settings: PretrainedConfig = AutoConfig.for_model(self.native, **known)
-        settings.block_size = published if given is None else given
+        settings.block_size = (published or self.released_block) if given is None else given
         settings.use_cache = False
         return settings
 
     def layout(self, folder: str, config: ConfigJson) -> Layout | None:
-        """Returns the files of the checkpoint; None for one which the kit saved as Qwen3."""
-        return None if config.get("model_type") == self.native else super().layout(folder, config)
+        """Returns the files of the checkpoint; None for one which the kit saved in transformers' layout."""
+        saved = config.get("model_type") == self.native and self.architecture not in architectures(config)
+        return None if saved else super().layout(folder, config)
 
     def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
         """Loads the tokenizer: where it is Qwen's, by Qwen's own class, which needs no code of the checkpoint.
 
-        Its mask is ``MASK_TOKEN``, where nothing else names one.
+        Its mask is ``mask_token``, where nothing else names one.
         """
         from transformers import Qwen2Tokenizer
 
         about = Path(folder) / "tokenizer_config.json"
         known = about.is_file() and "Qwen2" in str(read_json(about).get("tokenizer_class"))
         tokenizer = load_tokenizer(folder, config, Qwen2Tokenizer if known else None)
-        if config.get("mask_token_id") is None and tokenizer.mask_token is None and MASK_TOKEN in tokenizer.get_vocab():
-            tokenizer.mask_token = MASK_TOKEN
+        unnamed = config.get("mask_token_id") is None and tokenizer.mask_token is None
+        if unnamed and self.mask_token in tokenizer.get_vocab():
+            tokenizer.mask_token = self.mask_token
         return tokenizer
 
     def ends(self, folder: str, config: ConfigJson, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
