@@ -9,7 +9,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from dlmrl_kit.core.keys import COMPLETION_IDS, PROMPT_IDS, PROMPT_MASK, SELECTED_LOG_PROB, STEP_LOG_PROB, STEP_VALID
+from dlmrl_kit.core.keys import (
+    COMPLETION_IDS,
+    PROMPT_IDS,
+    PROMPT_MASK,
+    SEED,
+    SELECTED_LOG_PROB,
+    STEP_LOG_PROB,
+    STEP_VALID,
+)
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies.checkpoint_files import read_config
 from dlmrl_kit.policies.loading import family_of
@@ -160,17 +169,17 @@ def sampler_of(case: FamilyCase) -> Sampler:
 
 
 def prompts(case: FamilyCase, policy: TransformersPolicy) -> TensorDict:
-    """Returns left-padded prompts without masks."""
+    """Returns left-padded prompts without masks, with a seed for each."""
     lengths = torch.tensor(LENGTHS)
     ids = _allowed(policy)[torch.randint(len(_allowed(policy)), (len(lengths), max(LENGTHS)))]
     mask = torch.arange(max(LENGTHS)) >= max(LENGTHS) - lengths[:, None]
-    return TensorDict({PROMPT_IDS: ids, PROMPT_MASK: mask}, [len(lengths)])
+    return TensorDict({PROMPT_IDS: ids, PROMPT_MASK: mask, SEED: sample_seeds(len(lengths), "cpu", 0)}, [len(lengths)])
 
 
 def check_exact_cache(name: str, case: FamilyCase) -> None:
     """What a rollout recorded, with whatever it reuses, is what full forwards say of its states."""
     policy, sampler = case.load(), sampler_of(case)
-    found = sampler(prompts(case, policy), policy=policy, generator=torch.Generator().manual_seed(1))
+    found = sampler(prompts(case, policy), policy=policy)
     valid = found[STEP_VALID]
     steps = torch.arange(valid.shape[1]).expand_as(valid).contiguous()
     found["selected"] = TensorDict({"step": steps, "weight": valid.float()}, [len(valid)])

@@ -110,8 +110,8 @@ def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
 def test_chosen_states_in_the_last_block_need_nothing_later(policy: Any) -> None:
     """It failed: there is nothing behind them to be predicted."""
     sampler = LowConfidence(LENGTH, 1, BLOCK, temperature=0, stop_at_eos=False)
-    given = {"keys": [STEP_GREEDY_IDS], "may_choose": partial(LastK(1).kept, generator=None)}
-    found = sampler(prompts((6, 6, 6)), policy=policy, generator=torch.Generator().manual_seed(0), **given)
+    given = {"keys": [STEP_GREEDY_IDS], "may_choose": LastK(1).kept}
+    found = sampler(seeded(prompts((6, 6, 6))), policy=policy, **given)
     assert torch.equal(found["step", "greedy_ids"][:, -1], found["completion_ids"].int())
 
 

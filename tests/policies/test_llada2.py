@@ -20,6 +20,7 @@ from torch import nn
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.policies.families.llada2 import LLaDA2
+from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.pretrained import Pretrained
@@ -206,3 +207,12 @@ def test_the_number_of_steps_of_a_row_is_bounded_by_its_positions(tmp_path: Path
     sampler = ConfidenceThreshold(2 * BLOCK, BLOCK, threshold=1.0)
     sampler.attach(policy)
     assert sampler.num_steps(policy) == 2 * BLOCK
+
+
+def test_routers_are_written_in_the_files_precision_where_that_loses_nothing() -> None:
+    layout = Layout({}, precisions={"a": torch.bfloat16, "b": torch.bfloat16})
+    exact, trained = torch.tensor([1.0, 0.5, -3.0]), torch.tensor([1.0, 0.1])
+    stored = layout.stored({"a": exact, "b": trained, "c": exact})
+    assert [tensor.dtype for tensor in stored.values()] == [torch.bfloat16, torch.float32, torch.float32]
+    assert torch.equal(stored["a"].float(), exact)
+    assert stored["b"] is trained

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.checkpoints import dream_checkpoint
 from support.family_cases import a2d, diffcoder, fast_dllm
+from support.seeds import seeded
 from tensordict import TensorDict
 
 from dlmrl_kit.core.errors import UserError
@@ -61,9 +62,9 @@ def test_blocks_of_a2d_models_are_refused(tmp_path: Path) -> None:
 def test_replay_of_blocks_with_shifted_logits_is_refused(tmp_path: Path) -> None:
     fast_dllm(tmp_path)
     policy = load_policy(tmp_path)
-    prompt = TensorDict({"prompt_ids": torch.tensor([[1, 2, 3]]), "prompt_mask": torch.ones(1, 3).bool()}, [1])
+    prompt = seeded(TensorDict({"prompt_ids": torch.tensor([[1, 2, 3]]), "prompt_mask": torch.ones(1, 3).bool()}, [1]))
     sampler = ConfidenceThreshold(8, 4)
-    found = sampler(prompt, policy=policy, generator=torch.Generator().manual_seed(0))
+    found = sampler(prompt, policy=policy)
     steps = torch.arange(found["step", "valid"].shape[1])[None]
     found["selected"] = TensorDict({"step": steps, "weight": torch.ones(steps.shape)}, [1])
     with pytest.raises(UserError, match="BlockReplay is not for models whose logits are shifted by one"):
