@@ -322,6 +322,10 @@ class Policy(Vocabulary, nn.Module, ABC):
         raise RuntimeError("call freeze_reference() before using the reference policy")
         yield self  # never reached; it makes this a generator, as ``contextmanager`` needs
 
+    def take_metrics(self) -> dict[str, float]:
+        """Returns what the policy measured of itself since the last call, and forgets it; here nothing."""
+        return {}
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Lists the parameters that the optimiser updates, with their names."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]

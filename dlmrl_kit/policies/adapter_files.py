@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -13,14 +13,13 @@ from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.policies.adapter import pattern
 from dlmrl_kit.policies.adapter_settings import CONFIG, AdapterSettings, read_settings
 from dlmrl_kit.policies.checkpoint_files import quiet
+from dlmrl_kit.policies.lora_names import joined_lora, module_of, split_lora
 from dlmrl_kit.policies.model_files import AGAIN, foreign
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.policies.weight_files import tensor_names
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Names of files with an adapter's weights, in the order in which peft takes them."""
-
-_PEFT = "base_model.model."
 
 
 def holds_adapter(folder: str) -> bool:
@@ -41,9 +40,11 @@ def write_adapter(policy: TransformersPolicy, folder: Path) -> None:
         raise UserError("the policy has no adapter to save")
     folder.mkdir(parents=True, exist_ok=True)
     rename = policy.layout.rename if policy.layout else str
-    state = _renamed(_once(get_peft_model_state_dict(policy.adapter, save_embedding_layers=False)), rename)
     config = copy.copy(policy.adapter.peft_config["default"])
     assert isinstance(config, LoraConfig)
+    state, joined = joined_lora(_once(get_peft_model_state_dict(policy.adapter, save_embedding_layers=False)), rename)
+    config.rank_pattern = {leaf: config.r * parts for leaf, parts in joined.items()}
+    config.alpha_pattern = {leaf: config.lora_alpha * parts for leaf, parts in joined.items()}
     config.base_model_name_or_path = policy.name
     config.target_modules = pattern(_modules(state))
     config.inference_mode = True
@@ -62,11 +63,11 @@ def merge_adapter(policy: TransformersPolicy, folder: str) -> None:
     settings = read_settings(folder)
     weights = _read_weights(folder)
     # The adapter may have the family's names of modules, or else transformers'.
-    names = {name: _native(name, policy) or name for name in _modules(weights)}
+    names = {ours: name for name in sorted(_modules(weights)) for ours in _native(name, policy)}
     _check_modules(settings, names, policy)
     with foreign(f"the adapter does not fit its base {settings.base}"), quiet():
         model = get_peft_model(policy.model, settings.config(names))
-        restored = _renamed(weights, names.__getitem__)
+        restored = split_lora(weights, names, policy.model)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False)
         for name in sorted(expected.keys() ^ restored.keys()):
             problem = "is missing" if name in expected else "has no place"
@@ -106,41 +107,43 @@ def _check_modules(settings: AdapterSettings, names: dict[str, str], policy: Tra
 
     Args:
         settings: of the adapter.
-        names: transformers' name of each adapted module by the adapter's.
+        names: the adapter's name of each adapted module by transformers'.
         policy: of the base.
 
     Raises:
         UserError: names a module.
     """
     modules = dict(policy.model.named_modules())
-    for name, ours in names.items():
+    for ours, name in names.items():
         if ours not in modules:
-            raise UserError(f"the adapter does not fit its base {settings.base}: the model has no module {name}")
+            why = f"the model has no module {name}"
+            if ".experts." in name:
+                why = f"{name} is an expert, and transformers holds all of a layer's in one tensor: merge it with peft"
+            raise UserError(f"the adapter does not fit its base {settings.base}: {why}")
     first, last = policy.model.get_input_embeddings(), policy.model.get_output_embeddings()
     tied = last is not None and first.weight is last.weight
-    for name, ours in names.items():
+    for ours, name in names.items():
         if tied and modules[ours] in (first, last):
             raise UserError(
                 f"the adapter changes {name} alone, which shares its weights with the other end of its base "
                 f"{settings.base}: it cannot be merged"
             )
-    backwards = {ours: name for name, ours in names.items()}
-    theirs = {backwards.get(ours) or _family_name(ours, names, policy): part for ours, part in modules.items()}
+    theirs = {names.get(ours) or _family_name(ours, names, policy): part for ours, part in modules.items()}
     head = next((name for name, part in theirs.items() if part is last), None)
-    settings.check_selection(set(names), theirs, head)
+    settings.check_selection(set(names.values()), theirs, head)
 
 
-def _native(name: str, policy: TransformersPolicy) -> str | None:
-    """Returns transformers' name of a module that the policy's family calls ``name``; None: the family has no such."""
+def _native(name: str, policy: TransformersPolicy) -> tuple[str, ...]:
+    """Returns transformers' names of a module that the adapter calls ``name``: its own where the family has no such."""
     try:
-        return policy.layout.restore(name) if policy.layout is not None else name
+        return (name,) if policy.layout is None else policy.layout.parts(name)
     except KeyError:
-        return None
+        return (name,)
 
 
 def _family_name(ours: str, names: dict[str, str], policy: TransformersPolicy) -> str:
     """Returns what an adapter with these names of modules calls another module, as far as it can be known."""
-    if policy.layout is None or all(name == native for name, native in names.items()):
+    if policy.layout is None or all(name == native for native, name in names.items()):
         return ours
     try:
         return policy.layout.rename(ours)
@@ -150,19 +153,10 @@ def _family_name(ours: str, names: dict[str, str], policy: TransformersPolicy) -
 
 def _modules(state: Iterable[str]) -> set[str]:
     """Returns the names of the adapted modules, from those of an adapter's weights."""
-    return {name.removeprefix(_PEFT).partition(".lora_")[0] for name in state}
+    return {module_of(name) for name in state}
 
 
 def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns each tensor under one name, the last: modules of tied weights share an adapter, which is merged once."""
     names = {tensor.data_ptr(): name for name, tensor in state.items()}
     return {name: state[name] for name in names.values()}
-
-
-def _renamed(state: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Returns an adapter's weights on the CPU, under other names of modules."""
-    renamed = {}
-    for name, tensor in state.items():
-        module, _, rest = name.removeprefix(_PEFT).partition(".lora_")
-        renamed[f"{_PEFT}{rename(module)}.lora_{rest}"] = tensor.detach().cpu().contiguous()
-    return renamed

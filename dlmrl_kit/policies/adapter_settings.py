@@ -100,7 +100,7 @@ class AdapterSettings:
         """Returns peft's configuration of the adapter, with a rank and a scale for each module by its full name.
 
         Args:
-            names: transformers' name of each adapted module by the name that the adapter knows.
+            names: the name that the adapter knows of each adapted module by transformers' name.
 
         Raises:
             UserError: a pattern of names that fits no adapted module.
@@ -112,7 +112,7 @@ class AdapterSettings:
         with foreign(f"{self.path}: its settings cannot be used"):
             return LoraConfig(
                 **scale,
-                target_modules=sorted(names.values()),
+                target_modules=sorted(names),
                 rank_pattern=self._translated("rank_pattern", names),
                 alpha_pattern=self._translated("alpha_pattern", names),
             )
@@ -123,7 +123,7 @@ class AdapterSettings:
 
         values: dict[str, Any] = self.values.get(setting) or {}
         found, used = {}, set()
-        for name, ours in names.items():
+        for ours, name in names.items():
             with foreign(f"{self.path}: {setting} has a name that is no regular expression"):
                 key = get_pattern_key(list(values), name)
             if key in values:

@@ -100,16 +100,17 @@ class BlockCausalPolicy(TransformersPolicy):
         allowed[:, own, own + allowed.shape[2] - allowed.shape[1]] = True  # padding sees itself: no empty softmax
         flexible = self.attention == "flex_attention"  # compiled for each shape: not for the short steps of a rollout
         cached = past_key_values is not None
+        given = {"past_key_values": past_key_values} if cached else {}  # newer versions warn of it, None or not
         with (
             using_attention(self.model.config, "sdpa" if flexible and cached else self.attention),
             uncompiled(self.compiled and cached),  # each block would be compiled for itself: it has its own keys
         ):
             states: Tensor = self.model.get_decoder()(
                 input_ids=input_ids,
-                attention_mask={"full_attention": attention_mask_for(self.attention, allowed, self.model.dtype)},
+                attention_mask=attention_mask_for(self.attention, allowed, self.model.dtype),
                 position_ids=position.clamp(min=0),
-                past_key_values=past_key_values,
-                use_cache=past_key_values is not None,
+                use_cache=cached,
+                **given,
             ).last_hidden_state
         return states
 
@@ -148,7 +149,15 @@ class BlockCausalPolicy(TransformersPolicy):
 
         Returns:
             What the head turns into logits, [N, D], N = scored.sum(), in row-major order.
+
+        Raises:
+            UserError: the logits at position i - 1 predict token i.
         """
+        if self.shift_logits:
+            raise UserError(
+                "BlockReplay is not for models whose logits are shifted by one: a block's first token is predicted by "
+                "the block before, which is in another state there; take StepTokenLogProb"
+            )
         prompt_ids, prompt_mask = unpadded(prompt_ids, prompt_mask)
         shared = min(self.block_size - 1, prompt_ids.shape[1])
         tail = slice(prompt_ids.shape[1] - shared, None)

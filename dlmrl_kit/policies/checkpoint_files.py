@@ -204,7 +204,7 @@ def load_model(
     """
     config.dtype = None  # "auto" then means the precision of the tensors
     arguments = options.model_arguments()
-    if layout is not None and layout.names:
+    if layout is not None and layout.renames:
         arguments["key_mapping"] = layout.key_mapping()
     with quiet(), foreign(f"the weights in {folder} cannot be loaded"):
         loaded = cls.from_pretrained(

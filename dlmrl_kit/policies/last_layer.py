@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model")
+DECODERS = ("LlamaModel", "Qwen2Model", "Qwen3Model", "Qwen3MoeModel")
 """Classes of transformers with layers of this form: attention and MLP, each behind a norm, with rotary positions."""
 
 Rotary: TypeAlias = tuple[Tensor, Tensor]

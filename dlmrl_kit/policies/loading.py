@@ -2,40 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter_files import holds_adapter, merge_adapter
 from dlmrl_kit.policies.adapter_settings import base_of, read_settings
 from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, checkpoint_folder, read_config
+from dlmrl_kit.policies.families.a2d import A2D
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.families.bidirectional import Bidirectional
+from dlmrl_kit.policies.families.block_decoders import FastDLLM, StableDiffCoder
 from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemma
 from dlmrl_kit.policies.families.dream import Dream
 from dlmrl_kit.policies.families.llada import LLaDA
+from dlmrl_kit.policies.families.llada2 import LLaDA2
 from dlmrl_kit.policies.families.llada_moe import LLaDAMoE
 from dlmrl_kit.policies.families.masked_lm import MaskedLM
+from dlmrl_kit.policies.families.refused import reason_against
 from dlmrl_kit.policies.families.sdar import SDAR
+from dlmrl_kit.policies.families.sdar_moe import SDARMoE
 from dlmrl_kit.policies.options import Attention, Dtype, LoadOptions, Quantisation, read_told
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
-FAMILIES: tuple[Family, ...] = (LLaDAMoE(), LLaDA(), Dream(), SDAR(), DiffusionGemma(), Bidirectional(), MaskedLM())
+FAMILIES: tuple[Family, ...] = (
+    *(
+        LLaDAMoE(),
+        LLaDA2(),
+        LLaDA(),
+        Dream(),
+        SDAR(),
+        SDARMoE(),
+        FastDLLM(),
+        StableDiffCoder(),
+        DiffusionGemma(),
+        A2D(),
+    ),
+    *(Bidirectional(), MaskedLM()),
+)
 """The families in the order in which they are asked: the first that recognises a checkpoint loads it."""
+
+
+_added: list[Family] = []
+
+
+def add_family(family: Family) -> None:
+    """Lets a family of a plugin load checkpoints: it is asked before the kit's own. It replaces one of its class."""
+    keep_families([*(other for other in _added if type(other).__qualname__ != type(family).__qualname__), family])
+
+
+def added_families() -> tuple[Family, ...]:
+    """Returns the families that plugins added."""
+    return tuple(_added)
+
+
+def keep_families(families: Iterable[Family]) -> None:
+    """Forgets the families that plugins added, but for these."""
+    _added[:] = families
 
 
 def family_of(config: ConfigJson) -> Family:
     """Returns the first family that recognises a ``config.json``.
 
     Raises:
-        UserError: none does.
+        UserError: none does, or it is known not to be supported.
     """
-    for family in FAMILIES:
+    reason = None if any(family.recognises(config) for family in _added) else reason_against(config)
+    if reason is not None:
+        raise UserError(f"{reason}: it is not supported (docs/real-models.md)")
+    for family in (*_added, *FAMILIES):
         if family.recognises(config):
             return family
     classes = ", ".join(architectures(config) or ["no architecture named"])
     raise UserError(
         f"no denoiser for model type {config.get('model_type')!r} ({classes}); the kit knows these families: "
-        + "; ".join(family.supported for family in FAMILIES)
+        + "; ".join(family.supported for family in (*_added, *FAMILIES))
     )
 
 

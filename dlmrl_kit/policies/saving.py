@@ -52,7 +52,7 @@ def save_own_layout(policy: TransformersPolicy, folder: str | Path) -> None:
         save_transformers(policy, folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    if layout.names:
+    if layout.renames:
         _save_renamed(policy, layout, folder)
     else:
         _save_weights(policy, folder)
@@ -98,8 +98,9 @@ def _save_renamed(policy: TransformersPolicy, layout: Layout, folder: Path) -> N
 def _save_weights(policy: TransformersPolicy, folder: Path) -> None:
     """Writes the weights and the configuration as transformers does."""
     # Tensors that were renamed on loading would be named back under a config.json that does not fit them.
-    renamed = policy.layout is not None and bool(policy.layout.names)
+    renamed = policy.layout is not None and policy.layout.renames
+    state = merged_state(policy.model)
+    if policy.layout is not None:
+        state = policy.layout.stored(state)
     with quiet(), as_unquantised(policy.model):
-        policy.model.save_pretrained(
-            folder, state_dict=merged_state(policy.model), max_shard_size=SHARD, save_original_format=not renamed
-        )
+        policy.model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD, save_original_format=not renamed)

@@ -25,13 +25,16 @@ SMALL: dict[str, int] = {
     **dict.fromkeys(("intermediate_size", "mlp_hidden_size", "hidden_dim", "dense_intermediate_size"), 64),
     **dict.fromkeys(("moe_intermediate_size", "expert_intermediate_size"), 16),
     **dict.fromkeys(("num_hidden_layers", "n_layers", "max_window_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_heads", "num_experts"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "top_k_experts"), 2),
     **dict.fromkeys(("head_dim", "global_head_dim"), 8),
     "position_embedding_size": 32,
     "canvas_length": 16,
 }
 """What sizes become in a scaled-down configuration, by their names in ``config.json`` of any family."""
+
+AT_MOST: dict[str, int] = {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
+"""Sizes that become no larger than this."""
 
 LONGER = ("max_position_embeddings", "max_sequence_length")
 """Sizes that grow by ``BYTES_PER_TOKEN``, as prompts do when each token is a byte."""
@@ -88,6 +91,10 @@ def scaled_down(config: ConfigJson) -> ConfigJson:
             small[name] = {i: scaled_down(value[end]) for i, end in enumerate(ends) if end in value}
         elif name in SMALL and value is not None:
             small[name] = SMALL[name]
+        elif name in AT_MOST and isinstance(value, int):
+            small[name] = min(value, AT_MOST[name])
+        elif name == "rotary_dim" and value is not None:
+            small[name] = SMALL["head_dim"] * value // config["head_dim"]
         elif name in LONGER and isinstance(value, int):
             small[name] = value * BYTES_PER_TOKEN
         elif name in ("vocab_size", "embedding_size"):

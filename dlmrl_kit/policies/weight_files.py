@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.policies.model_files import AGAIN, read_bytes, read_json
@@ -100,6 +102,27 @@ def require_finite_files(folder: Path) -> None:
             names = tensor_names(file)
             with safe_open(file, "pt") as opened:
                 require_finite(((name, opened.get_tensor(name)) for name in names), str(file))
+
+
+def router_precisions(folder: str) -> dict[str, torch.dtype]:
+    """Returns the precision in the files of what the routers of a mixture of experts hold, by name.
+
+    Files of other formats than safetensors are left out. Only headers are read.
+
+    Raises:
+        UserError: as ``weight_files`` and ``tensor_names``.
+    """
+    from safetensors import safe_open
+
+    found: dict[str, torch.dtype] = {}
+    for file in weight_files(Path(folder)):
+        if names := [name for name in tensor_names(file) if ".mlp.gate." in name]:
+            with safe_open(file, "pt") as opened:
+                found |= {name: _DTYPES[opened.get_slice(name).get_dtype()] for name in names}
+    return found
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def tensor_names(file: Path) -> list[str]:

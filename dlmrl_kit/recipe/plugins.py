@@ -31,6 +31,8 @@ from typing import Any
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RegistryError, UserError
 from dlmrl_kit.core.registry import Entry
+from dlmrl_kit.policies.families.base import Family
+from dlmrl_kit.policies.loading import added_families, keep_families
 from dlmrl_kit.recipe import gin_registry
 from dlmrl_kit.recipe.builtin import load_builtin
 
@@ -201,7 +203,7 @@ def _load(plugin: Plugin, others: set[str]) -> Plugin:
         own = [
             e for e in registry.registered() if e.package == plugin.package or (e in new and e.package not in others)
         ]
-        if not own:
+        if not own and not before.new_families():
             raise RegistryError("importing it registers no component; decorate classes with @dlmrl_kit.register(kind)")
     except KeyboardInterrupt:
         before.restore(plugin)
@@ -247,6 +249,11 @@ class _Snapshot:
         self.modules = set(sys.modules)
         self.entries = {entry.gin_name for entry in registry.registered()}
         self.configurables = gin_registry.names()
+        self.families = added_families()
+
+    def new_families(self) -> list[Family]:
+        """Lists the families of checkpoints that were added since."""
+        return [family for family in added_families() if family not in self.families]
 
     def new_entries(self) -> list[Entry]:
         """Lists the components registered since, besides the kit's own."""
@@ -258,6 +265,7 @@ class _Snapshot:
         packages = {plugin.package, *(entry.package for entry in new)} - {_KIT}
         for entry in new:
             registry.unregister(entry)
+        keep_families(self.families)
         gin_registry.forget(packages, self.configurables)
         for name in set(sys.modules) - self.modules:
             if name.split(".", 1)[0] in packages:

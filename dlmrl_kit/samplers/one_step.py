@@ -105,6 +105,7 @@ class BehindTheBlock:
                 yield waiting.rows, waiting.step, waiting.positions, waiting.source
             else:
                 again.append(waiting.at(waiting.positions.any(-1)))
+        again = [waiting for waiting in again if len(waiting.rows)]  # those at the last block have nothing behind it
         if not again:
             return
         # States of different steps are mixed, as many at a time as the rollout has rows.

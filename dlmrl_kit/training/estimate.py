@@ -194,6 +194,7 @@ def layer_sizes(policy: TransformersPolicy, checkpointing: bool) -> LayerSize:
     chosen = sizes.get("num_experts_per_tok") or sizes.get("top_k_experts") or 0
     experts = chosen * sizes.get("moe_intermediate_size", 0)
     shared = inner if experts == 0 or "top_k_experts" in sizes else 0  # Gemma has both at once
+    shared += sizes.get("n_shared_experts", 0) * sizes.get("moe_intermediate_size", 0)
     computed = 8 * hidden + 3 * (heads + 2 * groups) * size + 4 * (shared + experts)
     number = sizes.get("num_hidden_layers") or sizes["n_layers"]
     return LayerSize(computed, hidden if checkpointing else computed, 2 * groups * size, number)

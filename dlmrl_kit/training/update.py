@@ -144,6 +144,7 @@ class Update:
             return Rollout(prompts, prompts)
 
         self.scorer.forget()
+        self.policy.take_metrics()  # what it measured in an evaluation
         chunk = trainer.rollout_batch_size or len(prompts)
         sampler = self.algorithm.sampler
         services = UpdateServices(self.policy, sampler, self.scorer, chunk)
@@ -293,6 +294,8 @@ class Update:
                 totals.add_sum(label, sum(values), len(values))
             if entropy is not None:  # offline samplers record none, as their completions are not the policy's
                 totals.add_sum("entropy", (entropy * valid).sum().item(), max(int(valid.sum()), 1))
+            for name, value in self.policy.take_metrics().items():
+                totals.add(name, value)
             totals.add_part("tokens", float(trajectory[STEP_NUM_COMMITTED].sum()))
             totals.add_sum("steps", int(valid.sum()), len(trajectory))
             if self.algorithm.filters:

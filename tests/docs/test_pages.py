@@ -37,6 +37,7 @@ PAGES = [
     "torchrl-environment",
     "small-denoiser",
     "real-models",
+    "add-a-family",
     "performance",
     "architecture",
 ]
@@ -83,6 +84,7 @@ def run(line: str, expected_error: str | None) -> None:
         "trajectory",
         "small-denoiser",
         pytest.param("look-at-trajectories", marks=pytest.mark.thorough),
+        pytest.param("add-a-family", marks=pytest.mark.thorough),
         pytest.param("quickstart", marks=pytest.mark.thorough),
         pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
         pytest.param("command-line", marks=pytest.mark.thorough),

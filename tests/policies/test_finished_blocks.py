@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.block_checkpoints import BLOCK, block_causal_logits, padded_batch, sdar_checkpoint
+from support.block_checkpoints import BLOCK, sdar_checkpoint
 from support.sdar import LENGTH, LENGTHS, Counted, prompts, rollout
 from support.seeds import seeded
 from tensordict import TensorDict
@@ -25,7 +25,7 @@ from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.selectors.k_steps import FirstK
+from dlmrl_kit.selectors.k_steps import FirstK, LastK
 from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 
@@ -107,6 +107,14 @@ def test_later_blocks_are_computed_for_chosen_states_only(policy: Any) -> None:
     assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4, 12, 12]
 
 
+def test_chosen_states_in_the_last_block_need_nothing_later(policy: Any) -> None:
+    """It failed: there is nothing behind them to be predicted."""
+    sampler = LowConfidence(LENGTH, 1, BLOCK, temperature=0, stop_at_eos=False)
+    given = {"keys": [STEP_GREEDY_IDS], "may_choose": LastK(1).kept}
+    found = sampler(seeded(prompts((6, 6, 6))), policy=policy, **given)
+    assert torch.equal(found["step", "greedy_ids"][:, -1], found["completion_ids"].int())
+
+
 def test_a_rollout_is_the_same_without_the_cache(policy: Any, uncached: None) -> None:
     sampler = LowConfidence(LENGTH, 2, BLOCK, temperature=0.9)
     plain = rollout(policy, sampler)
@@ -136,28 +144,6 @@ def test_blocks_are_counted_from_the_first_token_of_the_prompt(policy: Any) -> N
             done = [block for step, block in order if step < sampler.max_steps]
             assert done == sorted(done)
             assert max(steps) <= sampler.max_steps
-
-
-def test_decoding_is_that_of_the_release(checkpoint: tuple[Path, Any], policy: Any) -> None:
-    """One row at a time as the released generation goes: block by block, the most confident token of each step."""
-    lengths, total = (9, 4, 2, 7), 12
-    ids, mask = padded_batch(256, lengths, total)
-    width = max(lengths)
-    given = TensorDict({"prompt_ids": ids[:, :width], "prompt_mask": mask[:, :width]}, [len(lengths)])
-    sampler = LowConfidence(total, 1, BLOCK, temperature=0, stop_at_eos=False)
-    found = sampler(given, policy=policy)["completion_ids"]
-    for row, length in enumerate(lengths):
-        text = [*ids[row, width - length : width].tolist(), *([policy.mask_id] * total)]
-        for start in range(length // BLOCK * BLOCK, len(text), BLOCK):
-            while policy.mask_id in text[start : start + BLOCK]:
-                with torch.no_grad():
-                    logits = block_causal_logits(checkpoint[1], torch.tensor(text))
-                logits[:, list(policy.forbidden_ids)] = -torch.inf
-                best = logits.softmax(-1).max(-1)
-                open_ = [i for i in range(start, min(start + BLOCK, len(text))) if text[i] == policy.mask_id]
-                chosen = max(open_, key=lambda i: best.values[i].item())
-                text[chosen] = int(best.indices[chosen])
-        assert found[row].tolist() == text[length:]
 
 
 def test_recorded_log_probabilities_are_recomputed(policy: Any) -> None:

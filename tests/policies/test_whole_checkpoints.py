@@ -67,45 +67,6 @@ LARGE = ("diffusion_gemma", "deberta-v2")
 SLOW = [pytest.param(family, marks=pytest.mark.thorough) for family in LARGE]
 
 
-@pytest.mark.parametrize("family", [*(family for family in MAKERS if family not in LARGE), *SLOW])
-def test_every_tensor_counts(family: str, tmp_path: Path) -> None:
-    """One of each kind of tensor of a block, and those outside of the blocks; by the names in the files."""
-    MAKERS[family](tmp_path)
-    state = tensors(tmp_path)
-    write(tmp_path, state)
-    load_policy(tmp_path)
-    kinds = {".".join("*" if part.isdigit() else part for part in name.split(".")): name for name in state}
-    chosen = list(kinds.values())
-    for number, name in enumerate(chosen):
-        if number % 3 == 0:
-            less = {other: tensor for other, tensor in state.items() if other != name}
-            message = refusal(tmp_path, less)
-            assert name in message, "missing"
-            assert "missing" in message
-        else:
-            broken = state[name].clone()
-            broken.view(-1)[-1] = (float("nan"), float("inf"))[number % 3 - 1]
-            assert f"{name} has NaN or infinite values" in refusal(tmp_path, {**state, name: broken})
-    assert "1 tensors are left over, among them extra.weight" in refusal(
-        tmp_path, {**state, "extra.weight": torch.ones(2)}
-    )
-
-
-@pytest.mark.parametrize("family", ["llama", "llada", "dream", "sdar", "bert", "llada_moe", "qwen3_moe"])
-def test_fewer_layers_in_the_configuration_than_in_the_weights(family: str, tmp_path: Path) -> None:
-    """28% of the shipped denoiser's Sudokus became 0% without a word."""
-    MAKERS[family](tmp_path)
-    path = tmp_path / "config.json"
-    config = json.loads(path.read_text())
-    setting = "n_layers" if "n_layers" in config else "num_hidden_layers"
-    fewer = config[setting] // 2
-    path.write_text(json.dumps({**config, setting: fewer, "moe_layer_freq": [1], "layer_types": None}))
-    block = next(name for name in tensors(tmp_path) if f".{fewer}." in name)
-    with pytest.raises(UserError, match=r"tensors are left over, among them .*\.\d+\.") as caught:
-        load_policy(tmp_path)
-    assert f".{fewer}." in str(caught.value), block
-
-
 def test_heads_of_other_objectives_may_be_left_out(tmp_path: Path) -> None:
     """Published BERTs have a pooler and a head for the next sentence, on which no logit depends."""
     masked_checkpoint(tmp_path, "bert")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from support.checkpoints import DREAM_TEMPLATE, fast_tokenizer, qwen_tokenizer
+from support.checkpoints import DREAM_TEMPLATE, fast_tokenizer, qwen_tokenizer, stored
 from torch import Tensor
 
 from dlmrl_kit.policies.checkpoint_files import quiet
@@ -79,7 +79,7 @@ def sdar_checkpoint(folder: Path, seed: int = 0, **changes: Any) -> Any:
     settings._attn_implementation = "eager"
     model = Qwen3ForCausalLM(settings)
     spread(model)
-    save_torch_state_dict(model.state_dict(), folder, max_shard_size="40KB", metadata={"format": "pt"})
+    save_torch_state_dict(stored(model), folder, max_shard_size="40KB", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "modeling_sdar.py").write_text("raise SystemExit('code of a checkpoint was run')\n")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 258], "pad_token_id": 256}))

@@ -242,7 +242,7 @@ def dream_checkpoint(folder: Path, seed: int = 0, dtype: torch.dtype = torch.flo
     model = Qwen2ForCausalLM(Qwen2Config(**{name: config[name] for name in sizes}, rope_parameters=rope))
     spread(model)
     model.to(dtype)
-    save_torch_state_dict(model.state_dict(), folder, max_shard_size="40KB", metadata={"format": "pt"})
+    save_torch_state_dict(stored(model), folder, max_shard_size="40KB", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "tokenization_dream.py").write_text("raise SystemExit('code of a checkpoint was run')\n")
     (folder / "generation_config.json").write_text(json.dumps({"mask_token_id": 261, "alg": "entropy", "steps": 512}))
@@ -322,6 +322,12 @@ def masked_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: Any) ->
         model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
+
+
+def stored(model: Any) -> dict[str, Tensor]:
+    """What a file holds of a model: tied weights once, as the embeddings."""
+    tied = model.config.tie_word_embeddings
+    return {name: tensor for name, tensor in model.state_dict().items() if not tied or name != "lm_head.weight"}
 
 
 def spread(model: nn.Module) -> None:

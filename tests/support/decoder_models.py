@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 SIZES = {
     "vocab_size": 13,
@@ -17,9 +26,19 @@ SIZES = {
     "is_causal": False,
     "attn_implementation": "sdpa",
 }
-CLASSES = [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)]
+EXPERTS = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 4}
+CLASSES = [
+    (LlamaConfig, LlamaForCausalLM),
+    (Qwen2Config, Qwen2ForCausalLM),
+    (Qwen3Config, Qwen3ForCausalLM),
+    (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+]
 
 
 def model_of(config: Any, cls: Any, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return cls(config(**{**SIZES, **changes})).double().eval()
+    experts = cls is Qwen3MoeForCausalLM
+    model = cls(config(**{**SIZES, **(EXPERTS if experts else {}), **changes}))
+    if experts:
+        model.set_experts_implementation("eager")  # grouped products have no double precision
+    return model.double().eval()

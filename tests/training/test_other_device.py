@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
 from support.families import make_dream, make_llada, make_llada_moe
+from support.llada2 import llada2_checkpoint, sdar_moe_checkpoint
 from support.other_device import Elsewhere, other_device
 from support.policies import tiny_policy
 from support.pretraining import tiny
@@ -130,6 +131,12 @@ def only(digits: range, vocabulary: int) -> str:
         (make_llada_moe, range(1, 5), 21, [], []),
         (make_dream, range(1, 5), 20, ["Pretrained.lora_rank = 4"], ["cache=DualCache"]),
         (sdar_checkpoint, range(16, 20), 264, ["Sampler.block_length = 4"], []),
+        (llada2_checkpoint, range(1, 5), 24, ["Sampler.block_length = 4", "Pretrained.block_size = 4"], []),
+        pytest.param(
+            *(sdar_moe_checkpoint, range(16, 20), 264),
+            *(["Sampler.block_length = 4", "Pretrained.block_size = 4"], []),
+            marks=pytest.mark.thorough,
+        ),
         (
             diffusion_gemma_checkpoint,
             range(1, 5),

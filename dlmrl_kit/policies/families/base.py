@@ -81,6 +81,7 @@ class Family(ABC):
         tokenizer = self.tokenizer(folder, config)
         arguments = options.policy_arguments()
         arguments |= {"listed_ends": self.ends(folder, config, tokenizer), "layout": layout, "name": name}
+        arguments["forbidden_ids"] = (*options.forbidden_ids, *self.forbidden(tokenizer))
         return self.policy_class(model, tokenizer, **arguments)
 
     def checkpoint_config(self, folder: str, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
@@ -94,6 +95,10 @@ class Family(ABC):
     def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
         """Loads the tokenizer. Default: as transformers does."""
         return load_tokenizer(folder, config)
+
+    def forbidden(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """Returns ids that are never committed, besides the mask, padding and rows without a token. Default: none."""
+        return ()
 
     def ends(self, folder: str, config: ConfigJson, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """Returns the ids that end a text; the first fills what a finished completion leaves open.

@@ -1,4 +1,8 @@
-"""Dream 7B (arXiv 2508.15487), Dream-Coder, DiffuCoder (arXiv 2506.20639): Qwen2 both ways, logits shifted by one."""
+"""Dream 7B (arXiv 2508.15487), Dream-Coder, DiffuCoder (arXiv 2506.20639): Qwen2 both ways, logits shifted by one.
+
+DreamOn is a Dream that may also write "make this mask two" and "delete this mask". Completions have a fixed length
+here, so that the former is never written.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,14 @@ _NOT_QWEN2 = ("auto_map", "architectures", "model_type", "dtype", "torch_dtype",
 # Padding is left out since it is the end of text, and transformers would give its embedding no gradient.
 
 
+EXPAND = "<|expand|>"
+"""DreamOn's token for two masks in place of one."""
+
+
 class Dream(Family):
     """Dream's weights in ``Qwen2ForCausalLM``; position i - 1 predicts token i."""
 
-    supported = "Dream 7B, Dream-Coder and DiffuCoder (model type Dream)"
+    supported = "Dream 7B, Dream-Coder, DreamOn and DiffuCoder (model type Dream)"
 
     def recognises(self, config: ConfigJson) -> bool:
         """Tells whether ``config.json`` is Dream's."""
@@ -53,3 +61,8 @@ class Dream(Family):
         from transformers import Qwen2Tokenizer
 
         return load_tokenizer(folder, config, Qwen2Tokenizer)
+
+    def forbidden(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """Returns DreamOn's token that changes the length, where the vocabulary has it."""
+        found = tokenizer.get_vocab().get(EXPAND)
+        return () if found is None else (found,)

@@ -61,12 +61,12 @@ _LLAMA_ALIKE: dict[str, tuple[object, ...]] = {
 class LLaDA(Family):
     """Dense LLaDAs, in ``LlamaForCausalLM``."""
 
-    supported = "LLaDA 8B and 1.5 (model type llada)"
+    supported = "LLaDA 8B and 1.5 (model type llada), MMaDA's text (model type mmada)"
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Tells whether ``config.json`` is that of a dense LLaDA."""
-        named = config.get("model_type") == "llada" and "d_model" in config
-        return named or "LLaDAModelLM" in architectures(config)
+        """Tells whether ``config.json`` is that of a dense LLaDA, or of an MMaDA, whose network is LLaDA's."""
+        named = config.get("model_type") in ("llada", "mmada") and "d_model" in config
+        return named or not {"LLaDAModelLM", "MMadaModelLM"}.isdisjoint(architectures(config))
 
     def model_class(self) -> ModelClass:
         """``LlamaForCausalLM``."""

@@ -13,7 +13,10 @@ from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.families.bidirectional import both_ways
 from dlmrl_kit.policies.families.llada import shared_settings, tokenizer_with_mask
+from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.routers import ExpertsPolicy
+from dlmrl_kit.policies.weight_files import router_precisions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -37,14 +40,14 @@ _QWEN3_ALIKE: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 class LLaDAMoE(Family):
-    """LLaDAs with experts, in ``Qwen3MoeForCausalLM``. Those of the second generation are recognised and refused."""
+    """LLaDAs with experts, of the first generation, in ``Qwen3MoeForCausalLM``."""
 
     supported = "LLaDA-MoE (LLaDAMoEModelLM)"
+    policy_class = ExpertsPolicy
 
     def recognises(self, config: ConfigJson) -> bool:
-        """Tells whether ``config.json`` is that of a LLaDA with experts, of the first or a later generation."""
-        later = str(config.get("model_type")).startswith("llada2")
-        return later or any(name in _CLASSES or name.startswith("LLaDA2Moe") for name in architectures(config))
+        """Tells whether ``config.json`` is that of a LLaDA with experts, of the first generation."""
+        return any(name in _CLASSES for name in architectures(config))
 
     def model_class(self) -> ModelClass:
         """``Qwen3MoeForCausalLM``."""
@@ -56,7 +59,7 @@ class LLaDAMoE(Family):
         """Returns the ``Qwen3MoeConfig`` of a LLaDA-MoE configuration.
 
         Raises:
-            UserError: LLaDA2, or a setting that Qwen3-MoE has no block for.
+            UserError: a setting that Qwen3-MoE has no block for.
         """
         from transformers import Qwen3MoeConfig
 
@@ -85,17 +88,16 @@ class LLaDAMoE(Family):
         settings.mask_token_id = config.get("mask_token_id")
         return both_ways(settings)
 
+    def layout(self, folder: str, config: ConfigJson) -> Layout | None:
+        """Returns the files of the checkpoint, and the precision of the routers in them."""
+        return Layout(read_files(folder), precisions=router_precisions(folder))
+
     def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
         """Loads the tokenizer; its mask is the one of the vocabulary, where ``config.json`` gives none."""
         return tokenizer_with_mask(folder, config)
 
 
 def _check_blocks(config: ConfigJson) -> None:
-    if not any(name in _CLASSES for name in architectures(config)):
-        raise UserError(
-            "LLaDA2 (Ling 2.0 blocks) is not supported: transformers has no model with its sigmoid router with groups "
-            "and expert biases beside shared experts and partly rotary attention, run block by block"
-        )
     for name, (values, needed) in _QWEN3_ALIKE.items():
         if name in config and config[name] not in values:
             raise UserError(f"a LLaDA-MoE with {name} = {config[name]!r} needs {needed}, which Qwen3-MoE does not have")

@@ -8,7 +8,7 @@ SDAR and TraDo checkpoints, N for those named -bN).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
@@ -36,11 +36,23 @@ class SDAR(Family):
 
     supported = "SDAR and TraDo (model type sdar)"
     policy_class = BlockCausalPolicy
+    kind: ClassVar[str] = "sdar"
+    """Model type of the published checkpoints."""
+    architecture: ClassVar[str] = "SDARForCausalLM"
+    """Class that their ``config.json`` names."""
+    native: ClassVar[str] = "qwen3"
+    """Model type of transformers' class."""
+    mask_token: ClassVar[str] = "<|MASK|>"
+    """The mask in the vocabulary, where neither ``config.json`` nor the tokenizer names one."""
+    block_setting: ClassVar[str] = "block_size"
+    """What ``config.json`` calls the positions of a block."""
+    released_block: ClassVar[int | None] = None
+    """The positions of a block in the released generator, where ``config.json`` does not name them; None: they vary."""
 
     def recognises(self, config: ConfigJson) -> bool:
         """Tells whether ``config.json`` is SDAR's, or that of one which the kit saved as Qwen3 with a block size."""
-        saved = config.get("model_type") == "qwen3" and config.get("block_size") is not None
-        return saved or config.get("model_type") in ("sdar", "sdar_moe") or "SDARForCausalLM" in architectures(config)
+        saved = config.get("model_type") == self.native and config.get("block_size") is not None
+        return saved or config.get("model_type") == self.kind or self.architecture in architectures(config)
 
     def model_class(self) -> ModelClass:
         """``Qwen3ForCausalLM``."""
@@ -49,36 +61,44 @@ class SDAR(Family):
         return Qwen3ForCausalLM
 
     def model_config(self, config: ConfigJson, options: LoadOptions) -> PretrainedConfig:
-        """Returns the ``Qwen3Config`` of an SDAR configuration, with ``block_size``.
+        """Returns the configuration of transformers' class for the checkpoint's, with ``block_size``.
 
         Raises:
-            UserError: the mixture-of-experts variant, sliding windows, or another block size than the checkpoint's.
+            UserError: sliding windows, or another block size than the checkpoint's.
         """
-        from transformers import Qwen3Config
+        from transformers import AutoConfig
 
-        if config.get("model_type") == "sdar_moe":
-            raise UserError("the mixture-of-experts variant of SDAR (model type sdar_moe) is not supported")
         if config.get("use_sliding_window"):
-            raise UserError("an SDAR with use_sliding_window: windows and blocks together are not supported")
-        given, published = options.block_size, config.get("block_size")
+            raise UserError(f"{self.supported} with use_sliding_window: windows and blocks together are not supported")
+        given, published = options.block_size, config.get(self.block_setting, config.get("block_size"))
         if given is not None and published is not None and given != published:
             raise UserError(f"block_size = {given}, but the checkpoint was trained with {published} (config.json)")
-        settings = Qwen3Config.from_dict({name: value for name, value in config.items() if name not in _NOT_QWEN3})
-        settings.block_size = published if given is None else given
+        known = {"bos_token_id": None, "eos_token_id": None}  # Llama's class would name its own
+        known |= {name: value for name, value in config.items() if name not in _NOT_QWEN3}
+        settings: PretrainedConfig = AutoConfig.for_model(self.native, **known)
+        settings.block_size = (published or self.released_block) if given is None else given
         settings.use_cache = False
         return settings
 
     def layout(self, folder: str, config: ConfigJson) -> Layout | None:
-        """Returns the files of the checkpoint; None for one which the kit saved as Qwen3."""
-        return None if config.get("model_type") == "qwen3" else super().layout(folder, config)
+        """Returns the files of the checkpoint; None for one which the kit saved in transformers' layout."""
+        saved = config.get("model_type") == self.native and self.architecture not in architectures(config)
+        return None if saved else super().layout(folder, config)
 
     def tokenizer(self, folder: str, config: ConfigJson) -> PreTrainedTokenizerBase:
-        """Loads the tokenizer: where it is Qwen's, by Qwen's own class, which needs no code of the checkpoint."""
+        """Loads the tokenizer: where it is Qwen's, by Qwen's own class, which needs no code of the checkpoint.
+
+        Its mask is ``mask_token``, where nothing else names one.
+        """
         from transformers import Qwen2Tokenizer
 
         about = Path(folder) / "tokenizer_config.json"
         known = about.is_file() and "Qwen2" in str(read_json(about).get("tokenizer_class"))
-        return load_tokenizer(folder, config, Qwen2Tokenizer if known else None)
+        tokenizer = load_tokenizer(folder, config, Qwen2Tokenizer if known else None)
+        unnamed = config.get("mask_token_id") is None and tokenizer.mask_token is None
+        if unnamed and self.mask_token in tokenizer.get_vocab():
+            tokenizer.mask_token = self.mask_token
+        return tokenizer
 
     def ends(self, folder: str, config: ConfigJson, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """Returns the ids that end a text, the end of a turn first: it fills what a finished answer leaves open."""
