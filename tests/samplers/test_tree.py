@@ -43,7 +43,7 @@ def test_samples_share_what_their_nodes_share(groups: list[int], shape: tuple[in
             if same_group:
                 assert torch.equal(data["step", name][b, :until], data["step", name][c, :until])
     ends = {tuple(row) for row in data["completion_ids"].tolist()}
-    assert len(ends) > len(groups) // 2 or height > LENGTH  # children go on independently
+    assert len(ends) >= len(groups) // 2 or height > LENGTH  # children go on independently
 
 
 def test_shared_steps_are_sampled_once() -> None:

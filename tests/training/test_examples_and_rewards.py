@@ -18,7 +18,7 @@ from dlmrl_kit.training import train
 REWARDS = '''
 def score(completion, example):
     """As published: components that add up to 3.5, and can be negative."""
-    format_part = 0.5 if completion.isdigit() else -1.25
+    format_part = 0.5 if len({*completion}) > 2 else -1.25
     reward = 3.0 * completion.startswith("1") + format_part
     return {"reward": reward, "solved": completion == "1234", "format": format_part}
 '''

@@ -187,7 +187,7 @@ def test_the_environment_there_and_here() -> None:
         with context(device):
             Loaded(policy, device)
             env = DenoisingEnv(Sudoku4x4(4, 8, num_train=8), policy, 4, batch_size=3)
-            actor = SamplerPolicy(LowConfidence(4, 2), policy, torch.Generator(device).manual_seed(0))
+            actor = SamplerPolicy(LowConfidence(4, 2), policy)
             end = env.rollout(3, actor, break_when_any_done=False, break_when_all_done=True)
             found[device] = end["next", "completion_ids"].cpu()
     assert torch.equal(found["cpu"], found["meta"])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.rollout.services import UpdateServices
 from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.tasks.base import BaseTask, Example
@@ -100,7 +101,7 @@ def test_trees_stay_whole(tmp_path: Path) -> None:
     run = run_of(tmp_path, Swaps(sampler=sampler), group_size=4)
     prompt = TensorDict({"prompt_ids": torch.full((6, 7), 4), "group": torch.arange(6)}, [6])
     prompt["prompt_mask"] = torch.arange(7) >= 7 - torch.tensor(Sums.LENGTHS)[:, None]
-    prompt = prompt[torch.arange(6).repeat_interleave(4)]
+    prompt = prompt[torch.arange(6).repeat_interleave(4)].set("seed", sample_seeds(24, "cpu", 0))
     services = UpdateServices(run.policy, sampler, run.update.scorer, chunk=8)
     with torch.no_grad():
         found, _ = run.update.sample(prompt, services)
