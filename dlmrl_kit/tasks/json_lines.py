@@ -12,6 +12,8 @@ from typing import SupportsIndex, TypeAlias
 from dlmrl_kit.core.dependencies import anchored_path
 from dlmrl_kit.core.registry import nearest, register
 from dlmrl_kit.core.validate import check, refuse_value
+from dlmrl_kit.scoring.pool import Failures, Pool, WorkerError, shared
+from dlmrl_kit.scoring.process import Failed
 from dlmrl_kit.tasks.base import (
     BaseTask,
     Example,
@@ -27,8 +29,6 @@ from dlmrl_kit.tasks.base import (
 from dlmrl_kit.tasks.json_file import read_examples
 from dlmrl_kit.tasks.reward_files import folder_of, source_files
 from dlmrl_kit.tasks.reward_function import check_reward_name, load_reward_function
-from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
-from dlmrl_kit.tasks.worker_process import Failed
 
 RewardPool: TypeAlias = Pool[tuple[str, Example], dict[str, float]]
 

@@ -175,7 +175,7 @@ def dump(task: Task) -> list[list[Any]]:
 def test_same_examples_in_another_process_and_cheap_import() -> None:
     code = (
         "import json, sys\n"
-        "from dlmrl_kit.tasks import arithmetic, base, countdown, sudoku\n"
+        "from dlmrl_kit.tasks import base, countdown, sudoku\n"
         "from dlmrl_kit.core import validate\n"
         "assert not {'torch', 'tensordict', 'reasoning_gym', 'sympy'} & set(sys.modules)\n"
         "tasks = sudoku.Sudoku4x4(seed=3), countdown.Countdown(seed=3)\n"
