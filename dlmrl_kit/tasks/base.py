@@ -162,6 +162,10 @@ class BaseTask(Dependent, ABC):
         """Returns what whoever starts a run should know of the task's examples and scores, a line each. Default: []."""
         return []
 
+    def sketch(self) -> BaseTask:
+        """Returns a task whose examples have the form of this one's and need no download, for dry runs. Default: itself."""
+        return self
+
     def _position(self, split: str, index: SupportsIndex) -> int:
         """Returns ``index`` as a number, checked as ``example`` must."""
         size, position = self.size(split), operator.index(index)
