@@ -163,7 +163,7 @@ class BaseTask(Dependent, ABC):
         return []
 
     def sketch(self) -> BaseTask:
-        """Returns a task whose examples have the form of this one's and need no download, for dry runs. Default: itself."""
+        """Returns a task with examples of the same form that need no download, for dry runs. Default: itself."""
         return self
 
     def _position(self, split: str, index: SupportsIndex) -> int:
