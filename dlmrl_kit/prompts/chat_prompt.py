@@ -17,6 +17,8 @@ class ChatPrompt(PromptLayout):
     Args:
         system: whether the instruction is the system's message; if not, it stands at the head of the first question, as
             in the papers.
+
+    Other arguments, raises as ``PromptLayout``.
     """
 
     @with_parameters_of(PromptLayout)

@@ -12,6 +12,8 @@ class PlainPrompt(PromptLayout):
     """One text: instruction, worked examples and question, with empty lines between them.
 
     It is for base models, which have no chat template.
+
+    Arguments, raises as ``PromptLayout``.
     """
 
     def laid_out(self, instruction: str, worked: list[tuple[str, str]], question: str) -> Prompt:

@@ -50,7 +50,10 @@ def soft_format(text: str) -> float:
 
 @register("reward", paper="arXiv 2504.12216; arXiv 2603.12554")
 class StrictFormat(RewardFunction):
-    """1 if the text is reasoning and answer, each tag once and on its own line, and nothing else; else 0."""
+    """1 if the text is reasoning and answer, each tag once and on its own line, and nothing else; else 0.
+
+    Arguments, raises as ``RewardFunction``.
+    """
 
     def value(self, text: str, meta: Mapping[str, Any]) -> float:
         """Returns 1 or 0."""
@@ -59,7 +62,10 @@ class StrictFormat(RewardFunction):
 
 @register("reward", paper="arXiv 2504.12216; arXiv 2603.12554")
 class SoftFormat(RewardFunction):
-    """1 if the text begins with reasoning and answer between their tags, in whatever lines; else 0."""
+    """1 if the text begins with reasoning and answer between their tags, in whatever lines; else 0.
+
+    Arguments, raises as ``RewardFunction``.
+    """
 
     def value(self, text: str, meta: Mapping[str, Any]) -> float:
         """Returns 1 or 0."""

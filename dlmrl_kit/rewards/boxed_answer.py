@@ -23,7 +23,10 @@ def boxed_answer(text: str) -> float:
 
 @register("reward", paper="arXiv 2504.12216; arXiv 2603.12554")
 class BoxedAnswer(RewardFunction):
-    r"""1 if a ``\boxed{}`` stands between the answer tags, 0.5 for the tags without it, else 0."""
+    r"""1 if a ``\boxed{}`` stands between the answer tags, 0.5 for the tags without it, else 0.
+
+    Arguments, raises as ``RewardFunction``.
+    """
 
     def value(self, text: str, meta: Mapping[str, Any]) -> float:
         """Returns 1, 0.5 or 0."""

@@ -30,6 +30,8 @@ class CorrectAnswer(RewardFunction):
             or in either, a box inside ``<answer>`` included (``any``).
         timeout: seconds for the comparison of one answer.
         workers: processes that compare.
+
+    Other arguments, raises as ``RewardFunction``.
     """
 
     needs = ("truth",)

@@ -55,6 +55,8 @@ class CountdownValue(RewardFunction):
     Args:
         lenient: reads the expression in ``<answer>``, else in ``\\boxed{}``, else before the last equals sign, and
             leaves out a value that is stated behind it; if not, it must stand alone in ``<answer>``.
+
+    Other arguments, raises as ``RewardFunction``.
     """
 
     needs = ("numbers", "target")

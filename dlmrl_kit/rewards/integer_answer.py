@@ -18,7 +18,10 @@ def integer_answer(text: str) -> float:
 
 @register("reward", paper="arXiv 2504.12216; arXiv 2603.12554")
 class IntegerAnswer(RewardFunction):
-    """1 if the answer between the tags is nothing but digits, else 0."""
+    """1 if the answer between the tags is nothing but digits, else 0.
+
+    Arguments, raises as ``RewardFunction``.
+    """
 
     def value(self, text: str, meta: Mapping[str, Any]) -> float:
         """Returns 1 or 0."""

@@ -28,43 +28,19 @@ _BASE = re.compile(r"(.*[0-9A-Za-z])_\{?(\d+)\}?")
 _VALUE = re.compile(r"([-+]?[\d.,/]*\d(?:\s+\d+/\d+)?)(\s|~)+")
 _UNIT = re.compile(r"([A-Za-z]{2,})\.?(?:\^\{?[23]\}?)?")
 _NO_UNITS = frozenset(
-    [
-        "and",
-        "or",
-        "to",
-        "pi",
-        "sqrt",
-        "log",
-        "ln",
-        "exp",
-        "sin",
-        "cos",
-        "tan",
-        "mod",
-        "times",
-        "over",
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "dozen",
-        "half",
-        "quarter",
-        "infinity",
-        "infty",
-    ]
+    {"and", "or", "to", "pi", "sqrt", "log", "ln", "exp", "sin", "cos", "tan", "mod", "times", "over", "infinity"}
+    | {"hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "quarter", "infty"}
 )
 """Words behind a number that are part of its value."""
 
 
 def plainly_equal(answer: str, truth: str) -> bool | None:
     """Tells whether two answers are the same, where that is plain: equal texts, or two numbers; None elsewhere."""
+    if max(len(answer), len(truth)) > MAX_LENGTH:
+        return answer.strip() == truth.strip()
     left, right = _trimmed(answer), _trimmed(truth)
-    if left == right:
+    if left == right or not left:
         return bool(left)
-    if not left or max(len(left), len(right)) > MAX_LENGTH:
-        return False
     bases = [_BASE.fullmatch(text) for text in (left, right)]
     if bases[0] and bases[1]:
         return bases[0].groups() == bases[1].groups()
@@ -110,7 +86,7 @@ def _trimmed(text: str) -> str:
 
 
 def _outer(text: str) -> str:
-    """Returns the kind of brackets around an answer: ``{`` for a set, ``(`` for a tuple or an open interval; else ""."""
+    """Returns the brackets around an answer: ``{`` of a set, ``(`` of a tuple or an open interval; "" for others."""
     text = text.replace(r"\left", "").replace(r"\right", "")
     opening, closing = text.removeprefix("\\")[:1], text[-1:]
     return opening if (opening, closing) in (("{", "}"), ("(", ")")) else ""

@@ -28,6 +28,8 @@ class RightCells(RewardFunction):
 
     The published headline is this share. The accuracy, by which the kit reports solved puzzles, is the share of
     completions of which every empty cell is right.
+
+    Arguments, raises as ``RewardFunction``.
     """
 
     needs = ("puzzle", "solution")

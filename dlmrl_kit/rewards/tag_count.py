@@ -28,7 +28,10 @@ def tag_count(text: str) -> float:
 
 @register("reward", paper="arXiv 2504.12216; arXiv 2603.12554")
 class TagCount(RewardFunction):
-    """0.125 for each of four tags, less 0.001 for each character behind the answer; may be negative."""
+    """0.125 for each of four tags, less 0.001 for each character behind the answer; may be negative.
+
+    Arguments, raises as ``RewardFunction``.
+    """
 
     def value(self, text: str, meta: Mapping[str, Any]) -> float:
         """Returns the sum."""

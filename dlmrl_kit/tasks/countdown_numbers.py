@@ -27,6 +27,8 @@ class CountdownNumbers(TextTask):
 
     Args:
         min_numbers, max_numbers: rows with fewer or more numbers are skipped. The papers take 3.
+
+    Other arguments, raises as ``TextTask``.
     """
 
     sample = (

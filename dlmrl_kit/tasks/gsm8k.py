@@ -23,6 +23,8 @@ class GSM8K(TextTask):
     A row has ``question`` and ``answer``: reasoning, ``####``, a number. By default the reward is that of d1 and EGSPO:
     tags 0.5 at most, soft and strict form 0.5 each, a whole number 0.5, the right answer 2. ``meta["truth"]`` is the
     number.
+
+    Arguments, raises as ``TextTask``.
     """
 
     sample = (

@@ -21,6 +21,8 @@ class MATH(TextTask):
 
     A row has ``problem`` and ``solution``, whose last ``\\boxed{}`` is the answer, or ``answer`` itself. By default the
     reward is that of d1 and EGSPO: a box in the answer 1 at most, the right answer 2. ``meta["truth"]`` is the answer.
+
+    Arguments, raises as ``TextTask``.
     """
 
     sample = (

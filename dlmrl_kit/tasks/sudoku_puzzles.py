@@ -28,6 +28,8 @@ class Sudoku4x4Puzzles(TextTask):
     By default the reward is that of d1 and EGSPO, the share of the empty cells that are right: ``reward/right_cells``
     is what the papers report, the accuracy is the share of puzzles of which all cells are. ``Sudoku4x4`` is the kit's
     own, smaller task without words.
+
+    Arguments, raises as ``TextTask``.
     """
 
     sample = (

@@ -1,4 +1,4 @@
-"""Final answers of mathematics, written for the kit: what a model answers, what is right, and whether they are the same.
+"""Final answers of mathematics, written for the kit: what a model answers, what is right, and whether they are one.
 
 Fractions, mixed numbers, percentages, units, sets, intervals, matrices, text; and answers that try to be paid for more.
 """
