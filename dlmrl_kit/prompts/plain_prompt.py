@@ -17,6 +17,6 @@ class PlainPrompt(PromptLayout):
     """
 
     def laid_out(self, instruction: str, worked: list[tuple[str, str]], question: str) -> Prompt:
-        """Returns the text; the question is its last line."""
+        """Returns the text; the question is its last line, and the prefix of an answer begins a new one."""
         shown = [f"{asked}\n{answer.rstrip()}" for asked, answer in worked]
-        return "\n\n".join([*([instruction] if instruction else []), *shown, question]) + "\n"
+        return "\n\n".join([*([instruction] if instruction else []), *shown, question]) + "\n" * bool(self.prefix)

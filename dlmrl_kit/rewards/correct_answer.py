@@ -27,7 +27,7 @@ class CorrectAnswer(RewardFunction):
 
     Args:
         answer_in: where the final answer stands: in ``<answer>`` (``answer``), in the last ``\\boxed{}`` (``boxed``),
-            or in either, a box inside ``<answer>`` included (``any``).
+            or in either, a box inside ``<answer>`` included (``any``); or it is the whole text (``text``).
         timeout: seconds for the comparison of one answer.
         workers: processes that compare.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, TypeAlias
 
-AnswerIn: TypeAlias = Literal["answer", "boxed", "any"]
-ANSWER_IN = ("answer", "boxed", "any")
+AnswerIn: TypeAlias = Literal["answer", "boxed", "any", "text"]
+ANSWER_IN = ("answer", "boxed", "any", "text")
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$\\]+)")
@@ -50,7 +50,10 @@ def final_answer(text: str, where: AnswerIn = "any") -> str | None:
         text: what a model wrote.
         where: ``answer``: behind the last ``<answer>``. ``boxed``: in the last ``\boxed{}``. ``any``: behind the last
             ``<answer>``, and there in the last box if it has one; without the tag in the last box of the text.
+            ``text``: the whole text.
     """
+    if where == "text":
+        return text.strip()
     block = None if where == "boxed" else in_answer(text)
     if where == "answer":
         return block

@@ -92,23 +92,32 @@ def read_rows(source: Source) -> Rows:
         numbered = list(rows_of_file(place))
     except ValueError as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read: {error.strerror}") from error
     by_line = any(number != index for index, (number, _) in enumerate(numbered))
     return Rows([row for _, row in numbered], source, [number for number, _ in numbered] if by_line else None)
 
 
-def rows_of_file(path: Path) -> Iterator[tuple[int, Row]]:
+def rows_of_file(path: Path, unknown: str | None = None) -> Iterator[tuple[int, Row]]:
     """Yields the rows of a file, each with its line, or with its index in formats whose rows have no line.
+
+    Args:
+        path: of the file.
+        unknown: the format of a file with another ending than ``FORMATS``; None: it is refused.
 
     Raises:
         ValueError: the file or a row cannot be read; the message begins with the place.
+        OSError: there is no such file, or it may not be read.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = bool(suffixes) and suffixes[-1] == ".gz"
     ending = next(iter(suffixes[-2 if packed else -1 :]), "")
+    ending = unknown if unknown is not None and ending not in FORMATS else ending
     if ending not in FORMATS:
         raise ValueError(f"{path}: unknown format; use {', '.join(FORMATS)}, each also with .gz")
+    data = path.read_bytes()
     try:
-        data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        data = gzip.decompress(data) if packed else data
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     if ending == ".parquet":

@@ -118,6 +118,10 @@ class TextTask(BaseTask):
         """Returns what the model is told to do, in the kit's own words. Default: only the form of the answer."""
         return FORM
 
+    def written(self, question: Question) -> str:
+        """Returns a right answer to a question as a model should write it. Default: reasoning and answer in tags."""
+        return f"<reasoning>\n{question.reasoning}\n</reasoning>\n<answer>\n{question.answer}\n</answer>\n"
+
     # ------------------------------------------------------------ examples
 
     @classmethod
@@ -161,7 +165,7 @@ class TextTask(BaseTask):
         question = self._splits.questions[split][position].question
         layout = self.test_prompt if self.test_prompt is not None and split == "heldout" else self.prompt
         prompt = layout.prompt(self.instruction(), question.text)
-        answer = completed(question, layout.prefix) if question.answer else ""
+        answer = self.written(question).removeprefix(layout.prefix) if question.answer else ""
         return Example(prompt, answer, dict(question.meta), layout.prefix, layout.max_tokens)
 
     def place(self, split: str, index: int) -> str:
@@ -292,9 +296,3 @@ FORM = (
     "and </answer>, with each tag on a line of its own."
 )
 """How an answer is written, in the kit's own words."""
-
-
-def completed(question: Question, prefix: str) -> str:
-    """Returns a right completion: reasoning and answer between their tags, without the prefix that the prompt gives."""
-    whole = f"<reasoning>\n{question.reasoning}\n</reasoning>\n<answer>\n{question.answer}\n</answer>\n"
-    return whole.removeprefix(prefix)

@@ -40,7 +40,7 @@ def test_a_conversation_has_the_instruction_where_the_papers_put_it(shots: str) 
 def test_a_plain_prompt_is_one_text(shots: str) -> None:
     whole = "Add.\n\n1+1?\n<answer>2</answer>\n\n2+2?\n<answer>4</answer>\n\n3+3?\n"
     assert PlainPrompt(shots_file=shots).prompt("Add.", "3+3?") == whole
-    assert PlainPrompt(instruction="").prompt("Add.", "3+3?") == "3+3?\n"
+    assert PlainPrompt(instruction="", prefix="").prompt("Add.", "3+3?") == "3+3?"
 
 
 @every_layout

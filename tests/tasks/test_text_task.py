@@ -192,7 +192,7 @@ def test_prompts_of_training_and_test_are_the_same_unless_said_otherwise(tmp_pat
     assert example.prompt == [{"role": "user", "content": "Go.\n\nWhat are 7 and 8?"}]
     assert (example.prefix, example.most) == ("<reasoning>\n", 9)
     other = made(GSM8K, tmp_path, test_prompt=PlainPrompt(instruction="", prefix=""))
-    assert other.example("heldout", 0).prompt == "What are 7 and 8?\n"
+    assert other.example("heldout", 0).prompt == "What are 7 and 8?"
     assert other.example("train", 0).prompt == made(GSM8K, tmp_path).example("train", 0).prompt
 
 
