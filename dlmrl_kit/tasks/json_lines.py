@@ -147,7 +147,8 @@ class JsonLines(BaseTask):
 
     def versions(self) -> dict[str, str]:
         """Returns the commits of the hub's data set that the examples are from."""
-        return {f"JsonLines {rows.source}": rows.revision for rows in self._data.sets if rows.source.local is None}
+        read = [origin for origin in self._data.origins if origin.source.local is None]
+        return {f"JsonLines {origin.source}": origin.revision for origin in read}
 
     def label(self) -> str:
         """Returns the file's name without its ending."""

@@ -12,7 +12,7 @@ from dlmrl_kit.core.prompt import Prompt, fault_of
 from dlmrl_kit.core.validate import refuse_value
 from dlmrl_kit.tasks.base import BaseTask, Example, normalised, question_text, split_of
 from dlmrl_kit.tasks.fields import Fields
-from dlmrl_kit.tasks.rows import Row, Rows, Source, kind_of, read_rows, rows_of_file
+from dlmrl_kit.tasks.rows import Origin, Row, Source, kind_of, read_rows, rows_of_file
 
 HUB_SPLITS = {"train": "train", "test": "heldout"}
 """What the splits of a data set of the hub are here, unless the user says otherwise."""
@@ -34,7 +34,7 @@ class OwnExamples:
 
     def __init__(self, task: BaseTask, source: Source, fields: Fields) -> None:
         self.source, self._fields = source, fields
-        self.sets: list[Rows] = []
+        self.origins: list[Origin] = []
         found = _Found()
         try:
             for place, label, row in self._rows():
@@ -66,9 +66,9 @@ class OwnExamples:
             return
         for split in self._fields.splits or HUB_SPLITS:
             rows = read_rows(Source(self.source.path, split, self.source.config, self.source.revision))
-            self.sets.append(rows)
+            self.origins.append(rows.origin)
             for number, row in enumerate(rows.rows):
-                yield rows.place(number), rows.place(number), {**row, self._fields.split: split}
+                yield rows.origin.place(number), rows.origin.place(number), {**row, self._fields.split: split}
 
     def _is_data_set(self) -> bool:
         """Tells whether the path is an id of the hub, or a folder that may be laid out like a data set of it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.tasks.base import normalised
-from dlmrl_kit.tasks.rows import Row, Rows
+from dlmrl_kit.tasks.rows import Origin, Row, Rows
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,27 @@ class Placed:
     """A question, and where its row is to be found."""
 
     question: Question
-    rows: Rows
+    origin: Origin
     number: int
 
     @property
     def place(self) -> str:
         """The file and line, or the data set and row."""
-        return self.rows.place(self.number)
+        return self.origin.place(self.number)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The questions of each split, and in words what was left out of them."""
+    """The questions of each split.
+
+    Attributes:
+        questions: by split.
+        origins: where the training set and, if it is another one, the test set were read.
+        notes: in words, what was left out.
+    """
 
     questions: dict[str, list[Placed]]
+    origins: list[Origin]
     notes: list[str]
 
 
@@ -73,15 +80,15 @@ def read_questions(rows: Rows, question: Callable[[Row], Question | None]) -> tu
         try:
             made = question(row)
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"{rows.place(number)}: {error}") from error
+            raise RecipeError(f"{rows.origin.place(number)}: {error}") from error
         except KeyError as error:
             known = ", ".join(map(repr, row))
-            raise RecipeError(f"{rows.place(number)}: there is no field {error}; it has {known}") from error
+            raise RecipeError(f"{rows.origin.place(number)}: there is no field {error}; it has {known}") from error
         if made is not None:
             repeated += made.same in found
-            found.setdefault(made.same, Placed(made, rows, number))
+            found.setdefault(made.same, Placed(made, rows.origin, number))
     if not found:
-        raise RecipeError(f"{rows.source} has no examples")
+        raise RecipeError(f"{rows.origin.source} has no examples")
     return list(found.values()), repeated
 
 
@@ -125,7 +132,8 @@ def make_splits(
     if num_pretrain and num_pretrain >= len(train):
         raise RecipeError(f"num_pretrain = {num_pretrain} leaves nothing of the {len(train)} training examples")
     at = len(train) - num_pretrain
-    return Splits({"pretrain": train[at:], "train": train[:at][: most[0]], "heldout": test[: most[1]]}, notes)
+    questions = {"pretrain": train[at:], "train": train[:at][: most[0]], "heldout": test[: most[1]]}
+    return Splits(questions, [rows.origin for rows in sets], notes)
 
 
 def _parted(found: list[Placed], number: int, repeated: int) -> tuple[list[Placed], int]:

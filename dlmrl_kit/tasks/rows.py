@@ -58,17 +58,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows, and where each is to be found.
+class Origin:
+    """Where rows were read, kept when they are not.
 
     Attributes:
-        rows: the rows.
-        source: where they come from.
+        source: what was read.
         numbers: of the lines that the rows stand in; None: rows have their own numbers.
         revision: the commit of a data set; "" for a file.
     """
 
-    rows: list[Row]
     source: Source
     numbers: list[int] | None = None
     revision: str = ""
@@ -76,6 +74,17 @@ class Rows:
     def place(self, index: int) -> str:
         """Returns where a row is to be found: file and line, or data set and row."""
         return f"{self.source}, row {index}" if self.numbers is None else f"{self.source}:{self.numbers[index]}"
+
+    def __str__(self) -> str:
+        return f"{self.source} at {self.revision}" if self.revision else str(self.source)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows, and where they were read."""
+
+    rows: list[Row]
+    origin: Origin
 
 
 def read_rows(source: Source) -> Rows:
@@ -95,7 +104,7 @@ def read_rows(source: Source) -> Rows:
     except OSError as error:
         raise UserError(f"{place}: cannot be read: {error.strerror}") from error
     by_line = any(number != index for index, (number, _) in enumerate(numbered))
-    return Rows([row for _, row in numbered], source, [number for number, _ in numbered] if by_line else None)
+    return Rows([row for _, row in numbered], Origin(source, [n for n, _ in numbered] if by_line else None))
 
 
 def rows_of_file(path: Path, unknown: str | None = None) -> Iterator[tuple[int, Row]]:
@@ -226,7 +235,7 @@ def _from_library(source: Source) -> Rows:
     if source.split not in splits:
         raise UserError(f"{source.path} has no split {source.split!r}; it has {', '.join(map(str, splits))}")
     found: datasets.Dataset = _attempt(source, lambda: (_prepared(builder), builder.as_dataset(source.split))[1])
-    return Rows(found.to_list(), source, revision=str(builder.hash))
+    return Rows(found.to_list(), Origin(source, revision=str(builder.hash)))
 
 
 def _builder(source: Source) -> Any:

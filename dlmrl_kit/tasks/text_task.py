@@ -24,7 +24,7 @@ from dlmrl_kit.prompts.chat_prompt import ChatPrompt
 from dlmrl_kit.rewards.base import RewardFunction
 from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_split
 from dlmrl_kit.tasks.question_splits import Placed, Question, Splits, make_splits
-from dlmrl_kit.tasks.rows import Row, Rows, Source, read_rows
+from dlmrl_kit.tasks.rows import Origin, Row, Rows, Source, read_rows
 
 
 class TextTask(BaseTask):
@@ -137,7 +137,8 @@ class TextTask(BaseTask):
     def versions(self) -> dict[str, str]:
         """Returns the commits of the hub's data sets that the examples are from, and the digests of the prompts."""
         name = type(self).__name__
-        found = {f"{name} {rows.source}": rows.revision for rows in self._rows if rows.source.local is None}
+        read = self._splits.origins
+        found = {f"{name} {origin.source}": origin.revision for origin in read if origin.source.local is None}
         for of, layout in (("", self.prompt), (" in heldout", self.test_prompt)):
             if layout is not None:
                 wording = [layout.prompt(self.instruction(), ""), layout.prefix, layout.max_tokens]
@@ -187,17 +188,15 @@ class TextTask(BaseTask):
 
     def notes(self) -> list[str]:
         """Returns where the examples are from, and what was left out."""
-        read = [f"{rows.source} at {rows.revision}" if rows.revision else str(rows.source) for rows in self._rows]
-        return [f"data from {' and '.join(read)}", *self._splits.notes]
+        return [f"data from {' and '.join(map(str, self._splits.origins))}", *self._splits.notes]
 
     def sketch(self) -> BaseTask:
         """Returns the task itself if its data are files here, else one like it with the kit's own few rows."""
         if all(source.local is not None for source in self._sources()) or not self.sample:
             return self
         twin = copy.copy(self)
-        twin.__dict__.pop("_splits", None)
-        rows = Rows(list(self.sample), Source("rows of the kit"))
-        twin._rows, twin.shared = (rows, rows), "keep"
+        rows = Rows(list(self.sample), Origin(Source("the kit's own rows")))
+        twin._splits = self._made((rows, rows), keep_shared=True)
         return twin
 
     # ------------------------------------------------------------ rewards
@@ -255,19 +254,19 @@ class TextTask(BaseTask):
         return source, Source(self.data, self.test_split, self.config, self.revision)
 
     @cached_property
-    def _rows(self) -> tuple[Rows, ...]:
-        """The rows of each source."""
+    def _splits(self) -> Splits:
+        """The questions of each split, read when they are first needed."""
         for reward in (*self.rewards, self._judge):
             reward.require()
-        return tuple(read_rows(source) for source in self._sources())
+        return self._made([read_rows(source) for source in self._sources()], keep_shared=self.shared == "keep")
 
-    @cached_property
-    def _splits(self) -> Splits:
+    def _made(self, sets: Sequence[Rows], keep_shared: bool) -> Splits:
+        """Divides the rows of a training and a test set; checks that rewards find what they need."""
         splits = make_splits(
-            self._rows,
+            sets,
             self._asked,
             holdout=self.holdout,
-            keep_shared=self.shared == "keep",
+            keep_shared=keep_shared,
             num_pretrain=self.num_pretrain,
             most=(self.num_train, self.num_heldout),
         )

@@ -52,7 +52,7 @@ def test_every_format_gives_the_same_rows(ending: str, packed: bool, tmp_path: P
     path.write_bytes(gzip.compress(data) if packed else data)
     found = read_rows(Source(str(path)))
     assert found.rows == TEXTS
-    assert found.place(1) in (f"{path}:2", f"{path}:4", f"{path}, row 1")
+    assert found.origin.place(1) in (f"{path}:2", f"{path}:4", f"{path}, row 1")
 
 
 def test_json_keeps_answers_of_every_type_and_bytes_of_order(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_data_set_is_read_through_the_library_with_its_version(hub_folder: Path) -> None:
     found = read_rows(Source(str(hub_folder), "test", "main"))
     assert found.rows == [{"question": "test", "answer": "1"}]
-    assert found.revision
-    assert found.place(0) == f"{hub_folder} main test, row 0"
+    assert found.origin.revision
+    assert found.origin.place(0) == f"{hub_folder} main test, row 0"
     with pytest.raises(UserError, match=r"has no split 'dev'; it has train, test"):
         read_rows(Source(str(hub_folder), "dev", "main"))
     with pytest.raises(UserError, match=r"the data set cannot be read: .*other"):
