@@ -26,7 +26,7 @@ class CorrectAnswer(RewardFunction):
     as wrong; ``failures`` counts these, and the first is a warning.
 
     Args:
-        answer_in: where the final answer stands: in ``<answer>`` (``answer``), in the last ``\\boxed{}`` (``boxed``),
+        answer_in: where the final answer stands: in ``<answer>`` (``answer``), in the last ``\boxed{}`` (``boxed``),
             or in either, a box inside ``<answer>`` included (``any``); or it is the whole text (``text``).
         timeout: seconds for the comparison of one answer.
         workers: processes that compare.

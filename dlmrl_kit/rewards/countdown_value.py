@@ -53,7 +53,7 @@ class CountdownValue(RewardFunction):
     r"""1 for an expression of all given numbers that has the target as its value, 0.1 for another answer, 0 for none.
 
     Args:
-        lenient: reads the expression in ``<answer>``, else in ``\\boxed{}``, else before the last equals sign, and
+        lenient: reads the expression in ``<answer>``, else in ``\boxed{}``, else before the last equals sign, and
             leaves out a value that is stated behind it; if not, it must stand alone in ``<answer>``.
 
     Other arguments, raises as ``RewardFunction``.

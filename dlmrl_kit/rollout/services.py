@@ -26,6 +26,10 @@ CHECKED = 20_000
 """The most prompts of a split that are read before training begins; the others are, when it is their turn."""
 
 
+COUNTED = 2000
+"""The most prompts of a split that are looked at to say how many are cut."""
+
+
 def prompt_batch(
     task: BaseTask,
     split: str,
@@ -103,13 +107,13 @@ def check_prompts(task: BaseTask, split: str, policy: Vocabulary, completion_len
 
 
 def cut_prompts(task: BaseTask, split: str, policy: Vocabulary) -> list[str]:
-    """Says how many prompts of a split are cut, as ``check_prompts`` reads them: a line, or none where none is.
+    """Says how many of the first prompts of a split are cut: a line, or none where none is.
 
     Args:
-        task, split: where the examples come from.
+        task, split: where the examples come from; only a task that has them at hand is asked.
         policy: its tokenizer counts.
     """
-    number = min(task.size(split), CHECKED) if task.at_hand else 0
+    number = min(task.size(split), COUNTED) if task.at_hand else 0
     lengths = []
     for index in range(number):
         example = task.example(split, index)
@@ -118,10 +122,9 @@ def cut_prompts(task: BaseTask, split: str, policy: Vocabulary) -> list[str]:
             lengths += [length] if length > example.most else []
     if not lengths:
         return []
-    return [
-        f"{task.label()}: {len(lengths)} of {number} prompts in {split} are cut from the left, "
-        f"{sum(lengths) / len(lengths):.0f} tokens long on average, {max(lengths)} at most"
-    ]
+    some = f"the first {number}" if number == COUNTED else f"{number}"
+    sizes = f"{sum(lengths) / len(lengths):.0f} tokens long on average, {max(lengths)} at most"
+    return [f"{task.label()}: {len(lengths)} of {some} prompts in {split} are cut from the left, {sizes}"]
 
 
 def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example]:

@@ -19,7 +19,7 @@ from dlmrl_kit.tasks.text_task import TextTask
 class MATH(TextTask):
     r"""Problems of mathematics competitions: trained on 12,000 of MATH, tested on MATH-500.
 
-    A row has ``problem`` and ``solution``, whose last ``\\boxed{}`` is the answer, or ``answer`` itself. By default the
+    A row has ``problem`` and ``solution``, whose last ``\boxed{}`` is the answer, or ``answer`` itself. By default the
     reward is that of d1 and EGSPO: a box in the answer 1 at most, the right answer 2. ``meta["truth"]`` is the answer.
 
     Arguments, raises as ``TextTask``.

@@ -44,10 +44,12 @@ class Sudoku4x4Puzzles(TextTask):
 
     def question(self, row: Row) -> Question:
         """Returns the puzzle and its solution."""
-        puzzle, solution = str(row["Puzzle"]).zfill(16), str(row["Solution"])
+        given = row["Puzzle"]
+        puzzle = f"{given:016}" if isinstance(given, int) else str(given)  # a table of numbers has lost leading zeros
+        solution = str(row["Solution"])
         if not _PUZZLE.fullmatch(puzzle) or not _SOLUTION.fullmatch(solution):
             raise ValueError(f"no 4x4 puzzle with its solution: {puzzle!r:.40}, {solution!r:.40}")
-        if any(given not in ("0", true) for given, true in zip(puzzle, solution, strict=True)):
+        if any(cell not in ("0", true) for cell, true in zip(puzzle, solution, strict=True)):
             raise ValueError(f"the solution {solution} changes what is given in {puzzle}")
         return Question(f"Puzzle: {puzzle}", {"puzzle": puzzle, "solution": solution}, solution, key=puzzle)
 
