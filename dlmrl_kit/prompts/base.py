@@ -8,8 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dlmrl_kit.core.dependencies import Dependent, anchored_path
-from dlmrl_kit.core.prompt import Prompt
+from dlmrl_kit.core.promises import promises, shown
+from dlmrl_kit.core.prompt import Prompt, fault_of
 from dlmrl_kit.core.validate import check, refuse_value
+
+
+def prompt_fault(prompt: object) -> str:
+    """Says what is wrong with what should be a prompt, as the end of a sentence; "" if nothing is."""
+    if isinstance(prompt, list):
+        whole = all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt)
+    else:
+        whole = isinstance(prompt, str)
+    if not whole:
+        return f"{shown(prompt)}; it should be a text, or a list of messages with 'role' and 'content'"
+    return (fault_of(prompt) or "") if prompt else "an empty prompt"  # type: ignore[arg-type]
 
 
 class PromptLayout(Dependent, ABC):
@@ -75,6 +87,7 @@ class PromptLayout(Dependent, ABC):
         return self.laid_out(instruction if self._told is None else self._told, self._worked, question)
 
     @abstractmethod
+    @promises(lambda result, given: prompt_fault(result))
     def laid_out(self, instruction: str, worked: list[tuple[str, str]], question: str) -> Prompt:
         """Returns the prompt of a question, behind an instruction (may be "") and worked examples with answers."""
 

@@ -5,16 +5,33 @@ The formula of a reward stands in a pure function; the component holds its setti
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from dlmrl_kit.core.dependencies import Dependent
-from dlmrl_kit.core.validate import check
+from dlmrl_kit.core.promises import promises, shown
+from dlmrl_kit.core.validate import check, clipped
 
 RESERVED = frozenset({"reward", "solved", "failed"})
 """Names that every task's scores have already."""
+
+
+def value_fault(value: object) -> str:
+    """Says what is wrong with what should be a finite number, as the end of a sentence; "" if nothing is."""
+    finite = isinstance(value, numbers.Real) and math.isfinite(value)
+    return "" if finite else f"{clipped(shown(value))}; it should be a finite number"
+
+
+def values_fault(values: object, count: int) -> str:
+    """Says what is wrong with what should be ``count`` finite numbers, as ``value_fault``."""
+    if not isinstance(values, list | tuple) or len(values) != count:
+        got = f"{len(values)} values" if isinstance(values, list | tuple) else shown(values)
+        return f"{got} for {count} completions; it should be a list with a number for each"
+    return next(filter(None, map(value_fault, values)), "")
 
 
 class RewardFunction(Dependent, ABC):
@@ -47,6 +64,7 @@ class RewardFunction(Dependent, ABC):
         return self.name or re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @abstractmethod
+    @promises(lambda result, given: value_fault(result))
     def value(self, text: str, meta: Mapping[str, Any]) -> float:
         """Returns what a completion earns, a finite number.
 
@@ -58,6 +76,7 @@ class RewardFunction(Dependent, ABC):
             meta: of the example.
         """
 
+    @promises(lambda result, given: values_fault(result, len(given["texts"])))
     def values(self, texts: Sequence[str], metas: Sequence[Mapping[str, Any]]) -> list[float]:
         """Returns what several completions earn; arguments as ``value``. Default: one call of ``value`` each."""
         return [self.value(text, meta) for text, meta in zip(texts, metas, strict=True)]
