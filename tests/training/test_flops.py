@@ -56,7 +56,7 @@ def test_hours_are_arithmetic_over_rate() -> None:
     assert lines[1].startswith("time         1 hours for 360 updates on 2 GPUs at 500 TFLOP/s each")
 
 
-def test_cards_and_rate_are_for_dry_runs_only() -> None:
-    result = CliRunner().invoke(app, ["train", "--gpus", "8"])
+def test_a_rate_is_for_dry_runs_only() -> None:
+    result = CliRunner().invoke(app, ["train", "--tflops", "8"])
     assert result.exit_code == 2
-    assert "--gpus without --dry-run" in result.output
+    assert "--tflops without --dry-run" in result.output
