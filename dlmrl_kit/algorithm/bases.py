@@ -16,6 +16,8 @@ from dlmrl_kit.losses.base import Objective, Term
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.pretrainers.base import Pretrainer
+from dlmrl_kit.prompts.base import PromptLayout
+from dlmrl_kit.rewards.base import RewardFunction
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.selectors.base import Selector
@@ -26,6 +28,8 @@ from dlmrl_kit.values.base import Value
 
 BASE_CLASSES: dict[str, type] = {
     "task": BaseTask,
+    "prompt": PromptLayout,
+    "reward": RewardFunction,
     "policy": PolicySource,
     "sampler": Sampler,
     "cache": Cache,

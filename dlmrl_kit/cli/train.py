@@ -64,7 +64,8 @@ def train_command(
         typer.Option(
             min=1,
             metavar="N",
-            help="Train in N processes of this machine, each on a GPU of its own; without GPUs on the CPU.",
+            help="Train in N processes of this machine, each on a GPU of its own; without GPUs on the CPU. With "
+            "--dry-run: the GPUs that the hours are estimated for.",
             show_default=False,
         ),
     ] = None,
@@ -77,6 +78,10 @@ def train_command(
             show_default=False,
         ),
     ] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="With --dry-run: TFLOP/s that a GPU reaches. Default: 300.", show_default=False),
+    ] = None,
     allow_imports: AllowImports = False,
 ) -> None:
     """Train a recipe.
@@ -84,8 +89,10 @@ def train_command(
     Example: dlmrl train egspo --use selector=UniformSteps --set UniformSteps.k=4
     """
     if dry_run:
-        writes = {"--out": out, "--resume": resume, "--push-to-hub": push_to_hub, "--gpus": gpus}
+        writes = {"--out": out, "--resume": resume, "--push-to-hub": push_to_hub, "--max-restarts": max_restarts}
         refuse(writes, "with --dry-run: nothing is trained or written")
+    else:
+        refuse({"--tflops": tflops}, "without --dry-run: it is for an estimate")
     if resume is not None:
         changes = {"RECIPE": recipe, "--use": uses, "--out": out, "--seed": seed}
         refuse(changes, "with --resume: a run goes on with the recipe it started with")
@@ -96,7 +103,7 @@ def train_command(
 
         check_hub(push_to_hub)
     bindings = [*(sets or []), *([f"Trainer.seed={seed}"] if seed is not None else [])]
-    if gpus is None:
+    if gpus is None or dry_run:
         refuse(
             {"--max-restarts": max_restarts}, "without --gpus: where torchrun starts the processes, it is its option"
         )
@@ -125,7 +132,7 @@ def train_command(
             from dlmrl_kit.training.dry_run import dry_run as try_out
 
             refuse_several("train --dry-run")
-            try_out(loaded, typer.echo)
+            try_out(loaded, typer.echo, gpus or 1, tflops or 300.0)
             return
         folder = _train(loaded, out, allow_imports, processes)
         _push(folder, push_to_hub, processes)

@@ -15,7 +15,7 @@ Between calls a component holds nothing but its settings and the modules that it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -216,20 +216,3 @@ def rebuilt(component: C, **changes: Any) -> C:
 def _parameter_names(cls: type) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [name for name, p in inspect.signature(cls).parameters.items() if p.kind in kinds]
-
-
-def with_parameters_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorates a constructor that passes ``*args`` and ``**kwargs`` on to ``base``: its signature then lists them all.
-
-    Recipes, the catalogue and ``rebuilt`` read signatures, and so see the parameters of both; the base's come first.
-    """
-
-    def decorate(constructor: Callable[..., None]) -> Callable[..., None]:
-        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        inherited = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-        own = [p for p in inspect.signature(constructor).parameters.values() if p.kind not in kinds]
-        both = [*inherited.values(), *(p for p in own if p.name not in inherited)]
-        constructor.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
-        return constructor
-
-    return decorate

@@ -28,6 +28,13 @@ class Dependent:
         """Returns the files and folders whose contents the component depends on. Default: none."""
         return ()
 
+    def versions(self) -> Mapping[str, str]:
+        """Returns the versions of what the component depends on that is no file here, such as data of the hub, by name.
+
+        A resumed run compares them as it compares files. Default: nothing.
+        """
+        return {}
+
 
 def anchored_path(text: object) -> str | None:
     """Returns the absolute path of a file or folder named by a relative one; None for whatever else ``text`` is."""

@@ -93,7 +93,9 @@ class Vocabulary:
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         return {PROMPT_IDS: ids.to(self.device), PROMPT_MASK: mask.to(self.device)}
 
-    def prompt_tokens(self, prompt: Prompt, completion_length: int = 0) -> list[int]:
+    def prompt_tokens(
+        self, prompt: Prompt, completion_length: int = 0, prefix: str = "", most: int | None = None
+    ) -> list[int]:
         """Tokenises one prompt in the format of the policy's family.
 
         A conversation, and any prompt of a policy with ``chat_template``, goes through the tokenizer's chat template
@@ -103,26 +105,35 @@ class Vocabulary:
         Args:
             prompt: a text, or a conversation.
             completion_length: positions that the completion takes.
+            prefix: what the answer begins with; the completion goes on behind it.
+            most: a longer prompt is cut from the left to so many tokens; None: it is not.
 
         Raises:
             RecipeError: ``core.prompt.fault_of``; a conversation for a tokenizer without a chat template, or one that
                 the template refuses or leaves a message out of; characters that the tokenizer does not have; a mask;
                 no tokens; more tokens than leave room for the completion in ``max_length``.
         """
-        if isinstance(prompt, str) and not self.chat_template:
-            (ids,) = self.text_tokens([prompt])
-            begins = ids[: len(self.prefix_ids)] == [*self.prefix_ids]
-            ids = ids if begins else [*self.prefix_ids, *ids]
-        else:
-            ids = self._formatted([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-        if not ids:
-            raise RecipeError(f"no tokens are left of the prompt {prompt!r}")
+        ids = self.whole_prompt(prompt, prefix)
+        ids = ids if most is None else ids[-most:]
         needed = len(ids) + completion_length
         if self.max_length is not None and needed > self.max_length:
             raise RecipeError(
                 f"the prompt has {len(ids)} tokens and the completion {completion_length}, {needed} in all, but the "
                 f"model has {self.max_length} positions; shorten the prompt or the sampler's completion_length"
             )
+        return ids
+
+    def whole_prompt(self, prompt: Prompt, prefix: str = "") -> list[int]:
+        """Tokenises one prompt, however long it is; arguments and errors as ``prompt_tokens``."""
+        if isinstance(prompt, str) and not self.chat_template:
+            (ids,) = self.text_tokens([prompt + prefix])
+            begins = ids[: len(self.prefix_ids)] == [*self.prefix_ids]
+            ids = ids if begins else [*self.prefix_ids, *ids]
+        else:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            ids = self._formatted(messages, prefix)
+        if not ids:
+            raise RecipeError(f"no tokens are left of the prompt {prompt!r}")
         return ids
 
     def text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
@@ -166,8 +177,8 @@ class Vocabulary:
         unknown = [i in self.unknown_ids and self.tokenizer.convert_ids_to_tokens(i) != character for i in ids]
         return all(unknown) and _is_meant(character)
 
-    def _formatted(self, messages: list[dict[str, str]]) -> list[int]:
-        """Tokenises a conversation by the chat template; raises as ``prompt_tokens``."""
+    def _formatted(self, messages: list[dict[str, str]], prefix: str) -> list[int]:
+        """Tokenises a conversation by the chat template, and the prefix behind it; raises as ``prompt_tokens``."""
         if not self.tokenizer.chat_template:
             raise RecipeError("the prompt is a conversation, but the policy's tokenizer has no chat template")
         if fault := fault_of(messages):
@@ -177,11 +188,11 @@ class Vocabulary:
         except Exception as error:  # templates raise whatever jinja, or they themselves, like
             raise RecipeError(f"the tokenizer's chat template refuses a conversation: {error}") from error
         contents = [message["content"].strip() for message in messages]
-        self.text_tokens(contents)
+        self.text_tokens([*contents, prefix])
         for message, content in zip(messages, contents, strict=True):
             if content not in text and message["role"] != "assistant":  # templates drop thoughts of earlier answers
                 raise RecipeError(f"the tokenizer's chat template leaves out the message of the {message['role']}")
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text + prefix, add_special_tokens=False)["input_ids"]
         return ids
 
     def completion_texts(self, ids: Tensor) -> list[str]:

@@ -44,6 +44,8 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("task", "tasks", "prompts and a verifiable reward"),
+        Kind("prompt", "prompts", "how a question becomes what a policy is given"),
+        Kind("reward", "rewards", "a number that a completion earns, one part of a task's reward"),
         Kind("policy", "policies", "the denoiser: a transformers model behind one interface"),
         Kind("sampler", "samplers", "how a trajectory is generated, and the exact log-probability of what it did"),
         Kind("cache", "caches", "what a rollout reuses of earlier steps, approximately"),

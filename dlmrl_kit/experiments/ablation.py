@@ -108,8 +108,8 @@ def _open(design: Design, folder: Path, parallel: int | None) -> int:
 
 
 def _depends(design: Design) -> Identity:
-    """Returns files and packages that variants depend on; settings, threads and the kit are compared elsewhere."""
-    found: Identity = {"files": {}, "packages": {}}
+    """Returns files, data and packages that variants depend on; settings and the kit are compared elsewhere."""
+    found: Identity = {"files": {}, "data": {}, "packages": {}}
     for variant in design.variants:
         own = identity_of(variant.recipe, variant.recipe.build_algorithm(), torch.device("cpu"))
         for section, entries in found.items():

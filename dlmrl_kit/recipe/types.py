@@ -41,7 +41,7 @@ class Classes(Protocol):
 def hints(cls: type) -> dict[str, object]:
     """Evaluates the annotations of a constructor's parameters, and leaves out those that cannot be evaluated.
 
-    A parameter that the constructor takes over from a base class (``core.component.with_parameters_of``) has the
+    A parameter that the constructor takes over from a base class (``core.signatures.with_parameters_of``) has the
     annotation that it has there.
     """
     annotated = {p.name for p in inspect.signature(cls).parameters.values() if p.annotation is not p.empty}

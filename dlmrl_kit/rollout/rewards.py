@@ -40,8 +40,8 @@ from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Vocabulary
 from dlmrl_kit.core.trajectory import gather_steps
 from dlmrl_kit.samplers.one_step import NOT_COMPUTED
+from dlmrl_kit.scoring.pool import stop_all as stop_workers
 from dlmrl_kit.tasks.base import BaseTask, Example, scores_fault
-from dlmrl_kit.tasks.reward_worker import stop_all as stop_workers
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Returns rewards float32 [N] of completions int64 [N, L] for example indices int64 [N]."""

@@ -26,6 +26,10 @@ CHECKED = 20_000
 """The most prompts of a split that are read before training begins; the others are, when it is their turn."""
 
 
+COUNTED = 2000
+"""The most prompts of a split that are looked at to say how many are cut."""
+
+
 def prompt_batch(
     task: BaseTask,
     split: str,
@@ -76,7 +80,7 @@ def encoded_prompts(
     rows = []
     for index, example in zip(indices, examples(task, split, indices), strict=True):
         try:
-            rows.append(policy.prompt_tokens(example.prompt, completion_length))
+            rows.append(policy.prompt_tokens(example.prompt, completion_length, example.prefix, example.most))
         except RecipeError as error:
             raise RecipeError(f"{task.place(split, index)}: {error}") from error
     return policy.padded(rows)
@@ -91,14 +95,36 @@ def check_prompts(task: BaseTask, split: str, policy: Vocabulary, completion_len
     number = min(task.size(split), CHECKED) if task.at_hand else 0
     refused = []
     for index in range(number):
+        example = task.example(split, index)
         try:
-            policy.prompt_tokens(task.example(split, index).prompt, completion_length)
+            policy.prompt_tokens(example.prompt, completion_length, example.prefix, example.most)
         except RecipeError as error:
             refused.append((index, error))
     if refused:
         index, first = refused[0]
         more = f" ({len(refused)} of {number} prompts in {split} cannot be used)" if len(refused) > 1 else ""
         raise RecipeError(f"{task.place(split, index)}: {first}{more}") from first
+
+
+def cut_prompts(task: BaseTask, split: str, policy: Vocabulary) -> list[str]:
+    """Says how many of the first prompts of a split are cut: a line, or none where none is.
+
+    Args:
+        task, split: where the examples come from; only a task that has them at hand is asked.
+        policy: its tokenizer counts.
+    """
+    number = min(task.size(split), COUNTED) if task.at_hand else 0
+    lengths = []
+    for index in range(number):
+        example = task.example(split, index)
+        if example.most is not None:
+            length = len(policy.whole_prompt(example.prompt, example.prefix))
+            lengths += [length] if length > example.most else []
+    if not lengths:
+        return []
+    some = f"the first {number}" if number == COUNTED else f"{number}"
+    sizes = f"{sum(lengths) / len(lengths):.0f} tokens long on average, {max(lengths)} at most"
+    return [f"{task.label()}: {len(lengths)} of {some} prompts in {split} are cut from the left, {sizes}"]
 
 
 def examples(task: BaseTask, split: str, indices: Iterable[int]) -> list[Example]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import confidence_of
-from dlmrl_kit.core.component import Sizes, with_parameters_of
+from dlmrl_kit.core.component import Sizes
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Sampler, View
 from dlmrl_kit.samplers.mask import StateScoreSampler, highest

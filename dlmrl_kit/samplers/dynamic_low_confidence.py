@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, confidence_of
-from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.low_confidence import order_term

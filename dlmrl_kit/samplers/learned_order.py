@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dlmrl_kit.core.behaviour import LOG_ZERO
-from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.mask import MaskSampler, draw_tokens, rank_of

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import by_rows
-from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.keys import TOKEN_COMMIT_RANK
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.seeding import uniforms
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens, rank_of, subsets

@@ -13,12 +13,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, EXAMPLE, GROUP, REWARD, STEP_NUM_COMMITTED, STEP_VALID, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.seeding import seeds_of, uniforms
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.trajectory import number_in_group
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator, encode_completions

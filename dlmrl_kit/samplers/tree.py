@@ -15,10 +15,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.core.component import with_parameters_of
 from dlmrl_kit.core.keys import GROUP, TREE_NODE, TREE_STEP, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.trajectory import first_rows, number_in_group, partition
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import MayChoose

@@ -32,11 +32,15 @@ class Example:
         prompt: what a policy is given; ``prompt_text`` makes a text of it.
         answer: one right completion; empty where the task knows none.
         meta: whatever else the task tells about the example, for rewards and demonstrators.
+        prefix: what the answer begins with: the policy is given it behind the prompt, and completes it.
+        most: the most tokens of the prompt, prefix included; a longer one is cut from the left. None: it is not.
     """
 
     prompt: Prompt
     answer: str
     meta: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    most: int | None = None
 
 
 def scores_fault(scores: object, count: int) -> str:
@@ -157,6 +161,10 @@ class BaseTask(Dependent, ABC):
     def notes(self) -> list[str]:
         """Returns what whoever starts a run should know of the task's examples and scores, a line each. Default: []."""
         return []
+
+    def sketch(self) -> BaseTask:
+        """Returns a task with examples of the same form that need no download, for dry runs. Default: itself."""
+        return self
 
     def _position(self, split: str, index: SupportsIndex) -> int:
         """Returns ``index`` as a number, checked as ``example`` must."""

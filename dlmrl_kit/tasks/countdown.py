@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks import arithmetic
+from dlmrl_kit.scoring import arithmetic
 from dlmrl_kit.tasks.base import Example, Task, check_int, check_reward_weights, prompt_text, weighted_mean
 from dlmrl_kit.tasks.gym_dataset import GymDataset, gym_dataset
 
@@ -14,7 +14,7 @@ class Countdown(Task):
     """Write an expression that uses each given number exactly once and equals the target.
 
     The prompt is the numbers with spaces between them, ``=``, the target, ``:``; the answer is an expression without
-    spaces in the language of ``dlmrl_kit.tasks.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. An
+    spaces in the language of ``dlmrl_kit.scoring.arithmetic``. Example: ``"71 33 12=116:"``, ``"71+33+12"``. An
     instruction stands on the lines before. ``meta`` has ``"numbers"`` (a list, in the order of the prompt) and
     ``"target"``. Examples with the same target and the same numbers, in whatever order, count as one.
 

@@ -12,6 +12,8 @@ from typing import SupportsIndex, TypeAlias
 from dlmrl_kit.core.dependencies import anchored_path
 from dlmrl_kit.core.registry import nearest, register
 from dlmrl_kit.core.validate import check, refuse_value
+from dlmrl_kit.scoring.pool import Failures, Pool, WorkerError, shared
+from dlmrl_kit.scoring.process import Failed
 from dlmrl_kit.tasks.base import (
     BaseTask,
     Example,
@@ -24,25 +26,27 @@ from dlmrl_kit.tasks.base import (
     question_text,
     weighted_mean,
 )
-from dlmrl_kit.tasks.json_file import read_examples
+from dlmrl_kit.tasks.fields import Fields
+from dlmrl_kit.tasks.own_examples import OwnExamples
 from dlmrl_kit.tasks.reward_files import folder_of, source_files
 from dlmrl_kit.tasks.reward_function import check_reward_name, load_reward_function
-from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
-from dlmrl_kit.tasks.worker_process import Failed
+from dlmrl_kit.tasks.rows import Source
 
 RewardPool: TypeAlias = Pool[tuple[str, Example], dict[str, float]]
 
 
 @register("task")
 class JsonLines(BaseTask):
-    """Examples from a JSON Lines file, scored by a function of your own in a worker process with a time limit.
+    """Your own examples, scored by a function of your own in a worker process with a time limit.
 
-    A line is a JSON object with these fields:
+    They are a JSON Lines file, or a JSON, CSV, TSV or parquet file, each also with ``.gz``, or a data set of the hub. A
+    line, or row, has these fields, which may have other names:
 
     * ``"prompt"``: a text, or a conversation: a list of messages, each with ``"role"`` and ``"content"``;
-    * ``"answer"``, optional: a text; pre-training on answers needs it;
+    * ``"answer"``, optional: pre-training on answers needs it. One that is no text becomes one, as JSON; its value
+      stays in ``meta``;
     * ``"split"``, optional: ``pretrain``, ``train`` or ``heldout``. Either all lines have it or none has; then a hash
-      of the question decides (40%, 40%, 20%);
+      of the question decides (40%, 40%, 20%). A data set of the hub has splits of its own;
     * all others become the example's ``meta``.
 
     Splits share no question, whatever its white space, its form of Unicode, and its instructions (``question_text``).
@@ -62,7 +66,8 @@ class JsonLines(BaseTask):
     completion, which models do write; what it returns tells the names of its components. What it prints is discarded.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8; a file with an unknown ending is read as JSON Lines. Or the id of a data set of the hub,
+            or a folder laid out like one.
         reward: the reward function, ``"module:function"``.
         weights: of the components that make up the reward, by name; at least one positive.
         timeout: seconds for one call of the reward function.
@@ -71,6 +76,12 @@ class JsonLines(BaseTask):
             uses a GPU.
         reward_folder: where the module of the reward function is looked for after the Python path; None: in the current
             folder.
+        prompt_field, answer_field, split_field: what the fields are called in the data.
+        template: a text with ``{field}`` for fields of a row, which is the prompt instead of ``prompt_field``; ``{{``
+            is a brace.
+        splits: the split here for each value of ``split_field``, or for each split of a data set; None for one that is
+            left out. By default the values are the splits themselves, and a data set's ``test`` is ``heldout``.
+        config, revision: of a data set of the hub; a run records the commit.
 
     Raises:
         ValueError: no such file, a line that is not as above (with file and line), no module of that name, or a
@@ -88,6 +99,13 @@ class JsonLines(BaseTask):
         workers: int = 1,
         reward_folder: str | None = None,
         memory: float | None = 16.0,
+        prompt_field: str = "prompt",
+        answer_field: str = "answer",
+        split_field: str = "split",
+        template: str | None = None,
+        splits: dict[str, str | None] | None = None,
+        config: str | None = None,
+        revision: str | None = None,
     ) -> None:
         check(isinstance(path, str | os.PathLike) and bool(os.fspath(path)), self, "path", path, "the path of a file")
         try:
@@ -104,7 +122,11 @@ class JsonLines(BaseTask):
         self.reward, self.weights, self.timeout, self.workers = reward, weights, timeout, workers
         self.reward_folder, self.memory = reward_folder, memory
         self.failures = Failures()
-        self._examples, self._lines = read_examples(self, self.path)
+        self.prompt_field, self.answer_field, self.split_field = prompt_field, answer_field, split_field
+        self.template, self.splits, self.config, self.revision = template, splits, config, revision
+        fields = Fields(prompt_field, answer_field, split_field, template, splits)
+        fields.check(self, prompt_field=prompt_field, answer_field=answer_field, split_field=split_field)
+        self._data = OwnExamples(self, Source(str(self.path), "", config, revision), fields)
         self._components: tuple[str, ...] | None = None
         self._accuracy_doubtful = False
 
@@ -119,8 +141,14 @@ class JsonLines(BaseTask):
         return {name: place for name, place in places.items() if place is not None}
 
     def files(self) -> tuple[Path, ...]:
-        """Returns the file of examples and those with the code of the reward function."""
-        return (self.path, *source_files(self.reward, self.reward_folder))
+        """Returns the file or folder of examples, if it is here, and the files with the code of the reward function."""
+        own = () if self._data.source.local is None else (self.path,)
+        return (*own, *source_files(self.reward, self.reward_folder))
+
+    def versions(self) -> dict[str, str]:
+        """Returns the commits of the hub's data set that the examples are from."""
+        read = [origin for origin in self._data.origins if origin.source.local is None]
+        return {f"JsonLines {origin.source}": origin.revision for origin in read}
 
     def label(self) -> str:
         """Returns the file's name without its ending."""
@@ -133,7 +161,7 @@ class JsonLines(BaseTask):
             ValueError: unknown split.
         """
         check_split(self, split)
-        return len(self._examples[split])
+        return len(self._data.examples[split])
 
     def example(self, split: str, index: SupportsIndex) -> Example:
         """Returns example ``index`` of a split, in the order of the file.
@@ -143,11 +171,11 @@ class JsonLines(BaseTask):
             ValueError: unknown split.
         """
         position = self._position(split, index)
-        return self._examples[split][position]
+        return self._data.examples[split][position]
 
     def place(self, split: str, index: int) -> str:
-        """Returns the file and the line of an example, ``data.jsonl:3``."""
-        return f"{self.path}:{self._lines[split][index]}"
+        """Returns the file and the line of an example, ``data.jsonl:3``, or the data set, its split and the row."""
+        return self._data.places[split][index]
 
     def questions(self, split: str) -> set[str]:
         """Returns what the examples of a split ask.
@@ -156,7 +184,7 @@ class JsonLines(BaseTask):
             ValueError: unknown split.
         """
         check_split(self, split)
-        return {question_text(example.prompt) for example in self._examples[split]}
+        return {question_text(example.prompt) for example in self._data.examples[split]}
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
         """Returns the components of the reward function, ``reward``, ``solved`` and ``failed``.

@@ -125,7 +125,8 @@ class Mixture(BaseTask):
             if home != split:
                 problem = f"Mixture: a question is in {home} of {other!r} and in {split} of {name!r}"
                 raise ValueError(f"{problem}: {clipped(repr(source.prompt))}; leave one of the two tasks out")
-        return MixedExample(source.prompt, source.answer, {**source.meta, "task": name}, source=source)
+        meta = {**source.meta, "task": name}
+        return MixedExample(source.prompt, source.answer, meta, source.prefix, source.most, source=source)
 
     def place(self, split: str, index: int) -> str:
         """Returns where the task has its own example."""

@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from dlmrl_kit.core.registry import nearest, register
 from dlmrl_kit.core.validate import check, refuse_value
+from dlmrl_kit.scoring.pool import Failures, Pool, WorkerError, shared
+from dlmrl_kit.scoring.process import Failed
 from dlmrl_kit.tasks.base import (
     Example,
     Task,
@@ -21,8 +23,6 @@ from dlmrl_kit.tasks.base import (
 )
 from dlmrl_kit.tasks.gym_scorers import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, PAYS_CONSTANTS
 from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Made, Request
-from dlmrl_kit.tasks.reward_worker import Failures, Pool, WorkerError, shared
-from dlmrl_kit.tasks.worker_process import Failed
 
 GENERATE_SECONDS = 120.0
 """Time limit of making the entries of one request."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from dlmrl_kit.tasks.reward_worker import search_path
+from dlmrl_kit.scoring.pool import search_path
 
 
 def module_path(folder: str | None) -> list[str]:

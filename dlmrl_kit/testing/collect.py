@@ -18,6 +18,7 @@ from dlmrl_kit.testing import (
     loggers,
     normalisers,
     padding,
+    rewards,
     samplers,
     schedules,
     selectors,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 OF_KIND: dict[str, tuple[CheckFunction, ...]] = {
     "task": tasks.CHECKS,
+    "reward": rewards.CHECKS,
     "sampler": samplers.CHECKS,
     "cache": caches.CHECKS,
     "correction": corrections.CHECKS,

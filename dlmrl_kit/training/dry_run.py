@@ -16,7 +16,6 @@ import torch
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.core.errors import RecipeError, UserError
-from dlmrl_kit.core.keys import PROMPT_IDS
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.checkpoint_files import load_tokenizer
 from dlmrl_kit.policies.pretrained import Pretrained
@@ -24,9 +23,10 @@ from dlmrl_kit.policies.skeleton import skeleton, wrapped
 from dlmrl_kit.policies.text_bounds import beginning, unknown_tokens
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe
-from dlmrl_kit.rollout.services import encoded_prompts
+from dlmrl_kit.rollout.services import examples
 from dlmrl_kit.rollout.tokens import Tokens
 from dlmrl_kit.training.estimate import Forwards, computed_positions, describe, evaluated_at_once, forwards, memory
+from dlmrl_kit.training.flops import arithmetic, in_words
 from dlmrl_kit.training.shapes import find_config, local_folder
 from dlmrl_kit.training.small_update import EXAMPLES, ScaledDown, architecture_options, small_update
 
@@ -45,12 +45,15 @@ PRECISIONS = {
 """The precisions of weights that ``config.json`` may name."""
 
 
-def dry_run(recipe: Recipe, say: Callable[[str], None]) -> None:
+def dry_run(recipe: Recipe, say: Callable[[str], None], gpus: int = 1, tflops: float = 300.0) -> None:
     """Reports what an update of a recipe costs, then takes one on a small model.
+
+    Data sets are not downloaded either: the kit's own few rows stand for them (``BaseTask.sketch``).
 
     Args:
         recipe: for training.
         say: is called with each line of the report.
+        gpus, tflops: the cards that the hours of the run are estimated for, and the rate of one, in TFLOP/s.
 
     Raises:
         UserError: the recipe is broken, its checkpoint has no configuration, or the update fails.
@@ -69,8 +72,13 @@ def dry_run(recipe: Recipe, say: Callable[[str], None]) -> None:
         policy = source.load()
         say(f"model        {type(source).__name__}, built as it is")
     algorithm.sampler.attach(policy)
+    if algorithm.task.sketch() is not algorithm.task:
+        say("examples     the kit's own, in the form of the data set, which a dry run does not download")
     length, how = longest_prompt(algorithm, policy)
     for line in costs(algorithm, policy, length, how):
+        say(line)
+    work = arithmetic(algorithm, make_plan(algorithm), policy, length)
+    for line in in_words(work, algorithm.trainer.updates, gpus, tflops):
         say(line)
     say(f"small update {small_update(algorithm, small)}")
 
@@ -151,19 +159,19 @@ def longest_prompt(algorithm: Algorithm, policy: TransformersPolicy) -> tuple[in
 
     Without the checkpoint's tokenizer on this machine, the number is guessed from the number of characters.
     """
-    task, source, tokens = algorithm.task, algorithm.policy, Tokens.of(policy)
+    task, source, tokens = algorithm.task.sketch(), algorithm.policy, Tokens.of(policy)
     folder = local_folder(source.path) if isinstance(source, Pretrained) else None
     counted = folder is not None or not isinstance(source, Pretrained)
     if folder is not None:
         tokens = _with_tokenizer(tokens, load_tokenizer(str(folder), {}))
     elif not counted:
         tokens = replace(tokens, max_length=None)  # as it is in other tokens
-    some = range(min(EXAMPLES, task.size("train")))
-    encoded = encoded_prompts(task, "train", some, tokens, algorithm.sampler.completion_length)
-    length = encoded[PROMPT_IDS].shape[1]
-    if counted:
-        return length, "the longest of a few"
-    return math.ceil(length / CHARACTERS_PER_TOKEN), f"guessed: {CHARACTERS_PER_TOKEN} characters per token"
+    rate = 1.0 if counted else CHARACTERS_PER_TOKEN
+    lengths = []
+    for example in examples(task, "train", range(min(EXAMPLES, task.size("train")))):
+        length = math.ceil(len(tokens.whole_prompt(example.prompt, example.prefix)) / rate)
+        lengths.append(length if example.most is None else min(length, example.most))
+    return max(lengths), "the longest of a few" if counted else f"guessed: {rate} characters per token"
 
 
 def _with_tokenizer(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Tokens:

@@ -184,8 +184,29 @@ class LayerSize:
     number: int
 
 
-def layer_sizes(policy: TransformersPolicy, checkpointing: bool) -> LayerSize:
-    """Reads the sizes of a model's layers from its configuration, whichever names its family uses."""
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of a model's blocks.
+
+    Attributes:
+        hidden: size of the hidden states.
+        heads, groups, head: attention heads, heads of keys and values, and the size of one.
+        inner: size of the MLP, of all experts that a token chooses together.
+        number: how many blocks there are.
+        weights: in the matrices of all blocks that a token goes through, an adapter left out.
+    """
+
+    hidden: int
+    heads: int
+    groups: int
+    head: int
+    inner: int
+    number: int
+    weights: int
+
+
+def model_sizes(policy: TransformersPolicy) -> ModelSizes:
+    """Reads the sizes of a model from its configuration, whichever names its family uses."""
     sizes = text_config(policy.model).to_dict()
     hidden = sizes.get("hidden_size") or sizes["dim"]
     heads = sizes.get("num_attention_heads") or sizes["n_heads"]
@@ -195,9 +216,17 @@ def layer_sizes(policy: TransformersPolicy, checkpointing: bool) -> LayerSize:
     experts = chosen * sizes.get("moe_intermediate_size", 0)
     shared = inner if experts == 0 or "top_k_experts" in sizes else 0  # Gemma has both at once
     shared += sizes.get("n_shared_experts", 0) * sizes.get("moe_intermediate_size", 0)
-    computed = 8 * hidden + 3 * (heads + 2 * groups) * size + 4 * (shared + experts)
     number = sizes.get("num_hidden_layers") or sizes["n_layers"]
-    return LayerSize(computed, hidden if checkpointing else computed, 2 * groups * size, number)
+    weights = number * hidden * (2 * (heads + groups) * size + 3 * (shared + experts))
+    return ModelSizes(hidden, heads, groups, size, shared + experts, number, weights)
+
+
+def layer_sizes(policy: TransformersPolicy, checkpointing: bool) -> LayerSize:
+    """Counts the numbers of a model's layers, from its sizes."""
+    sizes = model_sizes(policy)
+    computed = 8 * sizes.hidden + 3 * (sizes.heads + 2 * sizes.groups) * sizes.head + 4 * sizes.inner
+    kept = sizes.hidden if checkpointing else computed
+    return LayerSize(computed, kept, 2 * sizes.groups * sizes.head, sizes.number)
 
 
 def _logits(predictions: int, policy: Policy) -> float:

@@ -23,7 +23,7 @@ from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.recipe.plugins import load_plugins
 
 Identity: TypeAlias = dict[str, dict[str, str]]
-"""By section (``recipe``, ``files``, ``packages``, ``machine``) what a run depends on, and its value or digest."""
+"""By section (``recipe``, ``files``, ``data``, ``packages``, ``machine``) what a run depends on: value or digest."""
 
 _KIT = "dlmrl_kit"
 _LIBRARIES = ("torch", "transformers", "peft", "reasoning-gym")
@@ -52,7 +52,7 @@ class Change:
             return f"{self.name} {state}"
         if self.name == "processes":
             return f"processes were {self.before or 1}, now {self.now or 1}"
-        what = {"packages": "package ", "machine": ""}.get(self.section, "")
+        what = {"packages": "package ", "data": "data ", "machine": ""}.get(self.section, "")
         return f"{what}{self.name} was {self.before or 'not there'}, now {self.now or 'not there'}"
 
 
@@ -84,6 +84,7 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
     return {
         "recipe": bound | {text: "there" for text in recipe.imports},
         "files": {str(path): _digest(path) for path in sorted(files)},
+        "data": {name: version for part in _all(_parts(built)) for name, version in part.versions().items()},
         "packages": dict(_packages(recipe)),
         "machine": machine,
     }

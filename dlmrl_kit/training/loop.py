@@ -21,6 +21,7 @@ from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
 from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.rollout.services import cut_prompts
 from dlmrl_kit.tasks.base import said_of
 from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
@@ -200,7 +201,9 @@ class Run:
         self.observer.on_start(
             folder=self.folder, recipe=self.name, total_updates=total, first_update=first, info=self._info()
         )
-        for note in (*said_of(self.algorithm.task), *self.notes):
+        task = self.algorithm.task
+        cut = [note for split in ("train", "heldout") for note in cut_prompts(task, split, self.policy)]
+        for note in (*said_of(task), *cut, *self.notes):
             self.observer.on_message(note)
         with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
             with self.loggers.open(first):

@@ -7,13 +7,11 @@ runs without a network.
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.hub import is_reachable
 from dlmrl_kit.policies.adapter_files import holds_adapter
 from dlmrl_kit.policies.adapter_settings import base_of
 from dlmrl_kit.policies.checkpoint_files import SHIPPED, read_config
@@ -61,22 +59,6 @@ def _from_hub(path: str) -> str | None:
         cached = try_to_load_from_cache(path, "config.json")
         if isinstance(cached, str):
             return cached
-        return hf_hub_download(path, "config.json") if _reachable() else None
+        return hf_hub_download(path, "config.json") if is_reachable() else None
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
         return None
-
-
-def _reachable() -> bool:
-    """Returns whether the hub answers at once; huggingface_hub itself would try for half a minute without a network."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True
-    address = urlparse(constants.ENDPOINT)
-    try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
-    except OSError:
-        return False
-    return True

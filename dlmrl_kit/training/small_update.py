@@ -139,7 +139,9 @@ def small_algorithm(algorithm: Algorithm, source: PolicySource) -> Algorithm:
     """Returns the algorithm with another policy, few examples, short completions and one prompt per update."""
     fillings = algorithm.fillings
     fillings["sampler"] = _short_sampler(algorithm.sampler, source)
-    return Algorithm(task=FewExamples(algorithm.task), policy=source, trainer=_short_trainer(algorithm), **fillings)
+    return Algorithm(
+        task=FewExamples(algorithm.task.sketch()), policy=source, trainer=_short_trainer(algorithm), **fillings
+    )
 
 
 def _short_trainer(algorithm: Algorithm) -> Trainer:

@@ -123,7 +123,7 @@ def test_a_killed_process_ends_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--dry-run", "--gpus", "2"], "--gpus with --dry-run"),
+        (["train", "--dry-run", "--max-restarts", "2"], "--max-restarts with --dry-run"),
         (["train", "--max-restarts", "2"], "--max-restarts without --gpus"),
         (["train", "nowhere.gin", "--gpus", "2"], "nowhere.gin"),
     ],

@@ -38,6 +38,7 @@ PAGES = [
     "small-denoiser",
     "real-models",
     "add-a-family",
+    "own-data",
     "performance",
     "architecture",
 ]
@@ -60,15 +61,16 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text())
 
 
-def run(line: str, expected_error: str | None) -> None:
+def run(line: str, expected_error: str | None, *, own_data: bool = False) -> None:
     words = shlex.split(line)
     assert words[0] == "dlmrl"
     arguments = words[1:]
     if "--resume" not in arguments:
-        for binding in SMALL.get(arguments[0], []):
-            arguments += ["--set", binding]
+        small = [*SMALL.get(arguments[0], [])]
         if arguments[0] == "train":
-            arguments += ["--set", "Sudoku4x4.num_train=16", "--set", "Sudoku4x4.num_heldout=16"]
+            small += ["Sudoku4x4.num_train=16", "Sudoku4x4.num_heldout=16"]
+        for binding in small:
+            arguments += [] if own_data and binding.startswith("Sudoku4x4") else ["--set", binding]
     result = runner.invoke(app, arguments)
     if expected_error is None:
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
@@ -85,6 +87,7 @@ def run(line: str, expected_error: str | None) -> None:
         "small-denoiser",
         pytest.param("look-at-trajectories", marks=pytest.mark.thorough),
         pytest.param("add-a-family", marks=pytest.mark.thorough),
+        pytest.param("own-data", marks=pytest.mark.thorough),
         pytest.param("quickstart", marks=pytest.mark.thorough),
         pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
         pytest.param("command-line", marks=pytest.mark.thorough),
@@ -103,7 +106,8 @@ def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.
             lines = text.splitlines()
             for line, after in zip(lines, [*lines[1:], ""], strict=True):
                 if line.startswith("$ "):
-                    run(line[2:], after.removeprefix("error: ... ") if after.startswith("error: ") else None)
+                    error = after.removeprefix("error: ... ") if after.startswith("error: ") else None
+                    run(line[2:], error, own_data=page == "own-data")
 
 
 def test_the_recipe_in_the_readme_is_the_default_recipe(tmp_path: Path) -> None:

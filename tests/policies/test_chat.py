@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.checkpoints import dream_checkpoint, llada_checkpoint, masked_checkpoint
+from support.number_task import Numbers
 from support.policies import tiny_policy
 from torch import Tensor
 
@@ -18,9 +21,9 @@ from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
 from dlmrl_kit.policies.saving import save_own_layout, save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.rollout.services import prompt_batch
+from dlmrl_kit.rollout.services import check_prompts, cut_prompts, prompt_batch
 from dlmrl_kit.rollout.tokens import Tokens
-from dlmrl_kit.tasks.base import prompt_text, question_text, split_of
+from dlmrl_kit.tasks.base import Example, prompt_text, question_text, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
 
 CONVERSATION = [
@@ -150,3 +153,43 @@ def test_a_policy_without_templates_needs_none() -> None:
     """Whatever has a tokenizer and padding can encode texts."""
     policy = tiny_policy()
     assert rows(Bare(policy.tokenizer).encode(["ab", "c"])) == rows(policy.encode(["ab", "c"]))
+
+
+@pytest.mark.parametrize("make", [llada_checkpoint, dream_checkpoint])
+def test_an_answer_begins_with_its_prefix_and_a_prompt_is_cut_from_the_left(make: Any, tmp_path: Path) -> None:
+    make(tmp_path)
+    policy = load_policy(tmp_path)
+    whole = policy.prompt_tokens(CONVERSATION)
+    begun = policy.prompt_tokens(CONVERSATION, prefix="9 9")
+    assert begun == [*whole, *plain(policy, "9 9")]
+    assert policy.prompt_tokens("1 2", prefix=" 3") == policy.prompt_tokens("1 2 3")
+    assert policy.prompt_tokens(CONVERSATION, prefix="9 9", most=4) == begun[-4:]
+    assert policy.prompt_tokens(CONVERSATION, most=len(whole)) == whole
+    with pytest.raises(RecipeError, match=r"has no tokens for|mask token"):
+        policy.prompt_tokens(CONVERSATION, prefix=policy.tokenizer.convert_ids_to_tokens(policy.mask_id))
+
+
+def test_batches_hold_prefixes_and_cut_prompts_and_a_run_says_how_many(tmp_path: Path) -> None:
+    llada_checkpoint(tmp_path)
+    policy = load_policy(tmp_path)
+
+    class Begun(Numbers):
+        at_hand = True
+
+        def __init__(self) -> None:
+            super().__init__(8)
+
+        def example(self, split: str, index: Any) -> Example:
+            return replace(super().example(split, index), prefix="_9", most=4)
+
+    batch = prompt_batch(Begun(), "train", [0, 5], policy)
+    assert rows(batch) == [plain(policy, "0_9"), plain(policy, "55_9")]
+    check_prompts(Begun(), "train", policy, 1)
+    lengths = [len(policy.whole_prompt(e.prompt, e.prefix)) for e in map(partial(Begun().example, "train"), range(8))]
+    long = [length for length in lengths if length > 4]
+    (note,) = cut_prompts(Begun(), "train", policy)
+    assert note == (
+        f"Begun: {len(long)} of 8 prompts in train are cut from the left, {sum(long) / len(long):.0f} tokens long on "
+        f"average, {max(long)} at most"
+    )
+    assert cut_prompts(Numbers(), "train", policy) == []

@@ -23,9 +23,9 @@ LLADA_TEMPLATE = (
 )
 
 
-def fast_tokenizer(specials: list[str], **roles: Any) -> PreTrainedTokenizerFast:
+def fast_tokenizer(specials: list[str], characters: str = CHARACTERS, **roles: Any) -> PreTrainedTokenizerFast:
     """A tokenizer of single characters; ``specials`` come last, as in the published vocabularies."""
-    vocabulary = {token: index for index, token in enumerate(CHARACTERS)}
+    vocabulary = {token: index for index, token in enumerate(characters)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="_"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()

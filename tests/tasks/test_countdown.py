@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.tasks import COUNTDOWN, SMALL, TARGET
 
-from dlmrl_kit.tasks.arithmetic import value_of
+from dlmrl_kit.scoring.arithmetic import value_of
 from dlmrl_kit.tasks.base import Example, split_of
 from dlmrl_kit.tasks.countdown import Countdown
 

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from support.task_makers import DATASETS, SIZES, dump, gym
 
+from dlmrl_kit.scoring.pool import WorkerError
 from dlmrl_kit.tasks import reasoning_gym
 from dlmrl_kit.tasks.base import Example, prompt_text, split_of
 from dlmrl_kit.tasks.gym_scorers import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, MARGIN, PAYS_CONSTANTS
 from dlmrl_kit.tasks.mixture import Mixture
 from dlmrl_kit.tasks.reasoning_gym import ReasoningGym
-from dlmrl_kit.tasks.reward_worker import WorkerError
 from dlmrl_kit.testing import check_component
 
 # ---------------------------------------------------------------- reasoning-gym: what is refused

@@ -1,8 +1,8 @@
-"""What runs in a worker process of ``reward_worker``: it loads a function, then calls it on one item after another.
+"""What runs in a worker process of ``pool``: it loads a function, then calls it on one item after another.
 
 Both sides send messages through pipes: their length, then their bytes. The first message to the worker is the pickled
 loader and memory limit, and the reply says whether loading worked. Every other is a time limit and a pickled item, and
-the reply is the result or a ``Failed``, as data (``worker_data``): what comes from a worker is never unpickled.
+the reply is the result or a ``Failed``, as data (``data``): what comes from a worker is never unpickled.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.tasks.worker_data import from_bytes, to_bytes
-from dlmrl_kit.tasks.worker_guard import start_guarded
+from dlmrl_kit.scoring.data import from_bytes, to_bytes
+from dlmrl_kit.scoring.guard import start_guarded
 
 START_SECONDS = 120.0
 """Time limit of starting a worker and loading its function."""

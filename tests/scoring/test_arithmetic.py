@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tasks import HOSTILE, SENTINEL
 
-from dlmrl_kit.tasks import arithmetic
-from dlmrl_kit.tasks.arithmetic import MAX_DEPTH, MAX_LENGTH, MAX_MAGNITUDE, numbers_in, value_of
+from dlmrl_kit.scoring import arithmetic
+from dlmrl_kit.scoring.arithmetic import MAX_DEPTH, MAX_LENGTH, MAX_MAGNITUDE, numbers_in, value_of
 
 Tree = Any  # an int, ("-", tree), or (operator, tree, tree)
 trees = st.recursive(

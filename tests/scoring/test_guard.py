@@ -63,7 +63,7 @@ PARENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import kit_guarded
-from dlmrl_kit.tasks.reward_worker import shared
+from dlmrl_kit.scoring.pool import shared
 (result,) = shared(kit_guarded.load).run([(sys.argv[1], sys.argv[2], sys.argv[3])], float(sys.argv[4]))
 print(result, flush=True)
 sys.stdin.read()

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.tasks.worker_process import (
+from dlmrl_kit.scoring.process import (
     MAX_BYTES,
     SECONDS,
     START_SECONDS,
@@ -42,7 +42,7 @@ MAX_POOLS = 8
 """Pools that have workers at a time; a further one takes the place of the pool that was not used for longest."""
 END_SECONDS = 5.0
 """Seconds in which a worker that was told to end, or whose replies have ended, has to be gone."""
-_SERVE = "import sys; sys.path[:] = {path!r}; from dlmrl_kit.tasks.worker_process import serve; serve()"
+_SERVE = "import sys; sys.path[:] = {path!r}; from dlmrl_kit.scoring.process import serve; serve()"
 
 
 class WorkerError(UserError):
@@ -162,7 +162,7 @@ class Pool(Generic[Item, Result]):
 
 
 class _Worker:
-    """One worker process, and above it its guard (``worker_guard``), which is the process that this one started.
+    """One worker process, and above it its guard (``guard``), which is the process that this one started.
 
     A thread reads its replies, because there is no other portable way of waiting for a pipe with a time limit.
     """

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlmrl_kit.tasks.reward_worker import Failed, shared
-from dlmrl_kit.tasks.worker_data import from_bytes, to_bytes
-from dlmrl_kit.tasks.worker_process import read_reply
+from dlmrl_kit.scoring.data import from_bytes, to_bytes
+from dlmrl_kit.scoring.pool import Failed, shared
+from dlmrl_kit.scoring.process import read_reply
 
 atoms = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=20)
 keys = st.text(max_size=5) | st.integers() | st.tuples(st.integers(), st.text(max_size=3))

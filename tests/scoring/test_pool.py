@@ -15,8 +15,8 @@ import pytest
 from support.process_ends import gone
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.tasks import reward_worker as worker
-from dlmrl_kit.tasks.reward_worker import Failed, WorkerError, shared
+from dlmrl_kit.scoring import pool as worker
+from dlmrl_kit.scoring.pool import Failed, WorkerError, shared
 
 
 def run(pool: worker.Pool, *items: Any, timeout: float = 20) -> list[Any]:
@@ -145,7 +145,7 @@ def test_no_process_outlives_its_parent(functions: ModuleType) -> None:
     code = (
         f"import sys; sys.path.insert(0, {os.path.dirname(str(functions.__file__))!r})\n"
         "import os, signal, kit_test_scorers\n"
-        "from dlmrl_kit.tasks.reward_worker import shared\n"
+        "from dlmrl_kit.scoring.pool import shared\n"
         "pool = shared(kit_test_scorers.load)\n"
         "print(*pool.run(['pid'], 20), flush=True)\n"
         "if len(sys.argv) > 1: os.kill(os.getpid(), signal.SIGKILL)\n"

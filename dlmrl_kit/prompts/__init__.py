@@ -1,0 +1,1 @@
+"""Prompt layouts: how a question becomes what a policy is given."""

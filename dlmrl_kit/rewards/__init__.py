@@ -1,0 +1,1 @@
+"""Rewards: named numbers that a completion earns; a task adds them up."""
