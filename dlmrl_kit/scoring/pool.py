@@ -4,7 +4,7 @@ A worker is a fresh Python process, started when it is first needed (no fork, no
 script is not imported again, and so neither is torch). It loads a function once and then calls it on one item after
 another. A worker that takes too long for an item is ended; one that crashes has ended. The item becomes a ``Failed``,
 and the next one gets a new worker. What it started ends with it, and it ends with its parent, whatever ends that. This
-bounds time and memory. It is no sandbox: a worker has the user's rights.
+bounds time and memory. It is no sandbox: a worker has the user's rights, unless it is asked for one.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ import warnings
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.sandbox.inside.messages import read_messages, write_message
 from dlmrl_kit.scoring.process import (
     MAX_BYTES,
     SECONDS,
     START_SECONDS,
     Failed,
-    read_messages,
     read_reply,
-    write_message,
 )
 
 Item = TypeVar("Item")
@@ -43,6 +42,9 @@ MAX_POOLS = 8
 END_SECONDS = 5.0
 """Seconds in which a worker that was told to end, or whose replies have ended, has to be gone."""
 _SERVE = "import sys; sys.path[:] = {path!r}; from dlmrl_kit.scoring.process import serve; serve()"
+_SANDBOXED = (
+    "import sys; sys.path[:] = {path!r}; from dlmrl_kit.scoring.sandboxed import start; start({path!r}, {seen!r})"
+)
 
 
 class WorkerError(UserError):
@@ -78,11 +80,18 @@ class Pool(Generic[Item, Result]):
         load: is called once in each worker and returns the function. Must be picklable.
         workers: processes, started when first needed.
         memory: address space of each in bytes, where the system can limit it; None: no limit.
+        seen: puts each into a sandbox, in which it sees these files and folders, the kit and installed packages; None:
+            it has the user's rights.
     """
 
     def __init__(
-        self, load: Callable[[], Callable[[Item], Result]], workers: int = 1, memory: int | None = None
+        self,
+        load: Callable[[], Callable[[Item], Result]],
+        workers: int = 1,
+        memory: int | None = None,
+        seen: tuple[str, ...] | None = None,
     ) -> None:
+        self._seen = seen
         self._setup = pickle.dumps((load, memory))
         self._workers: list[_Worker | None] = [None] * workers
         self._lock = threading.Lock()
@@ -132,7 +141,7 @@ class Pool(Generic[Item, Result]):
         """Asks a worker, which is started if there is none under this number."""
         worker = self._workers[number]
         if worker is None or not worker.alive():
-            self._workers[number] = worker = _Worker()
+            self._workers[number] = worker = _Worker(self._seen)
             try:
                 worker.load(self._setup)
                 if self._stopped:  # before this worker was there to be ended
@@ -165,13 +174,16 @@ class _Worker:
     """One worker process, and above it its guard (``guard``), which is the process that this one started.
 
     A thread reads its replies, because there is no other portable way of waiting for a pipe with a time limit.
+
+    Args:
+        seen: of ``Pool``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seen: tuple[str, ...] | None = None) -> None:
         # The order of sets of strings must not differ between processes, and numerical libraries need no threads here.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE.format(path=search_path())],
+            [sys.executable, "-c", (_SERVE if seen is None else _SANDBOXED).format(path=search_path(), seen=seen)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -259,18 +271,22 @@ def search_path() -> list[str]:
     return [*path, os.getcwd()] if os.getcwd() not in path else path
 
 
-_POOLS: OrderedDict[tuple[bytes, int, int | None], Pool[Any, Any]] = OrderedDict()
+Key: TypeAlias = tuple[bytes, int, int | None, tuple[str, ...] | None]
+_POOLS: OrderedDict[Key, Pool[Any, Any]] = OrderedDict()
 
 
 def shared(
-    load: Callable[[], Callable[[Item], Result]], workers: int = 1, memory: int | None = None
+    load: Callable[[], Callable[[Item], Result]],
+    workers: int = 1,
+    memory: int | None = None,
+    seen: tuple[str, ...] | None = None,
 ) -> Pool[Item, Result]:
     """Returns this process's pool for these arguments of ``Pool``.
 
     Equal arguments, those of copies of a task for example, get the same pool, and so share their workers.
     """
-    key = (pickle.dumps(load), workers, memory)
-    pool: Pool[Item, Result] = _POOLS.pop(key) if key in _POOLS else Pool(load, workers, memory)
+    key = (pickle.dumps(load), workers, memory, seen)
+    pool: Pool[Item, Result] = _POOLS.pop(key) if key in _POOLS else Pool(load, workers, memory, seen)
     _POOLS[key] = pool
     while len(_POOLS) > MAX_POOLS:
         _POOLS.popitem(last=False)[1].close()
@@ -291,7 +307,7 @@ def close_all() -> None:
         _POOLS.popitem()[1].close()
 
 
-_INHERITED: list[dict[tuple[bytes, int, int | None], Pool[Any, Any]]] = []
+_INHERITED: list[dict[Key, Pool[Any, Any]]] = []
 
 
 def _forget() -> None:

@@ -2,7 +2,7 @@
 
 Both sides send messages through pipes: their length, then their bytes. The first message to the worker is the pickled
 loader and memory limit, and the reply says whether loading worked. Every other is a time limit and a pickled item, and
-the reply is the result or a ``Failed``, as data (``data``): what comes from a worker is never unpickled.
+the reply is the result or a ``Failed``, as data (``plain_data``): what comes from a worker is never unpickled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from typing import IO
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.scoring.data import from_bytes, to_bytes
+from dlmrl_kit.sandbox.inside.limits import limit_process
+from dlmrl_kit.sandbox.inside.messages import read_messages, write_message
+from dlmrl_kit.sandbox.inside.plain_data import from_bytes, to_bytes
+from dlmrl_kit.sandbox.inside.streams import close_standard_streams
 from dlmrl_kit.scoring.guard import start_guarded
 
 START_SECONDS = 120.0
@@ -28,8 +31,6 @@ MAX_BYTES = 64 * 2**20
 GRACE_SECONDS = 10.0
 """A worker ends itself so long after a time limit, should there be nobody left to end it."""
 
-LENGTH = struct.Struct(">Q")
-"""The head of a message: how many bytes follow."""
 SECONDS = struct.Struct(">d")
 """The head of a request: its time limit."""
 
@@ -50,43 +51,28 @@ class Failed:
     details: str = ""
 
 
-def write_message(stream: IO[bytes], message: bytes) -> None:
-    """Sends a message through an unbuffered stream."""
-    data = memoryview(LENGTH.pack(len(message)) + message)
-    while data:  # an unbuffered stream may take less than it is given
-        data = data[stream.write(data) :]
-
-
-def read_messages(stream: IO[bytes], limit: int | None = None) -> Iterator[bytes]:
-    """Yields the messages of an unbuffered stream until it ends or breaks, or one has more bytes than ``limit``."""
-    with contextlib.suppress(OSError, ValueError):
-        while (head := _exactly(stream, LENGTH.size)) is not None:
-            (length,) = LENGTH.unpack(head)
-            message = None if limit is not None and length > limit else _exactly(stream, length)
-            if message is None:
-                return
-            yield message
-
-
-def _exactly(stream: IO[bytes], length: int) -> bytes | None:
-    """Reads that many bytes; None where the stream ends before."""
-    data = bytearray()
-    while len(data) < length:
-        piece = stream.read(length - len(data))
-        if not piece:
-            return None
-        data += piece
-    return bytes(data)
-
-
 def serve() -> None:
-    """Runs the main loop of a worker; returns when its standard input ends."""
+    """Runs a worker and, above it, its guard; returns when the worker's standard input ends."""
     start_guarded()
-    stdin, stdout = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
-    # What a scorer prints must not get between the replies, and there is nothing for it to read.
+    _serve(_discard_output)
+
+
+def serve_in_sandbox() -> None:
+    """Runs a worker in a sandbox, whose guard is outside; returns when its standard input ends."""
+    limit_process(None, None)
+    _serve(close_standard_streams)
+
+
+def _discard_output() -> None:
+    """Discards what is printed, which must not get between the replies; there is nothing to read."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
+
+
+def _serve(discard: Callable[[], None]) -> None:
+    stdin, stdout = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
+    discard()
     messages = read_messages(stdin)
     setup = next(messages, None)
     function = None if setup is None else _load(setup, stdout)
@@ -122,7 +108,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
     Usually the parent ends it before that; but a parent that was killed cannot.
     """
-    faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=2)
     try:
         yield
     finally:

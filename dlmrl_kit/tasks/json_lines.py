@@ -12,6 +12,7 @@ from typing import SupportsIndex, TypeAlias
 from dlmrl_kit.core.dependencies import anchored_path
 from dlmrl_kit.core.registry import nearest, register
 from dlmrl_kit.core.validate import check, refuse_value
+from dlmrl_kit.sandbox.bubblewrap import require_bubblewrap
 from dlmrl_kit.scoring.pool import Failures, Pool, WorkerError, shared
 from dlmrl_kit.scoring.process import Failed
 from dlmrl_kit.tasks.base import (
@@ -82,10 +83,13 @@ class JsonLines(BaseTask):
         splits: the split here for each value of ``split_field``, or for each split of a data set; None for one that is
             left out. By default the values are the splits themselves, and a data set's ``test`` is ``heldout``.
         config, revision: of a data set of the hub; a run records the commit.
+        sandbox: whether the workers run in a sandbox (docs/sandbox.md), for functions that execute what a model wrote:
+            they see the Python files of the function, the kit and installed packages, and nothing else of the machine.
 
     Raises:
         ValueError: no such file, a line that is not as above (with file and line), no module of that name, or a
             parameter out of its range.
+        SandboxError: there is no sandbox to be had; says what to install.
     """
 
     at_hand = True
@@ -106,6 +110,7 @@ class JsonLines(BaseTask):
         splits: dict[str, str | None] | None = None,
         config: str | None = None,
         revision: str | None = None,
+        sandbox: bool = False,
     ) -> None:
         check(isinstance(path, str | os.PathLike) and bool(os.fspath(path)), self, "path", path, "the path of a file")
         try:
@@ -118,9 +123,12 @@ class JsonLines(BaseTask):
         check_seconds(self, "timeout", timeout)
         check_int(self, "workers", workers, 1, 64)
         check_memory(self, "memory", memory)
+        check(isinstance(sandbox, bool), self, "sandbox", sandbox, "True or False")
+        if sandbox:
+            require_bubblewrap()
         self.path = Path(path).expanduser()
         self.reward, self.weights, self.timeout, self.workers = reward, weights, timeout, workers
-        self.reward_folder, self.memory = reward_folder, memory
+        self.reward_folder, self.memory, self.sandbox = reward_folder, memory, sandbox
         self.failures = Failures()
         self.prompt_field, self.answer_field, self.split_field = prompt_field, answer_field, split_field
         self.template, self.splits, self.config, self.revision = template, splits, config, revision
@@ -246,4 +254,6 @@ class JsonLines(BaseTask):
 
     def _pool(self) -> RewardPool:
         load = functools.partial(load_reward_function, self.reward, self.reward_folder)
-        return shared(load, self.workers, None if self.memory is None else int(self.memory * 2**30))
+        files = map(str, source_files(self.reward, self.reward_folder))
+        seen = tuple(os.path.abspath(file) for file in files) if self.sandbox else None
+        return shared(load, self.workers, None if self.memory is None else int(self.memory * 2**30), seen)

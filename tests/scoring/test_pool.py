@@ -165,3 +165,13 @@ def test_no_process_outlives_its_parent(functions: ModuleType) -> None:
             assert len(pids) == 3
             assert pids[0] == pids[2] != pids[1]
         assert all(map(gone, pids))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("written", ["pickle", "text", "long", "half"])
+def test_a_scorer_that_writes_replies_itself_runs_nothing_in_the_parent(functions: ModuleType, written: str) -> None:
+    pool = shared(functions.load)
+    (result,) = pool.run([f"write {written}"], 2 if written == "half" else 20)
+    assert isinstance(result, Failed)
+    assert result.kind == ("timeout" if written == "half" else "crash")
+    assert pool.run([1], 20) == [1]
