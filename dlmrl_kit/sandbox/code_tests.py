@@ -24,6 +24,10 @@ from dlmrl_kit.sandbox.packages import foreign_imports, packages_seen
 
 START_SECONDS = 60.0
 """Time limit of starting Python in a sandbox."""
+MAX_THREADS = 256
+"""Most threads of a program. No limit of the kernel counts them where the kit runs as root, so they are watched."""
+WATCH_SECONDS = 0.1
+"""How often."""
 JUDGE_BYTES = 2 * 2**30
 """Address space of the process that runs the tests."""
 _RUN = "from dlmrl_kit.sandbox.inside.{module} import main; main()"
@@ -89,7 +93,7 @@ Item: TypeAlias = tuple[str, dict[str, Any]]
 class CodeTests:
     """Runs unit tests on programs, each in a sandbox of its own, which is started before it is needed.
 
-    One object runs one program at a time. It is meant for a worker process (``reward_worker``): the sandboxes die with
+    One object runs one program at a time. It is meant for a worker process (``scoring.pool``): the sandboxes die with
     the thread that started them.
 
     Args:
@@ -99,7 +103,7 @@ class CodeTests:
         unsafe: without sandboxes.
 
     Raises:
-        SandboxError: there is no sandbox to be had, or a package is not installed.
+        UserError: there is no sandbox to be had, or a package is not installed.
     """
 
     def __init__(self, timeout: float, memory: int, packages: tuple[str, ...] = (), unsafe: bool = False) -> None:
@@ -198,9 +202,8 @@ class _Judge:
             program.channel.close()  # the judge's is the only one: it hears of the end
             stream = results.makefile("rwb", buffering=0)
             write_message(stream, to_bytes([text, suite, timeout]))
-            ended = ""
-            if not _readable(results, deadline - time.monotonic()):
-                ended = "timeout"
+            ended = _watched(program.sandbox, results, deadline)
+            if ended:
                 program.sandbox.kill()
                 _readable(results, GRACE_SECONDS)
             results.settimeout(GRACE_SECONDS)
@@ -220,11 +223,23 @@ def _await(channel: socket.socket, sandbox: Sandboxed) -> None:
     said = b""
     with contextlib.suppress(OSError):
         channel.settimeout(START_SECONDS)
-        said = channel.recv(1000)
+        while said != READY and (piece := channel.recv(4096)):
+            said += piece
         channel.settimeout(None)
     if said != READY:
         code = sandbox.kill()
-        raise SandboxError(f"Python does not start in the sandbox: {said.decode() or f'exit code {code}'}")
+        lines = said.decode(errors="replace").strip().splitlines() or [f"exit code {code}"]
+        raise SandboxError(f"Python does not start in the sandbox: {lines[-1]}")
+
+
+def _watched(sandbox: Sandboxed, results: socket.socket, deadline: float) -> str:
+    """Waits for the verdicts; returns why a program has to be ended before they come, or ""."""
+    while not _readable(results, min(WATCH_SECONDS, deadline - time.monotonic())):
+        if time.monotonic() >= deadline:
+            return "timeout"
+        if sandbox.threads() > MAX_THREADS:
+            return "crash"
+    return ""
 
 
 def _readable(stream: socket.socket, seconds: float) -> bool:

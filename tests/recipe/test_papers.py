@@ -13,6 +13,7 @@ from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import shapes
 
 TASKS = {"gsm8k": "GSM8K", "math": "MATH", "countdown": "CountdownNumbers", "sudoku": "Sudoku4x4Puzzles"}
+TASKS["code"] = "KodCode"
 MODELS = {"llada": "GSAI-ML/LLaDA-8B-Instruct", "dream": "Dream-org/Dream-v0-Instruct-7B"}
 NAMES = ["_".join(parts) for parts in product(("egspo_sa", "egspo"), MODELS, TASKS)]
 

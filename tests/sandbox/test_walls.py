@@ -178,7 +178,10 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("attack", REFUSALS)
+@pytest.mark.parametrize(
+    "attack",
+    [pytest.param(name, marks=[pytest.mark.thorough] * (name == "memory by and by")) for name in REFUSALS],
+)
 def test_refused(probes: Objects, attack: str) -> None:
     code, result = REFUSALS[attack]
     assert tried(probes, code) == result
@@ -288,6 +291,25 @@ def test_what_does_not_end_is_ended_and_gone(end: str) -> None:
     finally:
         tests.close()
     assert all(gone(pid) for pid in of_these)
+
+
+def test_a_bomb_of_threads_is_ended_soon() -> None:
+    program = """
+import threading
+threading.stack_size(32768)
+def solve(x):
+    stop = threading.Event()
+    while True:
+        threading.Thread(target=stop.wait, daemon=True).start()
+"""
+    tests = CodeTests(20.0, 2**29)
+    try:
+        started = time.perf_counter()
+        found = outcome(tests, program, statements("assert solve(1) == 1"))
+        assert (found.ended, found.share) == ("crash", 0)
+        assert time.perf_counter() - started < 10
+    finally:
+        tests.close()
 
 
 def descendants() -> list[int]:

@@ -66,8 +66,12 @@ def run_suite(objects: Objects, program: str, suite: Mapping[str, Any]) -> list[
 
 
 def reason(error: BaseException) -> str:
-    """Returns an exception as one short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    """Returns an exception as one short line. Its text may be the program's, and asking for it may fail."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    return " ".join(f"{type(error).__name__}: {text}".split())[:200]
 
 
 def _attempt(objects: Objects, test: Callable[[], object]) -> str | None:
