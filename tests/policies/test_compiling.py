@@ -16,6 +16,7 @@ import pytest
 import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
 from support.checkpoints import llada_moe_checkpoint, masked_checkpoint
+from support.llada2 import llada2_checkpoint
 from support.runs import build, new_run, prepared, rollout, sgd, weights
 from support.runs import recipe as tiny_recipe
 from support.seeds import seeded
@@ -193,7 +194,7 @@ def test_what_is_compiled_for_one_state_is_not_used_in_another(lora: int) -> Non
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.slow
-@pytest.mark.parametrize("write", [sdar_checkpoint, llada_moe_checkpoint, bert_checkpoint])
+@pytest.mark.parametrize("write", [sdar_checkpoint, llada_moe_checkpoint, llada2_checkpoint, bert_checkpoint])
 def test_families(write: Any, tmp_path: Path) -> None:
     write(tmp_path)
     policy, twin = adapted(load_policy(tmp_path)), adapted(load_policy(tmp_path))

@@ -11,7 +11,7 @@ from support.family_cases import CASES
 from dlmrl_kit.testing.families import FamilyCheck, parametrize_with_family_checks
 from dlmrl_kit.testing.family_case import FamilyCase
 
-NUMBERS = ("recognised", "logits", "left_padding", "asked_positions", "round_trip")
+NUMBERS = ("recognised", "logits", "left_padding")
 """Checks of what variants of a family and kinds of masked language models differ in most."""
 
 VARIANTS = (
@@ -28,7 +28,7 @@ VARIANTS = (
 )
 REST = ("dream", "fast_dllm", "diffusion_gemma", "bert", "sdar")
 """Families without code of their own for what ``SHARED`` checks."""
-SHARED = ("bfloat16", "training", "pieces", "sizes_alone")
+SHARED = ("bfloat16", "training", "pieces", "sizes_alone", "eager_attention", "several_ends", "vocabulary")
 
 
 def marks(case: FamilyCase, check: FamilyCheck) -> Iterable[pytest.MarkDecorator]:
@@ -37,7 +37,7 @@ def marks(case: FamilyCase, check: FamilyCheck) -> Iterable[pytest.MarkDecorator
     rest = case.name in VARIANTS and name not in NUMBERS
     shared = case.name in REST and name in SHARED
     slow = name in ("every_tensor_counts", "what_was_said") and case.name not in ("llada", "llada2", "bert")
-    large = case.name == "diffusion_gemma" and name == "adapter"  # and test_encoder_and_decoder_share_the_adapter
+    large = name == "adapter" and case.name in ("diffusion_gemma", "fast_dllm", "sdar")
     return [pytest.mark.thorough] if rest or shared or slow or large else []
 
 
