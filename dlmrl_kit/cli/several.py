@@ -33,10 +33,11 @@ def together() -> Iterator[Processes]:
 
     Where that is not the first one, ``rank 2: `` stands before the message.
     """
-    from dlmrl_kit.core.processes import joined
+    from dlmrl_kit.core.processes import joined, own_gpu
 
     with joined() as processes:
         try:
+            own_gpu()
             yield processes
         except (typer.Exit, typer.Abort):
             raise

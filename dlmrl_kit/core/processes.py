@@ -239,10 +239,7 @@ def may_restart() -> bool:
 def joined() -> Iterator[Processes]:
     """Within the context, the processes that ``torchrun`` has started can talk to each other; one alone needs nothing.
 
-    Tensors on a GPU travel by NCCL, everything else by Gloo. Each process of a machine gets a GPU of its own.
-
-    Raises:
-        RecipeError: there are more processes on this machine than GPUs.
+    Tensors on a GPU travel by NCCL, everything else by Gloo. Call ``own_gpu`` inside, before anything is on a GPU.
     """
     if not started_by_torchrun():
         yield ALONE
@@ -251,22 +248,25 @@ def joined() -> Iterator[Processes]:
     # torchrun keeps one store over all restarts; the keys that a killed process left in it would make the next ones
     # wait for it forever.
     store = PrefixStore(f"dlmrl/{restarts()}", store)
-    _own_gpu(rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     yield Several(rank, world, store)
     dist.destroy_process_group()  # not after an error: it could wait for a process that has ended
 
 
-def _own_gpu(rank: int) -> None:
-    """Makes a GPU of its own the current one of each process of a machine, if the machine has GPUs."""
+def own_gpu() -> None:
+    """Makes a GPU of its own the current one of each process of a machine, if the machine has GPUs.
+
+    Raises:
+        RecipeError: there are more processes on this machine than GPUs.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if gpus and local >= gpus:
         number = os.environ.get("LOCAL_WORLD_SIZE", str(local + 1))
         raise RecipeError(
-            f"{number} processes on a machine with {gpus} GPUs (rank {rank} has none): start {gpus} there, or hide the "
-            "GPUs to train on the CPU (CUDA_VISIBLE_DEVICES= )"
+            f"{number} processes on a machine with {gpus} GPUs: start {gpus} there, or hide the GPUs to train on the "
+            "CPU (CUDA_VISIBLE_DEVICES= )"
         )
     if gpus:
         torch.cuda.set_device(local)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.processes import ALONE, joined
+from dlmrl_kit.core.processes import ALONE, joined, own_gpu
 
 
 def test_one_process_exchanges_nothing() -> None:
@@ -29,13 +29,15 @@ def test_one_process_exchanges_nothing() -> None:
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before they meet: the store is not asked."""
-    for name, value in {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"}.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(
-        "dlmrl_kit.core.processes.rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 5, 6)])
-    )
-    with pytest.raises(RecipeError, match=r"3 processes on a machine with 2 GPUs \(rank 5 has none\)"), joined():
-        pass
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for local in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        own_gpu()
+    assert chosen == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(RecipeError, match="3 processes on a machine with 2 GPUs"):
+        own_gpu()
