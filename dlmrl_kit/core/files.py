@@ -1,4 +1,6 @@
-"""Atomic files and folders: whatever has its final name is complete, even if the process is killed at any moment.
+"""Files: read if they are regular, written atomically.
+
+Whatever has its final name is complete, even if the process is killed at any moment.
 
 A disk that is full, or a folder that is gone, ends in a ``FileError`` of one line, and what was there before stays.
 """
@@ -6,15 +8,36 @@ A disk that is full, or a folder that is gone, ends in a ``FileError`` of one li
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from dlmrl_kit.core.errors import FileError
+
+
+def read_regular(path: Path, most: int = -1) -> bytes:
+    """Reads a regular file, or at most its first ``most`` bytes; links are followed.
+
+    Opening a pipe would wait for a writer, and devices such as ``/dev/zero`` have no end.
+
+    Raises:
+        OSError: the file is not there, may not be read, has a name that no file can have, or is a folder, a device, a
+            pipe or a socket.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:  # a null character
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a device, pipe or socket, not a regular file", str(path))
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlmrl_kit.core.errors import CheckpointError, FileError, UserError
-from dlmrl_kit.core.files import reason_of
+from dlmrl_kit.core.files import read_regular, reason_of
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ def read_json(path: Path, parse: Callable[[Any], T], advice: str = "restore it, 
         CheckpointError: the file cannot be read, or is not as it was written.
     """
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        return parse(json.loads(read_regular(path).decode()))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({reason_of(error)}); {advice}") from error
     except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from dlmrl_kit.policies.checkpoint_files import quiet
 from dlmrl_kit.policies.lora_names import joined_lora, module_of, split_lora
 from dlmrl_kit.policies.model_files import AGAIN, foreign
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.policies.weight_files import tensor_names
+from dlmrl_kit.policies.weight_files import require_unquantised, tensor_types
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Names of files with an adapter's weights, in the order in which peft takes them."""
@@ -90,7 +90,7 @@ def _read_weights(folder: str) -> dict[str, Tensor]:
     files = [file for name in WEIGHTS if (file := Path(folder) / name).is_file()]
     if not files:
         raise UserError(f"{folder} holds no {' or '.join(WEIGHTS)}: copy the adapter's weights there, too")
-    tensor_names(files[0])
+    require_unquantised(tensor_types(files[0]), files[0])
     with foreign(f"{files[0]} cannot be read"):
         weights: dict[str, Tensor] = load_peft_weights(folder, device="cpu")
     other = [name for name in weights if ".lora_" not in name]

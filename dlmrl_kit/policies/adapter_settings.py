@@ -48,6 +48,9 @@ _FORMS: dict[str, tuple[type, ...]] = {
 }
 """Settings that are understood, and the types that they have in JSON."""
 
+_PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+"""Settings that give modules values of another setting, by patterns of their names."""
+
 _PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
 """Names of initialisations that leave the base's weights as they are; true and false do, too."""
 
@@ -166,7 +169,9 @@ def read_settings(folder: str) -> AdapterSettings:
         if name in _HARMLESS or (name in _FORMS and value is None):
             continue
         if name in _FORMS:
-            if not isinstance(value, _FORMS[name]) or (isinstance(value, bool) and bool not in _FORMS[name]):
+            of = _PATTERNS.get(name)
+            fits = _fits(name, value) and (of is None or all(_fits(of, inner) for inner in value.values()))
+            if not fits:
                 raise UserError(f"{path}: {name} = {clipped(repr(value))} is not what peft writes: {AGAIN}")
         elif name == "init_lora_weights":
             if isinstance(value, str) and value not in _PLAIN_STARTS:
@@ -179,6 +184,11 @@ def read_settings(folder: str) -> AdapterSettings:
     return AdapterSettings(
         path, base_of(folder), {name: stored[name] for name in _FORMS if stored.get(name) is not None}
     )
+
+
+def _fits(name: str, value: object) -> bool:
+    """Tells whether a value has a type that a setting may have."""
+    return isinstance(value, _FORMS[name]) and (bool in _FORMS[name] or not isinstance(value, bool))
 
 
 def _refuse(path: Path, name: str, value: object, why: str) -> None:

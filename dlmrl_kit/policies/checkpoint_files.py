@@ -164,6 +164,9 @@ def load_tokenizer(
 
     with quiet(), foreign(f"the tokenizer in {folder} cannot be loaded"):
         tokenizer: PreTrainedTokenizerBase = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
+    if len(tokenizer) == len(tokenizer.added_tokens_decoder):  # transformers makes one without a vocabulary
+        files = "tokenizer.json, or vocab.json and merges.txt"
+        raise UserError(f"{folder} holds no vocabulary for its tokenizer ({files} ...): copy these files there, too")
     ends, padding = token_ids(config, "eos"), token_ids(config, "pad")
     if tokenizer.eos_token is None and ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.core.files import reason_of
+from dlmrl_kit.core.files import read_regular, reason_of
 from dlmrl_kit.core.validate import clipped
 
 DEEPEST = 100
@@ -47,8 +47,7 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
         UserError: it is not there, cannot be read, or is a Git LFS pointer.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(most)
+        content = read_regular(path, most)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({reason_of(error)}): check that it is there and may be read"

@@ -318,7 +318,7 @@ def text_config(model: PreTrainedModel) -> PretrainedConfig:
 
 def _mask_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, given: int | None) -> int:
     stated = (given, setting(config, "mask_token_id"), tokenizer.mask_token_id)
-    found = next((index for index in stated if isinstance(index, int)), None)
+    found = next((index for index in stated if isinstance(index, int) and not isinstance(index, bool)), None)
     if found is None:
         raise UserError("the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token")
     if not 0 <= found < config.vocab_size:

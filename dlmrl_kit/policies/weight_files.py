@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.finite import require_finite
-from dlmrl_kit.policies.model_files import AGAIN, read_bytes, read_json
+from dlmrl_kit.policies.model_files import AGAIN, foreign, read_bytes, read_json
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Names of files with all weights, in the order in which transformers takes them; ``.index.json`` lists pieces."""
+
+_PLAIN = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
+"""Types of numbers that are what they say, as safetensors and torch call them."""
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")
 
@@ -60,11 +63,14 @@ def check_weights(folder: Path) -> None:
     """Refuses a checkpoint folder whose files of weights are not whole; reads only their headers.
 
     Raises:
-        UserError: as ``weight_files`` and ``tensor_names``, a tensor is in two files, or one of an expert is missing.
+        UserError: as ``weight_files``, ``tensor_types`` and ``require_unquantised``, a tensor is in two files, or one
+            of an expert is missing.
     """
     home: dict[str, Path] = {}
     for file in weight_files(folder):
-        for name in tensor_names(file):
+        types = tensor_types(file)
+        require_unquantised(types, file)
+        for name in types:
             if name in home:
                 raise UserError(
                     f"the tensor {name} is in {home[name]} and in {file}: remove the file that is not meant"
@@ -99,7 +105,7 @@ def require_finite_files(folder: Path) -> None:
 
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            names = tensor_names(file)
+            names = tensor_types(file)
             with safe_open(file, "pt") as opened:
                 require_finite(((name, opened.get_tensor(name)) for name in names), str(file))
 
@@ -110,26 +116,43 @@ def router_precisions(folder: str) -> dict[str, torch.dtype]:
     Files of other formats than safetensors are left out. Only headers are read.
 
     Raises:
-        UserError: as ``weight_files`` and ``tensor_names``.
+        UserError: as ``weight_files`` and ``tensor_types``.
     """
-    from safetensors import safe_open
-
     found: dict[str, torch.dtype] = {}
     for file in weight_files(Path(folder)):
-        if names := [name for name in tensor_names(file) if ".mlp.gate." in name]:
-            with safe_open(file, "pt") as opened:
-                found |= {name: _DTYPES[opened.get_slice(name).get_dtype()] for name in names}
+        if file.suffix == ".safetensors":
+            found |= {name: _DTYPES[kind] for name, kind in tensor_types(file).items() if ".mlp.gate." in name}
     return found
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def tensor_names(file: Path) -> list[str]:
-    """Returns the names of the tensors in a file of safetensors, none for other formats.
+def require_unquantised(types: Mapping[str, str], file: Path) -> None:
+    """Refuses weights that are integers, or floats of 8 bits: what they stand for is said elsewhere.
+
+    Libraries would convert them number by number, without the scales that they are to be multiplied by.
+
+    Args:
+        types: of the tensors of a file, as ``tensor_types``.
+        file: for the message.
 
     Raises:
-        UserError: the file cannot be read, is empty, a Git LFS pointer, cut off or no safetensors file.
+        UserError: names the first such tensor. Numbers of positions and of token types (``position_ids``) are none.
+    """
+    for name, kind in types.items():
+        if kind not in _PLAIN and not name.endswith("_ids"):
+            raise UserError(
+                f"{file}: the tensor {name} is of type {kind}, as quantised weights are, which the kit does not read: "
+                "load a checkpoint in bfloat16, float16 or float32"
+            )
+
+
+def tensor_types(file: Path) -> dict[str, str]:
+    """Returns the types of the tensors in a file by their names, as safetensors or torch call them: F32, float32.
+
+    Raises:
+        UserError: the file cannot be read, is empty, a Git LFS pointer, cut off, or a file of neither format.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -139,9 +162,17 @@ def tensor_names(file: Path) -> list[str]:
     if file.suffix != ".safetensors":
         if not zipfile.is_zipfile(file) and not start.startswith(b"\x80"):  # torch's format, and its format before 1.6
             raise UserError(f"{file} is cut off, damaged or no file of torch: {AGAIN}")
-        return []
+        return _types_of_torch(file)
     try:
         with safe_open(file, "pt") as opened:
-            return list(opened.keys())
+            return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is cut off, damaged or no safetensors file ({error}): {AGAIN}") from error
+
+
+def _types_of_torch(file: Path) -> dict[str, str]:
+    with foreign(f"{file} cannot be read"):
+        state = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+    if not isinstance(state, dict):
+        raise UserError(f"{file} holds no tensors by name: {AGAIN}")
+    return {str(k): str(v.dtype).removeprefix("torch.") for k, v in state.items() if isinstance(v, torch.Tensor)}

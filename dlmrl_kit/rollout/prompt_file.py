@@ -23,12 +23,12 @@ def read_prompts(path: Path) -> list[Prompt]:
         FileError: the file cannot be read, or a line of it holds no prompt.
     """
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise FileError(f"cannot read {path}: {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not UTF-8 text") from error
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix != ".jsonl":
         return [line for _, line in lines]
     return [_prompt(line, f"{path}, line {number}") for number, line in lines]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.prompt import Prompt, fault_of
 from dlmrl_kit.core.validate import refuse_value
-from dlmrl_kit.tasks.base import BaseTask, Example, normalised, question_text, split_of
+from dlmrl_kit.tasks.base import INSTRUCTING, BaseTask, Example, normalised, question_text, split_of
 from dlmrl_kit.tasks.fields import Fields
 from dlmrl_kit.tasks.rows import Origin, Row, Source, kind_of, read_rows, rows_of_file
 
@@ -45,7 +46,7 @@ class OwnExamples:
                 except ValueError as error:
                     raise ValueError(f"{place}: {error}") from error
         except OSError as error:
-            refuse_value(task, "path", f"{source.path!r} cannot be read: {error.strerror}")
+            refuse_value(task, "path", f"{source.path!r} cannot be read: {reason_of(error)}")
         except (ValueError, UserError) as error:
             refuse_value(task, "path", str(error), joint=": ")
         if not any(found.examples.values()):
@@ -104,6 +105,8 @@ class _Found:
         self._explicit = "split" in fields
         prompt, answer, split = fields.pop("prompt"), fields.pop("answer", ""), fields.pop("split", None)
         question = question_text(prompt)
+        if not question:
+            raise ValueError("'prompt' has no character that can be seen")
         split = split or split_of(question)
         first, home = self._homes.setdefault(question, (label, split))
         if home != split:
@@ -133,7 +136,7 @@ def _instructions(prompt: Prompt) -> list[str]:
     """Returns what a conversation says before it asks: two prompts that differ there are two examples."""
     if isinstance(prompt, str):
         return []
-    return [normalised(message["content"]) for message in prompt if message["role"] == "system"]
+    return [normalised(message["content"]) for message in prompt if message["role"] in INSTRUCTING]
 
 
 def _checked(fields: Row) -> dict[str, Any]:

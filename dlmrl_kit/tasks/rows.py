@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.files import read_regular, reason_of
 from dlmrl_kit.core.hub import is_offline, is_reachable
 from dlmrl_kit.core.prompt import has_surrogates
 
@@ -102,7 +103,7 @@ def read_rows(source: Source) -> Rows:
     except ValueError as error:
         raise UserError(str(error)) from error
     except OSError as error:
-        raise UserError(f"{place}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{place}: cannot be read: {reason_of(error)}") from error
     by_line = any(number != index for index, (number, _) in enumerate(numbered))
     return Rows([row for _, row in numbered], Origin(source, [n for n, _ in numbered] if by_line else None))
 
@@ -124,7 +125,7 @@ def rows_of_file(path: Path, unknown: str | None = None) -> Iterator[tuple[int, 
     ending = unknown if unknown is not None and ending not in FORMATS else ending
     if ending not in FORMATS:
         raise ValueError(f"{path}: unknown format; use {', '.join(FORMATS)}, each also with .gz")
-    data = path.read_bytes()
+    data = read_regular(path)
     try:
         data = gzip.decompress(data) if packed else data
     except (OSError, EOFError, zlib.error) as error:

@@ -22,7 +22,7 @@ from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.policies.weight_files import tensor_names
+from dlmrl_kit.policies.weight_files import tensor_types
 from dlmrl_kit.rollout.services import check_prompts, require_examples
 from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
@@ -169,7 +169,7 @@ def load_components(folder: Path, components: Iterable[Component]) -> None:
     if not path.is_file():
         raise CheckpointError(f"{names} has trained modules of its own, but {path} does not exist: {advice}")
     try:
-        tensor_names(path)
+        tensor_types(path)
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlmrl_kit.core.errors import FileError
-from dlmrl_kit.core.files import atomic_folder, write_atomic
+from dlmrl_kit.core.files import atomic_folder, read_regular, write_atomic
 
 
 def listing(folder: Path) -> list[str]:
@@ -24,6 +24,26 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     write_atomic(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
     assert listing(path.parent) == ["file.txt"]
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """Opening a pipe waits for a writer, and /dev/zero has no end."""
+    regular, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    regular.write_bytes(b"content")
+    link.symlink_to(regular)
+    os.mkfifo(pipe)
+    assert read_regular(link) == b"content"
+    assert read_regular(regular, 3) == b"con"
+    others = {
+        pipe: "not a regular file",
+        Path("/dev/zero"): "not a regular file",
+        tmp_path: "Is a directory",
+        tmp_path / "missing": "No such file",
+        tmp_path / "a\0b": "null",
+    }
+    for path, reason in others.items():
+        with pytest.raises(OSError, match=reason):
+            read_regular(path)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -115,6 +115,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "revision": ({"revision": "v2"}, "revision = 'v2' asks for another version of the base"),
     "another method": ({"peft_type": "LOHA"}, "trains more than LoRA, peft_type = 'LOHA'"),
     "an alpha that is no number": ({"lora_alpha": "big"}, "lora_alpha = 'big' is not what peft writes"),
+    "an alpha of a pattern that is true": ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern = .* is not what peft"),
+    "a rank of a pattern that is no integer": ({"rank_pattern": {"q_proj": 4.0}}, "rank_pattern = .* is not what peft"),
     "a true rank": ({"r": True}, "r = True is not what peft writes"),
     "an alpha for nobody": (
         {"alpha_pattern": {"self_attn.q_proj": 2}},

@@ -79,6 +79,18 @@ def test_json_files(file: str, damage: str, original: Path, tmp_path: Path) -> N
     assert re.search(expected, message), message
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "generation_config.json", "dlmrl_kit.json"])
+def test_a_pipe_is_not_waited_for_and_a_device_is_not_read(file: str, original: Path, tmp_path: Path) -> None:
+    for put in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        folder = Path(shutil.copytree(original, tmp_path / "copy"))
+        (folder / file).unlink()
+        put(folder / file)
+        with contextlib.suppress(UserError):  # what is no regular file may count as missing
+            load_policy(folder)
+        shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("damage", ANY)
 @pytest.mark.parametrize("file", ["model-00002-of-*.safetensors", "model.safetensors", "pytorch_model.bin"])
 def test_files_of_weights(file: str, damage: str, original: Path, tmp_path: Path) -> None:

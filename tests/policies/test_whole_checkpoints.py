@@ -12,14 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
-from support.checkpoints import fast_tokenizer, llada_checkpoint, llada_moe_checkpoint, masked_checkpoint
+from support.checkpoints import (
+    dream_checkpoint,
+    fast_tokenizer,
+    llada_checkpoint,
+    llada_moe_checkpoint,
+    masked_checkpoint,
+)
 from support.families import FAMILIES, tensors
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.checkpoint_files import SHIPPED
 from dlmrl_kit.policies.loading import load_policy
-from dlmrl_kit.policies.saving import save_own_layout, save_transformers
+from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.saving import save_adapter, save_own_layout, save_transformers
 
 
 def shipped(folder: Path) -> Any:
@@ -123,3 +130,57 @@ def test_a_loaded_checkpoint_that_is_saved_is_whole(tmp_path: Path) -> None:
     llada_checkpoint(tmp_path / "a", weight_tying=True)
     save_own_layout(load_policy(tmp_path / "a"), tmp_path / "b")
     load_policy(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "bool", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_quantised_weights_are_refused_by_name(ending: str, kind: str, tmp_path: Path) -> None:
+    """Converted number by number they would be other weights: an 8-bit checkpoint lacks its scales."""
+    shipped(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in state if name.endswith("mlp.up_proj.weight"))
+    state[name] = state[name].to(getattr(torch, kind))
+    if ending == "safetensors":
+        message = refusal(tmp_path, state)
+    else:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(state, tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError) as caught:
+            load_policy(tmp_path)
+        message = str(caught.value)
+    assert f"the tensor {name} is of type" in message
+    assert "as quantised weights are" in message
+
+
+def test_numbers_of_positions_are_no_weights(tmp_path: Path) -> None:
+    masked_checkpoint(tmp_path, "bert")
+    state = load_file(tmp_path / "model.safetensors")
+    write(tmp_path, {**state, "bert.embeddings.position_ids": torch.arange(64)[None]})
+    load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8_e4m3fn"])
+def test_quantised_adapters_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    save_adapter(Pretrained("shipped:sudoku4x4", lora_rank=2).load(), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: value.to(getattr(torch, kind)) for name, value in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=r"lora_A\.weight is of type .*, as quantised weights are"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "missing", [("vocab.json", "merges.txt", "tokenizer_config.json"), ("vocab.json", "merges.txt")]
+)
+def test_a_tokenizer_without_a_vocabulary_is_refused(missing: tuple[str, ...], tmp_path: Path) -> None:
+    """transformers makes one that knows no character: whatever a model is asked, it would see nothing of it."""
+    dream_checkpoint(tmp_path)
+    for name in missing:
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r"holds no vocabulary for its tokenizer \(tokenizer.json"):
+        load_policy(tmp_path)
+
+
+def test_a_mask_that_is_true_is_no_id(tmp_path: Path) -> None:
+    llada_checkpoint(tmp_path, mask_token_id=True)
+    with pytest.raises(UserError, match="the checkpoint names no mask token"):
+        load_policy(tmp_path)

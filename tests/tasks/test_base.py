@@ -96,6 +96,23 @@ def test_a_stream_gives_a_question_once_whatever_its_white_space() -> None:
     assert normalised("what  is 2\u00b2?") != normalised("what is 22?")
 
 
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        *("\u200b", "\u00ad", "\ufeff", "\u200f", "\0", "\a", "\x7f", "\u034f", "\u115f", "\u1160", "\u3164", "\uffa0"),
+        *("\u17b4", "\u180b", "\u180e", "\ufe00", "\ufe0f", "\U000e0100", "\U000e01ef", "\U000e0041"),
+    ],
+)
+def test_characters_that_show_nothing_make_no_other_question(unseen: str) -> None:
+    assert normalised(f"2{unseen} + 3{unseen}?") == "2 + 3?"
+    assert normalised(unseen) == ""
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\n", "\r\n", "\x0b", "\x1c", "\x85", "\u00a0", "\u3000", "\u2800"])
+def test_white_space_is_one_space(space: str) -> None:
+    assert normalised(f"{space}2{space}{space}+ 3{space}") == "2 + 3"
+
+
 def test_split_shares_and_stability() -> None:
     found = [split_of(f"puzzle {number}") for number in range(20000)]
     for split, share in (("pretrain", 0.4), ("train", 0.4), ("heldout", 0.2)):

@@ -135,6 +135,8 @@ GOOD = '{"prompt": "a", "answer": "b"}'
         (["3"], r":1: must be an object, got a number"),
         (['{"promt": "a"}'], r":1: no field 'prompt'; did you mean 'promt'"),
         (["{}"], r":1: no field 'prompt'; it is empty"),
+        (['{"prompt": " \\u200b\\u3000"}'], r":1: 'prompt' has no character that can be seen"),
+        (['{"prompt": [{"role": "user", "content": ""}]}'], r":1: 'prompt' has no character that can be seen"),
         (['{"prompt": 1}'], r":1: 'prompt' must be a text, got a number"),
         (['{"prompt": ""}'], r":1: 'prompt' is empty"),
         (['{"prompt": "a", "split": "test"}'], r":1: no split 'test'; available: heldout, pretrain, train"),
@@ -180,6 +182,8 @@ def test_json_lines_explicit_splits_and_duplicates(functions: ModuleType, tmp_pa
     [
         ({"path": "/no/such.jsonl"}, "JsonLines.path '/no/such.jsonl' cannot be read: No such file"),
         ({"path": "/"}, "cannot be read: Is a directory"),
+        ({"path": "/dev/zero"}, "cannot be read: it is a device, pipe or socket"),
+        ({"path": "a\0b"}, "JsonLines.path .* cannot be read: .*null"),
         ({"path": ""}, "JsonLines.path must be"),
         ({"weights": {"a": -1}}, r"JsonLines.weights\['a'\] must be a finite number"),
         ({"weights": {}}, "must be positive"),

@@ -20,7 +20,7 @@ from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.routers import BlockCausalExpertsPolicy
 from dlmrl_kit.policies.text_bounds import distinct
-from dlmrl_kit.policies.weight_files import router_precisions, tensor_names, weight_files
+from dlmrl_kit.policies.weight_files import router_precisions, tensor_types, weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -149,7 +149,7 @@ class LLaDA2(Family):
         """
         settings = self.model_config(config, options)
         for file in weight_files(Path(folder)):
-            for name in tensor_names(file):
+            for name in tensor_types(file):
                 parts = name.split(".")
                 number = parts[2] if parts[:2] == ["model", "layers"] and len(parts) > 2 else ""
                 if number.isdigit() and int(number) >= settings.num_hidden_layers:
