@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 
@@ -42,3 +44,70 @@ def anchored_path(text: object) -> str | None:
         return None
     path = Path(text).expanduser()
     return None if Path(text).is_absolute() or not path.exists() else str(path.absolute())
+
+
+_INSTALLED = ("site-packages", "dist-packages")
+"""Names of folders with installed packages, of which versions are kept, not contents."""
+
+
+def code_of(module: str, file: Path) -> set[Path]:
+    """Lists the Python files that a module depends on, itself included, without running any.
+
+    Args:
+        module: its full name.
+        file: where it is.
+
+    Returns:
+        The file, or all files of the package that it is in, and those of modules and packages beside it that these
+        import. Of what is installed the file alone.
+    """
+    top = module.split(".")[0]
+    holding = (folder for folder in file.parents if (folder / top).is_dir() or (folder / f"{top}.py").is_file())
+    root = next(holding, None)
+    if root is None or _is_installed(root):
+        return {file}
+    return with_imports({file, *(root / top).rglob("*.py")}, root)
+
+
+def with_imports(code: Iterable[Path], root: Path) -> set[Path]:
+    """Adds to Python files those of the modules and packages that they import, of a package all files.
+
+    Args:
+        code: the files.
+        root: folder of the top-level module or package that they belong to. Imports are looked up there and in the
+            folder of the importing file; nowhere if it is one of installed packages.
+    """
+    found, todo = set[Path](), list(code)
+    installed = _is_installed(root)
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for name in () if installed else _imported(file):
+            for folder in {file.parent, root}:
+                module, package = folder / f"{name}.py", folder / name
+                if (package / "__init__.py").is_file():
+                    todo += package.rglob("*.py")
+                elif module.is_file():
+                    todo.append(module)
+    return found
+
+
+def _is_installed(folder: Path) -> bool:
+    """Tells whether a folder is one of installed packages, or of Python's own modules."""
+    python = Path(sysconfig.get_path("stdlib"))
+    return folder.is_relative_to(python) or any(part in _INSTALLED for part in folder.parts)
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Yields the top-level names of the modules that a file imports; none if it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]

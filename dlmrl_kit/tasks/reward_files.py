@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import os
-from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from dlmrl_kit.core.dependencies import with_imports
 from dlmrl_kit.scoring.pool import search_path
 
 
@@ -38,42 +37,18 @@ def source_files(name: str, folder: str | None) -> tuple[Path, ...]:
         folder: as ``module_path``.
 
     Returns:
-        The module's file, those of the modules in the same folder that it imports, and of a package all files. Empty
-        where the module has no Python file.
+        The module's file, or all files of the package that it is in, and those of the modules and packages beside it
+        that these import. Empty where the module has no Python file.
     """
-    found: dict[Path, None] = {}
-    _collect(_top(name), module_path(folder), found)
-    return tuple(sorted(found))
+    spec = PathFinder.find_spec(_top(name), module_path(folder))
+    if spec is None:
+        return ()
+    code = {file for place in spec.submodule_search_locations or () for file in Path(place).rglob("*.py")}
+    code |= {Path(spec.origin)} if spec.origin and spec.origin.endswith(".py") else set()
+    places = [Path(place) for place in spec.submodule_search_locations or ()] or [Path(spec.origin or "")]
+    return tuple(sorted(with_imports(code, places[0].parent)))
 
 
 def _top(name: str) -> str:
     """Returns the top-level module, or package, of ``module:function``."""
     return name.partition(":")[0].split(".")[0]
-
-
-def _collect(module: str, path: Sequence[str], found: dict[Path, None]) -> None:
-    spec = PathFinder.find_spec(module, path)
-    if spec is None:
-        return
-    for place in spec.submodule_search_locations or ():
-        found.update(dict.fromkeys(Path(place).rglob("*.py")))
-    file = Path(spec.origin) if spec.origin else None
-    if file is None or file.suffix != ".py" or file in found:
-        return
-    found[file] = None
-    for name in _imported(file):
-        if any((file.parent / beside).is_file() for beside in (f"{name}.py", os.path.join(name, "__init__.py"))):
-            _collect(name, [str(file.parent)], found)
-
-
-def _imported(file: Path) -> Iterator[str]:
-    """Yields the top-level names of the modules that a file imports; none if it is no Python."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0]

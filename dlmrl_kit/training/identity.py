@@ -15,7 +15,7 @@ import torch
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
 from dlmrl_kit.core.component import settings
-from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.dependencies import Dependent, code_of
 from dlmrl_kit.core.errors import FileError
 from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.version import VERSION
@@ -75,7 +75,7 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
     """
     bound = {key: value.text or f"a {type(value.value).__name__}" for key, value in recipe.bindings.items()}
     files = files_of(built)
-    files |= {path for block in recipe.blocks if (path := _source(block.cls)) is not None}
+    files |= {path for block in recipe.blocks for path in _source(block.cls)}
     machine = {"device": device.type}
     if device.type == "cpu":  # sums over another number of threads differ in the last digit
         machine["threads"] = str(torch.get_num_threads())
@@ -150,15 +150,15 @@ def _all(components: Iterable[object]) -> Iterator[Dependent]:
             yield from _all(part)
 
 
-def _source(cls: type) -> Path | None:
-    """Returns the file of a component's class that is not the kit's: a plugin's, or a module that a recipe imports."""
+def _source(cls: type) -> set[Path]:
+    """Lists the code of a component that is not the kit's: a plugin's, or that of a module that a recipe imports."""
     if cls.__module__.split(".", 1)[0] == _KIT:
-        return None
+        return set()
     try:
         found = getsourcefile(cls)
     except (TypeError, OSError):
-        return None
-    return None if found is None else Path(found).absolute()
+        return set()
+    return set() if found is None else code_of(cls.__module__, Path(found).absolute())
 
 
 def _packages(recipe: Recipe) -> Iterator[tuple[str, str]]:
