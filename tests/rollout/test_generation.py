@@ -83,6 +83,15 @@ def test_prompt_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"), [("a.txt", "one\u2028two\r\nthree\n"), ("a.jsonl", '"one\u2028two"\n"three"\n')]
+)
+def test_lines_of_prompts_end_where_lines_of_text_end(name: str, text: str, tmp_path: Path) -> None:
+    """A byte order mark is no character of the first prompt, and a line separator in a text is no end of a line."""
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_prompts(tmp_path / name) == ["one\u2028two", "three"]
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         ("{", "not JSON"),
