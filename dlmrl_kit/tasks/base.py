@@ -298,9 +298,8 @@ def normalised(text: str) -> str:
     """Returns a text in the form in which questions are compared.
 
     White space becomes single spaces, with none at the ends. Letters are composed; those that differ in width, and
-    quotation marks and dashes in style, are one; invisible characters go, control
-    characters among them. What carries a meaning stays: upper and lower
-    case, exponents, fractions, mathematical letters.
+    quotation marks and dashes in style, are one; invisible characters go, control characters among them. What carries
+    a meaning stays: upper and lower case, exponents, fractions, mathematical letters.
     """
     if not (text.isascii() and text.isprintable()):
         text = unicodedata.normalize("NFC", "".join(map(_plain, unicodedata.normalize("NFC", text))))
