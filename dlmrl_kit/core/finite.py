@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dlmrl_kit.core.errors import NotFiniteError
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tells whether a tensor has neither NaN nor infinite entries; integers have none. Makes no copy of it."""
+    """Tells whether a tensor has neither NaN nor infinite entries; integers have none. Makes no copy of it.
+
+    Of a tensor whose parts lie with several processes all of them must call this.
+    """
+    if isinstance(tensor, DTensor):
+        finite = torch.tensor(all_finite(tensor.to_local()), dtype=torch.int32, device=tensor.device)
+        dist.all_reduce(finite, dist.ReduceOp.MIN, group=tensor.device_mesh.get_group())
+        return bool(finite)
     if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
         return True
     values = tensor.detach()

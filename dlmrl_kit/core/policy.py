@@ -315,6 +315,18 @@ class Policy(Vocabulary, nn.Module, ABC):
         """Within the context, an adapter takes fewer matrix products; the weights must not change meanwhile."""
         return contextlib.nullcontext()
 
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context forwards need no other process, also where each holds but a part of the weights."""
+        return contextlib.nullcontext()
+
+    def in_step(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context, processes that hold parts of the weights take part in each other's forwards."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagates a loss that follows from forwards within the same ``in_step``."""
+        loss.backward()
+
     def freeze_reference(self) -> None:
         """Freezes the present weights as the reference policy.
 

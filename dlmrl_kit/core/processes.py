@@ -45,6 +45,11 @@ class Processes:
     world: int = 1
 
     @property
+    def group(self) -> dist.ProcessGroup | None:
+        """Of torch, that these processes are; None: all that there are."""
+        return None
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
@@ -107,6 +112,11 @@ class Several(Processes):
         self.rank, self.world = rank, world
         self._store, self._group = store, group
         self._waits = False
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """Of torch, that these processes are; None: all that there are."""
+        return self._group
 
     def gather(self, value: T) -> list[T]:
         """Returns the values of all processes.

@@ -44,6 +44,7 @@ class BlockCausalPolicy(TransformersPolicy):
     """
 
     block_size: int
+    unshardable = "is not for block-causal models, whose finished blocks are cached by parts of the model"
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]

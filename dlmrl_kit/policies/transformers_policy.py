@@ -18,12 +18,13 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.generation import BATCH_SIZE, Decoder, as_list, generate
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.core.prompt import Prompt
 from dlmrl_kit.core.window import Window
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.checkpoint_files import quiet
 from dlmrl_kit.policies.compiling import check_compiler, compile_each
-from dlmrl_kit.policies.foreign import attention_of, context_length, setting
+from dlmrl_kit.policies.foreign import attention_of, context_length, quantisation_of, setting
 from dlmrl_kit.policies.fused_lora import fused
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.last_layer import DECODERS, last_layer_at, prunable
@@ -31,6 +32,7 @@ from dlmrl_kit.policies.last_layer import positions as rotary_positions
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.options import Told
+from dlmrl_kit.policies.sharding import Sharding
 from dlmrl_kit.policies.text_bounds import beginning, distinct, end_of_turn, unknown_tokens
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class TransformersPolicy(Policy):
 
     uncompilable: ClassVar[str] = ""
     """Why blocks of this class of policies cannot be compiled; empty where they can."""
+    unshardable: ClassVar[str] = ""
+    """Why weights of this class of policies cannot be sharded; empty where they can."""
 
     def __init__(
         self,
@@ -120,6 +124,7 @@ class TransformersPolicy(Policy):
         self.adapter: PeftModel | None = None
         """The model with its adapter; None without one."""
         self._keys: KeyCache | None = None
+        self._sharding: Sharding | None = None
         self.eval()
 
     @property
@@ -149,7 +154,9 @@ class TransformersPolicy(Policy):
             before = (column - 1).clamp(min=0)
             column = torch.where(attention_mask[row, before], before, column)
         with phase("body"):
-            return self.hidden_at(input_ids, attention_mask, row, column)
+            if self._sharding is None or len(input_ids) == 0:
+                return self.hidden_at(input_ids, attention_mask, row, column)
+            return self._sharding.forward(self.model, lambda: self.hidden_at(input_ids, attention_mask, row, column))
 
     def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Computes final hidden states [..., D] at the places (row, column), int64 [...] each (they broadcast)."""
@@ -175,6 +182,9 @@ class TransformersPolicy(Policy):
 
         They are the embeddings of no tokens, which have the precision and device of hidden states, and a gradient.
         """
+        if self._sharding is not None:  # embeddings that this process has but a part of
+            dtype, learns = self.model.dtype, torch.is_grad_enabled()
+            return torch.zeros(*places.shape, self.feature_size, dtype=dtype, device=self.device, requires_grad=learns)
         states: Tensor = self.model.get_input_embeddings()(places)
         return states
 
@@ -227,6 +237,42 @@ class TransformersPolicy(Policy):
         check_compiler(self.device)
         compile_each(found, mode)
         self.compiled = True
+
+    def shard(self, processes: Processes, precision: str) -> None:
+        """Leaves each process a part of the weights, of the frozen reference, too; see ``policies.sharding``.
+
+        All parameters are new ones afterwards, with the same names.
+
+        Args:
+            processes: that train together; they have the same weights.
+            precision: as ``Trainer.precision``.
+
+        Raises:
+            UserError: weights of this kind cannot be sharded.
+        """
+        if self.unshardable:
+            raise UserError(f"Trainer.sharding = 'full' {self.unshardable}; set it to 'none'")
+        if any(quantisation_of(weight) is not None for weight in self.model.parameters()):
+            raise UserError(
+                "Trainer.sharding = 'full' is not for weights in 4 bits, which are stored in blocks that cannot be cut "
+                "between processes; set it to 'none', or quantisation to 'none'"
+            )
+        self._sharding = Sharding(self.model, self.frozen, processes, precision)
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context, this process holds all weights; every process must enter it."""
+        return contextlib.nullcontext() if self._sharding is None else self._sharding.whole()
+
+    def in_step(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context, forwards and backwards may need all processes, each of which must enter it."""
+        return contextlib.nullcontext() if self._sharding is None else self._sharding.in_step()
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagates a loss."""
+        if self._sharding is None:
+            loss.backward()
+        else:
+            self._sharding.backward(loss)
 
     @contextlib.contextmanager
     def cached(self, window: Window) -> Iterator[None]:

@@ -12,6 +12,9 @@ from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS, OptimiserSettin
 COMPILE_MODES: tuple[str, ...] = ("default", "max-autotune-no-cudagraphs")
 """Modes of ``torch.compile`` without CUDA graphs; see ``policies.compiling``."""
 
+SHARDINGS: tuple[str, ...] = ("none", "full")
+"""What the processes of a run hold of the weights: all, or a part each."""
+
 
 @register("trainer")
 class Trainer(OptimiserSettings):
@@ -38,6 +41,8 @@ class Trainer(OptimiserSettings):
             float32).
         compile: mode of ``torch.compile`` for the policy's transformer blocks: ``default`` or
             ``max-autotune-no-cudagraphs``; None: they are not compiled.
+        sharding: ``none``: every process of a run of several holds all weights; ``full``: it holds a part of weights,
+            gradients and optimiser state, and they are put together block by block (see ``policies.sharding``).
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
         seed: of everything random.
         eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
@@ -74,6 +79,7 @@ class Trainer(OptimiserSettings):
         max_grad_norm: float = 1.0,
         precision: Literal["float32", "bfloat16"] = "float32",
         compile: str | None = None,
+        sharding: Literal["none", "full"] = "none",
         device: str = "auto",
         seed: int = 0,
         eval_every: int = 20,
@@ -97,6 +103,7 @@ class Trainer(OptimiserSettings):
         self.precision = precision
         self.eval_batch_size = EVAL_BATCH_SIZE if rollout_batch_size is None else rollout_batch_size
         self.compile = compile
+        self.sharding = sharding
         self.eval_every = eval_every
         self.eval_size = eval_size
         self.traced_examples = traced_examples
@@ -128,6 +135,7 @@ class Trainer(OptimiserSettings):
         check(self.precision in PRECISIONS, self, "precision", self.precision, "'float32' or 'bfloat16'")
         modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
         check(self.compile is None or self.compile in COMPILE_MODES, self, "compile", self.compile, modes)
+        check(self.sharding in SHARDINGS, self, "sharding", self.sharding, "'none' or 'full'")
         limit_of_time = 0 < self.timeout_minutes < math.inf
         check(limit_of_time, self, "timeout_minutes", self.timeout_minutes, "positive and finite")
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
@@ -20,6 +18,7 @@ from dlmrl_kit.core.finite import all_finite
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.training.checkpoint import WEIGHTS, checkpoints, intact
+from dlmrl_kit.training.tensor_files import read
 
 NEAR, NEAR_START = 1.0, 10.0
 """The largest distances from the weights of the checkpoint before and from the first ones, relative to their norms."""
@@ -69,8 +68,8 @@ def _start(start: Callable[[], Weights]) -> Weights | None:
 
 def _read(folder: Path) -> Weights | None:
     try:
-        return load_file(folder / WEIGHTS) if intact(folder) else None
-    except (OSError, SafetensorError):
+        return read(folder, WEIGHTS, lambda name, shape: None) if intact(folder) else None
+    except OSError:
         return None
 
 

@@ -1,5 +1,8 @@
 """Checkpoints: weights and optimiser state as safetensors, everything else as JSON, in a folder renamed into place.
 
+Where weights are sharded, every process writes its part, and weights and optimiser are folders (``tensor_files``). A
+run goes on from either kind with any number of processes, sharded or not.
+
 ``<run>/checkpoints/update-000020/`` holds the state after 20 updates. Random numbers need none, see ``core.seeding``.
 ``checksums.json`` holds the digests of the other files: a checkpoint that is not as it was written is refused, and the
 one before it offered. ``state.json`` also holds what the run depended on (``training.identity``).
@@ -7,6 +10,7 @@ one before it offered. ``state.json`` also holds what the run depended on (``tra
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -15,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.core.files import atomic_folder, reason_of
+from dlmrl_kit.core.processes import ALONE, Processes
+from dlmrl_kit.policies.sharding import is_sharded, own_part
 from dlmrl_kit.training.identity import Identity, file_digest
 from dlmrl_kit.training.optimiser import go_on
+from dlmrl_kit.training.tensor_files import SUFFIX, read, write_parts, write_whole
 
 _NAME = re.compile(r"update-(\d+)")
 KEPT = 2
@@ -39,7 +44,8 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-WEIGHTS, MOMENTS, STATE, CHECKSUMS = "weights.safetensors", "optimiser.safetensors", "state.json", "checksums.json"
+WEIGHTS, MOMENTS, STATE, CHECKSUMS = "weights", "optimiser", "state.json", "checksums.json"
+"""Names in a checkpoint; the first two are files with the ending ``tensor_files.SUFFIX``, or folders of parts."""
 
 
 def save_checkpoint(
@@ -50,6 +56,7 @@ def save_checkpoint(
     scheduler: LRScheduler,
     counters: Mapping[str, object],
     identity: Identity | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two.
 
@@ -60,6 +67,7 @@ def save_checkpoint(
         optimiser, scheduler: of torch.
         counters: other state that ``load_checkpoint`` is to return; must fit in JSON.
         identity: what the run depends on.
+        processes: that train together; each of them calls this, and all return when it is written.
 
     Returns:
         The folder of the checkpoint.
@@ -77,19 +85,34 @@ def save_checkpoint(
         "counters": {**counters},
         "identity": identity or {},
     }
-    try:
+    weights = {name: parameter.detach() for name, parameter in parameters.items()}
+
+    def finish(temporary: Path) -> None:
+        (temporary / STATE).write_text(json.dumps(state, default=_unserialisable))
+        files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
+        (temporary / CHECKSUMS).write_text(json.dumps({name: file_digest(temporary / name) for name in files}))
+
+    def write() -> None:
         with atomic_folder(folder) as temporary:
-            weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-            save_file(weights, temporary / WEIGHTS)
-            save_file(tensors, temporary / MOMENTS)
-            (temporary / STATE).write_text(json.dumps(state, default=_unserialisable))
-            sums = {name: file_digest(temporary / name) for name in (WEIGHTS, MOMENTS, STATE)}
-            (temporary / CHECKSUMS).write_text(json.dumps(sums))
+            write_whole(temporary, WEIGHTS, weights)
+            write_whole(temporary, MOMENTS, tensors)
+            finish(temporary)
+
+    try:
+        if any(map(is_sharded, weights.values())):
+            with contextlib.ExitStack() as stack:  # the first process makes the folder, and renames it at the end
+                temporary = processes.of_first(lambda: stack.enter_context(atomic_folder(folder)))
+                write_parts(temporary, WEIGHTS, weights, processes)
+                write_parts(temporary, MOMENTS, tensors, processes)
+                processes.of_first(lambda: finish(temporary))
+                processes.of_first(stack.close)
+        else:
+            processes.of_first(write)
     except FileError as error:
         kept = checkpoints(run)
         last = f"the last checkpoint, {kept[-1][1].name}, is intact" if kept else "there is no checkpoint before it"
         raise FileError(f"{error}; {last}: make room, then resume the run") from error
-    prune(run)
+    processes.of_first(lambda: prune(run))
     return folder
 
 
@@ -121,14 +144,15 @@ def load_checkpoint(
     """
     state = _checked_state(folder)
     try:
-        weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
-    except (OSError, SafetensorError) as error:
+        weights = read(folder, WEIGHTS, lambda name, shape: parameters.get(name))
+        moments = read(folder, MOMENTS, lambda name, shape: _parameter_of(name, optimiser))
+    except OSError as error:
         raise refused(folder, reason_of(error)) from error
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if shapes != {name: tuple(w.shape) for name, w in weights.items()}:
         raise CheckpointError(f"{folder}: its weights do not have the names and shapes of the recipe's")
     for name, value in weights.items():
-        if not torch.isfinite(value).all():
+        if not torch.isfinite(own_part(value)).all():
             raise refused(folder, f"weight {name} has numbers that are not finite")
     try:
         _check_moments(moments, state, optimiser)
@@ -187,7 +211,9 @@ def _damage(folder: Path) -> str:
         sums = dict(json.loads((folder / CHECKSUMS).read_text()))
     except (OSError, ValueError, TypeError) as error:
         return f"{CHECKSUMS}: {error}"
-    for name in (WEIGHTS, MOMENTS, STATE):
+    there = {path.relative_to(folder).as_posix() for path in folder.glob(f"*/*{SUFFIX}")}  # parts of any process
+    whole = {} if there else {f"{WEIGHTS}{SUFFIX}", f"{MOMENTS}{SUFFIX}"}
+    for name in sorted({*sums, *there, *whole, STATE}):
         try:
             same = file_digest(folder / name) == sums.get(name)
         except OSError as error:
@@ -209,19 +235,25 @@ def _check_moments(moments: dict[str, torch.Tensor], state: dict[str, Any], opti
     groups = optimiser.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in state["groups"]]:
         raise ValueError("the optimiser's groups are not those of the recipe")
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     for key, value in moments.items():
-        index = int(key.split(".", 1)[0])
-        expected = parameters[index].shape if 0 <= index < len(parameters) else None
+        parameter = _parameter_of(key, optimiser)
+        expected = None if parameter is None else parameter.shape
         if expected is None or (value.dim() and value.shape != expected):
             raise ValueError(f"moment {key} has shape {list(value.shape)}, its parameter {list(expected or ())}")
-        if not torch.isfinite(value).all():
+        if not torch.isfinite(own_part(value)).all():
             raise ValueError(f"moment {key} has numbers that are not finite")
+
+
+def _parameter_of(key: str, optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Returns the parameter that a moment is of, by its name ``<index>.<name>``; None if there is no such parameter."""
+    parameters: list[torch.Tensor] = [p for group in optimiser.param_groups for p in group["params"]]
+    index = int(key.split(".", 1)[0])
+    return parameters[index] if 0 <= index < len(parameters) else None
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
+        f"{index}.{name}": value.detach()
         for index, entries in state["state"].items()
         for name, value in entries.items()
     }

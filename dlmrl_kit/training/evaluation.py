@@ -84,13 +84,12 @@ def evaluate(
     length, own_seed = sampler.completion_length, derive_seed(seed, "evaluate")
     prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt, length, own_seed)
     prompts = prompts[prompts[GROUP] % processes.world == processes.rank]  # whole examples, in turn
-    own = []
-    if len(prompts):  # there may be fewer examples than processes
-        rows, pieces = [], []
-        for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)):
+    own, rows, pieces = [], [], []
+    with policy.whole(), autocast(policy, precision):
+        for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)) if len(prompts) else ():
             rows.append(index)
-            with autocast(policy, precision):
-                pieces.append(decoder.decode(piece, policy=policy)[COMPLETION_IDS])
+            pieces.append(decoder.decode(piece, policy=policy)[COMPLETION_IDS])
+    if rows:  # there may be fewer examples than processes
         ids = restored(pieces, rows)
         own_scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
         own = list(zip(own_scores, policy.completion_texts(ids), strict=True))

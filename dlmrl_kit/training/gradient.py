@@ -314,14 +314,15 @@ class Gradient:
                 totals.open(labels[name])  # one minibatch, to which each micro-batch adds its share
         loss = 0.0
         pieces_of = micro_batches(minibatch, self.log_probs.size, self.whole_groups) if len(minibatch) else ()
-        for _, micro in pieces_of:
-            pieces = self.log_probs.pieces(micro)
-            if len(pieces) == 1:
-                loss += self._backward(self.log_probs.live(micro), counts, totals)
-            elif self.segmentwise:
-                loss += sum(self._backward(self.log_probs.live(piece), counts, totals) for _, piece in pieces)
-            else:
-                loss += self._backward_in_two_passes(micro, pieces, counts, totals)
+        with self.log_probs.policy.in_step():
+            for _, micro in pieces_of:
+                pieces = self.log_probs.pieces(micro)
+                if len(pieces) == 1:
+                    loss += self._backward(self.log_probs.live(micro), counts, totals)
+                elif self.segmentwise:
+                    loss += sum(self._backward(self.log_probs.live(piece), counts, totals) for _, piece in pieces)
+                else:
+                    loss += self._backward_in_two_passes(micro, pieces, counts, totals)
         return sum(of_all(loss, self.processes))
 
     def _backward(self, micro: TensorDictBase, counts: Sequence[float], totals: Totals) -> float:
@@ -336,7 +337,7 @@ class Gradient:
         # With nothing selected there may be no graph. With something selected there must be one: backward says if not.
         if total.requires_grad or bool((micro[SELECTED_WEIGHT] != 0).any()):
             with phase("backward"):
-                total.backward()
+                self.log_probs.policy.backward(total)
         found = total.item()
         if not math.isfinite(found):
             for term, output in zip(self.terms, outputs, strict=True):
@@ -374,7 +375,7 @@ class Gradient:
             parts = [(estimated[key] * leaf.grad[rows]).sum() for key, leaf in leaves.items() if leaf.grad is not None]
             if parts:
                 with phase("backward"):
-                    torch.stack(parts).sum().backward()
+                    log_probs.policy.backward(torch.stack(parts).sum())
         return loss
 
 

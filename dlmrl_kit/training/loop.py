@@ -20,6 +20,8 @@ from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
+from dlmrl_kit.policies.sharding import is_sharded
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.rollout.services import cut_prompts
 from dlmrl_kit.tasks.base import said_of
@@ -42,7 +44,7 @@ from dlmrl_kit.training.record import (
     record_changes,
     start_record,
 )
-from dlmrl_kit.training.start import find_device, start_training, trained
+from dlmrl_kit.training.start import find_device, start_training, trained, whole_copy
 from dlmrl_kit.training.trace import trace_examples
 from dlmrl_kit.training.trajectories import write_trajectories
 from dlmrl_kit.training.update import Update
@@ -181,10 +183,9 @@ class Run:
         self.processes = processes
         self.observer = observer if processes.is_first else RunObserver()
         self.loggers = OpenLoggers(algorithm.loggers if processes.is_first else [], folder)
-        started = start_training(algorithm)
+        started = start_training(algorithm, processes)
         self.policy = started.policy
         self.parameters = trained(started.policy, algorithm.components)
-        processes.copy_first(self.parameters.values())
         self.update = Update(algorithm, *started, self.observer.on_message, processes)
         self.evaluations: dict[int, EvalResult] = {}
         self.first = 0
@@ -205,6 +206,8 @@ class Run:
         cut = [note for split in ("train", "heldout") for note in cut_prompts(task, split, self.policy)]
         for note in (*said_of(task), *cut, *self.notes):
             self.observer.on_message(note)
+        if self.trainer.sharding != "none" and self.processes.world == 1:
+            self.observer.on_message("Trainer.sharding has no effect in one process, which holds all weights")
         with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
             with self.loggers.open(first):
                 try:
@@ -215,7 +218,10 @@ class Run:
                     left = what_is_left(self.folder, lambda: start_weights(self.algorithm.policy, self.trainer.seed))
                     raise NotFiniteError(f"{error}; {left}") from error
             seconds = time.perf_counter() - started
-            return self.processes.of_first(lambda: self._finish(seconds, trained=first < total))
+            policy = self.policy
+            if any(map(is_sharded, self.parameters.values())):
+                policy = whole_copy(policy, self.algorithm.policy, self.trainer.seed, self.processes)
+            return self.processes.of_first(lambda: self._finish(policy, seconds, trained=first < total))
 
     def _go_on(self, ending: Ending) -> None:
         """Takes the updates that are left.
@@ -234,7 +240,7 @@ class Run:
 
     def _stop(self, done: int) -> NoReturn:
         if done > self.first:
-            self.processes.of_first(lambda: self._save(done))
+            self._save(done)
         raise StoppedError(
             f"stopped by SIGTERM with {done} of {self.trainer.updates} updates done; go on with: dlmrl train --resume "
             f"{self.folder}"
@@ -307,12 +313,10 @@ class Run:
             raise NotFiniteError(f"in update {number + 1} the policy's probabilities are not finite: {advice}")
 
     def _save(self, done: int) -> None:
-        if not self.processes.is_first:
-            return
         update = self.update
         state = (self.parameters, update.optimiser, update.scheduler, update.counters())
-        require(self.folder)
-        save_checkpoint(self.folder, done, *state, self.identity)
+        self.processes.of_first(lambda: require(self.folder))
+        save_checkpoint(self.folder, done, *state, self.identity, self.processes)
 
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler
@@ -327,8 +331,11 @@ class Run:
             processes=self.processes,
         )
         self.evaluations[done] = result
-        if not self.processes.is_first:
-            return
+        with self.policy.whole():  # for the traces, which the first process makes alone
+            if self.processes.is_first:
+                self._note_evaluation(done, result)
+
+    def _note_evaluation(self, done: int, result: EvalResult) -> None:
         require(self.folder)
         # Log, then store: a run killed in between evaluates again. The other way round the log would miss a result.
         self.loggers.log(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
@@ -353,7 +360,7 @@ class Run:
         self.observer.on_update(update, metrics)
         self.loggers.log(update, metrics)
 
-    def _finish(self, seconds: float, trained: bool) -> RunResult:
+    def _finish(self, policy: TransformersPolicy, seconds: float, trained: bool) -> RunResult:
         stored = self.folder / RESULT
         if not trained and stored.is_file():
             seconds = read_json(stored, lambda data: float(data["seconds"]), "remove it, and resume the run again")
@@ -366,7 +373,7 @@ class Run:
             model=self.folder / MODEL,
             skipped=self.update.skipped,
         )
-        export(self.policy, result, recipe=self.name, task=self.algorithm.task, components=self.algorithm.components)
+        export(policy, result, recipe=self.name, task=self.algorithm.task, components=self.algorithm.components)
         summary = {
             "recipe": self.name,
             "updates": result.updates,

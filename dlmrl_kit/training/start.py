@@ -19,8 +19,10 @@ from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import CheckpointError, ComponentError, RecipeError
 from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.sharding import together
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.policies.weight_files import tensor_types
 from dlmrl_kit.rollout.services import check_prompts, require_examples
@@ -44,8 +46,12 @@ class Started(NamedTuple):
     scheduler: LRScheduler
 
 
-def start_training(algorithm: Algorithm) -> Started:
-    """Plans an algorithm and loads its policy; freezes the reference and compiles blocks if the algorithm needs it.
+def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Started:
+    """Plans an algorithm and loads its policy; freezes the reference, compiles or shards if the algorithm needs it.
+
+    Args:
+        algorithm: the components.
+        processes: that train together; they start with the weights of the first one.
 
     Raises:
         UserError: the components do not fit together, or the policy, device, cache or compiler cannot be used here.
@@ -59,11 +65,68 @@ def start_training(algorithm: Algorithm) -> Started:
     )
     check_prompts(algorithm.task, "train", policy, algorithm.sampler.completion_length)
     check_cache(algorithm.sampler, policy, algorithm.cache)
+    processes.copy_first(trained(policy, algorithm.components).values())
     if plan.needs_reference:
         policy.freeze_reference()
+    if trainer.sharding != "none":
+        _check_sharding(algorithm)
+    if trainer.sharding != "none" and processes.world > 1:
+        _shard(policy, optimiser, processes, trainer.precision)
     if trainer.compile is not None:
         policy.compile_blocks(trainer.compile)
     return Started(plan, policy, optimiser, scheduler)
+
+
+def _check_sharding(algorithm: Algorithm) -> None:
+    """Refuses what does not go with sharded weights.
+
+    Raises:
+        RecipeError: a cache, or compiled blocks.
+    """
+    if algorithm.cache is not None:
+        raise RecipeError(
+            "Trainer.sharding = 'full' is not for a cache, which calls parts of blocks, whose weights are put together "
+            "for whole blocks alone; take no cache, or set sharding to 'none'"
+        )
+    if algorithm.trainer.compile is not None:
+        raise RecipeError(
+            "Trainer.sharding = 'full' is not for Trainer.compile, which would compile the exchange of weights between "
+            "processes with the blocks; set one of them to its default"
+        )
+
+
+def _shard(policy: TransformersPolicy, optimiser: torch.optim.Optimizer, processes: Processes, precision: str) -> None:
+    """Shards the policy, and hands its new parameters to the optimiser."""
+    before = policy.trainable()
+    policy.shard(processes, precision)
+    after = dict(policy.trainable())
+    new = {id(parameter): after[name] for name, parameter in before}
+    for group in optimiser.param_groups:
+        group["params"] = [new.get(id(parameter), parameter) for parameter in group["params"]]
+        # Operations on many tensors at once take none of a group that mixes whole and sharded ones.
+        group["foreach"] = False
+
+
+def whole_copy(policy: TransformersPolicy, source: PolicySource, seed: int, processes: Processes) -> TransformersPolicy:
+    """Returns, in the first process, a policy on the CPU with the weights of a sharded one; every process calls this.
+
+    Args:
+        policy: the sharded one; the other processes get it back.
+        source: that it was loaded from.
+        seed: of the run.
+    """
+    whole = policy
+    if processes.is_first:
+        torch.manual_seed(derive_seed(seed, "init"))
+        whole = source.load()
+        to_full_precision(whole)
+    own = dict(whole.trainable())
+    with torch.no_grad():
+        for name, parameter in policy.trainable():
+            value = together(parameter)
+            if processes.is_first:
+                own[name].copy_(value)
+    return whole
 
 
 def start_policy(

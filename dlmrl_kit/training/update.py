@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
@@ -118,11 +119,15 @@ class Update:
             TrainingError: old and new log-probabilities disagree, or too many steps in a row were not finite.
         """
         torch.manual_seed(seeding.derive_seed(self.trainer.seed, number))
-        rollout = self.roll_out(number)
-        metrics = self.rollout_metrics(rollout)
-        if any(of_all(len(rollout.kept), self.processes)):  # if filters keep nothing, there is no optimiser step
-            with phase("old and reference"):
-                metrics |= self.prepare(rollout)
+        with self.policy.whole():
+            with self.policy.in_step():
+                rollout = self.roll_out(number)
+            metrics = self.rollout_metrics(rollout)
+            trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
+            if trains:
+                with phase("old and reference"):
+                    metrics |= self.prepare(rollout)
+        if trains:
             with phase("update"):
                 metrics |= self.learn(rollout.kept, number)
         return metrics
@@ -204,8 +209,9 @@ class Update:
             TrainingError: old and new log-probabilities disagree.
         """
         drift, metrics = rollout.drift, dict[str, float]()
-        if drift is None:
-            drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
+        with self.policy.in_step():
+            if drift is None:
+                drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
         if self.algorithm.correction is not None:
             metrics = sum(of_all(drift, self.processes), Drift()).metrics()
             self.weigh(rollout.kept, metrics)
@@ -237,7 +243,7 @@ class Update:
             with self.policy.fused():
                 loss = self.gradient.accumulate(minibatch, found)  # back-propagates the loss and the regularisers
             add_up(self.parameters, self.processes)
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
+            norm = clip_grad_norm(self.parameters, self.trainer.max_grad_norm)
             totals.add("learning_rate", float(self.scheduler.get_last_lr()[0]))
             if math.isfinite(loss) and math.isfinite(norm):
                 with phase("optimiser"):
@@ -332,15 +338,34 @@ def minibatches(
 
 
 def add_up(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
-    """Adds up the gradients of all processes; a parameter that got none in any of them has none afterwards."""
+    """Adds up the gradients of all processes; a parameter that got none in any of them has none afterwards.
+
+    Those of sharded parameters (``DTensor``) were added up when they were computed.
+    """
     if processes.world == 1:
         return
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     there = [any(flags) for flags in zip(*processes.gather([p.grad is not None for p in parameters]), strict=True)]
     used = [parameter for parameter, some in zip(parameters, there, strict=True) if some]
     for parameter in used:
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
     processes.add_up(parameter.grad for parameter in used if parameter.grad is not None)
+
+
+def clip_grad_norm(parameters: Iterable[nn.Parameter], most: float) -> float:
+    """Clips gradients by the norm of all of them together, sharded and whole ones; returns the norm."""
+    with_gradient = [p for p in parameters if p.grad is not None]
+    kinds = [[p for p in with_gradient if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
+    norms = [_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
+    norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0] if norms else torch.zeros(())
+    for kind in kinds:  # torch clips no tensors of both kinds at once
+        nn.utils.clip_grads_with_norm_(kind, most, norm)
+    return norm.item()
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    norm = nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def run_stages(

@@ -32,6 +32,7 @@ from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.loop import Run
 from dlmrl_kit.training.old_check import check_old
+from dlmrl_kit.training.tensor_files import read
 from dlmrl_kit.training.update import Rollout, Update
 
 TINY = {
@@ -193,7 +194,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     result = json.loads((folder / "result.json").read_text())
     del result["seconds"]
     files = {"model": folder / "model" / "model.safetensors"}
-    files |= {name: last / name for name in ("weights.safetensors", "optimiser.safetensors", "state.json")}
+    files |= {path.name: path for path in last.iterdir() if path.name != "checksums.json"}
     if (folder / "evaluations.json").exists():
         files["evaluations"] = folder / "evaluations.json"
     return {
@@ -201,8 +202,15 @@ def outcome(folder: Path) -> dict[str, Any]:
         "metrics": metric_rows(folder),
         "recipe": load_recipe(folder / "recipe.gin").text(header=False),
         "checkpoints": [done for done, _ in checkpoints(folder)],
-        **{name: path.read_bytes() for name, path in files.items()},
+        **{name: _content(path) for name, path in files.items()},
     }
+
+
+def _content(path: Path) -> Any:
+    """The bytes of a file; of a folder with parts of tensors, which any process may have written, those of tensors."""
+    if path.is_file():
+        return path.read_bytes()
+    return {key: value.numpy().tobytes() for key, value in read(path.parent, path.name, lambda *_: None).items()}
 
 
 def metric_rows(folder: Path) -> list[str]:

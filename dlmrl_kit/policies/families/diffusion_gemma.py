@@ -60,6 +60,7 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         "is not for DiffusionGemma: its layers look up cached keys by their number, so that each would be compiled for "
         "itself, dozens of times"
     )
+    unshardable = "is not for DiffusionGemma, whose prompts are encoded and cached by parts of the model"
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]

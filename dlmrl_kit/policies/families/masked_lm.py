@@ -41,6 +41,8 @@ class MaskedLMPolicy(TransformersPolicy):
         UserError: as ``TransformersPolicy``, or a model that cannot be told what is padding.
     """
 
+    unshardable = "is not for masked language models, whose head runs within the whole model"
+
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
     ) -> None:

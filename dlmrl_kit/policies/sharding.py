@@ -1,0 +1,219 @@
+"""A policy whose weights lie in parts with the processes that train it, by ``fully_shard`` of torch (FSDP2).
+
+A block is put together for its forward and its backward, and taken apart again. So a forward of one process needs all
+others. While gradients are computed they keep in step: each says what it does next, and those that have nothing to do,
+or something else, do the same with one token and weight 0 (``Sharding.in_step``). For rollouts, where some processes
+need many more forwards than others, every process puts all weights together once (``Sharding.whole``).
+
+Embeddings and the norm behind the last block belong to the body; a head of its own is put together for all of a
+minibatch, as it is called any number of times. A head that is tied to the embeddings stays whole in every process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from dlmrl_kit.core.processes import Processes
+from dlmrl_kit.policies.adapter import blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Next(IntEnum):
+    """What a process does next that needs all others. The largest that any of them says is done first, by all."""
+
+    DONE = 0
+    BACKWARD = 1
+    FORWARD = 2
+    WITHOUT_GRADIENT = 3
+    REFERENCE = 4
+
+
+class Sharding:
+    """The parts of a model, and of the frozen copy that is its reference.
+
+    Args:
+        model: on its device, with its adapter; its weights are the same in all processes. It is sharded here.
+        frozen: of the same class; None: there is none. It is sharded, too, but for its head.
+        processes: that share the weights.
+        precision: ``float32``, or ``bfloat16`` for blocks that are put together in it.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, frozen: PreTrainedModel | None, processes: Processes, precision: str
+    ) -> None:
+        self._processes, self._half = processes, precision == "bfloat16"
+        device = next(model.parameters()).device
+        group = processes.group or dist.group.WORLD
+        assert group is not None
+        self._mesh = DeviceMesh.from_group(group, device.type)
+        self._model, self._frozen = model, frozen
+        self._parts = self._sharded(model)
+        self._head: FSDPModule | None = None
+        head = model.get_output_embeddings()
+        if head.weight is not model.get_input_embeddings().weight:
+            (self._head,) = self._fully([head], MixedPrecisionPolicy())
+        if frozen is not None:
+            self._sharded(frozen)
+        self._is_whole = False
+        self._anchors: list[Tensor] = []
+        """Zeros that hang on each forward with a gradient, so that every backward goes through all of them."""
+        self._passes = 0
+
+    def _sharded(self, model: PreTrainedModel) -> list[FSDPModule]:
+        """Shards the blocks, and the rest of the body; returns what was sharded."""
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        parts = self._fully(blocks(model).values(), half if self._half else MixedPrecisionPolicy())
+        tied = {model.get_output_embeddings().weight}  # ignored where it is not among the body's, too
+        return parts + self._fully([model.get_decoder()], MixedPrecisionPolicy(), tied)
+
+    def _fully(
+        self, modules: Iterable[nn.Module], precision: MixedPrecisionPolicy, whole: set[nn.Parameter] | None = None
+    ) -> list[FSDPModule]:
+        parts = []
+        for module in modules:
+            part = fully_shard(
+                module, mesh=self._mesh, mp_policy=precision, reshard_after_forward=True, ignored_params=whole
+            )
+            # A loss is a sum over the samples of all processes: gradients are added up, and not averaged.
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+            parts.append(part)
+        return parts
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within the context, every process holds all weights of the model: forwards need no other process."""
+        parts = [*self._parts, *([] if self._head is None else [self._head])]
+        for part in parts:
+            part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
+        self._is_whole = True
+        try:
+            yield
+        finally:
+            self._is_whole = False
+            for part in parts:
+                part.set_reshard_after_forward(True, recurse=False)
+                part.reshard()
+
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Within the context processes may call forwards and backwards as they need them; all of them must enter it.
+
+        At its end those that are done wait for the others, and gradients are complete.
+        """
+        if self._is_whole:
+            yield
+            self._settle()
+            return
+        self._passes = 0
+        if self._head is not None:
+            self._hold_head(self._head)
+        yield
+        self._settle()
+        if self._head is not None:
+            self._release_head(self._head)
+
+    def _hold_head(self, head: FSDPModule) -> None:
+        """Puts the head together until ``_release_head``; meanwhile its gradient is kept here."""
+        head.unshard()
+        head.set_reshard_after_forward(False)
+        head.set_reshard_after_backward(False)
+        head.set_requires_gradient_sync(False)
+
+    def _release_head(self, head: FSDPModule) -> None:
+        """Takes the head apart; adds its gradients up if there were any."""
+        head.set_reshard_after_forward(True)
+        head.set_reshard_after_backward(True)
+        head.set_requires_gradient_sync(True)
+        weight = self._model.get_output_embeddings().weight
+        if self._passes and weight.requires_grad:
+            # A backward with weight 0, the only one after which all processes add up what they have.
+            logits = self._model.get_output_embeddings()(weight.new_zeros(1, weight.shape[1]))
+            logits.flatten()[:0].sum().backward()
+        head.reshard()
+
+    def forward(self, model: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+        """Calls a forward of the model or of its frozen copy; all processes take part in it.
+
+        Args:
+            model: that is run.
+            run: returns states.
+        """
+        if model is self._frozen:
+            kind = Next.REFERENCE
+        elif self._is_whole:
+            return run()
+        else:
+            kind = Next.FORWARD if torch.is_grad_enabled() else Next.WITHOUT_GRADIENT
+        self._agree(kind)
+        return self._anchored(run())
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagates a loss; all processes take part in it if it follows a forward."""
+        if not self._anchors:
+            loss.backward()
+            return
+        self._agree(Next.BACKWARD)
+        anchors, self._anchors = self._anchors, []
+        (loss + sum(anchor.to(loss.dtype) for anchor in anchors)).backward()
+
+    def _settle(self) -> None:
+        """Takes part in what other processes do, until all of them are done."""
+        if self._anchors:
+            self.backward(self._anchors[0].new_zeros(()))
+        self._agree(Next.DONE)
+
+    def _anchored(self, states: Tensor) -> Tensor:
+        if states.requires_grad:
+            self._anchors.append(states.flatten()[:0].sum())
+            self._passes += 1
+        return states
+
+    def _agree(self, kind: Next) -> None:
+        """Returns when no process has anything to do that goes before this; takes part in it until then."""
+        while (most := max(self._processes.gather(kind))) is not kind:
+            if most is Next.BACKWARD:
+                anchors, self._anchors = self._anchors, []
+                torch.stack(anchors).sum().backward()
+            else:
+                self._empty_forward(most)
+
+    def _empty_forward(self, kind: Next) -> None:
+        """Runs one token through the body, for another process that needs this one's part of the weights."""
+        model = self._frozen if kind is Next.REFERENCE else self._model
+        assert model is not None
+        token = torch.zeros((1, 1), dtype=torch.long, device=self._model.device)
+        mixed = torch.autocast(token.device.type, torch.bfloat16, enabled=self._half)
+        with torch.set_grad_enabled(kind is Next.FORWARD), mixed:
+            states = model.get_decoder()(
+                input_ids=token, attention_mask=token == 0, position_ids=token, use_cache=False
+            ).last_hidden_state
+            self._anchored(states)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tells whether this process has but a part of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Returns the part of a tensor that this process has: all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def together(tensor: Tensor) -> Tensor:
+    """Returns a whole tensor; every process of a sharded one must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
