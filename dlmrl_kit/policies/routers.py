@@ -103,6 +103,10 @@ class ExpertsPolicy(TransformersPolicy):
         UserError: as ``TransformersPolicy``.
     """
 
+    unshardable = (
+        "is not for mixtures of experts, whose routers keep to float32 and count the tokens of forwards of their own"
+    )
+
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
     ) -> None:

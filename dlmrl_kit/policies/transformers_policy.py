@@ -238,14 +238,8 @@ class TransformersPolicy(Policy):
         compile_each(found, mode)
         self.compiled = True
 
-    def shard(self, processes: Processes, precision: str) -> None:
-        """Leaves each process a part of the weights, of the frozen reference, too; see ``policies.sharding``.
-
-        All parameters are new ones afterwards, with the same names.
-
-        Args:
-            processes: that train together; they have the same weights.
-            precision: as ``Trainer.precision``.
+    def check_sharding(self) -> None:
+        """Refuses ``shard`` where it cannot be had.
 
         Raises:
             UserError: weights of this kind cannot be sharded.
@@ -257,6 +251,20 @@ class TransformersPolicy(Policy):
                 "Trainer.sharding = 'full' is not for weights in 4 bits, which are stored in blocks that cannot be cut "
                 "between processes; set it to 'none', or quantisation to 'none'"
             )
+
+    def shard(self, processes: Processes, precision: str) -> None:
+        """Leaves each process a part of the weights, of the frozen reference, too; see ``policies.sharding``.
+
+        All parameters are new ones afterwards, with the same names.
+
+        Args:
+            processes: that train together; they have the same weights.
+            precision: as ``Trainer.precision``.
+
+        Raises:
+            UserError: as ``check_sharding``.
+        """
+        self.check_sharding()
         self._sharding = Sharding(self.model, self.frozen, processes, precision)
 
     def whole(self) -> contextlib.AbstractContextManager[None]:

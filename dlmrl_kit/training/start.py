@@ -69,7 +69,7 @@ def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Starte
     if plan.needs_reference:
         policy.freeze_reference()
     if trainer.sharding != "none":
-        _check_sharding(algorithm)
+        _check_sharding(algorithm, policy)
     if trainer.sharding != "none" and processes.world > 1:
         _shard(policy, optimiser, processes, trainer.precision)
     if trainer.compile is not None:
@@ -77,12 +77,13 @@ def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Starte
     return Started(plan, policy, optimiser, scheduler)
 
 
-def _check_sharding(algorithm: Algorithm) -> None:
-    """Refuses what does not go with sharded weights.
+def _check_sharding(algorithm: Algorithm, policy: TransformersPolicy) -> None:
+    """Refuses what does not go with sharded weights, also in one process, where nothing is sharded.
 
     Raises:
-        RecipeError: a cache, or compiled blocks.
+        UserError: a cache, compiled blocks, or weights that cannot be sharded.
     """
+    policy.check_sharding()
     if algorithm.cache is not None:
         raise RecipeError(
             "Trainer.sharding = 'full' is not for a cache, which calls parts of blocks, whose weights are put together "

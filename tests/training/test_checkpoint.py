@@ -15,7 +15,7 @@ from support.runs import files, new_run, outcome, prepared, rollout
 
 from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training import checkpoint, resume, train
+from dlmrl_kit.training import resume, tensor_files, train
 from dlmrl_kit.training.checkpoint import checkpoints, intact, load_checkpoint, save_checkpoint
 from dlmrl_kit.training.identity import file_digest
 from dlmrl_kit.training.start import trained
@@ -172,7 +172,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_last_one(
     error: Exception, at: int, gin_file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    original = checkpoint.save_file
+    original = tensor_files.save_file
 
     def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
         original(tensors, path)
@@ -181,7 +181,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_last_one(
 
     left = f"the last checkpoint, update-00000{at - 2}, is intact" if at > 2 else "there is no checkpoint before it"
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", save_file)
+        patch.setattr(tensor_files, "save_file", save_file)
         with pytest.raises(FileError, match=f"cannot write .*update-00000{at}: .*No space left.*; {left}: make room"):
             train(load_recipe(gin_file), folder)
     assert [done for done, _ in checkpoints(folder)] == ([2] if at > 2 else [])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.runs import leftovers, outcome, recipe
 from support.several import Pool
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.training.checkpoint import checkpoints, intact
 from dlmrl_kit.training.loop import Run, resume, train
@@ -66,6 +69,7 @@ def same(folder: Path, expected: Path) -> None:
         torch.testing.assert_close(value, other[key], rtol=0, atol=1e-5, msg=key)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", [[], LORA], ids=["all weights", "adapter"])
 def test_any_number_of_processes_goes_on(more: list[str], pool: Pool, tmp_path: Path) -> None:
     pool.run(run, str(tmp_path / "plain"), more, worlds=(1,))
@@ -95,3 +99,66 @@ def test_any_number_of_processes_goes_on(more: list[str], pool: Pool, tmp_path: 
         same(tmp_path / name, tmp_path / "plain")
     assert pool.run(go_on, str(tmp_path / "half"), [], worlds=(2,)) == {2: ["", ""]}
     assert outcome(tmp_path / "half") == outcome(tmp_path / "whole")  # bit for bit
+
+
+def flipped(part: Path) -> None:
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+
+
+def foreign(part: Path) -> None:
+    shutil.copy(part, part.with_name("shard-00009-model-00001-of-00001.safetensors"))
+
+
+@pytest.mark.thorough
+def test_damaged_parts_are_named_and_the_one_before_goes_on(pool: Pool, tmp_path: Path) -> None:
+    pool.run(run, str(tmp_path / "run"), [FULL], 3, worlds=(2,))
+    newest = checkpoints(tmp_path / "run")[-1][1].relative_to(tmp_path / "run")
+    for damage in (Path.unlink, flipped, foreign):
+        folder = shutil.copytree(tmp_path / "run", tmp_path / damage.__name__)
+        damage(folder / newest / "weights" / "shard-00002-model-00001-of-00001.safetensors")
+        assert not intact(folder / newest)
+        expected = (
+            rf"{folder / newest} cannot be read \(weights/shard-0000.*remove it to go on from the checkpoint before"
+        )
+        for error in pool.run(go_on, str(folder), [], worlds=(2,))[2]:
+            assert re.match(expected, error)
+        shutil.rmtree(folder / newest)
+    assert pool.run(go_on, str(folder), [], worlds=(2,)) == {2: ["", ""]}
+
+
+def test_parts_of_another_model_are_refused(pool: Pool, tmp_path: Path) -> None:
+    """As whole weights are: by name and shape, in every process."""
+    pool.run(run, str(tmp_path / "run"), [FULL, "Trainer.eval_every = 0"], 1, worlds=(2,))
+    errors = pool.run(go_on, str(tmp_path / "run"), LORA, worlds=(2,))[2]
+    assert all("its weights do not have the names and shapes of the recipe's" in error for error in errors)
+
+
+def full_disk(processes: Processes, folder: str) -> str:
+    """A run in which the last process cannot write its part of the second checkpoint; the error."""
+    original = HuggingFaceStorageWriter.write_data
+
+    def write_data(self: HuggingFaceStorageWriter, *given: Any) -> Any:
+        if processes.rank == processes.world - 1 and "update-000002" in str(self.path):
+            raise OSError(28, "No space left on device")
+        return original(self, *given)
+
+    HuggingFaceStorageWriter.write_data = write_data  # type: ignore[method-assign]
+    try:
+        run(processes, folder, [FULL])
+    except FileError as error:
+        return str(error)
+    finally:
+        HuggingFaceStorageWriter.write_data = original  # type: ignore[method-assign]
+    return ""
+
+
+@pytest.mark.thorough
+def test_a_part_that_cannot_be_written_leaves_the_last_checkpoint(pool: Pool, tmp_path: Path) -> None:
+    errors = pool.run(full_disk, str(tmp_path / "run"), worlds=(2,))[2]
+    expected = "cannot write .*No space left on device.*; the last checkpoint, update-000001, is intact: make room"
+    assert all(re.search(expected, error) for error in errors), errors
+    assert not leftovers(tmp_path / "run")
+    assert [done for done, _ in checkpoints(tmp_path / "run")] == [1]
+    assert pool.run(go_on, str(tmp_path / "run"), [], worlds=(2,)) == {2: ["", ""]}

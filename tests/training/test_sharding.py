@@ -11,19 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import build
+from support.runs import build, recipe
 from support.several import Pool
 from torch import nn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.block_causal import BlockCausalPolicy
+from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
+from dlmrl_kit.policies.families.masked_lm import MaskedLMPolicy
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.routers import ExpertsPolicy
 from dlmrl_kit.policies.sharding import is_sharded, together
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.loop import Run, train
+from dlmrl_kit.training.start import start_training
 
 Given = tuple[str, list[str], list[str]]
 OPEN = ["SuccessRange.low = 0.0", "SuccessRange.success = 0.3"]
@@ -119,16 +125,88 @@ def compare(found: dict[int, list[Any]], tolerance: float) -> None:
                 torch.testing.assert_close(value, weights[name], rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("label", CASES)
+QUICK = ("learned order",)
+
+
+@pytest.mark.parametrize("label", [pytest.param(c, marks=() if c in QUICK else pytest.mark.thorough) for c in CASES])
 def test_a_case(pool: Pool, label: str) -> None:
     compare(pool.run(updates, CASES[label]), 1e-9)
 
 
+@pytest.mark.thorough
 def test_a_head_that_is_the_embeddings(pool: Pool) -> None:
     compare(pool.run(functools.partial(updates, deep=False), CASES["frozen reference"]), 1e-9)
 
 
+@pytest.mark.thorough
 def test_float32(pool: Pool) -> None:
     """Rounding is what is left."""
     given = ("egspo_sa", ["Trainer.learning_rate = 1e-4"], [])
     compare(pool.run(functools.partial(updates, double=False), given), 1e-5)
+
+
+def mixed(processes: Processes, precision: str) -> list[dict[str, float]]:
+    once = ["Trainer.minibatches = 1", "Trainer.learning_rate = 1e-4"]
+    algorithm = build(sets=[*once, f"Trainer.precision = {precision!r}", "Trainer.sharding = 'full'"])
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(algorithm, Path(folder), "mixed", RunObserver(), processes)
+        assert all(p.dtype == torch.float32 for p in run.parameters.values())
+        with run.policy.whole():
+            assert run.policy.model.get_parameter("model.layers.0.mlp.up_proj.weight").dtype == getattr(
+                torch, precision
+            )
+        return [run.update(number) for number in range(2)]
+
+
+@pytest.mark.thorough
+def test_bfloat16(pool: Pool) -> None:
+    """Blocks compute in it: numbers are those of float32, up to its rounding."""
+    half, whole = (pool.run(mixed, precision, worlds=(2,))[2][0][0] for precision in ("bfloat16", "float32"))
+    for name in ("entropy", "loss_objective", "grad_norm", "reward"):
+        assert half[name] == pytest.approx(whole[name], rel=0.03, abs=1e-3), name
+    assert half["entropy"] != pytest.approx(whole["entropy"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("uses", "sets", "reason"),
+    [
+        (["cache=DualCache", "likelihood=StepTokenLogProb", "correction=Uncorrected"], [], "not for a cache"),
+        ([], ["Trainer.compile = 'default'"], "not for Trainer.compile"),
+    ],
+)
+def test_what_does_not_go_with_it(uses: list[str], sets: list[str], reason: str) -> None:
+    algorithm = build("egspo", ["Trainer.sharding = 'full'", *sets], uses)
+    with pytest.raises(RecipeError, match=f"Trainer.sharding = 'full' is {reason}"):
+        start_training(algorithm)
+
+
+KINDS = [BlockCausalPolicy, DiffusionGemmaPolicy, MaskedLMPolicy, ExpertsPolicy]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_families_that_cannot_be_sharded(kind: type[TransformersPolicy]) -> None:
+    policy = build().policy.load()
+    policy.check_sharding()
+    policy.__class__ = kind  # checkpoints of these families take seconds to make
+    with pytest.raises(UserError, match=r"^Trainer.sharding = 'full' is not for .*; set it to 'none'$"):
+        policy.check_sharding()
+
+
+def test_weights_in_four_bits_cannot_be_sharded() -> None:
+    """A weight says that bitsandbytes has stored it by an attribute of its own."""
+    policy = build().policy.load()
+    next(policy.parameters()).quant_state = object()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="weights in 4 bits"):
+        policy.check_sharding()
+
+
+@pytest.mark.thorough
+def test_one_process_says_that_nothing_is_sharded(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Observer(RunObserver):
+        def on_message(self, text: str) -> None:
+            told.append(text)
+
+    train(recipe(sets=["Trainer.sharding = 'full'", "Trainer.updates = 1"]), tmp_path / "run", observer=Observer())
+    assert "Trainer.sharding has no effect in one process, which holds all weights" in told
