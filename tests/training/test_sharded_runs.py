@@ -93,7 +93,7 @@ def test_any_number_of_processes_goes_on(more: list[str], pool: Pool, tmp_path: 
         ("by three", 3, "half", []),
         ("not sharded any more", 2, "half", ["Trainer.sharding = 'none'"]),
         ("sharded now", 2, "half of plain", [FULL]),
-    ):
+    )[: 1 if more else None]:
         shutil.copytree(tmp_path / source, tmp_path / name)
         assert pool.run(go_on, str(tmp_path / name), sets, worlds=(world,)) == {world: [""] * world}
         same(tmp_path / name, tmp_path / "plain")

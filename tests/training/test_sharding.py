@@ -46,7 +46,7 @@ CASES: dict[str, Given] = {
     ),
     "tokens": ("dipo", ["ConfidenceThreshold.threshold = 0.35"], ["loss=TokenPPO", "regulariser=TokenKLK2"]),
     "live reference": ("egspo_sa", [], ["regulariser=KLExact+EntropyBonus"]),
-    "pieces, in two passes": ("espo", ["Trainer.micro_batch_tokens = 40"], []),
+    "pieces, in two passes": ("espo", ["Trainer.micro_batch_tokens = 60", "Trainer.prompts_per_update = 2"], []),
     "micro-batches, recomputed": (
         "egspo_sa",
         ["Trainer.micro_batch_size = 2", "Pretrained.gradient_checkpointing = True"],
