@@ -96,6 +96,7 @@ class Sharding:
     def whole(self) -> Iterator[None]:
         """Within the context, every process holds all weights of the model: forwards need no other process."""
         parts = [*self._parts, *([] if self._head is None else [self._head])]
+        self._processes.gather(None)  # tells in one line of a process that has died, which ``unshard`` does not
         for part in parts:
             part.unshard()
             part.set_reshard_after_forward(False, recurse=False)

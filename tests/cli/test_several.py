@@ -111,9 +111,11 @@ def die(rank: int) -> None:
 
 
 @pytest.mark.thorough
-def test_a_killed_process_ends_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_killed_process_ends_the_other(sharding: str, tmp_path: Path) -> None:
     """Where no launcher tells it: with one, that names the process and its signal."""
-    codes, lines = both(tmp_path, ["train", "--out", str(tmp_path / "run"), *OPTIONS, *SHORT], die)
+    more = [*OPTIONS, *SHORT, "--set", f"Trainer.sharding={sharding!r}"]
+    codes, lines = both(tmp_path, ["train", "--out", str(tmp_path / "run"), *more], die)
     assert codes == [2, -signal.SIGKILL]
     (line,) = [line for own in lines for line in own if "error" in line]
     assert line.startswith("error: another process of this run does not answer any more (")
