@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter_files import holds_adapter, merge_adapter
 from dlmrl_kit.policies.adapter_settings import base_of, read_settings
+from dlmrl_kit.policies.added_families import added_families
 from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, checkpoint_folder, read_config
 from dlmrl_kit.policies.families.a2d import A2D
 from dlmrl_kit.policies.families.base import Family
@@ -43,40 +43,22 @@ FAMILIES: tuple[Family, ...] = (
 """The families in the order in which they are asked: the first that recognises a checkpoint loads it."""
 
 
-_added: list[Family] = []
-
-
-def add_family(family: Family) -> None:
-    """Lets a family of a plugin load checkpoints: it is asked before the kit's own. It replaces one of its class."""
-    keep_families([*(other for other in _added if type(other).__qualname__ != type(family).__qualname__), family])
-
-
-def added_families() -> tuple[Family, ...]:
-    """Returns the families that plugins added."""
-    return tuple(_added)
-
-
-def keep_families(families: Iterable[Family]) -> None:
-    """Forgets the families that plugins added, but for these."""
-    _added[:] = families
-
-
 def family_of(config: ConfigJson) -> Family:
     """Returns the first family that recognises a ``config.json``.
 
     Raises:
         UserError: none does, or it is known not to be supported.
     """
-    reason = None if any(family.recognises(config) for family in _added) else reason_against(config)
+    reason = None if any(family.recognises(config) for family in added_families()) else reason_against(config)
     if reason is not None:
         raise UserError(f"{reason}: it is not supported (docs/real-models.md)")
-    for family in (*_added, *FAMILIES):
+    for family in (*added_families(), *FAMILIES):
         if family.recognises(config):
             return family
     classes = ", ".join(architectures(config) or ["no architecture named"])
     raise UserError(
         f"no denoiser for model type {config.get('model_type')!r} ({classes}); the kit knows these families: "
-        + "; ".join(family.supported for family in (*_added, *FAMILIES))
+        + "; ".join(family.supported for family in (*added_families(), *FAMILIES))
     )
 
 

@@ -26,15 +26,17 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RegistryError, UserError
 from dlmrl_kit.core.registry import Entry
-from dlmrl_kit.policies.families.base import Family
-from dlmrl_kit.policies.loading import added_families, keep_families
+from dlmrl_kit.policies.added_families import added_families, keep_families
 from dlmrl_kit.recipe import gin_registry
 from dlmrl_kit.recipe.builtin import load_builtin
+
+if TYPE_CHECKING:
+    from dlmrl_kit.policies.families.base import Family
 
 ENTRY_POINT_GROUP = "dlmrl_kit.components"
 """Entry-point group; the value of an entry is a module to import."""

@@ -11,12 +11,12 @@ import torch
 from support.family_cases import CASES
 from torch import Tensor
 
+from dlmrl_kit.policies.added_families import add_family, added_families, keep_families
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.families.dream import Dream
 from dlmrl_kit.policies.families.llada import LLaDA
 from dlmrl_kit.policies.families.llada2 import LLaDA2
 from dlmrl_kit.policies.layout import Layout
-from dlmrl_kit.policies.loading import add_family, added_families, keep_families
 from dlmrl_kit.policies.routers import BlockCausalExpertsPolicy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.testing import ConformanceError
