@@ -23,13 +23,14 @@ def test_variants_differ_in_the_swapped_slot_alone() -> None:
     uniform = made.variants[1].difference
     assert uniform is not None
     assert uniform.slot == ("Algorithm.selector", "EntropyTopK", "UniformSteps")
-    assert uniform.only_base == {"EntropyTopK.k": "4"}  # the recipe binds Selector.k, which carries over
+    # The recipe binds Selector.k, which carries over, and whose entropy steps are chosen by, which does not.
+    assert uniform.only_base == {"EntropyTopK.k": "4", "EntropyTopK.distribution": "'behaviour'"}
     assert uniform.only_variant == {"UniformSteps.k": "4"}
     assert str(uniform).startswith(
         "differs in Algorithm.selector (EntropyTopK -> UniformSteps), EntropyTopK.k = 4 (base only), "
-        "UniformSteps.k = 4 (variant only); the other "
+        "EntropyTopK.distribution = 'behaviour' (base only), UniformSteps.k = 4 (variant only); the other "
     )
-    assert uniform.equal == len(made.variants[0].recipe.bindings) - 2
+    assert uniform.equal == len(made.variants[0].recipe.bindings) - 3
     assert "selector=EntropyTopK is the base recipe's own, and is not run twice" in made.notes
     assert any("AllSteps takes no parameter k" in note for note in made.notes)
     for variant in made.variants:

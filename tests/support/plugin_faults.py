@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import inspect
+import itertools
+import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +35,10 @@ from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.means import PerToken
 from dlmrl_kit.policies.pretrained import Pretrained
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.prompts.plain_prompt import PlainPrompt
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.regularisers.kl import KLK3, TokenKLK3
+from dlmrl_kit.rewards.integer_answer import IntegerAnswer
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.schedules.curves import Linear
@@ -39,6 +48,17 @@ from dlmrl_kit.step_schedules.even_steps import EvenSteps
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.values.token_value import TokenValue
+
+
+@functools.cache
+def questions() -> str:
+    """A file of questions and answers in the characters of the tiny policy."""
+    folder = tempfile.mkdtemp(prefix="dlmrl-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rows = [{"question": f"{a}{b}{c}:", "answer": f"{c}{b}{a}"} for a, b, c in itertools.product("1234", repeat=3)]
+    path = Path(folder) / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
 
 
 class Place(NamedTuple):
@@ -62,6 +82,14 @@ class Place(NamedTuple):
 
 LAM = ("OneStepDenoise.lam = @{name}()", "{name}.start = 0.1", "{name}.end = 0.5")
 TRACE = ("SuccessRange.low = 0.0", "SuccessRange.high = 1.0")
+ASKED = (
+    f"Questions.data = {questions()!r}",
+    "Questions.tags = False",
+    "Questions.rewards = [@IntegerAnswer()]",
+    "Questions.prompt = @PlainPrompt()",
+    "PromptLayout.instruction = ''",
+    "PromptLayout.prefix = ''",
+)
 PLACES = [
     Place("task", Sudoku4x4, "score"),
     Place("task", Sudoku4x4, "example"),
@@ -101,6 +129,8 @@ PLACES = [
     Place("logger", MetricsCSV, "close"),
     Place("demonstrator", Answers, "demonstrations", "pretrain_sudoku4x4"),
     Place("pretrainer", MaskedDiffusion, "objective", "pretrain_sudoku4x4"),
+    Place("reward", IntegerAnswer, "value", uses=("task=Questions",), sets=(*ASKED, "Questions.rewards = [@{name}()]")),
+    Place("prompt", PlainPrompt, "laid_out", uses=("task=Questions",), sets=(*ASKED, "Questions.prompt = @{name}()")),
 ]
 OTHERS = [Place("trainer", Trainer, "")]
 """Kinds without a method of their own that is called."""
@@ -227,7 +257,7 @@ def applies(place: Place, fault: str) -> bool:
         return fault in OTHER_FAULTS[1:] and (place.method, fault) != ("close", "takes nothing")
     if (place.method, fault) == ("load", "takes nothing"):  # it is given nothing
         return False
-    if place.kind in ("task", "policy", "cache", "demonstrator", "step_schedule"):
+    if place.kind in ("task", "policy", "cache", "demonstrator", "step_schedule", "reward", "prompt"):
         return fault not in TENSORS | {"changes its arguments"}
     if fault == "changes its arguments":  # of a view or replayed steps, whose logits a sampler may change
         return place.method not in ("decide", "action_log_prob", "scores", "estimate") or place.kind == "advantage"

@@ -84,6 +84,10 @@ def test_every_fault_of_every_kind_names_the_component(place: Place, fault: str,
     check(place, fault, tmp_path / "run")
 
 
+WHOLE = ("normaliser", "schedule", "prompt", "reward")
+"""Kinds whose recipes are whole with the settings of their place alone."""
+
+
 def test_every_kind_is_attacked() -> None:
     assert {place.kind for place in [*PLACES, *OTHERS]} == {*KINDS}
 
@@ -191,7 +195,7 @@ def test_an_attribute_of_another_type_is_refused_at_build(kind: str, name: str, 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("trainer", "cache", "sampler")])
 def test_a_class_that_implements_nothing_is_refused_at_build(kind: str) -> None:
     place = next(place for place in PLACES if place.kind == kind)
-    sets = {"normaliser": place.sets, "schedule": place.sets, "step_schedule": place.sets[:1]}.get(kind, ())
+    sets = ({"step_schedule": place.sets[:1]} | dict.fromkeys(WHOLE, place.sets)).get(kind, ())
     cls = register(kind)(type("Empty", (BASE_CLASSES[kind],), {"__module__": __name__}))
     with pytest.raises(UserError, match=r"Empty.*(abstract|implements none of|not set)"):
         faulty_recipe(place._replace(sets=sets), cls).build()
