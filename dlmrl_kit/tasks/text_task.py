@@ -141,7 +141,7 @@ class TextTask(BaseTask):
         found = {f"{name} {origin.source}": origin.revision for origin in read if origin.source.local is None}
         for of, layout in (("", self.prompt), (" in heldout", self.test_prompt)):
             if layout is not None:
-                wording = [layout.prompt(self.instruction(), ""), layout.prefix, layout.max_tokens]
+                wording = [layout.prompt(self.instruction(), "?"), layout.prefix, layout.max_tokens]
                 found[f"{name} prompt{of}"] = hashlib.sha256(json.dumps(wording).encode()).hexdigest()
         return found
 
