@@ -27,6 +27,8 @@ Row: TypeAlias = dict[str, Any]
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of the files that can be read; ``.gz`` may follow."""
+UNPACKED_BYTES = 4 * 2**30
+"""The most bytes that a ``.gz`` file may hold."""
 INSTALL = "pip install 'dlmrl-kit[tasks]'"
 
 
@@ -126,10 +128,7 @@ def rows_of_file(path: Path, unknown: str | None = None) -> Iterator[tuple[int, 
     if ending not in FORMATS:
         raise ValueError(f"{path}: unknown format; use {', '.join(FORMATS)}, each also with .gz")
     data = read_regular(path)
-    try:
-        data = gzip.decompress(data) if packed else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+    data = _unpacked(path, data) if packed else data
     if ending == ".parquet":
         yield from enumerate(_parquet(path, data))
     elif ending in (".csv", ".tsv"):
@@ -138,6 +137,18 @@ def rows_of_file(path: Path, unknown: str | None = None) -> Iterator[tuple[int, 
         yield from enumerate(whole)
     else:
         yield from _lines(path, data)
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    """Unpacks a ``.gz`` file, of which a small one can hold more than the memory does."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            found = file.read(UNPACKED_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    if len(found) > UNPACKED_BYTES:
+        raise ValueError(f"{path}: it holds more than {UNPACKED_BYTES} bytes unpacked; unpack it, and give that file")
+    return found
 
 
 def json_object(text: bytes) -> Row:

@@ -131,3 +131,12 @@ def test_without_a_package_the_message_says_how_to_install_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda asked: None)
     with pytest.raises(UserError, match=rf"need the package {package}: pip install 'dlmrl-kit\[tasks\]'"):
         read_rows(Source(name))
+
+
+def test_a_packed_file_that_holds_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000))
+    assert len(list(rows.rows_of_file(path))) == 100_000
+    monkeypatch.setattr(rows, "UNPACKED_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"x.jsonl.gz: it holds more than 100000 bytes unpacked"):
+        list(rows.rows_of_file(path))
