@@ -82,6 +82,7 @@ def test_without_discount_every_token_is_credited_with_the_reward_beyond_its_val
             assert found[SELECTED_TOKEN_ADVANTAGE][b, k, i].item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", [EntropyOrder(3, temperature=0.8), RandomOrder(3)], ids=["entropy", "random"])
 def test_a_value_of_the_state_leaves_the_gradient_unbiased(sampler: Sampler) -> None:
     def audited(gamma: float) -> float:

@@ -122,6 +122,7 @@ def test_the_numbers_of_theory_section_two() -> None:
     assert bias(LowConfidence(3, temperature=0.9)) < 1e-12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_group_baselines(group_size: int) -> None:
     sampler = EntropyOrder(3, temperature=0.9)
@@ -135,6 +136,7 @@ def test_group_baselines(group_size: int) -> None:
     assert "biased, relative bias" in measured.verdict
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cls", [LowConfidence, RandomOrder])
 @pytest.mark.parametrize("selector", [None, RandomSteps(2)])
 def test_one_step_denoise(cls: type[Sampler], selector: Any) -> None:
@@ -289,6 +291,7 @@ def test_egspo_sa_is_biased_by_its_separate_causes() -> None:
     assert set(report.regularisers) == {"KLK3"}
 
 
+@pytest.mark.thorough
 def test_exact_components_bring_egspo_sa_to_zero() -> None:
     uses = ["likelihood=StepLogProb", "selector=EntropyImportance"]
     scaled = audit_recipe("egspo_sa", uses=uses, problems=2, attribution=False)

@@ -130,6 +130,7 @@ class Halved(LeaveOneOut):
         return super().estimate(returns, group) / 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "component", "words"),
     [("selector", Overstated(8), "claims"), ("advantage", Halved(), "claims the scale 1 = 1; the audit finds 0.5")],

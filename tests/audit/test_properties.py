@@ -92,6 +92,7 @@ def order_gradient(mdp: MDP, found: list[Recursion]) -> Tensor:
     return mdp.gradient(total, retain=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cls", [LowConfidence, PlackettLuceOrder], ids=lambda c: c.__name__)
 @examples(25)
 @given(st.data())

@@ -126,6 +126,7 @@ def test_what_keeps_every_step_of_its_own_trajectories_is_judged(selector: Selec
     assert audited(selector).verdict == "unbiased"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("selector", [ScaledBudget(8), EntropyTopK(8)])
 def test_eight_of_eight_steps_are_all_steps(selector: Selector) -> None:
     """Of nine steps it would leave one out, but the recipe's trajectories never have nine."""

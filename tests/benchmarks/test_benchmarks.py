@@ -171,6 +171,7 @@ def test_operations_are_counted() -> None:
 SMALL = ["--vocab", "40", "--hidden", "64", "--batch", "2", "--repeats", "1"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [

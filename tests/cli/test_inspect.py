@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from support.command_line import dlmrl
 
 import dlmrl_kit
@@ -48,6 +49,7 @@ def test_show_explains_parameters_documented_in_the_base_class() -> None:
     assert re.search(r"completion_length +int +required", result.stdout)
 
 
+@pytest.mark.thorough
 def test_show_every_component() -> None:
     from dlmrl_kit.recipe.catalogue import components
 

@@ -54,6 +54,7 @@ def both(
     return [child.exitcode for child in children], [path.read_text().splitlines() for path in paths]
 
 
+@pytest.mark.thorough
 def test_an_error_that_both_have_is_told_once(tmp_path: Path) -> None:
     codes, lines = both(tmp_path, ["train", "nowhere.gin"])
     assert codes == [2, 2]

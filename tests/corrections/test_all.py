@@ -162,6 +162,7 @@ def test_the_audit_names_the_cache() -> None:
     assert report.attribution[0].alone.mean == pytest.approx(report.relative_bias)
 
 
+@pytest.mark.thorough
 def test_recipes_with_a_cache_are_audited_on_deep_networks() -> None:
     estimator = exact_estimator(LowConfidence(4), Swaps(cache=DualCache(), correction=TruncatedImportance()))
     report = audit_algorithm(estimator, problems=2, attribution=False)

@@ -16,6 +16,7 @@ def test_the_documented_output_is_current() -> None:
     assert with_new_outputs(text) == text
 
 
+@pytest.mark.thorough
 def test_the_documented_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "audit.md").read_text()
     for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):

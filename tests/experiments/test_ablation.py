@@ -56,6 +56,7 @@ def test_tables_of_finished_runs(tmp_path: Path) -> None:
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 @fake
 @pytest.mark.parametrize(
     ("alike", "seeds", "found"),
@@ -167,6 +168,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert rows(tmp_path / "summary.csv")[1]["accuracy_low"] == ""
 
 
+@pytest.mark.thorough
 @fake
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -208,6 +210,7 @@ def test_a_kill_while_the_folder_is_made_is_no_obstacle(tmp_path: Path, monkeypa
     assert not ablate(design(seeds=1), tmp_path).failed
 
 
+@pytest.mark.thorough
 @fake
 def test_an_interrupt_stops_every_run_and_locks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processes: list[subprocess.Popen[bytes]] = []

@@ -251,6 +251,7 @@ def test_names_and_files_stay(tmp_path: Path) -> None:
     assert torch.equal(log_probs(again, *states(2, 8, padded=False)), log_probs(twin, *states(2, 8, padded=False)))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("traced")
 def test_a_run_compiles_policy_and_reference(tmp_path: Path) -> None:
     """Traced blocks compute the same bits, so the whole update does."""
@@ -304,6 +305,7 @@ def test_models_that_cannot_be_compiled_are_refused(tmp_path: Path) -> None:
     assert not policy.compiled
 
 
+@pytest.mark.thorough
 def test_a_machine_without_a_compiler_says_so(tmp_path: Path) -> None:
     missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with missing, pytest.raises(UserError, match=r"does not work on cpu here .*needs a C\+\+ compiler"):

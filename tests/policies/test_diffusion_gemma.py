@@ -179,6 +179,7 @@ def test_prefixes_are_encoded_once(policy: Any) -> None:
     assert len(seen.encoded) < int(found["step", "valid"].any(0).sum())
 
 
+@pytest.mark.thorough
 def test_it_trains_from_the_command_line(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
     """On digits alone, so that some of the cells are right; LoRA changes only the adapted layers."""
     others = tuple(i for i in range(22) if not 1 <= i <= 4)

@@ -137,6 +137,7 @@ def test_a_block_size_that_was_given_is_kept(tmp_path: Path) -> None:
         assert load_policy(tmp_path / name).block_size == 8
 
 
+@pytest.mark.thorough
 def test_it_trains_from_the_command_line_and_lora_changes_adapters_only(
     checkpoint: tuple[Path, Any], tmp_path: Path
 ) -> None:

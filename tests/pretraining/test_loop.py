@@ -101,6 +101,7 @@ def whole(gin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_run_is_reproducible_and_tells_its_losses(gin_file: Path, whole: Path, tmp_path: Path) -> None:
     told = Losses()
     result = pretrain(load_recipe(gin_file), tmp_path / "again", observer=told)

@@ -29,6 +29,7 @@ EDITS = st.lists(
 )
 
 
+@pytest.mark.thorough
 @settings(FILES, max_examples=250)
 @given(edits=EDITS)
 def test_mutated_recipes_are_user_errors(tmp_path: Path, edits: list[tuple[int, int, str]]):

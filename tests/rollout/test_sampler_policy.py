@@ -87,6 +87,7 @@ def test_finished_rows_are_repeated_by_rollout_and_marked_by_valid_steps(policy:
     assert valid_steps(rollout).tolist() == [[True, False, False], [True, True, True]]
 
 
+@pytest.mark.thorough
 def test_other_noise_gives_the_same_distribution(policy: TransformersPolicy) -> None:
     """Completions of one prompt: 4000 of the environment against 20000 of the sampler, two tokens long."""
     task, sampler = Share(1), make(SAMPLERS[0], 2, temperature=1.5)

@@ -43,7 +43,6 @@ BAD = {
     "unknown": ("1Z", "the policy's tokenizer has no tokens for 'Z', in '1Z'"),
     "mask": ("1<mask>", "the model's mask token '<mask>' stands in '1<mask>'"),
     "long": ("1" * 17, "the prompt has 17 tokens and the completion 4, 21 in all, but the model has 20 positions"),
-    "blank": ("\n", r"the policy's tokenizer has no tokens for '\\n'|no tokens are left of the prompt"),
     "conversation": ([{"role": "user", "content": "1"}], "the prompt is a conversation, but"),
 }
 

@@ -79,6 +79,7 @@ class Exact(DiffusionGemmaPolicy):
         return super().head(hidden).double()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("threshold", [1e-9, 0.55])
 def test_generations_have_the_frequencies_of_transformers_generate(tmp_path: Path, threshold: float) -> None:
     """Without the self-conditioning signal, transformers' ``generate`` draws what the listed trajectories say."""

@@ -279,6 +279,7 @@ def test_values_out_of_range(value: float) -> None:
 SHORT = ["Trainer.updates = 2", "Trainer.learning_rate = 0.001", "Trainer.eval_every = 1", "LearnedOrder.width = 8"]
 
 
+@pytest.mark.thorough
 def test_a_killed_run_resumes_to_the_same_modules_and_eval_uses_them(tmp_path: Path) -> None:
     whole = train(recipe("dcolt", SHORT), tmp_path / "whole")
     trained = load_file(whole.model / "components.safetensors")

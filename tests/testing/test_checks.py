@@ -49,6 +49,7 @@ def test_everything_wrong_is_told_once(registered: Any) -> None:
     assert "check_registered" not in text
 
 
+@pytest.mark.thorough
 def test_the_guard_on_plugins_speaks_through_the_checks(registered: Any) -> None:
     class Guarded(WritesMore):
         """Leaves a note, and is registered: the guard stays in the class, so it is this test's own."""

@@ -93,6 +93,7 @@ def test_a_scale_is_held_to_what_is_registered(scale: str, right: bool, register
     assert set(found) == (set() if right else {"check_claim"})
 
 
+@pytest.mark.thorough
 def test_a_conditional_claim_is_that_of_the_defaults(registered: Any) -> None:
     assert not failures(OneStepDenoise(Linear(1.0, 0.0), normalise=False))
     assert "check_claim" in failures(registered("advantage", Unnormalised, unbiased=True)())

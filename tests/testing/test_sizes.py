@@ -60,6 +60,7 @@ def test_a_parameter_may_be_lost_where_nothing_is_made_again() -> None:
     assert not failures(KLK3(0.1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cls", [FirstSteps, ScaledFirstSteps, Budget, ScaledBudget])
 def test_the_first_steps_are_not_unbiased_whatever_the_parameter_is_called(cls: Any, registered: Any) -> None:
     found = failures(registered("selector", cls, unbiased=True)(4))

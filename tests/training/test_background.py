@@ -191,6 +191,7 @@ def test_what_waits_for_rewards_follows_from_the_keys(
 # ------------------------------------------------------------------------------------------- what goes wrong
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_failing_scorer_ends_the_run_which_goes_on_afterwards(
     overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

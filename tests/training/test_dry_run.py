@@ -50,6 +50,7 @@ def dry_run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["train", *arguments, "--dry-run"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [
@@ -229,6 +230,7 @@ SMALL = (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [

@@ -105,6 +105,7 @@ def test_metrics_of_the_rollout_count_the_samples_that_were_dropped(tmp_path: Pa
         assert found[name] == expected[name], name
 
 
+@pytest.mark.thorough
 def test_a_filtered_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped when one update had kept nothing, and when the next had kept all: as if it had not been stopped."""
     keep_examples(monkeypatch, {*seen(tmp_path, 1), seen(tmp_path, 2)[0]})

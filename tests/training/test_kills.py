@@ -64,6 +64,7 @@ def killed_at_write(number: int, gin_file: Path, folder: Path) -> None:
     assert killed(child.exitcode), f"not killed at write {number}: exit code {child.exitcode}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", range(KILLS))
 def test_killed_at_a_write(part: int, gin_file: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"

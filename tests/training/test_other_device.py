@@ -159,6 +159,7 @@ def test_adapters_and_micro_batches(tmp_path: Path) -> None:
     compare(tmp_path, "egspo_sa", [], "Pretrained.lora_rank = 4", "Trainer.micro_batch_tokens = 64")
 
 
+@pytest.mark.thorough
 def test_a_run_is_resumed_there(tmp_path: Path) -> None:
     for updates in (1, 2):
         run = new_run(tmp_path, "meta", sets=[f"Trainer.updates = {updates}"])

@@ -67,6 +67,7 @@ def test_the_resolved_recipe_reproduces_the_run(uninterrupted: Path, tmp_path: P
     assert outcome(tmp_path / "again") == outcome(uninterrupted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_a_run_stopped_between_updates_resumes_to_the_same_result(
     stop_after: int, uninterrupted: Path, tmp_path: Path
@@ -110,6 +111,7 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
     assert outcome(folder) == whole
 
 
+@pytest.mark.thorough
 def test_a_run_with_an_adapter_resumes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         train(tiny_recipe(sets=["Pretrained.lora_rank = 2"]), tmp_path / name)
@@ -141,6 +143,7 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path) -> None:
         resume(tmp_path / "run", accept_changes=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "uses",
     [["selector=UniformSteps"], ["sampler=EntropyOrder", "advantage=LeaveOneOut"], ["regulariser=KLK1+KLK2"]],

@@ -110,6 +110,7 @@ def check(pool: Pool, label: str, given: Given) -> None:
     assert max(update["grad_norm"] for update in metrics if "grad_norm" in update) > 1e-4
 
 
+@pytest.mark.thorough
 def test_the_default_recipe(pool: Pool) -> None:
     check(pool, "", ("egspo_sa", [], []))
 
