@@ -27,7 +27,10 @@ class EntropyTopK(KSteps):
             two can rank steps differently.
 
     Reads ``("step", "valid")`` bool [B, T], and ``("step", "entropy")`` or ``("step", "model_entropy")``, [B, T].
-    Writes, raises as ``KSteps``.
+    Writes as ``KSteps``.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     nested = True

@@ -74,8 +74,8 @@ def test_later_steps_add_a_bias_that_grows_with_the_learning_rate() -> None:
         report = later("agrpo", "Trainer.inner_iterations = 2", f"Trainer.learning_rate = {rate}")
         assert [step.step for step in report.later_steps] == [2, 3, 4]
         assert all(step.interval[0] <= step.added <= step.interval[1] for step in report.later_steps)
-        added.append(report.later_steps[-1].added)
-    assert added[0] < 1e-4
+        added.append(max(step.added for step in report.later_steps))
+    assert added[0] < 1e-3
     assert added[1] > 0.01
     assert "; later ones add a relative bias of" in report.sentence
 
