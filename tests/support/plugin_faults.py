@@ -229,7 +229,7 @@ def faulty(place: Place, fault: str) -> type:
     elif fault == "takes nothing":
         members[method] = lambda self: None
     elif fault == "takes one more":
-        members[method] = lambda self, one, two, three, four, five, six, **_: None
+        members[method] = lambda self, one, two, three, four, five, six, seven, eight, **_: None
     elif fault == "is no method":
         members[method] = 3
     else:
