@@ -179,7 +179,9 @@ def test_restarts_end_with_the_same_result(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "dlmrl_kit", *given, "--gpus", "2", "--max-restarts", "2"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "error" not in done.stderr
+    # The process that is left may tell that the other one is gone, before torchrun starts both again.
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert all("another process of this run does not answer any more" in line for line in errors)
     codes, lines = both(tmp_path, ["train", "egspo_sa", "--out", str(whole), *settings])
     assert codes == [0, 0], lines
     assert not leftovers(killed)
