@@ -50,6 +50,9 @@ _INSTALLED = ("site-packages", "dist-packages")
 """Names of folders with installed packages, of which versions are kept, not contents."""
 
 
+_KIT = __name__.split(".", maxsplit=1)[0]
+
+
 def code_of(module: str, file: Path) -> set[Path]:
     """Lists the Python files that a module depends on, itself included, without running any.
 
@@ -75,9 +78,10 @@ def with_imports(code: Iterable[Path], root: Path) -> set[Path]:
     Args:
         code: the files.
         root: folder of the top-level module or package that they belong to. Imports are looked up there and in the
-            folder of the importing file; nowhere if it is one of installed packages.
+            folder of the importing file; nowhere if it is one of installed packages. The kit itself is left out: its
+            version is kept.
     """
-    found, todo = set[Path](), list(code)
+    found, todo, packages = set[Path](), list(code), set[Path]()
     installed = _is_installed(root)
     while todo:
         file = todo.pop()
@@ -87,7 +91,10 @@ def with_imports(code: Iterable[Path], root: Path) -> set[Path]:
         for name in () if installed else _imported(file):
             for folder in {file.parent, root}:
                 module, package = folder / f"{name}.py", folder / name
+                if package in packages or name == _KIT:
+                    continue
                 if (package / "__init__.py").is_file():
+                    packages.add(package)
                     todo += package.rglob("*.py")
                 elif module.is_file():
                     todo.append(module)
