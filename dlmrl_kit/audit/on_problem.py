@@ -58,11 +58,6 @@ class OnProblem:
         """The stage of the advantage component itself."""
         return next(s for s in self.plan.rollout if s.component is self.estimator.advantage)
 
-    @property
-    def likelihood_keys(self) -> set[Key]:
-        """The keys that the likelihood writes in this plan."""
-        return set(self.plan.likelihood.writes)
-
     def fixed(self, batch: TensorDictBase) -> TensorDictBase:
         """Adds old and reference log-probabilities to a batch and corrects its weights, as ``Update.prepare`` does."""
         with torch.no_grad():

@@ -318,9 +318,8 @@ def log_mass(logits: Tensor, at: Tensor, behaviour: Behaviour, certain: Certaint
     """
     given = (certain.top, certain.log_total, threshold)
     if torch.is_grad_enabled() and logits.requires_grad:
-        if (
-            len(at) <= _piece_rows(logits) or behaviour.temperature == 0
-        ):  # a graph of all of it is small, or there is none
+        few = len(at) <= _piece_rows(logits)  # whose graph is small
+        if few or behaviour.temperature == 0:
             return _log_mass(logits[at], behaviour, *given)
         found: Tensor = _LogMass.apply(logits, at, behaviour, *given)  # type: ignore[no-untyped-call]
         return found

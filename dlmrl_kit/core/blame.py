@@ -9,14 +9,14 @@ from types import TracebackType
 
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import ComponentError, UserError
+from dlmrl_kit.core.version import PACKAGE
 
-_KIT = __name__.split(".", 1)[0]
 _CHECKS = {str(Path(__file__).with_name(name)) for name in ("contract.py", "interface.py")}
 
 
 def is_foreign(cls: type) -> bool:
     """Tells whether a class is not the kit's own."""
-    return cls.__module__.split(".", 1)[0] != _KIT
+    return cls.__module__.split(".", 1)[0] != PACKAGE
 
 
 def named(cls: type) -> str:

@@ -7,6 +7,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from dlmrl_kit.core.version import PACKAGE
+
 
 class Dependent:
     """The part of every component's base class that says what else must stay the same for a run to stay the same.
@@ -50,9 +52,6 @@ _INSTALLED = ("site-packages", "dist-packages")
 """Names of folders with installed packages, of which versions are kept, not contents."""
 
 
-_KIT = __name__.split(".", maxsplit=1)[0]
-
-
 def code_of(module: str, file: Path) -> set[Path]:
     """Lists the Python files that a module depends on, itself included, without running any.
 
@@ -88,16 +87,13 @@ def with_imports(code: Iterable[Path], root: Path) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        for name in () if installed else _imported(file):
-            for folder in {file.parent, root}:
-                module, package = folder / f"{name}.py", folder / name
-                if package in packages or name == _KIT:
-                    continue
-                if (package / "__init__.py").is_file():
-                    packages.add(package)
-                    todo += package.rglob("*.py")
-                elif module.is_file():
-                    todo.append(module)
+        names = set() if installed else {*_imported(file)} - {PACKAGE}
+        for package in {folder / name for name in names for folder in (file.parent, root)} - packages:
+            if (package / "__init__.py").is_file():
+                packages.add(package)
+                todo += package.rglob("*.py")
+            elif (module := package.with_name(f"{package.name}.py")).is_file():
+                todo.append(module)
     return found
 
 

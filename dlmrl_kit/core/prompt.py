@@ -5,10 +5,18 @@ This module imports no torch, so that the processes that score completions start
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 Prompt: TypeAlias = str | list[dict[str, str]]
 """A text, or a conversation: messages with ``role`` and ``content`` for the tokenizer's chat template."""
+
+
+def is_message(value: object) -> bool:
+    """Tells whether a value read from a file is a message: the texts ``role`` and ``content``, and nothing else."""
+    if not isinstance(value, Mapping) or set(value) != {"role", "content"}:
+        return False
+    return all(isinstance(text, str) for text in value.values())
 
 
 def fault_of(prompt: Prompt) -> str | None:

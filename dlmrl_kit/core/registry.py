@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlmrl_kit.core.errors import RegistryError
+from dlmrl_kit.core.version import PACKAGE
 
 if TYPE_CHECKING:
     from dlmrl_kit.core.keys import Key
@@ -188,7 +189,6 @@ def _keys(cls: type) -> Keys | None:
 
 
 _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
-_KIT = __name__.split(".", 1)[0]
 
 
 def register(
@@ -236,7 +236,7 @@ def register(
                     f"{kind} {cls.__name__!r} is registered twice in package {package!r}: "
                     f"by {other.cls.__module__} and by {cls.__module__}; give one of them another class name"
                 )
-        if package != _KIT:
+        if package != PACKAGE:
             from dlmrl_kit.core import contract
 
             contract.guard(cls, entry.gin_name, is_term=kind in TERM_KINDS)

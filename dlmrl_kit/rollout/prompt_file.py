@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from dlmrl_kit.core.errors import FileError
 from dlmrl_kit.core.files import reason_of
-from dlmrl_kit.core.prompt import Prompt, fault_of
+from dlmrl_kit.core.prompt import Prompt, fault_of, is_message
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -42,16 +41,8 @@ def _prompt(line: str, place: str) -> Prompt:
     prompt = data.get("prompt") if isinstance(data, dict) else data
     if isinstance(prompt, str):
         return prompt
-    messages: list[Any] = prompt if isinstance(prompt, list) and prompt else [None]
-    if not all(
-        isinstance(message, dict) and {"role", "content"} == set(message) and all(map(_is_text, message.values()))
-        for message in messages
-    ):
+    if not isinstance(prompt, list) or not prompt or not all(map(is_message, prompt)):
         raise FileError(f"{place}: expected a text or an object with a field 'prompt', a text or a list of messages")
-    if fault := fault_of(messages):
+    if fault := fault_of(prompt):
         raise FileError(f"{place}: {fault}")
-    return messages
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    return prompt

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import reason_of
-from dlmrl_kit.core.prompt import Prompt, fault_of
+from dlmrl_kit.core.prompt import Prompt, fault_of, is_message
 from dlmrl_kit.core.validate import refuse_value
 from dlmrl_kit.tasks.base import INSTRUCTING, BaseTask, Example, normalised, question_text, split_of
 from dlmrl_kit.tasks.fields import Fields
@@ -155,8 +155,7 @@ def _check_prompt(prompt: object) -> None:
     if not prompt:
         raise ValueError("'prompt' is empty")
     for message in prompt if isinstance(prompt, list) else ():
-        whole = isinstance(message, Mapping) and set(message) == {"role", "content"}
-        if not whole or not all(isinstance(text, str) for text in message.values()):
+        if not is_message(message):
             raise ValueError("a message of 'prompt' must be an object with the texts 'role' and 'content'")
     if (fault := fault_of(prompt)) is not None:
         raise ValueError(fault)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from math import comb, inf
 
-from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, GROUP
@@ -21,7 +20,7 @@ from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, component_means
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS
 from dlmrl_kit.training.gradient import autocast
-from dlmrl_kit.training.opening import open_model
+from dlmrl_kit.training.opening import open_model, settings_of
 
 SHOWN = 8
 """How many completions an ``EvalResult`` shows."""
@@ -187,7 +186,7 @@ def evaluate_path(
     """
     opened = open_model(path, recipe, sets, uses, allow_imports)
     built = opened.build()
-    settings = built.trainer if isinstance(built, Algorithm) else built.pretrainer
+    settings = settings_of(built)
     policy = opened.load(built, [built.sampler])
     return evaluate(
         policy,

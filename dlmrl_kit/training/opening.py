@@ -14,8 +14,10 @@ from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.pretrainers.base import Pretrainer
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.export import TRAINED_WITH
 from dlmrl_kit.training.identity import files_of
 from dlmrl_kit.training.start import attach_components, find_device, load_components
@@ -56,13 +58,17 @@ class OpenedModel:
         Raises:
             UserError: the model cannot be loaded, or does not fit the components.
         """
-        settings = built.trainer if isinstance(built, Algorithm) else built.pretrainer
         policy = load_policy(self.model, mask_id=built.policy.mask_id, eos_ids=built.policy.eos_ids)
-        policy.to(find_device(settings.device))
+        policy.to(find_device(settings_of(built).device))
         components = list(components)
         attach_components(components, policy)
         load_components(Path(self.model), components)
         return policy
+
+
+def settings_of(built: Algorithm | Pretraining) -> Trainer | Pretrainer:
+    """Returns the settings of the loop that a built recipe is for."""
+    return built.trainer if isinstance(built, Algorithm) else built.pretrainer
 
 
 def open_model(

@@ -7,7 +7,7 @@ does, in pieces that fit in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,13 +42,13 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.prompt import Prompt
-from dlmrl_kit.core.trajectory import committed_at, every_step
+from dlmrl_kit.core.trajectory import committed_at, every_step, num_valid
 from dlmrl_kit.likelihoods.steps import replay
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.rollout.services import UpdateServices, prompt_batch
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.mask import logit_pieces
-from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.tasks.base import BaseTask, Example
 from dlmrl_kit.training.update import run_stages
 
 RUNNERS_UP = 4
@@ -196,12 +196,7 @@ def trace_group(
         rewards = _step_rewards(trajectory, scorer) if greedy else None
         stages = (*plan.before_rewards, *plan.with_rewards)
         kept = run_stages(stages, trajectory.copy(), services)[1]
-        return Trace(
-            name,
-            _shown(task.example(split, index).prompt),
-            task.example(split, index).answer,
-            tuple(_samples(policy, sampler, trajectory, scorer, rewards, kept)),
-        )
+        return _trace(name, task.example(split, index), _samples(policy, sampler, trajectory, scorer, rewards, kept))
 
 
 def trace_examples(
@@ -215,10 +210,11 @@ def trace_examples(
         found = decoder.decode(prompts, policy=policy)
         trajectory = prompts.update(found)
         samples = list(_samples(policy, decoder, trajectory, Scorer(task, split, policy)))
-    return [
-        Trace(name, _shown(task.example(split, index).prompt), task.example(split, index).answer, (samples[index],))
-        for index in range(number)
-    ]
+    return [_trace(name, task.example(split, index), [sample]) for index, sample in enumerate(samples)]
+
+
+def _trace(name: str, example: Example, samples: Iterable[SampleTrace]) -> Trace:
+    return Trace(name, _shown(example.prompt), example.answer, tuple(samples))
 
 
 def _shown(prompt: Prompt) -> str:
@@ -247,22 +243,23 @@ def _samples(
     ids = trajectory[COMPLETION_IDS]
     scores, texts = scorer.components(ids, trajectory[EXAMPLE]), policy.completion_texts(ids)
     weight, advantage = _trained(trajectory, kept)
-    words, likely = Words(policy), _commits(policy, sampler, trajectory)
+    words, likely, final = Words(policy), _commits(policy, sampler, trajectory), ids.tolist()
+    recorded = (STEP_NUM_COMMITTED, STEP_LOG_PROB, STEP_ENTROPY)
+    number, log_prob, entropies = (trajectory[key].tolist() for key in recorded)
+    happened = num_valid(trajectory).tolist()
+    greedy = None if rewards is None else rewards.tolist()
     for row, (text, score) in enumerate(zip(texts, scores, strict=True)):
-        tokens = tuple(
-            _token(words, token, likely.get((row, position)))
-            for position, token in enumerate(trajectory[COMPLETION_IDS][row].tolist())
-        )
+        tokens = tuple(_token(words, token, likely.get((row, position))) for position, token in enumerate(final[row]))
         steps = tuple(
             StepTrace(
-                committed=int(trajectory[STEP_NUM_COMMITTED][row, t]),
-                log_prob=float(trajectory[STEP_LOG_PROB][row, t]),
-                entropy=float(trajectory[STEP_ENTROPY][row, t]) if sampler.temperature else _mean_at(tokens, t),
-                reward=None if rewards is None else float(rewards[row, t]),
+                committed=number[row][t],
+                log_prob=log_prob[row][t],
+                entropy=entropies[row][t] if sampler.temperature else _mean_at(tokens, t),
+                reward=None if greedy is None else greedy[row][t],
                 weight=weight[row][t],
                 advantage=advantage[row][t],
             )
-            for t in range(int(trajectory[STEP_VALID][row].sum()))
+            for t in range(happened[row])
         )
         canvases = _canvases(trajectory[row], len(steps), words)
         yield SampleTrace(text, float(score["reward"]), float(score["solved"]), tokens, steps, canvases)

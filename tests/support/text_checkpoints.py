@@ -11,6 +11,24 @@ from support.checkpoints import LLADA_TEMPLATE, fast_tokenizer, llada_checkpoint
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 NAMES = ("<|startoftext|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|mdm_mask|>")
 
+SMALL_RUN = (
+    "Pretrained.lora_rank = 2",
+    "Pretrained.quantisation = 'none'",
+    "Pretrained.dtype = 'float32'",
+    "Sampler.block_length = 8",
+    "Sampler.tokens_per_step = 4",
+    "Selector.k = 2",
+    "ChatPrompt.max_tokens = 60",
+    "Trainer.updates = 2",
+    "Trainer.prompts_per_update = 2",
+    "Trainer.minibatches = 1",
+    "Trainer.eval_every = 0",
+    "Trainer.eval_size = 2",
+    "Trainer.precision = 'float32'",
+    "Trainer.device = 'cpu'",
+)
+"""Bindings that make two tiny updates of a recipe of the papers; the length and the size of groups are the test's."""
+
 
 def text_checkpoint(folder: Path) -> Path:
     """Writes the checkpoint, chat template included; returns its folder."""

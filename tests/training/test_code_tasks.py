@@ -9,30 +9,13 @@ from typing import Any
 import pytest
 from support.code_rows import human_eval_row, kodcode_row, mbpp_row
 from support.sandboxes import needs_bubblewrap
-from support.text_checkpoints import text_checkpoint, write_jsonl
+from support.text_checkpoints import SMALL_RUN, text_checkpoint, write_jsonl
 
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training.loop import train
 
 ROWS: dict[str, Any] = {"KodCode": kodcode_row, "HumanEval": human_eval_row, "MBPP": mbpp_row}
-SMALL = (
-    "Pretrained.lora_rank = 2",
-    "Pretrained.quantisation = 'none'",
-    "Pretrained.dtype = 'float32'",
-    "Sampler.completion_length = 16",
-    "Sampler.block_length = 8",
-    "Sampler.tokens_per_step = 4",
-    "Selector.k = 2",
-    "ChatPrompt.max_tokens = 60",
-    "Trainer.updates = 2",
-    "Trainer.prompts_per_update = 2",
-    "Trainer.group_size = 2",
-    "Trainer.minibatches = 1",
-    "Trainer.eval_every = 0",
-    "Trainer.eval_size = 2",
-    "Trainer.precision = 'float32'",
-    "Trainer.device = 'cpu'",
-)
+SMALL = (*SMALL_RUN, "Sampler.completion_length = 16", "Trainer.group_size = 2")
 
 
 @pytest.fixture(scope="module")

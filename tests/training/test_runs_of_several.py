@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import build, leftovers, model_path, new_run, outcome, recipe
+from support.runs import build, leftovers, model_path, new_run, outcome, recipe, stopped
 from support.several import Pool
 from torch import nn
 
@@ -115,26 +115,10 @@ def test_a_run_is_that_of_one_process(pool: Pool, tmp_path: Path) -> None:
         assert about["identity"]["machine"]["processes"] == str(world)
 
 
-class Killed(BaseException):
-    pass
-
-
 def started(processes: Processes, folder: str, at: int) -> None:
     """Starts a run that ends without a word before update ``at``."""
-    run, original = recipe(sets=SETS), Run.step
-
-    def step(self: Run, number: int) -> None:
-        if number == at:
-            raise Killed
-        original(self, number)
-
-    Run.step = step  # type: ignore[method-assign]
-    try:
-        train(run, Path(folder), processes=processes)
-    except Killed:
-        processes.gather(None)  # the first one may still write
-    finally:
-        Run.step = original  # type: ignore[method-assign]
+    stopped(lambda: train(recipe(sets=SETS), Path(folder), processes=processes), at)
+    processes.gather(None)  # the first one may still write
 
 
 def resumed(processes: Processes, folder: str) -> None:

@@ -10,40 +10,30 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import leftovers, outcome, recipe
+from support.runs import leftovers, outcome, recipe, stopped
 from support.several import Pool
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.training.checkpoint import checkpoints, intact
-from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_kit.training.loop import resume, train
 
 SETS = ["Trainer.learning_rate = 1e-4", "Trainer.prompts_per_update = 4", "Trainer.updates = 4"]
 FULL = "Trainer.sharding = 'full'"
 LORA = ["Pretrained.lora_rank = 2"]
 
 
-class Killed(BaseException):
-    pass
-
-
 def run(processes: Processes, folder: str, sets: list[str], at: int | None = None) -> None:
     """Trains a run, or starts one that ends without a word before update ``at``."""
-    original = Run.step
 
-    def step(self: Run, number: int) -> None:
-        if number == at:
-            raise Killed
-        original(self, number)
-
-    Run.step = step  # type: ignore[method-assign]
-    try:
+    def start() -> None:
         train(recipe(sets=[*SETS, *sets]), Path(folder), processes=processes)
-    except Killed:
-        pass
-    finally:
-        Run.step = original  # type: ignore[method-assign]
+
+    if at is None:
+        start()
+    else:
+        stopped(start, at)
 
 
 def go_on(processes: Processes, folder: str, sets: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.observers import Messages
 from support.text_checkpoints import (
+    SMALL_RUN,
     countdown_row,
     gsm8k_row,
     math_row,
@@ -28,24 +29,7 @@ FILES: dict[str, tuple[Any, Any, str]] = {
     "countdown": ("CountdownNumbers", countdown_row, "countdown_value"),
     "sudoku": ("Sudoku4x4Puzzles", sudoku_row, "right_cells"),
 }
-SMALL = (
-    "Pretrained.lora_rank = 2",
-    "Pretrained.quantisation = 'none'",
-    "Pretrained.dtype = 'float32'",
-    "Sampler.completion_length = 24",
-    "Sampler.block_length = 8",
-    "Sampler.tokens_per_step = 4",
-    "Selector.k = 2",
-    "ChatPrompt.max_tokens = 60",
-    "Trainer.updates = 2",
-    "Trainer.prompts_per_update = 2",
-    "Trainer.group_size = 3",
-    "Trainer.minibatches = 1",
-    "Trainer.eval_every = 0",
-    "Trainer.eval_size = 2",
-    "Trainer.precision = 'float32'",
-    "Trainer.device = 'cpu'",
-)
+SMALL = (*SMALL_RUN, "Sampler.completion_length = 24", "Trainer.group_size = 3")
 
 
 @pytest.fixture(scope="module")
