@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import typer
@@ -67,6 +67,18 @@ def in_one_process(command: Callable[P, R], name: str) -> Callable[P, R]:
         return command(*args, **kwargs)
 
     return wrapped
+
+
+def as_options(values: Mapping[str, object]) -> list[str]:
+    """Writes options for a command line: a list repeats its option, True stands alone, None and False leave it out."""
+    found: list[str] = []
+    for name, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                found.append(name)
+            elif one is not None and one is not False:
+                found += [name, str(one)]
+    return found
 
 
 def start(arguments: Sequence[str], number: int, max_restarts: int, again: str) -> None:

@@ -21,7 +21,7 @@ from dlmrl_kit.cli.common import (
     resolved_recipe,
     show_run,
 )
-from dlmrl_kit.cli.several import refuse_several, start, together
+from dlmrl_kit.cli.several import as_options, refuse_several, start, together
 from dlmrl_kit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,12 +112,17 @@ def train_command(
         folder = resume
         if folder is None:  # what is wrong with the recipe is told before anything starts
             folder = new_folder(out, resolved_recipe(recipe or DEFAULT_RECIPE, bindings, uses, allow_imports).name)
-        repeated = {"--set": bindings, "--use": uses or []}
-        single = {"--out": None if resume else folder, "--resume": resume, "--push-to-hub": push_to_hub}
-        flags = {"--accept-changes": accept_changes, "--allow-imports": allow_imports}
-        given = [part for name, values in repeated.items() for value in values for part in (name, value)]
-        given += [part for name, value in single.items() if value is not None for part in (name, str(value))]
-        given += [name for name, wanted in flags.items() if wanted]
+        given = as_options(
+            {
+                "--set": bindings,
+                "--use": uses,
+                "--out": None if resume else folder,
+                "--resume": resume,
+                "--push-to-hub": push_to_hub,
+                "--accept-changes": accept_changes,
+                "--allow-imports": allow_imports,
+            }
+        )
         start(["train", *([recipe] if recipe else []), *given], gpus, max_restarts or 0, _go_on(folder, gpus))
         return
     with together() as processes:
