@@ -15,14 +15,15 @@ Between calls a component holds nothing but its settings and the modules that it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
 from dlmrl_kit.core.dependencies import Dependent
-from dlmrl_kit.core.errors import DeclarationError, UserError
+from dlmrl_kit.core.errors import DeclarationError, MissingKeyError, UserError
 from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.policy import Policy
 
@@ -143,6 +144,25 @@ class Component(Resizable, TensorDictModuleBase):
             raise DeclarationError(type(self).__name__, f"{name} {problem}")
         super().__setattr__(name, value)
 
+    def __call__(self, tensordict: TensorDictBase, *args: Any, **services: Any) -> Any:
+        """Runs ``forward``, and explains what is missing; ``Update``, whose plan has seen to that, calls it directly.
+
+        Raises:
+            MissingKeyError: the tensordict lacks a key that the component reads.
+            TypeError: a service that it requires is not given.
+        """
+        absent = [name for name in self.requires if name not in services]
+        if absent:
+            what = ", ".join(f"{name}= ({SERVICES[name]})" for name in absent)
+            raise TypeError(f"{type(self).__name__} needs {what}")
+        try:
+            return super().__call__(tensordict, *args, **services)
+        except KeyError as error:
+            missing = [key for key in self.reads(services.get("keys", ())) if key not in tensordict.keys(True)]
+            if not missing:
+                raise
+            raise MissingKeyError(f"{type(self).__name__} reads {missing[0]!r}, {how_to_get(missing[0])}") from error
+
     def reads(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
         """Returns the keys it reads when it is to write the on-demand ``keys``: ``in_keys``, or more in a subclass."""
         return tuple(self.in_keys)
@@ -160,6 +180,29 @@ class Component(Resizable, TensorDictModuleBase):
         Args:
             policy: on its device.
         """
+
+
+def how_to_get(key: Key) -> str:
+    """Says who writes a key that is not there, as the end of a sentence."""
+    prefix = next((p for p in ("old_", "ref_") if isinstance(key, tuple) and key[-1].startswith(p)), "")
+    if prefix and isinstance(key, tuple):
+        plain = (*key[:-1], key[-1].removeprefix(prefix))
+        policy = "before the update" if prefix == "old_" else "within policy.reference()"
+        return f"which is {plain!r} as the likelihood wrote it {policy}, without gradients: set it"
+    on_demand = [cls.__name__ for cls in _below(Component) if key in vars(cls).get("optional_keys", ())]
+    if on_demand:
+        return (
+            f"which was not asked for: call what writes it ({', '.join(on_demand)}, or a class that inherits from it) "
+            f"with keys=[{key!r}]"
+        )
+    return "which the tensordict does not have: no component before it has written it"
+
+
+def _below(cls: type[Component]) -> Iterator[type[Component]]:
+    """Yields a class and all that inherit from it."""
+    yield cls
+    for sub in cls.__subclasses__():
+        yield from _below(sub)
 
 
 def no_service(requires: Collection[str]) -> tuple[str, str] | None:

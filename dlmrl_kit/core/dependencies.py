@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import inspect
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.core.version import PACKAGE
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Dependent:
@@ -16,6 +22,18 @@ class Dependent:
     A resumed run compares the contents of these files with those it started with. Components that a component takes as
     parameters are asked themselves; it need not name their files.
     """
+
+    constructed_with: Mapping[str, object]
+    """The arguments that the constructor was given, by parameter; for recipes of what was built in Python."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keeps the arguments; a constructor that does not take them says so itself."""
+        new = super().__new__
+        made: Self = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
+        with contextlib.suppress(TypeError, ValueError):
+            bound = inspect.signature(cls).bind_partial(*args, **kwargs)
+            object.__setattr__(made, "constructed_with", _by_parameter(bound))
+        return made
 
     @classmethod
     def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
@@ -38,6 +56,14 @@ class Dependent:
         A resumed run compares them as it compares files. Default: nothing.
         """
         return {}
+
+
+def _by_parameter(bound: inspect.BoundArguments) -> dict[str, object]:
+    """Returns arguments by the names of parameters, those of ``**kwargs`` among them."""
+    parameters, found = bound.signature.parameters, dict[str, object]()
+    for name, value in bound.arguments.items():
+        found.update(value if parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return found
 
 
 def anchored_path(text: object) -> str | None:

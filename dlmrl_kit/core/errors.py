@@ -57,6 +57,13 @@ class ParameterError(UserError, ValueError):
         return self.message(self.component)
 
 
+class MissingKeyError(UserError, KeyError):
+    """A component was called with a tensordict that lacks a key that it reads."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would quote it
+
+
 class CheckpointError(UserError):
     """A run folder or checkpoint is missing, is incomplete, or belongs to another recipe."""
 

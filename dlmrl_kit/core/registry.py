@@ -202,7 +202,8 @@ def register(
 ) -> Callable[[C], C]:
     """Decorates a class to make it a component of ``kind``, which recipes use by its class name.
 
-    A component from outside the kit is checked against its declarations from then on, see ``core.contract``.
+    A component from outside the kit is checked against its declarations from then on, see ``core.contract``. A class that
+    a notebook, or an interactive session, defines again takes the place of the one before.
 
     Args:
         kind: one of ``KINDS``.
@@ -228,6 +229,9 @@ def register(
                 f"paper={paper!r}; unbiased should be True, False or None, and the others texts"
             )
         package = cls.__module__.split(".", 1)[0]
+        again = [entry for entry in _ENTRIES.get((kind, cls.__name__), []) if _is_cell(entry.cls, cls)]
+        for entry in again:
+            unregister(entry)
         entry = Entry(kind, cls.__name__, cls, package, paper, Claims(unbiased, scale, under))
         namesakes = _ENTRIES.get((kind, cls.__name__), [])
         for other in namesakes:
@@ -244,6 +248,11 @@ def register(
         return cls
 
     return decorate
+
+
+def _is_cell(old: type, new: type) -> bool:
+    """Tells whether a class is defined again in the session that defined it, as a notebook's cell does that is edited."""
+    return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
 
 
 def registered(kind: str | None = None) -> list[Entry]:

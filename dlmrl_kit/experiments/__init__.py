@@ -1,4 +1,4 @@
-"""Experiments: ablations, their statistics and plots. Names are imported when first used."""
+"""Experiments: ablations, their statistics and plots."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ class Services(ABC):
     def call(self, component: Component, tensordict: TensorDictBase, keys: Collection[Key] = ()) -> TensorDictBase:
         """Runs a component with the services it requires; it is to write the on-demand ``keys`` as well."""
         asked = {"keys": keys} if component.optional_keys else {}
-        result: TensorDictBase = component(tensordict, **self.given_to(component), **asked)
+        result: TensorDictBase = component.forward(tensordict, **self.given_to(component), **asked)
         return result
 
 

@@ -12,6 +12,7 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Series = list[tuple[int, float]]
 
@@ -20,7 +21,28 @@ REWARD, ACCURACY, EVAL, ENTROPY, KL = "#8c8c8c", "#4c9bd6", "#c2410c", "#2f855a"
 
 
 def plot_curve(folder: Path) -> Path:
-    """Draws reward, accuracy, entropy and KL of a run by update; returns the path of ``<folder>/curve.png``.
+    """Draws ``curve_figure`` into ``<folder>/curve.png``; returns the path.
+
+    Raises:
+        CheckpointError: ``folder`` has no ``metrics.csv``.
+    """
+    write_atomic(folder / FILE, png(curve_figure(folder)))
+    return folder / FILE
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as an image."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    return image.getvalue()
+
+
+def curve_figure(folder: Path, figure: Figure | None = None) -> Figure:
+    """Draws reward, accuracy, entropy and KL of a run by update.
+
+    Args:
+        folder: of the run.
+        figure: an empty one to draw into; None: a new one.
 
     Raises:
         CheckpointError: ``folder`` has no ``metrics.csv``.
@@ -31,7 +53,9 @@ def plot_curve(folder: Path) -> Path:
     metrics = {name: [p for p in series if math.isfinite(p[1])] for name, series in read_metrics(folder).items()}
     lower = [_draw_entropy] if "entropy" in metrics else []
     lower += [_draw_kl] if "kl" in metrics else []
-    figure = Figure(figsize=(8, 4.2 + 1.7 * len(lower)), layout="constrained")
+    figure = Figure() if figure is None else figure
+    figure.set_size_inches(8, 4.2 + 1.7 * len(lower))
+    figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     ratios = [4.2] + [1.7] * len(lower)
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -44,10 +68,7 @@ def plot_curve(folder: Path) -> Path:
     figure.align_ylabels()
     axes[-1].set_xlabel("update")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    write_atomic(folder / FILE, image.getvalue())
-    return folder / FILE
+    return figure
 
 
 def _draw_learning(axis: Axes, metrics: dict[str, Series]) -> None:

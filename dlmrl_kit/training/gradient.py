@@ -102,7 +102,7 @@ class LogProbs:
         """Adds the keys of the likelihood and the value models, or of ``models``, with gradients where enabled."""
         for model in self.models if models is None else models:
             asked = {"keys": model.keys} if model.component.optional_keys else {}
-            batch = model.component(batch, policy=self.policy, sampler=self.sampler, **asked)
+            batch = model.component.forward(batch, policy=self.policy, sampler=self.sampler, **asked)
         return batch
 
     def live(self, micro: TensorDictBase) -> TensorDictBase:
@@ -331,7 +331,7 @@ class Gradient:
         Raises:
             ComponentError: it is not finite, and that comes from a term of a plugin.
         """
-        outputs = [term(micro) for term in self.terms]
+        outputs = [term.forward(micro) for term in self.terms]
         shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
         total = torch.stack([loss_of(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
         # With nothing selected there may be no graph. With something selected there must be one: backward says if not.

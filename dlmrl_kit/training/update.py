@@ -187,7 +187,7 @@ class Update:
         for index, piece in cut(prompts, services.chunk, length_order(prompts, services.chunk)):
             rows.append(index)
             with phase("sampling"):
-                pieces.append(stage.component(piece, **given))
+                pieces.append(stage.component.forward(piece, **given))
             unannounced = self.announce(self.plan.announced, pieces[-1])
         return restored(pieces, rows), unannounced
 
