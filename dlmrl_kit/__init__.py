@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.api.runs import train as train
     from dlmrl_kit.core.policy import Policy as Policy
     from dlmrl_kit.core.registry import register as register
+    from dlmrl_kit.core.seeding import sample_seeds as sample_seeds
     from dlmrl_kit.policies.loading import load_policy as load_policy
     from dlmrl_kit.recipe.load import load_recipe as load_recipe
     from dlmrl_kit.recipe.of_algorithm import recipe_of as recipe_of
@@ -90,6 +91,7 @@ __getattr__, __dir__, __all__ = lazily(
         "api.runs": ["TrainedRun", "load_run", "resume", "train"],
         "core.policy": ["Policy"],
         "core.registry": ["register"],
+        "core.seeding": ["sample_seeds"],
         "core.version": ["__version__"],
         "policies.loading": ["load_policy"],
         "recipe.load": ["load_recipe"],

@@ -202,8 +202,8 @@ def register(
 ) -> Callable[[C], C]:
     """Decorates a class to make it a component of ``kind``, which recipes use by its class name.
 
-    A component from outside the kit is checked against its declarations from then on, see ``core.contract``. A class that
-    a notebook, or an interactive session, defines again takes the place of the one before.
+    A component from outside the kit is checked against its declarations from then on, see ``core.contract``. A class
+    that a notebook, or an interactive session, defines again takes the place of the one before.
 
     Args:
         kind: one of ``KINDS``.
@@ -251,7 +251,7 @@ def register(
 
 
 def _is_cell(old: type, new: type) -> bool:
-    """Tells whether a class is defined again in the session that defined it, as a notebook's cell does that is edited."""
+    """Tells whether a class is defined again in the session that defined it, as by a notebook's cell that is edited."""
     return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
 
 

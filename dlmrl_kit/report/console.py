@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
@@ -36,10 +38,23 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-class ProgressBars:
-    """Progress bars that stay at the bottom of a terminal while lines are printed above them.
+class Display(Protocol):
+    """What shows something that changes: ``rich.live.Live``, or ``report.notebook.NotebookDisplay``."""
 
-    Where the output is no terminal, or before ``start``, the methods do nothing: a caller need not ask.
+    def refresh(self) -> None:
+        """Shows the present state."""
+
+    def update(self, renderable: RenderableType) -> None:
+        """Shows something else from now on."""
+
+    def stop(self) -> None:
+        """Ends the display; what it showed last stays."""
+
+
+class ProgressBars:
+    """Progress bars that stay at the bottom of a terminal, or in an output of a notebook, while they change.
+
+    Where the output is neither, or before ``start``, the methods do nothing: a caller need not ask.
 
     Args:
         console: where to show them.
@@ -59,13 +74,23 @@ class ProgressBars:
         self._console = console
         self._progress = Progress(*columns, console=console, expand=True)
         self._bars: dict[str, TaskID] = {}
-        self._live: Live | None = None
+        self._live: Display | None = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether the output is one that can show what changes."""
+        return self._console.is_terminal or self._console.is_jupyter
 
     def start(self) -> None:
-        """Begins the display, if the output is a terminal."""
-        if self._console.is_terminal:
-            self._live = Live(self._progress, console=self._console, refresh_per_second=4)
-            self._live.start(refresh=True)
+        """Begins the display, if the output can show what changes."""
+        if self._console.is_jupyter:
+            from dlmrl_kit.report.notebook import NotebookDisplay
+
+            self._live = NotebookDisplay(self._progress)
+        elif self._console.is_terminal:
+            live = Live(self._progress, console=self._console, refresh_per_second=4)
+            live.start(refresh=True)
+            self._live = live
 
     def stop(self) -> None:
         """Ends the display; what it showed last stays on the screen. May be called more than once."""

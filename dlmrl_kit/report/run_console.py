@@ -86,7 +86,7 @@ class RichRunObserver(RunObserver):
         done = update + 1
         self._bars.move("run", done)
         self._bars.show_below(*self._below())
-        if not self.console.is_terminal and self._wants_line(done):
+        if not self._bars.shown and self._wants_line(done):
             self._printed = done
             cells = "  ".join(f"{name} {value}" for name, value in _cells(metrics))
             say(self.console, f"update {done}/{self._total}  {cells}{self._time_left(done)}")
@@ -95,7 +95,7 @@ class RichRunObserver(RunObserver):
         """Shows the accuracy."""
         self._evaluations[update] = result
         self._bars.show_below(*self._below())
-        if not self.console.is_terminal:
+        if not self._bars.shown:
             say(self.console, _evaluation_line(update, result))
 
     def on_end(self, result: RunResult | PretrainResult) -> None:

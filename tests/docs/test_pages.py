@@ -33,7 +33,7 @@ PAGES = [
     "command-line",
     "mathematics",
     "audit",
-    "in-python",
+    "python",
     "torchrl-environment",
     "small-denoiser",
     "real-models",
@@ -82,7 +82,6 @@ def run(line: str, expected_error: str | None, *, own_data: bool = False) -> Non
 @pytest.mark.parametrize(
     "page",
     [
-        "in-python",
         "trajectory",
         "small-denoiser",
         pytest.param("look-at-trajectories", marks=pytest.mark.thorough),
