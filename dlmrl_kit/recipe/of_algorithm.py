@@ -100,8 +100,8 @@ class _Writer:
             format_value(plain)
         except ValueError:
             raise RecipeError(
-                f"{key} is of type {type(value).__name__}, which no recipe can hold, and a run folder holds its recipe; "
-                "give numbers, texts, lists and components, or take updates by hand (docs/python.md)"
+                f"{key} is of type {type(value).__name__}, which no recipe can hold, and a run folder holds its "
+                "recipe; give numbers, texts, lists and components, or take updates by hand (docs/python.md)"
             ) from None
         return plain
 

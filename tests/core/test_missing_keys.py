@@ -28,9 +28,9 @@ def having(component: Component, *missing: object) -> TensorDict:
             r"not asked for: call what writes it \(MaskSampler, .*keys=\[\('step'",
         ),
         (
-            TokenPPO(),
-            ("selected", "token_log_prob"),
-            rf"{StepTokenLogProb.__name__}.*keys=\[\('selected', 'token_log_prob'\)\]",
+            EntropyTopK(2, distribution="model"),
+            ("step", "model_entropy"),
+            r"MaskSampler.*keys=\[\('step', 'model_entropy'",
         ),
         (StepPPO(), ("selected", "old_log_prob"), r"is \('selected', 'log_prob'\) as the likelihood wrote it before"),
         (StepPPO(), ("selected", "advantage"), r"GroupAdvantage.*keys=\[\('selected', 'advantage'\)\]"),
