@@ -14,7 +14,9 @@ from dlmrl_kit.core.run_folder import RECIPE
 from dlmrl_kit.policies.options import write_told
 from dlmrl_kit.policies.saving import save_adapter, save_own_layout
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.training.card_decoding import decoding_without_the_kit
 from dlmrl_kit.training.model_card import model_card
 from dlmrl_kit.training.start import save_components
 
@@ -25,8 +27,18 @@ MODEL, ADAPTER = "model", "adapter"
 """Folders of a run: the model in the layout of its family, and the adapter if it was trained with LoRA."""
 
 
+MERGED = "Without dlmrl_kit: merge the adapter into its base first; the card of the merged model has the code."
+"""What the card of an adapter says in place of code."""
+
+
 def export(
-    policy: TransformersPolicy, result: RunResult, *, recipe: str, task: BaseTask, components: Iterable[Component] = ()
+    policy: TransformersPolicy,
+    result: RunResult,
+    *,
+    recipe: str,
+    task: BaseTask,
+    sampler: Sampler,
+    components: Iterable[Component] = (),
 ) -> None:
     """Writes ``model/``, with any adapter merged, and ``adapter/`` if there is one, each with a model card.
 
@@ -35,13 +47,17 @@ def export(
         result: of the run; says where its folder is.
         recipe: name of the recipe.
         task: the policy was trained on.
+        sampler: it was trained with, by which the card decodes.
         components: modules that they trained go into ``model/components.safetensors``.
     """
     folders = {MODEL: save_own_layout}
     if policy.adapter is not None:
         folders[ADAPTER] = save_adapter
     for name, save in folders.items():
-        card = model_card(result, recipe=recipe, task=task.label(), base=policy.name, adapter=name == ADAPTER)
+        adapter = name == ADAPTER
+        decoding = MERGED if adapter else decoding_without_the_kit(policy, sampler)
+        about = {"recipe": recipe, "task": task.label(), "base": policy.name}
+        card = model_card(result, **about, adapter=adapter, decoding=decoding)
         with atomic_folder(result.folder / name) as temporary:
             save(policy, temporary)
             if name == MODEL:

@@ -373,7 +373,8 @@ class Run:
             model=self.folder / MODEL,
             skipped=self.update.skipped,
         )
-        export(policy, result, recipe=self.name, task=self.algorithm.task, components=self.algorithm.components)
+        built = self.algorithm
+        export(policy, result, recipe=self.name, task=built.task, sampler=built.sampler, components=built.components)
         summary = {
             "recipe": self.name,
             "updates": result.updates,

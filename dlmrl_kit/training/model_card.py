@@ -22,7 +22,7 @@ opened = open_decoder("PATH")  # the model, and the sampler that it was trained 
 """How a text is completed, greedily."""
 
 
-def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter: bool) -> str:
+def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter: bool, decoding: str) -> str:
     """Returns the card in Markdown, with the header that the hub reads.
 
     Args:
@@ -31,6 +31,7 @@ def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter:
         task: label of the task.
         base: path or hub id of the checkpoint that was trained; "" if there was none.
         adapter: whether the card is for the adapter, not for the whole model.
+        decoding: how to decode without the kit, in Markdown.
     """
     stored, audit = result.folder / "recipe.gin", read_audit(result.folder)
     parts = [
@@ -48,6 +49,7 @@ def model_card(result: RunResult, *, recipe: str, task: str, base: str, adapter:
         "It writes by filling in masks, in any order. The `generate()` of transformers writes from left to right and "
         'must not be used with it. From a shell: `dlmrl sample PATH "a prompt"`, or `dlmrl chat PATH`. In Python:',
         USAGE,
+        decoding,
     ]
     if stored.is_file():
         parts += ["## Recipe", f"```\n{stored.read_text(encoding='utf-8').strip()}\n```"]

@@ -155,7 +155,8 @@ def test_the_model_card(lora_run: tuple[Path, Path]) -> None:
     assert "4 examples" in card
     assert "Not audited" in card
     assert (run / "recipe.gin").read_text().strip() in card
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)  # LLaDA's layout: no code of plain transformers
+    assert "it is decoded by the code that its family publishes" in card
     names: dict[str, object] = {}
     exec(code.replace("PATH", str(run / "model")).replace("a prompt", "1234"), names)
     opened = open_decoder(str(run / "model"))
@@ -246,7 +247,7 @@ def test_a_base_on_the_hub_is_named_in_the_card(tmp_path: Path) -> None:
 
     before, after = EvalResult("heldout", 8, 0.5, 0.5), EvalResult("heldout", 8, 0.75, 0.8, components={"cells": 0.9})
     result = RunResult(tmp_path, before, after, 10, 60.0, tmp_path / "model")
-    card = model_card(result, recipe="r", task="T", base="GSAI-ML/LLaDA-8B-Instruct", adapter=False)
+    card = model_card(result, recipe="r", task="T", base="GSAI-ML/LLaDA-8B-Instruct", adapter=False, decoding="")
     assert '\nbase_model: "GSAI-ML/LLaDA-8B-Instruct"\n' in card
     assert "| accuracy | 0.500 | 0.750 |\n| reward | 0.500 | 0.800 |\n| cells | - | 0.900 |" in card
     from huggingface_hub import ModelCard
