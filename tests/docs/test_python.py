@@ -16,6 +16,8 @@ import dlmrl_kit as dk
 PAGE = ROOT / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+BARS = {"look_at_a_trajectory": 0, "own_loss": 1, "quickstart": 1}
+"""How many progress bars a notebook shows."""
 ROUNDING = 1e-5
 """How far weights may be apart that were learned from the same samples, summed in another order."""
 
@@ -68,3 +70,5 @@ def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"], "a notebook should warn of nothing"
     assert "image/png" in kinds, "every notebook shows a figure"
+    texts = [output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert sum("2/2" in text and "━" in text for text in texts) == BARS[notebook.stem], "one bar that is replaced"
