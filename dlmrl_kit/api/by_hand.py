@@ -46,11 +46,15 @@ def rollout(
         The trajectory ([B]; its keys are on the page docs/trajectory.md) of the samples that the filters keep.
 
     Raises:
-        RecipeError: both ``prompts`` and ``indices``, no such split or example, components that do not fit together, or
-            a prompt that the policy cannot read.
+        RecipeError: both ``prompts`` and ``indices``, or none of them; no such split or example; components that do
+            not fit together; or a prompt that the policy cannot read.
     """
     if prompts is not None and indices is not None:
         raise RecipeError("rollout takes prompts, or indices of the task's examples, not both")
+    if samples is not None and samples < 1:
+        raise RecipeError(f"samples must be at least 1, got {samples}")
+    if not isinstance(policy, Policy | None):
+        raise RecipeError(f"policy takes a loaded one (dlmrl_kit.load_policy), not a {type(policy).__name__}")
     plan, trainer, task, sampler = make_plan(algorithm), algorithm.trainer, algorithm.task, algorithm.sampler
     if policy is None:
         policy, _, _ = start_policy(algorithm.policy, trainer, trainer.optimiser_steps, algorithm.components)
@@ -58,6 +62,8 @@ def rollout(
     stages = plan.before_rewards
     if prompts is not None:
         texts = as_list(prompts)
+        if not texts:
+            raise RecipeError("rollout got an empty list of prompts")
         batch = prompt_rows(policy, texts, sampler.completion_length, seed, copies)
         batch.set(GROUP, torch.arange(len(texts), device=policy.device).repeat_interleave(copies))
     else:
@@ -109,6 +115,8 @@ def audit(
     Raises:
         UserError: as ``audit.audit_algorithm``.
     """
+    if not isinstance(what, GradientEstimator | str | os.PathLike):
+        raise RecipeError(f"audit takes an algorithm, or the name or path of a recipe, not a {type(what).__name__}")
     if isinstance(what, GradientEstimator):
         return audit_algorithm(what, problems=problems, seed=seed, group_size=group_size, attribution=attribution)
     return audit_recipe(os.fspath(what), problems=problems, seed=seed, group_size=group_size, attribution=attribution)

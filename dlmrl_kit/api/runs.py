@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.component import rebuilt
-from dlmrl_kit.core.errors import CheckpointError, UserError
+from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.core.run_folder import RESULT, read_json
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV, read_metrics
@@ -171,6 +171,10 @@ def _recipe(what: Algorithm | Recipe | str | os.PathLike[str]) -> Recipe:
     if isinstance(what, Algorithm):
         filled = what if what.loggers else rebuilt(what, **what.fillings, logger=[MetricsCSV()])
         return recipe_of(filled)
+    if not isinstance(what, str | os.PathLike):
+        raise RecipeError(
+            f"train takes an Algorithm, a recipe, or the name or path of one, not a {type(what).__name__}"
+        )
     return load_recipe(what)
 
 

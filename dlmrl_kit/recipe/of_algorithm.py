@@ -15,6 +15,7 @@ from dlmrl_kit.core.component import settings
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import KINDS, Entry
+from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.core.version import PACKAGE
 from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.recipe.names import Names
@@ -68,6 +69,13 @@ def _as_written(filling: object) -> object:
     return next(iter(filling), None) if isinstance(filling, list) and len(filling) < 2 else filling
 
 
+class _InPython(Where):
+    """The place of what was built in Python, which has no line."""
+
+    def __str__(self) -> str:
+        return self.source
+
+
 class _Writer:
     """Collects the bindings of components, and of those that they hold.
 
@@ -85,7 +93,7 @@ class _Writer:
         """Adds the binding of a parameter, and before it those of the components in its value."""
         key = self.names.key(scope, gin_name, parameter)
         plain = self._plain(key, value, scope)
-        self.bindings.append(Binding(scope, gin_name, parameter, plain, Where(BUILT, len(self.bindings) + 1)))
+        self.bindings.append(Binding(scope, gin_name, parameter, plain, _InPython(BUILT, 0)))
 
     def _plain(self, key: str, value: object, scope: str) -> object:
         """Returns a value as a recipe holds it, with references in place of components."""
@@ -100,8 +108,8 @@ class _Writer:
             format_value(plain)
         except ValueError:
             raise RecipeError(
-                f"{key} is of type {type(value).__name__}, which no recipe can hold, and a run folder holds its "
-                "recipe; give numbers, texts, lists and components, or take updates by hand (docs/python.md)"
+                f"{key} is {clipped(repr(value))}, which no recipe can hold, and a run folder holds its recipe; give "
+                "numbers, texts, lists and components, or take updates by hand (docs/python.md)"
             ) from None
         return plain
 

@@ -105,6 +105,20 @@ def test_components_that_do_not_fit_leave_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_no_algorithm_and_no_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="train takes an Algorithm, a recipe, or the name or path of one, not a StepPPO"
+    ):
+        dk.train(StepPPO(), tmp_path / "run")  # type: ignore[arg-type]
+
+
+def test_a_value_out_of_range_is_named(tmp_path: Path) -> None:
+    algorithm = build(sets=EVERYWHERE)
+    algorithm.trainer.updates = 0
+    with pytest.raises(RecipeError, match=r"^Algorithm: Trainer.updates must be at least 1, got 0$"):
+        dk.train(algorithm, tmp_path / "run", progress=False)
+
+
 def test_a_class_of_the_session_trains_and_resumes_and_says_what_does_not_work(tmp_path: Path) -> None:
     doc = "Of this session.\n\nArguments as ``StepPPO``."
     cls: Any = register("loss")(type("SessionLoss", (StepPPO,), {"__module__": "__main__", "__doc__": doc}))
