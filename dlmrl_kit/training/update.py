@@ -47,9 +47,11 @@ from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, t
 from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
+from dlmrl_kit.training.guard import Guard
 from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
 from dlmrl_kit.training.start import trained
+from dlmrl_kit.training.trajectory_checks import check_trajectory
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Update:
             precision=self.trainer.precision,
         )
         self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
+        self.guard = Guard(algorithm, self.log_probs, self.trainer.seed, processes)
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
         self.difference: float | None = None
@@ -122,7 +125,9 @@ class Update:
         with self.policy.whole():
             with self.policy.in_step():
                 rollout = self.roll_out(number)
-            metrics = self.rollout_metrics(rollout)
+            due = self.trainer.guard_every > 0 and number % self.trainer.guard_every == 0
+            guarded = self.check(rollout, number) if due or self.difference is None else {}
+            metrics = self.rollout_metrics(rollout) | guarded
             trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
             if trains:
                 with phase("old and reference"):
@@ -173,6 +178,21 @@ class Update:
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
         return Rollout(everything, trajectory, drift)
 
+    def check(self, rollout: Rollout, number: int) -> dict[str, float]:
+        """Compares a rollout with what the policy would have sampled: all of it before the first update.
+
+        Returns:
+            The metric of a later check.
+
+        Raises:
+            TrainingError: it is something else.
+        """
+        with phase("check"):
+            if self.difference is None:
+                self.guard.check_all(rollout.everything)
+                return {}
+            return self.guard.check_some(rollout.everything, number, self.trainer.guard_actions)
+
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
         """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
 
@@ -189,7 +209,10 @@ class Update:
             with phase("sampling"):
                 pieces.append(stage.component(piece, **given))
             unannounced = self.announce(self.plan.announced, pieces[-1])
-        return restored(pieces, rows), unannounced
+        trajectory = restored(pieces, rows)
+        if self.difference is None:
+            check_trajectory(trajectory, self.algorithm.sampler, self.policy)
+        return trajectory, unannounced
 
     def announce(self, rewards: Iterable[Reward], trajectory: TensorDictBase) -> Sequence[Reward]:
         """Begins to score in the background; returns the reward components whose completions are not known yet."""
