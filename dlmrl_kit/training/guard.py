@@ -28,8 +28,8 @@ from dlmrl_kit.training.likely_cause import likely_cause
 from dlmrl_kit.training.old_check import SHARE, tolerance
 from dlmrl_kit.training.recompute import COMPARED, Actions, Difference, all_actions, differences, recomputed
 
-ALONE_TOO = 4
-"""Actions, each of another sample if there are as many, that are computed once more, each by itself."""
+ALONE_TOO = 2
+"""Actions that are computed once more, each by itself, without and with more padding: the first one, and the last."""
 PADDING = 3
 """Padding that is then added at the left of their prompts."""
 
@@ -146,23 +146,22 @@ class Guard:
         return Found(found, says), wrong
 
     def _depends_on_batch(self, trajectory: TensorDictBase, actions: Actions, again: Tensor) -> str:
-        """Says whether an action computed alone, with less and with more padding, has another log-probability."""
-        if len(actions) < 2:
-            return ""
+        """Says whether an action computed alone, without or with more padding, has another log-probability."""
         index = torch.linspace(0, len(actions) - 1, min(ALONE_TOO, len(actions)), device=again.device).long()
         for number, wanted in zip(index.tolist(), again[index].tolist(), strict=True):
             action = actions.at(slice(number, number + 1))
             batch = action.of(trajectory)
-            for padding, how in ((0, "alone, without padding"), (PADDING, f"with {PADDING} tokens of padding")):
+            for padding, how in ((0, "alone, without padding"), (PADDING, f"alone, with {PADDING} tokens of padding")):
                 if padding and self._too_long(batch, padding):
                     continue
-                value = recomputed(self._padded(batch, padding), self.policy, self.sampler, [STEP_LOG_PROB])
-                size = abs(value[STEP_LOG_PROB].item() - wanted)
-                if not size <= self.allowed:
+                found = recomputed(self._padded(batch, padding), self.policy, self.sampler, [STEP_LOG_PROB])
+                value = found[STEP_LOG_PROB].item()
+                if not abs(value - wanted) <= self.allowed:
+                    place = f"sample {int(action.sample)}, step {int(action.step)}"
                     return (
-                        f"the policy gives sample {int(action.sample)}, step {int(action.step)} another "
-                        f"log-probability {how} ({value[STEP_LOG_PROB].item():.4g}) than in a batch ({wanted:.4g}), where the "
-                        "difference may come from padding that is not masked or from a leak between rows"
+                        f"the policy's predictions depend on the batch: {STEP_LOG_PROB!r} of {place} is {value:.4g} "
+                        f"{how} and {wanted:.4g} among others; likely cause: padding that is not masked, or a leak "
+                        "between rows"
                     )
         return ""
 

@@ -71,14 +71,17 @@ def _shifted(batch: TensorDictBase, policy: Policy, sampler: Sampler) -> Iterato
         tokens = batch.copy().set(COMPLETION_IDS, batch[COMPLETION_IDS].roll(by, 1))
         yield f"tokens are shifted by one position to the {way}", _log_probs(tokens, policy, sampler)
         steps = batch.copy().set(COMMIT_STEP, batch[COMMIT_STEP].roll(by, 1))
-        if bool((steps[COMMIT_STEP] == batch["selected", "step"]).any(-1).all()):
-            yield f"commit steps are shifted by one position to the {way}", _log_probs(steps, policy, sampler)
+        yield f"commit steps are shifted by one position to the {way}", _log_probs(steps, policy, sampler)
     if not bool(batch[PROMPT_MASK].all()):
         unmasked = batch.copy().set(PROMPT_MASK, torch.ones_like(batch[PROMPT_MASK]))
         yield "left padding of prompts was not masked", _log_probs(unmasked, policy, sampler)
 
 
 def _log_probs(batch: TensorDictBase, policy: Policy, sampler: Sampler) -> Tensor:
+    steps = replay(batch, policy.mask_id)
+    committed = steps.decision.committed
+    if bool((committed & ~sampler.asked_positions(policy, steps.prompt, steps.ids)).any()) or not bool(committed.any()):
+        return torch.full((len(batch),), torch.inf, device=committed.device)  # the sampler takes no such action
     return recomputed(batch, policy, sampler, [STEP_LOG_PROB])[STEP_LOG_PROB]
 
 

@@ -71,7 +71,8 @@ def check_trajectory(trajectory: TensorDictBase, sampler: Sampler, policy: Polic
     dtype = trajectory[STEP_LOG_PROB].dtype if scored else policy.real_dtype
     if dtype != policy.real_dtype:
         raise TrainingError(
-            f"the rollout is not valid: {STEP_LOG_PROB!r} is {dtype}, not {policy.real_dtype}; likely cause: log-probabilities were computed or sent in lower precision, which moves ratios away from 1"
+            f"the rollout is not valid: {STEP_LOG_PROB!r} is {dtype}, not {policy.real_dtype}; likely "
+            "cause: log-probabilities were computed or sent in another precision, which moves ratios away from 1"
         )
     for faults in (_tokens, _steps, _order) if scored else (_tokens,):
         for fault in faults(trajectory, sampler, policy):
@@ -89,8 +90,6 @@ def _tokens(trajectory: TensorDictBase, sampler: Sampler, policy: Policy) -> Ite
     never = commit >= trajectory[STEP_VALID].shape[1]
     forbidden = torch.isin(ids, torch.tensor([*policy.forbidden_ids], dtype=ids.dtype, device=ids.device)) & ~never
     yield Fault(forbidden, "position", "holds a token that may not be sampled:", "forbidden tokens were sampled", ids)
-    filler = f"was never committed and does not hold the filler {policy.filler_id} but"
-    yield Fault(never & (ids != policy.filler_id), "position", filler, "another treatment of the end of text", ids)
 
 
 def _steps(trajectory: TensorDictBase, sampler: Sampler, policy: Policy) -> Iterator[Fault]:
@@ -119,11 +118,13 @@ def _steps(trajectory: TensorDictBase, sampler: Sampler, policy: Policy) -> Iter
 
 
 def _order(trajectory: TensorDictBase, sampler: Sampler, policy: Policy) -> Iterator[Fault]:
-    """Yields commits outside of the current block, and texts that end too early or too late; of masks alone."""
-    if STEP_ACCEPTED in trajectory.keys(include_nested=True):
-        return
+    """Yields texts that end too early or too late, and commits outside of the current block."""
     ids, commit, happened = trajectory[COMPLETION_IDS], trajectory[COMMIT_STEP].long(), num_valid(trajectory)
-    end = "another treatment of the end of text"
+    never, end = commit >= trajectory[STEP_VALID].shape[1], "another treatment of the end of text"
+    filler = f"was never committed and does not hold the filler {policy.filler_id} but"
+    yield Fault(never & (ids != policy.filler_id), "position", filler, end, ids)
+    if STEP_ACCEPTED in trajectory.keys(include_nested=True):  # states that are not rebuilt from masks
+        return
     for steps, running in ((happened, False), (happened - 1, True)):
         state = ids.masked_fill(commit >= steps[:, None], policy.mask_id)
         wrong = sampler.running(state, policy) != running

@@ -125,8 +125,7 @@ class Update:
         with self.policy.whole():
             with self.policy.in_step():
                 rollout = self.roll_out(number)
-            due = self.trainer.guard_every > 0 and number % self.trainer.guard_every == 0
-            guarded = self.check(rollout, number) if due or self.difference is None else {}
+            guarded = self.check(rollout, number) if self.checked(number) else {}
             metrics = self.rollout_metrics(rollout) | guarded
             trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
             if trains:
@@ -161,6 +160,8 @@ class Update:
         with self.scorer.ahead(), self.log_probs.autocast():
             # Sample: denoise all completions. Finished ones are scored while others are still sampled.
             trajectory, unannounced = self.sample(prompts, services)
+            if self.checked(number):
+                check_trajectory(trajectory, sampler, self.policy)
 
             with torch.no_grad():
                 # Select: all stages that need no reward, such as EGSPO's choice of the steps with high entropy.
@@ -177,6 +178,11 @@ class Update:
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
         return Rollout(everything, trajectory, drift)
+
+    def checked(self, number: int) -> bool:
+        """Returns whether the rollout of update ``number`` is checked, all of it or some."""
+        every = self.trainer.guard_every
+        return self.difference is None or (every > 0 and number % every == 0)
 
     def check(self, rollout: Rollout, number: int) -> dict[str, float]:
         """Compares a rollout with what the policy would have sampled: all of it before the first update.
@@ -210,8 +216,6 @@ class Update:
                 pieces.append(stage.component(piece, **given))
             unannounced = self.announce(self.plan.announced, pieces[-1])
         trajectory = restored(pieces, rows)
-        if self.difference is None:
-            check_trajectory(trajectory, self.algorithm.sampler, self.policy)
         return trajectory, unannounced
 
     def announce(self, rewards: Iterable[Reward], trajectory: TensorDictBase) -> Sequence[Reward]:
