@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import GradientEstimator
+from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK, STEP_LOG_PROB, Key
 from dlmrl_kit.core.processes import ALONE, Processes
@@ -51,79 +51,75 @@ class Guard:
     """Compares what was recorded of a rollout with what the policy gives.
 
     Args:
-        algorithm: the components.
+        algorithm: the components; its trainer says how often to look, and at how many actions.
         log_probs: for the size of batches, the precision and the policy.
-        seed: of the run; it says which actions are compared later on.
         processes: whose rollouts are compared together.
+
+    Attributes:
+        every: updates between checks of some actions; 0: there are none.
     """
 
-    def __init__(
-        self, algorithm: GradientEstimator, log_probs: LogProbs, seed: int, processes: Processes = ALONE
-    ) -> None:
-        self.sampler, self.cache, self.log_probs, self.processes = (
-            algorithm.sampler,
-            algorithm.cache,
-            log_probs,
-            processes,
-        )
-        self.policy, self.seed = log_probs.policy, seed
+    def __init__(self, algorithm: Algorithm, log_probs: LogProbs, processes: Processes = ALONE) -> None:
+        self.sampler, self.cache, self.trainer = algorithm.sampler, algorithm.cache, algorithm.trainer
+        self.log_probs, self.policy, self.processes = log_probs, log_probs.policy, processes
+        own, elsewhere = self.trainer.guard_every, algorithm.collector is not None
+        self.every = int(elsewhere) if own is None else own
 
-    def check_all(self, trajectory: TensorDictBase) -> None:
-        """Compares every action, some of them also alone and with more padding; looks for identical samples.
+    def check(
+        self, trajectory: TensorDictBase, number: int, *, behind: int = 0, whole: bool = False
+    ) -> dict[str, float]:
+        """Compares log-probabilities, and looks for identical samples; every process calls it.
 
         Args:
             trajectory: the rollout before any filter; empty in a process that has none.
+            number: of the update.
+            behind: by how many updates the weights that it was sampled with are older than the policy's. If it is not
+                0, differences are reported and are no error, as there must be some.
+            whole: compare all actions, two of them also alone and with other padding, not only some drawn at random.
+
+        Returns:
+            The metric ``recorded_difference_max``, in nats, unless all actions of the present policy are compared.
 
         Raises:
             TrainingError: it is not what the policy would have sampled.
         """
-        self._check(trajectory, all_actions(trajectory) if len(trajectory) else None, whole=True)
+        whole = whole and not behind
+        every = all_actions(trajectory) if len(trajectory) else None
+        everyone, wrong = self._compare(trajectory, every if whole else self._some(every, number), whole)
+        if any(one.wrong for found in everyone for one in found.differences) and not behind:
+            if not whole:  # of so few no share can be told
+                everyone, wrong = self._compare(trajectory, every, whole)
+            if _too_many(everyone):
+                raise TrainingError(self._says(everyone, self._cause(trajectory, every, wrong)))
+        for found in everyone:
+            if found.says:
+                raise TrainingError(found.says)
+        largest = max((one.size for found in everyone for one in found.differences), default=0.0)
+        return {} if whole else {"recorded_difference_max": largest}
 
-    def check_some(self, trajectory: TensorDictBase, number: int, actions: int, behind: int = 0) -> dict[str, float]:
-        """Compares a few actions, drawn at random; looks for identical samples.
+    def _some(self, every: Actions | None, number: int) -> Actions | None:
+        """Draws some actions at random, for an update."""
+        if every is None:
+            return None
+        order = torch.randperm(len(every), generator=generator("cpu", self.trainer.seed, number, "guard"))
+        return every.at(order[: self.trainer.guard_actions].sort().values.to(every.sample.device))
 
-        Args:
-            trajectory: as ``check_all``.
-            number: of the update.
-            actions: how many to compare, in each process.
-            behind: of how many updates ago the weights are that it was sampled with.
-
-        Returns:
-            The metric ``recorded_difference_max``, in nats.
-
-        Raises:
-            TrainingError: as ``check_all``; if ``behind`` is not 0, differences are no error, as they must be there.
-        """
-        drawn = None
-        if len(trajectory):
-            every = all_actions(trajectory)
-            order = torch.randperm(len(every), generator=generator("cpu", self.seed, number, "guard"))
-            drawn = every.at(order[:actions].sort().values.to(every.sample.device))
-        return {"recorded_difference_max": self._check(trajectory, drawn, stale=behind > 0)}
-
-    def _check(
-        self, trajectory: TensorDictBase, actions: Actions | None, *, whole: bool = False, stale: bool = False
-    ) -> float:
-        """Does the work of both; every process calls it. Returns the largest difference over all processes."""
+    def _compare(self, trajectory: TensorDictBase, actions: Actions | None, whole: bool) -> tuple[list[Found], Tensor]:
+        """Returns what every process finds, and which of the actions of this one differ: bool [R]."""
         found, wrong = Found([]), torch.zeros(0, dtype=torch.bool)
         keys = [key for key in COMPARED if key in trajectory.keys(include_nested=True)]
         if actions is not None and STEP_LOG_PROB in keys:
             with torch.no_grad(), self.log_probs.autocast():
                 found, wrong = self._look(trajectory, actions, keys, whole)
-        everyone = of_all(found, self.processes)
-        worst = [one for own in everyone for one in own.differences]
-        says = next((own.says for own in everyone if own.says), "")
-        if not stale and self._too_many(worst):
-            own = ""
-            if actions is not None and bool(wrong.any()):
-                with torch.no_grad(), self.log_probs.autocast():
-                    at = wrong.nonzero().squeeze(-1).to(actions.sample.device)
-                    own = likely_cause(trajectory, actions.at(at), self.policy, self.sampler, self.allowed)
-            cause = next(filter(None, of_all(own, self.processes)))
-            raise TrainingError(self._says(worst, cause))
-        if says:
-            raise TrainingError(says)
-        return max((one.size for one in worst), default=0.0)
+        return of_all(found, self.processes), wrong
+
+    def _cause(self, trajectory: TensorDictBase, actions: Actions | None, wrong: Tensor) -> str:
+        """Returns what the first process that has actions that differ takes for the cause."""
+        own = ""
+        if actions is not None and bool(wrong.any()):
+            with torch.no_grad(), self.log_probs.autocast():
+                own = likely_cause(trajectory, actions.at(wrong), self.policy, self.sampler, self.allowed)
+        return next(filter(None, of_all(own, self.processes)))
 
     @property
     def allowed(self) -> float:
@@ -175,20 +171,31 @@ class Guard:
         made = self.policy.padded([row, [self.policy.pad_id] * (len(row) + padding)])
         return batch.copy().update(TensorDict({key: value[:1] for key, value in made.items()}, [1]))
 
-    def _too_many(self, worst: list[Difference]) -> bool:
-        """Tells whether more differ than rounding explains: one action in a hundred, or most actions of a sample."""
-        wrong: dict[Key, list[tuple[int, int]]] = {}
-        for one in worst:
-            wrong.setdefault(one.key, []).append((one.wrong, one.number))
-        shares = [sum(bad for bad, _ in parts) / sum(number for _, number in parts) for parts in wrong.values()]
-        return any(one.samples for one in worst) or any(share > SHARE for share in shares)
-
-    def _says(self, worst: list[Difference], cause: str) -> str:
-        most = next(one for one in sorted(worst, key=lambda one: -one.size))
-        same = [one for one in worst if one.key == most.key]
-        share = sum(one.wrong for one in same) / sum(one.number for one in same)
+    def _says(self, everyone: list[Found], cause: str) -> str:
+        size, rank, most = max(
+            ((one.size, rank, one) for rank, found in enumerate(everyone) for one in found.differences),
+            key=lambda given: given[0],
+        )
+        wrong, number = _counts(everyone)[most.key]
+        process = f"rank {rank}, " if len(everyone) > 1 else ""
         return (
             f"the rollout is not what the policy samples: {most.key!r} differs by more than {self.allowed:g} in "
-            f"{share:.0%} of {sum(one.number for one in same)} actions, most by {most.size:.3g} ({most.where}: "
-            f"recorded {most.recorded:.4g}, recomputed {most.again:.4g}); likely cause: {cause}"
+            f"{wrong / number:.0%} of {number} actions, most by {size:.3g} ({process}{most.where}: recorded "
+            f"{most.recorded:.4g}, recomputed {most.again:.4g}); likely cause: {cause}"
         )
+
+
+def _counts(everyone: list[Found]) -> dict[Key, tuple[int, int]]:
+    """Counts, for each key, the actions that differ and those that were compared, over all processes."""
+    found: dict[Key, tuple[int, int]] = {}
+    for one in (one for own in everyone for one in own.differences):
+        wrong, number = found.get(one.key, (0, 0))
+        found[one.key] = wrong + one.wrong, number + one.number
+    return found
+
+
+def _too_many(everyone: list[Found]) -> bool:
+    """Tells whether more differ than rounding explains: one action in a hundred, or most actions of a sample."""
+    if any(one.samples for found in everyone for one in found.differences):
+        return True
+    return any(wrong / number > SHARE for wrong, number in _counts(everyone).values())

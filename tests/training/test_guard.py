@@ -46,7 +46,7 @@ def error(run: Run, trajectory: TensorDictBase) -> str:
     """The one line with which the guard stops the run."""
     with pytest.raises(TrainingError) as caught:  # noqa: PT012
         check_trajectory(trajectory, run.algorithm.sampler, run.policy)
-        run.update.guard.check_all(trajectory)
+        run.update.guard.check(trajectory, 0, whole=True)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -119,7 +119,7 @@ def test_left_padding_that_is_attended_to(sampler: str, tmp_path: Path) -> None:
     run = of_lengths(tmp_path, sampler)
     good = sampled(run)
     assert not good["prompt_mask"].all()
-    run.update.guard.check_all(good)
+    run.update.guard.check(good, 0, whole=True)
     mask = good["prompt_mask"].clone()
     bad = good.select("prompt_ids", "prompt_mask", "seed", "group", "example")
     bad["prompt_mask"] = torch.ones_like(mask)
@@ -142,11 +142,11 @@ def test_identical_leaves_of_a_tree(tmp_path: Path) -> None:
     sets = ["Sampler.tokens_per_step = 2", "Tree.height = 1", "Tree.branching = 4"]
     run = new_run(tmp_path, uses=["sampler=Tree"], sets=sets)
     trajectory = sampled(run)
-    run.update.guard.check_all(trajectory)
+    run.update.guard.check(trajectory, 0, whole=True)
     first = trajectory["group"] * 4
     trajectory = trajectory[first].update(trajectory.select("seed", "group", "tree"))
     with pytest.raises(TrainingError, match="all samples of a group are identical in 2 of 2 groups"):
-        run.update.guard.check_all(trajectory)
+        run.update.guard.check(trajectory, 0, whole=True)
 
 
 @samplers
@@ -266,9 +266,31 @@ def test_later_updates(tmp_path: Path) -> None:
     assert third["recorded_difference_max"] < 1e-5
     trajectory = sampled(run)
     perturb(run.policy, scale=0.1)
-    with pytest.raises(TrainingError, match=r"in 100% of 5 actions.* likely cause: other weights: stale"):
-        run.update.guard.check_some(trajectory, 1, 5)
-    assert run.update.guard.check_some(trajectory, 1, 5, behind=1)["recorded_difference_max"] > 0.01
+    with pytest.raises(TrainingError, match=r"in 100% of \d\d+ actions.* likely cause: other weights: stale"):
+        run.update.guard.check(trajectory, 1)
+    assert run.update.guard.check(trajectory, 1, behind=1, whole=True)["recorded_difference_max"] > 0.01
+
+
+def test_one_action_in_a_hundred_may_differ(tmp_path: Path) -> None:
+    run = made(tmp_path, "LowConfidence", "Trainer.prompts_per_update = 7", "Trainer.guard_actions = 1000")
+    trajectory = sampled(run)
+    actions = int(trajectory[VALID].sum())
+    assert 100 < actions < 200
+    trajectory[LOG_PROB][3, 1] += 0.5
+    assert run.update.guard.check(trajectory, 0)["recorded_difference_max"] == pytest.approx(0.5, abs=1e-3)
+    trajectory[LOG_PROB][2, 0] += 0.25
+    with pytest.raises(
+        TrainingError, match=rf"in {2 / actions:.0%} of {actions} actions, most by 0.5 \(sample 3, step 1"
+    ):
+        run.update.guard.check(trajectory, 0)
+
+
+def test_most_actions_of_a_sample_may_not(tmp_path: Path) -> None:
+    run = made(tmp_path, "LowConfidence", "Trainer.prompts_per_update = 140", "Trainer.group_size = 1")
+    trajectory = sampled(run)
+    trajectory[LOG_PROB][77] += 0.5
+    with pytest.raises(TrainingError, match=r"differs by more than 0.001 in 1% of .* \(sample 77, step "):
+        run.update.guard.check(trajectory, 0, whole=True)
 
 
 def test_a_run_with_a_fault_stops_before_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
