@@ -172,15 +172,13 @@ class Guard:
         return batch.copy().update(TensorDict({key: value[:1] for key, value in made.items()}, [1]))
 
     def _says(self, everyone: list[Found], cause: str) -> str:
-        size, rank, most = max(
-            ((one.size, rank, one) for rank, found in enumerate(everyone) for one in found.differences),
-            key=lambda given: given[0],
-        )
+        every = [(rank, one) for rank, found in enumerate(everyone) for one in found.differences]
+        rank, most = max(every, key=lambda ranked: ranked[1].size)
         wrong, number = _counts(everyone)[most.key]
         process = f"rank {rank}, " if len(everyone) > 1 else ""
         return (
             f"the rollout is not what the policy samples: {most.key!r} differs by more than {self.allowed:g} in "
-            f"{wrong / number:.0%} of {number} actions, most by {size:.3g} ({process}{most.where}: recorded "
+            f"{wrong / number:.0%} of {number} actions, most by {most.size:.3g} ({process}{most.where}: recorded "
             f"{most.recorded:.4g}, recomputed {most.again:.4g}); likely cause: {cause}"
         )
 
