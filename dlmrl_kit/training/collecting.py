@@ -164,8 +164,14 @@ def collecting(
     """
     if algorithm.collector is None:
         return None
+    sampling, updates = sampling_of(algorithm, plan), algorithm.trainer.updates
+    return Collecting(algorithm.collector, sampling, policy, processes, updates=updates, prompts=prompts)
+
+
+def sampling_of(algorithm: Algorithm, plan: Plan) -> Sampling:
+    """Returns what the rollouts of an algorithm are sampled with."""
     trainer = algorithm.trainer
-    sampling = Sampling(
+    return Sampling(
         source=algorithm.policy,
         sampler=algorithm.sampler,
         keys=tuple(plan.sampler.keys),
@@ -176,4 +182,3 @@ def collecting(
         compile=trainer.compile,
         seed=trainer.seed,
     )
-    return Collecting(algorithm.collector, sampling, policy, processes, updates=trainer.updates, prompts=prompts)
