@@ -234,9 +234,8 @@ class _Row:
         given = self._list("commit_step", self.length)
         for position, step in enumerate(given):
             if step is not None and (not _is_int(step) or not 0 <= step < self.steps):
-                raise TrainingError(
-                    f"{self.where}.commit_step[{position}] is {_short(step)}, not null or a step from 0 to {self.steps - 1}"
-                )
+                wanted = f"null or a step from 0 to {self.steps - 1}"
+                raise TrainingError(f"{self.where}.commit_step[{position}] is {_short(step)}, not {wanted}")
         return torch.tensor([self.steps if step is None else step for step in given])
 
     def _of_steps(self, key: Key, count: int) -> Tensor:
