@@ -15,6 +15,13 @@ pytest_plugins = ["support.fake_runs", "support.registrations"]
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # the user's stays as it is
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _clean_gin() -> Iterator[None]:
     yield

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from dlmrl_kit.cli import completion
 from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, new_console, print_json
 
 
 def ablate_command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or path of the base recipe.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name or path of the base recipe.", autocompletion=completion.recipe)
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder; the same command goes on with it.")],
     swaps: Annotated[
         list[str],

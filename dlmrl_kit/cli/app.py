@@ -16,6 +16,7 @@ from dlmrl_kit.cli.audit import audit_command
 from dlmrl_kit.cli.chat import chat_command
 from dlmrl_kit.cli.check import check_command
 from dlmrl_kit.cli.common import one_line_errors
+from dlmrl_kit.cli.doctor import doctor_command
 from dlmrl_kit.cli.eval import eval_command
 from dlmrl_kit.cli.list import list_command
 from dlmrl_kit.cli.pretrain import pretrain_command
@@ -41,13 +42,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit_command,
     "profile": profile_command,
     "serve": serve_command,
+    "doctor": doctor_command,
 }
 """The commands in the order of ``dlmrl --help``. What an option means is in its annotation, help in the docstring."""
 
 app = typer.Typer(
     name="dlmrl",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from dlmrl_kit.cli import completion
 from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, new_console, print_json
 
 
 def audit_command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe.", autocompletion=completion.recipe)
+    ],
     sets: Sets = None,
     uses: Uses = None,
     problems: Annotated[int, typer.Option(min=1, help="Small random problems to measure on.")] = 4,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
 import shlex
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
+from dlmrl_kit.cli import completion
 from dlmrl_kit.core.errors import StoppedError, UserError
 
 if TYPE_CHECKING:
@@ -29,12 +32,16 @@ DEFAULT_RECIPE = "egspo_sa"
 EXIT_STOPPED = 75
 """Exit code of a run that SIGTERM has stopped and that can go on, as of sysexits: try again later."""
 PIPE_WIDTH = 160
-"""Columns of tables where the output is no terminal and ``COLUMNS`` is not set."""
+"""Columns of tables in a file, or in a pipe that no terminal is at the end of."""
 
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="BINDING", help="Set a parameter, e.g. UniformSteps.k=4. May be repeated.", show_default=False
+        "--set",
+        metavar="BINDING",
+        help="Set a parameter, e.g. UniformSteps.k=4. May be repeated.",
+        show_default=False,
+        autocompletion=completion.binding,
     ),
 ]
 Uses = Annotated[
@@ -44,6 +51,7 @@ Uses = Annotated[
         metavar="KIND=NAME",
         help="Swap a component, e.g. selector=UniformSteps. May be repeated.",
         show_default=False,
+        autocompletion=completion.use,
     ),
 ]
 Out = Annotated[
@@ -77,7 +85,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             typer.echo(str(error), err=True)
             raise typer.Exit(EXIT_STOPPED) from None
         except UserError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            print_error(error)
             raise typer.Exit(2) from None
         except (typer.Exit, typer.Abort):
             raise
@@ -91,6 +99,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from error
 
     return wrapped
+
+
+def print_error(error: UserError) -> None:
+    """Prints an error in one line on standard error."""
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
 
 
 def resolved_recipe(recipe: str, sets: list[str] | None, uses: list[str] | None, allow_imports: bool) -> Recipe:
@@ -205,10 +218,27 @@ def quoted(path: Path) -> str:
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """Returns the console that tables are printed to: standard output or error, wide where that is no terminal."""
+    """Returns the console that tables are printed to, standard output or error.
+
+    In a pipe (``dlmrl list | less``) its width is the terminal's that the command was typed in; in a file it is
+    ``PIPE_WIDTH``. ``COLUMNS`` counts before both.
+    """
     from rich.console import Console
 
     console = Console(highlight=False, stderr=stderr)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
+        console.width = _width_of_terminal() or PIPE_WIDTH
     return console
+
+
+def _width_of_terminal() -> int | None:
+    """Returns the columns of the terminal at standard error or input where standard output is a pipe, else None."""
+    try:
+        if not stat.S_ISFIFO(os.fstat(1).st_mode):
+            return None
+    except OSError:  # standard output is closed
+        return None
+    for stream in (2, 0):
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(stream).columns
+    return None

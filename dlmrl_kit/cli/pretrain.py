@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dlmrl_kit.cli import completion
 from dlmrl_kit.cli.common import (
     AcceptChanges,
     AllowImports,
@@ -24,7 +25,10 @@ DEFAULT_PRETRAINING = "pretrain_sudoku4x4"
 
 def pretrain_command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name or path of a pre-training recipe.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="Name or path of a pre-training recipe.", autocompletion=completion.recipe
+        ),
     ] = DEFAULT_PRETRAINING,
     sets: Sets = None,
     uses: Uses = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dlmrl_kit.cli import completion
 from dlmrl_kit.cli.common import (
     DEFAULT_RECIPE,
     AllowImports,
@@ -23,7 +24,8 @@ from dlmrl_kit.cli.common import (
 
 def profile_command(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name or path of a training recipe.")
+        str,
+        typer.Argument(metavar="RECIPE", help="Name or path of a training recipe.", autocompletion=completion.recipe),
     ] = DEFAULT_RECIPE,
     updates: Annotated[int, typer.Option(min=1, metavar="N", help="Updates to measure, after one unmeasured.")] = 5,
     trace: Annotated[

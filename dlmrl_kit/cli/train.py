@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlmrl_kit.cli import completion
 from dlmrl_kit.cli.common import (
     DEFAULT_RECIPE,
     AcceptChanges,
@@ -33,7 +34,10 @@ def train_command(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECIPE", help=f"Name or path of a recipe. Default: {DEFAULT_RECIPE}.", show_default=False
+            metavar="RECIPE",
+            help=f"Name or path of a recipe. Default: {DEFAULT_RECIPE}.",
+            show_default=False,
+            autocompletion=completion.recipe,
         ),
     ] = None,
     sets: Sets = None,

@@ -147,6 +147,11 @@ STATE_COMMITTED = "committed"  # bool [R, L], the positions that the step accept
 LATER_PASSES = "later_passes"
 
 
+def key_text(key: Key) -> str:
+    """Returns a trajectory key on one line: ``("step", "log_prob")`` is ``step.log_prob``."""
+    return key if isinstance(key, str) else ".".join(key)
+
+
 def keys_table() -> str:
     """Returns the Markdown table of all keys that ``docs/trajectory.md`` shows."""
     names = {key: f'`"{key}"`' if isinstance(key, str) else f"`{key}`".replace("'", '"') for key in KEYS}

@@ -7,6 +7,7 @@ are followed first, so that none leads out of it.
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.recipe.where import StatementError, Where
 
 SUFFIX = ".gin"
 """How the names of recipes end."""
+
+MOST_NAMED = 10
+"""How many files beside a recipe an error lists."""
 
 MAX_BYTES = 2**20
 """The size of the largest file that is read as a recipe."""
@@ -58,9 +61,8 @@ class RecipeFolders:
         folders = list(dict.fromkeys([beside.parent, self.kit]))
         found = next((folder / file for folder in folders if os.path.lexists(folder / file)), None)
         if found is None:
-            near = nearest(file, {os.path.relpath(path, folder) for folder in folders for path in _gin_files(folder)})
             looked = " and ".join(str(folder) for folder in folders)
-            raise StatementError(asked, f"no file {shown} to include; looked in {looked}; {near}")
+            raise StatementError(asked, f"no file {shown} to include; looked in {looked}; {self._near(file, beside)}")
         if not self.hold(found):
             own = os.path.abspath(self.own)
             raise StatementError(
@@ -68,6 +70,15 @@ class RecipeFolders:
                 f"{shown} is not included: it is not below {own}, nor a recipe of the kit or a plugin; copy it there",
             )
         return found
+
+    def _near(self, file: str, beside: Path) -> str:
+        """Suggests names like ``file``; what else is there are the kit's recipes to include and those beside it."""
+        own = [path.name for path in sorted(beside.parent.glob(f"*{SUFFIX}")) if path != beside]
+        of_the_kit = [os.path.relpath(path, self.kit) for path in _gin_files(self.kit)]
+        close = difflib.get_close_matches(file, [*own, *of_the_kit], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        base = [name for name in of_the_kit if os.path.dirname(name)]
+        return f"{hint}recipes to include: {', '.join(sorted({*own[:MOST_NAMED], *base}))}"
 
 
 def read_text(path: Path, asked: Where | None = None) -> str:

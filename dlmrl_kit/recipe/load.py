@@ -52,6 +52,7 @@ class Recipe:
         notes: what was left out and why, for the user to read.
         overrides: the options that were applied, as on the command line.
         imports: import statements of the recipe.
+        files: the files that it was read from, ``source`` first, then what it includes.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Recipe:
     notes: list[str] = field(default_factory=list)
     overrides: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
     def root(self) -> str:
@@ -184,6 +186,7 @@ def load_recipe(
         notes=notes,
         overrides=(*(f"--use {shlex.quote(u)}" for u in uses), *(f"--set {shlex.quote(s)}" for s in sets)),
         imports=tuple(dict.fromkeys(statement.text for statement in contents.imports)),
+        files=tuple(contents.files),
     )
 
 
@@ -224,6 +227,11 @@ def recipes_dir() -> Path:
 def recipe_names() -> dict[str, str]:
     """Returns the kit's recipes by name, with the first line of the comment at their top ("" where there is none)."""
     return {path.stem: _headline(path) for path in sorted(recipes_dir().glob("*.gin")) if path.is_file()}
+
+
+def base_recipe_names() -> dict[str, str]:
+    """Returns the kit's recipes that others include (``base/egspo``), with their first lines, as ``recipe_names``."""
+    return {f"base/{path.stem}": _headline(path) for path in sorted(recipes_dir().glob("base/*.gin"))}
 
 
 def _headline(path: Path) -> str:

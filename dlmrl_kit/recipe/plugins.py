@@ -24,7 +24,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +111,7 @@ def load_plugins() -> tuple[Plugin, ...]:
         _State.started = True
         try:
             load_builtin()
-            installed = _installed()
+            installed = installed_plugins()
             packages = {plugin.package for plugin in installed}
             for plugin in installed:
                 _State.plugins += (_load(plugin, packages - {plugin.package}),)
@@ -128,15 +127,20 @@ def recipe_folders() -> list[Path]:
     """Lists the folders ``recipes`` of the installed plugins' packages, which recipes may include; imports nothing."""
     if disabled():
         return []
-    found = [spec for plugin in _installed() if plugin.package for spec in [_spec(plugin.package)] if spec is not None]
-    return [Path(folder) / "recipes" for spec in found for folder in spec.submodule_search_locations or ()]
+    return [place / "recipes" for plugin in installed_plugins() for place in places_of(plugin) if place.suffix != ".py"]
 
 
-def _spec(package: str) -> ModuleSpec | None:
+def places_of(plugin: Plugin) -> list[Path]:
+    """Lists the folders of a plugin's package, or the file of a plugin that is one module; imports nothing."""
     try:
-        return importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(plugin.package) if plugin.package else None
     except (ImportError, ValueError):  # a name that is no package's, or a module that was loaded without a spec
-        return None
+        spec = None
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin else []
+    return [Path(folder) for folder in spec.submodule_search_locations]
 
 
 def plugin_report() -> list[str]:
@@ -177,7 +181,7 @@ def _shared_names() -> Iterator[str]:
             yield f"the name {name!r} is registered by {by}; in a recipe, write {spelt}"
 
 
-def _installed() -> list[Plugin]:
+def installed_plugins() -> list[Plugin]:
     """Lists the entry points of the group; of two distributions of one name, the first on the path counts."""
     found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=ENTRY_POINT_GROUP)]
     return sorted(found, key=lambda p: (p.distribution, p.name))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -93,10 +94,16 @@ class Include:
 
 @dataclass
 class Source:
-    """What a recipe file and everything that it includes say, in the order in which it takes effect."""
+    """What a recipe file and everything that it includes say, in the order in which it takes effect.
+
+    Attributes:
+        bindings, imports: the statements.
+        files: the files that were read, the recipe first.
+    """
 
     bindings: list[Binding] = field(default_factory=list)
     imports: list[Import] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 class _Delegate(config_parser.ParserDelegate):  # gin has no annotations
@@ -198,9 +205,19 @@ def _syntax_error(error: Exception, line: int, text: str, where: Callable[[int],
         message = f"{bracket!r} is never closed"
     lines = text.split("\n")
     content = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+    hint = _habit(content) if unclosed is None else ""
     return StatementError(
-        where(line), f"syntax error: {message}" + (f"\n    {clipped(content, QUOTED)}" if content else "")
+        where(line), f"syntax error: {hint or message}" + (f"\n    {clipped(content, QUOTED)}" if content else "")
     )
+
+
+def _habit(line: str) -> str:
+    """Says what is wrong with a line that was written as in another language; "" for any other line."""
+    if re.match(r"[\w./]+\s*:(?!=)", line):
+        return "a name and its value have '=' between them, not ':'"
+    if re.match(r"[\w./]+\s*=\s*[^\[({'\"\s][^\[({'\"]*,", line.replace("()", "")):
+        return "several values need brackets around them: [a, b]"
+    return ""
 
 
 def _unclosed(text: str) -> tuple[str, int] | None:
@@ -263,6 +280,7 @@ class _Reader:
         if len(chain) > MAX_NESTING:
             raise refusal(last, f"includes are nested more than {MAX_NESTING} deep")
         self.done.add(real)
+        self.source.files.append(path)
         for statement in parse(read_text(path, last), lambda line: Where(str(path), line)):
             if isinstance(statement, Include):
                 found = self.folders.find(statement.file, path, statement.where)

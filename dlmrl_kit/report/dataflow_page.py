@@ -10,8 +10,7 @@ from rich.text import Text
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage, make_plan
-from dlmrl_kit.core.keys import Key
-from dlmrl_kit.report.component_page import key_text
+from dlmrl_kit.core.keys import Key, key_text
 from dlmrl_kit.report.tables import plain_table, words
 
 

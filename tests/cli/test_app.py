@@ -48,7 +48,11 @@ sys.stderr.write(str([name for name in {HEAVY} if name in sys.modules]))
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "pretrain", "ablate", "audit", "profile", "list", "show", "check"]
+    "command",
+    [
+        *("train", "eval", "trace", "sample", "chat", "pretrain", "ablate"),
+        *("list", "show", "check", "audit", "profile", "doctor"),
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = dlmrl(command, "--help")

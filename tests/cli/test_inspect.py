@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,25 @@ def test_list() -> None:
     recipes = dlmrl("list", "recipes").stdout
     assert "egspo_sa" in recipes
     assert "EntropyTopK" not in recipes
+    assert "base/egspo" in recipes
+
+
+def test_list_as_json() -> None:
+    everything = json.loads(dlmrl("list", "--json").stdout)
+    selectors = json.loads(dlmrl("list", "selectors", "--json").stdout)
+    recipes = json.loads(dlmrl("list", "recipes", "--json").stdout)
+    assert [c for c in everything["components"] if c["kind"] == "selector"] == selectors["components"] != []
+    assert everything["recipes"] == recipes["recipes"]
+    assert {"egspo_sa", "base/egspo"} <= {recipe["name"] for recipe in recipes["recipes"]}
+
+
+def test_show_as_json() -> None:
+    shown = json.loads(dlmrl("show", "EntropyTopK", "--json").stdout)
+    assert (shown["kind"], shown["gin_name"]) == ("selector", "dlmrl_kit.selector.EntropyTopK")
+    assert {"name": "k", "type": "int", "default": "4"} in shown["parameters"]
+    assert "step.entropy" in [key["key"] for key in shown["keys"]["reads"]]
+    recipe = json.loads(dlmrl("show", "egspo", "--json").stdout)
+    assert recipe == {"recipe": "egspo", "text": dlmrl("show", "egspo").stdout}
 
 
 def test_show_component() -> None:
@@ -62,6 +84,7 @@ def test_show_recipe_is_its_file() -> None:
     source = Path(dlmrl_kit.__file__).parents[1] / "recipes" / "egspo.gin"
     result = dlmrl("show", "egspo")
     assert result.stdout == source.read_text(encoding="utf-8")
+    assert dlmrl("show", "base/egspo").stdout == (source.parent / "base" / "egspo.gin").read_text(encoding="utf-8")
 
 
 def test_check_text(tmp_path: Path) -> None:
@@ -93,3 +116,27 @@ def test_check_pretraining_recipe() -> None:
     result = dlmrl("check", "pretrain_sudoku4x4")
     assert result.exit_code == 0, result.output
     assert "MaskedDiffusion.steps" in result.stdout
+
+
+@pytest.mark.thorough
+def test_check_watch_checks_again_when_a_file_is_saved(tmp_path: Path) -> None:
+    recipe, base = tmp_path / "mine.gin", tmp_path / "base.gin"
+    base.write_text("include 'egspo_sa.gin'\n")
+    recipe.write_text("include 'base.gin'\nTrainer.updates = 3\n")
+    command = [sys.executable, "-m", "dlmrl_kit", "check", str(recipe), "--watch"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        told = [next(lines), next(lines)]
+        recipe.write_text("include 'base.gin'\nTrainer.updates: 3\n")
+        told += [next(lines), next(lines)]
+        recipe.write_text("include 'base.gin'\nTrainer.updates = 4\n")
+        told += [next(lines), next(lines)]
+        base.write_text("include 'egspo_so.gin'\n")
+        told += [next(lines), next(lines)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    assert [line for line in told[::2] if "error" not in line] == ["mine: ok\n", "mine: ok\n"]
+    assert "not ':'" in told[2]
+    assert "egspo_so.gin" in told[6]
+    assert all(line.startswith("watching ") for line in told[1::2])

@@ -158,7 +158,7 @@ def test_the_recipes_of_plugins_are_found_without_importing_them(folder: Path, m
         plugins.Plugin("gone", "no_such_package", "gone", "1"),
         plugins.Plugin("broken", ":x", "broken", "1"),
     ]
-    monkeypatch.setattr(plugins, "_installed", lambda: installed)
+    monkeypatch.setattr(plugins, "installed_plugins", lambda: installed)
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.delenv(plugins.OFF_SWITCH, raising=False)
     assert plugins.recipe_folders() == [package / "recipes"]
