@@ -23,7 +23,9 @@ SHAPE = ["Sampler.tokens_per_step = 3", "Sampler.block_length = 8", "Sampler.tem
 LENGTHS = ["Sampler.completion_length = 8", "Sampler.tokens_per_step = 2", "Sampler.temperature = 1.0"]
 LENGTHS += ["CharacterLlama.hidden_size = 16", "CharacterLlama.num_layers = 1", "Countdown.num_train = 4"]
 LENGTHS += ["Countdown.max_numbers = 5", "Countdown.num_heldout = 4", "Trainer.prompts_per_update = 4"]
-samplers = pytest.mark.parametrize("sampler", ["LowConfidence", "EntropyOrder"])
+samplers = pytest.mark.parametrize(
+    "sampler", ["LowConfidence", pytest.param("EntropyOrder", marks=pytest.mark.thorough)]
+)
 
 
 def made(folder: Path, sampler: str = "LowConfidence", *sets: str) -> Run:
