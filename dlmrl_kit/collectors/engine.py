@@ -93,6 +93,7 @@ class Engine:
                 raise OtherWeightsError(f"it has the weights {self._name!r}, not {request.get('weights')!r}")
             name = self._name
             found = self._replica.sample(prompts, self._weights, self._times)
+            self._weights = {}  # the replica has taken them
         keys = dict.fromkeys([*ALWAYS, *asked])
         return {"weights": name, "sampling": self._described, "completions": completions(found.cpu(), keys)}
 
