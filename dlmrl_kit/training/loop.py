@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError, RecipeError, StoppedError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.finite import require_finite
+from dlmrl_kit.core.policy import autocast
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
@@ -32,7 +34,6 @@ from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
-from dlmrl_kit.training.gradient import autocast
 from dlmrl_kit.training.identity import Change, Identity, identity_of
 from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
@@ -44,7 +45,7 @@ from dlmrl_kit.training.record import (
     record_changes,
     start_record,
 )
-from dlmrl_kit.training.start import find_device, start_training, trained, whole_copy
+from dlmrl_kit.training.start import find_device, start_training, whole_copy
 from dlmrl_kit.training.trace import trace_examples
 from dlmrl_kit.training.trajectories import write_trajectories
 from dlmrl_kit.training.update import Update
@@ -209,7 +210,7 @@ class Run:
         if self.trainer.sharding != "none" and self.processes.world == 1:
             self.observer.on_message("Trainer.sharding has no effect in one process, which holds all weights")
         with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
-            with self.loggers.open(first):
+            with self.loggers.open(first), self.update.opened():
                 try:
                     self._go_on(ending)
                 except NotFiniteError as error:

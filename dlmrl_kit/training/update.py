@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
 from dlmrl_kit.core import seeding
+from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import NotFiniteError
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
@@ -46,10 +48,10 @@ from dlmrl_kit.rollout.rewards import Reward, Scorer
 from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, training_indices
 from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.training.collecting import collecting
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
-from dlmrl_kit.training.start import trained
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ class Rollout:
         everything: all samples, with the keys written up to the first filter, such as rewards.
         kept: the samples that the filters keep, with the keys of all components; they are trained.
         drift: what the correction found if ``kept`` has old and reference log-probabilities; None: not yet.
+        updates_behind: by how many updates the weights that sampled are older than the policy.
     """
 
     everything: TensorDictBase
     kept: TensorDictBase
     drift: Drift | None = None
+    updates_behind: int = 0
 
     @property
     def prepared(self) -> bool:
@@ -107,10 +111,15 @@ class Update:
             precision=self.trainer.precision,
         )
         self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
+        self.collecting = collecting(algorithm, plan, policy, processes, self.prompts)
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
         self.difference: float | None = None
         """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Within the context updates can be taken; it opens the collector, if the algorithm has one."""
+        return nullcontext() if self.collecting is None else self.collecting.open()
 
     def __call__(self, number: int) -> dict[str, float]:
         """Takes update ``number``: a rollout, old and reference log-probabilities, optimiser steps. Returns metrics.
@@ -132,11 +141,9 @@ class Update:
                 metrics |= self.learn(rollout.kept, number)
         return metrics
 
-    def roll_out(self, number: int) -> Rollout:
-        """Samples completions of the next prompts, scores them, and decides which steps to train, by what advantage."""
-        plan, trainer, task = self.plan, self.trainer, self.algorithm.task
-
-        # Prompts: the next examples of the training split, each once for every sample of its group.
+    def prompts(self, number: int) -> TensorDict:
+        """Makes the prompts of an update: the next training examples, each once for every sample of its group."""
+        trainer, task = self.trainer, self.algorithm.task
         size = task.size("train")
         indices = training_indices(size, trainer.prompts_per_update, number, trainer.seed, task.in_order)
         prompts = prompt_batch(
@@ -144,9 +151,15 @@ class Update:
         )
         prompts.set(SEED, seeding.sample_seeds(len(prompts), self.policy.device, trainer.seed, number, "samples"))
         prompts.set(PROGRESS, torch.full((len(prompts),), number / trainer.updates, device=self.policy.device))
-        prompts = prompts[prompts[GROUP] % self.processes.world == self.processes.rank]  # whole groups, in turn
+        return prompts[prompts[GROUP] % self.processes.world == self.processes.rank]  # whole groups, in turn
+
+    def roll_out(self, number: int) -> Rollout:
+        """Samples completions of the next prompts, scores them, and decides which steps to train, by what advantage."""
+        plan, trainer = self.plan, self.trainer
+        prompts, behind = self.prompts(number), 0
         if not len(prompts):  # more processes than prompts
-            return Rollout(prompts, prompts)
+            behind = 0 if self.collecting is None else self.collecting.take(number)[1]
+            return Rollout(prompts, prompts, updates_behind=behind)
 
         self.scorer.forget()
         self.policy.take_metrics()  # what it measured in an evaluation
@@ -155,7 +168,12 @@ class Update:
         services = UpdateServices(self.policy, sampler, self.scorer, chunk)
         with self.scorer.ahead(), self.log_probs.autocast():
             # Sample: denoise all completions. Finished ones are scored while others are still sampled.
-            trajectory, unannounced = self.sample(prompts, services)
+            if self.collecting is None:
+                trajectory, unannounced = self.sample(prompts, services)
+            else:
+                with phase("sampling"):
+                    trajectory, behind = self.collecting.take(number)
+                unannounced = self.announce(plan.announced, trajectory)
 
             with torch.no_grad():
                 # Select: all stages that need no reward, such as EGSPO's choice of the steps with high entropy.
@@ -171,7 +189,7 @@ class Update:
 
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
-        return Rollout(everything, trajectory, drift)
+        return Rollout(everything, trajectory, drift, behind)
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
         """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
@@ -215,7 +233,7 @@ class Update:
         if self.algorithm.correction is not None:
             metrics = sum(of_all(drift, self.processes), Drift()).metrics()
             self.weigh(rollout.kept, metrics)
-        if self.difference is None:
+        if self.difference is None and not rollout.updates_behind:
             with phase("check"):
                 self.difference = check_old(rollout.kept, self.algorithm, self.log_probs, self.processes)
             largest = f"largest difference {self.difference:.1e}"
@@ -306,6 +324,8 @@ class Update:
             totals.add_sum("steps", int(valid.sum()), len(trajectory))
             if self.algorithm.filters:
                 totals.add_sum("kept", len(kept), len(trajectory))
+        if self.collecting is not None:
+            totals.add("rollout/updates_behind", rollout.updates_behind)
         if len(kept):
             totals.add_sum("selected_steps", int((kept[SELECTED_WEIGHT] > 0).sum()), len(kept))
         return totals.means()

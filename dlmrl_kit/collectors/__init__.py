@@ -1,0 +1,1 @@
+"""Collectors: where rollouts are sampled, other than in the process that trains."""

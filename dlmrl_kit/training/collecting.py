@@ -1,0 +1,145 @@
+"""Rollouts that a collector samples elsewhere: which are under way, and of which weights each one is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.collectors.base import Collector, Sampling
+from dlmrl_kit.core.blame import named
+from dlmrl_kit.core.component import trained
+from dlmrl_kit.core.errors import ComponentError
+from dlmrl_kit.core.keys import SEED
+from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.processes import Processes
+
+
+class Begun(NamedTuple):
+    """A rollout that was begun.
+
+    Attributes:
+        version: of its weights: the updates that were taken when it was begun.
+        prompts: that are sampled for.
+        future: the trajectories.
+    """
+
+    version: int
+    prompts: TensorDict
+    future: Future[TensorDictBase]
+
+
+class Collecting:
+    """Takes the rollouts of a run from a collector, and begins those of later updates ahead of time.
+
+    Args:
+        collector: samples.
+        sampling: what with.
+        policy: that is trained.
+        processes: that train together.
+        updates: of the whole run.
+        prompts: makes those of an update, for this process.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        sampling: Sampling,
+        policy: Policy,
+        processes: Processes,
+        *,
+        updates: int,
+        prompts: Callable[[int], TensorDict],
+    ) -> None:
+        self.collector, self.sampling, self.policy, self.processes = collector, sampling, policy, processes
+        self.updates, self.prompts = updates, prompts
+        self._under_way: dict[int, Begun] = {}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Within the context rollouts can be taken."""
+        try:
+            self.collector.open(self.sampling, self.policy, self.processes)
+            yield
+        finally:
+            self.collector.close()
+
+    def take(self, number: int) -> tuple[TensorDictBase, int]:
+        """Returns the rollout of an update, and by how many updates its weights are behind the policy.
+
+        Before that it begins those of the updates up to ``updates_behind`` later.
+
+        Args:
+            number: of the update that is to be taken now.
+
+        Raises:
+            ComponentError: the collector returned something else than trajectories of the prompts, in their order.
+        """
+        last = min(number + self.collector.updates_behind, self.updates - 1)
+        for later in range(number, last + 1):
+            if later not in self._under_way:
+                self._under_way[later] = self._begin(later, number)
+        begun = self._under_way.pop(number)
+        return self._checked(begun).to(self.policy.device), number - begun.version
+
+    def _begin(self, number: int, version: int) -> Begun:
+        prompts, future = self.prompts(number), Future[TensorDictBase]()
+        if len(prompts):
+            future = self.collector.begin(prompts.copy(), trained(self.policy, [self.sampling.sampler]), version)
+        else:  # more processes than prompts
+            future.set_result(prompts)
+        return Begun(version, prompts, future)
+
+    def _checked(self, begun: Begun) -> TensorDictBase:
+        """Returns the trajectories, once they are there, if they are those of the prompts."""
+        found, prompts, sampling = begun.future.result(), begun.prompts, self.sampling
+        if not len(prompts):
+            return found
+        there = set(found.keys(include_nested=True, leaves_only=True))
+        missing = [key for key in (*prompts.keys(), *sampling.sampler.recorded_keys(sampling.keys)) if key not in there]
+        problem = ""
+        if missing:
+            problem = f"returned trajectories without {missing[0]!r}"
+        elif found.batch_size != prompts.batch_size:
+            problem = f"returned {len(found)} trajectories for {len(prompts)} prompts"
+        elif not torch.equal(found[SEED].cpu(), prompts[SEED].cpu()):
+            problem = "returned trajectories in another order than that of the prompts"
+        if problem:
+            raise ComponentError(f"{named(type(self.collector))}: collect {problem}")
+        return found
+
+
+def collecting(
+    algorithm: Algorithm,
+    plan: Plan,
+    policy: Policy,
+    processes: Processes,
+    prompts: Callable[[int], TensorDict],
+) -> Collecting | None:
+    """Returns what takes the rollouts of an algorithm from its collector; None if it has none.
+
+    Args:
+        algorithm, plan: the components, and what is asked of them.
+        policy, processes, prompts: as ``Collecting``.
+    """
+    if algorithm.collector is None:
+        return None
+    trainer = algorithm.trainer
+    sampling = Sampling(
+        source=algorithm.policy,
+        sampler=algorithm.sampler,
+        keys=tuple(plan.sampler.keys),
+        cache=algorithm.cache,
+        may_choose=plan.may_choose,
+        batch_size=trainer.rollout_batch_size,
+        precision=trainer.precision,
+        compile=trainer.compile,
+        seed=trainer.seed,
+    )
+    return Collecting(algorithm.collector, sampling, policy, processes, updates=trainer.updates, prompts=prompts)
