@@ -43,8 +43,7 @@ def _check_staleness(algorithm: Algorithm, plan: Plan, name: str) -> None:
     if plan.old and not plan.computed_old:
         return
     sampler, likelihood = type(algorithm.sampler).__name__, type(algorithm.likelihood).__name__
-    count = algorithm.collector.updates_behind if algorithm.collector is not None else 0
-    behind = f"{name} samples with weights that are {count} update{'s' if count > 1 else ''} old, but"
+    behind = f"{name} samples with weights of earlier updates, but"
     if STEP_LOG_PROB not in algorithm.sampler.writes():
         raise RecipeError(f"{behind} {sampler} records no log-probability by which that could be corrected")
     computed = f"{likelihood} computes the old log-probability again, under the present weights"

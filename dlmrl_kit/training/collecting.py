@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
@@ -16,7 +17,7 @@ from dlmrl_kit.collectors.base import Collector, Sampling
 from dlmrl_kit.core.blame import named
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import ComponentError
-from dlmrl_kit.core.keys import SEED
+from dlmrl_kit.core.keys import GROUP, SEED
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import Processes
 
@@ -87,6 +88,39 @@ class Collecting:
                 self._under_way[later] = self._begin(later, number)
         begun = self._under_way.pop(number)
         return self._checked(begun).to(self.policy.device), number - begun.version
+
+    def ahead(self) -> dict[str, Tensor]:
+        """Returns the rollouts of all processes that were begun and not taken yet: tensors by update, version and key.
+
+        Every process calls it; it waits for the rollouts, and keeps them. One that fails is left out, as its error must
+        not cost a checkpoint: ``take`` raises it.
+        """
+        found = dict[str, Tensor]()
+        for number, begun in sorted(self._under_way.items()):
+            parts = self.processes.gather(self._part(begun))
+            there = [part for part in parts if part is not None and len(part)]
+            if len(there) == 0 or any(part is None for part in parts):
+                continue
+            whole = TensorDict.cat(there)
+            whole = whole[whole[GROUP].argsort(stable=True)].flatten_keys("/")
+            found |= {f"{number}/{begun.version}/{key}": value for key, value in whole.items()}
+        return found
+
+    def _part(self, begun: Begun) -> TensorDictBase | None:
+        """Returns the samples of this process, on the CPU; None if sampling failed."""
+        return None if begun.future.exception() else self._checked(begun).cpu()
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what ``ahead`` has returned, of any number of processes; the rollouts are not sampled again."""
+        leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            number, version, key = name.split("/", 2)
+            leaves.setdefault((int(number), int(version)), {})[key] = value
+        for (update, taken), values in leaves.items():
+            whole = TensorDict(values, [len(values[SEED])]).unflatten_keys("/")
+            future = Future[TensorDictBase]()
+            future.set_result(whole[whole[GROUP] % self.processes.world == self.processes.rank])
+            self._under_way[update] = Begun(taken, self.prompts(update), future)
 
     def _begin(self, number: int, version: int) -> Begun:
         prompts, future = self.prompts(number), Future[TensorDictBase]()

@@ -29,7 +29,7 @@ from dlmrl_kit.rollout.services import cut_prompts
 from dlmrl_kit.tasks.base import said_of
 from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
-from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rollouts, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
@@ -263,7 +263,7 @@ class Run:
         if found:
             update = self.update
             self.first, counters = load_checkpoint(found[-1][1], self.parameters, update.optimiser, update.scheduler)
-            self.update.restore(counters)
+            self.update.restore(counters, load_rollouts(found[-1][1]))
         self.evaluations = {update: result for update, result in entries.items() if update <= self.first}
         if self.first and 0 not in self.evaluations:
             stored = self.folder / EVALUATIONS
@@ -317,7 +317,7 @@ class Run:
         update = self.update
         state = (self.parameters, update.optimiser, update.scheduler, update.counters())
         self.processes.of_first(lambda: require(self.folder))
-        save_checkpoint(self.folder, done, *state, self.identity, self.processes)
+        save_checkpoint(self.folder, done, *state, self.identity, self.processes, update.rollouts_ahead())
 
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler

@@ -232,7 +232,7 @@ class Update:
                 drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
         if self.algorithm.correction is not None:
             metrics = sum(of_all(drift, self.processes), Drift()).metrics()
-            self.weigh(rollout.kept, metrics)
+            self.weigh(rollout, metrics)
         if self.difference is None and not rollout.updates_behind:
             with phase("check"):
                 self.difference = check_old(rollout.kept, self.algorithm, self.log_probs, self.processes)
@@ -240,11 +240,11 @@ class Update:
             self.say(f"old and new log-probabilities agree before the first update ({largest})")
         return metrics
 
-    def weigh(self, trajectory: TensorDictBase, metrics: dict[str, float]) -> None:
+    def weigh(self, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Multiplies the selection's weights by the correction; warns, once, if its effective sample size is poor."""
-        if len(trajectory):
-            apply_correction(trajectory)
-        poor = warning(metrics)
+        if len(rollout.kept):
+            apply_correction(rollout.kept)
+        poor = warning(metrics, rollout.updates_behind > 0)
         if poor is not None and not self.warned:
             self.warned = True
             self.say(f"warning: {poor}")
@@ -302,8 +302,14 @@ class Update:
         """Returns what a checkpoint must hold besides weights and optimiser; ``restore`` takes it back."""
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
-    def restore(self, counters: Mapping[str, float]) -> None:
-        """Takes over the ``counters`` of a checkpoint."""
+    def rollouts_ahead(self) -> dict[str, Tensor]:
+        """Returns the rollouts that were begun for later updates, as tensors for a checkpoint; waits for them."""
+        return {} if self.collecting is None else self.collecting.ahead()
+
+    def restore(self, counters: Mapping[str, float], rollouts: Mapping[str, Tensor]) -> None:
+        """Takes over the ``counters`` of a checkpoint, and the rollouts of later updates that it holds."""
+        if self.collecting is not None:
+            self.collecting.restore(rollouts)
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
