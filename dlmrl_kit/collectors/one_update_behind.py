@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
 from tensordict import TensorDictBase
 
 from dlmrl_kit.collectors.base import Collector, Sampling, Weights
+from dlmrl_kit.collectors.ray_actors import Ray
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.core.registry import register
@@ -23,19 +25,22 @@ class OneUpdateBehind(Collector):
     """Samples the rollout of the next update while this one is computed.
 
     Args:
-        collector: samples, in a place that does not share the processors of this process.
+        collector: samples, in a place that does not share the processors of this process; None: Ray, as it is by
+            default.
     """
 
     updates_behind = 1
 
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
+    def __init__(self, collector: Collector | None = None) -> None:
+        self.collector = Ray() if collector is None else collector
         self._thread: ThreadPoolExecutor | None = None
 
     def open(self, sampling: Sampling, policy: Policy, processes: Processes) -> None:
         """Opens the collector; arguments and errors as ``Collector.open``."""
         self.collector.open(sampling, policy, processes)
-        self._thread = ThreadPoolExecutor(1, "dlmrl-rollouts")
+        # The number of threads of torch is one of each thread, and sums over another number differ in the last digit.
+        threads = torch.get_num_threads()
+        self._thread = ThreadPoolExecutor(1, "dlmrl-rollouts", torch.set_num_threads, (threads,))
 
     def collect(self, prompts: TensorDictBase, weights: Weights, version: int) -> TensorDictBase:
         """Samples, and returns when it is done; as ``Collector.collect``."""

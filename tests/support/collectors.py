@@ -13,6 +13,7 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import cut, length_order, restored
 
 
+@register("collector")
 class Here(Collector):
     """Samples in this process with a copy of the policy, in pieces as without a collector."""
 
@@ -32,6 +33,3 @@ class Here(Collector):
 
     def close(self) -> None:
         self.replica = None
-
-
-register("collector")(Here)
