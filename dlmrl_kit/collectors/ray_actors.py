@@ -12,6 +12,7 @@ import copy
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,7 +97,8 @@ class Ray(Collector):
         on_gpu = policy.device.type != "cpu"
         gpus = float(on_gpu) if self.gpus_per_actor is None else self.gpus_per_actor
         self._check_size(ray, gpus)
-        self._order = ray.put(Order(_packed(ray, sampling), fingerprint(policy)))
+        paths = tuple(os.path.abspath(path) for path in sys.path)
+        self._order = ray.put(Order(_packed(ray, sampling), fingerprint(policy), paths))
         make = ray.remote(
             num_cpus=self.cpus_per_actor,
             num_gpus=gpus,
