@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from support.collectors import Here, kept, same, updates
 from support.faults.collectors import LeavesKeysOut, SortsPrompts
+from support.paths import ROOT
 from support.runs import build, outcome, recipe, stopped
 from support.several import Pool
 from tensordict import TensorDictBase
@@ -154,3 +156,13 @@ def test_other_trajectories_than_those_of_the_prompts_are_refused(cls: type, mes
     register("collector")(cls)
     with pytest.raises(ComponentError, match=f"{cls.__name__} of support.*collect returned trajectories {message}"):
         updates(tmp_path, uses=[f"collector={cls.__name__}"])
+
+
+@pytest.mark.usefixtures("registrations_end")
+def test_the_collector_of_the_page_samples_the_same(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "rollouts-elsewhere.md").read_text()
+    (example,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(example, "rollouts-elsewhere.md", "exec"), {"__name__": "acme_rollouts"})
+    sets = ["Trainer.rollout_batch_size = 1"]
+    wanted = updates(tmp_path, sets=sets, number=2)
+    assert same(updates(tmp_path, sets=sets, uses=["collector=OneByOne"], number=2), wanted)
