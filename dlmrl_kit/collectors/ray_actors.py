@@ -165,7 +165,11 @@ class Ray(Collector):
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = self.address or "this machine"
-            start = "; several processes share a cluster, which 'ray start --head' starts" if several else ""
+            start = (
+                "; several processes share a cluster, which 'ray start --head' starts"
+                if several and self.address is None
+                else ""
+            )
             raise UserError(f"Ray: no cluster can be reached at {where} ({told(error)}){start}") from error
         self._owns_cluster = True
 

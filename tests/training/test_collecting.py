@@ -102,6 +102,7 @@ class Failing(Here):
         return super().collect(prompts, weights, version)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("registrations_end")
 def test_a_rollout_that_fails_does_not_cost_the_checkpoint(tmp_path: Path) -> None:
     register("collector")(Failing)
