@@ -165,12 +165,8 @@ class Ray(Collector):
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = self.address or "this machine"
-            start = (
-                "; several processes share a cluster, which 'ray start --head' starts"
-                if several and self.address is None
-                else ""
-            )
-            raise UserError(f"Ray: no cluster can be reached at {where} ({told(error)}){start}") from error
+            advice = "start one with 'ray start --head'; where a cluster asks for a token, set RAY_AUTH_MODE=token"
+            raise UserError(f"Ray: no cluster can be reached at {where} ({told(error)}); {advice}") from error
         self._owns_cluster = True
 
     def _check_size(self, ray: Any, gpus: float) -> None:
