@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +16,7 @@ from tensordict import TensorDictBase
 
 from dlmrl_kit.collectors.base import Sampling
 from dlmrl_kit.collectors.replica import Replica, fingerprint
-from dlmrl_kit.core.blame import blame
+from dlmrl_kit.core.blame import blame, told
 from dlmrl_kit.core.errors import ComponentError, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -27,10 +29,12 @@ class Order(NamedTuple):
     Attributes:
         sampling: a pickled ``Sampling``.
         expected: the ``fingerprint`` of the policy of the run.
+        paths: where the process of the run finds modules; those that exist here are searched, too.
     """
 
     sampling: bytes
     expected: dict[str, str]
+    paths: tuple[str, ...] = ()
 
 
 class Actor:
@@ -74,8 +78,7 @@ class Actor:
     def _loaded(self, order: Order) -> Replica:
         if self._replica is None:
             torch.set_num_threads(self.threads)
-            sampling = pickle.loads(order.sampling)
-            assert isinstance(sampling, Sampling)
+            sampling = _unpickled(order)
             replica = Replica(sampling, torch.device(self.device))
             found = fingerprint(replica.policy)
             odd = {name for name in {*found, *order.expected} if found.get(name) != order.expected.get(name)}
@@ -98,3 +101,18 @@ class Actor:
                 raise
             kind = ComponentError if isinstance(found, ComponentError) else TrainingError
             raise kind(f"{found} (in actor {self.number} of Ray, on {socket.gethostname()})") from error
+
+
+def _unpickled(order: Order) -> Sampling:
+    """Returns what is sampled with.
+
+    Raises:
+        UserError: it needs a module that is not there.
+    """
+    sys.path.extend(path for path in order.paths if path not in sys.path and os.path.isdir(path))
+    try:
+        found = pickle.loads(order.sampling)
+    except ImportError as error:
+        raise UserError(f"a component is of a package that is not installed here: {told(error)}") from error
+    assert isinstance(found, Sampling)
+    return found

@@ -12,6 +12,7 @@ import copy
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,7 +97,8 @@ class Ray(Collector):
         on_gpu = policy.device.type != "cpu"
         gpus = float(on_gpu) if self.gpus_per_actor is None else self.gpus_per_actor
         self._check_size(ray, gpus)
-        self._order = ray.put(Order(_packed(ray, sampling), fingerprint(policy)))
+        paths = tuple(os.path.abspath(path) for path in sys.path)
+        self._order = ray.put(Order(_packed(ray, sampling), fingerprint(policy), paths))
         make = ray.remote(
             num_cpus=self.cpus_per_actor,
             num_gpus=gpus,
@@ -163,8 +165,8 @@ class Ray(Collector):
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = self.address or "this machine"
-            start = "; several processes share a cluster, which 'ray start --head' starts" if several else ""
-            raise UserError(f"Ray: no cluster can be reached at {where} ({told(error)}){start}") from error
+            advice = "start one with 'ray start --head'; where a cluster asks for a token, set RAY_AUTH_MODE=token"
+            raise UserError(f"Ray: no cluster can be reached at {where} ({told(error)}); {advice}") from error
         self._owns_cluster = True
 
     def _check_size(self, ray: Any, gpus: float) -> None:

@@ -111,16 +111,21 @@ class Collecting:
         return None if begun.future.exception() else self._checked(begun).cpu()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what ``ahead`` has returned, of any number of processes; the rollouts are not sampled again."""
+        """Takes over what ``ahead`` has returned, of any number of processes; the rollouts are not sampled again.
+
+        Those that other settings would sample otherwise, which a resumed run may have, are left out.
+        """
         leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
         for name, value in tensors.items():
             number, version, key = name.split("/", 2)
             leaves.setdefault((int(number), int(version)), {})[key] = value
         for (update, taken), values in leaves.items():
             whole = TensorDict(values, [len(values[SEED])]).unflatten_keys("/")
+            own, prompts = whole[whole[GROUP] % self.processes.world == self.processes.rank], self.prompts(update)
             future = Future[TensorDictBase]()
-            future.set_result(whole[whole[GROUP] % self.processes.world == self.processes.rank])
-            self._under_way[update] = Begun(taken, self.prompts(update), future)
+            future.set_result(own)
+            if update - taken <= self.collector.updates_behind and not self._problem(own, prompts):
+                self._under_way[update] = Begun(taken, prompts, future)
 
     def _begin(self, number: int, version: int) -> Begun:
         prompts, future = self.prompts(number), Future[TensorDictBase]()
@@ -131,22 +136,29 @@ class Collecting:
         return Begun(version, prompts, future)
 
     def _checked(self, begun: Begun) -> TensorDictBase:
-        """Returns the trajectories, once they are there, if they are those of the prompts."""
-        found, prompts, sampling = begun.future.result(), begun.prompts, self.sampling
-        if not len(prompts):
-            return found
-        there = set(found.keys(include_nested=True, leaves_only=True))
-        missing = [key for key in (*prompts.keys(), *sampling.sampler.recorded_keys(sampling.keys)) if key not in there]
-        problem = ""
-        if missing:
-            problem = f"returned trajectories without {missing[0]!r}"
-        elif found.batch_size != prompts.batch_size:
-            problem = f"returned {len(found)} trajectories for {len(prompts)} prompts"
-        elif not torch.equal(found[SEED].cpu(), prompts[SEED].cpu()):
-            problem = "returned trajectories in another order than that of the prompts"
-        if problem:
-            raise ComponentError(f"{named(type(self.collector))}: collect {problem}")
+        """Returns the trajectories, once they are there.
+
+        Raises:
+            ComponentError: they are not those of the prompts.
+        """
+        found = begun.future.result()
+        if problem := self._problem(found, begun.prompts):
+            raise ComponentError(f"{named(type(self.collector))}: collect returned {problem}")
         return found
+
+    def _problem(self, found: TensorDictBase, prompts: TensorDict) -> str:
+        """Says what makes trajectories others than those of the prompts; "" if nothing does."""
+        if not len(prompts):
+            return ""
+        there = set(found.keys(include_nested=True, leaves_only=True))
+        written = self.sampling.sampler.recorded_keys(self.sampling.keys)
+        missing = [key for key in (*prompts.keys(), *written) if key not in there]
+        if missing:
+            return f"trajectories without {missing[0]!r}"
+        if found.batch_size != prompts.batch_size:
+            return f"{len(found)} trajectories for {len(prompts)} prompts"
+        same = torch.equal(found[SEED].cpu(), prompts[SEED].cpu())
+        return "" if same else "trajectories in another order than that of the prompts"
 
 
 def collecting(

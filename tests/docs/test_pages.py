@@ -85,6 +85,7 @@ def run(line: str, expected_error: str | None, *, own_data: bool = False) -> Non
         "in-python",
         "trajectory",
         "small-denoiser",
+        "rollouts-elsewhere",
         pytest.param("look-at-trajectories", marks=pytest.mark.thorough),
         pytest.param("add-a-family", marks=pytest.mark.thorough),
         pytest.param("own-data", marks=pytest.mark.thorough),
