@@ -48,6 +48,10 @@ class Engine:
         keys = dict.fromkeys([*sampling.keys, TOKEN_LOG_PROB, STEP_TOKEN_LOG_PROB])
         given = {**vars(sampling), "keys": tuple(keys)}
         self._replica = Replica(Sampling(**given), device)
+        sampler = self._replica.sampler
+        sampler.attach(self._replica.policy)  # makes the modules that it trains, whose weights will be sent
+        sampler.to(device)
+        self._recorded = (*ALWAYS, *sampler.recorded_keys(self._replica.sampling.keys))
         self._described = described(sampling, self._replica.policy)
         self._folder = weights_folder
         self._lock = threading.Lock()
@@ -84,7 +88,7 @@ class Engine:
         """
         asked: list[Key] = []
         for name in request.get("record", []):
-            if KEYS_BY_FIELD.get(name) not in (*ALWAYS, *self._replica.sampling.keys):
+            if KEYS_BY_FIELD.get(name) not in self._recorded:
                 raise UserError(f"{name!r} cannot be recorded: this engine serves another recipe")
             asked.append(KEYS_BY_FIELD[name])
         prompts = self._prompts(request.get("prompts"))
