@@ -19,6 +19,7 @@ from dlmrl_kit.cli.common import one_line_errors
 from dlmrl_kit.cli.doctor import doctor_command
 from dlmrl_kit.cli.eval import eval_command
 from dlmrl_kit.cli.list import list_command
+from dlmrl_kit.cli.plugin import plugin_app
 from dlmrl_kit.cli.pretrain import pretrain_command
 from dlmrl_kit.cli.profile import profile_command
 from dlmrl_kit.cli.sample import sample_command
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(one_line_errors(_command if _name == "train" else in_one_process(_command, _name)))
+app.add_typer(plugin_app)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from dlmrl_kit.core import blame
 from dlmrl_kit.core.component import DECLARATIONS, Component, malformed, no_service
 from dlmrl_kit.core.errors import ComponentError, DeclarationError, RecipeError, RegistryError
 from dlmrl_kit.core.interface import Interface, changed_in_place, unbindable, versions
-from dlmrl_kit.core.keys import KEYS, SELECTED_STEP, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.keys import COMPLETION_IDS, KEYS, SELECTED_STEP, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.promises import device_of, shown, tensor_fault
 
 
@@ -202,6 +202,9 @@ class _Guard:
                 device = device or value.device
         if SELECTED_STEP in written:
             sizes.pop("K", None)  # a new selection has a K of its own
+        if COMPLETION_IDS in written:  # and new trajectories have their own lengths
+            sizes.pop("L", None)
+            sizes.pop("T", None)
         for key, value in written.items():
             if key not in KEYS or not isinstance(value, Tensor):
                 continue
