@@ -40,6 +40,7 @@ PAGES = [
     "add-a-family",
     "own-data",
     "performance",
+    "rollouts-elsewhere",
     "architecture",
 ]
 SMALL = {
