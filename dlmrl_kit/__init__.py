@@ -20,6 +20,7 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # read by torchrl when it is
 if TYPE_CHECKING:
     from dlmrl_kit import advantages as advantages
     from dlmrl_kit import caches as caches
+    from dlmrl_kit import collectors as collectors
     from dlmrl_kit import corrections as corrections
     from dlmrl_kit import demonstrators as demonstrators
     from dlmrl_kit import filters as filters
@@ -66,6 +67,7 @@ __getattr__, __dir__, __all__ = lazily(
         "": [
             "advantages",
             "caches",
+            "collectors",
             "corrections",
             "demonstrators",
             "filters",

@@ -10,6 +10,7 @@ from typing import TypedDict, TypeVar
 
 from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.collectors.base import Collector
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.corrections.base import Correction
 from dlmrl_kit.demonstrators.base import Demonstrator
@@ -131,6 +132,7 @@ class Algorithm(GradientEstimator):
         sampler, selector, advantage, likelihood, loss, cache, correction, filter, value, regulariser: as
             ``GradientEstimator``.
         trainer: the training loop's settings.
+        collector: samples rollouts elsewhere; None: the process that trains samples them.
         logger: None, one component or a list.
     """
 
@@ -150,6 +152,7 @@ class Algorithm(GradientEstimator):
         loss: Objective,
         regulariser: Term | Sequence[Term] | None = None,
         trainer: Trainer,
+        collector: Collector | None = None,
         logger: Logger | Sequence[Logger] | None = None,
     ) -> None:
         super().__init__(
@@ -167,6 +170,7 @@ class Algorithm(GradientEstimator):
         self.task = task
         self.policy = policy
         self.trainer = trainer
+        self.collector = collector
         self.loggers: list[Logger] = _as_list(logger)
 
 
@@ -210,6 +214,7 @@ SLOTS = (
     "loss",
     "regulariser",
     "trainer",
+    "collector",
     "logger",
 )
 """The slots of an algorithm, in recipe order. Each takes components of the kind of the same name."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.collectors.base import Collector
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.corrections.base import Correction
 from dlmrl_kit.demonstrators.base import Demonstrator
@@ -34,6 +35,7 @@ BASE_CLASSES: dict[str, type] = {
     "sampler": Sampler,
     "cache": Cache,
     "correction": Correction,
+    "collector": Collector,
     "filter": Filter,
     "selector": Selector,
     "advantage": Advantage,
@@ -64,7 +66,7 @@ def check_kinds(fillings: Mapping[str, object]) -> None:
     for slot, filling in fillings.items():
         base = BASE_CLASSES[slot]
         for component in filling if isinstance(filling, Sequence) else [filling]:
-            empty = component is None and slot in ("cache", "correction")
+            empty = component is None and slot in ("cache", "collector", "correction")
             if not empty and not isinstance(component, base):
                 loads = "; it takes what loads a model, such as Pretrained(path)" if slot == "policy" else ""
                 raise RecipeError(f"{slot} takes a {base.__name__}, not {type(component).__name__}{loads}")

@@ -23,6 +23,7 @@ from dlmrl_kit.cli.plugin import plugin_app
 from dlmrl_kit.cli.pretrain import pretrain_command
 from dlmrl_kit.cli.profile import profile_command
 from dlmrl_kit.cli.sample import sample_command
+from dlmrl_kit.cli.serve import serve_command
 from dlmrl_kit.cli.several import in_one_process
 from dlmrl_kit.cli.show import show_command
 from dlmrl_kit.cli.trace import trace_command
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check_command,
     "audit": audit_command,
     "profile": profile_command,
+    "serve": serve_command,
     "doctor": doctor_command,
 }
 """The commands in the order of ``dlmrl --help``. What an option means is in its annotation, help in the docstring."""

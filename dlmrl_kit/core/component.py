@@ -15,12 +15,13 @@ Between calls a component holds nothing but its settings and the modules that it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import nn
 
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import DeclarationError, MissingKeyError, UserError
@@ -44,6 +45,9 @@ REMOVED: dict[str, str] = {
 
 DECLARATIONS = ("in_keys", "out_keys", "optional_keys")
 """The attributes that declare keys: each a list or tuple of keys."""
+
+PREFIX = "component:"
+"""Prefix to the names of parameters that components train beside the policy."""
 
 C = TypeVar("C")
 
@@ -203,6 +207,21 @@ def _below(cls: type[Component]) -> Iterator[type[Component]]:
     yield cls
     for sub in cls.__subclasses__():
         yield from _below(sub)
+
+
+def own_parameters(components: Iterable[Component]) -> dict[str, nn.Parameter]:
+    """Returns the parameters that components train beside the policy, by name ``component:<class>.<name>``."""
+    return {
+        f"{PREFIX}{type(component).__name__}.{name}": parameter
+        for component in components
+        for name, parameter in component.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def trained(policy: Policy, components: Iterable[Component] = ()) -> dict[str, nn.Parameter]:
+    """Returns every parameter that the optimiser updates, by name."""
+    return {**dict(policy.trainable()), **own_parameters(components)}
 
 
 def no_service(requires: Collection[str]) -> tuple[str, str] | None:

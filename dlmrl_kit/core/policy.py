@@ -354,6 +354,13 @@ class Policy(Vocabulary, nn.Module, ABC):
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
 
+def autocast(policy: Policy, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Returns the context in which forwards run in bfloat16, if that is the ``precision`` of a run."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(policy.device.type, dtype=torch.bfloat16)
+
+
 def _is_meant(character: str) -> bool:
     """Tells whether a text is another without this character. Tokenizers drop white space, accents and controls."""
     return unicodedata.category(character)[0] in "LNPS"

@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
         Kind("sampler", "samplers", "how a trajectory is generated, and the exact log-probability of what it did"),
         Kind("cache", "caches", "what a rollout reuses of earlier steps, approximately"),
         Kind("correction", "corrections", "weights that correct for samples of another distribution than the policy"),
+        Kind("collector", "collectors", "where rollouts are sampled, other than in the process that trains"),
         Kind("filter", "filters", "which samples of a rollout are trained at all"),
         Kind("selector", "selectors", "which denoising steps are trained, with which weights"),
         Kind("advantage", "advantages", "how much better an action was than expected"),

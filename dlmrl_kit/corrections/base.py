@@ -110,13 +110,21 @@ class Drift:
         }
 
 
-def warning(metrics: dict[str, float]) -> str | None:
-    """Returns a sentence for the user if ``Drift.metrics`` show that samples are far from the policy, else None."""
+def warning(metrics: dict[str, float], stale: bool = False) -> str | None:
+    """Returns a sentence for the user if ``Drift.metrics`` show that samples are far from the policy, else None.
+
+    Args:
+        metrics: of a rollout.
+        stale: whether it was sampled with weights of an earlier update.
+    """
     size, share = metrics.get("correction/effective_sample_size", 1.0), metrics.get("correction/truncated", 0.0)
     if size >= POOR_SAMPLE_SIZE and share <= MANY_TRUNCATED:
         return None
+    closer = "PrefixCache, a smaller block_length or no cache would be closer"
+    if stale:
+        closer = "a lower learning rate, EntropyOrder, or rollouts that are no update behind would be closer"
     return (
         f"the rollout's distribution is far from the policy's: effective sample size {size:.0%} of the steps, "
         f"{share:.0%} of the importance weights truncated, drift {metrics['correction/drift']:.2g} nats per step; "
-        "PrefixCache, a smaller block_length or no cache would be closer"
+        + closer
     )

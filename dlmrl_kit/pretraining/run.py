@@ -14,6 +14,7 @@ from torch import Tensor
 from dlmrl_kit.algorithm.algorithm import Pretraining
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.behaviour import sample
+from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
 from dlmrl_kit.core.finite import require_finite
@@ -33,7 +34,7 @@ from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import remember_recipe
 from dlmrl_kit.training.identity import Identity, identity_of
 from dlmrl_kit.training.record import check_unchanged, note_failure, notes, record_changes, start_record
-from dlmrl_kit.training.start import find_device, start_policy, trained
+from dlmrl_kit.training.start import find_device, start_policy
 
 RECENT = 50
 """A reported loss is the mean over this many last steps."""

@@ -46,10 +46,11 @@ def check_plan(algorithm: Algorithm, source: str) -> None:
         BuildError: they do not.
     """
     from dlmrl_kit.algorithm.dataflow import check_groups, make_plan
+    from dlmrl_kit.algorithm.elsewhere import check_collector
 
     try:
         check_groups(algorithm)
-        make_plan(algorithm)
+        check_collector(algorithm, make_plan(algorithm))
     except Exception as error:  # a plugin's components are asked for their keys, and may raise anything
         raise BuildError(source, _message(error)) from error
 

@@ -50,6 +50,10 @@ class Trainer(OptimiserSettings):
         traced_examples: how many of them ``trajectories.html`` in the run folder shows, step by step, before training
             and at the latest evaluation; 0 writes no such page.
         checkpoint_every: updates between checkpoints.
+        guard_every: updates between checks that some actions of a rollout have the log-probability that was recorded
+            (see ``training.guard``); 0: only before the first update, when all actions are checked; None: 1 with a
+            collector, 0 without.
+        guard_actions: how many actions such a check compares, in each process; each costs one forward of one state.
         max_skipped: optimiser steps with a non-finite loss or gradient in a row before training stops.
         timeout_minutes: the longest time that an update, an evaluation or the export may take in a run of several
             processes; a longer one is taken to hang and ends the run.
@@ -86,6 +90,8 @@ class Trainer(OptimiserSettings):
         eval_size: int = 256,
         traced_examples: int = 4,
         checkpoint_every: int = 10,
+        guard_every: int | None = None,
+        guard_actions: int = 8,
         max_skipped: int = 5,
         timeout_minutes: float = 60.0,
     ) -> None:
@@ -108,6 +114,8 @@ class Trainer(OptimiserSettings):
         self.eval_size = eval_size
         self.traced_examples = traced_examples
         self.checkpoint_every = checkpoint_every
+        self.guard_every = guard_every
+        self.guard_actions = guard_actions
         self.max_skipped = max_skipped
         self.timeout_minutes = timeout_minutes
         self._check()
@@ -122,6 +130,7 @@ class Trainer(OptimiserSettings):
             "micro_batch_size": self.micro_batch_size,
             "eval_size": self.eval_size,
             "checkpoint_every": self.checkpoint_every,
+            "guard_actions": self.guard_actions,
             "max_skipped": self.max_skipped,
         }
         for name, value in positive.items():
@@ -139,6 +148,8 @@ class Trainer(OptimiserSettings):
         limit_of_time = 0 < self.timeout_minutes < math.inf
         check(limit_of_time, self, "timeout_minutes", self.timeout_minutes, "positive and finite")
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")
+        guarded = self.guard_every is None or self.guard_every >= 0
+        check(guarded, self, "guard_every", self.guard_every, "at least 0, or None")
         check(self.traced_examples >= 0, self, "traced_examples", self.traced_examples, "at least 0")
 
     @property

@@ -46,6 +46,8 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 WEIGHTS, MOMENTS, STATE, CHECKSUMS = "weights", "optimiser", "state.json", "checksums.json"
 """Names in a checkpoint; the first two are files with the ending ``tensor_files.SUFFIX``, or folders of parts."""
+ROLLOUTS = "rollouts"
+"""Name of the file with the rollouts that were sampled ahead of their updates, where there were any."""
 
 
 def save_checkpoint(
@@ -57,6 +59,7 @@ def save_checkpoint(
     counters: Mapping[str, object],
     identity: Identity | None = None,
     processes: Processes = ALONE,
+    rollouts: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Writes the state after ``updates`` updates, then removes checkpoints older than the newest two.
 
@@ -68,6 +71,7 @@ def save_checkpoint(
         counters: other state that ``load_checkpoint`` is to return; must fit in JSON.
         identity: what the run depends on.
         processes: that train together; each of them calls this, and all return when it is written.
+        rollouts: that were sampled ahead of their updates, as tensors by name.
 
     Returns:
         The folder of the checkpoint.
@@ -96,6 +100,8 @@ def save_checkpoint(
         with atomic_folder(folder) as temporary:
             write_whole(temporary, WEIGHTS, weights)
             write_whole(temporary, MOMENTS, tensors)
+            if rollouts:  # none where weights are sharded, which goes with no collector
+                write_whole(temporary, ROLLOUTS, rollouts)
             finish(temporary)
 
     try:
@@ -164,6 +170,20 @@ def load_checkpoint(
     except (KeyError, TypeError, ValueError) as error:
         raise refused(folder, f"{STATE} is not the state of a run: {type(error).__name__}: {error}") from error
     return updates, counters
+
+
+def load_rollouts(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the rollouts of a checkpoint that were sampled ahead of their updates, possibly none.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    if not (folder / f"{ROLLOUTS}{SUFFIX}").is_file():
+        return {}
+    try:
+        return read(folder, ROLLOUTS, lambda name, shape: None)
+    except OSError as error:
+        raise refused(folder, reason_of(error)) from error
 
 
 def identity_in(folder: Path) -> Identity:

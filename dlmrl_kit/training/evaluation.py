@@ -9,7 +9,7 @@ from math import comb, inf
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, GROUP
-from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.policy import Policy, autocast
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.seeding import derive_seed
@@ -19,7 +19,6 @@ from dlmrl_kit.rollout.services import prompt_batch, require_examples
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, component_means
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS
-from dlmrl_kit.training.gradient import autocast
 from dlmrl_kit.training.opening import open_model, settings_of
 
 SHOWN = 8

@@ -40,7 +40,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.phases import phase
-from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.policy import Policy, autocast
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.trajectory import every_step, gather_steps, micro_batches, restored, segment_pieces, where_used
 from dlmrl_kit.corrections.apply import add_correction
@@ -53,13 +53,6 @@ T = TypeVar("T")
 
 EXACT = Stage("likelihood", StepLogProb())
 """Computes the exact log-probabilities of whole actions, which corrections need."""
-
-
-def autocast(policy: Policy, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Returns the context in which forwards run in bfloat16, if that is the ``precision`` of a run."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(policy.device.type, dtype=torch.bfloat16)
 
 
 class LogProbs:

@@ -94,7 +94,7 @@ def _parts(built: Algorithm | Pretraining) -> list[object]:
     """Returns all that an algorithm, or a pre-training, is built of."""
     if isinstance(built, Pretraining):
         return [built.task, built.policy, built.demonstrator, built.pretrainer, built.sampler]
-    return [built.task, built.policy, built.fillings, built.trainer, built.loggers]
+    return [built.task, built.policy, built.fillings, built.trainer, built.collector, built.loggers]
 
 
 def changes(before: Mapping[str, Mapping[str, str]], now: Identity) -> list[Change]:

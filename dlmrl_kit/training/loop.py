@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError, RecipeError, StoppedError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.finite import require_finite
+from dlmrl_kit.core.policy import autocast
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
@@ -27,12 +29,11 @@ from dlmrl_kit.rollout.services import cut_prompts
 from dlmrl_kit.tasks.base import said_of
 from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
-from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rollouts, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.export import MODEL, export
-from dlmrl_kit.training.gradient import autocast
 from dlmrl_kit.training.identity import Change, Identity, identity_of
 from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
@@ -44,7 +45,7 @@ from dlmrl_kit.training.record import (
     record_changes,
     start_record,
 )
-from dlmrl_kit.training.start import find_device, start_training, trained, whole_copy
+from dlmrl_kit.training.start import find_device, start_training, whole_copy
 from dlmrl_kit.training.trace import trace_examples
 from dlmrl_kit.training.trajectories import write_trajectories
 from dlmrl_kit.training.update import Update
@@ -209,7 +210,7 @@ class Run:
         if self.trainer.sharding != "none" and self.processes.world == 1:
             self.observer.on_message("Trainer.sharding has no effect in one process, which holds all weights")
         with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
-            with self.loggers.open(first):
+            with self.loggers.open(first), self.update.opened():
                 try:
                     self._go_on(ending)
                 except NotFiniteError as error:
@@ -262,7 +263,7 @@ class Run:
         if found:
             update = self.update
             self.first, counters = load_checkpoint(found[-1][1], self.parameters, update.optimiser, update.scheduler)
-            self.update.restore(counters)
+            self.update.restore(counters, load_rollouts(found[-1][1]))
         self.evaluations = {update: result for update, result in entries.items() if update <= self.first}
         if self.first and 0 not in self.evaluations:
             stored = self.folder / EVALUATIONS
@@ -316,7 +317,7 @@ class Run:
         update = self.update
         state = (self.parameters, update.optimiser, update.scheduler, update.counters())
         self.processes.of_first(lambda: require(self.folder))
-        save_checkpoint(self.folder, done, *state, self.identity, self.processes)
+        save_checkpoint(self.folder, done, *state, self.identity, self.processes, update.rollouts_ahead())
 
     def _evaluate(self, done: int) -> None:
         task, sampler = self.algorithm.task, self.algorithm.sampler

@@ -120,6 +120,7 @@ def small_update(algorithm: Algorithm, source: PolicySource) -> str:
     started = start_training(small)
     update = Update(small, *started)
     rollout = update.roll_out(0)
+    update.check(rollout, 0)
     if len(rollout.kept) == 0:
         return "rolled out, and the recipe's filters kept nothing of it: a random model has no success"
     credit(rollout.kept)

@@ -14,8 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.bases import check_kinds
 from dlmrl_kit.algorithm.dataflow import Plan, check_groups, make_plan
+from dlmrl_kit.algorithm.elsewhere import check_collector
 from dlmrl_kit.core.blame import named
-from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.component import PREFIX, Component, own_parameters, trained
 from dlmrl_kit.core.errors import CheckpointError, ComponentError, RecipeError
 from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.policy import Policy
@@ -29,9 +30,6 @@ from dlmrl_kit.rollout.services import check_prompts, require_examples
 from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
 from dlmrl_kit.training.optimiser import build_optimiser
-
-PREFIX = "component:"
-"""Prefix to the names of parameters that components train beside the policy."""
 
 COMPONENTS = "components.safetensors"
 """File in a model folder with the parameters that components trained beside the policy."""
@@ -56,9 +54,11 @@ def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Starte
     Raises:
         UserError: the components do not fit together, or the policy, device, cache or compiler cannot be used here.
     """
-    check_kinds({"task": algorithm.task, "policy": algorithm.policy, "trainer": algorithm.trainer})
+    given = {"task": algorithm.task, "policy": algorithm.policy, "trainer": algorithm.trainer}
+    check_kinds({**given, "collector": algorithm.collector})
     check_groups(algorithm)
     plan, trainer = make_plan(algorithm), algorithm.trainer
+    check_collector(algorithm, plan)
     require_examples(algorithm.task, "train", "heldout")
     policy, optimiser, scheduler = start_policy(
         algorithm.policy, trainer, trainer.optimiser_steps, algorithm.components
@@ -191,21 +191,6 @@ def attach_components(components: Iterable[Component], policy: Policy) -> None:
     for component in components:
         component.attach(policy)
         component.to(policy.device)
-
-
-def own_parameters(components: Iterable[Component]) -> dict[str, torch.nn.Parameter]:
-    """Returns the parameters that components train beside the policy, by name ``component:<class>.<name>``."""
-    return {
-        f"{PREFIX}{type(component).__name__}.{name}": parameter
-        for component in components
-        for name, parameter in component.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def trained(policy: Policy, components: Iterable[Component] = ()) -> dict[str, torch.nn.Parameter]:
-    """Returns every parameter that the optimiser updates, by name."""
-    return {**dict(policy.trainable()), **own_parameters(components)}
 
 
 def save_components(folder: Path, components: Iterable[Component]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
 from dlmrl_kit.core import seeding
+from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import NotFiniteError
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
@@ -46,10 +48,12 @@ from dlmrl_kit.rollout.rewards import Reward, Scorer
 from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, training_indices
 from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.training.collecting import collecting
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
+from dlmrl_kit.training.guard import Guard
 from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
-from dlmrl_kit.training.start import trained
+from dlmrl_kit.training.trajectory_checks import check_trajectory
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,13 @@ class Rollout:
         everything: all samples, with the keys written up to the first filter, such as rewards.
         kept: the samples that the filters keep, with the keys of all components; they are trained.
         drift: what the correction found if ``kept`` has old and reference log-probabilities; None: not yet.
+        updates_behind: by how many updates the weights that sampled are older than the policy.
     """
 
     everything: TensorDictBase
     kept: TensorDictBase
     drift: Drift | None = None
+    updates_behind: int = 0
 
     @property
     def prepared(self) -> bool:
@@ -107,10 +113,16 @@ class Update:
             precision=self.trainer.precision,
         )
         self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
+        self.collecting = collecting(algorithm, plan, policy, processes, self.prompts)
+        self.guard = Guard(algorithm, self.log_probs, processes)
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
         self.difference: float | None = None
         """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Within the context updates can be taken; it opens the collector, if the algorithm has one."""
+        return nullcontext() if self.collecting is None else self.collecting.open()
 
     def __call__(self, number: int) -> dict[str, float]:
         """Takes update ``number``: a rollout, old and reference log-probabilities, optimiser steps. Returns metrics.
@@ -123,6 +135,8 @@ class Update:
             with self.policy.in_step():
                 rollout = self.roll_out(number)
             metrics = self.rollout_metrics(rollout)
+            if self.difference is None or (self.guard.every and number % self.guard.every == 0):
+                metrics |= self.check(rollout, number)
             trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
             if trains:
                 with phase("old and reference"):
@@ -132,11 +146,9 @@ class Update:
                 metrics |= self.learn(rollout.kept, number)
         return metrics
 
-    def roll_out(self, number: int) -> Rollout:
-        """Samples completions of the next prompts, scores them, and decides which steps to train, by what advantage."""
-        plan, trainer, task = self.plan, self.trainer, self.algorithm.task
-
-        # Prompts: the next examples of the training split, each once for every sample of its group.
+    def prompts(self, number: int) -> TensorDict:
+        """Makes the prompts of an update: the next training examples, each once for every sample of its group."""
+        trainer, task = self.trainer, self.algorithm.task
         size = task.size("train")
         indices = training_indices(size, trainer.prompts_per_update, number, trainer.seed, task.in_order)
         prompts = prompt_batch(
@@ -144,9 +156,15 @@ class Update:
         )
         prompts.set(SEED, seeding.sample_seeds(len(prompts), self.policy.device, trainer.seed, number, "samples"))
         prompts.set(PROGRESS, torch.full((len(prompts),), number / trainer.updates, device=self.policy.device))
-        prompts = prompts[prompts[GROUP] % self.processes.world == self.processes.rank]  # whole groups, in turn
+        return prompts[prompts[GROUP] % self.processes.world == self.processes.rank]  # whole groups, in turn
+
+    def roll_out(self, number: int) -> Rollout:
+        """Samples completions of the next prompts, scores them, and decides which steps to train, by what advantage."""
+        plan, trainer = self.plan, self.trainer
+        prompts, behind = self.prompts(number), 0
         if not len(prompts):  # more processes than prompts
-            return Rollout(prompts, prompts)
+            behind = 0 if self.collecting is None else self.collecting.take(number)[1]
+            return Rollout(prompts, prompts, updates_behind=behind)
 
         self.scorer.forget()
         self.policy.take_metrics()  # what it measured in an evaluation
@@ -155,7 +173,15 @@ class Update:
         services = UpdateServices(self.policy, sampler, self.scorer, chunk)
         with self.scorer.ahead(), self.log_probs.autocast():
             # Sample: denoise all completions. Finished ones are scored while others are still sampled.
-            trajectory, unannounced = self.sample(prompts, services)
+            if self.collecting is None:
+                trajectory, unannounced = self.sample(prompts, services)
+                if self.difference is None:
+                    check_trajectory(trajectory, sampler, self.policy)
+            else:
+                with phase("sampling"):
+                    trajectory, behind = self.collecting.take(number)
+                check_trajectory(trajectory, sampler, self.policy)
+                unannounced = self.announce(plan.announced, trajectory)
 
             with torch.no_grad():
                 # Select: all stages that need no reward, such as EGSPO's choice of the steps with high entropy.
@@ -171,7 +197,13 @@ class Update:
 
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
-        return Rollout(everything, trajectory, drift)
+        return Rollout(everything, trajectory, drift, behind)
+
+    def check(self, rollout: Rollout, number: int) -> dict[str, float]:
+        """Compares a rollout with what the policy would have sampled: all of it before the first update, later some."""
+        with phase("check"):
+            behind, whole = rollout.updates_behind, self.difference is None
+            return self.guard.check(rollout.everything, number, behind=behind, whole=whole)
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
         """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
@@ -189,7 +221,8 @@ class Update:
             with phase("sampling"):
                 pieces.append(stage.component.forward(piece, **given))
             unannounced = self.announce(self.plan.announced, pieces[-1])
-        return restored(pieces, rows), unannounced
+        trajectory = restored(pieces, rows)
+        return trajectory, unannounced
 
     def announce(self, rewards: Iterable[Reward], trajectory: TensorDictBase) -> Sequence[Reward]:
         """Begins to score in the background; returns the reward components whose completions are not known yet."""
@@ -214,19 +247,19 @@ class Update:
                 drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
         if self.algorithm.correction is not None:
             metrics = sum(of_all(drift, self.processes), Drift()).metrics()
-            self.weigh(rollout.kept, metrics)
-        if self.difference is None:
+            self.weigh(rollout, metrics)
+        if self.difference is None and not rollout.updates_behind:
             with phase("check"):
                 self.difference = check_old(rollout.kept, self.algorithm, self.log_probs, self.processes)
             largest = f"largest difference {self.difference:.1e}"
             self.say(f"old and new log-probabilities agree before the first update ({largest})")
         return metrics
 
-    def weigh(self, trajectory: TensorDictBase, metrics: dict[str, float]) -> None:
+    def weigh(self, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Multiplies the selection's weights by the correction; warns, once, if its effective sample size is poor."""
-        if len(trajectory):
-            apply_correction(trajectory)
-        poor = warning(metrics)
+        if len(rollout.kept):
+            apply_correction(rollout.kept)
+        poor = warning(metrics, rollout.updates_behind > 0)
         if poor is not None and not self.warned:
             self.warned = True
             self.say(f"warning: {poor}")
@@ -284,8 +317,14 @@ class Update:
         """Returns what a checkpoint must hold besides weights and optimiser; ``restore`` takes it back."""
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
-    def restore(self, counters: Mapping[str, float]) -> None:
-        """Takes over the ``counters`` of a checkpoint."""
+    def rollouts_ahead(self) -> dict[str, Tensor]:
+        """Returns the rollouts that were begun for later updates, as tensors for a checkpoint; waits for them."""
+        return {} if self.collecting is None else self.collecting.ahead()
+
+    def restore(self, counters: Mapping[str, float], rollouts: Mapping[str, Tensor]) -> None:
+        """Takes over the ``counters`` of a checkpoint, and the rollouts of later updates that it holds."""
+        if self.collecting is not None:
+            self.collecting.restore(rollouts)
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
@@ -306,6 +345,8 @@ class Update:
             totals.add_sum("steps", int(valid.sum()), len(trajectory))
             if self.algorithm.filters:
                 totals.add_sum("kept", len(kept), len(trajectory))
+        if self.collecting is not None:
+            totals.add("rollout/updates_behind", rollout.updates_behind)
         if len(kept):
             totals.add_sum("selected_steps", int((kept[SELECTED_WEIGHT] > 0).sum()), len(kept))
         return totals.means()

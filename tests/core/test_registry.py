@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import gin
 import pytest
+from rich.console import Console
 from support.plain_component import Base
-from typer.testing import CliRunner
 
-from dlmrl_kit.cli.app import app
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RegistryError
 from dlmrl_kit.core.registry import KINDS, nearest, register
 from dlmrl_kit.recipe.catalogue import components, find
+from dlmrl_kit.report.component_page import component_page
+from dlmrl_kit.report.descriptions import Description
 
 pytestmark = pytest.mark.usefixtures("registrations_end")
 
@@ -84,7 +87,7 @@ class TestRegister:
                 raise ZeroDivisionError
 
         assert find("Fails").keys() is None
-        assert CliRunner().invoke(app, ["show", "Fails"]).exit_code == 0
+        Console(file=StringIO()).print(component_page(Description.of(find("Fails"))))
 
     def test_kinds_have_folders_with_components(self) -> None:
         assert {c.kind for c in components() if c.package == "dlmrl_kit"} == set(KINDS)

@@ -40,6 +40,7 @@ PAGES = [
     "add-a-family",
     "own-data",
     "performance",
+    "rollouts-elsewhere",
     "architecture",
 ]
 SMALL = {
@@ -84,6 +85,7 @@ def run(line: str, expected_error: str | None, *, own_data: bool = False) -> Non
     [
         "trajectory",
         "small-denoiser",
+        "rollouts-elsewhere",
         pytest.param("look-at-trajectories", marks=pytest.mark.thorough),
         pytest.param("add-a-family", marks=pytest.mark.thorough),
         pytest.param("own-data", marks=pytest.mark.thorough),

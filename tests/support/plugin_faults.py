@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from support.collectors import Here
 from support.pretraining import TINY as PRETRAINING
 from support.runs import recipe
 from tensordict import TensorDictBase
@@ -102,6 +103,7 @@ PLACES = [
     Place("sampler", MarginOrder, "scores"),
     Place("cache", DualCache, "window"),
     Place("correction", TruncatedImportance, "weights", uses=("cache=PrefixCache", "{kind}={name}")),
+    Place("collector", Here, "collect"),
     Place("filter", SuccessRange, "keep", sets=("{name}.low = 0.0", "{name}.high = 1.0")),
     Place("selector", EntropyTopK, "kept"),
     Place("selector", EntropyImportance, "choose"),
@@ -257,7 +259,7 @@ def applies(place: Place, fault: str) -> bool:
         return fault in OTHER_FAULTS[1:] and (place.method, fault) != ("close", "takes nothing")
     if (place.method, fault) == ("load", "takes nothing"):  # it is given nothing
         return False
-    if place.kind in ("task", "policy", "cache", "demonstrator", "step_schedule", "reward", "prompt"):
+    if place.kind in ("task", "policy", "cache", "collector", "demonstrator", "step_schedule", "reward", "prompt"):
         return fault not in TENSORS | {"changes its arguments"}
     if fault == "changes its arguments":  # of a view or replayed steps, whose logits a sampler may change
         return place.method not in ("decide", "action_log_prob", "scores", "estimate") or place.kind == "advantage"

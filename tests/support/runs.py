@@ -126,7 +126,8 @@ def new_run(
     """A run of a tiny recipe that was not started; components that no recipe can name are given as objects."""
     built = build(name, sets, uses)
     fillings = built.fillings | (swaps or Swaps())
-    algorithm = Algorithm(task or built.task, built.policy, trainer=built.trainer, logger=built.loggers, **fillings)
+    given = {"trainer": built.trainer, "collector": built.collector, "logger": built.loggers}
+    algorithm = Algorithm(task or built.task, built.policy, **given, **fillings)
     return Run(algorithm, folder, name, RunObserver(), processes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.collectors import Here
 
 from dlmrl_kit.advantages.group_z_score import GroupZScore
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
@@ -60,6 +61,7 @@ CONFIGURED = [
 ]
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "TorchRLLogger": {"backend": "csv"},
+    "OneUpdateBehind": {"collector": Here()},
     "ReasoningGym": {"dataset": "chain_sum"},
     "Mixture": {"tasks": [Sudoku4x4(num_train=40), Countdown(num_train=40)]},
 }
@@ -67,7 +69,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 NEEDS_FILES = {"JsonLines", "GSM8K", "MATH", "CountdownNumbers", "Sudoku4x4Puzzles", "Questions"}
 NEEDS_FILES |= {"HumanEval", "MBPP", "KodCode"}
 """Components that need files of the user's; tests/tasks holds their tests."""
-KIT = [entry for entry in components() if entry.package == "dlmrl_kit" and entry.name not in NEEDS_FILES]
+NEEDS_A_CLUSTER = {"Ray"}
+"""Components that need a cluster: tests/collectors holds their tests."""
+LEFT_OUT = NEEDS_FILES | NEEDS_A_CLUSTER
+KIT = [entry for entry in components() if entry.package == "dlmrl_kit" and entry.name not in LEFT_OUT]
 BUILT_IN = [entry.cls(**ARGUMENTS[entry.name]) if entry.name in ARGUMENTS else entry.cls for entry in KIT]
 
 

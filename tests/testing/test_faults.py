@@ -17,6 +17,7 @@ from support.faults.advantages import (
     WritesLess,
     WrongShape,
 )
+from support.faults.collectors import KeepsItsFirstWeights, LeavesKeysOut, OpenAtOnce, SortsPrompts
 from support.faults.filters import ChangesItsMind, ChangesWhatIsKept, KeepsTheBest, KeepsTheFirst, SortsSamples
 from support.faults.likelihoods import CentresOverBatch, ForgetsOrder, NoPolicyGradient
 from support.faults.loggers import CannotResume, ClosesOnce, LogsEarly
@@ -129,6 +130,10 @@ FAULTS = [
     (TooManyCommits, "check_commits", r"commits \[0, 2\] positions in a step.*max_commits"),
     (FlatSchedule, "check_values", "return a tensor like fraction"),
     (ChangesFraction, "check_values", "changes the fractions"),
+    (KeepsItsFirstWeights, "check_collects", "something else .*call 2"),
+    (SortsPrompts, "check_collects", "in another order"),
+    (LeavesKeysOut, "check_collects", "without .*commit_step"),
+    (OpenAtOnce, "check_closes", "raises AssertionError when copied and closed before"),
     (LeavesSomeOut, "check_numbers", r"commits \[.*of . positions.*add up"),
     (CountsCalls, "check_numbers", "other numbers the second time.*positions alone"),
     (KeepsDoubling, "check_schedule_resized", "another schedule each time"),
@@ -168,6 +173,7 @@ ALSO: dict[Any, set[str]] = {
     ChokesOnJunk: {"check_answer_scores_full"},
     RewardsLength: {"check_answer_scores_full"},
     ClosesOnce: {"check_life_of_a_run"},
+    OpenAtOnce: {"check_collects"},
     ChangesItsMind: {"check_keeps_samples", "check_keeps_by_content"},
     NoValueHead: {"check_value_gradient"},
     CountsTheBatch: {"check_segment_shares"},
