@@ -218,6 +218,10 @@ def attended(
     """
     attention, (keys, values) = layer.self_attn, keys_and_values
     grouped = queries.shape[1] != keys.shape[1]
+    # On a GPU grouped heads with a mask, or in float32, would fall to the kernel that keeps all scores in memory.
+    if grouped and queries.device.type != "cpu" and (mask is not None or queries.dtype == torch.float32):
+        keys, values = (part.repeat_interleave(queries.shape[1] // part.shape[1], dim=1) for part in (keys, values))
+        grouped = False
     mixed = scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=attention.scaling, enable_gqa=grouped
     )

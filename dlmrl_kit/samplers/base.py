@@ -107,7 +107,7 @@ class View:
             int64 [N], or one for each position of ``at``. What is drawn at a position depends on no other position.
         """
         rows, positions = self.index if at is None else places(at)
-        logits = self.logits if at is None else self.logits[self.split(at)[0]]
+        logits = self.logits if at is None else self.logits[self.where(at)]
         return draw(logits, self.behaviour, uniforms_at(seed, rows, positions, "token drawn"))
 
     @cached_property
@@ -115,16 +115,15 @@ class View:
         """Row and position of each of the N predictions: two int64 [N]."""
         return places(self.allowed)
 
-    def split(self, some: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns which of the N positions are ``some`` (bool [B, L]), and which are not: int64 [n] and [N - n]."""
+    def where(self, some: Tensor, others: bool = False) -> Tensor:
+        """Returns which of the N positions are ``some`` (bool [B, L]), or which are not: int64 [n]."""
         inside = on_host(some)[on_host(self.allowed)]
-        yes, no = (found.nonzero().squeeze(-1) for found in (inside, ~inside))
-        return on_device(yes, some.device), on_device(no, some.device)
+        return on_device((~inside if others else inside).nonzero().squeeze(-1), some.device)
 
     def narrow(self, allowed: Tensor) -> View:
         """Returns the view of ``allowed`` (bool [B, L]), which are some of its positions; itself if they are all."""
-        inside, outside = self.split(allowed)
-        if len(outside) == 0:
+        inside = self.where(allowed)
+        if len(inside) == len(self.logits):
             return self
         features = None if self.features is None else self.features[inside]
         return View(self.logits[inside], self.behaviour, allowed, features, self.offset)
@@ -166,7 +165,7 @@ def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
     def pick(logits: Tensor, tokens: Tensor) -> Tensor:
         return behaviour_log_probs(logits, view.behaviour).gather(-1, tokens[:, None]).squeeze(-1)
 
-    picked = by_rows(pick, view.logits, decision.tokens[row, position], at=view.split(decision.committed)[0])
+    picked = by_rows(pick, view.logits, decision.tokens[row, position], at=view.where(decision.committed))
     return picked.clamp(min=LOG_ZERO), row
 
 

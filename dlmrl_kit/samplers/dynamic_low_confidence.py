@@ -69,7 +69,7 @@ class DynamicLowConfidence(TemperedLowConfidence):
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Adds the order term to the token part, ``LOG_ZERO`` where the set is none that this sampler draws: [B]."""
         ranked, bar = self.ranked(view), confidence_of(self.threshold)
-        kept = ranked.confidence(decision.tokens[places(decision.committed)], view.split(decision.committed)[0])
+        kept = ranked.confidence(decision.tokens[places(decision.committed)], view.where(decision.committed))
         unsure = torch.zeros_like(decision.committed).masked_scatter(decision.committed, kept <= bar).any(-1)
         count, least = decision.committed.sum(-1), self.num_commits(view)
         impossible = (count < least) | (unsure & (count > least))

@@ -60,8 +60,7 @@ def order_term(view: View, decision: Decision, bar: float = math.inf) -> Tensor:
         bar: a confidence above which every draw is committed; the positions left masked drew none above it.
     """
     committed, allowed = decision.committed, view.allowed
-    chosen, rest = view.split(committed)
-    kept = view.confidence(decision.tokens[places(committed)], chosen)
+    kept = view.confidence(decision.tokens[places(committed)], view.where(committed))
     threshold = torch.full(allowed.shape, torch.inf, dtype=kept.dtype, device=kept.device).masked_scatter(
         committed, kept
     )
@@ -70,6 +69,7 @@ def order_term(view: View, decision: Decision, bar: float = math.inf) -> Tensor:
     last = positions.masked_fill(~(committed & (threshold == least) & (least <= bar)), -1).amax(-1)
     least = least.clamp(max=bar)
 
+    rest = view.where(committed, others=True)
     row, position = (index[rest] for index in view.index)
     certain = view.certainty.at(rest)
     below = certain.threshold(least.squeeze(-1)[row], ties=position > last[row])

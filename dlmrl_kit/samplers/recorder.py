@@ -75,7 +75,7 @@ class Recorder:
     def put_step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
         """Stores count, entropy and log-probabilities of a decision that was made in the states of ``view``."""
         committed = decision.committed
-        (row, position), (index, _) = places(committed), view.split(committed)
+        (row, position), index = places(committed), view.where(committed)
         tokens = decision.tokens[row, position]
         count = committed.sum(-1)
 
