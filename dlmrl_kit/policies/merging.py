@@ -28,13 +28,13 @@ def merged(adapter: PeftModel) -> Iterator[None]:
     Args:
         adapter: the model with the adapter.
     """
-    if torch.is_autocast_enabled(next(adapter.parameters()).device.type):
-        yield
-        return
+    layers = list(mergeable(adapter))
+    if layers and torch.is_autocast_enabled(layers[0][1].device.type):
+        layers = []
     kept: list[tuple[Linear, Tensor, Tensor]] = []
     data: dict[int, Tensor] = {}
     with torch.no_grad():
-        for layer, weight in mergeable(adapter):
+        for layer, weight in layers:
             first = id(weight) not in data  # layers of tied weights share their adapter, which is added once
             kept.append((layer, weight, data.setdefault(id(weight), weight.data)))
             if first:
