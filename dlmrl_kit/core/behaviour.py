@@ -65,7 +65,7 @@ def forbid(logits: Tensor, forbidden_ids: Sequence[int]) -> Tensor:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if not forbidden_ids:
         return logits
-    index = torch.as_tensor(list(forbidden_ids), device=logits.device)
+    index = torch.as_tensor(list(forbidden_ids)).to(logits.device, non_blocking=True)
     fill = logits.index_fill_ if torch.is_inference_mode_enabled() else logits.index_fill
     return fill(-1, index, -torch.inf)
 
@@ -273,11 +273,12 @@ def _certainty(logits: Tensor) -> tuple[Tensor, ...]:
     highest = probs.amax(-1)
     dominant = highest > 0.5
     best = highest.log()
-    rows = dominant.nonzero().squeeze(-1)
-    if len(rows):  # 1 - highest would lose the others' mass to rounding
-        others = probs[rows]
-        others = others.masked_fill_(others > 0.5, 0.0).sum(-1)
-        best = best.index_copy(0, rows, -others.log() - 2 * math.log(2))
+    # 1 - highest would lose the others' mass to rounding. A GPU has time for all rows, but not to say which are meant.
+    rows = dominant.nonzero().squeeze(-1) if logits.device.type == "cpu" else None
+    if rows is None or len(rows):
+        others = probs if rows is None else probs[rows]
+        others = -others.masked_fill_(others > 0.5, 0.0).sum(-1).log() - 2 * math.log(2)
+        best = torch.where(dominant, others, best) if rows is None else best.index_copy(0, rows, others)
     return logits.amax(-1), -highest.log(), dominant, best
 
 
@@ -327,6 +328,9 @@ def log_mass(logits: Tensor, at: Tensor, behaviour: Behaviour, certain: Certaint
     def mass(piece: Tensor, *given: Tensor) -> Tensor:
         return _below(piece, *given).mul_(behaviour_probs(piece, behaviour)).sum(-1)
 
+    if logits.device.type != "cpu":  # which sums are tiny, a GPU would have to be waited for
+        in_logs: Tensor = by_rows(lambda piece, *given: _log_mass(piece, behaviour, *given), logits, *given, at=at)
+        return in_logs
     total = by_rows(mass, logits, *given, at=at)
     out = total.log()
     tiny = (total < _TINY).nonzero().squeeze(-1)

@@ -23,6 +23,7 @@ from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.prompt import Prompt, fault_of
+from dlmrl_kit.core.trajectory import beside, on_device, on_host, taken
 from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.core.window import Window
 
@@ -381,11 +382,9 @@ def completion_features(
         [N, D], in row-major order.
     """
     prompt_ids, prompt_mask = unpadded(prompt_ids, prompt_mask)
-    return policy.features(
-        torch.cat([prompt_ids, completion_ids], dim=1),
-        torch.cat([prompt_mask, torch.ones_like(positions)], dim=1),
-        torch.cat([torch.zeros_like(prompt_mask), positions], dim=1),
-    )
+    real = on_device(torch.ones(positions.shape, dtype=torch.bool), positions.device)
+    not_asked = on_device(torch.zeros(prompt_mask.shape, dtype=torch.bool), positions.device)
+    return policy.features(beside(prompt_ids, completion_ids), beside(prompt_mask, real), beside(not_asked, positions))
 
 
 def completion_logits(
@@ -397,10 +396,11 @@ def completion_logits(
 
 def unpadded(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Removes from left-padded prompts, int64 and bool [B, P], the columns that are padding in every row."""
-    if prompt_mask.numel() == 0 or bool(prompt_mask[:, 0].any()):
+    real = on_host(prompt_mask)
+    if real.numel() == 0 or bool(real[:, 0].any()):
         return prompt_ids, prompt_mask
-    empty = int((~prompt_mask.any(0)).long().cumprod(0).sum())
-    return prompt_ids[:, empty:], prompt_mask[:, empty:]
+    rest = (slice(None), slice(int((~real.any(0)).long().cumprod(0).sum()), None))
+    return taken(prompt_ids, rest), taken(prompt_mask, rest)
 
 
 LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}

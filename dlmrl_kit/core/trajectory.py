@@ -8,6 +8,11 @@ have ``commit_step = T``, so that they are masked in every state.
 In a tree of height D the leaves are the samples of a group. ``("tree", "node")`` numbers the node above each sample at
 depth 1 .. D; numbers are unique only within a depth and group. ``("tree", "step")`` is the first of the denoising steps
 that lead to each depth.
+
+What a step computes depends on the states: which rows are not finished, which positions are open. On a GPU, asking for
+that makes the host wait until everything before it is done. So the host keeps a copy of the states and masks of a
+rollout (``on_host``), works out places there, and sends them ahead (``on_device``). Where tensors are on the CPU anyway
+nothing is copied.
 """
 
 from __future__ import annotations
@@ -18,11 +23,13 @@ from typing import TypeVar
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
     GROUP,
+    PROMPT_IDS,
     PROMPT_MASK,
     SELECTED_STEP,
     SELECTED_WEIGHT,
@@ -35,6 +42,76 @@ from dlmrl_kit.core.keys import (
 )
 
 B = TypeVar("B", Tensor, TensorDictBase)
+
+_ON_HOST = WeakTensorKeyDictionary()
+"""The values of tensors on other devices, as CPU tensors."""
+
+
+def on_host(values: Tensor) -> Tensor:
+    """Returns tokens, places or masks as a CPU tensor: what is known of them, else a copy, which the host waits for.
+
+    What was copied is known from then on, until the tensor is gone; it must not be changed in place.
+    """
+    if values.device.type == "cpu":
+        return values
+    known: Tensor | None = _ON_HOST.get(values)
+    return known if known is not None else with_host(values, values.cpu())
+
+
+def with_host(values: Tensor, host: Tensor) -> Tensor:
+    """Remembers the values of a tensor on another device, a CPU tensor, and returns these."""
+    _ON_HOST[values] = host
+    return host
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Returns a CPU tensor on the device, without waiting for it; the host knows its values."""
+    if device.type == "cpu":
+        return values
+    there = values.to(device, non_blocking=True)
+    with_host(there, values)
+    return there
+
+
+def bring(*several: Tensor) -> None:
+    """Copies integers or bools of one shape to the host together, so that it waits once, unless all are known."""
+    if all(values.device.type == "cpu" or values in _ON_HOST for values in several):
+        return
+    together = torch.stack([values.long() for values in several]).cpu()
+    for values, host in zip(several, together, strict=True):
+        with_host(values, host.to(values.dtype))
+
+
+def taken(values: Tensor, index: Tensor | slice | tuple[slice, ...]) -> Tensor:
+    """Returns ``values[index]``, of which the host knows the values if it knows those of ``values``."""
+    some = values[index]
+    known: Tensor | None = None if values.device.type == "cpu" else _ON_HOST.get(values)
+    if known is not None:
+        with_host(some, known[on_host(index) if isinstance(index, Tensor) else index])
+    return some
+
+
+def rows_of(prompt: TensorDictBase, rows: Tensor) -> TensorDictBase:
+    """Returns rows (int64 [R]) of prompts, of whose tokens and masks the host knows the values."""
+    some = prompt[rows]
+    if rows.device.type != "cpu":
+        for key in (PROMPT_IDS, PROMPT_MASK):
+            with_host(some[key], on_host(prompt[key])[on_host(rows)])
+    return some
+
+
+def beside(left: Tensor, right: Tensor) -> Tensor:
+    """Joins [B, M] and [B, N] to [B, M + N], of which the host knows the values if it knows those of both."""
+    both = torch.cat([left, right], dim=1)
+    if both.device.type != "cpu" and left in _ON_HOST and right in _ON_HOST:
+        with_host(both, torch.cat([on_host(left), on_host(right)], dim=1))
+    return both
+
+
+def places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns row and column, int64 [N] each, of the places where a mask [B, L] is True, in row-major order."""
+    row, column = on_host(mask).nonzero(as_tuple=True)
+    return on_device(row, mask.device), on_device(column, mask.device)
 
 
 def masked_at(commit_step: Tensor, step: Tensor) -> Tensor:

@@ -212,7 +212,9 @@ class StepLogProb(StepLikelihood):
         count = asked.sum(-1)
         differentiated = torch.is_grad_enabled() and features.requires_grad
         at_once = differentiated and not (policy.trains_head or any(p.requires_grad for p in sampler.parameters()))
-        pieces = list(logit_pieces(count, policy.vocab_size, count * PIECES_AT_ONCE if at_once else count))
+        pieces = list(
+            logit_pieces(count, policy.vocab_size, count.device, count * PIECES_AT_ONCE if at_once else count)
+        )
         if len(pieces) <= 1:
             found = [score(slice(None), features, asked)]
         else:

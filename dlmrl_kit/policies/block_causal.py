@@ -20,7 +20,7 @@ from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import unpadded
 from dlmrl_kit.policies.compiling import uncompiled
 from dlmrl_kit.policies.finished_blocks import PADDING, FinishedBlocks
-from dlmrl_kit.policies.foreign import attention_of, setting, using_attention
+from dlmrl_kit.policies.foreign import attention_of, given_cache, setting, using_attention
 from dlmrl_kit.policies.options import PolicyArguments
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
@@ -84,7 +84,7 @@ class BlockCausalPolicy(TransformersPolicy):
         position: Tensor,
         earlier: Tensor,
         key_block: Tensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Computes final hidden states [B, Q, D] of some tokens that see some keys.
 
@@ -92,26 +92,25 @@ class BlockCausalPolicy(TransformersPolicy):
             input_ids, position: int64 [B, Q], the tokens and their rotary positions.
             earlier: bool [B, Q, K], which keys a query may see if they are real.
             key_block: int64 [B, K], ``PADDING`` where a key is none.
-            past_key_values: a transformers cache with the K - Q keys before these, to which these are added.
+            cache: a transformers cache with the K - Q keys before these, to which these are added.
         """
         if len(input_ids) == 0:
             return self.no_states(input_ids)
         allowed = earlier & (key_block != PADDING)[:, None, :]
-        own = torch.arange(allowed.shape[1], device=allowed.device)
-        allowed[:, own, own + allowed.shape[2] - allowed.shape[1]] = True  # padding sees itself: no empty softmax
+        queries, keys = (torch.arange(size, device=allowed.device) for size in allowed.shape[1:])
+        allowed |= queries[:, None] + len(keys) - len(queries) == keys  # padding sees itself: no empty softmax
         flexible = self.attention == "flex_attention"  # compiled for each shape: not for the short steps of a rollout
-        cached = past_key_values is not None
-        given = {"past_key_values": past_key_values} if cached else {}  # newer versions warn of it, None or not
+        cached, decoder = cache is not None, self.model.get_decoder()
         with (
             using_attention(self.model.config, "sdpa" if flexible and cached else self.attention),
             uncompiled(self.compiled and cached),  # each block would be compiled for itself: it has its own keys
         ):
-            states: Tensor = self.model.get_decoder()(
+            states: Tensor = decoder(
                 input_ids=input_ids,
                 attention_mask=attention_mask_for(self.attention, allowed, self.model.dtype),
                 position_ids=position.clamp(min=0),
                 use_cache=cached,
-                **given,
+                **given_cache(decoder, cache),
             ).last_hidden_state
         return states
 
@@ -128,9 +127,8 @@ class BlockCausalPolicy(TransformersPolicy):
         """As ``TransformersPolicy.hidden_at``; within ``prefix_cache`` and without gradients, from cached prefixes."""
         if self._cache is None or torch.is_grad_enabled():
             return self.hidden(input_ids, attention_mask)[row, column]
-        row = row.expand_as(column)
-        if row.numel() == 0:
-            return self.no_states(row)
+        if column.numel() == 0:
+            return self.no_states(column)
         return self._cache.hidden_at(self.attend, input_ids, attention_mask, row, column)
 
     def replayed(

@@ -3,7 +3,8 @@
 Entries are found by content. For each row the entry with the most leading blocks of the same tokens is used, whatever
 row or step it came from; what is missing is computed and kept. So a sampler need not say which row is which: while it
 goes through the steps of a block only that block is computed, and the first step of the next block adds the one that
-was finished. Tokens are counted from the first real one, so that padding plays no part.
+was finished. Tokens are counted from the first real one, so that padding plays no part. Prefixes are compared and
+places worked out on the CPU (``core.trajectory.on_host``), so that a step need not wait for a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+from dlmrl_kit.core.trajectory import on_device, on_host
 
 if TYPE_CHECKING:
     from transformers import Cache, DynamicCache
@@ -29,9 +32,9 @@ class Attend(Protocol):
         position: Tensor,
         earlier: Tensor,
         key_block: Tensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Returns final hidden states [B, Q, D], and adds keys and values to ``past_key_values``."""
+        """Returns final hidden states [B, Q, D], and adds keys and values to ``cache``."""
 
 
 class FinishedBlocks:
@@ -44,9 +47,9 @@ class FinishedBlocks:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.tokens: Tensor | None = None
-        """The prefixes, int64 [E, N]."""
+        """The prefixes, int64 [E, N], on the CPU."""
         self.length: Tensor | None = None
-        """How many of its tokens are cached for each entry, int64 [E]."""
+        """How many of its tokens are cached for each entry, int64 [E], on the CPU."""
         self.layers: list[tuple[Tensor, Tensor]] = []
         """Keys and values of each layer, [E, H, N, D] each."""
 
@@ -63,24 +66,21 @@ class FinishedBlocks:
         Returns:
             [..., D].
         """
-        position = attention_mask.long().cumsum(-1) - 1
-        tokens = torch.zeros_like(input_ids).scatter(1, position.clamp(min=0), input_ids * attention_mask)
+        device, ids, real = input_ids.device, on_host(input_ids), on_host(attention_mask)
+        row, column = torch.broadcast_tensors(on_host(row), on_host(column))
+        position = real.long().cumsum(-1) - 1
+        tokens = torch.zeros_like(ids).scatter(1, position.clamp(min=0), ids * real)
         asked = position[row, column]
-        finished, end = self._bounds(row, asked, attention_mask.sum(-1))
+        finished, end = self._bounds(row, asked, real.sum(-1))
         start = self._match(tokens, finished)
         query, in_query = _window(start, end)
-        key_block = self._key_blocks(start, query, in_query)
-        block = query // self.block_size
+        inputs = tokens.gather(1, query.clamp(max=tokens.shape[1] - 1))
+        key_block = on_device(self._key_blocks(start, query, in_query), device)
+        inputs, query, block = (on_device(part, device) for part in (inputs, query, query // self.block_size))
         past = self._past()
-        hidden = attend(
-            tokens.gather(1, query.clamp(max=tokens.shape[1] - 1)),
-            query,
-            block[:, :, None] >= key_block[:, None, :],
-            key_block,
-            past,
-        )
+        hidden = attend(inputs, query, block[:, :, None] >= key_block[:, None, :], key_block, past)
         self._keep(past, tokens, start, finished)
-        return hidden[row, asked - start[row]]
+        return hidden[on_device(row, device), on_device(asked - start[row], device)]
 
     def _bounds(self, row: Tensor, asked: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where the first asked block of each row begins and the last ends: int64 [B] each, 0 if none is."""
@@ -106,8 +106,9 @@ class FinishedBlocks:
                 return torch.minimum(depth, finished)
         same = tokens[:, None, :width] == self.tokens[None, :, :width]
         depth, source = self._depth(same, self.length).max(dim=1)
+        there = on_device(source, self.layers[0][0].device)
         self.tokens, self.length = self.tokens[source], self.length[source]
-        self.layers = [(keys[source], values[source]) for keys, values in self.layers]
+        self.layers = [(keys[there], values[there]) for keys, values in self.layers]
         return torch.minimum(depth, finished)
 
     def _depth(self, same: Tensor, length: Tensor) -> Tensor:
@@ -151,7 +152,8 @@ class FinishedBlocks:
             assert isinstance(layer, DynamicLayer), "full attention in every layer"
             assert layer.keys is not None
             assert layer.values is not None
-            self.layers.append((_gathered(layer.keys, source), _gathered(layer.values, source)))
+            there = on_device(source, layer.keys.device)
+            self.layers.append((_gathered(layer.keys, there), _gathered(layer.values, there)))
         self.tokens, self.length = tokens[:, :width], finished
 
 

@@ -6,15 +6,16 @@ Everything else of these libraries is used through its types.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
     from peft.tuners.lora import LoraLayer
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 
 def setting(config: PretrainedConfig, name: str) -> object:
@@ -46,6 +47,16 @@ def context_length(config: PretrainedConfig) -> int | None:
 def attention_of(config: PretrainedConfig) -> str:
     """Returns the name of the attention implementation; transformers keeps it in a private attribute only."""
     return str(config._attn_implementation)
+
+
+def given_cache(model: nn.Module, cache: Cache | None) -> dict[str, Cache]:
+    """Returns a cache as the argument of a model's forward that takes it: ``cache``, in older versions another name.
+
+    The older name still works, with a warning, whether there is a cache or not; so without one nothing is given.
+    """
+    if cache is None:
+        return {}
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
 
 
 @contextlib.contextmanager

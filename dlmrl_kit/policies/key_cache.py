@@ -2,7 +2,8 @@
 
 This is for the decoders of ``last_layer``. Entries are found by content, so that a sampler need not say which row is
 which, and rows may be at different blocks, end, or start again: a state whose anchor is known computes its window only,
-and any other state has its anchor computed first.
+and any other state has its anchor computed first. Anchors are compared and places worked out on the CPU
+(``core.trajectory.on_host``), so that a step need not wait for a GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.trajectory import on_device, on_host, taken
 from dlmrl_kit.core.window import Span, Window
 from dlmrl_kit.policies.last_layer import Decoder, attended, entered, keys_values, positions, queries, query_heads
 
@@ -27,7 +29,7 @@ class KeyCache:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.key: Tensor | None = None
-        """The anchors of the E entries, int64 [E, S]; ``PADDING`` at padding."""
+        """The anchors of the E entries, int64 [E, S], on the CPU; ``PADDING`` at padding."""
         self.entries: list[Tensor] = []
         """Keys and values of each layer in turn, [E, G, S, D / H] each; then the states below, if there are any."""
         self.with_states = False
@@ -43,9 +45,9 @@ class KeyCache:
             input_ids, attention_mask: int64 and bool [B, S], prompt and completion; B at least 1.
             row, column: the places; they broadcast.
         """
-        row, column = torch.broadcast_tensors(row, column)
+        row, column = torch.broadcast_tensors(on_host(row), on_host(column))
         shape, row, column = row.shape, row.flatten(), column.flatten()
-        span = self.window.of(input_ids)
+        span, device = self.window.of(on_host(input_ids)), input_ids.device
         inside = span.inside(row, column)
         outside = ~inside
         if bool(outside.any()) and not self.with_states:  # the entries so far have none: they are computed again
@@ -55,27 +57,31 @@ class KeyCache:
         width = (span.end - span.start)[row]
         for size in width[inside].unique().tolist():  # one, unless rows are at a last block that is shorter
             asked = inside & (width == size)
-            out[asked] = self._window(body, input_ids, attention_mask, span, row[asked], column[asked], size)
+            found = self._window(body, input_ids, attention_mask, span, row[asked], column[asked], size)
+            out[on_device(asked.nonzero().squeeze(-1), device)] = found
         if self.with_states:
-            out[outside] = self.entries[-1][row[outside], column[outside]]
+            places = (on_device(part[outside], device) for part in (torch.arange(len(row)), row, column))
+            place, at_row, at_column = places
+            out[place] = self.entries[-1][at_row, at_column]
         return out.view(*shape, -1)
 
     def _begin(self, body: Decoder, span: Span, attention_mask: Tensor) -> None:
         """Makes the entries those of the rows, in their order; anchors without one are computed, equal ones once."""
-        key = span.anchor.masked_fill(~attention_mask, PADDING)
+        key, device = span.anchor.masked_fill(~on_host(attention_mask), PADDING), attention_mask.device
         index = self._find(key)
         new = (index < 0).nonzero().squeeze(-1)
         kept = index[index >= 0]
         if len(new) == 0:
             if self.key is None or len(kept) != len(self.key) or bool((kept.diff() != 1).any()):
-                self.entries = [old[kept] for old in self.entries]
+                self.entries = _at(self.entries, kept)
         else:
             different, copy = torch.unique(key[new], dim=0, return_inverse=True)
             first = new.new_full((len(different),), len(key)).scatter_reduce(0, copy, new, "amin")  # a row of each
-            fresh = anchor_states(body, span.anchor[first], attention_mask[first], self.with_states)
+            mask = taken(attention_mask, on_device(first, device))
+            fresh = anchor_states(body, on_device(span.anchor[first], device), mask, self.with_states)
             order = ((index >= 0).cumsum(0) - 1).index_put((new,), len(kept) + copy)
-            old = [values[kept] for values in self.entries] if len(kept) else [values[:0] for values in fresh]
-            self.entries = [torch.cat(pair)[order] for pair in zip(old, fresh, strict=True)]
+            old = _at(self.entries, kept) if len(kept) else [values[:0] for values in fresh]
+            self.entries = _at([torch.cat(pair) for pair in zip(old, fresh, strict=True)], order)
         self.key = key
 
     def _find(self, key: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class KeyCache:
         if self.key is None or self.key.shape[1] != key.shape[1]:
             return torch.full_like(key[:, 0], -1)
         if torch.equal(self.key, key):
-            return torch.arange(len(key), device=key.device)
+            return torch.arange(len(key))
         same = (key[:, None] == self.key).all(-1)
         return torch.where(same.any(-1), same.long().argmax(-1), -1)
 
@@ -99,7 +105,8 @@ class KeyCache:
             return
         fits = (self.key[:, :cut] == PADDING).all(-1)
         self.key = self.key[fits, cut:] if bool(fits.any()) else None
-        self.entries = [values[fits].narrow(-2, cut, width) for values in self.entries]
+        kept = fits.nonzero().squeeze(-1)
+        self.entries = [values.narrow(-2, cut, width) for values in _at(self.entries, kept)]
 
     def _window(
         self,
@@ -113,13 +120,20 @@ class KeyCache:
     ) -> Tensor:
         """Returns the final hidden states [n, D] at n places inside the windows of their rows, each of ``size``."""
         rows, number = row.unique(return_inverse=True)
-        columns = span.start[rows, None] + torch.arange(size, device=rows.device)
+        columns = span.start[rows, None] + torch.arange(size)
         query, index = queries(number, column - span.start[row], len(rows))
         entries = self.entries
         if len(rows) < len(input_ids):  # copies, whose windows are written and then forgotten
-            entries = [values[rows] for values in entries]
-        hidden = window_states(body, input_ids[rows].gather(1, columns), attention_mask[rows], columns, query, entries)
-        return hidden[number, index]
+            entries = _at(entries, rows)
+        given = (rows, columns, query, number, index)
+        rows, columns, query, number, index = (on_device(part, input_ids.device) for part in given)
+        tokens, mask = input_ids[rows].gather(1, columns), taken(attention_mask, rows)
+        return window_states(body, tokens, mask, columns, query, entries)[number, index]
+
+
+def _at(entries: list[Tensor], rows: Tensor) -> list[Tensor]:
+    """Returns some rows (int64 [n], on the CPU) of each tensor."""
+    return [values[on_device(rows, values.device)] for values in entries]
 
 
 def anchor_states(body: Decoder, input_ids: Tensor, attention_mask: Tensor, with_states: bool) -> list[Tensor]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from dlmrl_kit.core.trajectory import on_device, on_host
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -106,15 +108,16 @@ def last_layer_at(body: Decoder, input_ids: Tensor, attention_mask: Tensor, row:
     Returns:
         [..., D].
     """
-    row, column = torch.broadcast_tensors(row, column)
-    query, index = queries(row.reshape(-1), column.reshape(-1), len(input_ids))
+    given = torch.broadcast_tensors(on_host(row), on_host(column))
+    query, index = queries(given[0].reshape(-1), given[1].reshape(-1), len(input_ids))
+    query, index = (on_device(part, input_ids.device) for part in (query, index.reshape(given[0].shape)))
     position = positions(attention_mask)
     hidden, rotary, mask = entered(body, input_ids, position, attention_mask)
     shared = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": position, "is_causal": False}
     for layer in body.layers[:-1]:
         hidden = layer(hidden, **shared)
     hidden = body.norm(_layer_at(body.layers[-1], hidden, mask, rotary, query))
-    return hidden[row, index.reshape(row.shape)]
+    return hidden[row, index]
 
 
 def positions(attention_mask: Tensor) -> Tensor:
@@ -140,7 +143,7 @@ def entered(
     """
     hidden = body.embed_tokens(input_ids)
     # Torch's fastest attention kernel takes no mask.
-    mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :]
+    mask = None if bool(on_host(attention_mask).all()) else attention_mask[:, None, None, :]
     return hidden, body.rotary_emb(hidden, position_ids=position), mask
 
 
@@ -148,7 +151,7 @@ def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """Sorts the asked places by row.
 
     Args:
-        row, column: int64 [n], the places.
+        row, column: int64 [n], the places, on the CPU.
         batch: B.
 
     Returns:
@@ -158,7 +161,7 @@ def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     count = torch.bincount(row, minlength=batch)
     order = row.argsort(stable=True)
     index = torch.empty_like(row)
-    index[order] = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row[order]]
+    index[order] = torch.arange(len(row)) - (count.cumsum(0) - count)[row[order]]
     width = int(count.max())
     return column.new_zeros(batch, max(width, 1)).index_put((row, index), column), index
 
@@ -215,6 +218,10 @@ def attended(
     """
     attention, (keys, values) = layer.self_attn, keys_and_values
     grouped = queries.shape[1] != keys.shape[1]
+    # On a GPU grouped heads with a mask, or in float32, would fall to the kernel that keeps all scores in memory.
+    if grouped and queries.device.type != "cpu" and (mask is not None or queries.dtype == torch.float32):
+        keys, values = (part.repeat_interleave(queries.shape[1] // part.shape[1], dim=1) for part in (keys, values))
+        grouped = False
     mixed = scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=attention.scaling, enable_gqa=grouped
     )

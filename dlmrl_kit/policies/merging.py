@@ -19,7 +19,8 @@ def merged(adapter: PeftModel) -> Iterator[None]:
     """Within the context, a peft model computes with its LoRA weights added to those of its linear layers.
 
     It is for forwards without gradients, and the adapter cannot be switched off within the context. Layers that cannot
-    be merged exactly (see ``mergeable``) compute as before.
+    be merged exactly (see ``mergeable``) compute as before. So do all in mixed precision, which rounds the sum to half
+    precision: what a small adapter adds to weights that were published so would be rounded away, all of it.
 
     The base weights are set aside and put back. peft's own ``unmerge`` subtracts what was added, which would leave
     rounding errors in the weights after every rollout.
@@ -27,10 +28,13 @@ def merged(adapter: PeftModel) -> Iterator[None]:
     Args:
         adapter: the model with the adapter.
     """
+    layers = list(mergeable(adapter))
+    if layers and torch.is_autocast_enabled(layers[0][1].device.type):
+        layers = []
     kept: list[tuple[Linear, Tensor, Tensor]] = []
     data: dict[int, Tensor] = {}
     with torch.no_grad():
-        for layer, weight in mergeable(adapter):
+        for layer, weight in layers:
             first = id(weight) not in data  # layers of tied weights share their adapter, which is added once
             kept.append((layer, weight, data.setdefault(id(weight), weight.data)))
             if first:

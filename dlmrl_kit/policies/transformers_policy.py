@@ -20,6 +20,7 @@ from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.core.prompt import Prompt
+from dlmrl_kit.core.trajectory import on_device, on_host
 from dlmrl_kit.core.window import Window
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.checkpoint_files import quiet
@@ -146,13 +147,15 @@ class TransformersPolicy(Policy):
 
     def features(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         """Computes final hidden states at the positions that predict the asked ones; see ``Policy.features``."""
-        if positions.dtype == torch.bool:
-            row, column = positions.nonzero(as_tuple=True)
+        asked, device = on_host(positions), input_ids.device
+        if asked.dtype == torch.bool:
+            row, column = asked.nonzero(as_tuple=True)
         else:
-            row, column = torch.arange(len(positions), device=positions.device)[:, None], positions
+            row, column = torch.arange(len(asked))[:, None], asked
         if self.shift_logits:  # a row's first token has no predecessor and is predicted from its own position
             before = (column - 1).clamp(min=0)
-            column = torch.where(attention_mask[row, before], before, column)
+            column = torch.where(on_host(attention_mask)[row, before], before, column)
+        row, column = on_device(row, device), on_device(column, device)
         with phase("body"):
             if self._sharding is None or len(input_ids) == 0:
                 return self.hidden_at(input_ids, attention_mask, row, column)

@@ -53,6 +53,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.promises import like, per_row, promises
 from dlmrl_kit.core.seeding import uniforms_at
+from dlmrl_kit.core.trajectory import on_device, on_host, places
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.promised import canvas, completed, one_each
 from dlmrl_kit.step_schedules.base import StepSchedule
@@ -89,10 +90,10 @@ class View:
         """What the confidence of any token at the N positions is computed from; without gradient."""
         return certainty(self.logits)
 
-    def confidence(self, tokens: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Returns the confidence of one token at each position, or at each of ``chosen`` (bool [N]); no gradient."""
+    def confidence(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
+        """Returns the confidence of one token at each of the N positions, or at some, int64 [n]; no gradient."""
         logits = self.logits.detach()
-        row = torch.arange(len(logits), device=logits.device) if chosen is None else chosen.nonzero().squeeze(-1)
+        row = torch.arange(len(logits), device=logits.device) if at is None else at
         return self.certainty.at(row).confidence(logits[row, tokens])
 
     def draw(self, seed: Tensor, at: Tensor | None = None) -> Tensor:
@@ -105,20 +106,24 @@ class View:
         Returns:
             int64 [N], or one for each position of ``at``. What is drawn at a position depends on no other position.
         """
-        rows, positions = self.index if at is None else at.nonzero(as_tuple=True)
-        logits = self.logits if at is None else self.logits[at[self.allowed]]
+        rows, positions = self.index if at is None else places(at)
+        logits = self.logits if at is None else self.logits[self.where(at)]
         return draw(logits, self.behaviour, uniforms_at(seed, rows, positions, "token drawn"))
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
         """Row and position of each of the N predictions: two int64 [N]."""
-        rows, positions = self.allowed.nonzero(as_tuple=True)
-        return rows, positions
+        return places(self.allowed)
+
+    def where(self, some: Tensor, others: bool = False) -> Tensor:
+        """Returns which of the N positions are ``some`` (bool [B, L]), or which are not: int64 [n]."""
+        inside = on_host(some)[on_host(self.allowed)]
+        return on_device((~inside if others else inside).nonzero().squeeze(-1), some.device)
 
     def narrow(self, allowed: Tensor) -> View:
         """Returns the view of ``allowed`` (bool [B, L]), which are some of its positions; itself if they are all."""
-        inside = allowed[self.allowed]
-        if bool(inside.all()):
+        inside = self.where(allowed)
+        if len(inside) == len(self.logits):
             return self
         features = None if self.features is None else self.features[inside]
         return View(self.logits[inside], self.behaviour, allowed, features, self.offset)
@@ -155,14 +160,13 @@ class Decision:
 
 def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
     """Returns the behaviour log-probability of each committed token, [n], and its row, int64 [n]."""
-    chosen = decision.committed[view.allowed]
-    tokens = decision.tokens[decision.committed]
+    row, position = places(decision.committed)
 
     def pick(logits: Tensor, tokens: Tensor) -> Tensor:
         return behaviour_log_probs(logits, view.behaviour).gather(-1, tokens[:, None]).squeeze(-1)
 
-    picked = by_rows(pick, view.logits, tokens, at=chosen.nonzero().squeeze(-1))
-    return picked.clamp(min=LOG_ZERO), view.index[0][chosen]
+    picked = by_rows(pick, view.logits, decision.tokens[row, position], at=view.where(decision.committed))
+    return picked.clamp(min=LOG_ZERO), row
 
 
 def token_log_prob(view: View, decision: Decision) -> Tensor:

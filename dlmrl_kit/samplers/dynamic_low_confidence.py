@@ -19,6 +19,7 @@ from torch import Tensor
 from dlmrl_kit.core.behaviour import LOG_ZERO, confidence_of
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.signatures import with_parameters_of
+from dlmrl_kit.core.trajectory import places
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.low_confidence import order_term
@@ -54,7 +55,7 @@ class DynamicLowConfidence(TemperedLowConfidence):
     def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws a token at each of the N positions and commits those above the threshold, the best ones if too few."""
         best = super().decide(view, seed)
-        certain = self.ranked(view).confidence(best.tokens[view.allowed])
+        certain = self.ranked(view).confidence(best.tokens[view.index])
         sure = view.dense(certain, -torch.inf) > confidence_of(self.threshold)
         return Decision(best.committed | sure, best.tokens, drawn=view.allowed)
 
@@ -68,7 +69,7 @@ class DynamicLowConfidence(TemperedLowConfidence):
     def action_log_prob(self, view: View, decision: Decision) -> Tensor:
         """Adds the order term to the token part, ``LOG_ZERO`` where the set is none that this sampler draws: [B]."""
         ranked, bar = self.ranked(view), confidence_of(self.threshold)
-        kept = ranked.confidence(decision.tokens[decision.committed], decision.committed[view.allowed])
+        kept = ranked.confidence(decision.tokens[places(decision.committed)], view.where(decision.committed))
         unsure = torch.zeros_like(decision.committed).masked_scatter(decision.committed, kept <= bar).any(-1)
         count, least = decision.committed.sum(-1), self.num_commits(view)
         impossible = (count < least) | (unsure & (count > least))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.behaviour import log_mass
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import places
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.mask import MaskSampler, highest, subsets
 
@@ -59,8 +60,7 @@ def order_term(view: View, decision: Decision, bar: float = math.inf) -> Tensor:
         bar: a confidence above which every draw is committed; the positions left masked drew none above it.
     """
     committed, allowed = decision.committed, view.allowed
-    chosen = committed[allowed]
-    kept = view.confidence(decision.tokens[committed], chosen)
+    kept = view.confidence(decision.tokens[places(committed)], view.where(committed))
     threshold = torch.full(allowed.shape, torch.inf, dtype=kept.dtype, device=kept.device).masked_scatter(
         committed, kept
     )
@@ -69,7 +69,7 @@ def order_term(view: View, decision: Decision, bar: float = math.inf) -> Tensor:
     last = positions.masked_fill(~(committed & (threshold == least) & (least <= bar)), -1).amax(-1)
     least = least.clamp(max=bar)
 
-    rest = (~chosen).nonzero().squeeze(-1)
+    rest = view.where(committed, others=True)
     row, position = (index[rest] for index in view.index)
     certain = view.certainty.at(rest)
     below = certain.threshold(least.squeeze(-1)[row], ties=position > last[row])

@@ -35,6 +35,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.policy import Policy, completion_features, most_predictions
 from dlmrl_kit.core.promises import Given, promises, shown, tensor_fault
 from dlmrl_kit.core.seeding import combine_seeds, seeds_of
+from dlmrl_kit.core.trajectory import bring, on_device, on_host, rows_of, taken
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.promised import counts, places, scored
@@ -63,7 +64,8 @@ class Rows(NamedTuple):
 
     def part(self, rows: slice) -> Rows:
         """Returns some of the rows."""
-        return Rows(*(values[rows] for values in self))
+        numbers, ids, asked, allowed = (taken(v, rows) for v in (self.numbers, self.ids, self.asked, self.allowed))
+        return Rows(numbers, self.prompt[rows], self.seed[rows], ids, asked, allowed)
 
 
 def _decided(result: object, given: Given) -> str:
@@ -184,7 +186,7 @@ class MaskSampler(Sampler):
         if isinstance(self.tokens_per_step, int):
             return still_open.clamp(max=self.tokens_per_step)
         done = self._block_positions(view) - still_open
-        levels = torch.tensor(self._levels, device=done.device)
+        levels = torch.tensor(self._levels).to(done.device, non_blocking=True)
         return torch.minimum(levels[torch.searchsorted(levels, done, right=True)] - done, still_open)
 
     def _block_positions(self, view: View) -> Tensor:
@@ -225,10 +227,11 @@ class MaskSampler(Sampler):
         """Takes the denoising steps ``steps`` with those rows of ``recorder`` that are not finished."""
         seed = seeds_of(prompt, self)
         for step in steps:
-            rows = self.running(recorder.ids, policy).nonzero().squeeze(-1)
-            if len(rows) == 0:
+            found = self.running(on_host(recorder.ids), policy).nonzero().squeeze(-1)
+            if len(found) == 0:
                 break
-            self._step(step, rows, prompt[rows], combine_seeds(seed[rows], step), recorder, policy)
+            rows = on_device(found, seed.device)
+            self._step(step, rows, rows_of(prompt, rows), combine_seeds(seed[rows], step), recorder, policy)
 
     def _step(
         self,
@@ -240,27 +243,28 @@ class MaskSampler(Sampler):
         policy: Policy,
     ) -> None:
         """Takes a denoising step of ``rows``: predicts, then decides and records in pieces that fit in memory."""
-        ids = recorder.ids[rows]
-        masked = ids == policy.mask_id
-        offset = policy.block_offset(prompt[PROMPT_MASK])
+        ids, device = taken(recorder.ids, rows), recorder.ids.device
+        masked = on_host(ids) == policy.mask_id
+        offset = policy.block_offset(on_host(prompt[PROMPT_MASK]))
         allowed = self.allowed(masked, offset)
         greedy, draft = recorder.wants(STEP_GREEDY_IDS), recorder.wants(STEP_DRAFT_IDS)
         # Greedy completions need the best tokens behind the block too. A policy that denoises block by block would run
         # whole blocks for nothing else: it is run again, later, on the states that the selector may choose.
         later = greedy and not draft and offset is not None and recorder.may_choose is not None
         asked = masked if (greedy or draft) and not later else allowed
-        features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, asked)
+        features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, on_device(asked, device))
         behind: Tensor | TensorDictBase = prompt.select(PROMPT_IDS, PROMPT_MASK) if later else features[:0]
         if greedy and not draft and not later:  # behind the block features wait, and the head with them
             inside = allowed[asked]
-            features, behind, asked = features[inside], features[~inside], allowed
+            here, there = (on_device(some.nonzero().squeeze(-1), device) for some in (inside, ~inside))
+            features, behind, asked = features[here], features[there], allowed
         held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # narrowing copies
-        whole = Rows(rows, prompt, seed, ids, asked, allowed)
-        for part, place in logit_pieces(asked.sum(-1), policy.vocab_size, held):
+        whole = Rows(rows, prompt, seed, ids, on_device(asked, device), on_device(allowed, device))
+        for part, place in logit_pieces(asked.sum(-1), policy.vocab_size, device, held):
             some = whole if part == slice(0, len(rows)) else whole.part(part)
             self._take(step, some, features[place], recorder, policy)
         if len(behind):
-            recorder.greedy_behind(step, rows, masked & ~allowed, behind)
+            recorder.greedy_behind(step, rows, on_device(masked & ~allowed, device), behind)
 
     def _take(self, step: int, some: Rows, features: Tensor, recorder: MaskRecorder, policy: Policy) -> None:
         """Takes the step in some rows, whose logits are gone before those of the next rows are computed."""
@@ -270,6 +274,7 @@ class MaskSampler(Sampler):
             recorder.put(STEP_GREEDY_IDS, step, some.numbers, some.ids.masked_scatter(some.asked, best))
         view = predicted.narrow(some.allowed)
         decision = self.decide(view, some.seed)
+        bring(decision.committed, decision.tokens)
         if recorder.wants(STEP_DRAFT_IDS):
             recorder.put(STEP_DRAFT_IDS, step, some.numbers, drafted(some.ids, predicted, decision, some.seed))
         recorder.step(step, some.numbers, view, decision, self.action_log_prob(view, decision))
@@ -290,18 +295,21 @@ def check_tokens_per_step(sampler: Sampler, value: int | StepSchedule) -> None:
     )
 
 
-def logit_pieces(count: Tensor, vocab: int, held: Tensor | None = None) -> Iterator[tuple[slice, slice]]:
+def logit_pieces(
+    count: Tensor, vocab: int, device: torch.device, held: Tensor | None = None
+) -> Iterator[tuple[slice, slice]]:
     """Cuts a batch into rows whose logits stay below ``core.policy.LOGITS_BYTES``, at least one row at a time.
 
     Args:
         count: int64 [B], predictions of each row.
         vocab: V.
+        device: where the logits are.
         held: int64 [B], predictions of each row that are in memory at once, copies included; None: ``count``.
 
     Yields:
         The rows, and the slice of all predictions that are theirs.
     """
-    most = most_predictions(vocab, count.device)
+    most = most_predictions(vocab, device)
     ends = [0, *count.cumsum(0).tolist()]
     held_ends = ends if held is None else [0, *held.cumsum(0).tolist()]
     row = 0
@@ -326,7 +334,7 @@ def drafted(ids: Tensor, view: View, decision: Decision, seed: Tensor) -> Tensor
         seed: int64 [B], as ``MaskSampler.decide`` got it.
     """
     drawn = decision.committed if decision.drawn is None else decision.drawn
-    rest = view.allowed & ~drawn
+    rest = on_device(on_host(view.allowed) & ~on_host(drawn), ids.device)
     return torch.where(drawn, decision.tokens, ids).masked_scatter(rest, view.draw(seed, rest))
 
 

@@ -28,7 +28,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import LOGITS_BYTES, Policy, completion_features, most_predictions
-from dlmrl_kit.core.trajectory import state_at
+from dlmrl_kit.core.trajectory import on_device, on_host, rows_of, state_at, taken
 from dlmrl_kit.samplers.base import MayChoose
 
 CHOSEN_BY: tuple[Key, ...] = (STEP_VALID, STEP_ENTROPY, STEP_NUM_COMMITTED, STEP_MODEL_ENTROPY)
@@ -56,9 +56,11 @@ class Waiting(NamedTuple):
     source: Tensor | TensorDictBase
 
     def at(self, kept: Tensor) -> Waiting:
-        """Returns some of the rows, bool [R]."""
-        inside = kept[self.positions.nonzero()[:, 0]] if isinstance(self.source, Tensor) else kept
-        return Waiting(self.rows[kept], self.step[kept], self.positions[kept], self.source[inside])
+        """Returns some of the rows, bool [R] on the CPU."""
+        inside = kept[on_host(self.positions).nonzero()[:, 0]] if isinstance(self.source, Tensor) else kept
+        rows, places = (on_device(some.nonzero().squeeze(-1), self.rows.device) for some in (kept, inside))
+        source = self.source[places] if isinstance(self.source, Tensor) else rows_of(self.source, places)
+        return Waiting(taken(self.rows, rows), taken(self.step, rows), taken(self.positions, rows), source)
 
 
 class BehindTheBlock:
@@ -79,7 +81,8 @@ class BehindTheBlock:
 
     def add(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase, ids: Tensor) -> None:
         """Takes note of a recorded step; arguments as ``Waiting``, and ``ids`` int64 [B, L], the present states."""
-        self._waiting.append(Waiting(rows, torch.full_like(rows, step), positions, source))
+        at = on_device(torch.full(rows.shape, step, dtype=torch.int64), rows.device)
+        self._waiting.append(Waiting(rows, at, positions, source))
         if self._bytes() > self._limit:
             self._leave_out()
             self._limit = max(2 * self._bytes(), _FEW_BYTES)  # doubles, so that the selector is asked rarely
@@ -104,7 +107,7 @@ class BehindTheBlock:
             if isinstance(waiting.source, Tensor):
                 yield waiting.rows, waiting.step, waiting.positions, waiting.source
             else:
-                again.append(waiting.at(waiting.positions.any(-1)))
+                again.append(waiting.at(on_host(waiting.positions).any(-1)))
         again = [waiting for waiting in again if len(waiting.rows)]  # those at the last block have nothing behind it
         if not again:
             return
@@ -122,11 +125,15 @@ class BehindTheBlock:
         so_far = TensorDict(
             {key: self._out[key] for key in CHOSEN_BY if key in self._out}, [len(self._out[COMMIT_STEP])]
         )
-        kept = self._may_choose(so_far)
-        for rows, step, _, _ in self._waiting:
-            dropped = ~kept[rows, step]
-            self._out[STEP_GREEDY_IDS][rows[dropped], step[dropped]] = NOT_COMPUTED
-        self._waiting = [waiting.at(kept[waiting.rows, waiting.step]) for waiting in self._waiting]
+        kept = on_host(self._may_choose(so_far))
+        stored, before = self._out[STEP_GREEDY_IDS], self._waiting
+        self._waiting = []
+        for waiting in before:
+            chosen = kept[on_host(waiting.rows), on_host(waiting.step)]
+            dropped = on_device((~chosen).nonzero().squeeze(-1), stored.device)
+            places = (waiting.rows[dropped], waiting.step[dropped])
+            stored[places] = torch.full_like(stored[places], NOT_COMPUTED)
+            self._waiting.append(waiting.at(chosen))
 
     def _bytes(self) -> int:
         return sum(waiting.source.nbytes for waiting in self._waiting if isinstance(waiting.source, Tensor))

@@ -26,6 +26,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.trajectory import on_host, places, taken
 from dlmrl_kit.samplers.base import Decision, MayChoose, View
 from dlmrl_kit.samplers.one_step import BehindTheBlock
 
@@ -74,9 +75,8 @@ class Recorder:
     def put_step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
         """Stores count, entropy and log-probabilities of a decision that was made in the states of ``view``."""
         committed = decision.committed
-        chosen = committed[view.allowed]
-        row, index = view.index[0][chosen], chosen.nonzero().squeeze(-1)
-        tokens = decision.tokens[committed]
+        (row, position), index = places(committed), view.where(committed)
+        tokens = decision.tokens[row, position]
         count = committed.sum(-1)
 
         model_tokens = self.wants(STEP_MODEL_LOG_PROB) or self.wants(TOKEN_MODEL_LOG_PROB)
@@ -151,13 +151,14 @@ class MaskRecorder(Recorder):
     ) -> None:
         super().__init__(policy, ids == policy.mask_id, num_steps, keys)
         self.ids = ids.clone()
+        on_host(self.ids)  # which is kept in step
         self.may_choose = may_choose
         self._behind: BehindTheBlock | None = None
 
     def select(self, index: Tensor) -> None:
         """Replaces the rows by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
         self._complete()  # what waits counts rows as they were
-        self.ids = self.ids[index]
+        self.ids = taken(self.ids, index)
         self.select_arrays(index)
 
     def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase) -> None:
@@ -169,6 +170,10 @@ class MaskRecorder(Recorder):
     def step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
         """Applies a decision to ``rows`` and records it."""
         self.ids[rows] = torch.where(decision.committed, decision.tokens, self.ids[rows])
+        host = on_host(self.ids)
+        if host is not self.ids:
+            at, committed, tokens = (on_host(part) for part in (rows, decision.committed, decision.tokens))
+            host[at] = torch.where(committed, tokens, host[at])
         self.commit(step, rows, decision.committed)
         self.put_step(step, rows, view, decision, log_prob)
         if decision.rank is not None:

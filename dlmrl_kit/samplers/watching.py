@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.keys import COMPLETION_IDS
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.trajectory import on_host
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.recorder import MaskRecorder
@@ -33,7 +34,7 @@ def watch(sampler: Sampler, prompt: TensorDictBase, policy: Policy) -> Iterator[
     recorder = MaskRecorder(policy, ids, sampler.num_steps(policy), sampler.out_keys)
     for step in range(recorder.num_steps):
         with sampler.rolling_out(policy):
-            if not bool(sampler.running(recorder.ids, policy).any()):
+            if not bool(sampler.running(on_host(recorder.ids), policy).any()):
                 break
             sampler.advance(range(step, step + 1), prompt, recorder, policy)
         yield recorder.ids.clone()

@@ -319,7 +319,7 @@ def _commits(policy: Policy, sampler: Sampler, trajectory: TensorDictBase) -> di
         rows = slice(first, first + STATES)
         prompt, ids, tokens = flat.prompt[rows], flat.ids[rows], trajectory[COMPLETION_IDS][row[rows]]
         features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], ids, at[rows])
-        for some, place in logit_pieces(at[rows].sum(-1), policy.vocab_size):
+        for some, place in logit_pieces(at[rows].sum(-1), policy.vocab_size, at.device):
             view = sampler.seen(policy, features[place], at[rows][some], prompt[some])
             state, position = view.index
             chosen = tokens[some][state, position]

@@ -45,6 +45,13 @@ def test_the_order_is_a_stable_sort_that_is_undone(sizes: list[tuple[int, int]],
     assert len(torch.unique_consecutive(group)) == len(sizes)  # the samples of a group stay together
 
 
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 4))
+def test_pieces_that_divide_groups_have_prompts_of_one_length(lengths: list[int], size: int, parts: int) -> None:
+    data = of_groups([(length, size * parts) for length in lengths])
+    for _, piece in cut(data, size, length_order(data, size)):
+        assert len({*piece["prompt_mask"].sum(-1).tolist()}) == 1
+
+
 @given(groups, st.integers(1, 12), st.booleans())
 def test_micro_batches_hold_prompts_of_like_length(sizes: list[tuple[int, int]], size: int, whole: bool) -> None:
     data = of_groups(sizes)

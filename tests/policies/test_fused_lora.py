@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from peft.tuners.lora.layer import Linear
 from support.policies import tiny_policy
 from support.rollouts import prompts
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlmrl_kit.policies import fused_lora
 from dlmrl_kit.policies.recompute import recompute_blocks
@@ -140,3 +142,39 @@ def test_blocks_that_are_recomputed(calls: list[int]) -> None:
     assert len(calls) > 2 * len(TARGETS)  # again in the backward pass
     for a, b in zip(found, gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
+)
+def test_in_half_precision_a_rollout_adds_the_adapter_by_itself(dtype: str, precision: str) -> None:
+    """Merged and rounded it would be gone: weights published in bfloat16 are on its grid, and small sums round back."""
+    policy = adapted(dtype=getattr(torch, dtype))
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(1e-4 / parameter.abs().mean())
+        elif "lora_A" not in name:
+            parameter.data = parameter.data.bfloat16().to(parameter.dtype)
+    layer = policy.model.model.layers[0].self_attn.q_proj
+    x = torch.randn(64, layer.in_features, generator=torch.Generator().manual_seed(0)).to(layer.weight.dtype)
+    added = x.float() @ layer.get_delta_weight("default").float().mT
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != precision), torch.no_grad(), policy.merged():
+        assert bool(layer.merged_adapters) == (precision == "float32")
+        with Products() as products:
+            policy(*(prompts(policy)[key] for key in ("prompt_ids", "prompt_mask", "prompt_mask")))
+    adapters = sum(isinstance(module, Linear) for module in policy.adapter.modules())
+    products_of_each = 1 if precision == "float32" else 3
+    assert products_of_each * adapters <= products.number < (products_of_each + 1) * adapters
+    rounded = (layer.weight.float() + layer.get_delta_weight("default").float()).bfloat16().float()
+    lost = (x.float() @ (rounded - layer.weight.float()).mT - added).norm() / added.norm()
+    assert lost > 0.9

@@ -7,7 +7,7 @@ scalars and indices, and NumPy cannot read them. Noise is that of the CPU, so th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +29,10 @@ INDEXED = {
     aten._index_put_impl_.default,
     aten._unsafe_index.Tensor,
 }
+
+
+LISTENERS: list[Callable[[Any, Any, dict[str, Any]], None]] = []
+"""Called with each operation and its arguments."""
 
 
 class Elsewhere(Tensor):
@@ -58,15 +62,19 @@ class Elsewhere(Tensor):
         return super().__getitem__(of_tensors(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        super().__setitem__(of_tensors(index), value)
+        index = of_tensors(index)
+        parts = index if isinstance(index, tuple) else (index,)
+        if isinstance(value, (bool, int, float)) and any(isinstance(part, Tensor) for part in parts):
+            value = torch.tensor(value, dtype=self.dtype)  # as CUDA does, and copies it
+        super().__setitem__(index, value)
 
     def new_tensor(self, *given: Any, **options: Any) -> Tensor:
         """On this device."""
-        return Elsewhere(self.inner.new_tensor(*given, **options))
+        return self.inner.new_tensor(*given, **options).to(DEVICE)
 
     def tolist(self) -> Any:
-        """As of any device."""
-        return self.inner.tolist()
+        """As of any device: a copy to the CPU."""
+        return self.cpu().tolist()
 
     def numpy(self, **_: Any) -> Any:
         """As on a GPU."""
@@ -93,6 +101,8 @@ def of_tensors(index: Any) -> Any:
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operation on the CPU, with its result on the device where it belongs."""
+    for listener in LISTENERS:
+        listener(func, args, kwargs)
     given = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     there = [value for value in given if isinstance(value, Elsewhere)]
     assert all(isinstance(value, Elsewhere) or value.device != DEVICE for value in given), f"{func}: without values"
@@ -184,3 +194,8 @@ def other_device() -> Iterator[torch.device]:
         for name in ("tensor", "as_tensor"):  # which ask no mode
             patch.setattr(torch, name, moved(getattr(torch, name)))
         yield DEVICE
+
+
+def context(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Where ``device`` is known: ``meta`` within ``other_device``."""
+    return other_device() if device == "meta" else contextlib.nullcontext()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
 from support.families import make_dream, make_llada, make_llada_moe
 from support.llada2 import llada2_checkpoint, sdar_moe_checkpoint
-from support.other_device import Elsewhere, other_device
+from support.other_device import Elsewhere, context, other_device
 from support.policies import tiny_policy
 from support.pretraining import tiny
 from support.rollouts import ALIKE
@@ -70,11 +69,6 @@ def new_run(
     with context(device):
         algorithm.policy = Loaded(policy, device)
         return Run(algorithm, folder, name, RunObserver())
-
-
-def context(device: str) -> AbstractContextManager[Any]:
-    """Where a device is known."""
-    return other_device() if device == "meta" else nullcontext()
 
 
 def update(folder: Path, device: str, name: str, sets: list[str], uses: list[str]) -> tuple[Tensor, dict[str, float]]:

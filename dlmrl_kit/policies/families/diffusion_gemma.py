@@ -27,6 +27,7 @@ from dlmrl_kit.core.phases import phase
 from dlmrl_kit.policies.adapter import pattern
 from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, load_tokenizer
 from dlmrl_kit.policies.families.base import Family
+from dlmrl_kit.policies.foreign import given_cache
 from dlmrl_kit.policies.options import LoadOptions, PolicyArguments
 from dlmrl_kit.policies.text_bounds import distinct, end_of_turn
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
@@ -122,9 +123,10 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         prefix_ids, prefix_mask = _left_padded(input_ids, attention_mask, start)
         prefix_mask, states = self._encoded(prefix_ids, prefix_mask)
         position = prefix_mask.sum(-1)[:, None] + offset
-        hidden: Tensor = self.model.get_decoder()(
+        decoder = self.model.get_decoder()
+        hidden: Tensor = decoder(
             decoder_input_ids=canvas,
-            past_key_values=states,
+            **given_cache(decoder, states),
             decoder_attention_mask=torch.cat([prefix_mask, torch.ones_like(canvas, dtype=torch.bool)], dim=1),
             decoder_position_ids=position,
         ).last_hidden_state
@@ -145,10 +147,8 @@ class DiffusionGemmaPolicy(TransformersPolicy):
         position = (mask.long().cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config.get_text_config())
         encoder = self.model.get_submodule("model.encoder.language_model")
-        states: DynamicCache = encoder(
-            input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache
-        ).past_key_values
-        return states
+        encoder(input_ids=ids, attention_mask=mask, position_ids=position, **given_cache(encoder, cache))
+        return cache
 
     @contextlib.contextmanager
     def prefix_cache(self) -> Iterator[None]:
