@@ -1,8 +1,9 @@
 """Writes word problems with worked solutions, of reasoning-gym's ``leg_counting``: the data of docs/from-nothing.md.
 
-Each line has a question in reasoning-gym's words (without its first sentence, which is the same in all), its answer, and
-a solution worked in words. ``python benchmarks/from_nothing/word_problems.py word_problems.jsonl`` writes the same file
-every time.
+Each line has a question in reasoning-gym's words, without its first sentence, which is the same in all; its answer; and
+a solution worked in words. The file is the same every time::
+
+    python benchmarks/from_nothing/word_problems.py word_problems.jsonl
 """
 
 from __future__ import annotations

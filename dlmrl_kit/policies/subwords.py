@@ -72,8 +72,8 @@ class SubwordLlama(SmallLlama):
         folder = Path(self.tokenizer_path).expanduser()
         if not (folder / FILE).is_file():
             raise UserError(
-                f"SubwordLlama.tokenizer_path: there is no {folder / FILE}; make one with: dlmrl tokenizer RECIPE --out "
-                f"{folder}"
+                f"SubwordLlama.tokenizer_path: there is no {folder / FILE}; make one with: dlmrl tokenizer RECIPE "
+                f"--out {folder}"
             )
         try:
             found: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
