@@ -1,55 +1,57 @@
-"""Writes word problems with worked solutions, of reasoning-gym's ``leg_counting``: the data of docs/from-nothing.md.
+"""Writes word problems of reasoning-gym's ``chain_sum`` with answers of mixed quality: the data of docs/from-nothing.md.
 
-Each line has a question in reasoning-gym's words, without its first sentence, which is the same in all; its answer; and
-a solution worked in words. The file is the same every time::
+Texts that base models learn from are of mixed quality. So are these: of the problems that pre-training shows, 60% are
+answered by a hasty reader, who adds up all numbers and overlooks every minus. All others have the right answer. The
+files are the same every time::
 
-    python benchmarks/from_nothing/word_problems.py word_problems.jsonl
+    python benchmarks/from_nothing/word_problems.py .
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 SEED = 2026
-ANIMALS = 2
-"""Kinds of animals in a problem."""
-MOST = 6
-"""Most animals of a kind."""
+HASTY = 0.6
+"""Share of hasty answers among those that pre-training shows."""
+SHOWN, HELD_OUT = 2600, 400
+"""Problems that pre-training shows, and those that no training sees; the others are asked in reinforcement learning."""
 
 
-def problems(number: int) -> Iterator[dict[str, str]]:
-    """Yields different problems."""
+def problems() -> Iterator[tuple[str, str]]:
+    """Yields different sums and differences of three numbers of one digit, with the answer."""
     import reasoning_gym
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS as LEGS
 
-    entries = reasoning_gym.create_dataset(
-        "leg_counting", seed=SEED, size=2 * number, min_animals=ANIMALS, max_animals=ANIMALS, max_instances=MOST
-    )
+    config = {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+    entries = reasoning_gym.create_dataset("chain_sum", seed=SEED, size=12_000, **config)
     seen: set[str] = set()
     for entry in entries:
-        if entry["question"] not in seen and len(seen) < number:
+        if entry["question"] not in seen:
             seen.add(entry["question"])
-            counts = entry["metadata"]["animals"]
-            legs = {name: count * LEGS[name] for name, count in counts.items()}
-            each = ", ".join(f"{count} {name}s have {legs[name]} legs" for name, count in counts.items())
-            total = " + ".join(map(str, legs.values()))
-            worked = f"{each}. {total} = {sum(legs.values())}"
-            question = entry["question"].split("\n\n")[-1].strip()
-            yield {"question": question, "answer": entry["answer"], "worked": worked}
+            yield entry["question"], entry["answer"]
+
+
+def hasty(question: str) -> str:
+    """Returns the answer of a reader who overlooks every minus."""
+    return str(sum(map(int, re.findall(r"\d+", question))))
 
 
 def main() -> None:
-    """Writes the file that the command line names."""
+    """Writes ``shown.jsonl``, ``asked.jsonl`` and ``heldout.jsonl`` to the folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--number", type=int, default=20_000)
-    given = parser.parse_args()
-    with given.file.open("w", encoding="utf-8") as file:
-        for problem in problems(given.number):
-            file.write(json.dumps(problem) + "\n")
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    drawn, found = random.Random(SEED), list(problems())
+    shown = [(q, hasty(q) if drawn.random() < HASTY else answer) for q, answer in found[:SHOWN]]
+    asked, heldout = found[SHOWN:-HELD_OUT], found[-HELD_OUT:]
+    for name, pairs in (("shown", shown), ("asked", asked), ("heldout", heldout)):
+        rows = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in pairs]
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
