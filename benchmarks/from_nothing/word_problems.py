@@ -1,8 +1,9 @@
-"""Writes word problems of reasoning-gym's ``chain_sum`` with answers of mixed quality: the data of docs/from-nothing.md.
+"""Writes the data of docs/from-nothing.md: problems of reasoning-gym's ``chain_sum``, with answers of mixed quality.
 
 Texts that base models learn from are of mixed quality. So are these: of the problems that pre-training shows, 60% are
-answered by a hasty reader, who adds up all numbers and overlooks every minus. All others have the right answer. The
-files are the same every time::
+answered by a hasty reader, who adds up all numbers and overlooks every minus. All others have the right answer. A
+problem is shown in several wordings, each with an answer of its own, so that no problem has one answer to be learned by
+heart. The files are the same every time::
 
     python benchmarks/from_nothing/word_problems.py .
 """
@@ -19,6 +20,8 @@ from pathlib import Path
 SEED = 2026
 HASTY = 0.6
 """Share of hasty answers among those that pre-training shows."""
+WORDINGS = ("", "Question: ", "Please help. ", "Dear teacher, ", "One more: ", "Tell me. ", "Homework: ", "Next: ")
+"""What stands before a problem where it is shown; asked and held-out problems have nothing there."""
 SHOWN, HELD_OUT = 2600, 400
 """Problems that pre-training shows, and those that no training sees; the others are asked in reinforcement learning."""
 
@@ -47,7 +50,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     drawn, found = random.Random(SEED), list(problems())
-    shown = [(q, hasty(q) if drawn.random() < HASTY else answer) for q, answer in found[:SHOWN]]
+    worded = [(wording, *problem) for wording in WORDINGS for problem in found[:SHOWN]]
+    shown = [(w + q, hasty(q) if drawn.random() < HASTY else answer) for w, q, answer in worded]
     asked, heldout = found[SHOWN:-HELD_OUT], found[-HELD_OUT:]
     for name, pairs in (("shown", shown), ("asked", asked), ("heldout", heldout)):
         rows = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in pairs]

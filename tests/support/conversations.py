@@ -58,6 +58,7 @@ TINY = (
     "MaskedDiffusion.learning_rate = 1e-2",
     "MaskedDiffusion.device = 'cpu'",
     "Pretrained.dtype = 'float32'",
+    "Pretrained.lora_alpha = 4",
     "Pretrained.gradient_checkpointing = False",
 )
 

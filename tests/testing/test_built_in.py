@@ -65,7 +65,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 """Arguments of components whose defaults do not work offline, or that have none."""
 NEEDS_FILES = {"JsonLines", "GSM8K", "MATH", "CountdownNumbers", "Sudoku4x4Puzzles", "Questions"}
-NEEDS_FILES |= {"HumanEval", "MBPP", "KodCode"}
+NEEDS_FILES |= {"HumanEval", "MBPP", "KodCode", "Conversations", "SubwordLlama"}
 """Components that need files of the user's; tests/tasks holds their tests."""
 KIT = [entry for entry in components() if entry.package == "dlmrl_kit" and entry.name not in NEEDS_FILES]
 BUILT_IN = [entry.cls(**ARGUMENTS[entry.name]) if entry.name in ARGUMENTS else entry.cls for entry in KIT]
