@@ -60,7 +60,12 @@ def test_every_answer_of_the_assistant_is_learned_with_the_end_of_its_turn(
 
 
 @pytest.mark.parametrize(
-    ("filler", "width"), [("learned", "longest"), ("masked", "longest"), ("learned", "completion")]
+    ("filler", "width"),
+    [
+        ("learned", "longest"),
+        ("masked", "longest"),
+        pytest.param("learned", "completion", marks=pytest.mark.thorough),
+    ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_gradient_of_a_step_is_that_of_a_loop_over_answers(
