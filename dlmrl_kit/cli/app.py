@@ -26,6 +26,7 @@ from dlmrl_kit.cli.sample import sample_command
 from dlmrl_kit.cli.serve import serve_command
 from dlmrl_kit.cli.several import in_one_process
 from dlmrl_kit.cli.show import show_command
+from dlmrl_kit.cli.tokenizer import tokenizer_command
 from dlmrl_kit.cli.trace import trace_command
 from dlmrl_kit.cli.train import train_command
 
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "trace": trace_command,
     "sample": sample_command,
     "chat": chat_command,
+    "tokenizer": tokenizer_command,
     "pretrain": pretrain_command,
     "ablate": ablate_command,
     "list": list_command,

@@ -120,9 +120,11 @@ class PretrainResult:
         steps: optimiser steps of the whole run.
         seconds: training time of the process that finished the run.
         loss: mean over the last steps.
-        accuracy: on held-out examples, decoded greedily.
-        sampled_accuracy, pass_at_8: on held-out examples, sampled at temperature 1.
+        accuracy: on held-out examples, decoded greedily; None: none were decoded.
+        sampled_accuracy, pass_at_8: on held-out examples, sampled at temperature 1; None, too.
         task: label of the task that these are examples of.
+        heldout_loss_before, heldout_loss: of held-out demonstrations before and after, an estimate with the same masks;
+            None: there are none.
     """
 
     folder: Path
@@ -130,10 +132,12 @@ class PretrainResult:
     steps: int
     seconds: float
     loss: float
-    accuracy: float
-    sampled_accuracy: float
-    pass_at_8: float
+    accuracy: float | None
+    sampled_accuracy: float | None
+    pass_at_8: float | None
     task: str = ""
+    heldout_loss_before: float | None = None
+    heldout_loss: float | None = None
 
 
 class RunObserver:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.policies.base import PolicySource as PolicySource
     from dlmrl_kit.policies.characters import CharacterLlama as CharacterLlama
     from dlmrl_kit.policies.pretrained import Pretrained as Pretrained
+    from dlmrl_kit.policies.subwords import SubwordLlama as SubwordLlama
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -17,5 +18,6 @@ __getattr__, __dir__, __all__ = lazily(
         "base": ["PolicySource"],
         "characters": ["CharacterLlama"],
         "pretrained": ["Pretrained"],
+        "subwords": ["SubwordLlama"],
     },
 )

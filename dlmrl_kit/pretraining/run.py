@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,20 +12,19 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Pretraining
 from dlmrl_kit.core import seeding
-from dlmrl_kit.core.behaviour import sample
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
 from dlmrl_kit.core.finite import require_finite
-from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.results import EvalResult, PretrainResult, RunObserver
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, require
-from dlmrl_kit.demonstrators.base import Demonstrator, encode_completions
 from dlmrl_kit.policies.saving import save_transformers
+from dlmrl_kit.pretraining.demonstrations import Demonstrations, batch_of, encode_demonstrations
+from dlmrl_kit.pretraining.heldout import encode_heldout, heldout_loss
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.rollout.services import encoded_prompts, require_examples, training_indices
+from dlmrl_kit.rollout.services import cut_prompts, require_examples, training_indices
 from dlmrl_kit.rollout.services import examples as examples_of
-from dlmrl_kit.tasks.base import BaseTask, said_of
+from dlmrl_kit.tasks.base import said_of
 from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
@@ -38,41 +36,6 @@ from dlmrl_kit.training.start import find_device, start_policy
 
 RECENT = 50
 """A reported loss is the mean over this many last steps."""
-
-
-@dataclass(frozen=True)
-class Demonstrations:
-    """Encoded demonstrations of N examples, with A alternative completions each.
-
-    Attributes:
-        prompt_ids, prompt_mask: int64 and bool [N, P], left-padded.
-        completion_ids: int64 [N, A, L].
-        probability: float [N, A], with which each alternative is drawn.
-    """
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    completion_ids: Tensor
-    probability: Tensor
-
-
-def encode_demonstrations(task: BaseTask, demonstrator: Demonstrator, policy: Policy, length: int) -> Demonstrations:
-    """Encodes the demonstrations of the whole pretrain split; returns prompts and completions of ``length`` tokens.
-
-    Raises:
-        RecipeError: the split has fewer examples than the task says, or a demonstration is longer than ``length``
-            tokens or has characters that are not in the vocabulary.
-    """
-    examples = examples_of(task, "pretrain", range(task.size("pretrain")))
-    alternatives = [demonstrator.demonstrations(example) for example in examples]
-    texts = [text for entries in alternatives for text, _ in entries]
-    padded, _ = encode_completions(policy, texts, length)
-    probability = torch.tensor([[p for _, p in entries] for entries in alternatives], device=policy.device)
-    return Demonstrations(
-        **encoded_prompts(task, "pretrain", range(len(examples)), policy, length),
-        completion_ids=padded.reshape(len(examples), -1, length),
-        probability=probability,
-    )
 
 
 def step_noise(rows: Tensor, size: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -182,10 +145,16 @@ class PretrainRun:
         self.started = time.perf_counter()
         self.done = 0
         self.losses: list[float] = []  # the last RECENT ones
+        self.loss_before: float | None = None  # held-out, of the policy that the run began with
         self.identity: Identity = {}  # what the run depends on; checkpoints hold it
         require_examples(built.task, "pretrain", "heldout")
         self.policy, self.optimiser, self.scheduler = start_policy(built.policy, self.settings, self.settings.steps)
+        self.settings.check_policy(self.policy)
         self.parameters = [p for _, p in self.policy.trainable()]
+        self.length = built.sampler.completion_length
+        self.heldout, self.notes = encode_heldout(
+            built.task, built.demonstrator, self.policy, self.length, self.settings
+        )
 
     def start(self) -> Demonstrations:
         """Restores the newest checkpoint, if there is one; returns the encoded demonstrations.
@@ -204,7 +173,7 @@ class PretrainRun:
             raise CheckpointError(f"{found[-1][1]} is of more steps than the {self.settings.steps} of the recipe")
         if found:
             self.done, counters = load_checkpoint(found[-1][1], trained(self.policy), self.optimiser, self.scheduler)
-            self.losses = counters["losses"]
+            self.losses, self.loss_before = counters["losses"], counters.get("loss_before")
         parameters = sum(p.numel() for p in self.parameters)
         self.observer.on_start(
             folder=self.folder,
@@ -218,15 +187,19 @@ class PretrainRun:
                 "heldout_examples": task.size("heldout"),
             },
         )
-        for note in said_of(task):
-            self.observer.on_message(note)
-        return encode_demonstrations(
-            self.built.task, self.built.demonstrator, self.policy, self.built.sampler.completion_length
+        data = encode_demonstrations(
+            task, self.built.demonstrator, self.policy, self.length, too_long=self.settings.too_long
         )
+        cut = [note for split in ("pretrain", "heldout") for note in cut_prompts(task, split, self.policy)]
+        for note in (*said_of(task), *cut, *data.notes("pretrain", self.length), *self.notes):
+            self.observer.on_message(note)
+        return data
 
     def run(self, data: Demonstrations) -> PretrainResult:
         """Trains to the end, writes the model and evaluates it on held-out examples."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.done == 0:
+            self.loss_before = self._heldout_loss()
         try:
             for step in range(self.done, self.settings.steps):
                 self.losses = [*self.losses, self._step(data, step)][-RECENT:]
@@ -238,22 +211,31 @@ class PretrainRun:
 
     def _step(self, data: Demonstrations, step: int) -> float:
         """Takes one gradient step; returns its loss. Raises NotFiniteError if a number is not finite."""
-        settings = self.settings
-        indices = training_indices(len(data.prompt_ids), settings.batch_size, step, settings.seed)
-        rows = torch.tensor(indices, device=self.policy.device)
-        seed, spread = step_noise(rows, len(data.prompt_ids), step, settings.seed)
-        choice = sample(data.probability[rows].log(), seeding.uniforms(seed, purpose="demonstration"))
-        loss = settings.objective(
-            self.policy, data.prompt_ids[rows], data.prompt_mask[rows], data.completion_ids[rows, choice], seed, spread
+        settings, number = self.settings, len(data.prompts)
+        rows = torch.tensor(
+            training_indices(number, settings.batch_size, step, settings.seed), device=self.policy.device
         )
-        loss.backward()
+        seed, spread = step_noise(rows, number, step, settings.seed)
+        batch, total = batch_of(data, rows, seed, self.policy, settings, self.length), 0.0
+        for part in torch.arange(len(rows), device=rows.device).split(settings.micro_batch_size or len(rows)):
+            prompt, mask, completion, counted = (tensor[part] for tensor in batch)
+            loss = settings.objective(self.policy, prompt, mask, completion, seed[part], spread[part], counted)
+            share = loss * (len(part) / len(rows))
+            share.backward()
+            total += share.item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            raise NotFiniteError(f"pre-training step {step}: loss {loss.item()}, gradient norm {norm.item()}")
+        if not math.isfinite(total) or not math.isfinite(norm.item()):
+            raise NotFiniteError(f"pre-training step {step}: loss {total}, gradient norm {norm.item()}")
         self.optimiser.step()
         self.scheduler.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return loss.item()
+        return total
+
+    def _heldout_loss(self) -> float | None:
+        """Estimates the held-out loss of the policy as it is; None where there are no held-out demonstrations."""
+        if self.heldout is None:
+            return None
+        return heldout_loss(self.heldout, self.policy, self.settings, self.length)
 
     def _after(self, done: int) -> None:
         """Reports metrics and saves a checkpoint if these are due after ``done`` steps."""
@@ -264,7 +246,7 @@ class PretrainRun:
             self.observer.on_update(done - 1, metrics)
         if done % settings.checkpoint_every == 0 or last:
             require_finite(trained(self.policy).items(), f"after pre-training step {done}")
-            counters = {"losses": self.losses}
+            counters = {"losses": self.losses, "loss_before": self.loss_before}
             require(self.folder)
             state = (trained(self.policy), self.optimiser, self.scheduler, counters)
             save_checkpoint(self.folder, done, *state, self.identity)
@@ -294,8 +276,9 @@ class PretrainRun:
         with atomic_folder(model) as temporary:
             save_transformers(self.policy, temporary)
             remember_recipe(temporary, self.folder)
-        greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
-        if greedy.caution():
+        after = self._heldout_loss()
+        greedy, sampled = (self._evaluate(0.0, 1), self._evaluate(1.0, 8)) if self.settings.eval_size else (None, None)
+        if greedy is not None and greedy.caution():
             self.observer.on_message(greedy.caution())
         result = PretrainResult(
             folder=self.folder,
@@ -303,13 +286,16 @@ class PretrainRun:
             steps=self.settings.steps,
             seconds=seconds,
             loss=loss,
-            accuracy=greedy.accuracy,
-            sampled_accuracy=sampled.accuracy,
-            pass_at_8=sampled.pass_at_k[8],
-            task=greedy.task,
+            accuracy=None if greedy is None else greedy.accuracy,
+            sampled_accuracy=None if sampled is None else sampled.accuracy,
+            pass_at_8=None if sampled is None else sampled.pass_at_k[8],
+            task=self.built.task.label() if greedy is None else greedy.task,
+            heldout_loss_before=self.loss_before,
+            heldout_loss=after,
         )
-        summary = {"recipe": self.name, "steps": result.steps, "seconds": seconds, "loss": loss}
-        summary |= {"greedy": greedy.to_json(), "sampled": sampled.to_json()}
+        summary: dict[str, object] = {"recipe": self.name, "steps": result.steps, "seconds": seconds, "loss": loss}
+        summary |= {"heldout_loss": {"before": self.loss_before, "after": after}}
+        summary |= {name: e.to_json() for name, e in (("greedy", greedy), ("sampled", sampled)) if e is not None}
         write_atomic(self.folder / RESULT, json.dumps(summary, indent=1))
         self.observer.on_end(result)
         return result

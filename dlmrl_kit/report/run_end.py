@@ -13,13 +13,18 @@ def training_outcome(result: RunResult) -> str:
 
 
 def pretraining_outcome(result: PretrainResult) -> list[str]:
-    """Returns lines on how long pre-training took, its last loss, and the accuracy of the model."""
+    """Returns lines on how long pre-training took, its last loss, the held-out loss and the accuracy of the model."""
     task = f" of {result.task}" if result.task else ""
-    return [
-        f"{result.steps} steps done in {duration(result.seconds)}, loss {result.loss:.4f}",
-        f"accuracy on held-out examples{task}: greedy {result.accuracy:.1%}; at temperature 1 "
-        f"{result.sampled_accuracy:.1%}, pass@8 {result.pass_at_8:.1%}",
-    ]
+    lines = [f"{result.steps} steps done in {duration(result.seconds)}, loss {result.loss:.4f}"]
+    if result.heldout_loss is not None:
+        before = "" if result.heldout_loss_before is None else f"{result.heldout_loss_before:.4f} before, "
+        lines.append(f"held-out loss: {before}{result.heldout_loss:.4f} after, with the same masks")
+    if result.accuracy is not None:
+        lines.append(
+            f"accuracy on held-out examples{task}: greedy {result.accuracy:.1%}; at temperature 1 "
+            f"{result.sampled_accuracy:.1%}, pass@8 {result.pass_at_8:.1%}"
+        )
+    return lines
 
 
 def outputs(result: RunResult | PretrainResult) -> list[str]:

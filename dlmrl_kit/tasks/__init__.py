@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.tasks.base import Example as Example
     from dlmrl_kit.tasks.base import Task as Task
     from dlmrl_kit.tasks.code_task import CodeTask as CodeTask
+    from dlmrl_kit.tasks.conversations import Conversations as Conversations
     from dlmrl_kit.tasks.countdown import Countdown as Countdown
     from dlmrl_kit.tasks.countdown_numbers import CountdownNumbers as CountdownNumbers
     from dlmrl_kit.tasks.gsm8k import GSM8K as GSM8K
@@ -31,6 +32,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "base": ["BaseTask", "Example", "Task"],
         "code_task": ["CodeTask"],
+        "conversations": ["Conversations"],
         "countdown": ["Countdown"],
         "countdown_numbers": ["CountdownNumbers"],
         "gsm8k": ["GSM8K"],

@@ -119,7 +119,7 @@ def views(steps: Replay, policy: Policy, sampler: Sampler) -> Iterator[tuple[Ten
     prompt_ids, prompt_mask = steps.prompt[PROMPT_IDS], steps.prompt[PROMPT_MASK]
     features = completion_features(policy, prompt_ids, prompt_mask, steps.ids, asked)
     number = torch.arange(len(asked), device=asked.device)
-    for rows, place in logit_pieces(asked.sum(-1), policy.vocab_size):
+    for rows, place in logit_pieces(asked.sum(-1), policy.vocab_size, policy.device):
         view = sampler.seen(policy, features[place], asked[rows], steps.prompt[rows])
         yield number[rows], view, steps.decision.at(rows)
 

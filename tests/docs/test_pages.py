@@ -39,6 +39,8 @@ PAGES = [
     "real-models",
     "add-a-family",
     "own-data",
+    "fine-tune",
+    "from-nothing",
     "performance",
     "rollouts-elsewhere",
     "architecture",
@@ -89,6 +91,7 @@ def run(line: str, expected_error: str | None, *, own_data: bool = False) -> Non
         pytest.param("look-at-trajectories", marks=pytest.mark.thorough),
         pytest.param("add-a-family", marks=pytest.mark.thorough),
         pytest.param("own-data", marks=pytest.mark.thorough),
+        pytest.param("fine-tune", marks=pytest.mark.thorough),
         pytest.param("quickstart", marks=pytest.mark.thorough),
         pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
         pytest.param("command-line", marks=pytest.mark.thorough),
@@ -108,7 +111,7 @@ def test_examples_run_as_written(page: str, tmp_path: Path, monkeypatch: pytest.
             for line, after in zip(lines, [*lines[1:], ""], strict=True):
                 if line.startswith("$ "):
                     error = after.removeprefix("error: ... ") if after.startswith("error: ") else None
-                    run(line[2:], error, own_data=page == "own-data")
+                    run(line[2:], error, own_data=page in ("own-data", "fine-tune"))
 
 
 def test_the_recipe_in_the_readme_is_the_default_recipe(tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from support.pretraining import GIVEN, policy_of, tiny
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.results import RunObserver
+from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.demonstrators.answers import Answers
 from dlmrl_kit.demonstrators.mixed_sudoku_solvers import MixedSudokuSolvers, hasty
-from dlmrl_kit.pretraining.run import PretrainRun, encode_demonstrations, pretrain
+from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.pretraining.demonstrations import batch_of, encode_demonstrations
+from dlmrl_kit.pretraining.run import PretrainRun, pretrain
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.countdown import Countdown
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
@@ -48,9 +51,11 @@ def test_demonstrations_are_drawn_as_often_as_they_are_probable(tmp_path: Path, 
     data = run.start()
     seen: Counter[bool] = Counter()
 
+    known = torch.tensor(data.completions)
+
     def objective(policy: Any, prompt: Any, mask: Any, completion: torch.Tensor, *noise: Any) -> torch.Tensor:
-        right = (completion[:, None] == data.completion_ids[:, 0]).all(-1).any(-1)
-        wrong = (completion[:, None] == data.completion_ids[:, 1]).all(-1).any(-1)
+        right = (completion[:, None] == known[:, 0]).all(-1).any(-1)
+        wrong = (completion[:, None] == known[:, 1]).all(-1).any(-1)
         assert bool((right | wrong).all())
         for a, b in zip(right.tolist(), wrong.tolist(), strict=True):
             if a != b:  # haste is not right here
@@ -68,14 +73,19 @@ def test_demonstrations_are_drawn_as_often_as_they_are_probable(tmp_path: Path, 
 def test_demonstrations_are_encoded_and_filled_with_end_of_text() -> None:
     policy, task = policy_of(), Sudoku4x4(4, 8, num_pretrain=6)
     data = encode_demonstrations(task, MixedSudokuSolvers(0.3), policy, 18)
-    assert data.completion_ids.shape == (6, 2, 18)
-    assert (data.completion_ids[..., 16:] == policy.eos_id).all()
+    rows = torch.arange(6)
+    batch = batch_of(data, rows, sample_seeds(6, "cpu", 0), policy, MaskedDiffusion(), 18)
+    assert batch.completion_ids.shape == (6, 18)
+    assert (batch.completion_ids[:, 16:] == policy.eos_id).all()
+    assert bool(batch.counted.all())
+    assert bool(batch.prompt_mask.all())
     torch.testing.assert_close(data.probability, torch.tensor([[0.3, 0.7]] * 6))
     for index in range(6):
         example = task.example("pretrain", index)
-        found = policy.tokenizer.batch_decode(data.completion_ids[index, :, :16])
+        found = policy.tokenizer.batch_decode(data.completions[index])
         assert found == [example.answer, hasty(example.prompt)]
-        assert policy.tokenizer.decode(data.prompt_ids[index][data.prompt_mask[index]]) == example.prompt
+        assert policy.tokenizer.decode(batch.completion_ids[index, :16]) in found
+        assert policy.tokenizer.decode(batch.prompt_ids[index]) == example.prompt
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from support.runs import leftovers, outcome
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, TrainingError, UserError
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.pretrainers.masked_diffusion import MaskedDiffusion
+from dlmrl_kit.pretraining.demonstrations import batch_of
 from dlmrl_kit.pretraining.run import PretrainRun, pretrain, step_noise
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import evaluate_path, train
@@ -47,7 +48,7 @@ def test_every_step_has_examples_and_masks_of_its_own(tmp_path: Path, monkeypatc
     prompts: list[list[list[int]]] = []
     draws: list[tuple[int, ...]] = []
 
-    def objective(policy: Any, prompt: torch.Tensor, mask: Any, completion: Any, seed: Any, spread: Any) -> Any:
+    def objective(policy: Any, prompt: torch.Tensor, mask: Any, completion: Any, seed: Any, spread: Any, _: Any) -> Any:
         prompts.append(prompt.tolist())
         draws.append((*seed.tolist(), *spread.tolist()))
         return sum(p.sum() for p in policy.parameters()) * 0
@@ -55,7 +56,7 @@ def test_every_step_has_examples_and_masks_of_its_own(tmp_path: Path, monkeypatc
     monkeypatch.setattr(run.settings, "objective", objective)
     for step in (0, 1, 2, 1):
         run._step(data, step)
-    assert [sorted(rows) for rows in prompts] == [sorted(data.prompt_ids.tolist())] * 4
+    assert [sorted(rows) for rows in prompts] == [sorted(data.prompts)] * 4
     assert prompts[1] == prompts[3] != prompts[0]
     assert draws[1] == draws[3]
     assert len(set(draws)) == 3
@@ -72,13 +73,12 @@ def test_thirty_steps_lower_the_loss(tmp_path: Path) -> None:
     data = run.start()
 
     def loss() -> float:
-        number = len(data.prompt_ids)
-        noise = step_noise(torch.arange(number), number, 0, 0)
+        number = len(data.prompts)
+        rows = torch.arange(number)
+        seed, spread = step_noise(rows, number, 0, 0)
+        prompt, mask, completion, _ = batch_of(data, rows, seed, run.policy, run.settings, run.length)
         with torch.no_grad():
-            value = run.settings.objective(
-                run.policy, data.prompt_ids, data.prompt_mask, data.completion_ids[:, 0], *noise
-            )
-        return value.item()
+            return run.settings.objective(run.policy, prompt, mask, completion, seed, spread).item()
 
     before = loss()
     for step in range(30):

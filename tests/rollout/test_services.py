@@ -15,7 +15,7 @@ from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.pretraining.run import encode_demonstrations
+from dlmrl_kit.pretraining.demonstrations import encode_demonstrations
 from dlmrl_kit.rollout import services
 from dlmrl_kit.rollout.environment import DenoisingEnv
 from dlmrl_kit.rollout.services import check_prompts, prompt_batch

@@ -67,7 +67,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 """Arguments of components whose defaults do not work offline, or that have none."""
 NEEDS_FILES = {"JsonLines", "GSM8K", "MATH", "CountdownNumbers", "Sudoku4x4Puzzles", "Questions"}
-NEEDS_FILES |= {"HumanEval", "MBPP", "KodCode"}
+NEEDS_FILES |= {"HumanEval", "MBPP", "KodCode", "Conversations", "SubwordLlama"}
 """Components that need files of the user's; tests/tasks holds their tests."""
 NEEDS_A_CLUSTER = {"Ray"}
 """Components that need a cluster: tests/collectors holds their tests."""
