@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import torch
+
 from dlmrl_kit.core.errors import NotFiniteError, UserError
 from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.policies.adapter import expanded
+from dlmrl_kit.policies.config_numbers import check_numbers
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.model_files import foreign, read_bytes, read_json, read_text
 from dlmrl_kit.policies.options import LoadOptions
@@ -101,13 +104,14 @@ def read_config(folder: str) -> ConfigJson:
     """Reads the ``config.json`` of a checkpoint folder.
 
     Raises:
-        UserError: it is missing, damaged, or has numbers that are not finite.
+        UserError: it is missing, damaged, or has numbers that are not finite or that no model can have.
     """
     path = Path(folder) / "config.json"
     config = read_json(path, finite=True)
     for name, kind in _FORMS.items():
         if config.get(name) is not None and not isinstance(config[name], kind):
             raise UserError(f"{path}: {name} must be {_WORDS[kind]}, got {clipped(repr(config[name]))}")
+    check_numbers(str(path), config)
     return config
 
 
@@ -227,6 +231,12 @@ def load_model(
         if names:
             some = ", ".join(sorted(name if layout is None else layout.both(name) for name in names)[:3])
             raise UserError(f"{len(names)} tensors are {what}, among them {some}")
+    for name, weight in model.named_parameters():
+        if weight.dtype == torch.float64 and ".experts." in name:
+            raise UserError(
+                f"{name} has weights in float64, in which torch has no product for experts: load them with dtype = "
+                "'float32', or convert the checkpoint"
+            )
     try:
         require_finite(((name, expanded(weight)) for name, weight in weights_of(model)), folder)
     except NotFiniteError:
