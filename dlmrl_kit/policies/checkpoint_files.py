@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
+from dlmrl_kit.core.checksums import CHECKSUMS, damage, read_checksums
 from dlmrl_kit.core.errors import NotFiniteError, UserError
 from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.finite import require_finite, weights_of
@@ -140,6 +141,27 @@ def check_files(folder: str) -> None:
     check_weights(Path(folder))
 
 
+def check_unchanged(folder: str) -> None:
+    """Refuses a model of a run, which has checksums beside it, with a file that is not as the run wrote it.
+
+    Raises:
+        UserError: names the file.
+    """
+    if not (Path(folder) / CHECKSUMS).is_file():
+        return
+    try:
+        sums = read_checksums(Path(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{Path(folder) / CHECKSUMS} cannot be read ({error}): {_RESTORE}") from error
+    for name, checksum in sums.items():
+        path = Path(folder) / name
+        if path.is_file() and (problem := damage(path, checksum)):
+            raise UserError(f"{path}: {problem}; {_RESTORE}")
+
+
+_RESTORE = f"copy the folder again, or remove {CHECKSUMS} if it was changed on purpose"
+
+
 def architectures(config: ConfigJson) -> list[str]:
     """Returns the names of the model classes that a configuration is for."""
     return list(config.get("architectures") or [])
@@ -180,10 +202,13 @@ def load_tokenizer(
 
 
 def token_ids(config: ConfigJson, role: str) -> list[int]:
-    """Returns the ids that a configuration gives a role (``eos``, ``pad``): one, a list of them, or none."""
+    """Returns the ids that a configuration gives a role (``eos``, ``pad``): one, a list of them, or none.
+
+    Some published ones say -1 where there is none.
+    """
     value = config.get(f"{role}_token_id")
     given = value if isinstance(value, list) else [value]
-    return [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+    return [index for index in given if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
 
 
 def load_model(

@@ -22,7 +22,8 @@ _WHOLE = re.compile(
     r"(num|n)_(hidden_layers|layers|heads|attention_heads|(global_)?(key_value|kv)_heads|experts|experts_per_tok)"
     r"|(n_routed_experts|n_group|topk_group|d_model|(vocab|embedding|(mlp_)?hidden|block|bd)_size)"
     r"|((moe_|expert_|dense_)?intermediate_size)"
-    r"|((global_)?head_dim|(original_)?max_position_embeddings|max_sequence_length|canvas_length|local_attention)"
+    r"|((global_)?head_dim|(original_)?max_position_embeddings|max_sequence_length|canvas_length|local_attention|decoder_sparse_step|dim|hidden_dim)"
+    r"|(sliding_window|top_k_experts)"
 )
 """Counts and sizes of which there is at least one."""
 
@@ -55,6 +56,7 @@ _AT_MOST = (
     ("num_experts_per_tok", "num_experts"),
     ("num_experts_per_tok", "n_routed_experts"),
     ("topk_group", "n_group"),
+    ("top_k_experts", "num_experts"),
 )
 """Settings, the first of which is at most the second."""
 

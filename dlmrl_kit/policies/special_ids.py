@@ -87,7 +87,7 @@ def check_agreement(folder: str, config: ConfigJson, tokenizer: PreTrainedTokeni
         own = tokenizer.pad_token_id if role == "pad" else tokenizer.bos_token_id
         for where, settings in sources.items():
             for index in token_ids(settings, role):
-                if own is not None and index not in (own, _NONE[role]):
+                if own not in (None, index):
                     _warn(f"the tokenizer's {what} {own} counts, but {where}: {role}_token_id = {index}")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dlmrl_kit.algorithm.algorithm import Pretraining
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.behaviour import sample
+from dlmrl_kit.core.checksums import write_checksums
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
 from dlmrl_kit.core.finite import require_finite
@@ -293,6 +294,7 @@ class PretrainRun:
         with atomic_folder(model) as temporary:
             save_transformers(self.policy, temporary)
             remember_recipe(temporary, self.folder)
+            write_checksums(temporary)
         greedy, sampled = self._evaluate(0.0, 1), self._evaluate(1.0, 8)
         if greedy.caution():
             self.observer.on_message(greedy.caution())

@@ -20,6 +20,7 @@ from typing import TypeAlias
 import torch
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
+from dlmrl_kit.core.checksums import file_digest
 from dlmrl_kit.core.component import settings
 from dlmrl_kit.core.dependencies import INSTALLED, Dependent, code_of, root_of
 from dlmrl_kit.core.errors import FileError
@@ -137,19 +138,6 @@ def changes(before: Mapping[str, Mapping[str, str]], now: Identity) -> list[Chan
 def digest_of(identity: Mapping[str, Mapping[str, str]]) -> str:
     """Returns one digest of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 digest of a file, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -100,7 +100,7 @@ def test_every_number_is_refused_by_name_or_gives_finite_logits(case: FamilyCase
             except UserError as error:
                 text = str(error)
                 assert "\n" not in text, place
-                assert place[-1] in text or "tensors are" in text or f"{path} describes" in text, (place, text)
+                assert place[-1] in text or "tensors are" in text or str(path) in text, (place, text)
                 refused.add(place[-1])
                 continue
             assert torch.isfinite(policy(row, full, full)).all(), (place, value)

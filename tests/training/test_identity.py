@@ -13,14 +13,15 @@ import torch
 from support.own_data import OwnData, own_data
 from support.runs import model_path, outcome, recipe, stopped
 
+from dlmrl_kit.core.checksums import CHECKSUMS, file_digest
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.recipe.plugins import Plugin
 from dlmrl_kit.tasks.mixture import Mixture
 from dlmrl_kit.training import identity, resume, train
-from dlmrl_kit.training.checkpoint import CHECKSUMS, STATE, checkpoints, identity_in
-from dlmrl_kit.training.identity import Identity, changes, file_digest, identity_of, lasting_name
+from dlmrl_kit.training.checkpoint import STATE, checkpoints, identity_in
+from dlmrl_kit.training.identity import Identity, changes, identity_of, lasting_name
 
 
 def found(own: OwnData, *sets: str) -> Identity:

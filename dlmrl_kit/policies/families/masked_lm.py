@@ -52,7 +52,7 @@ class MaskedLMPolicy(TransformersPolicy):
         super().__init__(model, tokenizer, **arguments)
         self.prefix_ids = self.prefix_ids or distinct([tokenizer.cls_token_id])
         table = _position_table(model)
-        if table is not None and table.padding_idx not in (None, tokenizer.pad_token_id):
+        if table is not None and table.padding_idx == model.config.pad_token_id != tokenizer.pad_token_id:
             raise UserError(
                 f"{type(model).__name__} counts positions from pad_token_id = {table.padding_idx} of config.json, but "
                 f"the tokenizer's padding is {tokenizer.pad_token_id}: correct the one that is wrong"
