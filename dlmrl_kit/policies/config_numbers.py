@@ -27,7 +27,7 @@ _WHOLE = re.compile(
 )
 """Counts and sizes of which there is at least one."""
 
-_ALSO_NONE = re.compile(r"(num|n)_\w+|\w+_(size|length|layers)")
+_ALSO_NONE = re.compile(r"(num|n)_\w+|\w+_(size|length|layers|num_buckets)")
 """Other counts and sizes, which may be 0."""
 
 _RANGES: dict[re.Pattern[str], tuple[Callable[[float], bool], str]] = {

@@ -135,7 +135,7 @@ def test_an_end_that_is_the_mask_or_no_token_of_the_tokenizer_is_refused(family:
 def test_padding_from_which_positions_are_counted_is_the_tokenizers(tmp_path: Path) -> None:
     FAMILIES["roberta"](tmp_path)
     own = load_policy(tmp_path).pad_id
-    for other in (0, own - 1):
+    for other in (0, own - 1, -1):
         say(tmp_path, "config.json", pad_token_id=other)
         with pytest.raises(UserError, match=f"counts positions from pad_token_id = {other} .* padding is {own}"):
             load_policy(tmp_path)

@@ -52,10 +52,12 @@ class MaskedLMPolicy(TransformersPolicy):
         super().__init__(model, tokenizer, **arguments)
         self.prefix_ids = self.prefix_ids or distinct([tokenizer.cls_token_id])
         table = _position_table(model)
-        if table is not None and table.padding_idx == model.config.pad_token_id != tokenizer.pad_token_id:
+        pad = model.config.pad_token_id
+        counts = table is not None and pad is not None and table.padding_idx == pad % table.num_embeddings
+        if counts and pad != tokenizer.pad_token_id:
             raise UserError(
-                f"{type(model).__name__} counts positions from pad_token_id = {table.padding_idx} of config.json, but "
-                f"the tokenizer's padding is {tokenizer.pad_token_id}: correct the one that is wrong"
+                f"{type(model).__name__} counts positions from pad_token_id = {pad} of config.json, but the tokenizer's "
+                f"padding is {tokenizer.pad_token_id}: correct the one that is wrong"
             )
         self.table_length = None if table is None else table.num_embeddings - _reserved(table)
         """The tokens that its table of positions has room for; None: it has no such table."""
