@@ -56,8 +56,8 @@ class MaskedLMPolicy(TransformersPolicy):
         counts = table is not None and pad is not None and table.padding_idx == pad % table.num_embeddings
         if counts and pad != tokenizer.pad_token_id:
             raise UserError(
-                f"{type(model).__name__} counts positions from pad_token_id = {pad} of config.json, but the tokenizer's "
-                f"padding is {tokenizer.pad_token_id}: correct the one that is wrong"
+                f"{type(model).__name__} counts positions from pad_token_id = {pad} of config.json, but the "
+                f"tokenizer's padding is {tokenizer.pad_token_id}: correct the one that is wrong"
             )
         self.table_length = None if table is None else table.num_embeddings - _reserved(table)
         """The tokens that its table of positions has room for; None: it has no such table."""
