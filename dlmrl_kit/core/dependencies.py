@@ -74,7 +74,7 @@ def anchored_path(text: object) -> str | None:
     return None if Path(text).is_absolute() or not path.exists() else str(path.absolute())
 
 
-_INSTALLED = ("site-packages", "dist-packages")
+INSTALLED = ("site-packages", "dist-packages")
 """Names of folders with installed packages, of which versions are kept, not contents."""
 
 
@@ -89,12 +89,17 @@ def code_of(module: str, file: Path) -> set[Path]:
         The file, or all files of the package that it is in, and those of modules and packages beside it that these
         import. Of what is installed the file alone.
     """
-    top = module.split(".")[0]
-    holding = (folder for folder in file.parents if (folder / top).is_dir() or (folder / f"{top}.py").is_file())
-    root = next(holding, None)
+    root = root_of(module, file)
     if root is None or _is_installed(root):
         return {file}
-    return with_imports({file, *(root / top).rglob("*.py")}, root)
+    return with_imports({file, *(root / module.split(".")[0]).rglob("*.py")}, root)
+
+
+def root_of(module: str, file: Path) -> Path | None:
+    """Returns the folder on the Python path that a module, in ``file``, was found from; None where no folder fits."""
+    top = module.split(".")[0]
+    holding = (folder for folder in file.parents if (folder / top).is_dir() or (folder / f"{top}.py").is_file())
+    return next(holding, None)
 
 
 def with_imports(code: Iterable[Path], root: Path) -> set[Path]:
@@ -126,7 +131,7 @@ def with_imports(code: Iterable[Path], root: Path) -> set[Path]:
 def _is_installed(folder: Path) -> bool:
     """Tells whether a folder is one of installed packages, or of Python's own modules."""
     python = Path(sysconfig.get_path("stdlib"))
-    return folder.is_relative_to(python) or any(part in _INSTALLED for part in folder.parts)
+    return folder.is_relative_to(python) or any(part in INSTALLED for part in folder.parts)
 
 
 def _imported(file: Path) -> Iterator[str]:

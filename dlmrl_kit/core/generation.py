@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import COMPLETION_IDS, SEED, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.prompt import Prompt
@@ -55,7 +56,12 @@ def prompt_rows(
     Raises:
         RecipeError: as ``Vocabulary.prompt_tokens``.
     """
-    rows = [policy.prompt_tokens(prompt, completion_length) for prompt in prompts for _ in range(copies)]
+    rows = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            rows += [policy.prompt_tokens(prompt, completion_length)] * copies
+        except RecipeError as error:
+            raise RecipeError(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
     seeds = sample_seeds(len(rows), policy.device, seed, "generate")
     return TensorDict({**policy.padded(rows), SEED: seeds}, [len(rows)])
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, equal
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.finite import require_finite, weights_of
@@ -20,6 +20,9 @@ from dlmrl_kit.policies.weight_files import require_unquantised, tensor_types
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Names of files with an adapter's weights, in the order in which peft takes them."""
+
+_COPY = ".base_layer.weight"
+"""How the name of a weight of the base ends, of which peft writes a copy beside the adapter of its module."""
 
 
 def holds_adapter(folder: str) -> bool:
@@ -61,10 +64,11 @@ def merge_adapter(policy: TransformersPolicy, folder: str) -> None:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     settings = read_settings(folder)
-    weights = _read_weights(folder)
+    weights, copied = _read_weights(folder)
     # The adapter may have the family's names of modules, or else transformers'.
     names = {ours: name for name in sorted(_modules(weights)) for ours in _native(name, policy)}
     _check_modules(settings, names, policy)
+    _check_copies(settings, copied, policy)
     with foreign(f"the adapter does not fit its base {settings.base}"), quiet():
         model = get_peft_model(policy.model, settings.config(names))
         restored = split_lora(weights, names, policy.model)
@@ -79,8 +83,12 @@ def merge_adapter(policy: TransformersPolicy, folder: str) -> None:
     policy.eval()
 
 
-def _read_weights(folder: str) -> dict[str, Tensor]:
+def _read_weights(folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Reads an adapter's weights, under the names of the file.
+
+    Returns:
+        Those of LoRA, and the copies of weights of the base that peft writes beside them where the head or the
+        embeddings are adapted.
 
     Raises:
         UserError: there are none, the file is damaged, or they are NaN, infinite or more than LoRA's.
@@ -93,13 +101,32 @@ def _read_weights(folder: str) -> dict[str, Tensor]:
     require_unquantised(tensor_types(files[0]), files[0])
     with foreign(f"{files[0]} cannot be read"):
         weights: dict[str, Tensor] = load_peft_weights(folder, device="cpu")
+    copied = {name: weights.pop(name) for name in list(weights) if name.endswith(_COPY)}
     other = [name for name in weights if ".lora_" not in name]
     if other:
         raise UserError(f"the adapter trains more than LoRA, for example {other[0]}")
     if not weights:
         raise UserError(f"{files[0]} holds no weights: {AGAIN}")
-    require_finite(weights.items(), str(files[0]))
-    return weights
+    require_finite([*weights.items(), *copied.items()], str(files[0]))
+    return weights, copied
+
+
+def _check_copies(settings: AdapterSettings, copied: dict[str, Tensor], policy: TransformersPolicy) -> None:
+    """Refuses an adapter with weights of the base, by their names in the file, that are not those of this base.
+
+    Raises:
+        UserError: names the module.
+    """
+    modules = dict(policy.model.named_modules())
+    for name, stored in copied.items():
+        module = module_of(name.removesuffix(_COPY))
+        ours = _native(module, policy)
+        own = modules[ours[0]].get_parameter("weight") if len(ours) == 1 and ours[0] in modules else None
+        if own is None or own.shape != stored.shape or not equal(own, stored.to(own.dtype)):
+            raise UserError(
+                f"the adapter holds weights of {module} that are not those of its base {settings.base}: it was trained "
+                "on another base, or trains them, too; merge it into its base with peft, and load the result"
+            )
 
 
 def _check_modules(settings: AdapterSettings, names: dict[str, str], policy: TransformersPolicy) -> None:

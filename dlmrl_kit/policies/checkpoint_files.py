@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import torch
+
+from dlmrl_kit.core.checksums import CHECKSUMS, damage, read_checksums
 from dlmrl_kit.core.errors import NotFiniteError, UserError
 from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.finite import require_finite, weights_of
 from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.policies.adapter import expanded
+from dlmrl_kit.policies.config_numbers import check_numbers
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.model_files import foreign, read_bytes, read_json, read_text
 from dlmrl_kit.policies.options import LoadOptions
@@ -101,13 +105,14 @@ def read_config(folder: str) -> ConfigJson:
     """Reads the ``config.json`` of a checkpoint folder.
 
     Raises:
-        UserError: it is missing, damaged, or has numbers that are not finite.
+        UserError: it is missing, damaged, or has numbers that are not finite or that no model can have.
     """
     path = Path(folder) / "config.json"
     config = read_json(path, finite=True)
     for name, kind in _FORMS.items():
         if config.get(name) is not None and not isinstance(config[name], kind):
             raise UserError(f"{path}: {name} must be {_WORDS[kind]}, got {clipped(repr(config[name]))}")
+    check_numbers(str(path), config)
     return config
 
 
@@ -134,6 +139,27 @@ def check_files(folder: str) -> None:
         elif path.suffix == ".model":
             read_bytes(path, 64)
     check_weights(Path(folder))
+
+
+def check_unchanged(folder: str) -> None:
+    """Refuses a model of a run, which has checksums beside it, with a file that is not as the run wrote it.
+
+    Raises:
+        UserError: names the file.
+    """
+    if not (Path(folder) / CHECKSUMS).is_file():
+        return
+    try:
+        sums = read_checksums(Path(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{Path(folder) / CHECKSUMS} cannot be read ({error}): {_RESTORE}") from error
+    for name, checksum in sums.items():
+        path = Path(folder) / name
+        if path.is_file() and (problem := damage(path, checksum)):
+            raise UserError(f"{path}: {problem}; {_RESTORE}")
+
+
+_RESTORE = f"copy the folder again, or remove {CHECKSUMS} if it was changed on purpose"
 
 
 def architectures(config: ConfigJson) -> list[str]:
@@ -176,10 +202,13 @@ def load_tokenizer(
 
 
 def token_ids(config: ConfigJson, role: str) -> list[int]:
-    """Returns the ids that a configuration gives a role (``eos``, ``pad``): one, a list of them, or none."""
+    """Returns the ids that a configuration gives a role (``eos``, ``pad``): one, a list of them, or none.
+
+    Some published ones say -1 where there is none.
+    """
     value = config.get(f"{role}_token_id")
     given = value if isinstance(value, list) else [value]
-    return [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+    return [index for index in given if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
 
 
 def load_model(
@@ -227,6 +256,12 @@ def load_model(
         if names:
             some = ", ".join(sorted(name if layout is None else layout.both(name) for name in names)[:3])
             raise UserError(f"{len(names)} tensors are {what}, among them {some}")
+    for name, weight in model.named_parameters():
+        if weight.dtype == torch.float64 and ".experts." in name:
+            raise UserError(
+                f"{name} has weights in float64, in which torch has no product for experts: load them with dtype = "
+                "'float32', or convert the checkpoint"
+            )
     try:
         require_finite(((name, expanded(weight)) for name, weight in weights_of(model)), folder)
     except NotFiniteError:

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dlmrl_kit.core.checksums import CHECKSUMS
+
 _NUMBER = re.compile(r"\.(\d+)\.")
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|.*\.index\.json")
 _LARGEST = 64 * 2**20  # bytes
-_OURS = ("dlmrl_kit.json", "README.md", "adapter_config.json")
+_OURS = ("dlmrl_kit.json", CHECKSUMS, "README.md", "adapter_config.json")
 
 
 @dataclass(frozen=True)

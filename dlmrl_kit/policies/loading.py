@@ -8,7 +8,13 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.adapter_files import holds_adapter, merge_adapter
 from dlmrl_kit.policies.adapter_settings import base_of, read_settings
 from dlmrl_kit.policies.added_families import added_families
-from dlmrl_kit.policies.checkpoint_files import ConfigJson, architectures, checkpoint_folder, read_config
+from dlmrl_kit.policies.checkpoint_files import (
+    ConfigJson,
+    architectures,
+    check_unchanged,
+    checkpoint_folder,
+    read_config,
+)
 from dlmrl_kit.policies.families.a2d import A2D
 from dlmrl_kit.policies.families.base import Family
 from dlmrl_kit.policies.families.bidirectional import Bidirectional
@@ -112,6 +118,7 @@ def load_policy(
     )
     folder = checkpoint_folder(path)
     try:
+        check_unchanged(folder)
         return _load_merged(folder, options) if holds_adapter(folder) else _load_folder(folder, options, str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

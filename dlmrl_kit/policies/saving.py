@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dlmrl_kit.core.checksums import CHECKSUMS
 from dlmrl_kit.policies.adapter import merged_state
 from dlmrl_kit.policies.adapter_files import write_adapter
 from dlmrl_kit.policies.checkpoint_files import quiet
@@ -26,7 +27,7 @@ def save_transformers(policy: TransformersPolicy, folder: str | Path) -> None:
         policy: is not changed, but for its model's configuration, which learns the mask and the shift of logits.
         folder: is made if it does not exist.
     """
-    folder = Path(folder)
+    folder = _opened(folder)
     policy.model.config.mask_token_id = policy.mask_id
     if policy.shift_logits:
         policy.model.config.shift_logits = True
@@ -46,12 +47,11 @@ def save_own_layout(policy: TransformersPolicy, folder: str | Path) -> None:
         policy: is not changed.
         folder: is made if it does not exist.
     """
-    folder = Path(folder)
+    folder = _opened(folder)
     layout = policy.layout
     if layout is None:
         save_transformers(policy, folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     if layout.renames:
         _save_renamed(policy, layout, folder)
     else:
@@ -77,10 +77,18 @@ def save_adapter(policy: TransformersPolicy, folder: str | Path) -> None:
     Raises:
         UserError: the policy has no adapter.
     """
-    folder = Path(folder)
+    folder = _opened(folder)
     write_adapter(policy, folder)
     policy.tokenizer.save_pretrained(folder)
     write_told(folder, policy.told)
+
+
+def _opened(folder: str | Path) -> Path:
+    """Makes a folder to write to; checksums of files that were in it do not hold any more."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    return folder
 
 
 def _save_renamed(policy: TransformersPolicy, layout: Layout, folder: Path) -> None:

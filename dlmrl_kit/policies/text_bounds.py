@@ -8,11 +8,10 @@ assistant's answer (LLaDA's ``<|eot_id|>``, Dream's ``<|im_end|>``), and with wh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlmrl_kit.policies.checkpoint_files import ConfigJson, token_ids
-from dlmrl_kit.policies.model_files import read_json
+from dlmrl_kit.policies.special_ids import stated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,10 +32,7 @@ def listed_ends(folder: str, config: ConfigJson) -> tuple[int, ...]:
     Raises:
         UserError: ``generation_config.json`` cannot be read.
     """
-    path = Path(folder) / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    sources = (generation, config, config.get("text_config"))
-    return distinct(index for source in sources if isinstance(source, dict) for index in token_ids(source, "eos"))
+    return distinct(index for settings in stated(folder, config).values() for index in token_ids(settings, "eos"))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -62,7 +62,7 @@ class TransformersPolicy(Policy):
         name: the path or hub id that it was loaded from.
 
     Raises:
-        UserError: no mask id to be found, ``eos_ids`` that are no tokens or the mask, or ``chat_template`` for a
+        UserError: no mask id to be found, ends of text that are no tokens or the mask, or ``chat_template`` for a
             tokenizer that has none.
     """
 
@@ -103,17 +103,17 @@ class TransformersPolicy(Policy):
         self.mask_id = _mask_id(config, tokenizer, mask_id)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id
         self.vocab_size = int(config.vocab_size)
-        for index in eos_ids:
+        self.eos_ids = distinct([*listed_ends, tokenizer.eos_token_id, end_of_turn(tokenizer), *eos_ids])
+        for index in self.eos_ids:
             if not 0 <= index < self.vocab_size or index == self.mask_id:
                 what = "the mask" if index == self.mask_id else f"no token of the model, which has {self.vocab_size}"
-                raise UserError(f"eos_ids: {index} is {what}")
-        ends = distinct([*listed_ends, tokenizer.eos_token_id, end_of_turn(tokenizer), *eos_ids])
-        self.eos_ids = tuple(i for i in ends if 0 <= i < self.vocab_size and i != self.mask_id)
+                raise UserError(f"{'eos_ids' if index in eos_ids else 'an end of text'}: {index} is {what}")
         self.prefix_ids = beginning(tokenizer)
         self.unknown_ids = unknown_tokens(tokenizer)
         self.max_length = context_length(config)
         special = {self.mask_id, *forbidden_ids, *range(len(tokenizer), self.vocab_size)}
-        special |= {*distinct([tokenizer.pad_token_id, tokenizer.unk_token_id])} - {*ends}  # padding may be an end
+        nothing = distinct([tokenizer.pad_token_id, tokenizer.unk_token_id])
+        special |= {*nothing} - {*self.eos_ids}  # padding may be an end
         self.forbidden_ids = tuple(sorted(special))
         self.chat_template = bool(chat_template)
         if self.chat_template and not tokenizer.chat_template:

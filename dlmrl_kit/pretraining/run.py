@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Pretraining
 from dlmrl_kit.core import seeding
+from dlmrl_kit.core.checksums import write_checksums
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError
 from dlmrl_kit.core.files import atomic_folder, write_atomic
@@ -276,6 +277,7 @@ class PretrainRun:
         with atomic_folder(model) as temporary:
             save_transformers(self.policy, temporary)
             remember_recipe(temporary, self.folder)
+            write_checksums(temporary)
         after = self._heldout_loss()
         greedy, sampled = (self._evaluate(0.0, 1), self._evaluate(1.0, 8)) if self.settings.eval_size else (None, None)
         if greedy is not None and greedy.caution():

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dlmrl_kit.core.errors import FileError
-from dlmrl_kit.core.files import reason_of
+from dlmrl_kit.core.files import read_regular, reason_of
 from dlmrl_kit.core.prompt import Prompt, fault_of, is_message
 
 
@@ -22,11 +22,12 @@ def read_prompts(path: Path) -> list[Prompt]:
         FileError: the file cannot be read, or a line of it holds no prompt.
     """
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if str(path) == "-" else read_regular(path).decode("utf-8-sig")
     except OSError as error:
         raise FileError(f"cannot read {path}: {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not UTF-8 text") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix != ".jsonl":
         return [line for _, line in lines]

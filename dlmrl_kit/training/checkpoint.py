@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from dlmrl_kit.core.checksums import CHECKSUMS, damage, read_checksums, write_checksums
 from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.core.files import atomic_folder, reason_of
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.policies.sharding import is_sharded, own_part
-from dlmrl_kit.training.identity import Identity, file_digest
+from dlmrl_kit.training.identity import Identity
 from dlmrl_kit.training.optimiser import go_on
 from dlmrl_kit.training.tensor_files import SUFFIX, read, write_parts, write_whole
 
@@ -44,7 +45,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-WEIGHTS, MOMENTS, STATE, CHECKSUMS = "weights", "optimiser", "state.json", "checksums.json"
+WEIGHTS, MOMENTS, STATE = "weights", "optimiser", "state.json"
 """Names in a checkpoint; the first two are files with the ending ``tensor_files.SUFFIX``, or folders of parts."""
 ROLLOUTS = "rollouts"
 """Name of the file with the rollouts that were sampled ahead of their updates, where there were any."""
@@ -93,8 +94,7 @@ def save_checkpoint(
 
     def finish(temporary: Path) -> None:
         (temporary / STATE).write_text(json.dumps(state, default=_unserialisable))
-        files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
-        (temporary / CHECKSUMS).write_text(json.dumps({name: file_digest(temporary / name) for name in files}))
+        write_checksums(temporary)
 
     def write() -> None:
         with atomic_folder(folder) as temporary:
@@ -228,18 +228,14 @@ def _checked_state(folder: Path) -> dict[str, Any]:
 def _damage(folder: Path) -> str:
     """Says which file of a checkpoint is not as it was written, and how; "" if all are."""
     try:
-        sums = dict(json.loads((folder / CHECKSUMS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        sums = read_checksums(folder)
+    except (OSError, ValueError) as error:
         return f"{CHECKSUMS}: {error}"
     there = {path.relative_to(folder).as_posix() for path in folder.glob(f"*/*{SUFFIX}")}  # parts of any process
     whole = {} if there else {f"{WEIGHTS}{SUFFIX}", f"{MOMENTS}{SUFFIX}"}
     for name in sorted({*sums, *there, *whole, STATE}):
-        try:
-            same = file_digest(folder / name) == sums.get(name)
-        except OSError as error:
-            return f"{name}: {reason_of(error)}"
-        if not same:
-            return f"{name} is not what was written there: its checksum is another one"
+        if problem := damage(folder / name, sums.get(name)):
+            return f"{name}: {problem}"
     return ""
 
 

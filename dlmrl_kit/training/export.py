@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from dlmrl_kit.core.checksums import write_checksums
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import atomic_folder
@@ -64,7 +65,8 @@ def export(
                 save_components(temporary, components)
             write_told(temporary, policy.told, decoding=result.after.decoding)
             remember_recipe(temporary, result.folder)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            write_checksums(temporary)
+            (temporary / "README.md").write_text(card, encoding="utf-8")  # for readers, who may change it
 
 
 def remember_recipe(model: Path, run: Path) -> None:

@@ -1,9 +1,15 @@
-"""What a run depends on: settings, files, packages and machine, kept in its checkpoints and compared at a resume."""
+"""What a run depends on: settings, files, packages and machine, kept in its checkpoints and compared at a resume.
+
+Files have names that stay when what they belong to is moved: those of the kit, of installed packages, of the hub's
+cache and of imported modules are relative to where these are found. Files that the user named by a path, data and
+checkpoints, are known by their absolute paths.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,8 +20,9 @@ from typing import TypeAlias
 import torch
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
+from dlmrl_kit.core.checksums import file_digest
 from dlmrl_kit.core.component import settings
-from dlmrl_kit.core.dependencies import Dependent, code_of
+from dlmrl_kit.core.dependencies import INSTALLED, Dependent, code_of, root_of
 from dlmrl_kit.core.errors import FileError
 from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.version import VERSION
@@ -74,8 +81,11 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
         FileError: a file cannot be read.
     """
     bound = {key: value.text or f"a {type(value.value).__name__}" for key, value in recipe.bindings.items()}
-    files = files_of(built)
-    files |= {path for block in recipe.blocks for path in _source(block.cls)}
+    names = {path: lasting_name(path, None) for path in files_of(built)}
+    for code, root in (_source(block.cls) for block in recipe.blocks):
+        names |= {path: lasting_name(path, root) for path in code}
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    files = {str(path) if name in twice else name: path for path, name in names.items()}
     machine = {"device": device.type}
     if device.type == "cpu":  # sums over another number of threads differ in the last digit
         machine["threads"] = str(torch.get_num_threads())
@@ -83,11 +93,28 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
         machine["processes"] = str(processes)
     return {
         "recipe": bound | {text: "there" for text in recipe.imports},
-        "files": {str(path): _digest(path) for path in sorted(files)},
+        "files": {name: _digest(path) for name, path in sorted(files.items())},
         "data": {name: version for part in _all(_parts(built)) for name, version in part.versions().items()},
         "packages": dict(_packages(recipe)),
         "machine": machine,
     }
+
+
+def lasting_name(path: Path, root: Path | None) -> str:
+    """Returns the name of a file, absolute, that stays when what the file belongs to is moved.
+
+    Args:
+        path: of the file.
+        root: the folder that it was imported from; None: it was not.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    package = Path(__file__).resolve().parents[1]
+    homes = [package.parent] if path.is_relative_to(package) else []
+    homes += [Path(HF_HUB_CACHE).absolute(), *(folder for folder in path.parents if folder.name in INSTALLED)]
+    homes += [] if root is None else [root]
+    home = next((folder for folder in homes if path.is_relative_to(folder)), None)
+    return str(path) if home is None else path.relative_to(home).as_posix()
 
 
 def _parts(built: Algorithm | Pretraining) -> list[object]:
@@ -101,7 +128,7 @@ def changes(before: Mapping[str, Mapping[str, str]], now: Identity) -> list[Chan
     """Lists what differs between two identities, section by section."""
     found = []
     for section, entries in now.items():
-        old = before.get(section, {})
+        old = _renamed(before.get(section, {}), entries) if section == "files" else before.get(section, {})
         for name in dict.fromkeys([*old, *entries]):
             if old.get(name) != entries.get(name):
                 found.append(Change(section, name, old.get(name, ""), entries.get(name, "")))
@@ -111,19 +138,6 @@ def changes(before: Mapping[str, Mapping[str, str]], now: Identity) -> list[Chan
 def digest_of(identity: Mapping[str, Mapping[str, str]]) -> str:
     """Returns one digest of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 digest of a file, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -150,15 +164,29 @@ def _all(components: Iterable[object]) -> Iterator[Dependent]:
             yield from _all(part)
 
 
-def _source(cls: type) -> set[Path]:
-    """Lists the code of a component that is not the kit's: a plugin's, or that of a module that a recipe imports."""
+def _source(cls: type) -> tuple[set[Path], Path | None]:
+    """Lists the code of a component that is not the kit's: a plugin's, or that of a module that a recipe imports.
+
+    Returns:
+        The files, and the folder that the component's module was found from.
+    """
     if cls.__module__.split(".", 1)[0] == _KIT:
-        return set()
+        return set(), None
     try:
         found = getsourcefile(cls)
     except (TypeError, OSError):
-        return set()
-    return set() if found is None else code_of(cls.__module__, Path(found).absolute())
+        return set(), None
+    if found is None:
+        return set(), None
+    file = Path(found).absolute()
+    return code_of(cls.__module__, file), root_of(cls.__module__, file)
+
+
+def _renamed(old: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Returns the files of an identity by the names of another: earlier versions knew all files by absolute paths."""
+    longest = sorted((name for name in now if not Path(name).is_absolute()), key=len, reverse=True)
+    ours = {name: next((new for new in longest if name.endswith(f"/{new}")), name) for name in old if name not in now}
+    return {ours.get(name, name): digest for name, digest in old.items()}
 
 
 def _packages(recipe: Recipe) -> Iterator[tuple[str, str]]:

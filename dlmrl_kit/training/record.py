@@ -75,8 +75,9 @@ def check_unchanged(folder: Path, now: Identity, *, length: str, finished: bool,
         own = identity_in(found[-1][1])
         earlier = [entry["before"] for entry in about.get("changes", [])]
         if known is not None and digest_of(own) not in (digest_of(known), *earlier):
-            difference = [str(change) for change in changes(known, own)]
-            raise refused(found[-1][1], f"it is another run's: {difference[0] if difference else 'other entries'}")
+            difference = changes(known, own)
+            if difference:
+                raise refused(found[-1][1], f"it is another run's: {difference[0]}")
         known = own if known is None else known
     if known is None:  # the run lost its record and has no checkpoint: it starts again
         return []

@@ -183,6 +183,31 @@ def test_weights_of_an_adapter_that_do_not_fit(made: Made, tmp_path: Path) -> No
         load_policy(tmp_path)
 
 
+@pytest.mark.parametrize("ends", ["head", "embeddings", "head and embeddings"])
+@pytest.mark.parametrize("family", [name for name in PUBLISHED if name != "llada tied"])
+def test_an_adapter_of_the_head_or_the_embeddings(family: str, ends: str, made: Made, tmp_path: Path) -> None:
+    """peft writes copies of the base's weights beside it, which must be the base's."""
+    folder, _ = made(family)
+    policy = load_policy(folder)
+    chosen = [name for name, word in {"lm_head": "head", "embed_tokens": "embeddings"}.items() if word in ends]
+    settings = LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", *chosen])
+    model = get_peft_model(policy.model, settings)
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=True)
+    full = torch.ones(1, len(ROW), dtype=torch.bool)
+    torch.testing.assert_close(logits(tmp_path), policy(ROW[None], full, full).detach(), rtol=1e-4, atol=1e-4)
+
+    path = tmp_path / "adapter_model.safetensors"
+    weights = load_file(path)
+    copies = [name for name in weights if name.endswith(".base_layer.weight")]
+    assert len(copies) == len(chosen)
+    for name in copies:
+        for other in (weights[name] * 2, weights[name][1:].clone(), weights[name] * float("nan")):
+            save_file({**weights, name: other}, path)
+            with pytest.raises(UserError, match=r"holds weights of \S+ that are not those of its base|NaN or infinite"):
+                load_policy(tmp_path)
+
+
 def test_one_end_of_tied_weights_cannot_be_adapted(made: Made, tmp_path: Path) -> None:
     trained_adapter(made("llada tied")[0], tmp_path, r=2, target_modules=["wte"])
     with pytest.raises(UserError, match=r"the adapter changes \S*wte alone, which shares its weights"):

@@ -171,13 +171,15 @@ def test_generation_settings_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_ends_that_are_no_tokens(tmp_path: Path) -> None:
-    """Said by the user, an error; listed in files, ids that never occur."""
     policy = tiny_policy()
     with pytest.raises(UserError, match="eos_ids: 99 is no token of the model, which has 14"):
         TransformersPolicy(policy.model, policy.tokenizer, eos_ids=(99,))
     with pytest.raises(UserError, match="eos_ids: 1 is the mask"):
         TransformersPolicy(policy.model, policy.tokenizer, eos_ids=(1,))
-    assert TransformersPolicy(policy.model, policy.tokenizer, listed_ends=(99, 1, 3)).eos_ids == (3, 2)
+    for end, problem in ((99, "no token of the model"), (-1, "no token of the model"), (1, "the mask")):
+        with pytest.raises(UserError, match=f"an end of text: {end} is {problem}"):
+            TransformersPolicy(policy.model, policy.tokenizer, listed_ends=(3, end))
+    assert TransformersPolicy(policy.model, policy.tokenizer, listed_ends=(3,)).eos_ids == (3, 2)
 
 
 @pytest.mark.parametrize("name", ["eos_ids", "forbidden_ids"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,12 @@ def test_the_chat_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "no tokens for" in result.output
     assert CliRunner().invoke(app, how, input="12:\n").exit_code == 0  # the end of the input ends it
+
+
+def test_prompts_in_a_device_or_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(FileError, match=f"cannot read {path}: it is a device, pipe or socket"):
+            read_prompts(path)
+    (tmp_path / "lines.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    assert read_prompts(tmp_path / "lines.txt") == ["one", "two", "three"]

@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from support.runs import files, new_run, outcome, prepared, rollout
 
+from dlmrl_kit.core.checksums import file_digest
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import resume, tensor_files, train
 from dlmrl_kit.training.checkpoint import checkpoints, intact, load_checkpoint, save_checkpoint
-from dlmrl_kit.training.identity import file_digest
 
 
 def test_a_checkpoint_holds_everything_exactly(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from support.pretraining import tiny
 from support.rollouts import members
 from support.runs import build, model_path, new_run, recipe
 
+from dlmrl_kit.core.checksums import CHECKSUMS
 from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import CheckpointError, RecipeError, UserError
 from dlmrl_kit.core.results import EvalResult
@@ -224,6 +225,7 @@ def test_a_model_folder_runs_no_code_of_its_own(run: Path, tmp_path: Path) -> No
     sets += [f"JsonLines.reward_folder = '{model}'"]
     stored = recipe(uses=["task=JsonLines"], sets=sets).text()
     (model / "trained_with.gin").write_text(stored)
+    (model / CHECKSUMS).unlink()  # as after any change on purpose
     with pytest.raises(RecipeError, match=r"runs .*reward_inside\.py, code in the model's own folder; .* --recipe "):
         evaluate_path(str(model), size=2)
     found = evaluate_path(str(model), size=2, recipe=str(model / "trained_with.gin"))

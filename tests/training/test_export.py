@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from support.shipped_runs import TINY, tiny_run
 from typer.testing import CliRunner, Result
 
 from dlmrl_kit.cli.app import app
+from dlmrl_kit.core.checksums import CHECKSUMS
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.policies.loading import load_policy
+from dlmrl_kit.policies.saving import save_own_layout, save_transformers
 from dlmrl_kit.training import old_check
 from dlmrl_kit.training.model_card import AUDIT
 from dlmrl_kit.training.opening import open_decoder
@@ -109,6 +114,44 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     result = train(folder / "base", folder / "run", sets=sets)
     assert result.exit_code == 0, result.output
     return folder / "base", folder / "run"
+
+
+@pytest.mark.parametrize("what", ["model", "adapter"])
+def test_a_flipped_bit_in_what_a_run_wrote_is_refused(what: str, lora_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """In every file but the card, wherever it is; also in the checksums themselves, but for names of files."""
+    original = lora_run[1] / what
+    files = {path.name for path in original.iterdir()} - {"README.md"}
+    assert {*json.loads((original / CHECKSUMS).read_text())} == files - {CHECKSUMS}
+    flips = random.Random(0)
+    for name in sorted(files):
+        folder = Path(shutil.copytree(original, tmp_path / name))
+        content = bytearray((folder / name).read_bytes())
+        place = len(content) - 3 if name == CHECKSUMS else flips.randrange(len(content))
+        content[place] ^= 1 << flips.randrange(7)
+        (folder / name).write_bytes(bytes(content))
+        with pytest.raises(UserError, match=r"checksums?\b.* copy the folder again, or remove checksums\.json"):
+            load_policy(folder)
+    folder = Path(shutil.copytree(original, tmp_path / "changed on purpose"))
+    for name in ("README.md", "trained_with.gin"):
+        (folder / name).write_text("# mine\n")
+        if name != "README.md":
+            (folder / CHECKSUMS).unlink()
+        load_policy(folder)
+
+
+def test_a_model_that_is_saved_over_another_has_its_own_files(lora_run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(lora_run[1] / "model", tmp_path / "model"))
+    policy = load_policy(folder)
+    assert policy.layout is not None
+    assert CHECKSUMS not in policy.layout.files
+    with torch.no_grad():
+        policy.trainable()[0][1].add_(1)
+    for save in (save_own_layout, save_transformers):
+        shutil.copy(lora_run[1] / "model" / CHECKSUMS, folder)
+        save(policy, folder)
+        assert not (folder / CHECKSUMS).exists()
+        if save is save_own_layout:
+            load_policy(folder)
 
 
 def test_a_run_leaves_all_that_is_needed_to_use_its_model(lora_run: tuple[Path, Path]) -> None:

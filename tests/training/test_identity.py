@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -12,14 +13,15 @@ import torch
 from support.own_data import OwnData, own_data
 from support.runs import model_path, outcome, recipe, stopped
 
+from dlmrl_kit.core.checksums import CHECKSUMS, file_digest
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.recipe.plugins import Plugin
 from dlmrl_kit.tasks.mixture import Mixture
 from dlmrl_kit.training import identity, resume, train
-from dlmrl_kit.training.checkpoint import checkpoints, identity_in
-from dlmrl_kit.training.identity import Identity, changes, identity_of
+from dlmrl_kit.training.checkpoint import STATE, checkpoints, identity_in
+from dlmrl_kit.training.identity import Identity, changes, identity_of, lasting_name
 
 
 def found(own: OwnData, *sets: str) -> Identity:
@@ -47,6 +49,72 @@ def test_a_changed_file_is_a_change_that_names_it(which: str, tmp_path: Path, mo
     assert changes(before, found(own)) == []
     append(path)
     assert [str(change) for change in changes(before, found(own))] == [f"{path} has changed"]
+
+
+PLACES: dict[str, tuple[str, str | None, str]] = {
+    "the kit's": ("KIT/assets/sudoku4x4/model.safetensors", None, "dlmrl_kit/assets/sudoku4x4/model.safetensors"),
+    "the kit's, imported": ("KIT/x.py", "HERE/lib", "dlmrl_kit/x.py"),
+    "an installed plugin's": ("HERE/venv/lib/python3.12/site-packages/acme/steps.py", None, "acme/steps.py"),
+    "of Debian": ("HERE/usr/dist-packages/acme/steps.py", None, "acme/steps.py"),
+    "of a checkpoint of the hub": ("HUB/models--a--b/snapshots/f00/x.json", None, "models--a--b/snapshots/f00/x.json"),
+    "of a module on the Python path": ("HERE/code/acme/steps.py", "HERE/code", "acme/steps.py"),
+    "data": ("HERE/data/d.jsonl", None, "HERE/data/d.jsonl"),
+    "data beside imported code": ("HERE/data/d.jsonl", "HERE/code", "HERE/data/d.jsonl"),
+}
+"""Files, the folders that they are imported from, and the names under which they are compared."""
+
+
+@pytest.mark.parametrize("which", PLACES)
+def test_files_are_known_by_what_they_belong_to(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = Path(identity.__file__).parents[1]
+    for place in (tmp_path / "one", tmp_path / "other"):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
+        here = {"KIT": str(kit), "HERE": str(place), "HUB": str(place / "hub")}
+
+        def filled(text: str, here: dict[str, str] = here) -> str:
+            return functools.reduce(lambda text, item: text.replace(*item), here.items(), text)
+
+        path, root, name = PLACES[which]
+        assert lasting_name(Path(filled(path)), None if root is None else Path(filled(root))) == filled(name)
+
+
+def test_two_files_of_one_name_are_both_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / place / "site-packages" / "x.json" for place in ("one", "other")]
+    for path in files:
+        path.parent.mkdir(parents=True)
+        path.write_text(str(path))
+    loaded = recipe()
+    monkeypatch.setattr(identity, "files_of", lambda built: set(files))
+    assert identity_of(loaded, loaded.build_algorithm(), torch.device("cpu"))["files"].keys() == set(map(str, files))
+
+
+def as_before(known: Identity) -> Identity:
+    """An identity as earlier versions wrote it: with absolute names, here those of an installation that is gone."""
+    gone = {n: n if Path(n).is_absolute() else f"/old/venv/lib/site-packages/{n}" for n in known["files"]}
+    return {**known, "files": {gone[name]: digest for name, digest in known["files"].items()}}
+
+
+def test_a_run_goes_on_with_a_moved_installation(tmp_path: Path) -> None:
+    """Also one that an earlier version began, which knew the files of the kit by absolute paths."""
+    folder = tmp_path / "run"
+    sets = ["Pretrained.path = 'shipped:sudoku4x4'", *SETS]
+    stopped(lambda: train(recipe(sets=sets), folder), 1)
+    about = json.loads((folder / "run.json").read_text())
+    assert not any(Path(name).is_absolute() for name in about["identity"]["files"])
+    earlier = as_before(about["identity"])
+    assert changes(earlier, about["identity"]) == []
+    (folder / "run.json").write_text(json.dumps({**about, "identity": earlier}))
+    checkpoint = checkpoints(folder)[-1][1]
+    state = json.loads((checkpoint / STATE).read_text())
+    (checkpoint / STATE).write_text(json.dumps({**state, "identity": earlier}))
+    sums = json.loads((checkpoint / CHECKSUMS).read_text())
+    (checkpoint / CHECKSUMS).write_text(json.dumps({**sums, STATE: file_digest(checkpoint / STATE)}))
+    stopped(lambda: resume(folder), 2)  # now the checkpoint has other names than the record
+    stopped(lambda: resume(folder), 3)
+    changed = {**earlier, "files": {name: "0" for name in earlier["files"]}}
+    assert {str(change) for change in changes(changed, about["identity"])} == {
+        f"{name} has changed" for name in about["identity"]["files"]
+    }
 
 
 def test_files_of_tasks_in_a_mixture_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

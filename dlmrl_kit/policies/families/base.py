@@ -9,6 +9,7 @@ from dlmrl_kit.policies.checkpoint_files import ConfigJson, check_files, load_mo
 from dlmrl_kit.policies.layout import Layout, read_files
 from dlmrl_kit.policies.model_files import foreign
 from dlmrl_kit.policies.options import LoadOptions
+from dlmrl_kit.policies.special_ids import check_agreement, check_ids
 from dlmrl_kit.policies.text_bounds import distinct, listed_ends
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
@@ -70,15 +71,17 @@ class Family(ABC):
             name: the path or hub id as the user wrote it.
 
         Raises:
-            UserError: as ``model_config``, damaged files, tensors that are missing, left over or not finite, or a
-                tokenizer that cannot be loaded.
+            UserError: as ``model_config``, damaged files, tensors that are missing, left over or not finite, a
+                tokenizer that cannot be loaded, or special tokens that are none or contradict each other.
         """
         check_files(folder)
         with foreign(f"{folder}/config.json describes no model that can be built"):
             settings = self.checkpoint_config(folder, config, options)
+        check_ids(folder, config, settings.get_text_config().vocab_size)
         layout = self.layout(folder, config)
         model = load_model(self.model_class(), folder, options, config=settings, layout=layout, unused=self.unused)
         tokenizer = self.tokenizer(folder, config)
+        check_agreement(folder, config, tokenizer, options.mask_id)
         arguments = options.policy_arguments()
         arguments |= {"listed_ends": self.ends(folder, config, tokenizer), "layout": layout, "name": name}
         arguments["forbidden_ids"] = (*options.forbidden_ids, *self.forbidden(tokenizer))

@@ -38,7 +38,8 @@ class MaskedLMPolicy(TransformersPolicy):
         tokenizer, arguments: as ``TransformersPolicy``.
 
     Raises:
-        UserError: as ``TransformersPolicy``, or a model that cannot be told what is padding.
+        UserError: as ``TransformersPolicy``, a model that cannot be told what is padding, or one that counts positions
+            from another padding than the tokenizer's.
     """
 
     unshardable = "is not for masked language models, whose head runs within the whole model"
@@ -50,7 +51,15 @@ class MaskedLMPolicy(TransformersPolicy):
             raise UserError(f"{type(model).__name__} takes no attention mask: padding would change its results")
         super().__init__(model, tokenizer, **arguments)
         self.prefix_ids = self.prefix_ids or distinct([tokenizer.cls_token_id])
-        self.table_length = _max_length(model)
+        table = _position_table(model)
+        pad = model.config.pad_token_id
+        counts = table is not None and pad is not None and table.padding_idx == pad % table.num_embeddings
+        if counts and pad != tokenizer.pad_token_id:
+            raise UserError(
+                f"{type(model).__name__} counts positions from pad_token_id = {pad} of config.json, but the "
+                f"tokenizer's padding is {tokenizer.pad_token_id}: correct the one that is wrong"
+            )
+        self.table_length = None if table is None else table.num_embeddings - _reserved(table)
         """The tokens that its table of positions has room for; None: it has no such table."""
         self.max_length = self.max_length if self.table_length is None else self.table_length
 
@@ -110,13 +119,17 @@ def _answering(body: nn.Module, states: Tensor) -> Iterator[None]:
             body.forward = own
 
 
-def _max_length(model: nn.Module) -> int | None:
-    """Returns for how many tokens the model's table of absolute positions has room; None without such a table."""
+def _position_table(model: nn.Module) -> nn.Embedding | None:
+    """Returns a model's table of absolute positions; None if it has none."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            reserved = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            return module.num_embeddings - reserved
+            return module
     return None
+
+
+def _reserved(table: nn.Embedding) -> int:
+    """Returns how many rows of a table of positions stand for no position: RoBERTa counts from its padding."""
+    return 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 class MaskedLM(Family):
