@@ -159,7 +159,7 @@ def table(worlds: Sequence[int] = (1, 2, 4)) -> str:
             for world in worlds:
                 prompts = 8 if kind == "strong" else 4 * world
                 sets = [f"Trainer.prompts_per_update = {prompts}", "Trainer.minibatches = 1"]
-                sets += [f"Trainer.sharding = {sharding!r}", "Trainer.micro_batch_size = 8"]
+                sets += [f"Trainer.sharding = {sharding!r}", "Trainer.micro_batch_size = 8", "Trainer.group_size = 4"]
                 rows.append(line(f"{kind}, {prompts} prompts, {sharding}", world, run(world, "egspo_sa", sets)))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -71,9 +71,10 @@ def test_the_choice_is_the_fastest_that_fits() -> None:
     assert best.sharding == "none"
     assert (best.rollout_batch, best.micro_batch) == (found.samples, found.samples)
     assert best.memory.peak <= (1 - FREE) * GIB
-    # just too little for the weights and moments of all: parts fit
-    kept = best.memory.weights + best.memory.optimiser
-    tight = replace(found, cluster=replace(found.cluster, memory=kept / GIB / (1 - FREE)))
+    least = {s: min(c.memory.peak for c in found.choices() if c.sharding == s) for s in ("none", "full")}
+    assert least["full"] < least["none"]
+    limit = (least["full"] + least["none"]) / 2 / GIB / (1 - FREE)
+    tight = replace(found, cluster=replace(found.cluster, memory=limit))
     small = tight.best(tight.choices())
     assert small is not None
     assert small.sharding == "full"
