@@ -9,7 +9,6 @@ the rollout, in which nobody waits before the end. Seconds of processes that sha
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -114,22 +113,26 @@ def measured(processes: Processes, algorithm: Algorithm) -> dict[str, Any]:
     }
 
 
-def _serve(rank: int, world: int, folder: str, recipe: str, sets: Sequence[str]) -> None:
+def _serve(rank: int, world: int, folder: str, cases: Sequence[Sequence[str]]) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    found = measured(Several(rank, world, store), load_recipe(recipe, sets=sets).build())
+    found = []
+    for number, sets in enumerate(cases):
+        processes = Several(rank, world, dist.PrefixStore(str(number), store))
+        found.append(measured(processes, load_recipe("egspo_sa", sets=sets).build()))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def run(world: int, recipe: str, sets: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns what each of ``world`` processes measured."""
+def run(world: int, cases: Sequence[Sequence[str]]) -> list[list[dict[str, Any]]]:
+    """Returns for each case (bindings of the recipe) what each of ``world`` processes measured."""
     if world == 1:
-        return [measured(ALONE, load_recipe(recipe, sets=sets).build())]
+        return [[measured(ALONE, load_recipe("egspo_sa", sets=sets).build())] for sets in cases]
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_serve, (world, folder, recipe, sets), nprocs=world)
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
+        torch.multiprocessing.spawn(_serve, (world, folder, cases), nprocs=world)
+        each = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
+        return [list(found) for found in zip(*each, strict=True)]
 
 
 def line(label: str, world: int, found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -152,31 +155,27 @@ def line(label: str, world: int, found: Sequence[Mapping[str, Any]]) -> list[str
 
 def table(worlds: Sequence[int] = (1, 2, 4)) -> str:
     """Measures, and writes the table in Markdown."""
-    heads = ["", "processes", "forwards of a rollout", "tokens sampled", "tokens scored and trained", "idle in rollout"]
+    heads = [
+        "scaling, prompts, sharding",
+        "processes",
+        "forwards of a rollout",
+        "tokens sampled",
+        "tokens scored and trained",
+        "idle in rollout",
+    ]
     rows = [[*heads, "bytes sent", "on paper"], ["---"] * (len(heads) + 2)]
-    for kind in ("strong", "weak"):
-        for sharding in ("none", "full"):
-            for world in worlds:
-                prompts = 8 if kind == "strong" else 4 * world
-                sets = [f"Trainer.prompts_per_update = {prompts}", "Trainer.minibatches = 1"]
-                sets += [f"Trainer.sharding = {sharding!r}", "Trainer.micro_batch_size = 8", "Trainer.group_size = 4"]
-                rows.append(line(f"{kind}, {prompts} prompts, {sharding}", world, run(world, "egspo_sa", sets)))
+    for world in worlds:
+        cases = {
+            (kind, prompts, sharding): [
+                *(f"Trainer.prompts_per_update = {prompts}", f"Trainer.sharding = {sharding!r}"),
+                *("Trainer.minibatches = 1", "Trainer.micro_batch_size = 2", "Trainer.group_size = 2"),
+            ]
+            for kind, prompts in (("strong", 8), ("weak", 4 * world))
+            for sharding in ("none", "full")[: 1 if world == 1 else None]
+        }
+        for (kind, prompts, sharding), found in zip(cases, run(world, list(cases.values())), strict=True):
+            rows.append(line(f"{kind}, {prompts} prompts, {sharding}", world, found))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def idle(lengths: Sequence[float], world: int, dealt: str) -> float:
-    """Returns the idle share of a rollout whose prompts take so long each, dealt ``in turn`` or ``by length``."""
-    loads = [0.0] * world
-    if dealt == "in turn":
-        for number, length in enumerate(lengths):
-            loads[number % world] += length
-    else:  # the longest first, each to the process with least, of those with room: as many prompts for all
-        room = [math.ceil(len(lengths) / world)] * world
-        for length in sorted(lengths, reverse=True):
-            least = min((rank for rank in range(world) if room[rank]), key=lambda rank: loads[rank])
-            loads[least] += length
-            room[least] -= 1
-    return 1 - sum(loads) / (world * max(loads))
 
 
 if __name__ == "__main__":

@@ -71,15 +71,20 @@ def test_the_choice_is_the_fastest_that_fits() -> None:
     assert best.sharding == "none"
     assert (best.rollout_batch, best.micro_batch) == (found.samples, found.samples)
     assert best.memory.peak <= (1 - FREE) * GIB
+    nothing = replace(found, cluster=replace(found.cluster, memory=1e-6))
+    assert in_words(nothing)[-1].startswith("choose       nothing: no choice fits into 1e-06 GiB")
+
+
+def test_what_fits_in_parts_alone_is_sharded() -> None:
+    deep = ["CharacterLlama.hidden_size = 32", "CharacterLlama.num_layers = 6", "Selector.k = 1"]
+    found = job(Cluster(2), *deep, uses=("policy=CharacterLlama",))
     least = {s: min(c.memory.peak for c in found.choices() if c.sharding == s) for s in ("none", "full")}
     assert least["full"] < least["none"]
     limit = (least["full"] + least["none"]) / 2 / GIB / (1 - FREE)
     tight = replace(found, cluster=replace(found.cluster, memory=limit))
-    small = tight.best(tight.choices())
-    assert small is not None
-    assert small.sharding == "full"
-    nothing = replace(found, cluster=replace(found.cluster, memory=1e-6))
-    assert in_words(nothing)[-1].startswith("choose       nothing: no choice fits into 1e-06 GiB")
+    best = tight.best(tight.choices())
+    assert best is not None
+    assert best.sharding == "full"
 
 
 def test_what_cannot_be_sharded_is_not_chosen() -> None:
