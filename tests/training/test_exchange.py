@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-from support.paths import ROOT
+from support.collectives import payloads
 from support.runs import build
 from support.several import Pool
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from scaling import measured
 
 from dlmrl_kit.core.processes import Processes
 
@@ -28,7 +22,7 @@ CASES = {
 
 def case(processes: Processes, name: str, sets: list[str]) -> object:
     """In a process of the pool, which imports this module."""
-    return measured(processes, build(name, sets))
+    return payloads(processes, build(name, sets))
 
 
 @pytest.mark.parametrize(
@@ -37,5 +31,6 @@ def case(processes: Processes, name: str, sets: list[str]) -> object:
 def test_bytes_are_those_on_paper(label: str, pool: Pool) -> None:
     for found in pool.run(case, *CASES[label], worlds=(2, 3)).values():
         for own in found:
-            assert own["payloads"] == own["expected"]
-            assert own["payloads"]
+            counted, on_paper = own
+            assert counted == on_paper
+            assert counted
