@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,7 +69,7 @@ def train_command(
             min=1,
             metavar="N",
             help="Train in N processes of this machine, each on a GPU of its own; without GPUs on the CPU. With "
-            "--dry-run: the GPUs that the hours are estimated for.",
+            "--dry-run: the GPUs of a machine that the run is planned for.",
             show_default=False,
         ),
     ] = None,
@@ -86,17 +86,54 @@ def train_command(
         float | None,
         typer.Option(min=0.001, help="With --dry-run: TFLOP/s that a GPU reaches. Default: 300.", show_default=False),
     ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="M", help="With --dry-run --gpus N: M machines of N GPUs. Default: 1.", show_default=False
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="With --dry-run --gpus: GiB of a GPU. Default: 74.5.", show_default=False),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="With --dry-run --gpus: TB/s of a GPU's memory. Default: 3.35.", show_default=False
+        ),
+    ] = None,
+    link: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="With --dry-run --gpus: GB/s of a GPU to others of its machine, each direction. Default: 450.",
+            show_default=False,
+        ),
+    ] = None,
+    network: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="With --dry-run --nodes: GB/s of network per GPU, each direction. Default: 50.",
+            show_default=False,
+        ),
+    ] = None,
     allow_imports: AllowImports = False,
 ) -> None:
     """Train a recipe.
 
     Example: dlmrl train egspo --use selector=UniformSteps --set UniformSteps.k=4
     """
+    planned = {"--nodes": nodes, "--memory": memory, "--bandwidth": bandwidth, "--link": link, "--network": network}
     if dry_run:
         writes = {"--out": out, "--resume": resume, "--push-to-hub": push_to_hub, "--max-restarts": max_restarts}
         refuse(writes, "with --dry-run: nothing is trained or written")
+        if gpus is None:
+            refuse(planned, "without --gpus N, the GPUs of a machine: they are for a plan")
+        if (nodes or 1) == 1:
+            refuse({"--network": network}, "without --nodes: one machine needs none")
     else:
-        refuse({"--tflops": tflops}, "without --dry-run: it is for an estimate")
+        refuse({"--tflops": tflops, **planned}, "without --dry-run: it is for an estimate")
     if resume is not None:
         changes = {"RECIPE": recipe, "--use": uses, "--out": out, "--seed": seed}
         refuse(changes, "with --resume: a run goes on with the recipe it started with")
@@ -138,13 +175,20 @@ def train_command(
         if processes.is_first:
             print_notes(loaded)
         if dry_run:
-            from dlmrl_kit.training.dry_run import dry_run as try_out
-
             refuse_several("train --dry-run")
-            try_out(loaded, typer.echo, gpus or 1, tflops or 300.0)
+            _try_out(loaded, {"gpus": gpus, "tflops": tflops, **{k.removeprefix("--"): v for k, v in planned.items()}})
             return
         folder = _train(loaded, out, allow_imports, processes)
         _push(folder, push_to_hub, processes)
+
+
+def _try_out(recipe: Recipe, given: dict[str, Any]) -> None:
+    """Reports what a recipe costs, on the cluster that the options describe if they do."""
+    from dlmrl_kit.training.cluster import Cluster
+    from dlmrl_kit.training.dry_run import dry_run
+
+    cluster = Cluster(**{name: value for name, value in given.items() if value is not None})
+    dry_run(recipe, typer.echo, cluster, plan=given["gpus"] is not None)
 
 
 def _train(recipe: Recipe, out: Path | None, allow_imports: bool, processes: Processes) -> Path:

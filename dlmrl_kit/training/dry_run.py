@@ -25,6 +25,8 @@ from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.rollout.services import examples
 from dlmrl_kit.rollout.tokens import Tokens
+from dlmrl_kit.training.cluster import Cluster, Job
+from dlmrl_kit.training.cluster import in_words as planned
 from dlmrl_kit.training.estimate import Forwards, computed_positions, describe, evaluated_at_once, forwards, memory
 from dlmrl_kit.training.flops import arithmetic, in_words
 from dlmrl_kit.training.shapes import find_config, local_folder
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 3.5
 """For prompts whose tokenizer is not on this machine."""
 
+ONE_GPU = Cluster()
+
 PRECISIONS = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -45,7 +49,7 @@ PRECISIONS = {
 """The precisions of weights that ``config.json`` may name."""
 
 
-def dry_run(recipe: Recipe, say: Callable[[str], None], gpus: int = 1, tflops: float = 300.0) -> None:
+def dry_run(recipe: Recipe, say: Callable[[str], None], cluster: Cluster = ONE_GPU, plan: bool = False) -> None:
     """Reports what an update of a recipe costs, then takes one on a small model.
 
     Data sets are not downloaded either: the kit's own few rows stand for them (``BaseTask.sketch``).
@@ -53,11 +57,35 @@ def dry_run(recipe: Recipe, say: Callable[[str], None], gpus: int = 1, tflops: f
     Args:
         recipe: for training.
         say: is called with each line of the report.
-        gpus, tflops: the cards that the hours of the run are estimated for, and the rate of one, in TFLOP/s.
+        cluster: that the hours are estimated for.
+        plan: whether to report the choices that there are on it, too.
 
     Raises:
         UserError: the recipe is broken, its checkpoint has no configuration, or the update fails.
     """
+    algorithm, policy, small = _at_full_size(recipe, say)
+    if algorithm.task.sketch() is not algorithm.task:
+        say("examples     the kit's own, in the form of the data set, which a dry run does not download")
+    length, how = longest_prompt(algorithm, policy)
+    for line in costs(algorithm, policy, length, how):
+        say(line)
+    job = Job(algorithm, make_plan(algorithm), policy, length, cluster)
+    work = arithmetic(algorithm, job.plan, policy, length)
+    for line in in_words(work, algorithm.trainer.updates, cluster.world, cluster.tflops):
+        say(line)
+    for line in planned(job) if plan else ():
+        say(line)
+    say(f"small update {small_update(algorithm, small)}")
+
+
+def job_of(recipe: Recipe, cluster: Cluster) -> Job:
+    """Returns what a training recipe asks of a cluster, without weights; raises as ``dry_run``."""
+    algorithm, policy, _ = _at_full_size(recipe, lambda line: None)
+    return Job(algorithm, make_plan(algorithm), policy, longest_prompt(algorithm, policy)[0], cluster)
+
+
+def _at_full_size(recipe: Recipe, say: Callable[[str], None]) -> tuple[Algorithm, TransformersPolicy, PolicySource]:
+    """Builds a recipe; returns its algorithm, its policy at full size, and what loads a small one like it."""
     algorithm = recipe.build()
     if not isinstance(algorithm, Algorithm):
         raise RecipeError(f"{recipe.name} is a recipe for {recipe.root}: only training recipes have a dry run")
@@ -72,15 +100,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None], gpus: int = 1, tflops: f
         policy = source.load()
         say(f"model        {type(source).__name__}, built as it is")
     algorithm.sampler.attach(policy)
-    if algorithm.task.sketch() is not algorithm.task:
-        say("examples     the kit's own, in the form of the data set, which a dry run does not download")
-    length, how = longest_prompt(algorithm, policy)
-    for line in costs(algorithm, policy, length, how):
-        say(line)
-    work = arithmetic(algorithm, make_plan(algorithm), policy, length)
-    for line in in_words(work, algorithm.trainer.updates, gpus, tflops):
-        say(line)
-    say(f"small update {small_update(algorithm, small)}")
+    return algorithm, policy, small
 
 
 def costs(algorithm: Algorithm, policy: TransformersPolicy, prompt_length: int, how: str) -> list[str]:

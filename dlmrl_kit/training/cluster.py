@@ -1,0 +1,306 @@
+"""What a run costs each card of a cluster, for each choice of sharding and batch sizes, and which to choose.
+
+Memory is that of ``training.estimate``, for the samples of one process; bytes are those of ``training.exchange``. With
+A operations and C calls of a phase in the process with most samples, and weights of B bytes, the seconds are:
+
+    a phase     the larger of A / rate and C B / memory's bandwidth
+    exchange    the larger of bytes sent / link and bytes that leave a machine / its network
+
+all one after another: what overlaps makes it shorter, small kernels and waiting make it longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.core.component import rebuilt
+from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.trainers.trainer import SHARDINGS, Trainer
+from dlmrl_kit.training.estimate import Memory, memory
+from dlmrl_kit.training.exchange import Exchange, exchange, own_samples, passes, stored_bytes, units
+from dlmrl_kit.training.flops import arithmetic
+
+GIB = 2**30
+
+FREE = 0.1
+"""Share of a card's memory that a choice must leave free, for the allocator, kernels and what estimates miss."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Cards of the same kind in machines of the same kind. The defaults are assumptions: those of an H100's data sheet.
+
+    Attributes:
+        gpus: cards of a machine.
+        nodes: machines.
+        memory: of a card, in GiB. A card of 80 GB has 74.5 GiB by that count.
+        tflops: rate of a card in matrix products, in 10^12 operations per second: a third of the 989 of the data sheet
+            (bfloat16, dense), about what trainers reach.
+        bandwidth: of a card's memory, in TB/s: 3.35 by the data sheet (SXM).
+        link: of a card to the others of its machine, in each direction, in GB/s: half of NVLink's 900.
+        network: of a card's share of its machine's network, in each direction, in GB/s: one adapter of 400 Gbit/s.
+    """
+
+    gpus: int = 1
+    nodes: int = 1
+    memory: float = 74.5
+    tflops: float = 300.0
+    bandwidth: float = 3.35
+    link: float = 450.0
+    network: float = 50.0
+
+    @property
+    def world(self) -> int:
+        """All cards, each with a process of its own."""
+        return self.gpus * self.nodes
+
+    def seconds(self, sent: float) -> float:
+        """Returns how long a ring takes in which each process sends so many bytes."""
+        within = sent / (self.link * 1e9) if self.gpus > 1 else 0.0
+        between = sent / (self.gpus * self.network * 1e9) if self.nodes > 1 else 0.0
+        return max(within, between)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to run a recipe on a cluster, and what it costs.
+
+    Attributes:
+        sharding, rollout_batch, micro_batch: settings of the trainer.
+        memory: of a card.
+        exchange: payloads of an update.
+        rollout, scoring, update, exchanging: seconds of an update.
+    """
+
+    sharding: str
+    rollout_batch: int
+    micro_batch: int
+    memory: Memory
+    exchange: Exchange
+    rollout: float
+    scoring: float
+    update: float
+    exchanging: float
+
+    @property
+    def seconds(self) -> float:
+        """Of an update."""
+        return self.rollout + self.scoring + self.update + self.exchanging
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe on a cluster.
+
+    Attributes:
+        algorithm, plan: the recipe.
+        policy: at its full size; its parameters may be on the ``meta`` device.
+        prompt_length: P, in tokens.
+        cluster: that runs it.
+    """
+
+    algorithm: Algorithm
+    plan: Plan
+    policy: TransformersPolicy
+    prompt_length: int
+    cluster: Cluster
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of the process that has most of them."""
+        return math.ceil(self.algorithm.trainer.prompts_per_update / self.cluster.world)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the process that has most of them."""
+        return own_samples(self.algorithm.trainer, self.cluster.world)
+
+    @property
+    def half(self) -> bool:
+        """Whether blocks compute in bfloat16."""
+        return self.algorithm.trainer.precision == "bfloat16"
+
+    @property
+    def idle(self) -> float:
+        """Share of the cards' time that passes in waiting for those that have a prompt more."""
+        return 1 - self.algorithm.trainer.prompts_per_update / (self.prompts * self.cluster.world)
+
+    def with_batches(self, rollout: int, micro: int) -> Algorithm:
+        """Returns the algorithm of the busiest process alone."""
+        given, old = self.algorithm, self.algorithm.trainer
+        evaluated = math.ceil(old.eval_size / self.cluster.world)
+        minibatches = min(old.minibatches, self.samples)
+        trainer: Trainer = rebuilt(
+            old,
+            prompts_per_update=self.prompts,
+            rollout_batch_size=rollout,
+            micro_batch_size=micro,
+            eval_size=evaluated,
+            minibatches=minibatches,
+        )
+        return Algorithm(given.task, given.policy, trainer=trainer, logger=given.loggers, **given.fillings)
+
+    def choice(self, sharding: str, rollout: int, micro: int) -> Choice:
+        """Estimates what a choice of settings costs."""
+        world, cluster = self.cluster.world, self.cluster
+        own = self.with_batches(rollout, micro)
+        need = memory(own, self.plan, self.policy, self.prompt_length)
+        work = arithmetic(own, self.plan, self.policy, self.prompt_length)
+        count = passes(self.algorithm, self.plan, world, micro)
+        payload = exchange(self.plan, self.policy, world, count, sharding, self.half)
+        if sharding == "full" and world > 1:
+            need = self._sharded(need)
+        read = self._weights() / (cluster.bandwidth * 1e12)
+        calls = math.ceil(self.samples / rollout) * own.sampler.max_steps
+        again = math.ceil(self.samples / micro) * math.ceil(work.scoring > 0)
+        times = 3 if own.policy.gradient_checkpointing else 2
+
+        def at_rate(operations: float, calls: int) -> float:
+            return max(operations / (cluster.tflops * 1e12), calls * read)
+
+        return Choice(
+            sharding,
+            rollout,
+            micro,
+            need,
+            payload,
+            at_rate(work.rollout, calls),
+            at_rate(work.scoring, again),
+            at_rate(work.update, times * count.update),
+            cluster.seconds(payload.sent(world)),
+        )
+
+    def _weights(self) -> float:
+        """Returns the bytes that a forward reads."""
+        return float(sum(p.numel() * stored_bytes(p) for p in self.policy.model.parameters()))
+
+    def _sharded(self, whole: Memory) -> Memory:
+        """Returns the memory of one of the processes that have a part of the weights each."""
+        world = self.cluster.world
+        copied = self.plan.needs_reference and self.policy.adapter is None
+        cut = units(self.policy, world, self.half, copied)
+        head = cut.head.gathered if cut.head is not None else 0.0
+        kept = sum(unit.stored for unit in (*cut.own, *cut.frozen)) / world + cut.tied + copied * (head or cut.tied)
+        gradients = sum(unit.gradients for unit in cut.own) / world
+        gathered = sum(unit.gathered for unit in cut.own)
+        largest = max(unit.gathered + unit.gradients for unit in cut.blocks) + max(u.gathered for u in cut.blocks)
+        needed = largest + cut.rest.gathered + head + (cut.head.gradients if cut.head is not None else 0.0)
+        return Memory(
+            kept,
+            3 * (gradients + cut.trained),
+            whole.rollout + gathered,
+            whole.update + needed,
+            whole.evaluation + gathered,
+        )
+
+    def choices(self) -> list[Choice]:
+        """Returns choices: each sharding with the recipe's batch sizes, and with others from one sample to all."""
+        trainer, most = self.algorithm.trainer, self.samples
+        rollouts = _sizes(trainer.rollout_batch_size or most, most)
+        micros = _sizes(trainer.micro_batch_size, most)
+        shardings = SHARDINGS if self.cluster.world > 1 else SHARDINGS[:1]
+        return [self.choice(s, rollout, micro) for s in shardings for rollout in rollouts for micro in micros]
+
+    def is_own(self, choice: Choice) -> tuple[bool, bool]:
+        """Tells whether the rollout batch and the micro-batch of a choice are the recipe's."""
+        trainer, most = self.algorithm.trainer, self.samples
+        own = min(trainer.rollout_batch_size or most, most), min(trainer.micro_batch_size, most)
+        return choice.rollout_batch == own[0], choice.micro_batch == own[1]
+
+    def refusal(self) -> str:
+        """Says why the weights cannot be sharded; "" if they can."""
+        try:
+            self.policy.check_sharding()
+        except UserError as error:
+            return str(error)
+        if self.algorithm.cache is not None or self.algorithm.trainer.compile is not None:
+            return "Trainer.sharding = 'full' is for neither a cache nor Trainer.compile"
+        return ""
+
+    def fits(self, choice: Choice) -> bool:
+        """Tells whether a choice fits into the memory of a card, and leaves ``FREE`` of it."""
+        return choice.memory.peak <= (1 - FREE) * self.cluster.memory * GIB
+
+    def best(self, choices: Iterable[Choice]) -> Choice | None:
+        """Returns the fastest choice that fits; of equally fast ones that with the largest batches. None: none fits."""
+
+        def order(choice: Choice) -> tuple[float, int, int]:
+            return round(choice.seconds, 3), -choice.rollout_batch, -choice.micro_batch
+
+        return min(filter(self.fits, choices), key=order, default=None)
+
+
+def _sizes(own: int, most: int) -> list[int]:
+    """Returns the recipe's batch size and powers of 4, up to all samples of a process."""
+    return sorted({min(own, most), most, *(4**i for i in range(most.bit_length()) if 4**i < most)})
+
+
+def in_words(job: Job) -> list[str]:
+    """Returns the lines of a report: the choices, what they cost, and which to choose."""
+    cluster, trainer, refusal = job.cluster, job.algorithm.trainer, job.refusal()
+    machines = "1 machine" if cluster.nodes == 1 else f"{cluster.nodes} machines"
+    lines = [
+        f"plan         {machines} of {cluster.gpus} GPUs; assumed: {cluster.memory:g} GiB, {cluster.tflops:g} TFLOP/s, "
+        f"memory at {cluster.bandwidth:g} TB/s, links at {cluster.link:g} GB/s, network at {cluster.network:g} GB/s "
+        "(each per GPU and direction)",
+        f"             at most {job.samples} samples per GPU; {job.idle:.0%} of the GPUs' time is idle, as prompts are "
+        "whole",
+    ]
+    if trainer.prompts_per_update < cluster.world:
+        lines.append(
+            f"             {cluster.world - trainer.prompts_per_update} of {cluster.world} GPUs have nothing to do: "
+            f"Trainer.prompts_per_update is {trainer.prompts_per_update}"
+        )
+    choices = job.choices()
+    lines += table([choice for choice in choices if any(job.is_own(choice))], job)
+    best = job.best(c for c in choices if not (refusal and c.sharding == "full"))
+    if refusal:
+        lines.append(f"             not possible: {refusal}")
+    if best is None:
+        lines.append(
+            f"choose       nothing: no choice fits into {cluster.memory:g} GiB and leaves {FREE:.0%} of it free"
+        )
+        return lines
+    hours = best.seconds * trainer.updates / 3600
+    return [
+        *lines,
+        f"choose       --set \"Trainer.sharding='{best.sharding}'\" --set Trainer.rollout_batch_size="
+        f"{best.rollout_batch} --set Trainer.micro_batch_size={best.micro_batch}: {best.memory.peak / GIB:.1f} GiB, "
+        f"{best.seconds:.3g} s per update, {hours:.3g} hours for {trainer.updates}; evaluations and rewards are not "
+        "counted",
+    ]
+
+
+COLUMNS = (
+    *("sharding", "rollout batch", "micro-batch", "kept", "rollout", "update", "eval", "peak GiB", "fits"),
+    *("sent GB", "leaves GB", "sampling s", "scoring s", "update s", "exchange s"),
+)
+"""Heads of the table: settings, memory of a card, bytes, seconds."""
+
+
+def table(choices: list[Choice], job: Job) -> list[str]:
+    """Returns the lines of a table of choices.
+
+    ``sent`` is what each card sends in an update, ``leaves`` what all cards of a machine send to others together.
+    """
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for c in choices:
+        sent, m = c.exchange.sent(job.cluster.world) / 1e9, c.memory
+        sizes = (m.weights + m.optimiser, m.rollout, m.update, m.evaluation, m.peak)
+        leaves = sent if job.cluster.nodes > 1 else 0.0
+        times = (sent, leaves, c.rollout, c.scoring, c.update, c.exchanging)
+        rows.append(
+            (
+                *(c.sharding, str(c.rollout_batch), str(c.micro_batch)),
+                *(f"{size / GIB:.1f}" for size in sizes),
+                "yes" if job.fits(c) else "no",
+                *(f"{value:.2f}" for value in times),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
