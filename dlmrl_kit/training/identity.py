@@ -83,7 +83,7 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
         machine["processes"] = str(processes)
     return {
         "recipe": bound | {text: "there" for text in recipe.imports},
-        "files": {str(path): _digest(path) for path in sorted(files)},
+        "files": {str(path): content_digest(path) for path in sorted(files)},
         "data": {name: version for part in _all(_parts(built)) for name, version in part.versions().items()},
         "packages": dict(_packages(recipe)),
         "machine": machine,
@@ -126,8 +126,12 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _digest(path: Path) -> str:
-    """Returns the digest of a file, or of the names and contents of all files of a folder that are not hidden."""
+def content_digest(path: Path) -> str:
+    """Returns the digest of a file, or of the names and contents of all files of a folder that are not hidden.
+
+    Raises:
+        FileError: it cannot be read.
+    """
     try:
         if not path.is_dir():
             return file_digest(path)
