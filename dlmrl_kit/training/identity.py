@@ -61,6 +61,20 @@ def files_of(built: Algorithm | Pretraining) -> set[Path]:
     return {path.absolute() for part in _all(_parts(built)) for path in part.files()}
 
 
+def contents_of(parts: Iterable[object]) -> Identity:
+    """Returns what some components depend on, without settings: ``files``, their own code included, and ``data``.
+
+    Raises:
+        FileError: a file cannot be read.
+    """
+    found = list(_all(parts))
+    files = {path.absolute() for part in found for path in (*part.files(), *_source(type(part)))}
+    return {
+        "files": {str(path): content_digest(path) for path in sorted(files)},
+        "data": {name: version for part in found for name, version in part.versions().items()},
+    }
+
+
 def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.device, processes: int = 1) -> Identity:
     """Finds out what a run depends on, and reads all files among it.
 
@@ -85,7 +99,7 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
         "recipe": bound | {text: "there" for text in recipe.imports},
         "files": {str(path): content_digest(path) for path in sorted(files)},
         "data": {name: version for part in _all(_parts(built)) for name, version in part.versions().items()},
-        "packages": dict(_packages(recipe)),
+        "packages": dict(packages_of(recipe)),
         "machine": machine,
     }
 
@@ -165,7 +179,7 @@ def _source(cls: type) -> set[Path]:
     return set() if found is None else code_of(cls.__module__, Path(found).absolute())
 
 
-def _packages(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def packages_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yields names and versions of the kit, of libraries that compute, and of the plugins that the recipe uses."""
     yield _KIT, VERSION
     for name in _LIBRARIES:
