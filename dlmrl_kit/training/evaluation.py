@@ -102,7 +102,7 @@ def evaluate(
 
     Args:
         policy, sampler, task: of a recipe.
-        split: ``train``, ``heldout``, ``pretrain``, or, with ``Trainer.validation_size``, ``validation``.
+        split: ``train``, ``heldout`` or ``pretrain``.
         size: number of examples; a smaller split is used completely.
         temperature: replaces the sampler's; 0 decodes greedily, without top-k and top-p.
         samples_per_prompt: completions per example, for pass@k.

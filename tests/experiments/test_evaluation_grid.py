@@ -133,6 +133,7 @@ def test_cells_of_another_model_are_not_taken_for_measured(tmp_path: Path) -> No
         evaluation_runs.run_cells(cells, tmp_path / "out", checked=0)
 
 
+@pytest.mark.thorough
 def test_two_models_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     result = dlmrl(
         *("eval", model_path(), "shipped:sudoku4x4", "--set", "Sudoku4x4.num_heldout=12", "--json"),
