@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from dlmrl_kit.cli.common import AllowImports, Sets, Uses, new_console
-from dlmrl_kit.cli.decoding import Length, Recipe, Steps, Temperature, decoder_bindings
+from dlmrl_kit.cli.decoding import Length, Recipe, Steps, Temperature
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.recipe.decoding import decoder_bindings
 
 
 def chat_command(

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from dlmrl_kit.core.errors import UserError
-
 Recipe = Annotated[
     str | None,
     typer.Option(help="Recipe whose sampler decodes. Default: that of the run.", show_default=False),
@@ -25,17 +23,3 @@ Steps = Annotated[
 Temperature = Annotated[
     float | None, typer.Option(min=0, help="0 is greedy. Default: that of the recipe's sampler.", show_default=False)
 ]
-
-
-def decoder_bindings(length: int | None, steps: int | None, sets: list[str] | None) -> list[str]:
-    """Returns the bindings of a recipe that these options stand for, before those of ``--set``.
-
-    Raises:
-        UserError: a number of steps without a length, or one that does not divide it.
-    """
-    found = [] if length is None else [f"Sampler.completion_length = {length}"]
-    if steps is not None:
-        if length is None or length % steps:
-            raise UserError(f"--steps {steps} needs a --length that it divides; got {length}")
-        found.append(f"Sampler.tokens_per_step = {length // steps}")
-    return [*found, *(sets or [])]

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from dlmrl_kit.cli.common import AllowImports, Sets, Uses, check_new_file
-from dlmrl_kit.cli.decoding import Length, Recipe, Steps, Temperature, decoder_bindings
+from dlmrl_kit.cli.decoding import Length, Recipe, Steps, Temperature
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.recipe.decoding import decoder_bindings
 
 
 def sample_command(

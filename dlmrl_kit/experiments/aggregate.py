@@ -190,8 +190,8 @@ def interval(rows: Sequence[Sequence[float]], resamples: int = RESAMPLES) -> tup
 
 def write_tables(summary: Summary, folder: Path) -> None:
     """Writes ``results.csv``, ``summary.csv`` and ``summary.json``."""
-    write_atomic(folder / RESULTS, _csv(tidy_rows(summary.jobs)))
-    write_atomic(folder / SUMMARY, _csv(summary_rows(summary.lines)))
+    write_atomic(folder / RESULTS, csv_text(tidy_rows(summary.jobs)))
+    write_atomic(folder / SUMMARY, csv_text(summary_rows(summary.lines)))
     write_atomic(folder / SUMMARY_JSON, json.dumps(summary.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -290,7 +290,8 @@ def _job_json(job: Job) -> dict[str, object]:
     return {**data, "error": job.error, "log": f"runs/{job.name}/{job.log.name}"} if job.error else data
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> str:
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Writes rows as CSV; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(["" if cell is None else cell for cell in row] for row in rows)
     return text.getvalue()

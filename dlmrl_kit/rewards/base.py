@@ -49,6 +49,8 @@ class RewardFunction(Dependent, ABC):
     """The entries of an example's ``meta`` that it reads."""
     decides: ClassVar[bool] = False
     """Whether the value 1 means that a completion solves its example: the accuracy is then counted by it."""
+    reported: ClassVar[str] = ""
+    """What tables of results call the mean of the value, which they then show beside the accuracy; "": they do not."""
 
     def __init__(self, weight: float = 1.0, name: str = "") -> None:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)

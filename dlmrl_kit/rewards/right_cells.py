@@ -34,6 +34,7 @@ class RightCells(RewardFunction):
 
     needs = ("puzzle", "solution")
     decides = True
+    reported = "right cells"
 
     def value(self, text: str, meta: Mapping[str, Any]) -> float:
         """Returns the share, in [0, 1]."""

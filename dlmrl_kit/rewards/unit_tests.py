@@ -44,6 +44,7 @@ class UnitTests(RewardFunction):
 
     needs = ("suite", "names")
     decides = True
+    reported = "unit tests passed"
 
     def __init__(
         self,

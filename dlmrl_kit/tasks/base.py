@@ -141,6 +141,14 @@ class BaseTask(Dependent, ABC):
         """Scores several completions, each of the example at its position. Default: one call of ``score`` each."""
         return [self.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
 
+    def metrics(self) -> dict[str, str]:
+        """Returns the components of a score that tables of results show, each with what its mean is called there.
+
+        A task that is published with another number than the share of solved examples adds that one, so that neither
+        is taken for the other. Default: ``solved`` alone, the accuracy.
+        """
+        return {"solved": "accuracy"}
+
     def canonical(self, example: Example) -> str:
         """Returns a text that is equal for examples that count as the same one, but for its white space and Unicode.
 

@@ -75,6 +75,10 @@ class Sudoku4x4(Task):
             return None
         return Example(f"{puzzle}:", _text(grids["solution"]), {"num_empty": num_empty})
 
+    def metrics(self) -> dict[str, str]:
+        """Returns the accuracy, which counts puzzles, and the share of right cells, by which papers report Sudoku."""
+        return {**super().metrics(), "cells": "right cells"}
+
     def score(self, completion: str, example: Example) -> dict[str, float]:
         """Returns the components ``format``, ``cells``, ``solved`` and ``reward``, each in [0, 1]; never raises."""
         grid = "".join(completion.split()) if isinstance(completion, str) else ""

@@ -186,6 +186,10 @@ class TextTask(BaseTask):
         """Returns the question without instruction."""
         return str(example.meta["question"])
 
+    def metrics(self) -> dict[str, str]:
+        """Returns the accuracy, and what of the rewards is ``reported`` beside it."""
+        return {**super().metrics(), **{reward.label: reward.reported for reward in self.rewards if reward.reported}}
+
     def notes(self) -> list[str]:
         """Returns where the examples are from, and what was left out."""
         return [f"data from {' and '.join(map(str, self._splits.origins))}", *self._splits.notes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from math import comb, inf
 
@@ -17,7 +18,7 @@ from dlmrl_kit.core.trajectory import cut, length_order, restored
 from dlmrl_kit.rollout.rewards import Scorer
 from dlmrl_kit.rollout.services import prompt_batch, require_examples
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.tasks.base import BaseTask, component_means
+from dlmrl_kit.tasks.base import BaseTask, Example, component_means
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS
 from dlmrl_kit.training.opening import open_model, settings_of
 
@@ -31,6 +32,56 @@ def pass_at_k(solved: int, samples: int, k: int) -> float:
     The estimate is unbiased (arXiv 2107.03374).
     """
     return 1.0 - comb(samples - solved, k) / comb(samples, k)
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Says what an evaluation decodes, and how; arguments as ``evaluate``.
+
+    Raises:
+        RecipeError: several samples per prompt at temperature 0, a temperature that is negative or not finite, or an
+            unknown precision.
+    """
+
+    split: str = "heldout"
+    size: int = 256
+    temperature: float = 0.0
+    samples_per_prompt: int = 1
+    seed: int = 0
+    batch_size: int = EVAL_BATCH_SIZE
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.samples_per_prompt > 1 and self.temperature == 0:
+            raise RecipeError(
+                "several samples per example at temperature 0 would all be the same; give a temperature above 0"
+            )
+        if not 0 <= self.temperature < inf:
+            raise RecipeError(f"the temperature of an evaluation must be at least 0 and finite, got {self.temperature}")
+        if self.precision not in PRECISIONS:
+            raise RecipeError(f"unknown precision {self.precision!r}; available: {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An example, what a policy wrote to it, and the score of each completion.
+
+    Attributes:
+        index: of the example in its split.
+        example: what was asked.
+        completions: texts, ``samples_per_prompt`` of them.
+        scores: of each completion, its components by name.
+    """
+
+    index: int
+    example: Example
+    completions: list[str]
+    scores: list[dict[str, float]]
+
+    @property
+    def solved(self) -> int:
+        """How many of the completions solve the example."""
+        return round(sum(score["solved"] for score in self.scores))
 
 
 def evaluate(
@@ -61,29 +112,37 @@ def evaluate(
         processes: that share the examples; each of them gets the result.
 
     Raises:
-        RecipeError: several samples per prompt at temperature 0, a temperature that is negative or not finite, an
-            unknown precision, or an unknown or empty split.
+        RecipeError: as ``EvalSettings``, or an unknown or empty split.
         NotFiniteError: a weight of the policy is NaN or infinite.
     """
-    if samples_per_prompt > 1 and temperature == 0:
-        raise RecipeError(
-            "several samples per example at temperature 0 would all be the same; give a temperature above 0"
-        )
-    if not 0 <= temperature < inf:
-        raise RecipeError(f"the temperature of an evaluation must be at least 0 and finite, got {temperature}")
-    if precision not in PRECISIONS:
-        raise RecipeError(f"unknown precision {precision!r}; available: {', '.join(PRECISIONS)}")
-    if split not in task.SPLITS:
-        raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
-    require_examples(task, split)
+    settings = EvalSettings(split, size, temperature, samples_per_prompt, seed, batch_size, precision)
+    return summary(answer(policy, sampler, task, settings, processes), sampler, task, settings)
+
+
+def answer(
+    policy: Policy, sampler: Sampler, task: BaseTask, settings: EvalSettings, processes: Processes = ALONE
+) -> list[Answered]:
+    """Decodes the examples that an evaluation is about, and scores them.
+
+    Args:
+        policy, sampler, task: of a recipe.
+        settings: which examples, and how they are decoded.
+        processes: that share the examples; each of them gets all answers.
+
+    Raises:
+        RecipeError: an unknown or empty split.
+        NotFiniteError: a weight of the policy is NaN or infinite.
+    """
+    check_split_of(task, settings.split)
     require_finite(weights_of(policy), "the policy cannot be evaluated")
-    size = min(size, task.size(split))
-    decoder = sampler.at_temperature(temperature)
-    length, own_seed = sampler.completion_length, derive_seed(seed, "evaluate")
-    prompts = prompt_batch(task, split, list(range(size)), policy, samples_per_prompt, length, own_seed)
+    split, samples, batch_size = settings.split, settings.samples_per_prompt, settings.batch_size
+    size = min(settings.size, task.size(split))
+    decoder = sampler.at_temperature(settings.temperature)
+    length, own_seed = sampler.completion_length, derive_seed(settings.seed, "evaluate")
+    prompts = prompt_batch(task, split, list(range(size)), policy, samples, length, own_seed)
     prompts = prompts[prompts[GROUP] % processes.world == processes.rank]  # whole examples, in turn
     own, rows, pieces = [], [], []
-    with policy.whole(), autocast(policy, precision):
+    with policy.whole(), autocast(policy, settings.precision):
         for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)) if len(prompts) else ():
             rows.append(index)
             pieces.append(decoder.decode(piece, policy=policy)[COMPLETION_IDS])
@@ -91,17 +150,30 @@ def evaluate(
         ids = restored(pieces, rows)
         own_scores = Scorer(task, split, policy).components(ids, prompts[EXAMPLE])
         own = list(zip(own_scores, policy.completion_texts(ids), strict=True))
-    scores, texts = _in_order(processes.gather(own), samples_per_prompt)
-    return _summary(scores, texts, task, split, size, samples_per_prompt, _decoding(decoder))
+    by_example = _in_order(processes.gather(own), samples)
+    return [
+        Answered(index, task.example(split, index), [text for _, text in found], [score for score, _ in found])
+        for index, found in enumerate(by_example)
+    ]
+
+
+def check_split_of(task: BaseTask, split: str) -> None:
+    """Refuses to evaluate on a split that a task does not have, or that is empty.
+
+    Raises:
+        RecipeError: it is refused.
+    """
+    if split not in task.SPLITS:
+        raise RecipeError(f"unknown split {split!r}; available: {', '.join(task.SPLITS)}")
+    require_examples(task, split)
 
 
 def _in_order(
     shares: Sequence[list[tuple[dict[str, float], str]]], samples: int
-) -> tuple[list[dict[str, float]], list[str]]:
+) -> list[list[tuple[dict[str, float], str]]]:
     """Puts the scores and texts of examples that processes took in turn, ``samples`` of each, into one order."""
     cut = [[share[first : first + samples] for first in range(0, len(share), samples)] for share in shares]
-    joined = [one for turn in zip_longest(*cut, fillvalue=[]) for example in turn for one in example]
-    return [score for score, _ in joined], [text for _, text in joined]
+    return [example for turn in zip_longest(*cut, fillvalue=[]) for example in turn if example]
 
 
 def _decoding(sampler: Sampler) -> dict[str, object]:
@@ -117,42 +189,34 @@ def _decoding(sampler: Sampler) -> dict[str, object]:
     }
 
 
-def _summary(
-    scores: list[dict[str, float]],
-    texts: list[str],
-    task: BaseTask,
-    split: str,
-    size: int,
-    samples: int,
-    decoding: dict[str, object],
-) -> EvalResult:
-    means = component_means(scores)
-    solved = [
-        round(sum(score["solved"] for score in scores[first : first + samples]))
-        for first in range(0, len(scores), samples)
+def powers(samples: int) -> list[int]:
+    """Lists the k for which pass@k is reported of so many completions of each example."""
+    return sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < samples} | {samples})
+
+
+def summary(answers: Sequence[Answered], sampler: Sampler, task: BaseTask, settings: EvalSettings) -> EvalResult:
+    """Returns what the answers to examples come to; other arguments as ``answer``."""
+    size, samples = len(answers), settings.samples_per_prompt
+    means = component_means([score for answered in answers for score in answered.scores])
+    shown = [
+        {
+            "prompt": answered.example.prompt,
+            "completion": answered.completions[0],
+            "answer": answered.example.answer,
+            "solved": answered.scores[0]["solved"],
+            "reward": answered.scores[0]["reward"],
+        }
+        for answered in answers[:SHOWN]
     ]
-    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < samples} | {samples})
-    shown = []
-    for position in range(min(SHOWN, size)):
-        example = task.example(split, position)
-        score = scores[position * samples]
-        shown.append(
-            {
-                "prompt": example.prompt,
-                "completion": texts[position * samples],
-                "answer": example.answer,
-                "solved": score["solved"],
-                "reward": score["reward"],
-            }
-        )
+    passed = {k: sum(pass_at_k(answered.solved, samples, k) for answered in answers) / size for k in powers(samples)}
     return EvalResult(
-        split=split,
+        split=settings.split,
         size=size,
         accuracy=means["solved"],
         reward=means["reward"],
         components={name: value for name, value in means.items() if name not in ("solved", "reward")},
-        pass_at_k={k: sum(pass_at_k(right, samples, k) for right in solved) / size for k in ks},
-        decoding=decoding,
+        pass_at_k=passed,
+        decoding=_decoding(sampler.at_temperature(settings.temperature)),
         samples=shown,
         task=task.label(),
     )

@@ -68,6 +68,20 @@ def files_of(built: Algorithm | Pretraining) -> set[Path]:
     return {path.absolute() for part in _all(_parts(built)) for path in part.files()}
 
 
+def contents_of(parts: Iterable[object]) -> Identity:
+    """Returns what some components depend on, without settings: ``files``, their own code included, and ``data``.
+
+    Raises:
+        FileError: a file cannot be read.
+    """
+    found = list(_all(parts))
+    named = {path.absolute() for part in found for path in part.files()}
+    return {
+        "files": _digests(named, [type(part) for part in found]),
+        "data": {name: version for part in found for name, version in part.versions().items()},
+    }
+
+
 def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.device, processes: int = 1) -> Identity:
     """Finds out what a run depends on, and reads all files among it.
 
@@ -81,11 +95,6 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
         FileError: a file cannot be read.
     """
     bound = {key: value.text or f"a {type(value.value).__name__}" for key, value in recipe.bindings.items()}
-    names = {path: lasting_name(path, None) for path in files_of(built)}
-    for code, root in (_source(block.cls) for block in recipe.blocks):
-        names |= {path: lasting_name(path, root) for path in code}
-    twice = {name for name, count in Counter(names.values()).items() if count > 1}
-    files = {str(path) if name in twice else name: path for path, name in names.items()}
     machine = {"device": device.type}
     if device.type == "cpu":  # sums over another number of threads differ in the last digit
         machine["threads"] = str(torch.get_num_threads())
@@ -93,11 +102,21 @@ def identity_of(recipe: Recipe, built: Algorithm | Pretraining, device: torch.de
         machine["processes"] = str(processes)
     return {
         "recipe": bound | {text: "there" for text in recipe.imports},
-        "files": {name: _digest(path) for name, path in sorted(files.items())},
+        "files": _digests(files_of(built), [block.cls for block in recipe.blocks]),
         "data": {name: version for part in _all(_parts(built)) for name, version in part.versions().items()},
-        "packages": dict(_packages(recipe)),
+        "packages": dict(packages_of(recipe)),
         "machine": machine,
     }
+
+
+def _digests(files: Iterable[Path], classes: Iterable[type]) -> dict[str, str]:
+    """Returns the digests of files, absolute, and of the code of classes, by names that stay when these are moved."""
+    names = {path: lasting_name(path, None) for path in files}
+    for code, root in map(_source, classes):
+        names |= {path: lasting_name(path, root) for path in code}
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    found = {str(path) if name in twice else name: path for path, name in names.items()}
+    return {name: content_digest(path) for name, path in sorted(found.items())}
 
 
 def lasting_name(path: Path, root: Path | None) -> str:
@@ -140,8 +159,12 @@ def digest_of(identity: Mapping[str, Mapping[str, str]]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(path: Path) -> str:
-    """Returns the digest of a file, or of the names and contents of all files of a folder that are not hidden."""
+def content_digest(path: Path) -> str:
+    """Returns the digest of a file, or of the names and contents of all files of a folder that are not hidden.
+
+    Raises:
+        FileError: it cannot be read.
+    """
     try:
         if not path.is_dir():
             return file_digest(path)
@@ -189,7 +212,7 @@ def _renamed(old: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     return {ours.get(name, name): digest for name, digest in old.items()}
 
 
-def _packages(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def packages_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yields names and versions of the kit, of libraries that compute, and of the plugins that the recipe uses."""
     yield _KIT, VERSION
     for name in _LIBRARIES:

@@ -60,10 +60,18 @@ class OpenedModel:
         """
         policy = load_policy(self.model, mask_id=built.policy.mask_id, eos_ids=built.policy.eos_ids)
         policy.to(find_device(settings_of(built).device))
+        self.attach(policy, components)
+        return policy
+
+    def attach(self, policy: TransformersPolicy, components: Iterable[Component]) -> None:
+        """Attaches components to the loaded policy, with what they trained.
+
+        Raises:
+            UserError: the model does not fit them.
+        """
         components = list(components)
         attach_components(components, policy)
         load_components(Path(self.model), components)
-        return policy
 
 
 def settings_of(built: Algorithm | Pretraining) -> Trainer | Pretrainer:

@@ -89,3 +89,13 @@ def test_sudoku_known_scores() -> None:
     # All ones: 2 of the 8 empty cells are right; the givens are overwritten.
     assert task.score("1" * 16, PUZZLE) == {"format": 1, "cells": 0.25, "solved": 0, "reward": 1.25 / 4}
     assert task.score("0" * 16, PUZZLE) == {"format": 0, "cells": 0, "solved": 0, "reward": 0}
+
+
+def test_puzzles_and_cells_are_reported_apart() -> None:
+    from dlmrl_kit.rewards.right_cells import RightCells
+    from dlmrl_kit.tasks.sudoku_puzzles import Sudoku4x4Puzzles
+
+    own, published = Sudoku4x4(num_train=1), Sudoku4x4Puzzles(rewards=[RightCells(name="share")])
+    for task, cells in ((own, "cells"), (published.sketch(), "share")):
+        assert task.metrics() == {"solved": "accuracy", cells: "right cells"}
+        assert task.metrics().keys() <= task.score("", task.example("train", 0)).keys()

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import runs
+from support.browsers import browser
 from support.traces import long_trace
 
 from dlmrl_kit.training.start import start_training
 from dlmrl_kit.training.trace import trace_group
 from dlmrl_kit.training.trace_page import write_page
 
+__all__ = ["browser"]
+
 pytestmark = pytest.mark.thorough
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
-        assert "CI" not in os.environ, "CI must have chromium and chromium-driver: apt-get install"
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
