@@ -117,6 +117,8 @@ class Update:
         self.guard = Guard(algorithm, self.log_probs, processes)
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
+        self.compared = False
+        """Whether all actions of a rollout have been compared with what the policy would have done."""
         self.difference: float | None = None
         """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
 
@@ -135,7 +137,7 @@ class Update:
             with self.policy.in_step():
                 rollout = self.roll_out(number)
             metrics = self.rollout_metrics(rollout)
-            if self.difference is None or (self.guard.every and number % self.guard.every == 0):
+            if not self.compared or (self.guard.every and number % self.guard.every == 0):
                 metrics |= self.check(rollout, number)
             trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
             if trains:
@@ -175,7 +177,7 @@ class Update:
             # Sample: denoise all completions. Finished ones are scored while others are still sampled.
             if self.collecting is None:
                 trajectory, unannounced = self.sample(prompts, services)
-                if self.difference is None:
+                if not self.compared:
                     check_trajectory(trajectory, sampler, self.policy)
             else:
                 with phase("sampling"):
@@ -202,7 +204,8 @@ class Update:
     def check(self, rollout: Rollout, number: int) -> dict[str, float]:
         """Compares a rollout with what the policy would have sampled: all of it before the first update, later some."""
         with phase("check"):
-            behind, whole = rollout.updates_behind, self.difference is None
+            behind, whole = rollout.updates_behind, not self.compared
+            self.compared = self.compared or not behind
             return self.guard.check(rollout.everything, number, behind=behind, whole=whole)
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
@@ -221,8 +224,7 @@ class Update:
             with phase("sampling"):
                 pieces.append(stage.component.forward(piece, **given))
             unannounced = self.announce(self.plan.announced, pieces[-1])
-        trajectory = restored(pieces, rows)
-        return trajectory, unannounced
+        return restored(pieces, rows), unannounced
 
     def announce(self, rewards: Iterable[Reward], trajectory: TensorDictBase) -> Sequence[Reward]:
         """Begins to score in the background; returns the reward components whose completions are not known yet."""
