@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.policies.base import PolicySource as PolicySource
     from dlmrl_kit.policies.characters import CharacterLlama as CharacterLlama
     from dlmrl_kit.policies.pretrained import Pretrained as Pretrained
+    from dlmrl_kit.policies.small_llama import SmallLlama as SmallLlama
     from dlmrl_kit.policies.subwords import SubwordLlama as SubwordLlama
 
 __getattr__, __dir__, __all__ = lazily(
@@ -18,6 +19,7 @@ __getattr__, __dir__, __all__ = lazily(
         "base": ["PolicySource"],
         "characters": ["CharacterLlama"],
         "pretrained": ["Pretrained"],
+        "small_llama": ["SmallLlama"],
         "subwords": ["SubwordLlama"],
     },
 )

@@ -49,6 +49,7 @@ def recipe_of(algorithm: Algorithm, name: str = "algorithm") -> Recipe:
         "task": algorithm.task,
         "policy": algorithm.policy,
         "trainer": algorithm.trainer,
+        "collector": algorithm.collector,
         "logger": algorithm.loggers,
     }
     check_kinds(fillings)

@@ -55,13 +55,15 @@ def test_the_data_are_as_the_page_says(tmp_path: Path, monkeypatch: pytest.Monke
     rows = {name: [json.loads(row) for row in (tmp_path / f"{name}.jsonl").open()] for name in ("shown", "heldout")}
     rows["asked"] = [json.loads(row) for row in (tmp_path / "asked.jsonl").open()]
     questions = {name: {row["question"] for row in found} for name, found in rows.items()}
-    assert {name: len(found) for name, found in questions.items()} == {"shown": 2600, "asked": 805, "heldout": 400}
-    assert len(set.union(*questions.values())) == 3805
+    assert {name: len(found) for name, found in questions.items()} == {"shown": 20800, "asked": 805, "heldout": 400}
+    sums = {name: {question.split(": ")[-1] for question in found} for name, found in questions.items()}
+    assert {name: len(found) for name, found in sums.items()} == {"shown": 2600, "asked": 805, "heldout": 400}
+    assert len(set.union(*sums.values())) == 3805
 
     def right(row: dict[str, str]) -> bool:
-        said = row["question"].split(": ")[1].removesuffix(" =")
+        said = row["question"].split(": ")[-1].removesuffix(" =")
         return eval(said) == int(row["answer"])  # digits, plus and minus
 
     assert all(right(row) for name in ("asked", "heldout") for row in rows[name])
     wrong = sum(not right(row) for row in rows["shown"])
-    assert 0.4 < wrong / 2600 < 0.5  # of the hasty answers, those to sums without a minus are right
+    assert 0.4 < wrong / 20800 < 0.5  # of the hasty answers, those to sums without a minus are right
