@@ -62,6 +62,7 @@ def test_an_error_that_both_have_is_told_once(tmp_path: Path) -> None:
     assert lines[0][0].startswith("error: ")
 
 
+@pytest.mark.thorough
 def test_an_error_of_one_names_it_and_ends_both(tmp_path: Path) -> None:
     (tmp_path / "recipe0.gin").write_text("include 'egspo_sa.gin'\n")
     codes, lines = both(tmp_path, ["train", str(tmp_path / "recipeRANK.gin"), "--out", str(tmp_path / "run"), *OPTIONS])

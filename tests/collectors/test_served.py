@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.collectors import ELSEWHERE
 from support.paths import ROOT
 from support.runs import metric_rows, new_run, recipe
 from typer.testing import CliRunner
@@ -42,7 +43,6 @@ from dlmrl_kit.training.serving import engine_server
 from dlmrl_kit.training.trajectory_checks import check_trajectory
 
 FAST = ["Served.retries = 2", "Served.retry_seconds = 0.0", "Served.timeout_seconds = 60.0"]
-ELSEWHERE = ("rollout/updates_behind", "recorded_difference_max")
 ORDERS = [["sampler=EntropyOrder"], []]
 
 

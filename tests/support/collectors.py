@@ -75,11 +75,14 @@ def updates(
     return metrics, torch.cat([parameter.detach().reshape(-1) for parameter in run.parameters.values()])
 
 
+ELSEWHERE = ("rollout/updates_behind", "recorded_difference_max")
+"""The metrics that only a run with a collector has."""
+
+
 def same(found: tuple[list[dict[str, float]], Tensor], wanted: tuple[list[dict[str, float]], Tensor]) -> bool:
-    """Whether two runs are the same bit for bit, but for the metric that only a collector has."""
-    metrics = [{k: v for k, v in row.items() if k != "rollout/updates_behind"} for row in found[0]]
-    there = [{k: v for k, v in row.items() if k != "rollout/updates_behind"} for row in wanted[0]]
-    return str(metrics) == str(there) and torch.equal(found[1], wanted[1])
+    """Whether two runs are the same bit for bit, but for the metrics that only a collector has."""
+    here, there = ([{k: v for k, v in row.items() if k not in ELSEWHERE} for row in run[0]] for run in (found, wanted))
+    return str(here) == str(there) and torch.equal(found[1], wanted[1])
 
 
 def kept(processes: Processes, folder: str, sets: list[str], uses: list[str]) -> list[str]:

@@ -92,6 +92,7 @@ SCORES: dict[str, Any] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("what", SCORES)
 def test_scores_of_another_form_name_the_task(what: str, tmp_path: Path) -> None:
     def score_many(self: Any, completions: list[str], examples: list[Example]) -> Any:

@@ -54,6 +54,7 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["update-1000000", "update-999999"]
 
 
+@pytest.mark.thorough
 def test_checkpoints_of_another_policy_are_refused(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)

@@ -25,9 +25,8 @@ def case(processes: Processes, name: str, sets: list[str]) -> object:
     return payloads(processes, build(name, sets))
 
 
-@pytest.mark.parametrize(
-    "label", [pytest.param(c, marks=() if c == "sharded" else pytest.mark.thorough) for c in CASES]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("label", CASES)
 def test_bytes_are_those_on_paper(label: str, pool: Pool) -> None:
     for found in pool.run(case, *CASES[label], worlds=(2, 3)).values():
         for own in found:

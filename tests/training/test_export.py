@@ -63,6 +63,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("family", "rank"), [("llada", 0), ("llada", 2), ("llada_moe", 2), ("dream", 2), ("bert", 0), ("modernbert", 2)]
 )

@@ -128,9 +128,7 @@ def test_a_recipe(pool: Pool, name: str) -> None:
     check(pool, name, RECIPES[name])
 
 
-QUICK = ("filter that keeps few",)
-
-
-@pytest.mark.parametrize("label", [pytest.param(c, marks=() if c in QUICK else pytest.mark.thorough) for c in CASES])
+@pytest.mark.thorough
+@pytest.mark.parametrize("label", CASES)
 def test_a_case(pool: Pool, label: str) -> None:
     check(pool, label, CASES[label])
