@@ -23,6 +23,7 @@ from torch import Tensor
 from dlmrl_kit.audit import audit_algorithm, exact_estimator
 from dlmrl_kit.core.behaviour import LOG_ZERO
 from dlmrl_kit.core.component import rebuilt
+from dlmrl_kit.core.checksums import CHECKSUMS
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.seeding import sample_seeds
@@ -312,6 +313,7 @@ def _check_that_the_modules_matter(path: Path, run: Path) -> None:
     """Another module decodes otherwise; one that is missing or does not fit is refused; other recipes need none."""
     before, stored = evaluate_path(str(run), size=4, temperature=1.0), load_file(path)
     assert texts(before) == texts(evaluate_path(str(run), size=4, temperature=1.0))
+    (path.parent / CHECKSUMS).unlink()  # changed on purpose
     generator = torch.Generator().manual_seed(0)
     save_file({name: 10 * torch.randn(value.shape, generator=generator) for name, value in stored.items()}, path)
     assert texts(evaluate_path(str(run), size=4, temperature=1.0)) != texts(before)
