@@ -8,7 +8,8 @@ A distribution that declares
 has its module ``acme_steps`` imported when a recipe is loaded or the catalogue is asked for, once per process and never
 when the kit is imported; the module's ``@register`` decorators do the rest. A plugin goes in whole or not at all: if it
 raises while it is imported, or takes a name of the kit, it is reported (a ``PluginWarning``, and ``plugin_report``),
-nothing that it registered stays, and the kit works on without it. ``DLMRL_KIT_NO_PLUGINS=1`` turns plugins off.
+nothing that it registered stays, and the kit works on without it. So is one whose distribution requires another version
+of the kit. ``DLMRL_KIT_NO_PLUGINS=1`` turns plugins off.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dlmrl_kit.core.registry import Entry
 from dlmrl_kit.policies.added_families import added_families, keep_families
 from dlmrl_kit.recipe import gin_registry
 from dlmrl_kit.recipe.builtin import load_builtin
+from dlmrl_kit.recipe.plugin_versions import version_fault
 
 if TYPE_CHECKING:
     from dlmrl_kit.policies.families.base import Family
@@ -200,6 +202,8 @@ def _load(plugin: Plugin, others: set[str]) -> Plugin:
 
     Components that its import registers in a package of ``others``, the other plugins, count as theirs.
     """
+    if problem := version_fault(plugin.distribution):
+        return replace(plugin, problem=problem)
     before = _Snapshot()
     try:
         with contextlib.redirect_stdout(sys.stderr), _named_if_slow(plugin):  # standard output may be JSON

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.version import PACKAGE, VERSION
+from dlmrl_kit.recipe.plugin_versions import DISTRIBUTION
 from dlmrl_kit.report.tables import plain_table, words
 
 FOR_USERS = {
@@ -94,13 +95,13 @@ def _devices() -> Iterator[Finding]:
 
 
 def _parts() -> Iterator[Finding]:
-    for extra in metadata.metadata(_distribution()).get_all("Provides-Extra") or []:
+    for extra in metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []:
         missing = [r.name for r in _requirements(extra) if _version(r) is None]
         what = f"extra {extra}"
         if not missing:
             yield Finding("optional parts", what, FOR_USERS.get(extra, "installed"))
         else:
-            advice = f"pip install '{_distribution()}[{extra}]'"
+            advice = f"pip install '{DISTRIBUTION}[{extra}]'"
             yield Finding("optional parts", what, f"missing: {', '.join(missing)}", advice)
     yield _sandbox()
 
@@ -126,13 +127,9 @@ def _plugins() -> Iterator[Finding]:
             yield Finding("plugins", plugin.name, f"{plugin.origin}: {len(plugin.components)} components")
 
 
-def _distribution() -> str:
-    return PACKAGE.replace("_", "-")
-
-
 def _requirements(extra: str | None) -> list[Requirement]:
     """Lists what the distribution needs, or what its ``extra`` adds to that."""
-    found = [Requirement(text) for text in metadata.requires(_distribution()) or []]
+    found = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
     always = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
     if extra is None:
         return always

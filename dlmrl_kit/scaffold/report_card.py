@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-
-from packaging.requirements import Requirement
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import Entry, nearest, registered
-from dlmrl_kit.core.version import PACKAGE, VERSION
 from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.recipe.plugin_versions import DISTRIBUTION, kit_requirement, version_fault
 from dlmrl_kit.recipe.plugins import Plugin, load_plugins, places_of
 from dlmrl_kit.testing import ConformanceError, checks_for
 from dlmrl_kit.testing.subject import build
@@ -46,7 +43,7 @@ def report_card(name: str) -> Iterator[Mark]:
     """
     plugin = installed_plugin(name)
     yield Mark(plugin.name, "is imported", plugin.problem, f"{plugin.origin}, module {plugin.module}")
-    yield Mark(plugin.name, f"says which versions of {PACKAGE} it is for", *_versions(plugin))
+    yield Mark(plugin.name, f"says which versions of {DISTRIBUTION} it is for", *_versions(plugin))
     for entry in registered():
         if entry.gin_name in plugin.components:
             yield from _component(entry)
@@ -72,19 +69,10 @@ def installed_plugin(name: str) -> Plugin:
 
 def _versions(plugin: Plugin) -> tuple[str, str]:
     """Returns what is wrong with a distribution's requirement of the kit, and what it is."""
-    try:
-        needed = [Requirement(text) for text in metadata.requires(plugin.distribution) or []]
-    except metadata.PackageNotFoundError:
-        return f"pip knows no distribution {plugin.distribution!r}", ""
-    kit = [r for r in needed if r.name.replace("_", "-").lower() == PACKAGE.replace("_", "-")]
-    if not kit:
-        return (
-            f"its dependencies leave out {PACKAGE.replace('_', '-')}; add it, with the versions it was tested with",
-            "",
-        )
-    if not kit[0].specifier.contains(VERSION, prereleases=True):
-        return f"it is for {kit[0]}, and {VERSION} is installed", ""
-    return "", str(kit[0])
+    needed = kit_requirement(plugin.distribution)
+    if needed is None:
+        return f"its dependencies leave out {DISTRIBUTION}; add it, with the versions that it was tested with", ""
+    return version_fault(plugin.distribution), str(needed)
 
 
 def _component(entry: Entry) -> Iterator[Mark]:

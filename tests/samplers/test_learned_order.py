@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dlmrl_kit.audit import audit_algorithm, exact_estimator
 from dlmrl_kit.core.behaviour import LOG_ZERO
-from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.checksums import CHECKSUMS
+from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.seeding import sample_seeds

@@ -25,6 +25,7 @@ def selector(name: str, package: str = "somewhere") -> str:
 
 
 SOURCES: dict[str, dict[str, str]] = {
+    "another_kit": {"__init__.py": selector("OfAnotherKit")},
     "good": {"__init__.py": "print('hello from good')\n" + selector("GoodSteps")},
     "raises": {"__init__.py": selector("NeverSeen") + "\nraise RuntimeError('no\\nluck')\n"},
     "exits": {"__init__.py": "import sys\nsys.exit(3)\n"},
@@ -98,7 +99,10 @@ REASONS = {
     "of_the_kit": "a module of the kit itself",
     "no_attribute": "has no attribute 'Absent'",
     "missing_name": "cannot import name 'nothing_of_this_name'",
+    "another_kit": "it is for dlmrl-kit>=99, and ",
 }
+REQUIRES = {"another_kit": "dlmrl-kit>=99", "good": "dlmrl_kit"}
+"""What distributions require, where they do."""
 
 
 def distribution(site: Path, name: str, entries: dict[str, str], sources: dict[str, str]) -> None:
@@ -109,6 +113,7 @@ def distribution(site: Path, name: str, entries: dict[str, str], sources: dict[s
         path.write_text(source)
     info = site / f"{name}_dist-1.2.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.2\n")
+    requires = f"Requires-Dist: {REQUIRES[name]}\n" if name in REQUIRES else ""
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.2\n{requires}")
     lines = [f"{entry} = {value}" for entry, value in entries.items()]
     (info / "entry_points.txt").write_text("\n".join([f"[{ENTRY_POINT_GROUP}]", *lines, ""]))
