@@ -73,9 +73,9 @@ def test_show_explains_parameters_documented_in_the_base_class() -> None:
 
 @pytest.mark.thorough
 def test_show_every_component() -> None:
-    from dlmrl_kit.recipe.catalogue import components
+    from dlmrl_kit.report.catalogue_file import catalogue
 
-    for component in components():
+    for component in catalogue().components:
         result = dlmrl("show", component.gin_name)
         assert result.exit_code == 0, (component.gin_name, result.output)
 
