@@ -47,6 +47,8 @@ class Trainer(OptimiserSettings):
         seed: of everything random.
         eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
         eval_size: held-out examples per evaluation.
+        validation_size: examples of the split ``pretrain`` per evaluation, on which the best model of the run is
+            chosen (see ``training.best_model``); 0 chooses none, and the run leaves its last model alone.
         traced_examples: how many of them ``trajectories.html`` in the run folder shows, step by step, before training
             and at the latest evaluation; 0 writes no such page.
         checkpoint_every: updates between checkpoints.
@@ -88,6 +90,7 @@ class Trainer(OptimiserSettings):
         seed: int = 0,
         eval_every: int = 20,
         eval_size: int = 256,
+        validation_size: int = 0,
         traced_examples: int = 4,
         checkpoint_every: int = 10,
         guard_every: int | None = None,
@@ -112,6 +115,7 @@ class Trainer(OptimiserSettings):
         self.sharding = sharding
         self.eval_every = eval_every
         self.eval_size = eval_size
+        self.validation_size = validation_size
         self.traced_examples = traced_examples
         self.checkpoint_every = checkpoint_every
         self.guard_every = guard_every
@@ -150,6 +154,7 @@ class Trainer(OptimiserSettings):
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")
         guarded = self.guard_every is None or self.guard_every >= 0
         check(guarded, self, "guard_every", self.guard_every, "at least 0, or None")
+        check(self.validation_size >= 0, self, "validation_size", self.validation_size, "at least 0")
         check(self.traced_examples >= 0, self, "traced_examples", self.traced_examples, "at least 0")
 
     @property

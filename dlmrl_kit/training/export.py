@@ -26,6 +26,8 @@ TRAINED_WITH = "trained_with.gin"
 
 MODEL, ADAPTER = "model", "adapter"
 """Folders of a run: the model in the layout of its family, and the adapter if it was trained with LoRA."""
+BEST = "best_"
+"""What the folders of the best model begin with."""
 
 
 MERGED = "Without dlmrl_kit: merge the adapter into its base first; the card of the merged model has the code."
@@ -35,11 +37,12 @@ MERGED = "Without dlmrl_kit: merge the adapter into its base first; the card of 
 def export(
     policy: TransformersPolicy,
     result: RunResult,
-    *,
     recipe: str,
     task: BaseTask,
     sampler: Sampler,
     components: Iterable[Component] = (),
+    *,
+    prefix: str = "",
 ) -> None:
     """Writes ``model/``, with any adapter merged, and ``adapter/`` if there is one, each with a model card.
 
@@ -50,6 +53,7 @@ def export(
         task: the policy was trained on.
         sampler: it was trained with, by which the card decodes.
         components: modules that they trained go into ``model/components.safetensors``.
+        prefix: what the names of the folders begin with.
     """
     folders = {MODEL: save_own_layout}
     if policy.adapter is not None:
@@ -59,7 +63,7 @@ def export(
         decoding = MERGED if adapter else decoding_without_the_kit(policy, sampler)
         about = {"recipe": recipe, "task": task.label(), "base": policy.name}
         card = model_card(result, **about, adapter=adapter, decoding=decoding)
-        with atomic_folder(result.folder / name) as temporary:
+        with atomic_folder(result.folder / f"{prefix}{name}") as temporary:
             save(policy, temporary)
             if name == MODEL:
                 save_components(temporary, components)

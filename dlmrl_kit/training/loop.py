@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,13 +28,14 @@ from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.rollout.services import cut_prompts
 from dlmrl_kit.tasks.base import said_of
+from dlmrl_kit.training.best_model import SPLIT, BestModel
 from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rollouts, prune, save_checkpoint
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
-from dlmrl_kit.training.export import MODEL, export
+from dlmrl_kit.training.export import BEST, MODEL, export
 from dlmrl_kit.training.identity import Change, Identity, identity_of
 from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
@@ -189,6 +191,7 @@ class Run:
         self.parameters = trained(started.policy, algorithm.components)
         self.update = Update(algorithm, *started, self.observer.on_message, processes)
         self.evaluations: dict[int, EvalResult] = {}
+        self.best = BestModel(folder, self.parameters) if self.trainer.validation_size else None
         self.first = 0
         self.identity: Identity = {}
         """What the run depends on; checkpoints hold it."""
@@ -265,6 +268,8 @@ class Run:
             self.first, counters = load_checkpoint(found[-1][1], self.parameters, update.optimiser, update.scheduler)
             self.update.restore(counters, load_rollouts(found[-1][1]))
         self.evaluations = {update: result for update, result in entries.items() if update <= self.first}
+        if self.best is not None:
+            self.best.restore(self.first)
         if self.first and 0 not in self.evaluations:
             stored = self.folder / EVALUATIONS
             raise CheckpointError(f"{stored} is missing or lost the evaluation before training; start a new run")
@@ -320,26 +325,35 @@ class Run:
         save_checkpoint(self.folder, done, *state, self.identity, self.processes, update.rollouts_ahead())
 
     def _evaluate(self, done: int) -> None:
-        task, sampler = self.algorithm.task, self.algorithm.sampler
-        result = evaluate(
-            self.policy,
-            sampler,
-            task,
-            size=self.trainer.eval_size,
-            seed=self.trainer.seed,
-            batch_size=self.trainer.eval_batch_size,
-            precision=self.trainer.precision,
-            processes=self.processes,
-        )
+        result = self._answers("heldout", self.trainer.eval_size)
+        chosen_on = self._answers(SPLIT, self.trainer.validation_size) if self.best is not None else None
         self.evaluations[done] = result
         with self.policy.whole():  # for the traces, which the first process makes alone
             if self.processes.is_first:
-                self._note_evaluation(done, result)
+                self._note_evaluation(done, result, chosen_on)
 
-    def _note_evaluation(self, done: int, result: EvalResult) -> None:
+    def _answers(self, split: str, size: int) -> EvalResult:
+        trainer, algorithm = self.trainer, self.algorithm
+        return evaluate(
+            self.policy,
+            algorithm.sampler,
+            algorithm.task,
+            split=split,
+            size=size,
+            seed=trainer.seed,
+            batch_size=trainer.eval_batch_size,
+            precision=trainer.precision,
+            processes=self.processes,
+        )
+
+    def _note_evaluation(self, done: int, result: EvalResult, chosen_on: EvalResult | None) -> None:
         require(self.folder)
         # Log, then store: a run killed in between evaluates again. The other way round the log would miss a result.
         self.loggers.log(done, {"eval/accuracy": result.accuracy, "eval/reward": result.reward})
+        if self.best is not None and chosen_on is not None:
+            found = {"eval/validation/accuracy": chosen_on.accuracy, "eval/validation/reward": chosen_on.reward}
+            self.loggers.log(done, found)
+            self.best.note(done, chosen_on, safe=max((updates for updates, _ in checkpoints(self.folder)), default=0))
         entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
         write_atomic(self.folder / EVALUATIONS, json.dumps(entries, indent=1))
         self._trace(done)
@@ -375,7 +389,8 @@ class Run:
             skipped=self.update.skipped,
         )
         built = self.algorithm
-        export(policy, result, recipe=self.name, task=built.task, sampler=built.sampler, components=built.components)
+        parts = built.task, built.sampler, built.components
+        export(policy, result, self.name, *parts)
         summary = {
             "recipe": self.name,
             "updates": result.updates,
@@ -384,6 +399,12 @@ class Run:
             "before": result.before.to_json(),
             "after": result.after.to_json(),
         }
+        if self.best is not None and (best := self.best.best) is not None:
+            self.best.load(best)
+            after = self.evaluations[best.updates]
+            export(policy, replace(result, after=after, updates=best.updates), self.name, *parts, prefix=BEST)
+            summary["best"] = {"updates": best.updates, "validation": best.result.to_json(), "heldout": after.to_json()}
+            self.observer.on_message(f"{best}; held-out {after.accuracy:.1%}: {self.folder / (BEST + MODEL)}")
         if (self.folder / "metrics.csv").is_file():
             plot_curve(self.folder)
         write_atomic(stored, json.dumps(summary, indent=1))  # the last file: a run that has it is complete

@@ -29,6 +29,7 @@ from dlmrl_kit.policies.weight_files import tensor_types
 from dlmrl_kit.rollout.services import check_prompts, require_examples
 from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
+from dlmrl_kit.training.best_model import check_validation
 from dlmrl_kit.training.optimiser import build_optimiser
 
 COMPONENTS = "components.safetensors"
@@ -60,6 +61,7 @@ def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Starte
     plan, trainer = make_plan(algorithm), algorithm.trainer
     check_collector(algorithm, plan)
     require_examples(algorithm.task, "train", "heldout")
+    check_validation(algorithm.task, trainer)
     policy, optimiser, scheduler = start_policy(
         algorithm.policy, trainer, trainer.optimiser_steps, algorithm.components
     )
