@@ -60,7 +60,9 @@ def test_the_page_gives_what_it_says(tmp_path: Path) -> None:
             path = work / first.removeprefix(FILE)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    (install, said), *rest = commands()
+    new, (install, said), *rest = commands()
+    assert new[0][:3] == ["dlmrl", "plugin", "new"]
+    rest.insert(0, new)
     assert install[:2] == ["pip", "install"]
     assert said == []
     virtual_environments.install(python, *install[2:], cwd=work)
