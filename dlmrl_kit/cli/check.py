@@ -55,13 +55,18 @@ def check_command(
     files: Iterable[Path] = [Path(recipe)]
     with contextlib.suppress(KeyboardInterrupt):
         while True:
+            # Looked at before they are read: what is saved meanwhile is read again.
+            seen = _times([*files, *Path(recipe).parent.glob("*.gin")])
             try:
                 loaded = resolved_recipe(recipe, sets, uses, allow_imports)
                 files = loaded.files
                 _show(loaded, as_json=False)
             except UserError as error:
                 print_error(error)
-            _wait_for_change([*files, *Path(recipe).parent.glob("*.gin")])
+            seen = {**_times(files), **seen}
+            typer.echo(f"watching {len(seen)} files; Ctrl-C ends", err=True)
+            while _times(seen) == seen:
+                time.sleep(SECONDS)
 
 
 def _show(loaded: Recipe, as_json: bool) -> None:
@@ -82,20 +87,12 @@ def _show(loaded: Recipe, as_json: bool) -> None:
     typer.echo(f"{loaded.name}: ok", err=True)
 
 
-def _wait_for_change(files: Iterable[Path]) -> None:
-    """Returns when one of the files was written, removed or created."""
-    watched = sorted(set(files))
-    before = _times(watched)
-    typer.echo(f"watching {len(watched)} files; Ctrl-C ends", err=True)
-    while _times(watched) == before:
-        time.sleep(SECONDS)
-
-
-def _times(files: Iterable[Path]) -> list[int]:
-    found = []
+def _times(files: Iterable[Path]) -> dict[Path, int]:
+    """Returns when each file was written; -1 for one that is not there, as an editor may be replacing it."""
+    found = {}
     for file in files:
         try:
-            found.append(file.stat().st_mtime_ns)
-        except OSError:  # an editor replaces it at this moment, or it was removed
-            found.append(-1)
+            found[file] = file.stat().st_mtime_ns
+        except OSError:
+            found[file] = -1
     return found
