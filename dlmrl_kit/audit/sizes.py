@@ -6,7 +6,6 @@ are 3, would be audited as if it were AllSteps: ``kept_whole`` finds such select
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,6 +19,7 @@ from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.component import Resizable, Sizes, rebuilt, settings
 from dlmrl_kit.core.keys import SELECTED_END, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
+from dlmrl_kit.core.signatures import constructor_of
 from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.samplers.base import Sampler
 
@@ -143,7 +143,7 @@ def _unscaled(component: Resizable, sizes: Sizes) -> Iterator[str]:
                 yield from _unscaled(part, sizes)
         if _counts(value) and name not in known and all(after.get(name) == value for after in scaled):
             yield f"{type(component).__name__}.{name} = {value!r}"
-    for name, parameter in inspect.signature(type(component)).parameters.items():
+    for name, parameter in constructor_of(type(component)).parameters.items():
         if name not in own and parameter.annotation in (int, "int") and name not in known:
             yield f"{type(component).__name__}.{name}"
 

@@ -27,6 +27,7 @@ from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import DeclarationError, MissingKeyError, UserError
 from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.signatures import constructor_of
 
 SERVICES: dict[str, str] = {
     "policy": "the current denoiser, dlmrl_kit.core.policy.Policy",
@@ -277,4 +278,4 @@ def rebuilt(component: C, **changes: Any) -> C:
 
 def _parameter_names(cls: type) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, p in inspect.signature(cls).parameters.items() if p.kind in kinds]
+    return [name for name, p in constructor_of(cls).parameters.items() if p.kind in kinds]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlmrl_kit.core.signatures import constructor_of
 from dlmrl_kit.core.version import PACKAGE
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Dependent:
         new = super().__new__
         made: Self = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
         with contextlib.suppress(TypeError, ValueError):
-            bound = inspect.signature(cls).bind_partial(*args, **kwargs)
+            bound = constructor_of(cls).bind_partial(*args, **kwargs)
             object.__setattr__(made, "constructed_with", _by_parameter(bound))
         return made
 

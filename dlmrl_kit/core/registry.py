@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlmrl_kit.core.errors import RegistryError
+from dlmrl_kit.core.signatures import constructor_of
 from dlmrl_kit.core.version import PACKAGE
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Entry:
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameters of the constructor, in order."""
-        signature = inspect.signature(self.cls)
+        signature = constructor_of(self.cls)
         return tuple(
             Parameter(
                 p.name,
@@ -179,7 +180,7 @@ def _keys(cls: type) -> Keys | None:
         return None
     required = {
         p.name: _PLACEHOLDERS.get(str(p.annotation))
-        for p in inspect.signature(cls).parameters.values()
+        for p in constructor_of(cls).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     try:

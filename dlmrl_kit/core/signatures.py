@@ -6,6 +6,19 @@ import inspect
 from collections.abc import Callable
 
 
+def constructor_of(cls: type) -> inspect.Signature:
+    """Returns the signature of a constructor as its caller sees it, without ``self``.
+
+    ``inspect.signature(cls)`` is another one where a class has ``__new__`` besides, as torch's and tensordict's modules
+    do: before Python 3.11.5 that counts first, and it takes anything.
+    """
+    constructor = cls.__init__  # type: ignore[misc]
+    if constructor is object.__init__:
+        return inspect.Signature()
+    found = inspect.signature(constructor)
+    return found.replace(parameters=list(found.parameters.values())[1:])
+
+
 def with_parameters_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorates a constructor that passes ``*args`` and ``**kwargs`` on to ``base``: its signature then lists them all.
 

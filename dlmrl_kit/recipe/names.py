@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -11,6 +10,7 @@ import gin
 
 from dlmrl_kit.core.errors import RegistryError
 from dlmrl_kit.core.registry import Claims, Entry, Parameter, nearest
+from dlmrl_kit.core.signatures import constructor_of
 from dlmrl_kit.recipe import types
 from dlmrl_kit.recipe.catalogue import components, find
 from dlmrl_kit.recipe.source import Ref, leaves_of
@@ -134,7 +134,7 @@ class Names:
 
     def takes_any(self, gin_name: str) -> bool:
         """Tells whether the constructor of a component takes ``**kwargs``."""
-        parameters = inspect.signature(self.components[gin_name].cls).parameters.values()
+        parameters = constructor_of(self.components[gin_name].cls).parameters.values()
         return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def check_parameter(self, target: str, parameter: str, where: Where) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Set
 from functools import cache
 from typing import Any, Protocol
 
+from dlmrl_kit.core.signatures import constructor_of
 from dlmrl_kit.recipe.source import Ref
 
 _SIMPLE: dict[object, tuple[type, ...]] = {
@@ -44,7 +45,7 @@ def hints(cls: type) -> dict[str, object]:
     A parameter that the constructor takes over from a base class (``core.signatures.with_parameters_of``) has the
     annotation that it has there.
     """
-    annotated = {p.name for p in inspect.signature(cls).parameters.values() if p.annotation is not p.empty}
+    annotated = {p.name for p in constructor_of(cls).parameters.values() if p.annotation is not p.empty}
     found: dict[str, object] = {}
     for owner in reversed(inspect.getmro(cls)):
         constructor = inspect.unwrap(owner.__init__)  # type: ignore[misc]
