@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import subprocess
 import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command_line import dlmrl
@@ -119,28 +121,42 @@ def test_check_pretraining_recipe() -> None:
     assert "MaskedDiffusion.steps" in result.stdout
 
 
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts the command in a process that Ctrl-C ends, wherever the tests run, and that ends with the block."""
+
+    def with_interrupts() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+
+    command = [sys.executable, "-m", "dlmrl_kit", *arguments]
+    kept: dict[str, Any] = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "preexec_fn": with_interrupts,
+    }
+    with subprocess.Popen(command, **kept) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.thorough
 def test_check_watch_checks_again_when_a_file_is_saved(tmp_path: Path) -> None:
     recipe, base = tmp_path / "mine.gin", tmp_path / "base.gin"
     base.write_text("include 'egspo_sa.gin'\n")
     recipe.write_text("include 'base.gin'\nTrainer.updates = 3\n")
-    command = [sys.executable, "-m", "dlmrl_kit", "check", str(recipe), "--watch"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with started("check", str(recipe), "--watch") as process:
         assert process.stderr is not None
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-
-        def told(what: str) -> None:
-            """Reads until a line has ``what``: a file that is being written may be read half, and again."""
-            assert process.stderr is not None
-            assert any(what in line for line in iter(process.stderr.readline, ""))
-
-        told("mine: ok")
+        lines = iter(process.stderr.readline, "")
+        # A file that is being written may be read half, and again: so further lines may stand between these.
+        assert any("mine: ok" in line for line in lines)
         recipe.write_text("include 'base.gin'\nTrainer.updates: 3\n")
-        told("not ':'")
+        assert any("not ':'" in line for line in lines)
         recipe.write_text("include 'base.gin'\nTrainer.updates = 4\n")
-        told("mine: ok")
+        assert any("mine: ok" in line for line in lines)
         base.write_text("include 'egspo_so.gin'\n")
-        told("egspo_so.gin")
+        assert any("egspo_so.gin" in line for line in lines)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
