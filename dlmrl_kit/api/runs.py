@@ -21,8 +21,8 @@ from dlmrl_kit.recipe.of_algorithm import recipe_of
 from dlmrl_kit.report.run_console import RichRunObserver
 from dlmrl_kit.training import loop
 from dlmrl_kit.training.curve import curve_figure
+from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations
 from dlmrl_kit.training.export import MODEL
-from dlmrl_kit.training.record import EVALUATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,9 +63,7 @@ class TrainedRun(RunResult):
         Raises:
             UserError: pandas is not installed, or the run's ``evaluations.json`` is damaged.
         """
-        entries = read_json(
-            self.folder / EVALUATIONS, lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()}
-        )
+        entries = read_evaluations(self.folder / EVALUATIONS)
         rows = {update: _row(result) for update, result in sorted(entries.items())}
         return _pandas().DataFrame.from_dict(rows, orient="index").rename_axis("update")
 

@@ -75,6 +75,12 @@ def anchored_path(text: object) -> str | None:
     return None if Path(text).is_absolute() or not path.exists() else str(path.absolute())
 
 
+def anchored_paths(settings: Mapping[str, object], *names: str) -> dict[str, object]:
+    """Returns those of the named settings that are relative paths of files or folders, as absolute ones."""
+    found = {name: anchored_path(settings.get(name)) for name in names}
+    return {name: path for name, path in found.items() if path is not None}
+
+
 INSTALLED = ("site-packages", "dist-packages")
 """Names of folders with installed packages, of which versions are kept, not contents."""
 

@@ -7,18 +7,18 @@ import inspect
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from dlmrl_kit.core.files import write_atomic
-from dlmrl_kit.core.results import FEW, EvalResult
-from dlmrl_kit.core.run_folder import read_json
+from dlmrl_kit.core.results import FEW
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import BASE, Design
 from dlmrl_kit.experiments.runs import Job
 from dlmrl_kit.loggers.metrics_csv import read_metrics
+from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations
 
 RESULTS, SUMMARY, SUMMARY_JSON = "results.csv", "summary.csv", "summary.json"
 RESAMPLES = 9999
@@ -166,14 +166,20 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, _rounded(low[0]), _rounded(high[0]), len(values))
 
 
+def seeded(function: Callable[..., object]) -> dict[str, Any]:
+    """Returns the argument of a function of scipy that makes its draws the same every time."""
+    import numpy as np
+
+    # Newer versions of scipy call ``random_state`` ``rng``; both take a generator.
+    name = "rng" if "rng" in inspect.signature(function).parameters else "random_state"
+    return {name: np.random.default_rng(0)}
+
+
 def interval(rows: Sequence[Sequence[float]], resamples: int = RESAMPLES) -> tuple[list[float], list[float]]:
     """Computes lower and upper ends of 95% bootstrap intervals of the mean of each column, from at least two rows."""
     import numpy as np
     from scipy.stats import bootstrap
 
-    # Newer versions of scipy call ``random_state`` ``rng``; both take a generator.
-    name = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
-    generator: dict[str, Any] = {name: np.random.default_rng(0)}
     found = bootstrap(
         (np.asarray(rows, dtype=float),),
         np.mean,
@@ -183,7 +189,7 @@ def interval(rows: Sequence[Sequence[float]], resamples: int = RESAMPLES) -> tup
         confidence_level=0.95,
         n_resamples=resamples,
         batch=100,
-        **generator,
+        **seeded(bootstrap),
     ).confidence_interval
     return found.low.tolist(), found.high.tolist()
 
@@ -209,10 +215,7 @@ def metrics_of(job: Job) -> Series:
     """Reads the metrics and evaluations of a run: by name, a list of (step, value)."""
     series = {name: points for name, points in read_metrics(job.folder).items() if name not in UNTIMED}
     measured: Series = {}
-    evaluations = read_json(
-        job.folder / "evaluations.json", lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()}
-    )
-    for step, result in sorted(evaluations.items()):
+    for step, result in sorted(read_evaluations(job.folder / EVALUATIONS).items()):
         values = {"accuracy": result.accuracy, "reward": result.reward}
         values |= {f"reward/{name}": value for name, value in result.components.items()}
         for name, value in values.items():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
+from dlmrl_kit.core.html_page import filled_page
 from dlmrl_kit.tasks.base import prompt_text
 
 
@@ -19,7 +18,4 @@ def page(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
             ``text`` and ``scores``. Texts are shown as they are: nothing in them is taken for HTML.
     """
     examples = [{**row, "prompt": prompt_text(row["prompt"])} for row in rows]
-    # "</script>" in a text would end the block of data, and "<!--" begin a comment in it.
-    data = json.dumps({"title": title, "examples": examples}, ensure_ascii=True, separators=(",", ":"))
-    template = files("dlmrl_kit.experiments").joinpath("completions_page.html").read_text(encoding="utf-8")
-    return template.replace("__DATA__", data.replace("<", "\\u003c"))
+    return filled_page("dlmrl_kit.experiments", "completions_page.html", {"title": title, "examples": examples})

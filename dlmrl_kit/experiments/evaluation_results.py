@@ -8,7 +8,6 @@ the pairs.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlmrl_kit.core.results import wilson_interval
-from dlmrl_kit.experiments.aggregate import RESAMPLES, Estimate, estimate
+from dlmrl_kit.experiments.aggregate import RESAMPLES, Estimate, estimate, seeded
 from dlmrl_kit.experiments.evaluation_grid import Cell
 from dlmrl_kit.experiments.evaluation_runs import CellResult
 
@@ -122,10 +121,6 @@ def compare(first: Sequence[float], second: Sequence[float]) -> tuple[Estimate, 
         return difference, alone, p_value, "McNemar, exact"
     import numpy as np
 
-    # Newer versions of scipy call ``random_state`` ``rng``; both take a generator.
-    name = "rng" if "rng" in inspect.signature(permutation_test).parameters else "random_state"
-    generator: dict[str, Any] = {name: np.random.default_rng(0)}
-
     def statistic(one: Any, other: Any, axis: int) -> Any:
         return np.mean(other - one, axis=axis)
 
@@ -136,7 +131,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> tuple[Estimate, 
         vectorized=True,
         n_resamples=RESAMPLES,
         batch=100,
-        **generator,
+        **seeded(permutation_test),
     )
     return difference, None, float(found.pvalue), "paired permutation"
 

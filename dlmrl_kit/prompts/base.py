@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-from dlmrl_kit.core.dependencies import Dependent, anchored_path
+from dlmrl_kit.core.dependencies import Dependent, anchored_paths
 from dlmrl_kit.core.promises import promises, shown
 from dlmrl_kit.core.prompt import Prompt, fault_of
 from dlmrl_kit.core.validate import check, refuse_value
@@ -70,8 +70,7 @@ class PromptLayout(Dependent, ABC):
     @classmethod
     def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
         """Returns the files as absolute paths."""
-        places = {name: anchored_path(settings.get(name)) for name in ("instruction_file", "shots_file")}
-        return {name: place for name, place in places.items() if place is not None}
+        return anchored_paths(settings, "instruction_file", "shots_file")
 
     def files(self) -> tuple[Path, ...]:
         """Returns the files that the wording comes from."""

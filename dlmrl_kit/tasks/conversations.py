@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, SupportsIndex
 
-from dlmrl_kit.core.dependencies import anchored_path
+from dlmrl_kit.core.dependencies import anchored_paths
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
@@ -100,8 +100,7 @@ class Conversations(BaseTask):
     @classmethod
     def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
         """Returns files and folders as absolute paths."""
-        places = {name: anchored_path(settings.get(name)) for name in ("data", "test_data")}
-        return {name: place for name, place in places.items() if place is not None}
+        return anchored_paths(settings, "data", "test_data")
 
     def files(self) -> tuple[Path, ...]:
         """Returns the files and folders that the conversations are from."""

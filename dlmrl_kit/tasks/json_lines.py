@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import SupportsIndex, TypeAlias
 
-from dlmrl_kit.core.dependencies import anchored_path
+from dlmrl_kit.core.dependencies import anchored_paths
 from dlmrl_kit.core.registry import nearest, register
 from dlmrl_kit.core.validate import check, refuse_value
 from dlmrl_kit.sandbox.bubblewrap import require_bubblewrap
@@ -141,12 +141,12 @@ class JsonLines(BaseTask):
     @classmethod
     def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
         """Makes the path absolute, and names the folder of the reward function's module if it is in the current one."""
-        places = {name: anchored_path(settings.get(name)) for name in ("path", "reward_folder")}
+        places = anchored_paths(settings, "path", "reward_folder")
         reward, given = settings.get("reward"), settings.get("reward_folder")
         found = folder_of(reward) if given is None and isinstance(reward, str) else None
         if found is not None and found.is_relative_to(Path.cwd()) and "site-packages" not in found.parts:
             places["reward_folder"] = str(found)
-        return {name: place for name, place in places.items() if place is not None}
+        return places
 
     def files(self) -> tuple[Path, ...]:
         """Returns the file or folder of examples, if it is here, and the files with the code of the reward function."""

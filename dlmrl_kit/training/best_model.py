@@ -8,7 +8,6 @@ does on held-out examples was measured at the same time, and had no part in the 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,17 +17,16 @@ import torch
 from torch import nn
 
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
-from dlmrl_kit.core.files import atomic_folder, reason_of, write_atomic
+from dlmrl_kit.core.files import atomic_folder, reason_of
 from dlmrl_kit.core.results import EvalResult
-from dlmrl_kit.core.run_folder import read_json
 from dlmrl_kit.rollout.services import require_examples
 from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.training.evaluation_files import VALIDATIONS, read_evaluations, write_evaluations
 from dlmrl_kit.training.tensor_files import read, write_whole
 
 SPLIT = "pretrain"
 """The split that the choice is made on."""
-VALIDATIONS = "validations.json"
 WEIGHTS = "weights"
 FOLDER = "best"
 """The folder of a run that keeps the weights of the best evaluation, and those of one that a resume may go back to."""
@@ -80,8 +78,7 @@ class BestModel:
         if best is not None and best.updates == done:
             with atomic_folder(self._place(done)) as temporary:
                 write_whole(temporary, WEIGHTS, self.parameters)
-        entries = {str(updates): entry.to_json() for updates, entry in sorted(self.results.items())}
-        write_atomic(self.folder / VALIDATIONS, json.dumps(entries, indent=1))
+        write_evaluations(self.folder / VALIDATIONS, self.results)
         known = _best(self.results, safe)
         kept = {self._place(one.updates) for one in (best, known) if one is not None}
         for place in (self.folder / FOLDER).glob("update-*"):
@@ -96,8 +93,7 @@ class BestModel:
         """
         path = self.folder / VALIDATIONS
         if path.is_file():
-            entries = read_json(path, lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()})
-            self.results = {updates: result for updates, result in entries.items() if updates <= first}
+            self.results = {done: result for done, result in read_evaluations(path).items() if done <= first}
 
     def load(self, best: Best) -> None:
         """Puts the weights of an evaluation into the policy.

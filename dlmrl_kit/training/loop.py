@@ -35,11 +35,11 @@ from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rol
 from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
+from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations, write_evaluations
 from dlmrl_kit.training.export import BEST, MODEL, export
 from dlmrl_kit.training.identity import Change, Identity, identity_of
 from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
-    EVALUATIONS,
     check_unchanged,
     name_of,
     note_failure,
@@ -280,7 +280,7 @@ class Run:
         prune(self.folder)
         path, entries = self.folder / EVALUATIONS, dict[int, EvalResult]()
         if path.is_file():
-            entries = read_json(path, lambda data: {int(k): EvalResult.from_json(v) for k, v in data.items()})
+            entries = read_evaluations(path)
         return checkpoints(self.folder), entries
 
     def _info(self) -> dict[str, int | str]:
@@ -354,8 +354,7 @@ class Run:
             found = {"eval/validation/accuracy": chosen_on.accuracy, "eval/validation/reward": chosen_on.reward}
             self.loggers.log(done, found)
             self.best.note(done, chosen_on, safe=max((updates for updates, _ in checkpoints(self.folder)), default=0))
-        entries = {str(update): entry.to_json() for update, entry in sorted(self.evaluations.items())}
-        write_atomic(self.folder / EVALUATIONS, json.dumps(entries, indent=1))
+        write_evaluations(self.folder / EVALUATIONS, self.evaluations)
         self._trace(done)
         self.observer.on_eval(done, result)
 

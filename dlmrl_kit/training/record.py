@@ -20,9 +20,9 @@ from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.training.checkpoint import checkpoints, identity_in, refused
+from dlmrl_kit.training.evaluation_files import EVALUATIONS
 from dlmrl_kit.training.identity import Change, Identity, changes, digest_of
 
-EVALUATIONS = "evaluations.json"
 _SHOWN = 3
 """How many changes a refusal names."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.html_page import filled_page
 from dlmrl_kit.training.trace import SampleTrace, Trace
 
 DIGITS = 4
@@ -45,10 +44,7 @@ def page(title: str, traces: Iterable[Trace]) -> str:
         entropies = [token.entropy for sample in trace.samples for token in sample.tokens if token.entropy is not None]
         highest = max([highest, *entropies])
     data = {"title": title, "nats": _short(highest) or 1.0, "words": list(words), "examples": list(examples.values())}
-    # "</script>" in a text would end the block of data, and "<!--" begin a comment in it.
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-    template = files("dlmrl_kit.training").joinpath("trace_page.html").read_text(encoding="utf-8")
-    return template.replace("__DATA__", text)
+    return filled_page("dlmrl_kit.training", "trace_page.html", data)
 
 
 def _sample(sample: SampleTrace, words: dict[str, int]) -> dict[str, Any]:
