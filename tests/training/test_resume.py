@@ -17,7 +17,7 @@ from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training import loop, resume, train
+from dlmrl_kit.training import evaluation_files, loop, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.update import Rollout, Update
 
@@ -89,7 +89,7 @@ def test_an_evaluation_is_in_the_log_whenever_it_counts_as_done(
     gin_file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    original = loop.write_atomic
+    original = evaluation_files.write_atomic
 
     def write(path: Path, content: str | bytes) -> None:
         original(path, content)
@@ -97,7 +97,7 @@ def test_an_evaluation_is_in_the_log_whenever_it_counts_as_done(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_atomic", write)
+        patch.setattr(evaluation_files, "write_atomic", write)
         with pytest.raises(Killed):
             train(load_recipe(gin_file), folder)
     resume(folder)
