@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def test_the_script_for_slurm_stops_and_goes_on(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "HOME": str(tmp_path),
-        "PATH": f"{programs}:{os.environ['PATH']}",
+        # The programs of this environment too: it need not be activated where the tests run.
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "here",
