@@ -22,10 +22,10 @@ from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, Process, behaviour_log
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.phases import phase
+from dlmrl_kit.core.policy_contexts import PolicyContexts
 from dlmrl_kit.core.prompt import Prompt, fault_of
-from dlmrl_kit.core.trajectory import beside, on_device, on_host, taken
+from dlmrl_kit.core.trajectory import beside, on_device, unpadded
 from dlmrl_kit.core.validate import clipped
-from dlmrl_kit.core.window import Window
 
 T = TypeVar("T")
 
@@ -217,7 +217,7 @@ class Vocabulary:
         return None
 
 
-class Policy(Vocabulary, nn.Module, ABC):
+class Policy(Vocabulary, PolicyContexts, nn.Module, ABC):
     """Base class of denoisers. A subclass sets the attributes of ``Vocabulary`` and implements ``forward``.
 
     A model that is a body and a head should override ``features``, ``head`` and ``feature_size``, too, with ``forward``
@@ -288,46 +288,6 @@ class Policy(Vocabulary, nn.Module, ABC):
         """Within the context, a policy may reuse keys and values of finished blocks, if these cannot change; exact."""
         return contextlib.nullcontext()
 
-    def check_cache(self) -> None:
-        """Refuses approximate caches (``dlmrl_kit.caches``) if the policy cannot use them; here it never can.
-
-        Raises:
-            UserError: the policy has no such cache.
-        """
-        raise UserError(f"{type(self).__name__} has no approximate cache: take no cache")
-
-    def cached(self, window: Window) -> contextlib.AbstractContextManager[None]:
-        """Within the context, forwards without gradients are those of the cached policy; see ``core.window``.
-
-        Args:
-            window: which positions a step computes again. Inputs must end with completions of its length.
-
-        Raises:
-            UserError: as ``check_cache``.
-        """
-        self.check_cache()
-        return contextlib.nullcontext()
-
-    def merged(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context an adapter is merged into the weights: faster, equal up to rounding, without gradients."""
-        return contextlib.nullcontext()
-
-    def fused(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context, an adapter takes fewer matrix products; the weights must not change meanwhile."""
-        return contextlib.nullcontext()
-
-    def whole(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context forwards need no other process, also where each holds but a part of the weights."""
-        return contextlib.nullcontext()
-
-    def in_step(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context, processes that hold parts of the weights take part in each other's forwards."""
-        return contextlib.nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagates a loss that follows from forwards within the same ``in_step``."""
-        loss.backward()
-
     def freeze_reference(self) -> None:
         """Freezes the present weights as the reference policy.
 
@@ -392,15 +352,6 @@ def completion_logits(
 ) -> Tensor:
     """Computes raw logits [N, V] at some completion positions; arguments as ``completion_features``."""
     return policy.head(completion_features(policy, prompt_ids, prompt_mask, completion_ids, positions))
-
-
-def unpadded(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Removes from left-padded prompts, int64 and bool [B, P], the columns that are padding in every row."""
-    real = on_host(prompt_mask)
-    if real.numel() == 0 or bool(real[:, 0].any()):
-        return prompt_ids, prompt_mask
-    rest = (slice(None), slice(int((~real.any(0)).long().cumprod(0).sum()), None))
-    return taken(prompt_ids, rest), taken(prompt_mask, rest)
 
 
 LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}

@@ -114,6 +114,15 @@ def places(mask: Tensor) -> tuple[Tensor, Tensor]:
     return on_device(row, mask.device), on_device(column, mask.device)
 
 
+def unpadded(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Removes from left-padded prompts, int64 and bool [B, P], the columns that are padding in every row."""
+    real = on_host(prompt_mask)
+    if real.numel() == 0 or bool(real[:, 0].any()):
+        return prompt_ids, prompt_mask
+    rest = (slice(None), slice(int((~real.any(0)).long().cumprod(0).sum()), None))
+    return taken(prompt_ids, rest), taken(prompt_mask, rest)
+
+
 def masked_at(commit_step: Tensor, step: Tensor) -> Tensor:
     """Finds the positions that are masked in the states x_t.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.phases import phase
-from dlmrl_kit.core.policy import unpadded
+from dlmrl_kit.core.trajectory import unpadded
 from dlmrl_kit.policies.compiling import uncompiled
 from dlmrl_kit.policies.finished_blocks import PADDING, FinishedBlocks
 from dlmrl_kit.policies.foreign import attention_of, given_cache, setting, using_attention

@@ -11,11 +11,9 @@ trajectory is the step that was taken.
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -35,27 +33,16 @@ from dlmrl_kit.core.behaviour import (
     draw,
     forbid,
 )
-from dlmrl_kit.core.component import Component, Sizes, rebuilt
+from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.generation import Decoder
-from dlmrl_kit.core.keys import (
-    COMMIT_STEP,
-    COMPLETION_IDS,
-    PROMPT_IDS,
-    PROMPT_MASK,
-    SEED,
-    STEP_ENTROPY,
-    STEP_LOG_PROB,
-    STEP_NUM_COMMITTED,
-    STEP_VALID,
-    Key,
-)
+from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK, Key
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.promises import like, per_row, promises
 from dlmrl_kit.core.seeding import uniforms_at
 from dlmrl_kit.core.trajectory import on_device, on_host, places
-from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.promised import canvas, completed, one_each
+from dlmrl_kit.samplers.settings import DecodingSettings
 from dlmrl_kit.step_schedules.base import StepSchedule
 
 MayChoose = Callable[[TensorDictBase], Tensor]
@@ -174,7 +161,7 @@ def token_log_prob(view: View, decision: Decision) -> Tensor:
     return view.row_sum(*token_log_probs(view, decision))
 
 
-class Sampler(Component, Decoder, ABC):
+class Sampler(DecodingSettings, Decoder, ABC):
     """Base class of samplers.
 
     Args:
@@ -195,7 +182,6 @@ class Sampler(Component, Decoder, ABC):
     always_given: ClassVar[tuple[str, ...]] = ("keys", "cache", "may_choose")
     noise: ClassVar[Literal["mask", "uniform"]] = "mask"
     """What positions hold that are still open; see ``Policy.noise``."""
-    not_sizes: ClassVar[tuple[str, ...]] = ("top_k",)  # ``resized`` limits it to the vocabulary
     records_tokens: ClassVar[bool] = True
     """Whether a position is committed once, so that its log-probability can be kept per position."""
     needs_features: ClassVar[bool] = False
@@ -205,90 +191,9 @@ class Sampler(Component, Decoder, ABC):
     group_size: int | None = None
     """How many samples of a prompt are made together; None: each is made by itself."""
 
-    def __init__(
-        self,
-        completion_length: int,
-        block_length: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop_at_eos: bool = True,
-    ) -> None:
-        super().__init__()
-        check(completion_length >= 1, self, "completion_length", completion_length, "at least 1")
-        check(block_length is None or block_length >= 1, self, "block_length", block_length, "at least 1, or None")
-        check(0 <= temperature < math.inf, self, "temperature", temperature, "at least 0 and finite")
-        check(top_k >= 0, self, "top_k", top_k, "at least 0 (0 keeps every token)")
-        check(0 < top_p <= 1, self, "top_p", top_p, "in (0, 1]")
-        self.completion_length = completion_length
-        self.block_length = min(block_length or completion_length, completion_length)
-        self.stop_at_eos = stop_at_eos
-        self.behaviour = Behaviour(temperature, top_k, top_p)
-        self.in_keys: list[Key] = [PROMPT_IDS, PROMPT_MASK, SEED]
-        self.out_keys: list[Key] = [
-            COMPLETION_IDS,
-            COMMIT_STEP,
-            STEP_VALID,
-            STEP_LOG_PROB,
-            STEP_ENTROPY,
-            STEP_NUM_COMMITTED,
-        ]
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the behaviour distribution."""
-        return self.behaviour.temperature
-
-    @property
-    def top_k(self) -> int:
-        """How many of the most probable tokens the behaviour distribution keeps; 0: all."""
-        return self.behaviour.top_k
-
-    @property
-    def top_p(self) -> float:
-        """How much mass of the most probable tokens the behaviour distribution keeps."""
-        return self.behaviour.top_p
-
-    @property
-    @abstractmethod
-    def max_steps(self) -> int:
-        """T: an upper bound on the denoising steps of a completion that begins with a block."""
-
-    def num_steps(self, policy: Policy) -> int:
-        """Returns T for this policy, in whose blocks a completion may begin anywhere (``Policy.block_offset``)."""
-        return self.max_steps
-
-    def block_steps(self, positions: int) -> int:
-        """Returns an upper bound on the denoising steps of a block of so many positions."""
-        return positions
-
-    @property
-    @abstractmethod
-    def max_commits(self) -> int:
-        """C: an upper bound on the positions that a step commits."""
-
-    @property
-    def sizes(self) -> Sizes:
-        """How large its trajectories are."""
-        return Sizes(self.completion_length, self.max_steps, self.block_length, self.max_commits)
-
     def resized(self, before: Sizes, after: Sizes) -> Sampler:
         """Returns a sampler of its kind for completions of ``after.length``; the number of steps follows from it."""
         return rebuilt(self, **self.fitted(before, after))
-
-    def fitted(self, before: Sizes, after: Sizes) -> dict[str, int]:
-        """Returns new values, by parameter, for the settings that every sampler has and that depend on sizes."""
-        return {
-            "completion_length": after.length,
-            "block_length": min(after.block_length, after.length),
-            "top_k": before.limit_tokens(self.top_k, after),
-        }
-
-    def at_temperature(self, temperature: float) -> Sampler:
-        """Returns a copy that decodes at another temperature, at 0 without filters; trained modules are shared."""
-        twin = copy.copy(self)
-        twin.behaviour = replace(self.behaviour, temperature=temperature) if temperature else Behaviour(0.0)
-        return twin
 
     def recorded_keys(self, keys: Collection[Key]) -> tuple[Key, ...]:
         """Returns what a rollout records: ``out_keys`` and the on-demand ``keys``.

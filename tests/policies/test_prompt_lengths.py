@@ -17,7 +17,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import dlmrl_kit.core.policy
-from dlmrl_kit.core.policy import completion_logits, unpadded
+from dlmrl_kit.core.policy import completion_logits
+from dlmrl_kit.core.trajectory import unpadded
 from dlmrl_kit.likelihoods.block_replay import BlockReplay
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies import block_causal
