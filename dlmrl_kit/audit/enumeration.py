@@ -16,7 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.audit.actions import AuditError, actions, check_sums, repeated
-from dlmrl_kit.audit.enumerate_renoising import enumerate_renoising
+from dlmrl_kit.audit.enumerate_redrawing import enumerate_redrawing
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.behaviour import forbid
 from dlmrl_kit.core.keys import (
@@ -41,7 +41,7 @@ from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.recorder import MaskRecorder
-from dlmrl_kit.samplers.renoising import RenoisingSampler
+from dlmrl_kit.samplers.redrawing import RedrawingSampler
 
 NOT_LISTED: frozenset[Key] = frozenset({STEP_DRAFT_IDS, TREE_NODE, TREE_STEP})
 """Keys of a rollout that do not follow from the actions of one sample: draws that were dropped, trees of samples."""
@@ -58,7 +58,7 @@ def enumerate_trajectories(
     """Lists every trajectory that the sampler can take from each prompt.
 
     Args:
-        sampler: a ``MaskSampler`` or a ``RenoisingSampler``.
+        sampler: a ``MaskSampler`` or a ``RedrawingSampler``.
         policy: a small one.
         prompts: TensorDict [Q] with ``prompt_ids``, ``prompt_mask``, ``group``, ``example``.
         keys: on-demand keys to write; keys in ``NOT_LISTED`` are written without content.
@@ -72,12 +72,12 @@ def enumerate_trajectories(
         AuditError: in some state the probabilities of its actions do not sum to 1.
     """
     sampler.attach(policy)
-    if isinstance(sampler, RenoisingSampler):
-        return enumerate_renoising(sampler, policy, prompts, keys)
+    if isinstance(sampler, RedrawingSampler):
+        return enumerate_redrawing(sampler, policy, prompts, keys)
     if isinstance(sampler, MaskSampler):
         return _enumerate_masks(sampler, policy, prompts, keys, cache)
     raise NotImplementedError(
-        f"{type(sampler).__name__} is neither a MaskSampler nor a RenoisingSampler: its trajectories cannot be listed"
+        f"{type(sampler).__name__} is neither a MaskSampler nor a RedrawingSampler: its trajectories cannot be listed"
     )
 
 

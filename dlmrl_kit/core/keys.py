@@ -56,8 +56,12 @@ STEP_MODEL_LOG_PROB = _key(
 STEP_MODEL_ENTROPY = _key(
     ("step", "model_entropy"), "float32", "[B, T]", "mean entropy (nats) at temperature 1, unfiltered"
 )
-STEP_STATE_IDS = _key(("step", "state_ids"), "int32", "[B, T, L]", "the states x_t, of samplers that renoise")
-STEP_ACCEPTED = _key(("step", "accepted"), "bool", "[B, T, L]", "positions accepted, of samplers that renoise")
+STEP_STATE_IDS = _key(
+    ("step", "state_ids"), "int32", "[B, T, L]", "the states x_t, of samplers that redraw positions"
+)
+STEP_ACCEPTED = _key(
+    ("step", "accepted"), "bool", "[B, T, L]", "positions accepted, of samplers that redraw positions"
+)
 STEP_GREEDY_IDS = _key(
     ("step", "greedy_ids"), "int32", "[B, T, L]", "x_t filled greedily; -1 at steps that cannot be chosen"
 )
@@ -138,7 +142,7 @@ SELECTED_UNIT = _key(
     ("selected", "unit"), "int64", "[B, K]", "number of the segment among those of all listed trajectories"
 )
 
-# In no trajectory that a component sees: what a prompt carries of a state x_t of a sampler that renoises ...
+# In no trajectory that a component sees: what a prompt carries of a state x_t of a sampler that redraws positions ...
 STATE_OPEN = "open"  # bool [R, L], positions that are not final
 STATE_STEPS_IN_BLOCK = "steps_in_block"  # int64 [R], denoising steps since the block began
 STATE_FINAL = "final"  # bool [R], whether the step is the last one of its block

@@ -17,7 +17,7 @@ nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -80,6 +80,14 @@ def bring(*several: Tensor) -> None:
     together = torch.stack([values.long() for values in several]).cpu()
     for values, host in zip(several, together, strict=True):
         with_host(values, host.to(values.dtype))
+
+
+def alike(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Returns ``function(*values)``, of which the host knows the values if it knows those of ``values``."""
+    found = function(*values)
+    if found.device.type != "cpu" and all(v.device.type == "cpu" or v in _ON_HOST for v in values):
+        with_host(found, function(*map(on_host, values)))
+    return found
 
 
 def taken(values: Tensor, index: Tensor | slice | tuple[slice, ...]) -> Tensor:
@@ -169,7 +177,7 @@ def canvas_state(tensordict: TensorDictBase, step: Tensor) -> dict[str, Tensor]:
     """Returns what ``Sampler.resume`` must know of states x_t besides their tokens, for steps int64 [B, K].
 
     Returns:
-        For a sampler that renoises, ``open`` bool [B, K, L], the positions that are not final yet, and
+        For one that draws positions again, ``open`` bool [B, K, L], the positions that are not final yet, and
         ``steps_in_block`` int64 [B, K], the steps since the block began; for a sampler that fills masks, nothing.
     """
     if tensordict.get(STEP_STATE_IDS, None) is None:

@@ -42,7 +42,7 @@ class BlockReplay(StepTokenLogProb):
 
     Arguments, keys and values are the same. Where blocks cannot be replayed in parallel, every step has a forward of
     its own, as in ``StepTokenLogProb``: for policies that are not block-causal, samplers whose blocks are not the
-    policy's, and when ``distribution`` or ``entropy`` is asked for.
+    policy's or that draw positions again, and when ``distribution`` or ``entropy`` is asked for.
 
     Args:
         sampling_temperature: as ``StepTokenLogProb``.
@@ -52,8 +52,8 @@ class BlockReplay(StepTokenLogProb):
         self, tensordict: TensorDictBase, *, policy: Policy, sampler: Sampler, keys: Collection[Key] = ()
     ) -> TensorDictBase:
         """Adds ``out_keys`` and the on-demand ``keys``; see ``Likelihood.forward``."""
-        fills_masks = sampler.noise == "mask" and not {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & {*keys}
-        if not (fills_masks and isinstance(policy, BlockCausalPolicy) and sampler.block_length == policy.block_size):
+        rebuilt = sampler.records_tokens and not {SELECTED_DISTRIBUTION, SELECTED_ENTROPY} & {*keys}
+        if not (rebuilt and isinstance(policy, BlockCausalPolicy) and sampler.block_length == policy.block_size):
             return super().forward(tensordict, policy=policy, sampler=sampler, keys=keys)
         steps = replay(tensordict, policy.mask_id)
         log_probs = self._replay(tensordict, steps, policy, sampler)

@@ -64,7 +64,7 @@ class Replay:
     """The R selected steps (weight > 0) of a batch, flat, in row-major order.
 
     Attributes:
-        prompt: TensorDict [R], prompts, and what a renoising sampler needs to know of its states besides tokens.
+        prompt: TensorDict [R], prompts, and what a state is besides tokens if the sampler redraws positions.
         ids: int64 [R, L], the states x_t.
         decision: the actions taken.
         used: bool [B, K], the entries of the selection that the steps come from.
@@ -94,13 +94,13 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
     )
     committed = committed_at(commit_step, step).squeeze(1)
     if STEP_STATE_IDS in tensordict.keys(include_nested=True):
-        return _renoised(tensordict[row], step, prompt, committed.any(-1), used)
+        return _stored(tensordict[row], step, prompt, committed.any(-1), used)
     ids = state_at(tokens, commit_step, step, mask_id).squeeze(1)
     return Replay(prompt, ids, Decision(committed, tokens, None if rank is None else rank[row].long()), used)
 
 
-def _renoised(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, used: Tensor) -> Replay:
-    """Rebuilds the steps of a renoising sampler: the R trajectories ``rows``, and the step int64 [R, 1] of each."""
+def _stored(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, used: Tensor) -> Replay:
+    """Reads the steps of a sampler that redraws positions: of R trajectories ``rows``, the step int64 [R, 1] of each."""
     committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
     steps = canvas_state(rows, step)[STATE_STEPS_IN_BLOCK].squeeze(1)
     prompt.update({STATE_STEPS_IN_BLOCK: steps, STATE_FINAL: final, STATE_COMMITTED: committed})

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder as PlackettLuceOrder
     from dlmrl_kit.samplers.preference_pairs import PreferencePairs as PreferencePairs
     from dlmrl_kit.samplers.random_order import RandomOrder as RandomOrder
+    from dlmrl_kit.samplers.redrawing import RedrawingSampler as RedrawingSampler
     from dlmrl_kit.samplers.renoising import RenoisingSampler as RenoisingSampler
+    from dlmrl_kit.samplers.settings import DecodingSettings as DecodingSettings
     from dlmrl_kit.samplers.tempered import TemperedEntropyOrder as TemperedEntropyOrder
     from dlmrl_kit.samplers.tempered import TemperedLowConfidence as TemperedLowConfidence
     from dlmrl_kit.samplers.tempered import TemperedMarginOrder as TemperedMarginOrder
+    from dlmrl_kit.samplers.token_editing import TokenEditing as TokenEditing
     from dlmrl_kit.samplers.tree import Tree as Tree
 
 __getattr__, __dir__, __all__ = lazily(
@@ -46,8 +49,11 @@ __getattr__, __dir__, __all__ = lazily(
         "plackett_luce_order": ["OrderedDraw", "PlackettLuceOrder"],
         "preference_pairs": ["PreferencePairs"],
         "random_order": ["RandomOrder"],
+        "redrawing": ["RedrawingSampler"],
         "renoising": ["RenoisingSampler"],
+        "settings": ["DecodingSettings"],
         "tempered": ["TemperedEntropyOrder", "TemperedLowConfidence", "TemperedMarginOrder"],
+        "token_editing": ["TokenEditing"],
         "tree": ["Tree"],
     },
 )

@@ -5,7 +5,8 @@ In every denoising step a sampler sees what the policy predicts (a ``View``) and
 depend on the state alone, so that a sampler can go on from any state, and a step that is computed again from a stored
 trajectory is the step that was taken.
 
-``samplers.mask`` has the base class for samplers that fill masks, ``samplers.renoising`` the one for uniform noise.
+``samplers.mask`` has the base class for samplers that commit a position once, ``samplers.redrawing`` the one for those
+that draw positions again.
 """
 
 from __future__ import annotations
@@ -376,6 +377,9 @@ def check_cache(sampler: Sampler, policy: Policy, cache: Cache | None) -> None:
     """
     if cache is None:
         return
-    if sampler.noise != "mask":
-        raise UserError(f"{type(cache).__name__} is for samplers that fill masks; {type(sampler).__name__} renoises")
+    if not sampler.records_tokens:
+        raise UserError(
+            f"{type(cache).__name__} is for samplers that commit a position once; {type(sampler).__name__} draws "
+            "positions again"
+        )
     policy.check_cache()

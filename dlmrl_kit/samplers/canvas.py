@@ -1,4 +1,4 @@
-"""The states of a renoising sampler, what it sees in them, and the recorder of its trajectories."""
+"""The states of a sampler that draws positions again, what it sees in them, and the recorder of its trajectories."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy
+from dlmrl_kit.core.trajectory import alike, on_device, on_host, taken
 from dlmrl_kit.samplers.base import Decision, View
 from dlmrl_kit.samplers.recorder import Recorder
 
@@ -28,9 +29,8 @@ class Outlook:
     """What a denoising step of R rows sees and decides before any token is drawn.
 
     Attributes:
-        view: predictions at the canvas, at the temperature of the step; in the last step of a block all mass is on the
-            most probable token.
-        committed: bool [R, L], the positions that the step accepts; all of the canvas in the last step of a block.
+        view: predictions at the canvas, as tokens are drawn from them.
+        committed: bool [R, L], the positions that the step accepts; a row without any is finished with its block.
         final: bool [R], whether the step is the last of its block.
         best: int64 [R, L], the most probable tokens.
     """
@@ -39,6 +39,14 @@ class Outlook:
     committed: Tensor
     final: Tensor
     best: Tensor
+
+    def at(self, rows: Tensor) -> Outlook:
+        """Returns the outlook of some rows, int64 [n] in ascending order."""
+        some = torch.zeros(len(self.final), 1, dtype=torch.bool).index_fill(0, on_host(rows), True)
+        seen = self.view.narrow(on_device(on_host(self.view.allowed) & some, rows.device))
+        offset = None if seen.offset is None else seen.offset[rows]
+        view = View(seen.logits, seen.behaviour, taken(seen.allowed, rows), seen.features, offset)
+        return Outlook(view, taken(self.committed, rows), taken(self.final, rows), self.best[rows])
 
 
 @dataclass(frozen=True)
@@ -63,16 +71,19 @@ class State:
         masked = ids == mask_id
         still_open = prompt.get(STATE_OPEN, None)
         steps = prompt.get(STATE_STEPS_IN_BLOCK, None)
-        return cls(
+        state = cls(
             ids.clone(),
             masked if still_open is None else masked | still_open,
             torch.zeros_like(ids[:, 0]) if steps is None else steps,
             torch.full_like(ids, -1),
         )
+        for part in (state.ids, state.open, state.steps):
+            on_host(part)  # which is kept in step
+        return state
 
     def at(self, rows: Tensor) -> State:
         """Returns the states of ``rows``."""
-        return State(self.ids[rows], self.open[rows], self.steps[rows], self.previous[rows])
+        return State(*(taken(part, rows) for part in vars(self).values()))
 
     def with_ids(self, ids: Tensor) -> State:
         """Returns the states with other tokens."""
@@ -82,15 +93,46 @@ class State:
         """Returns the states after a step that put ``tokens`` [B, L] on the canvas."""
         canvas, final = outlook.view.allowed, outlook.final[:, None]
         return State(
-            torch.where(canvas, tokens, self.ids),
-            self.open & ~(canvas & final),
-            torch.where(outlook.final, 0, self.steps + 1),
+            alike(torch.where, canvas, tokens, self.ids),
+            alike(_without, self.open, canvas, outlook.final),
+            alike(_counted, self.steps, outlook.final),
             torch.where(canvas & ~final, outlook.best, -1),
         )
 
+    def closed(self, canvas: Tensor) -> State:
+        """Returns the states when the blocks of ``canvas`` (bool [B, L], a block in every row) are finished."""
+        every = on_device(torch.ones(len(self.steps), dtype=torch.bool), canvas.device)
+        return State(
+            self.ids,
+            alike(_without, self.open, canvas, every),
+            alike(torch.zeros_like, self.steps),
+            torch.full_like(self.ids, -1),
+        )
+
+    def put(self, rows: Tensor, part: State) -> State:
+        """Returns the states with those of ``rows`` (int64 [R]) replaced."""
+        return State(
+            *(
+                alike(_replaced, whole, rows, some)
+                for whole, some in zip(vars(self).values(), vars(part).values(), strict=True)
+            )
+        )
+
+
+def _without(still_open: Tensor, canvas: Tensor, final: Tensor) -> Tensor:
+    return still_open & ~(canvas & final[:, None])
+
+
+def _counted(steps: Tensor, final: Tensor) -> Tensor:
+    return (steps + 1).masked_fill(final, 0)
+
+
+def _replaced(whole: Tensor, rows: Tensor, some: Tensor) -> Tensor:
+    return whole.index_copy(0, rows, some)
+
 
 class CanvasRecorder(Recorder):
-    """Records trajectories of a renoising sampler, and holds the ``state`` that they are in.
+    """Records trajectories of a sampler that draws positions again, and holds the ``state`` that they are in.
 
     Args:
         policy: the denoiser.
@@ -116,13 +158,13 @@ class CanvasRecorder(Recorder):
         self.put(STEP_ACCEPTED, step, rows, committed)
         self.put(STEP_GREEDY_IDS, step, rows, self._filled(state, outlook, outlook.best))
         self.commit(step, rows, view.allowed & outlook.final[:, None])
-        after = state.after(outlook, tokens)
-        self.state = State(
-            *(
-                whole.index_copy(0, rows, part)
-                for whole, part in zip(vars(self.state).values(), vars(after).values(), strict=True)
-            )
-        )
+        # Of the state before, the host knows the tokens; on the canvas there may have been noise since.
+        self.state = self.state.put(rows, self.state.at(rows).after(outlook, tokens))
+
+    def close(self, step: int, rows: Tensor, state: State, canvas: Tensor) -> None:
+        """Records that the blocks of ``canvas`` [R, L] were finished by the step before ``step`` of ``rows``."""
+        self.commit(step - 1, rows, canvas)
+        self.state = self.state.put(rows, state.closed(canvas))
 
     def draft(self, step: int, rows: Tensor, state: State, outlook: Outlook, drawn: Tensor) -> None:
         """Records the drafts of a step: ``drawn`` [R, L] holds a draw at every position of the canvas."""

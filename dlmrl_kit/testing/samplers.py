@@ -48,7 +48,7 @@ def check_commits(name: str, component: Sampler) -> None:
         ended = (w.policy.is_end(ids) & ~never).long().cumsum(-1) > 0
         if (never & ~ended).any():
             fail(name, "never commits some position of a text that did not end", "commit every position before the end")
-        accepted = found.get(STEP_ACCEPTED)  # of samplers that renoise, which commit a position many times
+        accepted = found.get(STEP_ACCEPTED)  # of samplers that draw positions again
         counted = (commit[..., None] == steps).sum(1) if accepted is None else accepted.sum(-1)
         if not torch.equal(counted, found[STEP_NUM_COMMITTED]):
             says = COMMIT_STEP if accepted is None else '("step", "accepted")'

@@ -108,7 +108,7 @@ class SampleTrace:
         solved: from 0 to 1; None as ``reward``.
         tokens: of every position.
         steps: those that happened.
-        canvases: the texts of all positions before each step and at the end, of samplers that renoise; None: a position
+        canvases: the texts of all positions before each step and at the end, of samplers that redraw positions; None: one
             shows nothing before its step and its token afterwards.
     """
 
@@ -356,7 +356,7 @@ def _trained(
 
 
 def _canvases(row: TensorDictBase, steps: int, words: Words) -> tuple[tuple[str, ...], ...] | None:
-    """Returns the texts of all positions before each step and at the end, of a sampler that renoises; else None."""
+    """Returns the texts of all positions before each step and at the end, of a sampler that redraws; else None."""
     stored = row.get(STEP_STATE_IDS, None)
     if stored is None:
         return None

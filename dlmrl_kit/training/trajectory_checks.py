@@ -101,7 +101,7 @@ def _steps(trajectory: TensorDictBase, sampler: Sampler, policy: Policy) -> Iter
     yield Fault(valid != (number < happened), "step", 'breaks the row of ("step", "valid")', counting)
     outside = (commit < 0) | ((commit >= happened) & (commit < steps)) | (commit > steps)
     yield Fault(outside, "position", "was committed in a step that did not happen:", counting, commit)
-    accepted = trajectory.get(STEP_ACCEPTED, None)  # of samplers that renoise
+    accepted = trajectory.get(STEP_ACCEPTED, None)  # of samplers that draw positions again
     if accepted is None:
         ones = torch.ones_like(commit)
         count = ones.new_zeros(len(commit), steps + 1).scatter_add_(1, commit, ones)[:, :steps]

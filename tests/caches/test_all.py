@@ -237,5 +237,5 @@ def test_policies_without_a_cache_are_refused() -> None:
     with pytest.raises(UserError, match="a cache needs a model of one of the classes"):  # by hand, too
         sampled(sampler, cache, tiny_policy(attn_implementation="eager"))
     renoising = EntropyBoundRenoising(6, steps=2)
-    with pytest.raises(UserError, match="DualCache is for samplers that fill masks; EntropyBoundRenoising renoises"):
+    with pytest.raises(UserError, match="DualCache is for samplers that commit a position once"):
         check_cache(renoising, tiny_policy(attn_implementation="sdpa"), cache)

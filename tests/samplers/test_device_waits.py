@@ -87,6 +87,22 @@ def test_a_step_waits_once_or_twice(name: str) -> None:
     assert {len(step) for step in steps} == {1 if name in TOGETHER else 2}, max(steps, key=len)
 
 
+REDRAWING = [
+    ("EntropyBoundRenoising", {"steps": 4, "confidence_threshold": 0.0}, (STEP_GREEDY_IDS, STEP_DRAFT_IDS)),
+    ("EntropyBoundRenoising", {"steps": 6, "confidence_threshold": 1.5, "top_p": 0.9}, KEYS),
+    ("TokenEditing", {"steps": 6, "threshold": 0.2, "editing_threshold": 0.0}, ()),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "keys"), REDRAWING)
+def test_a_step_that_draws_again_waits_twice(name: str, options: dict[str, Any], keys: tuple[Key, ...]) -> None:
+    """For the positions that are accepted, then for the tokens; and once where a block turns out to be finished."""
+    sampler = find(name, "sampler").cls(LENGTH, block_length=BLOCK, **options)
+    steps = waits(sampler, ending(), keys=keys)
+    assert len(steps) >= 5
+    assert {len(step) for step in steps} <= {1, 2}, max(steps, key=len)
+
+
 OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
     ("LowConfidence", {"tokens_per_step": EvenSteps(4), "top_p": 0.9}, {}, 1),
     ("LowConfidence", {"stop_at_eos": False, "temperature": 0.0}, {"keys": ()}, 1),

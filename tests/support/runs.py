@@ -98,7 +98,8 @@ def recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str]
         small |= TOGETHER.get(part, {})
     if not any(use.startswith("policy=") for use in uses):
         small["Pretrained.path"] = repr(model_path())
-    if {"sampler=ConfidenceThreshold", "sampler=EntropyBoundRenoising"} & {*uses} or name == "dipo":
+    by_threshold = ("ConfidenceThreshold", "EntropyBoundRenoising", "TokenEditing")
+    if {f"sampler={sampler}" for sampler in by_threshold} & {*uses} or name == "dipo":
         del small["Sampler.tokens_per_step"]
     if any(use.startswith("task=") for use in uses):
         small = {key: value for key, value in small.items() if not key.startswith("Sudoku4x4.")}
