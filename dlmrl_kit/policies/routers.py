@@ -8,7 +8,8 @@ own loss only. Biases of experts that balance their load are buffers, which no o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import torch
@@ -74,6 +75,14 @@ class Routers:
             router.forward = Float32Router(router.forward, weight.shape[0])
             self.forwards.append(router.forward)
 
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within the context nothing is counted."""
+        before = [forward.chosen for forward in self.forwards]
+        yield
+        for forward, chosen in zip(self.forwards, before, strict=True):
+            forward.chosen = chosen
+
     def take_metrics(self) -> dict[str, float]:
         """Returns how evenly the experts were chosen since the last call, averaged over the layers, and forgets it.
 
@@ -103,9 +112,7 @@ class ExpertsPolicy(TransformersPolicy):
         UserError: as ``TransformersPolicy``.
     """
 
-    unshardable = (
-        "is not for mixtures of experts, whose routers keep to float32 and count the tokens of forwards of their own"
-    )
+    exact = (ROUTER,)
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
@@ -116,6 +123,11 @@ class ExpertsPolicy(TransformersPolicy):
     def take_metrics(self) -> dict[str, float]:
         """Returns how evenly the experts were chosen since the last call; see ``Routers.take_metrics``."""
         return self.routers.take_metrics()
+
+    def one_token(self, model: PreTrainedModel, token: Tensor) -> Tensor:
+        """As ``TransformersPolicy.one_token``; the token is not counted."""
+        with self.routers.uncounted():
+            return super().one_token(model, token)
 
 
 class BlockCausalExpertsPolicy(ExpertsPolicy, BlockCausalPolicy):

@@ -66,6 +66,21 @@ CASES: dict[str, Given] = {
 }
 
 
+BLOCKS = "Trainer.rollout_weights = 'blocks'"
+OFFLOAD = "Trainer.offload = 'cpu'"
+WAYS: dict[str, tuple[str, list[str]]] = {
+    "blocks, learned order": ("learned order", [BLOCKS]),
+    "blocks, adapter": ("low-rank adapter", [BLOCKS]),
+    "blocks, fewer prompts than processes": ("fewer prompts than processes", [BLOCKS]),
+    "blocks, value model": ("value model", [BLOCKS]),
+    "blocks, tokens": ("tokens", [BLOCKS]),
+    "offload, frozen reference": ("frozen reference", [OFFLOAD]),
+    "offload, blocks, learned order": ("learned order", [OFFLOAD, BLOCKS]),
+    "offload, adapter": ("low-rank adapter", [OFFLOAD]),
+}
+"""Other ways to keep and to put together the weights of a case."""
+
+
 class Double(PolicySource):
     """Loads a checkpoint in float64, in which no fault hides behind rounding, and makes it larger.
 
@@ -131,6 +146,16 @@ QUICK = ("learned order",)
 @pytest.mark.parametrize("label", [pytest.param(c, marks=() if c in QUICK else pytest.mark.thorough) for c in CASES])
 def test_a_case(pool: Pool, label: str) -> None:
     compare(pool.run(updates, CASES[label]), 1e-9)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("label", WAYS)
+def test_another_way(pool: Pool, label: str) -> None:
+    """Numbers are those of one process, however different the numbers of forwards are that processes need."""
+    case, sets = WAYS[label]
+    name, own, uses = CASES[case]
+    found = pool.run(updates, CASES[case], worlds=(1,)) | pool.run(updates, (name, [*own, *sets], uses), worlds=(2, 3))
+    compare(found, 1e-9)
 
 
 @pytest.mark.thorough
