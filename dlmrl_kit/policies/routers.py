@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 import torch
 from torch import Tensor, nn
 
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.policies.options import PolicyArguments
@@ -83,14 +84,15 @@ class Routers:
         for forward, chosen in zip(self.forwards, before, strict=True):
             forward.chosen = chosen
 
-    def take_metrics(self) -> dict[str, float]:
+    def take_metrics(self, processes: Processes) -> dict[str, float]:
         """Returns how evenly the experts were chosen since the last call, averaged over the layers, and forgets it.
 
         ``router/imbalance`` is the load of the most chosen expert, in multiples of an equal share: 1 at best, E / K at
         worst. ``router/unused`` is the share of experts that no token chose. Every token of a forward counts, padding
-        too. Empty where nothing was counted.
+        too, in all processes. Empty where nothing was counted.
         """
-        counts = [forward.chosen for forward in self.forwards if forward.chosen is not None]
+        own = [forward.chosen.cpu() for forward in self.forwards if forward.chosen is not None]
+        counts = [torch.stack(layer).sum(0) for layer in zip(*filter(None, processes.gather(own)), strict=True)]
         for forward in self.forwards:
             forward.chosen = None
         if not counts:
@@ -120,9 +122,9 @@ class ExpertsPolicy(TransformersPolicy):
         super().__init__(model, tokenizer, **arguments)
         self.routers = Routers(model)
 
-    def take_metrics(self) -> dict[str, float]:
+    def take_metrics(self, processes: Processes = ALONE) -> dict[str, float]:
         """Returns how evenly the experts were chosen since the last call; see ``Routers.take_metrics``."""
-        return self.routers.take_metrics()
+        return self.routers.take_metrics(processes)
 
     def one_token(self, model: PreTrainedModel, token: Tensor) -> Tensor:
         """As ``TransformersPolicy.one_token``; the token is not counted."""

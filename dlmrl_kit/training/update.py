@@ -335,6 +335,8 @@ class Update:
         """Averages rewards, entropy (nats), steps, and the shares that were kept and selected, over a rollout."""
         trajectory, kept, totals = rollout.everything, rollout.kept, Totals(self.processes)
         totals.open("tokens")
+        for name, value in self.policy.take_metrics(self.processes).items():
+            totals.add(name, value)
         if len(trajectory):
             scores = self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE])
             valid, entropy = trajectory[STEP_VALID], trajectory.get(STEP_ENTROPY, None)
@@ -343,8 +345,6 @@ class Update:
                 totals.add_sum(label, sum(values), len(values))
             if entropy is not None:  # offline samplers record none, as their completions are not the policy's
                 totals.add_sum("entropy", (entropy * valid).sum().item(), max(int(valid.sum()), 1))
-            for name, value in self.policy.take_metrics().items():
-                totals.add(name, value)
             totals.add_part("tokens", float(trajectory[STEP_NUM_COMMITTED].sum()))
             totals.add_sum("steps", int(valid.sum()), len(trajectory))
             if self.algorithm.filters:
