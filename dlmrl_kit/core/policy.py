@@ -23,6 +23,7 @@ from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy_contexts import PolicyContexts
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.prompt import Prompt, fault_of
 from dlmrl_kit.core.trajectory import beside, on_device, unpadded
 from dlmrl_kit.core.validate import clipped
@@ -306,8 +307,12 @@ class Policy(Vocabulary, PolicyContexts, nn.Module, ABC):
         raise RuntimeError("call freeze_reference() before using the reference policy")
         yield self  # never reached; it makes this a generator, as ``contextmanager`` needs
 
-    def take_metrics(self) -> dict[str, float]:
-        """Returns what the policy measured of itself since the last call, and forgets it; here nothing."""
+    def take_metrics(self, processes: Processes = ALONE) -> dict[str, float]:
+        """Returns what the policy measured of itself since the last call, and forgets it; here nothing.
+
+        Args:
+            processes: that measured it together; each of them must call this.
+        """
         return {}
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:

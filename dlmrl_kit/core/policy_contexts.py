@@ -45,7 +45,7 @@ class PolicyContexts:
         return contextlib.nullcontext()
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context forwards need no other process, also where each holds but a part of the weights."""
+        """Within the context forwards need no other process where all weights fit; they must be ``in_step`` anyway."""
         return contextlib.nullcontext()
 
     def in_step(self) -> contextlib.AbstractContextManager[None]:

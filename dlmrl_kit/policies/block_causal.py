@@ -44,7 +44,6 @@ class BlockCausalPolicy(TransformersPolicy):
     """
 
     block_size: int
-    unshardable = "is not for block-causal models, whose finished blocks are cached by parts of the model"
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
@@ -172,9 +171,13 @@ class BlockCausalPolicy(TransformersPolicy):
         own = (query == key) & noised[:, None] & noised
         ids = torch.cat([prompt_ids, clean_ids, prompt_ids[:, tail], noised_ids], dim=1)
         where = torch.cat([position, position[:, tail]], dim=1)
+        row, column = scored.nonzero(as_tuple=True)
         with phase("body"):
-            hidden = self.attend(ids, where, earlier | own, key_block)
-        return hidden[:, -scored.shape[1] :][scored]
+            return self.in_turn(
+                row,
+                column,
+                lambda: self.attend(ids, where, earlier | own, key_block)[:, -scored.shape[1] :][row, column],
+            )
 
 
 def attention_mask_for(implementation: str, allowed: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:

@@ -8,12 +8,14 @@ own loss only. Biases of experts that balance their load are buffers, which no o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.block_causal import BlockCausalPolicy
 from dlmrl_kit.policies.options import PolicyArguments
@@ -74,14 +76,23 @@ class Routers:
             router.forward = Float32Router(router.forward, weight.shape[0])
             self.forwards.append(router.forward)
 
-    def take_metrics(self) -> dict[str, float]:
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within the context nothing is counted."""
+        before = [forward.chosen for forward in self.forwards]
+        yield
+        for forward, chosen in zip(self.forwards, before, strict=True):
+            forward.chosen = chosen
+
+    def take_metrics(self, processes: Processes) -> dict[str, float]:
         """Returns how evenly the experts were chosen since the last call, averaged over the layers, and forgets it.
 
         ``router/imbalance`` is the load of the most chosen expert, in multiples of an equal share: 1 at best, E / K at
         worst. ``router/unused`` is the share of experts that no token chose. Every token of a forward counts, padding
-        too. Empty where nothing was counted.
+        too, in all processes. Empty where nothing was counted.
         """
-        counts = [forward.chosen for forward in self.forwards if forward.chosen is not None]
+        own = [forward.chosen.cpu() for forward in self.forwards if forward.chosen is not None]
+        counts = [torch.stack(layer).sum(0) for layer in zip(*filter(None, processes.gather(own)), strict=True)]
         for forward in self.forwards:
             forward.chosen = None
         if not counts:
@@ -103,9 +114,7 @@ class ExpertsPolicy(TransformersPolicy):
         UserError: as ``TransformersPolicy``.
     """
 
-    unshardable = (
-        "is not for mixtures of experts, whose routers keep to float32 and count the tokens of forwards of their own"
-    )
+    exact = (ROUTER,)
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments: Unpack[PolicyArguments]
@@ -113,9 +122,14 @@ class ExpertsPolicy(TransformersPolicy):
         super().__init__(model, tokenizer, **arguments)
         self.routers = Routers(model)
 
-    def take_metrics(self) -> dict[str, float]:
+    def take_metrics(self, processes: Processes = ALONE) -> dict[str, float]:
         """Returns how evenly the experts were chosen since the last call; see ``Routers.take_metrics``."""
-        return self.routers.take_metrics()
+        return self.routers.take_metrics(processes)
+
+    def one_token(self, model: PreTrainedModel, token: Tensor) -> Tensor:
+        """As ``TransformersPolicy.one_token``; the token is not counted."""
+        with self.routers.uncounted():
+            return super().one_token(model, token)
 
 
 class BlockCausalExpertsPolicy(ExpertsPolicy, BlockCausalPolicy):

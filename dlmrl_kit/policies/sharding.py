@@ -1,9 +1,9 @@
 """A policy whose weights lie in parts with the processes that train it, by ``fully_shard`` of torch (FSDP2).
 
 A block is put together for its forward and its backward, and taken apart again. So a forward of one process needs all
-others. While gradients are computed they keep in step: each says what it does next, and those that have nothing to do,
-or something else, do the same with one token and weight 0 (``Sharding.in_step``). For rollouts, where some processes
-need many more forwards than others, every process puts all weights together once (``Sharding.whole``).
+others. They keep in step: each says what it does next, and those that have nothing to do, or something else, do the
+same with one token and weight 0 (``Sharding.in_step``). For rollouts, in which some processes need many more forwards
+than others, every process puts all weights together once (``Sharding.whole``), where they fit.
 
 Embeddings and the norm behind the last block belong to the body; a head of its own is put together for all of a
 minibatch, as it is called any number of times. A head that is tied to the embeddings stays whole in every process.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dlmrl_kit.core.processes import Processes
@@ -40,6 +41,21 @@ class Next(IntEnum):
     REFERENCE = 4
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Says how weights are kept and put together.
+
+    Attributes:
+        half: whether blocks travel and compute in bfloat16, but for the modules that keep their precision.
+        offloaded: whether weights, gradients and moments that a process has a part of lie in the CPU's memory.
+        in_blocks: whether rollouts, too, put one block together at a time, as no process has room for all weights.
+    """
+
+    half: bool = False
+    offloaded: bool = False
+    in_blocks: bool = False
+
+
 class Sharding:
     """The parts of a model, and of the frozen copy that is its reference.
 
@@ -47,36 +63,58 @@ class Sharding:
         model: on its device, with its adapter; its weights are the same in all processes. It is sharded here.
         frozen: of the same class; None: there is none. It is sharded, too, but for its head.
         processes: that share the weights.
-        precision: ``float32``, or ``bfloat16`` for blocks that are put together in it.
+        parts: how they are kept and put together.
+        one_token: runs one token, int64 [1, 1], through the body of the model or of its copy; returns its states.
+        exact: names of modules in a block that compute in the precision of their weights.
+
+    Attributes:
+        how: the parts are kept and put together.
+        device: that forwards run on.
     """
 
     def __init__(
-        self, model: PreTrainedModel, frozen: PreTrainedModel | None, processes: Processes, precision: str
+        self,
+        model: PreTrainedModel,
+        frozen: PreTrainedModel | None,
+        processes: Processes,
+        parts: Parts,
+        one_token: Callable[[PreTrainedModel, Tensor], Tensor],
+        exact: Iterable[str] = (),
     ) -> None:
-        self._processes, self._half = processes, precision == "bfloat16"
-        device = next(model.parameters()).device
+        self._processes, self.how, self._one_token, self._exact = processes, parts, one_token, set(exact)
+        self.device = next(model.parameters()).device
         group = processes.group or dist.group.WORLD
         assert group is not None
-        self._mesh = DeviceMesh.from_group(group, device.type)
+        self._mesh = DeviceMesh.from_group(group, self.device.type)
+        pinned = self.device.type == "cuda"
+        self._offload = CPUOffloadPolicy(pin_memory=pinned) if parts.offloaded else OffloadPolicy()
         self._model, self._frozen = model, frozen
         self._parts = self._sharded(model)
         self._head: FSDPModule | None = None
         head = model.get_output_embeddings()
         if head.weight is not model.get_input_embeddings().weight:
             (self._head,) = self._fully([head], MixedPrecisionPolicy())
-        if frozen is not None:
-            self._sharded(frozen)
-        self._is_whole = False
+        copied = [] if frozen is None else self._sharded(frozen)
+        for part in (*self._parts, *copied) if parts.in_blocks else ():
+            # Torch keeps the tensors into which it puts a block together. Made within a sampler's inference mode, they
+            # could not be used in training.
+            part.unshard()
+            part.reshard()
+        self._is_whole = self._is_in_step = False
         self._anchors: list[Tensor] = []
         """Zeros that hang on each forward with a gradient, so that every backward goes through all of them."""
         self._passes = 0
 
     def _sharded(self, model: PreTrainedModel) -> list[FSDPModule]:
         """Shards the blocks, and the rest of the body; returns what was sharded."""
+        full, found, parts = MixedPrecisionPolicy(), blocks(model).values(), []
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        parts = self._fully(blocks(model).values(), half if self._half else MixedPrecisionPolicy())
+        if self.how.half:
+            exact = [part for block in found for name, part in block.named_modules() if name in self._exact]
+            parts += self._fully(exact, full)
+        parts += self._fully(found, half if self.how.half else full)
         tied = {model.get_output_embeddings().weight}  # ignored where it is not among the body's, too
-        return parts + self._fully([model.get_decoder()], MixedPrecisionPolicy(), tied)
+        return parts + self._fully([model.get_decoder()], full, tied)
 
     def _fully(
         self, modules: Iterable[nn.Module], precision: MixedPrecisionPolicy, whole: set[nn.Parameter] | None = None
@@ -84,7 +122,12 @@ class Sharding:
         parts = []
         for module in modules:
             part = fully_shard(
-                module, mesh=self._mesh, mp_policy=precision, reshard_after_forward=True, ignored_params=whole
+                module,
+                mesh=self._mesh,
+                mp_policy=precision,
+                offload_policy=self._offload,
+                reshard_after_forward=True,
+                ignored_params=whole,
             )
             # A loss is a sum over the samples of all processes: gradients are added up, and not averaged.
             part.set_gradient_divide_factor(1.0)
@@ -94,7 +137,10 @@ class Sharding:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Within the context, every process holds all weights of the model: forwards need no other process."""
+        """Within the context, every process holds all weights of the model, if there is room: then it need not wait."""
+        if self.how.in_blocks:
+            yield
+            return
         parts = [*self._parts, *([] if self._head is None else [self._head])]
         self._processes.gather(None)  # tells in one line of a process that has died, which ``unshard`` does not
         for part in parts:
@@ -113,19 +159,18 @@ class Sharding:
     def in_step(self) -> Iterator[None]:
         """Within the context processes may call forwards and backwards as they need them; all of them must enter it.
 
-        At its end those that are done wait for the others, and gradients are complete.
+        At its end those that are done wait for the others, and gradients are complete. Within it nothing else may be
+        exchanged between processes.
         """
-        if self._is_whole:
-            yield
-            self._settle()
-            return
-        self._passes = 0
-        if self._head is not None:
-            self._hold_head(self._head)
+        self._is_in_step, self._passes = True, 0
+        head = None if self._is_whole else self._head
+        if head is not None:
+            self._hold_head(head)
         yield
         self._settle()
-        if self._head is not None:
-            self._release_head(self._head)
+        if head is not None:
+            self._release_head(head)
+        self._is_in_step = False
 
     def _hold_head(self, head: FSDPModule) -> None:
         """Puts the head together until ``_release_head``; meanwhile its gradient is kept here."""
@@ -151,7 +196,7 @@ class Sharding:
 
         Args:
             model: that is run.
-            run: returns states.
+            run: returns states, by one forward of the body.
         """
         if model is self._frozen:
             kind = Next.REFERENCE
@@ -159,6 +204,7 @@ class Sharding:
             return run()
         else:
             kind = Next.FORWARD if torch.is_grad_enabled() else Next.WITHOUT_GRADIENT
+        assert self._is_in_step, "a forward that other processes do not know of: call it within in_step()"
         self._agree(kind)
         return self._anchored(run())
 
@@ -196,13 +242,10 @@ class Sharding:
         """Runs one token through the body, for another process that needs this one's part of the weights."""
         model = self._frozen if kind is Next.REFERENCE else self._model
         assert model is not None
-        token = torch.zeros((1, 1), dtype=torch.long, device=self._model.device)
-        mixed = torch.autocast(token.device.type, torch.bfloat16, enabled=self._half)
+        token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        mixed = torch.autocast(token.device.type, torch.bfloat16, enabled=self.how.half)
         with torch.set_grad_enabled(kind is Next.FORWARD), mixed:
-            states = model.get_decoder()(
-                input_ids=token, attention_mask=token == 0, position_ids=token, use_cache=False
-            ).last_hidden_state
-            self._anchored(states)
+            self._anchored(self._one_token(model, token))
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -33,7 +33,7 @@ from dlmrl_kit.policies.last_layer import positions as rotary_positions
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.options import Told
-from dlmrl_kit.policies.sharding import Sharding
+from dlmrl_kit.policies.sharding import Parts, Sharding
 from dlmrl_kit.policies.text_bounds import beginning, distinct, end_of_turn, unknown_tokens
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class TransformersPolicy(Policy):
     """Why blocks of this class of policies cannot be compiled; empty where they can."""
     unshardable: ClassVar[str] = ""
     """Why weights of this class of policies cannot be sharded; empty where they can."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Names of modules in a block that compute in the precision of their weights, in bfloat16 training, too."""
 
     def __init__(
         self,
@@ -129,6 +131,11 @@ class TransformersPolicy(Policy):
         self.eval()
 
     @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Device that forwards run on; parts of sharded weights may lie elsewhere."""
+        return super().device if self._sharding is None else self._sharding.device
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters of the model, an adapter's included."""
         return sum(p.numel() for p in self.model.parameters())
@@ -157,9 +164,21 @@ class TransformersPolicy(Policy):
             column = torch.where(on_host(attention_mask)[row, before], before, column)
         row, column = on_device(row, device), on_device(column, device)
         with phase("body"):
-            if self._sharding is None or len(input_ids) == 0:
-                return self.hidden_at(input_ids, attention_mask, row, column)
-            return self._sharding.forward(self.model, lambda: self.hidden_at(input_ids, attention_mask, row, column))
+            return self.in_turn(row, column, lambda: self.hidden_at(input_ids, attention_mask, row, column))
+
+    def in_turn(self, row: Tensor, column: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """Runs the body once, for states at the places (row, column); if weights are sharded, other processes join."""
+        if self._sharding is None:
+            return run()
+        places = torch.broadcast_tensors(row, column)[0]
+        return self._sharding.forward(self.model, run) if places.numel() else self.no_states(places)
+
+    def one_token(self, model: PreTrainedModel, token: Tensor) -> Tensor:
+        """Runs a token, int64 [1, 1], through the body of a model like this one; returns its states [1, 1, D]."""
+        states: Tensor = model.get_decoder()(
+            input_ids=token, attention_mask=token == 0, position_ids=token, use_cache=False
+        ).last_hidden_state
+        return states
 
     def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Computes final hidden states [..., D] at the places (row, column), int64 [...] each (they broadcast)."""
@@ -255,23 +274,28 @@ class TransformersPolicy(Policy):
                 "between processes; set it to 'none', or quantisation to 'none'"
             )
 
-    def shard(self, processes: Processes, precision: str) -> None:
+    def shard(self, processes: Processes, parts: Parts) -> None:
         """Leaves each process a part of the weights, of the frozen reference, too; see ``policies.sharding``.
 
         All parameters are new ones afterwards, with the same names.
 
         Args:
             processes: that train together; they have the same weights.
-            precision: as ``Trainer.precision``.
+            parts: how these are kept and put together.
 
         Raises:
             UserError: as ``check_sharding``.
         """
         self.check_sharding()
-        self._sharding = Sharding(self.model, self.frozen, processes, precision)
+        self._sharding = Sharding(self.model, self.frozen, processes, parts, self.one_token, self.exact)
+
+    @property
+    def parts(self) -> Parts | None:
+        """How sharded weights are kept and put together; None: they are not sharded."""
+        return None if self._sharding is None else self._sharding.how
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context, this process holds all weights; every process must enter it."""
+        """Within the context, this process holds all weights, if there is room; every process must enter it."""
         return contextlib.nullcontext() if self._sharding is None else self._sharding.whole()
 
     def in_step(self) -> contextlib.AbstractContextManager[None]:

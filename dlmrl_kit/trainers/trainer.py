@@ -15,6 +15,9 @@ COMPILE_MODES: tuple[str, ...] = ("default", "max-autotune-no-cudagraphs")
 SHARDINGS: tuple[str, ...] = ("none", "full")
 """What the processes of a run hold of the weights: all, or a part each."""
 
+ROLLOUT_WEIGHTS: tuple[str, ...] = ("auto", "whole", "blocks")
+"""How processes that hold parts of the weights put them together for rollouts."""
+
 
 @register("trainer")
 class Trainer(OptimiserSettings):
@@ -43,6 +46,10 @@ class Trainer(OptimiserSettings):
             ``max-autotune-no-cudagraphs``; None: they are not compiled.
         sharding: ``none``: every process of a run of several holds all weights; ``full``: it holds a part of weights,
             gradients and optimiser state, and they are put together block by block (see ``policies.sharding``).
+        offload: ``cpu``: these parts lie in the CPU's memory, where the optimiser runs; ``none``: on the device.
+        rollout_weights: how such parts are put together for rollouts, evaluations and scoring: ``whole``: all weights
+            at once in every process, which then needs no other; ``blocks``: one block at a time, with all processes in
+            step; ``auto``: ``blocks`` where all weights do not fit in memory, by the estimate of the dry run.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
         seed: of everything random.
         eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
@@ -86,6 +93,8 @@ class Trainer(OptimiserSettings):
         precision: Literal["float32", "bfloat16"] = "float32",
         compile: str | None = None,
         sharding: Literal["none", "full"] = "none",
+        offload: Literal["none", "cpu"] = "none",
+        rollout_weights: Literal["auto", "whole", "blocks"] = "auto",
         device: str = "auto",
         seed: int = 0,
         eval_every: int = 20,
@@ -113,6 +122,8 @@ class Trainer(OptimiserSettings):
         self.eval_batch_size = EVAL_BATCH_SIZE if rollout_batch_size is None else rollout_batch_size
         self.compile = compile
         self.sharding = sharding
+        self.offload = offload
+        self.rollout_weights = rollout_weights
         self.eval_every = eval_every
         self.eval_size = eval_size
         self.validation_size = validation_size
@@ -148,7 +159,7 @@ class Trainer(OptimiserSettings):
         check(self.precision in PRECISIONS, self, "precision", self.precision, "'float32' or 'bfloat16'")
         modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
         check(self.compile is None or self.compile in COMPILE_MODES, self, "compile", self.compile, modes)
-        check(self.sharding in SHARDINGS, self, "sharding", self.sharding, "'none' or 'full'")
+        self._check_sharding()
         limit_of_time = 0 < self.timeout_minutes < math.inf
         check(limit_of_time, self, "timeout_minutes", self.timeout_minutes, "positive and finite")
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")
@@ -156,6 +167,15 @@ class Trainer(OptimiserSettings):
         check(guarded, self, "guard_every", self.guard_every, "at least 0, or None")
         check(self.validation_size >= 0, self, "validation_size", self.validation_size, "at least 0")
         check(self.traced_examples >= 0, self, "traced_examples", self.traced_examples, "at least 0")
+
+    def _check_sharding(self) -> None:
+        check(self.sharding in SHARDINGS, self, "sharding", self.sharding, "'none' or 'full'")
+        parts = self.sharding == "full"
+        places = "'none' or 'cpu'" if parts else "'none' without sharding = 'full': whole weights stay on the device"
+        check(self.offload in (("none", "cpu") if parts else ("none",)), self, "offload", self.offload, places)
+        ways = "'auto', 'whole' or 'blocks'" if parts else "'auto' without sharding = 'full': there are no parts"
+        known = ROLLOUT_WEIGHTS if parts else ROLLOUT_WEIGHTS[:1]
+        check(self.rollout_weights in known, self, "rollout_weights", self.rollout_weights, ways)
 
     @property
     def optimiser_steps(self) -> int:

@@ -13,22 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
-from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.policies.sharding import Parts
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.trainers.trainer import SHARDINGS, Trainer
+from dlmrl_kit.trainers.trainer import SHARDINGS
 from dlmrl_kit.training.estimate import Memory, memory
-from dlmrl_kit.training.exchange import Exchange, exchange, own_samples, passes, stored_bytes, units
+from dlmrl_kit.training.exchange import Exchange, exchange, own_samples, passes, stored_bytes
 from dlmrl_kit.training.flops import arithmetic
+from dlmrl_kit.training.sharded_memory import FREE, of_busiest, settings_of, sharded
 
 GIB = 2**30
-
-FREE = 0.1
-"""Share of a card's memory that a choice must leave free, for the allocator, kernels and what estimates miss."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,14 @@ class Choice:
 
     Attributes:
         sharding, rollout_batch, micro_batch: settings of the trainer.
+        parts: how sharded weights are kept and put together.
         memory: of a card.
         exchange: payloads of an update.
         rollout, scoring, update, exchanging: seconds of an update.
     """
 
     sharding: str
+    parts: Parts
     rollout_batch: int
     micro_batch: int
     memory: Memory
@@ -86,6 +86,13 @@ class Choice:
     scoring: float
     update: float
     exchanging: float
+
+    @property
+    def ways(self) -> list[tuple[str, str]]:
+        """The settings that say how sharded weights are kept and put together, where they are not the defaults."""
+        found = [("offload", "cpu")] if self.parts.offloaded else []
+        found += [("rollout_weights", "blocks")] if self.parts.in_blocks else []
+        return [("sharding", self.sharding), *(found if self.sharding == "full" else [])]
 
     @property
     def seconds(self) -> float:
@@ -121,40 +128,21 @@ class Job:
         return own_samples(self.algorithm.trainer, self.cluster.world)
 
     @property
-    def half(self) -> bool:
-        """Whether blocks compute in bfloat16."""
-        return self.algorithm.trainer.precision == "bfloat16"
-
-    @property
     def idle(self) -> float:
         """Share of the cards' time that passes in waiting for those that have a prompt more."""
         return 1 - self.algorithm.trainer.prompts_per_update / (self.prompts * self.cluster.world)
 
-    def with_batches(self, rollout: int, micro: int) -> Algorithm:
-        """Returns the algorithm of the busiest process alone."""
-        given, old = self.algorithm, self.algorithm.trainer
-        evaluated = math.ceil(old.eval_size / self.cluster.world)
-        minibatches = min(old.minibatches, self.samples)
-        trainer: Trainer = rebuilt(
-            old,
-            prompts_per_update=self.prompts,
-            rollout_batch_size=rollout,
-            micro_batch_size=micro,
-            eval_size=evaluated,
-            minibatches=minibatches,
-        )
-        return Algorithm(given.task, given.policy, trainer=trainer, logger=given.loggers, **given.fillings)
-
-    def choice(self, sharding: str, rollout: int, micro: int) -> Choice:
-        """Estimates what a choice of settings costs."""
-        world, cluster = self.cluster.world, self.cluster
-        own = self.with_batches(rollout, micro)
+    def choice(self, sharding: str, rollout: int, micro: int, offloaded: bool = False) -> Choice:
+        """Estimates what a choice of settings costs; ``offloaded``: also where the recipe does not say so."""
+        world, cluster, parts = self.cluster.world, self.cluster, settings_of(self.algorithm.trainer)
+        own = of_busiest(self.algorithm, world, rollout_batch_size=rollout, micro_batch_size=micro)
         need = memory(own, self.plan, self.policy, self.prompt_length)
         work = arithmetic(own, self.plan, self.policy, self.prompt_length)
-        count = passes(self.algorithm, self.plan, world, micro)
-        payload = exchange(self.plan, self.policy, world, count, sharding, self.half)
         if sharding == "full" and world > 1:
-            need = self._sharded(need)
+            parts = replace(parts, offloaded=parts.offloaded or offloaded)
+            need, parts = self._sharded(need, parts)
+        count = passes(self.algorithm, self.plan, world, micro, rollout)
+        payload = exchange(self.plan, self.policy, world, count, sharding, parts)
         read = self._weights() / (cluster.bandwidth * 1e12)
         calls = math.ceil(self.samples / rollout) * own.sampler.max_steps
         again = math.ceil(self.samples / micro) * math.ceil(work.scoring > 0)
@@ -165,6 +153,7 @@ class Job:
 
         return Choice(
             sharding,
+            parts,
             rollout,
             micro,
             need,
@@ -179,32 +168,27 @@ class Job:
         """Returns the bytes that a forward reads."""
         return float(sum(p.numel() * stored_bytes(p) for p in self.policy.model.parameters()))
 
-    def _sharded(self, whole: Memory) -> Memory:
-        """Returns the memory of one of the processes that have a part of the weights each."""
-        world = self.cluster.world
-        copied = self.plan.needs_reference and self.policy.adapter is None
-        cut = units(self.policy, world, self.half, copied)
-        head = cut.head.gathered if cut.head is not None else 0.0
-        kept = sum(unit.stored for unit in (*cut.own, *cut.frozen)) / world + cut.tied + copied * (head or cut.tied)
-        gradients = sum(unit.gradients for unit in cut.own) / world
-        gathered = sum(unit.gathered for unit in cut.own)
-        largest = max(unit.gathered + unit.gradients for unit in cut.blocks) + max(u.gathered for u in cut.blocks)
-        needed = largest + cut.rest.gathered + head + (cut.head.gradients if cut.head is not None else 0.0)
-        return Memory(
-            kept,
-            3 * (gradients + cut.trained),
-            whole.rollout + gathered,
-            whole.update + needed,
-            whole.evaluation + gathered,
-        )
+    def _sharded(self, whole: Memory, parts: Parts) -> tuple[Memory, Parts]:
+        """Returns the memory of a process that has a part of the weights, and how it puts them together."""
+        need = sharded(whole, self.plan, self.policy, self.cluster.world, parts)
+        if self.algorithm.trainer.rollout_weights == "auto" and need.peak > self.room:
+            parts = replace(parts, in_blocks=True)
+            need = sharded(whole, self.plan, self.policy, self.cluster.world, parts)
+        return need, parts
 
-    def choices(self) -> list[Choice]:
-        """Returns choices: each sharding with the recipe's batch sizes, and with others from one sample to all."""
+    def choices(self, offloaded: bool = False) -> list[Choice]:
+        """Returns choices: each sharding with the recipe's batch sizes, and with others from one sample to all.
+
+        Args:
+            offloaded: whether sharded weights lie in the CPU's memory, also where the recipe does not say so.
+        """
         trainer, most = self.algorithm.trainer, self.samples
         rollouts = _sizes(trainer.rollout_batch_size or most, most)
         micros = _sizes(trainer.micro_batch_size, most)
         shardings = SHARDINGS if self.cluster.world > 1 else SHARDINGS[:1]
-        return [self.choice(s, rollout, micro) for s in shardings for rollout in rollouts for micro in micros]
+        return [
+            self.choice(s, rollout, micro, offloaded) for s in shardings for rollout in rollouts for micro in micros
+        ]
 
     def is_own(self, choice: Choice) -> tuple[bool, bool]:
         """Tells whether the rollout batch and the micro-batch of a choice are the recipe's."""
@@ -222,9 +206,14 @@ class Job:
             return "Trainer.sharding = 'full' is for neither a cache nor Trainer.compile"
         return ""
 
+    @property
+    def room(self) -> float:
+        """The bytes of a card that may be used: all but ``FREE``."""
+        return (1 - FREE) * self.cluster.memory * GIB
+
     def fits(self, choice: Choice) -> bool:
         """Tells whether a choice fits into the memory of a card, and leaves ``FREE`` of it."""
-        return choice.memory.peak <= (1 - FREE) * self.cluster.memory * GIB
+        return choice.memory.peak <= self.room
 
     def best(self, choices: Iterable[Choice]) -> Choice | None:
         """Returns the fastest choice that fits; of equally fast ones that with the largest batches. None: none fits."""
@@ -258,7 +247,9 @@ def in_words(job: Job) -> list[str]:
         )
     choices = job.choices()
     lines += table([choice for choice in choices if any(job.is_own(choice))], job)
-    best = job.best(c for c in choices if not (refusal and c.sharding == "full"))
+    possible = SHARDINGS[:1] if refusal else SHARDINGS
+    best = job.best(c for c in choices if c.sharding in possible)
+    best = best or job.best(c for c in job.choices(offloaded=True) if c.sharding in possible)
     if refusal:
         lines.append(f"             not possible: {refusal}")
     if best is None:
@@ -267,9 +258,15 @@ def in_words(job: Job) -> list[str]:
         )
         return lines
     hours = best.seconds * trainer.updates / 3600
+    chosen = " ".join(f"--set \"Trainer.{name}='{value}'\"" for name, value in best.ways)
+    if best.memory.offloaded:
+        lines.append(
+            f"             with Trainer.offload = 'cpu' each process keeps {best.memory.offloaded / GIB:.1f} GiB in "
+            "memory of the CPU; the seconds of the way there and back, and of the optimiser there, are not counted"
+        )
     return [
         *lines,
-        f"choose       --set \"Trainer.sharding='{best.sharding}'\" --set Trainer.rollout_batch_size="
+        f"choose       {chosen} --set Trainer.rollout_batch_size="
         f"{best.rollout_batch} --set Trainer.micro_batch_size={best.micro_batch}: {best.memory.peak / GIB:.1f} GiB, "
         f"{best.seconds:.3g} s per update, {hours:.3g} hours for {trainer.updates}; evaluations and rewards are not "
         "counted",
@@ -296,7 +293,7 @@ def table(choices: list[Choice], job: Job) -> list[str]:
         times = (sent, leaves, c.rollout, c.scoring, c.update, c.exchanging)
         rows.append(
             (
-                *(c.sharding, str(c.rollout_batch), str(c.micro_batch)),
+                *(", ".join(value for _, value in c.ways), str(c.rollout_batch), str(c.micro_batch)),
                 *(f"{size / GIB:.1f}" for size in sizes),
                 "yes" if job.fits(c) else "no",
                 *(f"{value:.2f}" for value in times),

@@ -36,6 +36,7 @@ class Memory:
     Attributes:
         weights, optimiser: what is always in memory; ``optimiser`` includes the gradients.
         rollout, update, evaluation: what these phases need on top of that, one after the other.
+        offloaded: what lies in the CPU's memory instead.
     """
 
     weights: float
@@ -43,6 +44,7 @@ class Memory:
     rollout: float
     update: float
     evaluation: float
+    offloaded: float = 0.0
 
     @property
     def peak(self) -> float:

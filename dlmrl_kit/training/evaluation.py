@@ -142,7 +142,7 @@ def answer(
     prompts = prompt_batch(task, split, list(range(size)), policy, samples, length, own_seed)
     prompts = prompts[prompts[GROUP] % processes.world == processes.rank]  # whole examples, in turn
     own, rows, pieces = [], [], []
-    with policy.whole(), autocast(policy, settings.precision):
+    with policy.whole(), policy.in_step(), autocast(policy, settings.precision):
         for index, piece in cut(prompts, batch_size, length_order(prompts, batch_size)) if len(prompts) else ():
             rows.append(index)
             pieces.append(decoder.decode(piece, policy=policy)[COMPLETION_IDS])

@@ -22,6 +22,7 @@ from torch import nn
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
 from dlmrl_kit.policies.adapter import blocks
+from dlmrl_kit.policies.sharding import Parts
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.trainers.trainer import Trainer
 
@@ -123,7 +124,7 @@ class Exchange:
     """Payloads of an update, in bytes, by what they are for.
 
     Attributes:
-        rollout: all-gather of all weights for rollout and scoring.
+        rollout: all-gather of all weights for rollout and scoring, once or, in blocks, for each forward.
         reference: all-gather of the frozen reference, block by block.
         weights: all-gather of the weights for forwards and backwards of the update.
         scattered: reduce-scatter of gradients.
@@ -154,14 +155,18 @@ class Passes:
         steps: optimiser steps.
         update: forwards, each with its backward.
         reference: forwards of the reference.
+        rollout: forwards of sampling and scoring, at most.
     """
 
     steps: int
     update: int
     reference: int
+    rollout: int
 
 
-def passes(algorithm: Algorithm, plan: Plan, world: int, micro_batch: int | None = None) -> Passes:
+def passes(
+    algorithm: Algorithm, plan: Plan, world: int, micro_batch: int | None = None, rollout_batch: int | None = None
+) -> Passes:
     """Counts the passes of the process with most samples; micro-batches that are cut by tokens count as one.
 
     Of several minibatches each is taken to hold the same share of every process; really, they are drawn at random.
@@ -171,15 +176,18 @@ def passes(algorithm: Algorithm, plan: Plan, world: int, micro_batch: int | None
         plan: of the algorithm.
         world: W.
         micro_batch: samples per forward and backward; None: as the recipe says.
+        rollout_batch: samples that are generated at once; None: as the recipe says.
     """
-    trainer = algorithm.trainer
+    trainer, sampler = algorithm.trainer, algorithm.sampler
     samples, micro_batch = own_samples(trainer, world), micro_batch or trainer.micro_batch_size
     steps = trainer.inner_iterations * trainer.minibatches
     live = math.ceil(samples / trainer.minibatches / micro_batch) * steps
     again = math.ceil(samples / micro_batch)
     redrawn = trainer.inner_iterations if algorithm.likelihood.redraw else 1
     reference = again * redrawn * bool(plan.reference) + live * bool(plan.live_reference)
-    return Passes(steps, live, reference if plan.needs_reference else 0)
+    decoded = math.ceil(samples / (rollout_batch or trainer.rollout_batch_size or samples)) * sampler.max_steps
+    scored = again * (redrawn * bool(plan.computed_old) + (algorithm.correction is not None))
+    return Passes(steps, live, reference if plan.needs_reference else 0, decoded + scored)
 
 
 def own_samples(trainer: Trainer, world: int) -> int:
@@ -187,7 +195,9 @@ def own_samples(trainer: Trainer, world: int) -> int:
     return math.ceil(trainer.prompts_per_update / world) * trainer.group_size
 
 
-def exchange(plan: Plan, policy: TransformersPolicy, world: int, count: Passes, sharding: str, half: bool) -> Exchange:
+def exchange(
+    plan: Plan, policy: TransformersPolicy, world: int, count: Passes, sharding: str, parts: Parts
+) -> Exchange:
     """Estimates the payloads of an update.
 
     Args:
@@ -196,7 +206,7 @@ def exchange(plan: Plan, policy: TransformersPolicy, world: int, count: Passes, 
         world: W, the number of processes.
         count: of the process with most samples: all keep in step with it.
         sharding: as ``Trainer.sharding``.
-        half: whether blocks travel in bfloat16.
+        parts: how sharded weights are put together.
     """
     trained = 4.0 * sum(p.numel() for _, p in policy.trainable())
     if world == 1:
@@ -204,12 +214,12 @@ def exchange(plan: Plan, policy: TransformersPolicy, world: int, count: Passes, 
     if sharding == "none":
         return Exchange(reduced=count.steps * trained)
     copied = plan.needs_reference and policy.adapter is None
-    cut = units(policy, world, half, copied)
+    cut = units(policy, world, parts.half, copied)
     body, head = sum(unit.gathered for unit in cut.body), cut.head
     gradients, of_head = sum(unit.gradients for unit in cut.body), 0.0 if head is None else head.gathered
     live = bool(plan.live_reference) and not copied  # a forward more, with the adapter off
     return Exchange(
-        rollout=body + of_head,
+        rollout=count.rollout * body + 2 * of_head if parts.in_blocks else body + of_head,
         reference=count.reference * sum(unit.gathered for unit in cut.frozen),
         weights=(2 + live) * count.update * body + count.steps * of_head,
         scattered=count.update * gradients + count.steps * (0.0 if head is None else head.gradients),

@@ -108,17 +108,19 @@ class Guard:
         """Returns what every process finds, and which of the actions of this one differ: bool [R]."""
         found, wrong = Found([]), torch.zeros(0, dtype=torch.bool)
         keys = [key for key in COMPARED if key in trajectory.keys(include_nested=True)]
-        if actions is not None and STEP_LOG_PROB in keys:
-            with torch.no_grad(), self.log_probs.autocast():
-                found, wrong = self._look(trajectory, actions, keys, whole)
+        with self.policy.in_step():
+            if actions is not None and STEP_LOG_PROB in keys:
+                with torch.no_grad(), self.log_probs.autocast():
+                    found, wrong = self._look(trajectory, actions, keys, whole)
         return of_all(found, self.processes), wrong
 
     def _cause(self, trajectory: TensorDictBase, actions: Actions | None, wrong: Tensor) -> str:
         """Returns what the first process that has actions that differ takes for the cause."""
         own = ""
-        if actions is not None and bool(wrong.any()):
-            with torch.no_grad(), self.log_probs.autocast():
-                own = likely_cause(trajectory, actions.at(wrong), self.policy, self.sampler, self.allowed)
+        with self.policy.in_step():
+            if actions is not None and bool(wrong.any()):
+                with torch.no_grad(), self.log_probs.autocast():
+                    own = likely_cause(trajectory, actions.at(wrong), self.policy, self.sampler, self.allowed)
         return next(filter(None, of_all(own, self.processes)))
 
     @property

@@ -6,23 +6,20 @@ Several processes go through it together; the first of them alone reports and wr
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import CheckpointError, NotFiniteError, RecipeError, StoppedError
-from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.policy import autocast
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
-from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, read_json, require
+from dlmrl_kit.core.run_folder import RECIPE, holds_run, one_writer, require
 from dlmrl_kit.policies.sharding import is_sharded
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe, load_recipe
@@ -32,21 +29,21 @@ from dlmrl_kit.training.best_model import SPLIT, BestModel
 from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rollouts, prune, save_checkpoint
-from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations, write_evaluations
-from dlmrl_kit.training.export import BEST, MODEL, export
 from dlmrl_kit.training.identity import Change, Identity, identity_of
 from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
     check_unchanged,
     name_of,
     note_failure,
+    note_parts,
     notes,
     record_changes,
     start_record,
 )
+from dlmrl_kit.training.results import seconds_of, write_results
 from dlmrl_kit.training.start import find_device, start_training, whole_copy
 from dlmrl_kit.training.trace import trace_examples
 from dlmrl_kit.training.trajectories import write_trajectories
@@ -210,8 +207,8 @@ class Run:
         cut = [note for split in ("train", "heldout") for note in cut_prompts(task, split, self.policy)]
         for note in (*said_of(task), *cut, *self.notes):
             self.observer.on_message(note)
-        if self.trainer.sharding != "none" and self.processes.world == 1:
-            self.observer.on_message("Trainer.sharding has no effect in one process, which holds all weights")
+        if self.trainer.sharding != "none":
+            self._say_how()
         with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
             with self.loggers.open(first), self.update.opened():
                 try:
@@ -225,7 +222,20 @@ class Run:
             policy = self.policy
             if any(map(is_sharded, self.parameters.values())):
                 policy = whole_copy(policy, self.algorithm.policy, self.trainer.seed, self.processes)
-            return self.processes.of_first(lambda: self._finish(policy, seconds, trained=first < total))
+            return self.processes.of_first(lambda: self._finish(policy, seconds))
+
+    def _say_how(self) -> None:
+        """Says, and records in ``run.json``, how sharded weights are put together for rollouts."""
+        parts = self.policy.parts
+        if parts is None:
+            self.observer.on_message("Trainer.sharding has no effect in one process, which holds all weights")
+            return
+        how = "blocks" if parts.in_blocks else "whole"
+        self.observer.on_message(
+            f"Trainer.rollout_weights = {self.trainer.rollout_weights!r}: rollouts and evaluations put "
+            f"{'one block together at a time' if parts.in_blocks else 'all weights together in every process'}"
+        )
+        self.processes.of_first(lambda: note_parts(self.folder, how))
 
     def _go_on(self, ending: Ending) -> None:
         """Takes the updates that are left.
@@ -328,7 +338,7 @@ class Run:
         result = self._answers("heldout", self.trainer.eval_size)
         chosen_on = self._answers(SPLIT, self.trainer.validation_size) if self.best is not None else None
         self.evaluations[done] = result
-        with self.policy.whole():  # for the traces, which the first process makes alone
+        with self.policy.whole(), self.policy.in_step():  # for the traces, which the first process makes alone
             if self.processes.is_first:
                 self._note_evaluation(done, result, chosen_on)
 
@@ -374,38 +384,19 @@ class Run:
         self.observer.on_update(update, metrics)
         self.loggers.log(update, metrics)
 
-    def _finish(self, policy: TransformersPolicy, seconds: float, trained: bool) -> RunResult:
-        stored = self.folder / RESULT
-        if not trained and stored.is_file():
-            seconds = read_json(stored, lambda data: float(data["seconds"]), "remove it, and resume the run again")
-        result = RunResult(
+    def _finish(self, policy: TransformersPolicy, seconds: float) -> RunResult:
+        """Writes what the run leaves, and reports it; of a run that had nothing left to train the seconds stay."""
+        trained = self.first < self.trainer.updates
+        result = write_results(
+            self.algorithm,
+            policy,
             folder=self.folder,
-            before=self.evaluations[0],
-            after=self.evaluations[max(self.evaluations)],
-            updates=self.trainer.updates,
-            seconds=seconds,
-            model=self.folder / MODEL,
+            name=self.name,
+            evaluations=self.evaluations,
+            best=self.best,
             skipped=self.update.skipped,
+            seconds=seconds if trained else seconds_of(self.folder, seconds),
+            say=self.observer.on_message,
         )
-        built = self.algorithm
-        parts = built.task, built.sampler, built.components
-        export(policy, result, self.name, *parts)
-        summary = {
-            "recipe": self.name,
-            "updates": result.updates,
-            "seconds": seconds,
-            "skipped": result.skipped,
-            "before": result.before.to_json(),
-            "after": result.after.to_json(),
-        }
-        if self.best is not None and (best := self.best.best) is not None:
-            self.best.load(best)
-            after = self.evaluations[best.updates]
-            export(policy, replace(result, after=after, updates=best.updates), self.name, *parts, prefix=BEST)
-            summary["best"] = {"updates": best.updates, "validation": best.result.to_json(), "heldout": after.to_json()}
-            self.observer.on_message(f"{best}; held-out {after.accuracy:.1%}: {self.folder / (BEST + MODEL)}")
-        if (self.folder / "metrics.csv").is_file():
-            plot_curve(self.folder)
-        write_atomic(stored, json.dumps(summary, indent=1))  # the last file: a run that has it is complete
         self.observer.on_end(result)
         return result

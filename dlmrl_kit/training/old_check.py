@@ -45,12 +45,13 @@ def check_old(
         TrainingError: more than one step in a hundred disagrees, so that ratios would not start at 1.
     """
     allowed, found = tolerance(log_probs), dict[str, tuple[float, int, int]]()
-    for again, recorded, used, source, name in _both(trajectory, algorithm, log_probs) if len(trajectory) else ():
-        difference = (again - recorded).abs()[used]
-        if difference.numel():
-            disagree = int((~(difference <= allowed)).sum())  # NaN does, too
-            says = f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
-            found[says] = difference.max().item(), disagree, difference.numel()
+    with log_probs.policy.in_step():
+        for again, recorded, used, source, name in _both(trajectory, algorithm, log_probs) if len(trajectory) else ():
+            difference = (again - recorded).abs()[used]
+            if difference.numel():
+                disagree = int((~(difference <= allowed)).sum())  # NaN does, too
+                says = f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
+                found[says] = difference.max().item(), disagree, difference.numel()
     everyone = processes.gather(found)
     for says in dict.fromkeys(itertools.chain(*everyone)):
         differences, wrong, number = zip(*(own[says] for own in everyone if says in own), strict=True)

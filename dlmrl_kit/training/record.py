@@ -2,6 +2,7 @@
 
 {"recipe": name, "dlmrl_kit": version, "identity": as of now,
  "changes": [{"update": where it went on, "changed": [lines], "before": digest of the identity until then}, ...],
+ "rollout_weights": how sharded weights are put together for rollouts, whole or in blocks, if they are sharded,
  "failed_start": error that ended it before its first checkpoint, if one did}
 """
 
@@ -45,6 +46,11 @@ def note_failure(folder: Path, error: Exception) -> None:
         except (CheckpointError, FileError):  # a full disk, perhaps: this takes no more room than what was there
             with contextlib.suppress(OSError):  # the error itself is what the user must see
                 (folder / ABOUT).write_text(json.dumps({FAILED: text}))
+
+
+def note_parts(folder: Path, how: str) -> None:
+    """Notes how sharded weights are put together for rollouts, as ``Trainer.rollout_weights`` calls it."""
+    _write(folder, {**read_about(folder), "rollout_weights": how})
 
 
 def name_of(folder: Path) -> str:

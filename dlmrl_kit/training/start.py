@@ -23,7 +23,7 @@ from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.seeding import derive_seed
 from dlmrl_kit.policies.base import PolicySource
-from dlmrl_kit.policies.sharding import together
+from dlmrl_kit.policies.sharding import Parts, together
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.policies.weight_files import tensor_types
 from dlmrl_kit.rollout.services import check_prompts, require_examples
@@ -31,6 +31,7 @@ from dlmrl_kit.samplers.base import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
 from dlmrl_kit.training.best_model import check_validation
 from dlmrl_kit.training.optimiser import build_optimiser
+from dlmrl_kit.training.sharded_memory import parts_of
 
 COMPONENTS = "components.safetensors"
 """File in a model folder with the parameters that components trained beside the policy."""
@@ -73,7 +74,7 @@ def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Starte
     if trainer.sharding != "none":
         _check_sharding(algorithm, policy)
     if trainer.sharding != "none" and processes.world > 1:
-        _shard(policy, optimiser, processes, trainer.precision)
+        _shard(policy, optimiser, processes, parts_of(algorithm, plan, policy, processes))
     if trainer.compile is not None:
         policy.compile_blocks(trainer.compile)
     return Started(plan, policy, optimiser, scheduler)
@@ -98,10 +99,10 @@ def _check_sharding(algorithm: Algorithm, policy: TransformersPolicy) -> None:
         )
 
 
-def _shard(policy: TransformersPolicy, optimiser: torch.optim.Optimizer, processes: Processes, precision: str) -> None:
+def _shard(policy: TransformersPolicy, optimiser: torch.optim.Optimizer, processes: Processes, parts: Parts) -> None:
     """Shards the policy, and hands its new parameters to the optimiser."""
     before = policy.trainable()
-    policy.shard(processes, precision)
+    policy.shard(processes, parts)
     after = dict(policy.trainable())
     new = {id(parameter): after[name] for name, parameter in before}
     for group in optimiser.param_groups:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan, Stage
@@ -53,6 +52,7 @@ from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.guard import Guard
 from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
+from dlmrl_kit.training.shared_gradients import add_up_and_clip
 from dlmrl_kit.training.trajectory_checks import check_trajectory
 
 
@@ -277,8 +277,10 @@ class Update:
             found = Totals(self.processes)
             with self.policy.fused():
                 loss = self.gradient.accumulate(minibatch, found)  # back-propagates the loss and the regularisers
-            add_up(self.parameters, self.processes)
-            norm = clip_grad_norm(self.parameters, self.trainer.max_grad_norm)
+            if self.processes.world == 1:
+                norm = nn.utils.clip_grad_norm_(self.parameters, self.trainer.max_grad_norm).item()
+            else:
+                norm = add_up_and_clip(self.parameters, self.trainer.max_grad_norm, self.processes)
             totals.add("learning_rate", float(self.scheduler.get_last_lr()[0]))
             if math.isfinite(loss) and math.isfinite(norm):
                 with phase("optimiser"):
@@ -333,6 +335,8 @@ class Update:
         """Averages rewards, entropy (nats), steps, and the shares that were kept and selected, over a rollout."""
         trajectory, kept, totals = rollout.everything, rollout.kept, Totals(self.processes)
         totals.open("tokens")
+        for name, value in self.policy.take_metrics(self.processes).items():
+            totals.add(name, value)
         if len(trajectory):
             scores = self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE])
             valid, entropy = trajectory[STEP_VALID], trajectory.get(STEP_ENTROPY, None)
@@ -341,8 +345,6 @@ class Update:
                 totals.add_sum(label, sum(values), len(values))
             if entropy is not None:  # offline samplers record none, as their completions are not the policy's
                 totals.add_sum("entropy", (entropy * valid).sum().item(), max(int(valid.sum()), 1))
-            for name, value in self.policy.take_metrics().items():
-                totals.add(name, value)
             totals.add_part("tokens", float(trajectory[STEP_NUM_COMMITTED].sum()))
             totals.add_sum("steps", int(valid.sum()), len(trajectory))
             if self.algorithm.filters:
@@ -378,37 +380,6 @@ def minibatches(
                 minibatch.update(redrawn[str(iteration)])
             if len(part):
                 yield minibatch
-
-
-def add_up(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
-    """Adds up the gradients of all processes; a parameter that got none in any of them has none afterwards.
-
-    Those of sharded parameters (``DTensor``) were added up when they were computed.
-    """
-    if processes.world == 1:
-        return
-    parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
-    there = [any(flags) for flags in zip(*processes.gather([p.grad is not None for p in parameters]), strict=True)]
-    used = [parameter for parameter, some in zip(parameters, there, strict=True) if some]
-    for parameter in used:
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
-    processes.add_up(parameter.grad for parameter in used if parameter.grad is not None)
-
-
-def clip_grad_norm(parameters: Iterable[nn.Parameter], most: float) -> float:
-    """Clips gradients by the norm of all of them together, sharded and whole ones; returns the norm."""
-    with_gradient = [p for p in parameters if p.grad is not None]
-    kinds = [[p for p in with_gradient if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
-    norms = [_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
-    norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0] if norms else torch.zeros(())
-    for kind in kinds:  # torch clips no tensors of both kinds at once
-        nn.utils.clip_grads_with_norm_(kind, most, norm)
-    return norm.item()
-
-
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    norm = nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def run_stages(

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.training.exchange import exchange, passes
+from dlmrl_kit.training.sharded_memory import settings_of
 from dlmrl_kit.training.start import start_training
 from dlmrl_kit.training.update import Update
 
@@ -47,8 +48,7 @@ def payloads(processes: Processes, algorithm: Algorithm) -> tuple[dict[str, int]
     started = start_training(algorithm, processes)
     whole = algorithm.policy.load()  # of the sizes that the parameters have before they are cut
     count = passes(algorithm, started.plan, processes.world)
-    half = trainer.precision == "bfloat16"
-    paper = exchange(started.plan, whole, processes.world, count, trainer.sharding, half)
+    paper = exchange(started.plan, whole, processes.world, count, trainer.sharding, settings_of(trainer))
     update = Update(algorithm, *started, processes=processes)
     update(0)  # the check before the first update is not part of the algorithm
     with Collectives() as found:

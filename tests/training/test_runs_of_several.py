@@ -24,7 +24,7 @@ from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.loop import Run, resume, train
-from dlmrl_kit.training.update import add_up
+from dlmrl_kit.training.shared_gradients import add_up
 
 SETS = ["Trainer.learning_rate = 1e-4", "Trainer.prompts_per_update = 4", "Trainer.updates = 4"]
 TIMES = ("seconds", "tokens_per_second")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -80,15 +81,83 @@ def test_any_number_of_processes_goes_on(more: list[str], pool: Pool, tmp_path: 
     same(tmp_path / "whole", tmp_path / "plain")
     for name, world, source, sets in (
         ("by one", 1, "half", []),
+        ("by one, not sharded any more", 1, "half", ["Trainer.sharding = 'none'"]),
         ("by three", 3, "half", []),
         ("not sharded any more", 2, "half", ["Trainer.sharding = 'none'"]),
         ("sharded now", 2, "half of plain", [FULL]),
-    )[: 1 if more else None]:
+    )[: 2 if more else None]:
         shutil.copytree(tmp_path / source, tmp_path / name)
         assert pool.run(go_on, str(tmp_path / name), sets, worlds=(world,)) == {world: [""] * world}
         same(tmp_path / name, tmp_path / "plain")
     assert pool.run(go_on, str(tmp_path / "half"), [], worlds=(2,)) == {2: ["", ""]}
     assert outcome(tmp_path / "half") == outcome(tmp_path / "whole")  # bit for bit
+
+
+OF_COMPONENTS: dict[str, tuple[str, list[str], list[str]]] = {
+    "value model": ("tracerl_value", ["SuccessRange.low = 0.0", "SuccessRange.success = 0.3"], []),
+    "learned order": ("egspo_sa", [], ["sampler=LearnedOrder", "likelihood=StepLogProb"]),
+}
+
+
+def run_of_components(processes: Processes, folder: str, label: str, sets: list[str], at: int | None = None) -> None:
+    name, own, uses = OF_COMPONENTS[label]
+    made = recipe(name, [*SETS, "Trainer.prompts_per_update = 3", *own, *sets], uses)
+
+    def start() -> None:
+        train(made, Path(folder), processes=processes)
+
+    if at is None:
+        start()
+    else:
+        stopped(start, at)
+
+
+def losses(folder: Path) -> list[float]:
+    """What the updates of a run that was stopped after two of them lost afterwards."""
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    return [float(value) for update, name, value, *_ in rows if name == "loss" and int(update) >= 2]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("label", OF_COMPONENTS)
+def test_modules_of_components_go_on_with_any_number_of_processes(label: str, pool: Pool, tmp_path: Path) -> None:
+    """With their moments: losses afterwards are those of one process, and so is what they have learned."""
+    pool.run(run_of_components, str(tmp_path / "plain"), label, [], worlds=(1,))
+    pool.run(run_of_components, str(tmp_path / "from two"), label, [FULL], 2, worlds=(2,))
+    pool.run(run_of_components, str(tmp_path / "from one"), label, [], 2, worlds=(1,))
+    expected = load_file(tmp_path / "plain" / "model" / "components.safetensors")
+    for name, world, sets in (
+        ("from two", 3, []),
+        ("from two", 1, ["Trainer.sharding = 'none'"]),
+        ("from one", 2, [FULL]),
+    ):
+        folder = shutil.copytree(tmp_path / name, tmp_path / f"{name} to {world}")
+        assert pool.run(go_on, str(folder), sets, worlds=(world,)) == {world: [""] * world}
+        assert losses(folder) == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
+        assert len(losses(folder)) == 2
+        same(folder, tmp_path / "plain")
+        found = load_file(folder / "model" / "components.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5, msg=key)
+
+
+@pytest.mark.thorough
+def test_a_run_in_blocks_whose_weights_are_offloaded(pool: Pool, tmp_path: Path) -> None:
+    """Evaluations and the traces of the first process, too, keep all in step; a run goes on without both."""
+    more = ["Trainer.eval_size = 5", "Trainer.traced_examples = 2"]
+    ways = [FULL, "Trainer.rollout_weights = 'blocks'", "Trainer.offload = 'cpu'"]
+    pool.run(run, str(tmp_path / "plain"), more, worlds=(1,))
+    pool.run(run, str(tmp_path / "whole"), [*more, *ways], worlds=(3,))
+    pool.run(run, str(tmp_path / "half"), [*more, *ways], 2, worlds=(2,))
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["rollout_weights"] == "blocks"
+    same(tmp_path / "whole", tmp_path / "plain")
+    pages = [(tmp_path / name / "trajectories.html").read_text() for name in ("plain", "whole")]
+    assert len(pages[0]) == pytest.approx(len(pages[1]), rel=0.01)
+    back = ["Trainer.offload = 'none'", "Trainer.rollout_weights = 'auto'"]
+    assert pool.run(go_on, str(tmp_path / "half"), back, worlds=(2,)) == {2: ["", ""]}
+    assert json.loads((tmp_path / "half" / "run.json").read_text())["rollout_weights"] == "whole"
+    same(tmp_path / "half", tmp_path / "plain")
 
 
 def flipped(part: Path) -> None:
