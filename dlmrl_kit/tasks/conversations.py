@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
-from dlmrl_kit.core.dependencies import anchored_paths
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_split, normalised
+from dlmrl_kit.tasks.base import Example, check_split
+from dlmrl_kit.tasks.data_task import DataTask
 from dlmrl_kit.tasks.fields import Fields
-from dlmrl_kit.tasks.rows import Origin, Rows, Source, read_rows
+from dlmrl_kit.tasks.question_text import normalised
+from dlmrl_kit.tasks.rows import Origin, Rows, read_rows
 from dlmrl_kit.tasks.turns import ROLES, TURNS, MessageFields, Messages, answers, asked, example_of, identity
 
 
+class Learned(NamedTuple):
+    """The answers to learn, and those that measure.
+
+    Attributes:
+        answers: by split: conversation, place of the answer in it, and where the row is to be found.
+        origins: where the rows were read.
+        notes: in words, what was left out.
+    """
+
+    answers: dict[str, list[tuple[Messages, int, str]]]
+    origins: list[Origin]
+    notes: list[str]
+
+
 @register("task", paper="arXiv 2502.09992, section 2.3 and appendix B.1")
-class Conversations(BaseTask):
+class Conversations(DataTask):
     """Conversations, or prompts with answers, from a file or a data set: the assistant's answers are learned.
 
     A row has ``messages``, a list of objects with the texts ``role`` and ``content``, or else a ``prompt`` and an
@@ -30,12 +45,9 @@ class Conversations(BaseTask):
     many.
 
     Args:
-        data: a file (JSON, JSON Lines, CSV, TSV, parquet, each also ``.gz``), a folder laid out like a data set of the
-            hub, or the id of one.
-        config, split, revision: of a data set; a run records the commit.
-        test_data: held-out conversations, as ``data``; None: the last ``holdout`` of ``data``, at most half of them.
-        test_split: of ``test_data``, where it is a data set.
-        holdout: as ``test_data`` says.
+        data, config, split, revision, test_data, test_split, test_revision: as ``DataTask``.
+        holdout: conversations at the end of ``data``, at most half of them, that are held out where there is no other
+            test set.
         turns: the answers that are learned: ``every``; the ``last`` of each conversation; or ``one`` of each, drawn by
             its text, so that long conversations do not count more than short ones, as LLaDA does.
         messages_field, role_field, content_field: what these are called.
@@ -52,16 +64,10 @@ class Conversations(BaseTask):
         ValueError: a parameter out of its range.
     """
 
-    at_hand = True
-
+    @with_parameters_of(DataTask)
     def __init__(
         self,
         data: str,
-        config: str | None = None,
-        split: str = "train",
-        revision: str | None = None,
-        test_data: str | None = None,
-        test_split: str = "test",
         holdout: int = 200,
         turns: Literal["every", "last", "one"] = "every",
         messages_field: str = "messages",
@@ -74,12 +80,10 @@ class Conversations(BaseTask):
         system: str | None = None,
         chat: bool = True,
         max_prompt_tokens: int | None = None,
+        **others: Any,
     ) -> None:
-        for name, text in (("data", data), ("test_data", test_data)):
-            given = isinstance(text, str) and bool(text)
-            check(given or (text is None and name == "test_data"), self, name, text, "a file or the id of a data set")
+        super().__init__(data=data, holdout=holdout, **others)
         check(turns in TURNS, self, "turns", turns, f"one of {', '.join(TURNS)}")
-        check_int(self, "holdout", holdout, 1)
         check(max_prompt_tokens is None or max_prompt_tokens >= 1, self, "max_prompt_tokens", max_prompt_tokens, ">= 1")
         known = roles is None or (isinstance(roles, dict) and all(role in ROLES for role in roles.values()))
         check(known, self, "roles", roles, f"a dict from names to {', '.join(ROLES)}")
@@ -88,29 +92,19 @@ class Conversations(BaseTask):
         pair.check(self, **named, prompt_field=prompt_field, answer_field=answer_field)
         said = system is None or (isinstance(system, str) and bool(system.strip()))
         check(said, self, "system", system, "a text that is not empty, or None")
-        self.data, self.config, self.split, self.revision = data, config, split, revision
-        self.test_data, self.test_split, self.holdout, self.turns = test_data, test_split, holdout, turns
+        self.turns = turns
         self.messages_field, self.role_field, self.content_field = messages_field, role_field, content_field
         self.roles, self.prompt_field, self.answer_field = roles, prompt_field, answer_field
         self.template, self.system, self.chat, self.max_prompt_tokens = template, system, chat, max_prompt_tokens
         self._fields = MessageFields(messages_field, role_field, content_field, roles, pair, system)
-        self._notes: list[str] = []
-        self._origins: list[Origin] = []
 
-    @classmethod
-    def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
-        """Returns files and folders as absolute paths."""
-        return anchored_paths(settings, "data", "test_data")
+    def origins(self) -> Sequence[Origin]:
+        """Returns where learned and held-out conversations were read."""
+        return self._learned.origins
 
-    def files(self) -> tuple[Path, ...]:
-        """Returns the files and folders that the conversations are from."""
-        return tuple(source.local for source in self._sources() if source.local is not None)
-
-    def versions(self) -> dict[str, str]:
-        """Returns the commits of the hub's data sets that the conversations are from."""
-        self.size("pretrain")
-        read = [origin for origin in self._origins if origin.source.local is None]
-        return {f"Conversations {origin.source}": origin.revision for origin in read}
+    def left_out(self) -> Sequence[str]:
+        """Returns how many conversations repeat one, and how many begin as a held-out one does."""
+        return self._learned.notes
 
     def size(self, split: str) -> int:
         """Returns the number of answers of a split.
@@ -120,7 +114,7 @@ class Conversations(BaseTask):
             UserError: the data cannot be read.
         """
         check_split(self, split)
-        return len(self._examples[split])
+        return len(self._learned.answers[split])
 
     def example(self, split: str, index: SupportsIndex) -> Example:
         """Returns example ``index`` of a split, in the order of the data.
@@ -130,52 +124,45 @@ class Conversations(BaseTask):
             ValueError: unknown split.
         """
         position = self._position(split, index)
-        messages, place, _ = self._examples[split][position]
+        messages, place, _ = self._learned.answers[split][position]
         return example_of(messages, place, self.chat, self.max_prompt_tokens)
 
     def place(self, split: str, index: int) -> str:
         """Returns the file and line, or the data set and row, of the conversation, and the number of the answer."""
-        _, place, where = self._examples[split][index]
+        _, place, where = self._learned.answers[split][index]
         return f"{where}, message {place + 1}"
-
-    def notes(self) -> list[str]:
-        """Returns where the conversations are from, and what was left out."""
-        self.size("pretrain")
-        return self._notes
 
     def score(self, completion: str, example: Example) -> dict[str, float]:
         """Returns ``solved``, 1 if the completion is the answer but for white space, and the same as ``reward``."""
         same = float(isinstance(completion, str) and normalised(completion) == normalised(example.answer))
         return {"reward": same, "solved": same}
 
-    def _sources(self) -> list[Source]:
-        source = Source(self.data, self.split, self.config, self.revision)
-        return [source] if self.test_data is None else [source, Source(self.test_data, self.test_split)]
-
     @cached_property
-    def _examples(self) -> dict[str, list[tuple[Messages, int, str]]]:
-        """The answers of each split: conversation, place of the answer in it, and where the row is to be found."""
-        read = [self._read(read_rows(source)) for source in self._sources()]
-        train = read[0]
+    def _learned(self) -> Learned:
+        """The answers of each split, read when they are first needed."""
+        sets = [read_rows(source) for source in self.sources()]
+        notes: list[str] = []
+        train, *other = [self._read(rows, notes) for rows in sets]
         held = min(self.holdout, len(train) // 2)
-        test = read[1] if len(read) == 2 else train[len(train) - held :]
-        train = train if len(read) == 2 else train[: len(train) - held]
+        test = other[0] if other else train[len(train) - held :]
+        train = train if other else train[: len(train) - held]
         known = {asked(messages) for messages, _ in test}
         kept = [(messages, where) for messages, where in train if asked(messages) not in known]
         if len(kept) < len(train):
             shared = f"{len(train) - len(kept)} conversations begin as a held-out one does and are not learned"
-            self._notes.append(shared)
+            notes.append(shared)
         if not kept or not test:
             few = f"{self.data} has {len(train)} conversations, of which {len(kept)} can be learned"
             raise RecipeError(f"{few} and {len(test)} are held out: at least one of each is needed; or name test_data")
         splits = {"pretrain": kept, "train": [], "heldout": test}
-        return {
-            split: [(messages, place, where) for messages, where in found for place in answers(messages, self.turns)]
-            for split, found in splits.items()
+        found = {
+            split: [(messages, place, where) for messages, where in part for place in answers(messages, self.turns)]
+            for split, part in splits.items()
         }
+        return Learned(found, [rows.origin for rows in sets], notes)
 
-    def _read(self, rows: Rows) -> list[tuple[Messages, str]]:
-        """Returns the conversations of some rows, each once, with their places.
+    def _read(self, rows: Rows, notes: list[str]) -> list[tuple[Messages, str]]:
+        """Returns the conversations of some rows, each once, with their places; adds to the notes what is left out.
 
         Raises:
             RecipeError: a row is none that can be learned, or there is none.
@@ -190,8 +177,6 @@ class Conversations(BaseTask):
             found.setdefault(identity(messages), (messages, where))
         if not found:
             raise RecipeError(f"{rows.origin.source} has no conversations")
-        self._origins.append(rows.origin)
-        self._notes.append(f"data from {rows.origin}")
         if len(found) < len(rows.rows):
-            self._notes.append(f"{len(rows.rows) - len(found)} conversations repeat one and are left out")
+            notes.append(f"{len(rows.rows) - len(found)} conversations repeat one and are left out")
         return list(found.values())

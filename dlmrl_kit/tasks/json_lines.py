@@ -23,12 +23,11 @@ from dlmrl_kit.tasks.base import (
     check_reward_weights,
     check_seconds,
     check_split,
-    prompt_text,
-    question_text,
     weighted_mean,
 )
 from dlmrl_kit.tasks.fields import Fields
 from dlmrl_kit.tasks.own_examples import OwnExamples
+from dlmrl_kit.tasks.question_text import prompt_text, question_text
 from dlmrl_kit.tasks.reward_files import folder_of, source_files
 from dlmrl_kit.tasks.reward_function import check_reward_name, load_reward_function
 from dlmrl_kit.tasks.rows import Source

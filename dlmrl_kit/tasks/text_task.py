@@ -10,24 +10,24 @@ import copy
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar, Literal, SupportsIndex
+from typing import Any, ClassVar, Literal, SupportsIndex
 
-from dlmrl_kit.core.dependencies import anchored_paths
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check, refuse_value
 from dlmrl_kit.prompts.base import PromptLayout
 from dlmrl_kit.prompts.chat_prompt import ChatPrompt
 from dlmrl_kit.rewards.base import RewardFunction
 from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_split
+from dlmrl_kit.tasks.data_task import DataTask
 from dlmrl_kit.tasks.question_splits import Placed, Question, Splits, make_splits
 from dlmrl_kit.tasks.rows import Origin, Row, Rows, Source, read_rows
 
 
-class TextTask(BaseTask):
+class TextTask(DataTask):
     """Base class of tasks whose questions come from a data set.
 
     The training set is the split ``train``, the test set is ``heldout``. Rows are read when they are first needed, not
@@ -35,14 +35,8 @@ class TextTask(BaseTask):
     were; questions that both sets have are counted, and left out of the training set.
 
     Args:
-        data: the training set: a file, a folder laid out like a data set of the hub, or the id of one.
-        config: of that data set, if it has several configurations.
-        split: of that data set.
-        revision: of the hub's data set: a commit, tag or branch. A run records the commit.
-        test_data: the test set, as ``data``; None: ``test_split`` of ``data``, or, where that is None or ``data`` a
-            file, the last ``holdout`` rows of ``data``, which training then never sees.
-        test_split, test_revision: as ``split`` and ``revision``, of the test set.
-        holdout: as ``test_data`` says.
+        data, config, split, revision, test_data, test_revision, holdout: as ``DataTask``.
+        test_split: as ``DataTask``; None takes the end of ``data``.
         shared: what happens to questions of the test set that the training set has, too: ``drop`` leaves them out of
             the training set, ``keep`` does not. They are counted either way.
         num_pretrain: how many rows, the last of the training set, are set apart as the split ``pretrain``: for
@@ -57,20 +51,14 @@ class TextTask(BaseTask):
         ValueError: a parameter out of its range, two rewards of one name, or weights that have no mean.
     """
 
-    at_hand = True
     sample: ClassVar[tuple[Row, ...]] = ()
     """Rows written for the kit, in the form of the data set, which stand for it where it must not be downloaded."""
 
+    @with_parameters_of(DataTask)
     def __init__(
         self,
         data: str,
-        config: str | None = None,
-        split: str = "train",
-        revision: str | None = None,
-        test_data: str | None = None,
         test_split: str | None = "test",
-        test_revision: str | None = None,
-        holdout: int = 500,
         shared: Literal["drop", "keep"] = "drop",
         num_pretrain: int = 0,
         num_train: int | None = None,
@@ -79,21 +67,17 @@ class TextTask(BaseTask):
         test_prompt: PromptLayout | None = None,
         rewards: Sequence[RewardFunction] | None = None,
         combine: Literal["sum", "mean"] = "sum",
+        **others: Any,
     ) -> None:
-        for name, text in (("data", data), ("test_data", test_data)):
-            given = text is None or (isinstance(text, str) and bool(text))
-            check(given and (name != "data" or bool(text)), self, name, text, "a file or the id of a data set")
-        sizes = {"num_pretrain": num_pretrain, "num_train": num_train, "num_heldout": num_heldout, "holdout": holdout}
+        super().__init__(data=data, test_split=test_split, **others)
+        sizes = {"num_pretrain": num_pretrain, "num_train": num_train, "num_heldout": num_heldout}
         for name, number in sizes.items():
             if number is not None:
-                check_int(self, name, number, 1 if name == "holdout" else 0)
+                check_int(self, name, number, 0)
         check(shared in ("drop", "keep"), self, "shared", shared, "drop or keep")
         check(combine in ("sum", "mean"), self, "combine", combine, "sum or mean")
         for name, layout in (("prompt", prompt), ("test_prompt", test_prompt)):
             check(layout is None or isinstance(layout, PromptLayout), self, name, layout, "a prompt layout")
-        self.data, self.config, self.split, self.revision = data, config, split, revision
-        self.test_data, self.test_split, self.test_revision = test_data, test_split, test_revision
-        self.holdout = holdout
         self.shared, self.combine = shared, combine
         self.num_pretrain, self.num_train, self.num_heldout = num_pretrain, num_train, num_heldout
         self.prompt = ChatPrompt() if prompt is None else prompt
@@ -124,20 +108,17 @@ class TextTask(BaseTask):
 
     # ------------------------------------------------------------ examples
 
-    @classmethod
-    def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
-        """Returns files and folders as absolute paths."""
-        return anchored_paths(settings, "data", "test_data")
+    def origins(self) -> Sequence[Origin]:
+        """Returns where training and test set were read."""
+        return self._splits.origins
 
-    def files(self) -> tuple[Path, ...]:
-        """Returns the files and folders that the examples are from."""
-        return tuple(source.local for source in self._sources() if source.local is not None)
+    def left_out(self) -> Sequence[str]:
+        """Returns how many rows repeat a question, and how many questions both sets have."""
+        return self._splits.notes
 
     def versions(self) -> dict[str, str]:
         """Returns the commits of the hub's data sets that the examples are from, and the digests of the prompts."""
-        name = type(self).__name__
-        read = self._splits.origins
-        found = {f"{name} {origin.source}": origin.revision for origin in read if origin.source.local is None}
+        name, found = type(self).__name__, super().versions()
         for of, layout in (("", self.prompt), (" in heldout", self.test_prompt)):
             if layout is not None:
                 wording = [layout.prompt(self.instruction(), "?"), layout.prefix, layout.max_tokens]
@@ -189,13 +170,9 @@ class TextTask(BaseTask):
         """Returns the accuracy, and what of the rewards is ``reported`` beside it."""
         return {**super().metrics(), **{reward.label: reward.reported for reward in self.rewards if reward.reported}}
 
-    def notes(self) -> list[str]:
-        """Returns where the examples are from, and what was left out."""
-        return [f"data from {' and '.join(map(str, self._splits.origins))}", *self._splits.notes]
-
     def sketch(self) -> BaseTask:
         """Returns the task itself if its data are files here, else one like it with the kit's own few rows."""
-        if all(source.local is not None for source in self._sources()) or not self.sample:
+        if all(source.local is not None for source in self.sources()) or not self.sample:
             return self
         twin = copy.copy(self)
         rows = Rows(list(self.sample), Origin(Source("the kit's own rows")))
@@ -246,22 +223,12 @@ class TextTask(BaseTask):
 
     # ------------------------------------------------------------ reading
 
-    def _sources(self) -> tuple[Source, ...]:
-        """Returns where the training set and, if it is another one, the test set are."""
-        source = Source(self.data, self.split, self.config, self.revision)
-        if self.test_data is not None:
-            return source, Source(self.test_data, self.test_split or "test", None, self.test_revision)
-        one_file = source.local is not None and source.local.is_file()
-        if self.test_split is None or one_file:
-            return (source,)
-        return source, Source(self.data, self.test_split, self.config, self.revision)
-
     @cached_property
     def _splits(self) -> Splits:
         """The questions of each split, read when they are first needed."""
         for reward in (*self.rewards, self._judge):
             reward.require()
-        return self._made([read_rows(source) for source in self._sources()], keep_shared=self.shared == "keep")
+        return self._made([read_rows(source) for source in self.sources()], keep_shared=self.shared == "keep")
 
     def _made(self, sets: Sequence[Rows], keep_shared: bool) -> Splits:
         """Divides the rows of a training and a test set; checks that rewards find what they need."""

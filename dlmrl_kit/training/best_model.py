@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dlmrl_kit.core.checksums import CHECKSUMS, damage, read_checksums, write_checksums
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.files import atomic_folder, reason_of
 from dlmrl_kit.core.results import EvalResult
@@ -23,7 +24,7 @@ from dlmrl_kit.rollout.services import require_examples
 from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.evaluation_files import VALIDATIONS, read_evaluations, write_evaluations
-from dlmrl_kit.training.tensor_files import read, write_whole
+from dlmrl_kit.training.tensor_files import SUFFIX, read, write_whole
 
 SPLIT = "pretrain"
 """The split that the choice is made on."""
@@ -78,6 +79,7 @@ class BestModel:
         if best is not None and best.updates == done:
             with atomic_folder(self._place(done)) as temporary:
                 write_whole(temporary, WEIGHTS, self.parameters)
+                write_checksums(temporary)
         write_evaluations(self.folder / VALIDATIONS, self.results)
         known = _best(self.results, safe)
         kept = {self._place(one.updates) for one in (best, known) if one is not None}
@@ -99,13 +101,16 @@ class BestModel:
         """Puts the weights of an evaluation into the policy.
 
         Raises:
-            CheckpointError: they are not there, or damaged.
+            CheckpointError: they are not there, or not as they were written.
         """
-        place = self._place(best.updates)
+        place, file = self._place(best.updates), f"{WEIGHTS}{SUFFIX}"
         try:
-            found = read(place, WEIGHTS, lambda name, size: None)
-        except OSError as error:
-            raise CheckpointError(f"{place} cannot be read ({reason_of(error)}); start a new run") from error
+            problem = damage(place / file, read_checksums(place).get(file))
+            found = {} if problem else read(place, WEIGHTS, lambda name, size: None)
+        except (OSError, ValueError) as error:
+            problem = f"{CHECKSUMS}: {reason_of(error) if isinstance(error, OSError) else error}"
+        if problem:
+            raise CheckpointError(f"{place} cannot be read ({problem}); start a new run")
         if {name: value.shape for name, value in found.items()} != {n: p.shape for n, p in self.parameters.items()}:
             raise CheckpointError(f"{place}: its weights do not have the names and shapes of the run's")
         with torch.no_grad():

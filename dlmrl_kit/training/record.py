@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ from dlmrl_kit.core.run_folder import ABOUT, FAILED, RECIPE, RESULT, failed_star
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 from dlmrl_kit.recipe.load import Recipe
+from dlmrl_kit.training.best_model import FOLDER as BEST_WEIGHTS
 from dlmrl_kit.training.checkpoint import checkpoints, identity_in, refused
-from dlmrl_kit.training.evaluation_files import EVALUATIONS
+from dlmrl_kit.training.evaluation_files import EVALUATIONS, VALIDATIONS
 from dlmrl_kit.training.identity import Change, Identity, changes, digest_of
+from dlmrl_kit.training.trajectories import DATA, PAGE
 
+LEFT_BEHIND = (RECIPE, EVALUATIONS, VALIDATIONS, METRICS, DATA, PAGE)
+"""Files of a start that failed which a new run would take for its own, or leave as they are."""
 _SHOWN = 3
 """How many changes a refusal names."""
 
@@ -31,8 +36,9 @@ _SHOWN = 3
 def start_record(folder: Path, recipe: Recipe, identity: Identity) -> None:
     """Writes ``run.json`` and then ``recipe.gin``, which makes the folder a run's; removes what a failed start left."""
     if failed_start(folder):
-        for name in (RECIPE, EVALUATIONS, METRICS):
+        for name in LEFT_BEHIND:
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / BEST_WEIGHTS, ignore_errors=True)
     _write(folder, {"recipe": recipe.name, "dlmrl_kit": VERSION, "identity": identity, "changes": []})
     write_atomic(folder / RECIPE, recipe.text())
 

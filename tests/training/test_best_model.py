@@ -16,7 +16,7 @@ from support.runs import recipe
 from torch import Tensor
 
 from dlmrl_kit.core.errors import CheckpointError, RecipeError
-from dlmrl_kit.core.results import EvalResult
+from dlmrl_kit.core.results import EvalResult, RunObserver
 from dlmrl_kit.training import evaluate_path, resume, train
 from dlmrl_kit.training.best_model import BestModel, _best
 
@@ -87,6 +87,23 @@ def test_what_cannot_be_chosen_is_refused_before_training(sets: list[str], messa
     assert not (tmp_path / "run").exists()
 
 
+def test_nothing_of_a_failed_start_stays(tmp_path: Path) -> None:
+    class Failing(RunObserver):
+        def on_eval(self, update: int, result: EvalResult) -> None:
+            if update:
+                raise RuntimeError("boom")
+
+    folder = tmp_path / "run"
+    late = ["Trainer.checkpoint_every = 4", "Trainer.traced_examples = 1"]
+    with pytest.raises(RuntimeError, match="boom"):
+        train(recipe("egspo_sa", [*SETS, *late]), folder, observer=Failing())
+    left = {"validations.json", "best", "trajectories.html", "trajectories.json", "metrics.csv"}
+    assert left <= {path.name for path in folder.iterdir()}
+    plain = ["Trainer.validation_size = 0", "Trainer.traced_examples = 0", "Algorithm.logger = None"]
+    train(recipe("egspo_sa", [*SETS, *plain, "Trainer.updates = 1"]), folder)
+    assert not left & {path.name for path in folder.iterdir()}
+
+
 SCORES = st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([-1.0, 0.0, 2.0]))
 
 
@@ -126,7 +143,18 @@ def test_weights_that_are_damaged_or_of_another_run_are_named(tmp_path: Path) ->
     assert best.best is not None
     with pytest.raises(CheckpointError, match="do not have the names and shapes"):
         BestModel(tmp_path, {"w": torch.nn.Parameter(torch.zeros(3))}).load(best.best)
-    file = tmp_path / "best" / "update-000001" / "weights.safetensors"
-    file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(CheckpointError, match="update-000001 cannot be read"):
+    folder = tmp_path / "best" / "update-000001"
+    file = folder / "weights.safetensors"
+    written = file.read_bytes()
+    for damaged in (written[:20], written[:-1] + bytes([written[-1] ^ 1])):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"update-000001 cannot be read \(it is not what was written there"):
+            best.load(best.best)
+    file.write_bytes(written)
+    best.load(best.best)
+    (folder / "checksums.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"update-000001 cannot be read \(checksums.json: it holds no checksums"):
+        best.load(best.best)
+    (folder / "checksums.json").unlink()
+    with pytest.raises(CheckpointError, match=r"update-000001 cannot be read \(checksums.json: No such file"):
         best.load(best.best)
