@@ -104,6 +104,17 @@ def _reset(table: dict[K, V], before: Mapping[K, V]) -> None:
     table.update(before)
 
 
+def name_problem(name: str) -> str:
+    """Says why a plugin cannot call a kind so; "" if it can."""
+    from dlmrl_kit.algorithm.algorithm import SLOTS
+
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        return "its name should be a word in small letters, such as reward_shaper"
+    return (
+        "the name has another meaning in recipes; take another one" if name in (*SLOTS, *_TAKEN, *own_kinds()) else ""
+    )
+
+
 def _package_of(cls: object, name: str) -> str:
     if not isinstance(cls, type):
         raise RegistryError(f"@declare_kind({name!r}) is for the base class of the kind, got {cls!r}")
@@ -112,19 +123,15 @@ def _package_of(cls: object, name: str) -> str:
 
 def _problem(kind: Kind, cls: type) -> str:
     """Says what is wrong with the declaration of a kind; "" if nothing is."""
-    from dlmrl_kit.algorithm.algorithm import SLOTS
-
     known = KINDS.get(kind.name)
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", kind.name) or keyword.iskeyword(kind.name):
-        return "its name should be a word in small letters, such as reward_shaper"
-    if kind.name in (*SLOTS, *_TAKEN) or (known is not None and known.package == PACKAGE):
-        return "the name has another meaning in recipes; take another one"
+    if problem := name_problem(kind.name):
+        return problem
     if known is not None and not _is_again(cls, BASE_CLASSES[kind.name]):
         base = BASE_CLASSES[kind.name]
         return f"package {known.package!r} has declared it with the base class {base.__module__}.{base.__qualname__}"
     if not isinstance(kind.summary, str) or not kind.summary.strip():
         return f"summary should say what it is for, got {kind.summary!r}"
-    if of_kit := next((k for k, base in BASE_CLASSES.items() if k in _own_kinds() and issubclass(cls, base)), ""):
+    if of_kit := next((k for k, base in BASE_CLASSES.items() if k in own_kinds() and issubclass(cls, base)), ""):
         return (
             f"its base class {cls.__name__} is a {of_kit} already; inherit from Component or from no class of the kit"
         )
@@ -143,7 +150,8 @@ def _slot_problem(kind: Kind, cls: type) -> str:
     return next(faults, "")
 
 
-def _own_kinds() -> set[str]:
+def own_kinds() -> set[str]:
+    """Returns the names of the kit's own kinds."""
     return {kind.name for kind in KINDS.values() if kind.package == PACKAGE}
 
 
