@@ -37,6 +37,7 @@ def shaping(install: Install) -> Any:
     return sys.modules["shaping"]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("shaping")
 def test_list_and_show_know_the_kind() -> None:
     listed = dlmrl("list", "shaper")
@@ -90,6 +91,7 @@ def test_what_does_not_fit_is_refused_when_the_recipe_is_loaded() -> None:
             load_recipe("egspo", **cast(Any, options)).build()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("shaping")
 def test_a_run_uses_it(tmp_path: Path) -> None:
     plain, doubled = tmp_path / "plain", tmp_path / "doubled"

@@ -68,14 +68,25 @@ def test_the_rest_works(install: Install, fault: str) -> None:
     assert not plugin.problem
 
 
-def test_whoever_needs_it_gets_the_reason(install: Install) -> None:
+def with_an_unknown_kind(install: Install) -> tuple[str, str]:
+    """Installs a plugin with a component of an unknown kind; returns what is skipped, and why."""
     odd, part, reason = FAULTS["an unknown kind"]
     install("parts", {**GOOD, "odd.py": odd, "components.py": "from parts import good, odd\n"}, "parts.components")
+    return part, reason
+
+
+def test_whoever_needs_it_gets_the_reason(install: Install) -> None:
+    part, reason = with_an_unknown_kind(install)
     for options in ({"uses": ["selector=Odd"]}, {"sets": ["Algorithm.selector = @parts.shapper.Odd()"]}):
         with pytest.raises(UserError, match=f"{part} of plugin 'parts' .* is skipped: {reason}"):
             load_recipe("egspo", **options)
     with pytest.raises(UserError, match="skipped, in whole or in part, are the plugins parts: see `dlmrl doctor`"):
         load_recipe("egspo", uses=["selector=NeverHeard"])
+
+
+@pytest.mark.thorough
+def test_list_and_doctor_show_what_is_skipped(install: Install) -> None:
+    part, reason = with_an_unknown_kind(install)
     for command in (("list",), ("doctor",)):
         shown = " ".join(dlmrl(*command).output.split())
         assert f"skipped: {part}: {reason.split()[0]}" in shown
