@@ -41,13 +41,16 @@ if TYPE_CHECKING:
     from dlmrl_kit import trainers as trainers
     from dlmrl_kit import values as values
     from dlmrl_kit.algorithm.algorithm import Algorithm as Algorithm
+    from dlmrl_kit.algorithm.kinds import declare_kind as declare_kind
     from dlmrl_kit.api.by_hand import audit as audit
     from dlmrl_kit.api.by_hand import rollout as rollout
     from dlmrl_kit.api.runs import TrainedRun as TrainedRun
     from dlmrl_kit.api.runs import load_run as load_run
     from dlmrl_kit.api.runs import resume as resume
     from dlmrl_kit.api.runs import train as train
+    from dlmrl_kit.core.keys import declare_key as declare_key
     from dlmrl_kit.core.policy import Policy as Policy
+    from dlmrl_kit.core.registry import Slot as Slot
     from dlmrl_kit.core.registry import register as register
     from dlmrl_kit.core.seeding import sample_seeds as sample_seeds
     from dlmrl_kit.policies.loading import load_policy as load_policy
@@ -89,10 +92,12 @@ __getattr__, __dir__, __all__ = lazily(
             "values",
         ],
         "algorithm.algorithm": ["Algorithm"],
+        "algorithm.kinds": ["declare_kind"],
         "api.by_hand": ["audit", "rollout"],
         "api.runs": ["TrainedRun", "load_run", "resume", "train"],
+        "core.keys": ["declare_key"],
         "core.policy": ["Policy"],
-        "core.registry": ["register"],
+        "core.registry": ["Slot", "register"],
         "core.seeding": ["sample_seeds"],
         "core.version": ["__version__"],
         "policies.loading": ["load_policy"],

@@ -10,7 +10,7 @@ import torch
 
 import dlmrl_kit  # noqa: F401  (sets RL_LOGGING_LEVEL before torchrl is imported)
 
-pytest_plugins = ["support.fake_runs", "support.registrations"]
+pytest_plugins = ["support.fake_runs", "support.installed_plugins", "support.registrations"]
 
 torch.set_num_threads(1)
 

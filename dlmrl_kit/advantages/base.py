@@ -47,11 +47,13 @@ class GroupAdvantage(Advantage):
     """
 
     implemented: ClassVar[tuple[str, ...]] = ("estimate", "forward")
+    returns: ClassVar[Key] = REWARD
+    """The key [B] whose numbers are compared; a subclass may take another one, such as a key that a plugin declares."""
     optional_keys = (SELECTED_ADVANTAGE, TOKEN_ADVANTAGE)
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys: list[Key] = [REWARD, GROUP]
+        self.in_keys: list[Key] = [self.returns, GROUP]
         self.out_keys = [ADVANTAGE]
 
     def reads(self, keys: Collection[Key] = ()) -> tuple[Key, ...]:
@@ -66,7 +68,7 @@ class GroupAdvantage(Advantage):
 
     def forward(self, tensordict: TensorDictBase, *, keys: Collection[Key] = ()) -> TensorDictBase:
         """Writes ``advantage``, and what was asked for."""
-        advantage = self.estimate(tensordict[REWARD], tensordict[GROUP])
+        advantage = self.estimate(tensordict[self.returns], tensordict[GROUP])
         if SELECTED_ADVANTAGE in keys:
             tensordict.set(SELECTED_ADVANTAGE, torch.where(tensordict[SELECTED_WEIGHT] > 0, advantage[:, None], 0.0))
         if TOKEN_ADVANTAGE in keys:

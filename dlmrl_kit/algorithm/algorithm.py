@@ -5,13 +5,15 @@ A recipe builds one of two roots: ``Algorithm`` for training, or ``Pretraining``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypedDict, TypeVar, cast
 
 from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.collectors.base import Collector
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.registry import declared_slots, nearest
 from dlmrl_kit.corrections.base import Correction
 from dlmrl_kit.demonstrators.base import Demonstrator
 from dlmrl_kit.filters.base import Filter
@@ -30,7 +32,10 @@ T = TypeVar("T")
 
 
 class Fillings(TypedDict):
-    """All components of a ``GradientEstimator`` by slot; ``fillings | swaps`` replaces some of them."""
+    """All components of a ``GradientEstimator`` by slot; ``fillings | swaps`` replaces some of them.
+
+    Those in slots that plugins declare are among them, see ``with_declared``.
+    """
 
     sampler: Sampler
     cache: Cache | None
@@ -67,6 +72,10 @@ class GradientEstimator:
         cache: approximate cache of the rollout, which needs a correction; None: rollouts are exact.
         correction: weights samples of another distribution than the policy's; None: no sample is weighted.
         filter, value, regulariser: None, one component or a list.
+        declared: by slot that a plugin declares, None, one component or a list.
+
+    Raises:
+        RecipeError: no plugin declares such a slot.
     """
 
     def __init__(
@@ -82,6 +91,7 @@ class GradientEstimator:
         correction: Correction | None = None,
         value: Value | Sequence[Value] | None = None,
         regulariser: Term | Sequence[Term] | None = None,
+        **declared: Component | Sequence[Component] | None,
     ) -> None:
         self.sampler = sampler
         self.cache = cache
@@ -94,12 +104,14 @@ class GradientEstimator:
         self.loss = loss
         terms: list[Term] = _as_list(regulariser)
         self.regularisers = [term.beside(loss) for term in terms]
+        self.declared: dict[str, list[Component]] = _declared(declared)
 
     @property
     def components(self) -> list[Component]:
         """Every component that runs on trajectories, in recipe order."""
         rollout = [self.sampler, *self.filters, self.selector, self.advantage]
-        return [*rollout, self.likelihood, *self.values, self.loss, *self.regularisers]
+        declared = [part for filling in self.declared.values() for part in filling]
+        return [*rollout, *declared, self.likelihood, *self.values, self.loss, *self.regularisers]
 
     @property
     def terms(self) -> list[Term]:
@@ -109,7 +121,7 @@ class GradientEstimator:
     @property
     def fillings(self) -> Fillings:
         """The components by slot, as arguments of the constructor."""
-        return {
+        own: Fillings = {
             "sampler": self.sampler,
             "cache": self.cache,
             "filter": self.filters,
@@ -121,6 +133,7 @@ class GradientEstimator:
             "loss": self.loss,
             "regulariser": self.regularisers,
         }
+        return with_declared(own, self.declared)
 
 
 class Algorithm(GradientEstimator):
@@ -134,6 +147,7 @@ class Algorithm(GradientEstimator):
         trainer: the training loop's settings.
         collector: samples rollouts elsewhere; None: the process that trains samples them.
         logger: None, one component or a list.
+        declared: as ``GradientEstimator``.
     """
 
     def __init__(
@@ -154,6 +168,7 @@ class Algorithm(GradientEstimator):
         trainer: Trainer,
         collector: Collector | None = None,
         logger: Logger | Sequence[Logger] | None = None,
+        **declared: Component | Sequence[Component] | None,
     ) -> None:
         super().__init__(
             sampler,
@@ -166,6 +181,7 @@ class Algorithm(GradientEstimator):
             correction=correction,
             value=value,
             regulariser=regulariser,
+            **declared,
         )
         self.task = task
         self.policy = policy
@@ -224,6 +240,27 @@ LIST_SLOTS = frozenset({"filter", "value", "regulariser", "logger"})
 
 ROOTS: dict[str, type] = {root.__name__: root for root in (Algorithm, Pretraining)}
 """The classes that a recipe may build, by name. The parameters of their constructors are the slots."""
+
+
+def with_declared(own: Fillings, declared: Mapping[str, Sequence[Component]]) -> Fillings:
+    """Returns fillings with those of the slots that plugins declare."""
+    return cast(Fillings, {**own, **declared})
+
+
+def _declared(given: Mapping[str, Component | Sequence[Component] | None]) -> dict[str, list[Component]]:
+    """Returns the components in the slots that plugins declare, by slot; slots without any are left out.
+
+    Raises:
+        RecipeError: no plugin declares a slot, or it takes one component.
+    """
+    slots = declared_slots()
+    found: dict[str, list[Component]] = {name: _as_list(filling) for name, filling in given.items()}
+    for name, filling in found.items():
+        if name not in slots:
+            raise RecipeError(f"an algorithm has no slot {name!r}; {nearest(name, [*SLOTS, *slots])}")
+        if len(filling) > 1 and not slots[name].many:
+            raise RecipeError(f"the slot {name} takes one component, not {len(filling)}")
+    return {name: filling for name, filling in found.items() if filling}
 
 
 def _as_list(value: T | Sequence[T] | None) -> list[T]:

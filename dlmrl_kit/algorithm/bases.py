@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.collectors.base import Collector
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.keys import Key
+from dlmrl_kit.core.registry import declared_slots
 from dlmrl_kit.corrections.base import Correction
 from dlmrl_kit.demonstrators.base import Demonstrator
 from dlmrl_kit.filters.base import Filter
@@ -51,7 +54,7 @@ BASE_CLASSES: dict[str, type] = {
     "demonstrator": Demonstrator,
     "pretrainer": Pretrainer,
 }
-"""By kind, the class that its components must inherit from."""
+"""By kind, the class that its components must inherit from; ``algorithm.kinds`` adds those that plugins declare."""
 
 
 def check_kinds(fillings: Mapping[str, object]) -> None:
@@ -61,7 +64,8 @@ def check_kinds(fillings: Mapping[str, object]) -> None:
         fillings: by slot, one component, a list of them, or None where a slot may stay empty.
 
     Raises:
-        RecipeError: a component does not inherit from the base class of its slot's kind.
+        RecipeError: a component does not inherit from the base class of its slot's kind, or does not write what every
+            component of a kind that a plugin declares writes.
     """
     for slot, filling in fillings.items():
         base = BASE_CLASSES[slot]
@@ -70,3 +74,12 @@ def check_kinds(fillings: Mapping[str, object]) -> None:
             if not empty and not isinstance(component, base):
                 loads = "; it takes what loads a model, such as Pretrained(path)" if slot == "policy" else ""
                 raise RecipeError(f"{slot} takes a {base.__name__}, not {type(component).__name__}{loads}")
+            if slot in declared_slots() and (key := _missing_key(base, component)) is not None:
+                raise RecipeError(
+                    f"{type(component).__name__} does not list {key!r} in out_keys, which every {slot} writes"
+                )
+
+
+def _missing_key(base: type, component: Any) -> Key | None:
+    """Returns a key of the base class's ``out_keys`` that a component does not write; None if there is none."""
+    return next((key for key in vars(base).get("out_keys", ()) if key not in component.out_keys), None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from dlmrl_kit.advantages.selected import SelectedAdvantage
 from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
 from dlmrl_kit.algorithm.bases import check_kinds
-from dlmrl_kit.core.component import Component
+from dlmrl_kit.algorithm.stages import Stage, check_places, placed
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import (
     EXAMPLE,
@@ -50,36 +50,6 @@ PROMPT_KEYS: tuple[Key, ...] = (PROMPT_IDS, PROMPT_MASK, GROUP, EXAMPLE, SEED, P
 LIVE_KEYS: frozenset[Key] = frozenset({SELECTED_DISTRIBUTION})
 """Likelihood keys that are too large to store with a trajectory. They are computed inside a micro-batch, those of the
 reference policy too, and have no ``old_`` twin."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A component at its place in an update.
-
-    Attributes:
-        slot: the slot it fills; ``"reward"`` for the reward components, which fill none.
-        component: what runs.
-        keys: the on-demand keys that it is to write, as others read them.
-    """
-
-    slot: str
-    component: Component
-    keys: tuple[Key, ...] = ()
-
-    @property
-    def reads(self) -> tuple[Key, ...]:
-        """The keys that the component reads when it is asked for ``keys``."""
-        return self.component.reads(self.keys)
-
-    @property
-    def writes(self) -> tuple[Key, ...]:
-        """The keys that the component writes when it is asked for ``keys``."""
-        return self.component.writes(self.keys)
-
-    @property
-    def name(self) -> str:
-        """The name of the component's class."""
-        return type(self.component).__name__
 
 
 @dataclass(frozen=True)
@@ -150,6 +120,7 @@ def make_plan(algorithm: GradientEstimator) -> Plan:
     values = tuple(Stage("value", value) for value in algorithm.values)
     later = wanted | recorded | {key for stage in (likelihood, *values) for key in stage.reads}
     ordered, available = _order(_ask_each(_rollout_stages(algorithm), later))
+    check_places(ordered)
     available.add(ITERATION)  # ``LogProbs`` writes it, for likelihoods that draw new masks in each pass
     for source in sorted(recorded, key=str):
         _require(likelihood.name, [source], available, ordered)
@@ -240,7 +211,8 @@ def _rollout_stages(algorithm: GradientEstimator) -> list[Stage]:
         stages.append(Stage("reward", FinalReward()))
     stages += [Stage("filter", part) for part in algorithm.filters]
     selector, advantage = Stage("selector", algorithm.selector), Stage("advantage", algorithm.advantage)
-    reads = {key for stage in (*stages, selector, advantage) for key in stage.reads}
+    declared = [Stage(slot, part) for slot, filling in algorithm.declared.items() for part in filling]
+    reads = {key for stage in (*stages, selector, advantage, *declared) for key in stage.reads}
     if STEP_REWARD in reads:
         stages.append(Stage("reward", StepReward()))
     stages.append(selector)
@@ -251,7 +223,7 @@ def _rollout_stages(algorithm: GradientEstimator) -> list[Stage]:
     stages.append(advantage)
     if STEP_ADVANTAGE in algorithm.advantage.out_keys:
         stages.append(Stage("advantage", SelectedAdvantage()))
-    return stages
+    return placed(stages, declared)
 
 
 def _asked(stage: Stage, reads: Iterable[Key]) -> Stage:

@@ -106,7 +106,7 @@ def gradient_where(
 
 
 def select(small: OnProblem, services: ExactServices, trajectories: TensorDictBase) -> Bank:
-    """Makes the bank: runs all stages but filters and advantage on every trajectory with every outcome of the selector.
+    """Makes the bank: runs the stages that look at one trajectory, on each with every outcome of the selector.
 
     Raises:
         NotImplementedError: the selector is random and does not list its outcomes.
@@ -126,7 +126,7 @@ def select(small: OnProblem, services: ExactServices, trajectories: TensorDictBa
         bank.set(SELECTED_END, estimator.selector.ends(bank, bank[SELECTED_STEP]))
     given = (*estimator.filters, estimator.selector, estimator.advantage)
     for stage in small.after_reward:
-        if stage.component not in given:
+        if stage.component not in given and stage not in small.declared:
             bank = services.call(stage.component, bank, stage.keys)
     with torch.no_grad():
         small.log_probs.add_fixed(bank)

@@ -92,6 +92,10 @@ def moments(
         raise NotImplementedError(f"{type(estimator.likelihood).__name__} masks at random")
     if set(estimator.likelihood.in_keys) & set(small.advantage.writes):
         raise NotImplementedError(f"{type(estimator.likelihood).__name__} reads the advantage")
+    for stage in small.declared:
+        for reader in (estimator.likelihood, estimator.selector):
+            if set(reader.in_keys) & set(stage.writes):
+                raise NotImplementedError(f"{type(reader).__name__} reads what {stage.name} makes of whole groups")
     drawing = [stage.component for stage in small.after_reward if SEED in stage.component.in_keys]
     if others := [component for component in drawing if component is not estimator.selector]:
         raise NotImplementedError(f"{type(others[0]).__name__} draws")
@@ -105,7 +109,7 @@ def moments(
         return _batch_by_batch(small, services, bank, prompts, group_size, groups)
     sample = _some(prompts, group_size)
     alone = [_average(*_single(small, services, bank, index)) for index in sample]
-    if not set(estimator.selector.in_keys) & set(estimator.advantage.out_keys):
+    if not small.declared and not set(estimator.selector.in_keys) & set(estimator.advantage.out_keys):
         together = _Together(small, services, trajectories, bank, group_size)
         if _close(together.gradients(torch.stack(sample)), torch.stack(alone)):
             return together.batch_moments(prompts, tuples, groups)

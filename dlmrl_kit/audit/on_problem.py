@@ -16,7 +16,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import GradientEstimator
-from dlmrl_kit.algorithm.dataflow import Stage, make_plan
+from dlmrl_kit.algorithm.dataflow import make_plan
+from dlmrl_kit.algorithm.stages import Stage
 from dlmrl_kit.audit.policies import Parameters
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.component import Component
@@ -57,6 +58,11 @@ class OnProblem:
     def advantage(self) -> Stage:
         """The stage of the advantage component itself."""
         return next(s for s in self.plan.rollout if s.component is self.estimator.advantage)
+
+    @property
+    def declared(self) -> list[Stage]:
+        """The stages of slots that plugins declare; they may look at the whole group."""
+        return [stage for stage in self.plan.rollout if stage.slot in self.estimator.declared]
 
     def fixed(self, batch: TensorDictBase) -> TensorDictBase:
         """Adds old and reference log-probabilities to a batch and corrects its weights, as ``Update.prepare`` does."""

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator
+from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator, with_declared
 from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, draw_trajectories
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
@@ -103,7 +103,8 @@ def shrunk(estimator: GradientEstimator, problem: Problem) -> tuple[GradientEsti
         "loss": own["loss"].resized(before, after),
         "regulariser": [part.resized(before, after) for part in own["regulariser"]],
     }
-    made = GradientEstimator(**small)
+    declared = {s: [part.resized(before, after) for part in filling] for s, filling in estimator.declared.items()}
+    made = GradientEstimator(**with_declared(small, declared))
     for old, new in zip(_parts(estimator), _parts(made), strict=True):
         noted(old, new)
     return made, changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -85,6 +85,11 @@ def causes(estimator: GradientEstimator) -> list[Cause]:
         else:
             kept: Swaps = {slot: own[slot]}  # type: ignore[misc]
             found.append(Cause(slot, type(part).__name__, _words(slot, part), kept, exact_swaps(slot)))
+    for name, filling in estimator.declared.items():
+        parts = ", ".join(type(part).__name__ for part in filling)
+        words = f"a {name} comes between the rollout and the loss"
+        kept_too, left_out = cast(Swaps, {name: filling}), cast(Swaps, {name: []})
+        found.append(Cause(name, parts, words, kept_too, left_out))
     if estimator.cache is not None:
         cached = Swaps(cache=estimator.cache, correction=estimator.correction)
         name = f"{type(estimator.cache).__name__}, {type(estimator.correction).__name__}"

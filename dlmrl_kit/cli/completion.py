@@ -17,9 +17,9 @@ def recipe(begun: str) -> list[str]:
 
 def kind_or_recipes(begun: str) -> list[str]:
     """Lists the kinds of components, and ``recipes``."""
-    from dlmrl_kit.core.registry import KINDS
+    from dlmrl_kit.report.catalogue_file import catalogue
 
-    return _beginning(begun, [*KINDS, "recipes"])
+    return _beginning(begun, [*(kind.name for kind in catalogue().kinds), "recipes"])
 
 
 def component_or_recipe(begun: str) -> list[str]:
@@ -32,12 +32,11 @@ def component_or_recipe(begun: str) -> list[str]:
 
 def use(begun: str) -> list[str]:
     """Lists the ends of ``--use KIND=NAME``: kinds, then the components of the kind."""
-    from dlmrl_kit.core.registry import KINDS
     from dlmrl_kit.report.catalogue_file import catalogue
 
     kind, equals, _ = begun.partition("=")
     if not equals:
-        return _beginning(begun, [f"{name}=" for name in KINDS])
+        return _beginning(begun, [f"{found.name}=" for found in catalogue().kinds])
     return _beginning(begun, [f"{kind}={c.name}" for c in catalogue().components if c.kind == kind])
 
 

@@ -23,20 +23,32 @@ plugin_app = typer.Typer(
 def new_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the package, such as acme or acme_steps.")],
     kind: Annotated[
-        str, typer.Option("--kind", metavar="KIND[,KIND...]", help="One component of each of these kinds.")
-    ] = "selector",
+        str | None,
+        typer.Option(
+            "--kind",
+            metavar="KIND[,KIND...]",
+            help="One component of each of these kinds. Default: selector, or none with --new-kind.",
+            show_default=False,
+        ),
+    ] = None,
+    new_kind: Annotated[
+        str, typer.Option("--new-kind", metavar="KIND", help="Declare a kind of this name.", show_default=False)
+    ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder. Default: ./NAME.", show_default=False)
     ] = None,
 ) -> None:
     """Write a complete package with a component of each kind, its recipes and its tests, which pass as it is.
 
+    With --new-kind the package declares a kind of its own, which fills a slot of its own.
+
     Example: dlmrl plugin new acme --kind selector,loss
     """
     from dlmrl_kit.scaffold.package import write_package
 
     folder = Path(name) if out is None else out
-    names = write_package(name, [part.strip() for part in kind.split(",")], folder)
+    kinds = ([] if new_kind else ["selector"]) if kind is None else [part.strip() for part in kind.split(",")]
+    names = write_package(name, kinds, folder, new_kind)
     where = quoted(folder)
     typer.echo(f"{folder}: {', '.join(names)}")
     typer.echo("\nTry next:")

@@ -21,7 +21,7 @@ from dlmrl_kit.core import blame
 from dlmrl_kit.core.component import DECLARATIONS, Component, malformed, no_service
 from dlmrl_kit.core.errors import ComponentError, DeclarationError, RecipeError, RegistryError
 from dlmrl_kit.core.interface import Interface, changed_in_place, unbindable, versions
-from dlmrl_kit.core.keys import COMPLETION_IDS, KEYS, SELECTED_STEP, SELECTED_WEIGHT, Key
+from dlmrl_kit.core.keys import COMPLETION_IDS, KEYS, SELECTED_STEP, SELECTED_WEIGHT, Key, letters_of
 from dlmrl_kit.core.promises import device_of, shown, tensor_fault
 
 
@@ -198,7 +198,7 @@ class _Guard:
         sizes: dict[str, int] = {}
         for key, value in before.items():
             if key in KEYS and isinstance(value, Tensor):
-                sizes |= zip(_letters(key), value.shape, strict=False)
+                sizes |= zip(letters_of(key), value.shape, strict=False)
                 device = device or value.device
         if SELECTED_STEP in written:
             sizes.pop("K", None)  # a new selection has a K of its own
@@ -208,7 +208,7 @@ class _Guard:
         for key, value in written.items():
             if key not in KEYS or not isinstance(value, Tensor):
                 continue
-            letters = _letters(key)
+            letters = letters_of(key)
             agree = all(sizes.get(letter, size) == size for letter, size in zip(letters, value.shape, strict=False))
             if value.dim() != len(letters) or not agree:
                 known = [str(sizes.get(letter, letter)) for letter in letters]
@@ -227,10 +227,6 @@ class _Guard:
 
 _FORMS = {"bool": "bool", "int64": "int64", "int32": "integer", "int16": "integer"}
 """By the dtype of a key, what is written may be; real numbers may be float64 wherever they may be float32."""
-
-
-def _letters(key: Key) -> list[str]:
-    return KEYS[key].shape.strip("[]").split(", ")
 
 
 def _leaves(tensordict: TensorDictBase) -> dict[Key, object]:

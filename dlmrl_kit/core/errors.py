@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 class RegistryError(UserError):
-    """A kind or component does not exist, is ambiguous, or is registered twice."""
+    """A kind or component does not exist, is ambiguous, or is registered twice, or a declaration cannot be."""
 
 
 class RecipeError(UserError):

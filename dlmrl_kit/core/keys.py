@@ -6,7 +6,10 @@ committed positions of a step, V vocabulary, D levels of a tree.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple, TypeAlias, TypeVar
+
+from dlmrl_kit.core.errors import RegistryError
 
 Key: TypeAlias = str | tuple[str, ...]
 K = TypeVar("K", str, tuple[str, str])
@@ -21,7 +24,10 @@ class KeySpec(NamedTuple):
 
 
 KEYS: dict[Key, KeySpec] = {}
-"""Every key that the kit knows, in the order in which an update writes them."""
+"""Every key that the kit knows, in the order in which an update writes them, then those that plugins declare."""
+
+_LETTERS = "BPLTKCVD"
+_DTYPES = ("bool", "float32", "float64", "int16", "int32", "int64")
 
 
 def _key(key: K, dtype: str, shape: str, meaning: str) -> K:
@@ -56,12 +62,8 @@ STEP_MODEL_LOG_PROB = _key(
 STEP_MODEL_ENTROPY = _key(
     ("step", "model_entropy"), "float32", "[B, T]", "mean entropy (nats) at temperature 1, unfiltered"
 )
-STEP_STATE_IDS = _key(
-    ("step", "state_ids"), "int32", "[B, T, L]", "the states x_t, of samplers that redraw positions"
-)
-STEP_ACCEPTED = _key(
-    ("step", "accepted"), "bool", "[B, T, L]", "positions accepted, of samplers that redraw positions"
-)
+STEP_STATE_IDS = _key(("step", "state_ids"), "int32", "[B, T, L]", "the states x_t, of samplers that redraw positions")
+STEP_ACCEPTED = _key(("step", "accepted"), "bool", "[B, T, L]", "positions accepted, of samplers that redraw positions")
 STEP_GREEDY_IDS = _key(
     ("step", "greedy_ids"), "int32", "[B, T, L]", "x_t filled greedily; -1 at steps that cannot be chosen"
 )
@@ -142,6 +144,8 @@ SELECTED_UNIT = _key(
     ("selected", "unit"), "int64", "[B, K]", "number of the segment among those of all listed trajectories"
 )
 
+_OWN = frozenset(KEYS)
+
 # In no trajectory that a component sees: what a prompt carries of a state x_t of a sampler that redraws positions ...
 STATE_OPEN = "open"  # bool [R, L], positions that are not final
 STATE_STEPS_IN_BLOCK = "steps_in_block"  # int64 [R], denoising steps since the block began
@@ -149,6 +153,42 @@ STATE_FINAL = "final"  # bool [R], whether the step is the last one of its block
 STATE_COMMITTED = "committed"  # bool [R, L], the positions that the step accepted
 # ... and the fixed keys of later passes over a rollout, by number, while an update waits for them.
 LATER_PASSES = "later_passes"
+
+
+def declare_key(key: K, dtype: str, shape: str, meaning: str) -> K:
+    """Declares a key of a plugin, whose dtype and shape are then checked as those of the kit's keys are.
+
+    Args:
+        key: a tuple whose first part names the package, so that no two plugins meet: ``("acme", "weight")``.
+        dtype: ``"float32"``, ``"bool"``, ``"int64"``, ...
+        shape: in the letters of this module, ``"[B, K]"``.
+        meaning: in a few words.
+
+    Returns:
+        The key.
+
+    Raises:
+        RegistryError: a key that is declared otherwise already, or a shape in other letters.
+    """
+    spec = KeySpec(dtype, shape, meaning)
+    if not re.fullmatch(rf"\[B(, [{_LETTERS}])*\]", shape) or dtype not in _DTYPES:
+        raise RegistryError(
+            f"the key {key!r} is declared as {dtype} {shape}; write a dtype of {', '.join(_DTYPES)}, and a shape in "
+            f"the letters {', '.join(_LETTERS)} with B first, such as [B, K]"
+        )
+    if KEYS.setdefault(key, spec) != spec:
+        raise RegistryError(f"the key {key!r} is declared already: {KEYS[key]}; take another name")
+    return key
+
+
+def declared_keys() -> dict[Key, KeySpec]:
+    """Returns the keys that plugins have declared."""
+    return {key: spec for key, spec in KEYS.items() if key not in _OWN}
+
+
+def letters_of(key: Key) -> list[str]:
+    """Returns the letters of a known key's shape."""
+    return KEYS[key].shape.strip("[]").split(", ")
 
 
 def key_text(key: Key) -> str:

@@ -10,10 +10,11 @@ components and the plugins.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,18 +29,37 @@ C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True)
+class Slot:
+    """The slot of an algorithm that a plugin declares for a kind of its own, see ``algorithm.kinds``.
+
+    Attributes:
+        before: the slot whose components wait for those of this one.
+        many: whether it takes any number of components, and not one at most.
+    """
+
+    before: str
+    many: bool = False
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of component.
 
     Attributes:
         name: as in ``@register(name)``.
-        folder: the subpackage of the kit that holds the components of the kind.
+        folder: the subpackage of the kit that holds the components of the kind; "" for a kind that a plugin declares.
         summary: what they are for, in a few words.
+        package: who declares it.
+        slot: that a plugin declares for it; None: the kind has none, or is one of the kit's (``algorithm.SLOTS``).
+        checks: conformance checks of the plugin, ``check(name, component)`` each, see ``dlmrl_kit.testing``.
     """
 
     name: str
     folder: str
     summary: str
+    package: str = PACKAGE
+    slot: Slot | None = None
+    checks: tuple[Callable[[str, Any], None], ...] = ()
 
 
 KINDS: dict[str, Kind] = {
@@ -69,6 +89,12 @@ KINDS: dict[str, Kind] = {
         Kind("pretrainer", "pretrainers", "the pre-training objective and its loop settings"),
     )
 }
+
+
+def declared_slots() -> dict[str, Slot]:
+    """Returns the slots of an algorithm that plugins have declared, by name."""
+    return {kind.name: kind.slot for kind in KINDS.values() if kind.slot is not None}
+
 
 TERM_KINDS = frozenset({"loss", "regulariser"})
 """Kinds whose components return what is minimised instead of adding keys to the trajectory."""
@@ -193,6 +219,42 @@ def _keys(cls: type) -> Keys | None:
 _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A part of a plugin that is left out, while the rest of it works.
+
+    Attributes:
+        what: the part, as messages name it: ``selector 'EarlySteps'``.
+        name: of the component; "" for a part that is none.
+        problem: why.
+    """
+
+    what: str
+    name: str
+    problem: str
+
+
+_skipped: list[list[Skipped]] = []
+
+
+@contextlib.contextmanager
+def skipping_faults() -> Iterator[list[Skipped]]:
+    """Within the context a class that cannot be registered is left out and added to the list, and raises nothing."""
+    _skipped.append([])
+    try:
+        yield _skipped[-1]
+    finally:
+        _skipped.pop()
+
+
+def skip_or_raise(what: str, cls: object, error: RegistryError) -> None:
+    """Raises an error of a declaration, or notes it within ``skipping_faults``."""
+    name = cls.__name__ if isinstance(cls, type) or inspect.isfunction(cls) else repr(cls)
+    if not _skipped:
+        raise error
+    _skipped[-1].append(Skipped(f"{what} {name!r}", name, str(error)))
+
+
 def register(
     kind: str,
     name: str | None = None,
@@ -217,10 +279,19 @@ def register(
         RegistryError: an unknown kind, something else than a class, a name that is not the class name, a second
             component of the same kind and name in one package, claims of other types, or malformed keys.
     """
-    if kind not in KINDS:
+    if kind not in KINDS and not _skipped:
         raise unknown_kind(kind)
 
     def decorate(cls: C) -> C:
+        try:
+            enter(cls)
+        except RegistryError as error:
+            skip_or_raise(kind, cls, error)
+        return cls
+
+    def enter(cls: type) -> None:
+        if kind not in KINDS:
+            raise unknown_kind(kind)
         if not isinstance(cls, type):
             raise RegistryError(f"@register({kind!r}) is for classes, got {cls!r}")
         if name is not None and name != cls.__name__:
@@ -247,7 +318,6 @@ def register(
 
             contract.guard(cls, entry.gin_name, is_term=kind in TERM_KINDS)
         _ENTRIES[kind, cls.__name__] = [*namesakes, entry]
-        return cls
 
     return decorate
 

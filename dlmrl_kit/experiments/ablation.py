@@ -18,6 +18,7 @@ from dlmrl_kit.experiments.aggregate import Summary, summarise, write_tables
 from dlmrl_kit.experiments.design import Design
 from dlmrl_kit.experiments.learning_curves import plot_curves
 from dlmrl_kit.experiments.runs import MAX_JOBS, AblationObserver, Job, Scheduler, cores, jobs_of, recipe_file
+from dlmrl_kit.recipe.provenance import KEY, provenance_of
 from dlmrl_kit.training.identity import Identity, changes, identity_of
 
 MANIFEST = "ablation.json"
@@ -99,7 +100,8 @@ def _open(design: Design, folder: Path, parallel: int | None) -> int:
         set_by_user = os.environ.get("OMP_NUM_THREADS", "")
         at_once = parallel or min(count, cores(), MAX_JOBS)
         threads = int(set_by_user) if set_by_user.isdigit() else max(1, cores() // at_once)
-    manifest = {"design": design.to_json(), "threads": threads, "depends": depends}
+    origins = provenance_of(block for variant in design.variants for block in variant.recipe.blocks[1:])
+    manifest = {"design": design.to_json(), "threads": threads, "depends": depends, KEY: origins}
     write_atomic(path, json.dumps(manifest, indent=1, ensure_ascii=False))
     for variant in design.variants:
         # An edited recipe is written again. The worker also compares what it loads with the design.

@@ -74,7 +74,7 @@ def pick(name: str, everything: Sequence[N], kind: str | None, what: str, others
     if not matches:
         elsewhere = next((f"{name!r} is a {c.kind}. " for c in everything if c.name == name), "")
         known = nearest(name, {c.name for c in candidates} | set(others))
-        raise RegistryError(f"no {what} named {name!r}; {elsewhere}{known}{plugin_hint()}")
+        raise RegistryError(f"no {what} named {name!r}; {elsewhere}{known}{plugin_hint(name)}")
     if len(matches) > 1:
         raise RegistryError(
             f"{what} {name!r} is ambiguous: registered by {' and '.join(sorted(m.package for m in matches))}; "

@@ -29,6 +29,7 @@ from dlmrl_kit.recipe.files import SUFFIX, read_text
 from dlmrl_kit.recipe.names import Names
 from dlmrl_kit.recipe.overrides import binding_of_set, binding_of_use, one_line
 from dlmrl_kit.recipe.plugins import load_plugins, recipe_folders
+from dlmrl_kit.recipe.provenance import check_recipe_file
 from dlmrl_kit.recipe.resolve import Block, Bound, resolve_recipe
 from dlmrl_kit.recipe.source import Binding, Import, Ref, read
 from dlmrl_kit.recipe.table import BindingTable
@@ -172,6 +173,7 @@ def load_recipe(
     contents = read(path, recipes_dir(), recipe_folders)
     load_plugins()
     _run_imports(contents.imports, allow_imports)
+    check_recipe_file(path)
     names = Names(_root(contents.bindings))
     table = BindingTable(names, str(path))
     from_uses, from_sets = (binding_of_use(use, names) for use in uses), (binding_of_set(text) for text in sets)

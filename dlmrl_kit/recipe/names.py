@@ -9,10 +9,11 @@ from functools import cached_property
 import gin
 
 from dlmrl_kit.core.errors import RegistryError
-from dlmrl_kit.core.registry import Claims, Entry, Parameter, nearest
+from dlmrl_kit.core.registry import Claims, Entry, Parameter, declared_slots, nearest
 from dlmrl_kit.core.signatures import constructor_of
 from dlmrl_kit.recipe import types
 from dlmrl_kit.recipe.catalogue import components, find
+from dlmrl_kit.recipe.plugins import plugin_hint
 from dlmrl_kit.recipe.source import Ref, leaves_of
 from dlmrl_kit.recipe.where import StatementError, Where
 
@@ -26,7 +27,8 @@ class _Root(Entry):
 class Names:
     """Finds components, base classes and the root by the names that recipes write.
 
-    A base class that is no component itself (``Sampler``) names all components that inherit from it.
+    A base class that is no component itself (``Sampler``) names all components that inherit from it. Slots that plugins
+    declare are no parameters of the root: a recipe has those that it fills.
 
     Args:
         root: what the recipe builds, one of ``algorithm.ROOTS``; the parameters of its constructor are the slots.
@@ -37,10 +39,13 @@ class Names:
 
         top = _Root(root.lower(), root, ROOTS[root], "dlmrl_kit", "", Claims())
         self.root = top.gin_name
-        self.slots = tuple(p.name for p in top.parameters)
-        self.list_slots = LIST_SLOTS & set(self.slots)
-        self.optional_slots = frozenset(p.name for p in top.parameters if p.default is None)
-        self.components: dict[str, Entry] = {c.gin_name: c for c in [*components(), top]}
+        self.components: dict[str, Entry] = {c.gin_name: c for c in [*components(), top]}  # and plugins declare slots
+        own = tuple(p.name for p in top.parameters)
+        self.declared_slots = declared_slots() if _takes_any(top.cls) else {}
+        self.slots = (*own, *self.declared_slots)
+        many = {name for name, slot in self.declared_slots.items() if slot.many}
+        self.list_slots = (LIST_SLOTS & set(own)) | many
+        self.optional_slots = frozenset(p.name for p in top.parameters if p.default is None) | {*self.declared_slots}
         self._parameters: dict[str, dict[str, Parameter]] = {}
         self._by_suffix: dict[str, list[str]] = {}
         for gin_name in self.components:
@@ -92,7 +97,7 @@ class Names:
         if len(matches) == 1:
             return matches[0]
         if not matches and kind is None:
-            raise StatementError(where, f"no component named {name!r}; {self._suggest(name)}")
+            raise StatementError(where, f"no component named {name!r}; {self._suggest(name)}{plugin_hint(name)}")
         try:
             return find(name, kind).gin_name
         except RegistryError as error:
@@ -132,11 +137,6 @@ class Names:
             self._parameters[gin_name] = {p.name: p for p in self.components[gin_name].parameters}
         return self._parameters[gin_name]
 
-    def takes_any(self, gin_name: str) -> bool:
-        """Tells whether the constructor of a component takes ``**kwargs``."""
-        parameters = constructor_of(self.components[gin_name].cls).parameters.values()
-        return any(p.kind is p.VAR_KEYWORD for p in parameters)
-
     def check_parameter(self, target: str, parameter: str, where: Where) -> None:
         """Checks that a component, or at least one component with this base class, has such a parameter.
 
@@ -144,8 +144,8 @@ class Names:
             StatementError: none has; with the nearest names.
         """
         if target in self.components:
-            known: Iterable[str] = self.parameters(target)
-            if parameter in known or self.takes_any(target):
+            known: Iterable[str] = self.slots if target == self.root else self.parameters(target)
+            if parameter in known or (target != self.root and _takes_any(self.class_of(target))):
                 return
             what = f"{self.display(target)} has no parameter {parameter!r}"
         else:
@@ -181,6 +181,11 @@ class Names:
     def type_of(self, gin_name: str, parameter: Parameter) -> str:
         """Writes the type of a parameter for a message; "" where it has no annotation."""
         return types.described(parameter.annotation, types.hints(self.class_of(gin_name)).get(parameter.name))
+
+
+def _takes_any(cls: type) -> bool:
+    """Tells whether a constructor takes ``**kwargs``."""
+    return any(p.kind is p.VAR_KEYWORD for p in constructor_of(cls).parameters.values())
 
 
 def plural(kind: str) -> str:

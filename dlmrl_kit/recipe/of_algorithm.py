@@ -55,7 +55,7 @@ def recipe_of(algorithm: Algorithm, name: str = "algorithm") -> Recipe:
     check_kinds(fillings)
     names = Names()
     writer = _Writer(names)
-    for slot in SLOTS:
+    for slot in (*SLOTS, *algorithm.declared):
         writer.bind("", names.root, slot, _as_written(fillings[slot]))
     table = BindingTable(names, BUILT)
     for binding in writer.bindings:

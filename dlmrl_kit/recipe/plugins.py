@@ -6,10 +6,11 @@ A distribution that declares
     acme = "acme_steps"
 
 has its module ``acme_steps`` imported when a recipe is loaded or the catalogue is asked for, once per process and never
-when the kit is imported; the module's ``@register`` decorators do the rest. A plugin goes in whole or not at all: if it
-raises while it is imported, or takes a name of the kit, it is reported (a ``PluginWarning``, and ``plugin_report``),
-nothing that it registered stays, and the kit works on without it. So is one whose distribution requires another version
-of the kit. ``DLMRL_KIT_NO_PLUGINS=1`` turns plugins off.
+when the kit is imported; the module's ``@register`` decorators do the rest. A component that cannot stay is reported (a
+``PluginWarning``, and ``plugin_report``) and left out, the rest of its plugin works: one of an unknown kind, or with a
+name of the kit, or in a module that raises while it is imported. A plugin of which nothing is left is skipped, as is
+one whose distribution requires another version of the kit; nothing of it stays. ``DLMRL_KIT_NO_PLUGINS=1`` turns
+plugins off.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RegistryError, UserError
-from dlmrl_kit.core.registry import Entry
+from dlmrl_kit.core.registry import Entry, Skipped
 from dlmrl_kit.policies.added_families import added_families, keep_families
 from dlmrl_kit.recipe import gin_registry
 from dlmrl_kit.recipe.builtin import load_builtin
@@ -66,6 +67,7 @@ class Plugin:
         distribution, version: what pip installed.
         components: the full names of the components it brought.
         problem: why it was skipped; empty if it was not.
+        skipped: what of it was left out, where the rest was not.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Plugin:
     version: str
     components: tuple[str, ...] = ()
     problem: str = ""
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def package(self) -> str:
@@ -84,6 +87,11 @@ class Plugin:
     def origin(self) -> str:
         """Distribution and version: ``acme-steps 0.1.0``."""
         return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def named(self) -> str:
+        """The plugin as messages name it."""
+        return f"plugin {self.name!r} ({self.origin}, module {self.module})"
 
 
 class _State:
@@ -146,21 +154,28 @@ def places_of(plugin: Plugin) -> list[Path]:
 
 
 def plugin_report() -> list[str]:
-    """Writes a line for each plugin that was skipped, and for each name that two plugins share; loads nothing."""
-    skipped = [
-        f"plugin {p.name!r} ({p.origin}, module {p.module}) is skipped: {p.problem}"
-        for p in _State.plugins
-        if p.problem
-    ]
-    return skipped + list(_shared_names())
+    """Writes a line for each plugin or part of one that was skipped, and each name that two share; loads nothing."""
+    whole = [f"{plugin.named} is skipped: {plugin.problem}" for plugin in _State.plugins if plugin.problem]
+    parts = [f"{s.what} of {p.named} is skipped: {s.problem}" for p in _State.plugins for s in p.skipped]
+    return whole + parts + list(_shared_names())
 
 
-def plugin_hint() -> str:
-    """Says whether plugins may be the reason that a component was not found, as the end of a message."""
+def plugin_hint(name: str) -> str:
+    """Says whether plugins may be the reason that a component was not found, as the end of a message.
+
+    Args:
+        name: of the component, as it was looked for.
+    """
     if disabled():
         return f"; plugins are turned off ({OFF_SWITCH} is set)"
-    skipped = [plugin.name for plugin in _State.plugins if plugin.problem]
-    return f"; skipped plugins: {', '.join(skipped)}" if skipped else ""
+    for plugin in _State.plugins:
+        for part in plugin.skipped:
+            if part.name == name.rsplit(".", 1)[-1]:
+                return f"; {part.what} of {plugin.named} is skipped: {part.problem}"
+        if plugin.problem and plugin.package == name.split(".", 1)[0]:
+            return f"; {plugin.named} is skipped: {plugin.problem}"
+    some = [plugin.name for plugin in _State.plugins if plugin.problem or plugin.skipped]
+    return f"; skipped, in whole or in part, are the plugins {', '.join(some)}: see `dlmrl doctor`" if some else ""
 
 
 def origin(entry: Entry) -> str:
@@ -198,7 +213,7 @@ def _distribution(entry: metadata.EntryPoint) -> tuple[str, str]:
 
 
 def _load(plugin: Plugin, others: set[str]) -> Plugin:
-    """Imports a plugin's module, and takes everything back if that fails or its components cannot stay.
+    """Imports a plugin's module, leaves out what cannot stay, and takes everything back if that is all.
 
     Components that its import registers in a package of ``others``, the other plugins, count as theirs.
     """
@@ -206,22 +221,54 @@ def _load(plugin: Plugin, others: set[str]) -> Plugin:
         return replace(plugin, problem=problem)
     before = _Snapshot()
     try:
-        with contextlib.redirect_stdout(sys.stderr), _named_if_slow(plugin):  # standard output may be JSON
-            _import(plugin.module)
+        with (
+            contextlib.redirect_stdout(sys.stderr),  # standard output may be JSON
+            _named_if_slow(plugin),
+            registry.skipping_faults() as skipped,
+        ):
+            rest = _import_what_can_be(plugin, before)
+        skipped += _unregister_misfits(before.new_entries()) + rest
         new = before.new_entries()
-        _check(new)
         own = [
             e for e in registry.registered() if e.package == plugin.package or (e in new and e.package not in others)
         ]
-        if not own and not before.new_families():
-            raise RegistryError("importing it registers no component; decorate classes with @dlmrl_kit.register(kind)")
+        if not own and not before.new_families() and not before.declarations.new_kinds():
+            none = "importing it registers no component; decorate classes with @dlmrl_kit.register(kind)"
+            raise RegistryError("; ".join(part.problem for part in skipped) or none)
     except KeyboardInterrupt:
         before.restore(plugin)
         raise
     except BaseException as error:  # SystemExit and the like: no plugin ends the program
         before.restore(plugin)
         return replace(plugin, problem=_reason(error))
-    return replace(plugin, components=tuple(sorted(entry.gin_name for entry in own)))
+    return replace(plugin, components=tuple(sorted(entry.gin_name for entry in own)), skipped=tuple(skipped))
+
+
+def _import_what_can_be(plugin: Plugin, before: _Snapshot) -> list[Skipped]:
+    """Imports a plugin's module; if that fails, keeps the components of those modules that were imported whole.
+
+    Returns:
+        What is missing then: whatever the rest would have brought.
+
+    Raises:
+        Exception: that of the import, if no component is left.
+    """
+    try:
+        _import(plugin.module)
+    except Exception as error:
+        for entry in before.new_entries():
+            if not _is_imported(entry.cls.__module__):
+                registry.unregister(entry)
+        if not any(entry.package == plugin.package for entry in before.new_entries()):
+            raise
+        return [Skipped(f"the rest of module {plugin.module}", "", _reason(error))]
+    return []
+
+
+def _is_imported(module: str) -> bool:
+    """Tells whether a module and the packages around it were imported to the end."""
+    parts = module.split(".")
+    return all(".".join(parts[: depth + 1]) in sys.modules for depth in range(len(parts)))
 
 
 @contextlib.contextmanager
@@ -253,13 +300,16 @@ def _import(value: str) -> None:
 
 
 class _Snapshot:
-    """Remembers which modules, components and gin configurables there were before a plugin was imported."""
+    """Remembers which modules, components, kinds and gin configurables there were before a plugin was imported."""
 
     def __init__(self) -> None:
+        from dlmrl_kit.algorithm.kinds import Declarations  # with torch, which an import of this module must not load
+
         self.modules = set(sys.modules)
         self.entries = {entry.gin_name for entry in registry.registered()}
         self.configurables = gin_registry.names()
         self.families = added_families()
+        self.declarations = Declarations.now()
 
     def new_families(self) -> list[Family]:
         """Lists the families of checkpoints that were added since."""
@@ -272,9 +322,11 @@ class _Snapshot:
     def restore(self, plugin: Plugin) -> None:
         """Takes back what was registered since, and forgets the modules that did so: another plugin may need them."""
         new = self.new_entries()
-        packages = {plugin.package, *(entry.package for entry in new)} - {_KIT}
+        kinds = self.declarations.new_kinds()
+        packages = {plugin.package, *(e.package for e in new), *(k.package for k in kinds)} - {_KIT}
         for entry in new:
             registry.unregister(entry)
+        self.declarations.restore()
         keep_families(self.families)
         gin_registry.forget(packages, self.configurables)
         for name in set(sys.modules) - self.modules:
@@ -282,29 +334,33 @@ class _Snapshot:
                 del sys.modules[name]
 
 
-def _check(new: list[Entry]) -> None:
-    """Checks whether the components that a plugin registered can stay.
+def _unregister_misfits(new: list[Entry]) -> list[Skipped]:
+    """Takes those components of a plugin out of the registry that cannot stay; returns them with the reasons."""
+    taken = _names_of_the_kit()
+    faults = {entry: fault for entry in new if (fault := _fault(entry, taken))}
+    for entry in faults:
+        registry.unregister(entry)
+    return [Skipped(f"{entry.kind} {entry.name!r}", entry.name, fault) for entry, fault in faults.items()]
 
-    Raises:
-        RegistryError: a name of the kit, or a class that does not fit its kind.
-    """
+
+def _fault(entry: Entry, taken: Mapping[str, str]) -> str:
+    """Says why a component cannot stay: a name of the kit, or a class that does not fit its kind; "" if it can."""
     from dlmrl_kit.algorithm.bases import BASE_CLASSES
 
-    taken = _names_of_the_kit()
-    for entry in new:
-        what = f"{entry.kind} {entry.gin_name!r}"
-        if entry.name in taken:
-            raise RegistryError(
-                f"package {entry.package!r} registers the {entry.kind} {entry.name!r}, a name that package "
-                f"{_KIT!r} has taken for its {taken[entry.name]}; give the class another name"
-            )
-        base = BASE_CLASSES[entry.kind]
-        if not issubclass(entry.cls, base):
-            raise RegistryError(f"{what} must inherit from {base.__module__}.{base.__name__}")
-        try:
-            _ = entry.parameters
-        except (TypeError, ValueError) as error:
-            raise RegistryError(f"the constructor of {what} has no readable signature: {error}") from error
+    what = f"{entry.kind} {entry.gin_name!r}"
+    if entry.name in taken:
+        return (
+            f"package {entry.package!r} registers the {entry.kind} {entry.name!r}, a name that package "
+            f"{_KIT!r} has taken for its {taken[entry.name]}; give the class another name"
+        )
+    base = BASE_CLASSES[entry.kind]
+    if not issubclass(entry.cls, base):
+        return f"{what} must inherit from {base.__module__}.{base.__name__}"
+    try:
+        _ = entry.parameters
+    except (TypeError, ValueError) as error:
+        return f"the constructor of {what} has no readable signature: {error}"
+    return ""
 
 
 def _names_of_the_kit() -> dict[str, str]:

@@ -260,8 +260,9 @@ def _block(table: BindingTable, node: Node, by: Binding | None) -> Block:
             value = table.expand(binding.value, binding)
             if any(leaf is gin.REQUIRED for leaf in leaves_of(value)):
                 _missing(table, node, spec or Parameter(name, None, ""), binding.where)
-            parameters[name] = _bound(names, gin_name, key, spec, value, binding.where)
-            break
+            if gin_name != names.root or name not in names.declared_slots or value is not None:
+                parameters[name] = _bound(names, gin_name, key, spec, value, binding.where)
+            break  # an empty slot of a plugin is left out: the recipe does not need the plugin
         else:
             if spec is not None and not required(spec):
                 parameters[name] = _default(names, key, spec)

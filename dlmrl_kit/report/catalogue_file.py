@@ -18,23 +18,24 @@ from typing import Any
 
 import platformdirs
 
-from dlmrl_kit.core.errors import FileError
+from dlmrl_kit.core.errors import FileError, RegistryError
 from dlmrl_kit.core.files import read_regular, write_atomic
-from dlmrl_kit.core.registry import KINDS, unknown_kind
+from dlmrl_kit.core.registry import KINDS, nearest
 from dlmrl_kit.core.version import PACKAGE, VERSION
 from dlmrl_kit.recipe.catalogue import components, pick
 from dlmrl_kit.recipe.plugins import Plugin, disabled, installed_plugins, load_plugins, places_of, plugin_report
-from dlmrl_kit.report.descriptions import Description, KeyText, ParameterText
+from dlmrl_kit.report.descriptions import Description, KeyText, KindDescription, ParameterText
 
 KIT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Every component there is, sorted by kind and name, and the plugins that were found."""
+    """Every component there is, sorted by kind and name, the plugins that were found, and the kinds."""
 
     components: tuple[Description, ...]
     plugins: tuple[Plugin, ...]
+    kinds: tuple[KindDescription, ...]
 
     def of_kind(self, kind: str | None) -> list[Description]:
         """Lists the components of a kind, given by its name or its folder (``selectors``); all for None.
@@ -42,11 +43,12 @@ class Catalogue:
         Raises:
             RegistryError: there is no such kind.
         """
-        folders = {k.folder: k.name for k in KINDS.values()}
-        name = kind if kind in KINDS else folders.get(kind or "", kind)
-        if name is not None and name not in KINDS:
-            raise unknown_kind(name)
-        return [c for c in self.components if name in (None, c.kind)]
+        if kind is None:
+            return [*self.components]
+        name = next((k.name for k in self.kinds if kind in (k.name, k.folder)), None)
+        if name is None:
+            raise RegistryError(f"unknown kind {kind!r}; {nearest(kind, [k.name for k in self.kinds])}")
+        return [c for c in self.components if c.kind == name]
 
     def named(self, name: str, others: Iterable[str] = ()) -> Description:
         """Finds a component by its class name, or by a longer one such as ``acme.selector.EarlySteps``.
@@ -81,25 +83,32 @@ def _made() -> tuple[Catalogue, bool]:
     plugins = load_plugins()
     brought = {name for plugin in plugins for name in plugin.components}
     entries = [entry for entry in components() if entry.package == PACKAGE or entry.gin_name in brought]
-    return Catalogue(tuple(Description.of(entry) for entry in entries), plugins), not plugin_report()
+    kinds = tuple(map(KindDescription.of, KINDS.values()))
+    return Catalogue(tuple(Description.of(entry) for entry in entries), plugins, kinds), not plugin_report()
 
 
 def _from_data(kept: dict[str, Any]) -> Catalogue:
-    return Catalogue(tuple(map(_description, kept["components"])), tuple(_plugin(p) for p in kept["plugins"]))
+    kinds = [KindDescription(keys=_keys(k.pop("keys")), **k) for k in kept["kinds"]]
+    return Catalogue(
+        tuple(map(_description, kept["components"])), tuple(_plugin(p) for p in kept["plugins"]), tuple(kinds)
+    )
 
 
 def _description(kept: dict[str, Any]) -> Description:
-    keys = kept.pop("keys")
     return Description(
         documentation=tuple(kept.pop("documentation")),
         parameters=tuple(ParameterText(**p) for p in kept.pop("parameters")),
-        keys=None if keys is None else {name: tuple(KeyText(**k) for k in found) for name, found in keys.items()},
+        keys=_keys(kept.pop("keys")),
         **kept,
     )
 
 
+def _keys(kept: dict[str, Any] | None) -> dict[str, tuple[KeyText, ...]] | None:
+    return None if kept is None else {name: tuple(KeyText(**k) for k in found) for name, found in kept.items()}
+
+
 def _plugin(kept: dict[str, Any]) -> Plugin:
-    return Plugin(components=tuple(kept.pop("components")), **kept)
+    return Plugin(components=tuple(kept.pop("components")), skipped=tuple(kept.pop("skipped")), **kept)
 
 
 def _state() -> str:

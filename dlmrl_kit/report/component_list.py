@@ -20,7 +20,7 @@ def table_of_components(catalogue: Catalogue, kind: str | None = None) -> Render
     Args:
         catalogue: the components.
         kind: a kind, or the name of its folder (``selectors``); None for all. With a kind, only those plugins are shown
-            that were skipped.
+            of which something was skipped.
 
     Raises:
         RegistryError: there is no such kind.
@@ -30,7 +30,7 @@ def table_of_components(catalogue: Catalogue, kind: str | None = None) -> Render
         table.add_row(found.kind, Text(found.name, style="bold"), Text(found.summary), Text(found.origin))
     if disabled():
         return Group(table, Text(f"Plugins are turned off: {OFF_SWITCH} is set."))
-    shown = [plugin for plugin in catalogue.plugins if plugin.problem or kind is None]
+    shown = [plugin for plugin in catalogue.plugins if plugin.problem or plugin.skipped or kind is None]
     return Group(table, table_of_plugins(shown)) if shown else table
 
 
@@ -48,6 +48,8 @@ def table_of_plugins(found: Iterable[Plugin]) -> Table:
     for plugin in found:
         names = ", ".join(name.rsplit(".", 1)[1] for name in plugin.components)
         state = Text(f"skipped: {plugin.problem}", style="red") if plugin.problem else Text(names)
+        for part in plugin.skipped:
+            state.append(f"\nskipped: {part.what}: {part.problem}", style="red")
         table.add_row(Text(plugin.name, style="bold"), Text(plugin.origin), Text(plugin.module), state)
     return table
 

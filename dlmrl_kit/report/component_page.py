@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dlmrl_kit.recipe.load import recipes_dir
 from dlmrl_kit.report.component_list import all_recipes
-from dlmrl_kit.report.descriptions import Description, KeyText, ParameterText
+from dlmrl_kit.report.descriptions import Description, KeyText, KindDescription, ParameterText
 from dlmrl_kit.report.tables import plain_table, words
 
 
@@ -31,6 +31,20 @@ def component_page(component: Description) -> RenderableType:
     if component.keys is not None:
         parts.append(_keys(component.keys))
     return Group(*parts)
+
+
+def kind_page(kind: KindDescription, components: Iterable[Description]) -> RenderableType:
+    """Lays out all that is known of a kind: what it is for, where it runs, its base class and keys, its components."""
+    heading = Text.assemble((kind.name, "bold"), f"  kind of component, from {kind.origin}: {kind.summary}")
+    facts = [("place", kind.place), ("base", kind.base)]
+    parts: list[RenderableType] = [heading, "", Text(kind.documentation), ""]
+    parts += [Text(f"{label:<8} {value}") for label, value in facts]
+    if kind.keys is not None:
+        parts.append(_keys(kind.keys))
+    table = plain_table(words("component", whole=True), words("summary"), words("from"))
+    for found in components:
+        table.add_row(Text(found.name, style="bold"), Text(found.summary), Text(found.origin))
+    return Group(*parts, table)
 
 
 def _facts(component: Description) -> list[tuple[str, str]]:

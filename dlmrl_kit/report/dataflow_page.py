@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.algorithm.dataflow import Plan, Stage, make_plan
+from dlmrl_kit.algorithm.dataflow import Plan, make_plan
+from dlmrl_kit.algorithm.stages import Stage
 from dlmrl_kit.core.keys import Key, key_text
 from dlmrl_kit.report.tables import plain_table, words
 

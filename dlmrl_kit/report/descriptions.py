@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dlmrl_kit.core.registry import Claims, Entry
+from dlmrl_kit.core.registry import Claims, Entry, Kind
+from dlmrl_kit.core.signatures import constructor_of
+from dlmrl_kit.core.version import PACKAGE
+
+if TYPE_CHECKING:
+    from dlmrl_kit.core.keys import Key
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,62 @@ class Description:
         )
 
 
+@dataclass(frozen=True)
+class KindDescription:
+    """All that is known of a kind of component.
+
+    Attributes:
+        name, folder, summary: as in ``core.registry.Kind``.
+        origin: the package that declares it.
+        base: the full name of the class that its components inherit from.
+        place: where the components are in a recipe.
+        documentation: the docstring of that class.
+        keys: those that the class ``reads`` and ``writes``; None if it does not say.
+    """
+
+    name: str
+    folder: str
+    summary: str
+    origin: str
+    base: str
+    place: str
+    documentation: str
+    keys: dict[str, tuple[KeyText, ...]] | None
+
+    @classmethod
+    def of(cls, kind: Kind) -> KindDescription:
+        """Describes a kind."""
+        from dlmrl_kit.algorithm.bases import BASE_CLASSES
+        from dlmrl_kit.core.blame import distribution_of
+        from dlmrl_kit.core.component import Component
+
+        base = BASE_CLASSES[kind.name]
+        declares = issubclass(base, Component) and kind.package != PACKAGE
+        found = {"reads": vars(base).get("in_keys", ()), "writes": vars(base).get("out_keys", ())}
+        return cls(
+            name=kind.name,
+            folder=kind.folder,
+            summary=kind.summary,
+            origin=distribution_of(kind.package) or kind.package,
+            base=f"{base.__module__}.{base.__qualname__}",
+            place=_place(kind),
+            documentation=inspect.getdoc(base) or "(no documentation)",
+            keys=_texts(found) if declares else None,
+        )
+
+
+def _place(kind: Kind) -> str:
+    from dlmrl_kit.algorithm.algorithm import LIST_SLOTS, ROOTS
+
+    if kind.slot is not None:
+        takes = "any number of components" if kind.slot.many else "one component"
+        return f"slot Algorithm.{kind.name}, {takes}, run before the {kind.slot.before}"
+    root = next((name for name, cls in ROOTS.items() if kind.name in constructor_of(cls).parameters), None)
+    if root is None:
+        return "no slot: a parameter of other components, @Name() in a recipe"
+    return f"slot {root}.{kind.name}, {'any number of components' if kind.name in LIST_SLOTS else 'one component'}"
+
+
 def _claims(claims: Claims) -> str:
     if claims.unbiased is None:
         return ""
@@ -106,13 +168,17 @@ def _source(cls: type) -> str:
 
 
 def _keys(entry: Entry) -> dict[str, tuple[KeyText, ...]] | None:
-    from dlmrl_kit.core.keys import KEYS, key_text
-
     found = entry.keys()
     if found is None:
         return None
+    return _texts({"reads": found.reads, "writes": found.writes, "on demand": found.on_demand})
+
+
+def _texts(found: Mapping[str, Iterable[Key]]) -> dict[str, tuple[KeyText, ...]]:
+    from dlmrl_kit.core.keys import KEYS, key_text
+
     texts = {}
-    for heading, keys in {"reads": found.reads, "writes": found.writes, "on demand": found.on_demand}.items():
+    for heading, keys in found.items():
         specs = [(key_text(key), KEYS.get(key)) for key in keys]
         texts[heading] = tuple(
             KeyText(text, f"{spec.dtype} {spec.shape}" if spec else "", spec.meaning if spec else "")

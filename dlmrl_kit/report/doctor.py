@@ -125,6 +125,9 @@ def _plugins() -> Iterator[Finding]:
             yield Finding("plugins", plugin.name, f"skipped: {plugin.problem}", f"mend or uninstall {plugin.origin}")
         else:
             yield Finding("plugins", plugin.name, f"{plugin.origin}: {len(plugin.components)} components")
+        for part in plugin.skipped:
+            advice = f"mend it, or install another version of {plugin.distribution}"
+            yield Finding("plugins", plugin.name, f"skipped: {part.what}: {part.problem}", advice)
 
 
 def _requirements(extra: str | None) -> list[Requirement]:

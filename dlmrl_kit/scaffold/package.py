@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
+from dlmrl_kit.algorithm.kinds import name_problem
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import atomic_folder
 from dlmrl_kit.core.registry import KINDS, nearest
@@ -35,13 +36,14 @@ def template(kind: str) -> str:
     return (TEMPLATES / f"{kind}.py").read_text(encoding="utf-8")
 
 
-def write_package(name: str, wanted: Sequence[str], folder: Path) -> list[str]:
+def write_package(name: str, wanted: Sequence[str], folder: Path, new_kind: str = "") -> list[str]:
     """Writes a plugin with one component of each kind.
 
     Args:
         name: of the package, a Python name in small letters such as ``acme`` or ``acme_steps``.
         wanted: kinds, each once.
         folder: where to; it does not exist yet.
+        new_kind: a kind that the plugin declares, with a component of it and an advantage that reads what it writes.
 
     Returns:
         The names of the components.
@@ -54,16 +56,20 @@ def write_package(name: str, wanted: Sequence[str], folder: Path) -> list[str]:
     for kind in wanted:
         if kind not in kinds():
             raise UserError(f"no template for the kind {kind!r}; {nearest(kind, kinds())}")
-    if len({*wanted}) < len(wanted) or not wanted:
+    if new_kind and (problem := name_problem(new_kind)):
+        raise UserError(f"no plugin can declare the kind {new_kind!r}: {problem}")
+    if len({*wanted}) < len(wanted) or not (wanted or new_kind):
         raise UserError(f"name each kind once: --kind {','.join(dict.fromkeys(wanted)) or 'selector'}")
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another --out")
-    names = [class_name(name, kind) for kind in wanted]
+    modules = {kind: [class_name(name, kind)] for kind in wanted}
+    if new_kind:
+        modules[new_kind] = [class_name(name, new_kind), class_name(name, f"{new_kind}_advantage")]
     with atomic_folder(folder) as new:
-        for path, text in _files(name, list(wanted), names).items():
+        for path, text in _files(name, modules, new_kind).items():
             (new / path).parent.mkdir(parents=True, exist_ok=True)
             (new / path).write_text(text, encoding="utf-8")
-    return names
+    return [cls for names in modules.values() for cls in names]
 
 
 def check_name(name: str) -> None:
@@ -83,11 +89,12 @@ def class_name(name: str, kind: str) -> str:
     return "".join(part.capitalize() for part in f"{name}_{kind}".split("_"))
 
 
-def _files(name: str, wanted: list[str], names: list[str]) -> dict[str, str]:
-    """Makes the text of every file of the package, by its path."""
+def _files(name: str, modules: dict[str, list[str]], new_kind: str) -> dict[str, str]:
+    """Makes the text of every file of the package, by its path, from the components of each module."""
     source = f"src/{name}"
-    modules = dict(zip(wanted, names, strict=True))
-    imports = sorted(f"from {name}.{kind} import {cls}" for kind, cls in modules.items())
+    names = [cls for found in modules.values() for cls in found]
+    kinds = {cls: "advantage" if cls != found[0] else kind for kind, found in modules.items() for cls in found}
+    imports = sorted(f"from {name}.{module} import {', '.join(found)}" for module, found in modules.items())
     classes = "".join(f"    {cls},\n" for cls in sorted(names))
     values = {
         "distribution": name.replace("_", "-"),
@@ -95,11 +102,11 @@ def _files(name: str, wanted: list[str], names: list[str]) -> dict[str, str]:
         "names": ", ".join(sorted(names)),
         "classes": classes,
         "first": names[0],
-        "recipe": f"{name}_{wanted[0]}",
+        "recipe": f"{name}_{next(iter(modules))}",
         "version": ".".join(VERSION.split(".")[:2]),
         "next": _next_version(),
         "table": "\n".join(
-            ["| component | kind |", "|---|---|", *(f"| `{cls}` | {kind} |" for kind, cls in modules.items())]
+            ["| component | kind |", "|---|---|", *(f"| `{cls}` | {kind} |" for cls, kind in kinds.items())]
         ),
     }
     public = "".join(f'    "{cls}",\n' for cls in sorted(names))
@@ -116,13 +123,22 @@ def _files(name: str, wanted: list[str], names: list[str]) -> dict[str, str]:
             + f"\n\n__all__ = [\n{public}]\n"
         ),
     }
-    for kind in wanted:
-        found[f"{source}/{kind}.py"] = _renamed(template(kind), name)
-        recipe = (TEMPLATES / f"{kind}.gin").read_text(encoding="utf-8")
+    for kind in modules:
+        source_of = "new_kind" if kind == new_kind else kind
+        code, recipe = template(source_of), (TEMPLATES / f"{source_of}.gin").read_text(encoding="utf-8")
+        if kind == new_kind:
+            code, recipe = (_of_kind(text, kind) for text in (code, recipe))
+        found[f"{source}/{kind}.py"] = _renamed(code, name)
         found[f"{source}/recipes/{name}_{kind}.gin"] = _renamed(recipe, name)
         if "questions.csv" in recipe:
             found[f"{source}/recipes/questions.csv"] = _questions()
     return found
+
+
+def _of_kind(text: str, kind: str) -> str:
+    """Returns the template of a new kind, which is called ``shaper``, for another one."""
+    camel = "".join(part.capitalize() for part in kind.split("_"))
+    return text.replace("Shaper", camel).replace("shaper", kind)
 
 
 def _renamed(text: str, name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.component import Component
+from dlmrl_kit.core.registry import KINDS
 from dlmrl_kit.testing import (
     advantages,
     caches,
@@ -76,6 +77,7 @@ def checks_for(component: object) -> list[Check]:
     if fits_kind(cls):
         functions += OF_COMPONENTS if issubclass(cls, Component) else ()
         functions += OF_KIND.get(kind, ())
+        functions += KINDS[kind].checks
     return [Check(function) for function in functions]
 
 

@@ -38,7 +38,7 @@ def inputs(name: str, component: Component, w: World, keys: tuple[Key, ...] = ()
     known = flat(w.full)
     for key in reads:
         if key not in known:
-            fix = "read keys of docs/trajectory.md; a key of another kind cannot be made up here, test it in a recipe"
+            fix = "read keys of docs/trajectory.md, or declare a key of your own by dlmrl_kit.declare_key"
             fail(name, f"reads {key!r}, which is no key of the trajectory", fix)
     return w.full.select(*reads)
 

@@ -21,6 +21,7 @@ from dlmrl_kit.core.keys import (
     EXAMPLE,
     GROUP,
     ITERATION,
+    KEYS,
     PROGRESS,
     PROMPT_IDS,
     PROMPT_MASK,
@@ -55,6 +56,9 @@ from dlmrl_kit.core.keys import (
     TREE_NODE,
     TREE_STEP,
     Key,
+    KeySpec,
+    declared_keys,
+    letters_of,
 )
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import sample_seeds
@@ -123,6 +127,7 @@ def world(dtype: torch.dtype = torch.float32, seed: int = 0) -> World:
     policy, sampler, full = _made(dtype)
     shared = {id(policy.tokenizer): policy.tokenizer}
     full = full.clone().set(SEED, sample_seeds(len(full), "cpu", seed, "world"))
+    _add_declared(full, dtype)
     return World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full, dtype)
 
 
@@ -184,6 +189,27 @@ def _complete(trajectory: TensorDict, policy: Policy, dtype: torch.dtype) -> Ten
     trajectory.set(STEP_ADVANTAGE, real(*steps))
     _add_tree(trajectory)
     return trajectory
+
+
+def _add_declared(full: TensorDict, dtype: torch.dtype) -> None:
+    """Adds the keys that plugins declare: random numbers, at least 0 and below 1; 0 and False where the weight is."""
+    found = full.items(include_nested=True, leaves_only=True)
+    sizes: dict[str, int] = {}
+    for key, value in found:
+        if key in KEYS:
+            sizes |= zip(letters_of(key), value.shape, strict=True)
+    for number, (key, spec) in enumerate(declared_keys().items()):
+        letters = letters_of(key)
+        values = torch.rand([sizes[letter] for letter in letters], generator=torch.Generator().manual_seed(number))
+        if letters[1:2] == ["K"]:
+            used = full[SELECTED_WEIGHT] > 0
+            values = values * used.reshape(*used.shape, *[1] * (values.dim() - 2))
+        full.set(key, values.to(dtype) if spec.dtype.startswith("float") else values.round().to(_dtype(spec)))
+
+
+def _dtype(spec: KeySpec) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return dtype
 
 
 def _add_tree(trajectory: TensorDict) -> None:

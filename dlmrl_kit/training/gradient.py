@@ -25,7 +25,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import GradientEstimator
-from dlmrl_kit.algorithm.dataflow import Plan, Stage
+from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.algorithm.stages import Stage
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     GROUP,

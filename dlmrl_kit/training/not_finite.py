@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.dataflow import Stage
+from dlmrl_kit.algorithm.stages import Stage
 from dlmrl_kit.core.blame import is_foreign, named
 from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.dependencies import Dependent

@@ -1,6 +1,7 @@
 """``run.json``: what a run depends on, which changes were accepted when it was resumed, and how it failed.
 
-{"recipe": name, "dlmrl_kit": version, "identity": as of now,
+{"recipe": name, "dlmrl_kit": version, "components": where each comes from, see ``recipe.provenance``,
+ "identity": as of now,
  "changes": [{"update": where it went on, "changed": [lines], "before": digest of the identity until then}, ...],
  "rollout_weights": how sharded weights are put together for rollouts, whole or in blocks, if they are sharded,
  "failed_start": error that ended it before its first checkpoint, if one did}
@@ -21,6 +22,7 @@ from dlmrl_kit.core.run_folder import ABOUT, FAILED, RECIPE, RESULT, failed_star
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 from dlmrl_kit.recipe.load import Recipe
+from dlmrl_kit.recipe.provenance import KEY, brought_by, provenance_of
 from dlmrl_kit.training.best_model import FOLDER as BEST_WEIGHTS
 from dlmrl_kit.training.checkpoint import checkpoints, identity_in, refused
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, VALIDATIONS
@@ -39,7 +41,8 @@ def start_record(folder: Path, recipe: Recipe, identity: Identity) -> None:
         for name in LEFT_BEHIND:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / BEST_WEIGHTS, ignore_errors=True)
-    _write(folder, {"recipe": recipe.name, "dlmrl_kit": VERSION, "identity": identity, "changes": []})
+    about = {"recipe": recipe.name, "dlmrl_kit": VERSION, KEY: provenance_of(recipe.blocks[1:])}
+    _write(folder, {**about, "identity": identity, "changes": []})
     write_atomic(folder / RECIPE, recipe.text())
 
 
@@ -101,12 +104,21 @@ def check_unchanged(folder: Path, now: Identity, *, length: str, finished: bool,
         allowed.add(("machine", "threads"))
     unwanted = [change for change in changed if (change.section, change.name) not in allowed]
     if unwanted and not accept:
+        shown = ", ".join(f"{change}{_of_components(about, change)}" for change in unwanted[:_SHOWN])
         more = f" and {len(unwanted) - _SHOWN} more" if len(unwanted) > _SHOWN else ""
         raise CheckpointError(
-            f"{folder} would not go on as what it was: {', '.join(map(str, unwanted[:_SHOWN]))}{more}; undo that, "
+            f"{folder} would not go on as what it was: {shown}{more}; undo that, "
             f"start a new run, or accept it with --accept-changes, which {ABOUT} records"
         )
     return changed
+
+
+def _of_components(about: Mapping[str, Any], change: Change) -> str:
+    """Says which components a package had brought that changed, and how to get it back; "" for any other change."""
+    components = brought_by(about, change.name) if change.section == "packages" else []
+    if not components or not change.before:
+        return ""
+    return f" (it brought {' and '.join(components)}: pip install {change.name}=={change.before})"
 
 
 def record_changes(folder: Path, recipe: Recipe, now: Identity, changed: Sequence[Change], update: int) -> None:
@@ -128,7 +140,8 @@ def record_changes(folder: Path, recipe: Recipe, now: Identity, changed: Sequenc
     if any(change.section == "recipe" for change in changed):
         write_atomic(folder / RECIPE, recipe.text())
         (folder / RESULT).unlink(missing_ok=True)
-    _write(folder, {**about, "dlmrl_kit": VERSION, "identity": now, "changes": history})
+    origins = {KEY: provenance_of(recipe.blocks[1:])}
+    _write(folder, {**about, "dlmrl_kit": VERSION, **origins, "identity": now, "changes": history})
 
 
 def _write(folder: Path, about: Mapping[str, Any]) -> None:

@@ -20,7 +20,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
-from dlmrl_kit.algorithm.dataflow import Plan, Stage
+from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.algorithm.stages import Stage
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import NotFiniteError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support import virtual_environments
-from support.broken_plugins import ENTRIES, KEPT, REASONS, SOURCES, distribution
+from support.broken_plugins import ENTRIES, KEPT, PARTS, REASONS, SOURCES, distribution
 from support.paths import ROOT
 from typer.testing import CliRunner
 
@@ -137,9 +137,14 @@ def test_every_broken_plugin_is_named_with_the_reason(found: dict[str, Any]) -> 
         assert text.startswith(f"plugin {name!r} ({name}-dist 1.2, module {ENTRIES[name]}) is skipped: ")
         assert reason in text
         assert "\n" not in text
+    for name, (part, reason) in PARTS.items():
+        own = [text for text in found["report"] if f"of plugin {name!r} " in text]
+        assert len(own) == 1
+        assert own[0].startswith(f"{part} of plugin {name!r} ({name}-dist 1.2, module {name}) is skipped: ")
+        assert reason in own[0]
     assert "registers no component" in line(found, "nameless")
     assert f"{Path('raises') / '__init__.py'}:13)" in line(found, "raises")
-    assert len(found["report"]) == len(REASONS) + 2  # nameless, and the name that two share
+    assert len(found["report"]) == len(REASONS) + len(PARTS) + 2  # nameless, and the name that two share
 
 
 def test_the_report_is_on_standard_error_once(found: dict[str, Any]) -> None:
@@ -170,7 +175,7 @@ def test_skipped_plugins_leave_nothing_behind(found: dict[str, Any]) -> None:
     gone = result(found, "gone")
     assert gone.code == 2
     assert "no selector named 'FirstHalf'" in gone.err
-    assert "skipped plugins: " in gone.err
+    assert "skipped, in whole or in part, are the plugins " in gone.err
 
 
 def test_a_name_of_two_plugins_is_an_error_that_spells_both(found: dict[str, Any]) -> None:

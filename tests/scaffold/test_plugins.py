@@ -76,9 +76,16 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("kind", ["selector,reward", "regulariser,step_schedule,task"])
-def test_a_new_package_passes_its_own_tests(tmp_path: Path, kind: str) -> None:
-    made = dlmrl("plugin", "new", "acme_steps", "--kind", kind, "--out", str(tmp_path / "acme"))
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--kind", "selector,reward"),
+        ("--kind", "regulariser,step_schedule,task"),
+        ("--new-kind", "reward_bonus", "--kind", "filter"),
+    ],
+)
+def test_a_new_package_passes_its_own_tests(tmp_path: Path, options: tuple[str, ...]) -> None:
+    made = dlmrl("plugin", "new", "acme_steps", *options, "--out", str(tmp_path / "acme"))
     assert made.exit_code == 0, made.output
     ran = run("pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path / "acme")
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -100,6 +107,9 @@ def test_a_new_package_passes_its_own_tests(tmp_path: Path, kind: str) -> None:
         (("acme", "--kind", "trainer"), "no template for the kind 'trainer'"),
         (("acme", "--kind", "loss,loss"), "name each kind once: --kind loss"),
         (("acme", "--kind", ""), "no template for the kind ''"),
+        (("acme", "--new-kind", "selector"), "no plugin can declare the kind 'selector'"),
+        (("acme", "--new-kind", "Reward Bonus"), "should be a word in small letters"),
+        (("acme", "--new-kind", "../bonus"), "should be a word in small letters"),
         (("acme", "--out", "/proc/acme"), "cannot write /proc/acme"),
     ],
 )

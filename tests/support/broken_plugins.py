@@ -77,7 +77,15 @@ ENTRIES = {name: name for name in SOURCES} | {
     "attribute": "attribute:AttributeSteps",
     "no_attribute": "good:Absent",
 }
-KEPT = {"good", "shared_by_two", "constructor_keys", "alpha", "zeta", "reentrant", "attribute"}
+PARTS = {
+    "takes_a_name": (
+        "selector 'EntropyTopK'",
+        "package 'takes_a_name' registers the selector 'EntropyTopK', a name that package 'dlmrl_kit' has",
+    ),
+    "twice": ("selector 'Twice'", "registered twice in package 'twice'"),
+}
+"""Plugins of which a part is skipped: which, and why."""
+KEPT = {"good", "shared_by_two", "constructor_keys", "alpha", "zeta", "reentrant", "attribute", *PARTS}
 REASONS = {
     "raises": "RuntimeError: no luck",
     "exits": "SystemExit: 3",
@@ -85,8 +93,6 @@ REASONS = {
     "unprintable": "Bad: no readable message",
     "syntax": "SyntaxError",
     "unknown_kind": "unknown kind 'selecter'; did you mean 'selector'",
-    "twice": "registered twice in package 'twice'",
-    "takes_a_name": "package 'takes_a_name' registers the selector 'EntropyTopK', a name that package 'dlmrl_kit' has",
     "takes_a_base": "registers the selector 'Sampler', a name that package 'dlmrl_kit' has taken for its base class",
     "takes_the_root": "registers the advantage 'Algorithm'",
     "half": "ImportError: the second half is missing",
