@@ -34,6 +34,8 @@ def draw_curves(outcomes: Sequence[Outcome], base: str, budget: float, folder: P
             runs = [o for o in outcomes if (o.task, o.recipe) == (task, recipe) and o.curve]
             if runs:
                 _draw_curve(axis, runs, budget, *_look(recipes, recipe, base))
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -0.02), min(high, 1.02))  # the interval of a few seeds may reach beyond all shares
         axis.set_title(task, loc="left", fontsize=11)
         axis.set_xlabel("forwards of the model")
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
