@@ -16,6 +16,7 @@ from dlmrl_kit.cli.audit import audit_command
 from dlmrl_kit.cli.chat import chat_command
 from dlmrl_kit.cli.check import check_command
 from dlmrl_kit.cli.common import one_line_errors
+from dlmrl_kit.cli.compare import compare_command
 from dlmrl_kit.cli.doctor import doctor_command
 from dlmrl_kit.cli.eval import eval_command
 from dlmrl_kit.cli.list import list_command
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenizer": tokenizer_command,
     "pretrain": pretrain_command,
     "ablate": ablate_command,
+    "compare": compare_command,
     "list": list_command,
     "show": show_command,
     "check": check_command,

@@ -14,12 +14,12 @@ from typing import Any
 
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.version import VERSION
-from dlmrl_kit.experiments.compare import Difference, compare, filling, namesakes
+from dlmrl_kit.experiments.difference import Difference, compare, filling, namesakes
+from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.recipe.load import Recipe, load_recipe
-from dlmrl_kit.recipe.overrides import place_of_set, place_of_use
-from dlmrl_kit.recipe.source import Ref
-from dlmrl_kit.recipe.where import StatementError, UnusedBindingError
+from dlmrl_kit.recipe.overrides import place_of_use
+from dlmrl_kit.recipe.where import StatementError
 
 BASE = "base"
 
@@ -191,30 +191,18 @@ class _Loader:
 
     def _variant(self, name: str, kind: str) -> Variant:
         uses = (*self.uses, *([name] if kind else []))
-        plain, sets = self._load(uses)
+        plain, sets, idle = load_what_concerns(self.source, uses, self.sets, allow_imports=self.imports)
+        self.refused |= {text: self.refused.get(text, error) for text, error in idle.items()}
         if plain.root != "Algorithm":
             raise RecipeError(f"{plain.name} is a recipe for {plain.root}, not for training")
         if not any(issubclass(block.cls, MetricsCSV) for block in plain.blocks):
             raise RecipeError("an ablation reads metrics.csv, which no logger of this recipe writes: add MetricsCSV")
-        seed_key = _seed_key(plain)
+        seed_key = seed_key_of(plain)
         recipes = [self._loaded(uses, (*sets, f"{seed_key}={seed}")) for seed in self.seeds]
         texts = {seed: recipe.text(header=False) for seed, recipe in zip(self.seeds, recipes, strict=True)}
         canonical = filling(recipes[0], kind) if kind else name
         skipped = tuple(text for text in self.sets if text not in sets)
         return Variant(canonical, "", kind, recipes[0], seed_key, texts, skipped)
-
-    def _load(self, uses: tuple[str, ...]) -> tuple[Recipe, tuple[str, ...]]:
-        """Loads a recipe with those settings that concern it; returns it and these settings."""
-        sets = self.sets
-        while True:
-            try:
-                return self._loaded(uses, sets), sets
-            except UnusedBindingError as error:
-                idle = {text for text in sets if place_of_set(text) == error.where}
-                if not idle:
-                    raise
-                self.refused |= {text: self.refused.get(text, error) for text in idle}
-                sets = tuple(text for text in sets if text not in idle)
 
     def _loaded(self, uses: Sequence[str], sets: Sequence[str]) -> Recipe:
         return load_recipe(self.source, uses=uses, sets=sets, allow_imports=self.imports)
@@ -229,18 +217,6 @@ class _Loader:
         for text, error in self.refused.items():
             if all(text in variant.skipped for variant in variants):
                 raise RecipeError(f"{error}; no variant uses it either")
-
-
-def _seed_key(recipe: Recipe) -> str:
-    trainer = recipe.bindings["Algorithm.trainer"].value
-    assert isinstance(trainer, Ref)
-    block = next(b for b in recipe.blocks if (b.scope, b.gin_name) == (trainer.scope, trainer.name))
-    bound = block.parameters.get("seed")
-    if bound is None:
-        raise RecipeError(f"{block.name} has no parameter seed, so runs of it cannot be repeated with other seeds")
-    if bound.where is not None and bound.where.command_line:
-        raise RecipeError(f"{bound.where}: an ablation sets the seeds itself; say how many with --seeds")
-    return bound.key
 
 
 def _with_folders(variants: Iterable[Variant]) -> list[Variant]:

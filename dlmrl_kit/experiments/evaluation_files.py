@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Estimate, csv_text
 from dlmrl_kit.experiments.evaluation_results import Comparison, GridResults
+from dlmrl_kit.experiments.text_tables import latex_table, markdown_table
 
 MARKDOWN, LATEX, CSV, JSON = "table.md", "table.tex", "table.csv", "table.json"
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
 
 
 def write_results(results: GridResults, folder: Path) -> None:
@@ -60,15 +53,15 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
 
 def markdown(results: GridResults) -> str:
     """Returns the results as Markdown."""
-    parts = ["# Evaluation", "In percent, with 95% intervals.", _markdown_table(table_rows(results))]
+    parts = ["# Evaluation", "In percent, with 95% intervals.", markdown_table(table_rows(results))]
     if results.comparisons:
         note = f"p-values are two-sided and not corrected for the number of tests, which is {len(results.comparisons)}."
-        parts += ["## Models on the same examples", _markdown_table(comparison_rows(results.comparisons)), note]
-    parts += ["## Batch size", _markdown_table([["cell", "check"], *map(list, results.checks.items())])]
-    parts += ["## The same in every cell", _markdown_table([["what", "value"], *map(list, results.header.items())])]
+        parts += ["## Models on the same examples", markdown_table(comparison_rows(results.comparisons)), note]
+    parts += ["## Batch size", markdown_table([["cell", "check"], *map(list, results.checks.items())])]
+    parts += ["## The same in every cell", markdown_table([["what", "value"], *map(list, results.header.items())])]
     rows = [[cell, key, value] for cell, own in results.differences.items() for key, value in own.items()]
     if rows:
-        parts += ["## Not the same in every cell", _markdown_table([["cell", "what", "value"], *rows])]
+        parts += ["## Not the same in every cell", markdown_table([["cell", "what", "value"], *rows])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,10 +70,7 @@ def latex(results: GridResults) -> str:
     comments = [f"{key}: {value}" for key, value in results.header.items()]
     comments += [f"{cell}: {key}: {value}" for cell, own in results.differences.items() for key, value in own.items()]
     comments += [f"{cell}: batch size: {check}" for cell, check in results.checks.items()]
-    titles, *rows = [" & ".join(map(_latex_text, row)) + r" \\" for row in table_rows(results)]
-    lines = ["% In percent, with 95% intervals.", *(f"% {' '.join(comment.split())}" for comment in comments)]
-    lines += [rf"\begin{{tabular}}{{l{'r' * len(results.columns)}}}", r"\toprule", titles, r"\midrule", *rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return latex_table(table_rows(results), ["In percent, with 95% intervals.", *comments])
 
 
 def csv_rows(results: GridResults) -> Iterator[Sequence[object]]:
@@ -93,13 +83,3 @@ def csv_rows(results: GridResults) -> Iterator[Sequence[object]]:
         numbers = (found.mean, found.low, found.high, found.n)
         facts = (*(own.get(key) for key in names), *(value for _, value in shared))
         yield (name, row, column.task, column.metric, *numbers, *facts)
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    escaped = [[re.sub(r"([\\|<>*`\[\]])", r"\\\1", " ".join(cell.split())) for cell in row] for row in rows]
-    escaped.insert(1, ["---"] * len(rows[0]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
-
-
-def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Does the runs of an ablation, each in a process of its own and several at a time.
+"""Does the runs of an experiment, each in a process of its own and several at a time.
 
 A killed run can be resumed, and a failed one does not stop the others.
 """
@@ -21,7 +21,7 @@ from dlmrl_kit.core.errors import FileError
 from dlmrl_kit.core.files import reason_of, write_atomic
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.core.run_folder import RESULT, read_json
-from dlmrl_kit.experiments.design import Design, Variant
+from dlmrl_kit.experiments.design import Variant
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 
 RUNS, RECIPES = "runs", "recipes"
@@ -41,7 +41,7 @@ _PATIENCE_SECONDS = 10.0
 
 @dataclass
 class Job:
-    """One run of an ablation.
+    """One run of an ablation or a comparison.
 
     Attributes:
         name: such as ``"selector-UniformSteps/seed-0"``.
@@ -95,11 +95,11 @@ class AblationObserver:
         """Called when nothing runs any more, also after an interrupt."""
 
 
-def jobs_of(design: Design, folder: Path) -> list[Job]:
-    """Lists all runs of an ablation, those of the first seed first; marks those that are finished already."""
-    jobs = []
-    for seed in design.seeds:
-        for variant in design.variants:
+def jobs_of(variants: Iterable[Variant], seeds: Iterable[int], folder: Path) -> list[Job]:
+    """Lists the runs of variants, those of the first seed first; marks those that are finished already."""
+    jobs, variants = [], list(variants)
+    for seed in seeds:
+        for variant in variants:
             name = f"{variant.folder}/seed-{seed}"
             job = Job(name, variant, seed, folder / RUNS / variant.folder / f"seed-{seed}")
             if (job.folder / RESULT).is_file():
@@ -125,7 +125,7 @@ class Scheduler:
     """Does the runs that are not finished.
 
     Args:
-        folder: of the ablation.
+        folder: of the experiment.
         parallel: runs at a time.
         threads: of each run.
         observer: is told how the runs go.

@@ -100,7 +100,7 @@ def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
 
 
 def _stored(rows: TensorDictBase, step: Tensor, prompt: TensorDict, final: Tensor, used: Tensor) -> Replay:
-    """Reads the steps of a sampler that redraws positions: of R trajectories ``rows``, the step int64 [R, 1] of each."""
+    """Reads steps of a sampler that redraws positions: of R trajectories ``rows``, the step int64 [R, 1] of each."""
     committed = gather_steps(rows[STEP_ACCEPTED], step).squeeze(1)
     steps = canvas_state(rows, step)[STATE_STEPS_IN_BLOCK].squeeze(1)
     prompt.update({STATE_STEPS_IN_BLOCK: steps, STATE_FINAL: final, STATE_COMMITTED: committed})

@@ -10,7 +10,7 @@ from pathlib import Path
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.results import PretrainResult, RunResult
 from dlmrl_kit.core.run_folder import RECIPE
-from dlmrl_kit.experiments.compare import filling
+from dlmrl_kit.experiments.difference import filling
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.recipe.names import refs
 from dlmrl_kit.recipe.resolve import Block, Bound

@@ -33,6 +33,7 @@ from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations, write_evaluations
 from dlmrl_kit.training.identity import Change, Identity, identity_of
+from dlmrl_kit.training.model_work import ModelWork
 from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
     check_unchanged,
@@ -187,6 +188,7 @@ class Run:
         self.policy = started.policy
         self.parameters = trained(started.policy, algorithm.components)
         self.update = Update(algorithm, *started, self.observer.on_message, processes)
+        self.work = ModelWork()
         self.evaluations: dict[int, EvalResult] = {}
         self.best = BestModel(folder, self.parameters) if self.trainer.validation_size else None
         self.first = 0
@@ -210,7 +212,7 @@ class Run:
         if self.trainer.sharding != "none":
             self._say_how()
         with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
-            with self.loggers.open(first), self.update.opened():
+            with self.loggers.open(first), self.update.opened(), self.work.watching(self.policy):
                 try:
                     self._go_on(ending)
                 except NotFiniteError as error:
@@ -310,7 +312,8 @@ class Run:
             NotFiniteError: losses, gradients, weights or the policy's probabilities are not finite.
         """
         started = time.perf_counter()
-        metrics = self.update(number)
+        self.work.clear()
+        metrics = self.update(number) | self.work.metrics(self.processes)
         self._check_numbers(number, metrics)
         seconds = time.perf_counter() - started
         metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}

@@ -108,8 +108,8 @@ class SampleTrace:
         solved: from 0 to 1; None as ``reward``.
         tokens: of every position.
         steps: those that happened.
-        canvases: the texts of all positions before each step and at the end, of samplers that redraw positions; None: one
-            shows nothing before its step and its token afterwards.
+        canvases: the texts of all positions before each step and at the end, of samplers that redraw positions; None:
+            one shows nothing before its step and its token afterwards.
     """
 
     text: str

@@ -27,6 +27,7 @@ PAGES = [
     "algorithms",
     "compose-an-algorithm",
     "run-an-ablation",
+    "compare-algorithms",
     "write-a-plugin",
     "check-a-component",
     "trajectory",

@@ -152,7 +152,7 @@ def test_finished_runs_are_not_repeated_and_failed_ones_are(tmp_path: Path, monk
 @pytest.mark.thorough
 @fake
 def test_threads_stay_what_they_were_when_the_folder_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlmrl_kit.experiments.ablation.cores", lambda: 4)
+    monkeypatch.setattr("dlmrl_kit.experiments.folder.cores", lambda: 4)
     monkeypatch.setenv("FAKE_base_seed_0", "fails")
     ablate(design(seeds=1), tmp_path, parallel=2)
     ablate(design(seeds=1), tmp_path, parallel=1)

@@ -8,7 +8,7 @@ import pytest
 from support.fake_runs import SWAPS, design
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.experiments.compare import compare
+from dlmrl_kit.experiments.difference import compare
 from dlmrl_kit.recipe.load import load_recipe
 
 
@@ -69,7 +69,7 @@ def test_what_a_swapped_sampler_changes_besides_is_said() -> None:
         (["loss=none"], {}, "loss=none: a loss is needed"),
         (["logger=none"], {}, "logger=none: an ablation reads metrics.csv"),
         (SWAPS, {"seeds": 0}, "at least one seed"),
-        (SWAPS, {"sets": ["Trainer.seed=1"]}, "base: --set Trainer.seed=1: an ablation sets the seeds itself"),
+        (SWAPS, {"sets": ["Trainer.seed=1"]}, "base: --set Trainer.seed=1: an experiment sets the seeds itself"),
         (SWAPS, {"sets": ["LastK.k=1"]}, "LastK.k=1 has no effect: .*; no variant uses it either"),
         (SWAPS, {"sets": ["UniformStep.k=1"]}, "base: --set UniformStep.k=1: no component named 'UniformStep'"),
         (

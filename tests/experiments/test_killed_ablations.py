@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.fake_runs import rows
+from support.process_ends import killed
 from typer.testing import CliRunner, Result
 
 import dlmrl_kit.experiments.runs as scheduling
@@ -44,18 +39,6 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
 
-def killed(arguments: list[str], moment: Callable[[], bool]) -> None:
-    """Runs the command in a process group of its own and kills the whole group at some moment."""
-    command = [sys.executable, "-c", "from dlmrl_kit.cli.app import main; main()", "ablate", *arguments]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not moment() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert process.poll() is None, "it ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def same_tables(one: Path, two: Path) -> None:
     for table in TABLES:
         assert (one / table).read_text() == (two / table).read_text(), table
@@ -77,7 +60,11 @@ def test_a_killed_ablation_goes_on_to_the_tables_of_plain_runs(tmp_path: Path) -
         patch.setattr(scheduling.Scheduler, "run", plain_runs)
         assert dlmrl(*options("selector=UniformSteps", 1, whole)).exit_code == 0
     assert len(rows(whole / "results.csv")) > 50
-    killed(options("selector=UniformSteps", 1, cut, jobs=1), lambda: any(cut.glob("runs/*/*/checkpoints/update-*")))
+    killed(
+        "ablate",
+        options("selector=UniformSteps", 1, cut, jobs=1),
+        lambda: any(cut.glob("runs/*/*/checkpoints/update-*")),
+    )
     assert not (cut / "results.csv").exists()
     result = dlmrl(*options("selector=UniformSteps", 1, cut))
     assert result.exit_code == 0, result.output
@@ -94,8 +81,8 @@ def test_three_selectors_by_two_seeds_killed_twice_give_the_same_tables(tmp_path
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     swaps = "selector=EntropyTopK,UniformSteps,RandomSteps"
     assert dlmrl(*options(swaps, 2, whole)).exit_code == 0
-    killed(options(swaps, 2, cut), lambda: any(cut.glob("runs/*/*/checkpoints/update-*")))
-    killed(options(swaps, 2, cut), lambda: len(list(cut.glob("runs/*/*/result.json"))) >= 3)
+    killed("ablate", options(swaps, 2, cut), lambda: any(cut.glob("runs/*/*/checkpoints/update-*")))
+    killed("ablate", options(swaps, 2, cut), lambda: len(list(cut.glob("runs/*/*/result.json"))) >= 3)
     assert not (cut / "results.csv").exists()
     result = dlmrl(*options(swaps, 2, cut))
     assert result.exit_code == 0, result.output

@@ -11,7 +11,7 @@ from support.pretraining import tiny
 from support.runs import recipe
 
 from dlmrl_kit.core.results import PretrainResult, RunResult
-from dlmrl_kit.experiments.compare import compare
+from dlmrl_kit.experiments.difference import compare
 from dlmrl_kit.recipe.load import Recipe, load_recipe, recipe_names
 from dlmrl_kit.report.next_commands import commands_after_pretraining, commands_after_training
 

@@ -53,7 +53,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling, "_COMMAND", (sys.executable, "-I", "-S", "-c", FAKE_RUN))
     monkeypatch.setattr(scheduling, "_POLL_SECONDS", 0.01)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("dlmrl_kit.experiments.ablation._uses_gpu", lambda _: False)
+    monkeypatch.setattr("dlmrl_kit.experiments.folder._uses_gpu", lambda _: False)
 
 
 fake = pytest.mark.usefixtures("fake_runs")

@@ -1,0 +1,122 @@
+"""``dlmrl compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dlmrl_kit.cli import completion
+from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, new_console, print_json, refuse
+from dlmrl_kit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from dlmrl_kit.experiments.runs import Job
+
+
+def compare_command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder; the same command goes on with it.")],
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE...", help="Names or paths, the base first.", autocompletion=completion.recipe),
+    ] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Option("--spec", metavar="FILE", help="TOML file with recipes, tasks and budget, in place of options."),
+    ] = None,
+    forwards: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Forwards of the model that each run may take.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs of each recipe, with seeds 0 to N-1. Default: 3.")
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B", help="Values of a setting to choose among, on validation examples."),
+    ] = None,
+    validation: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Validation examples, of the split pretrain. Default: 0.")
+    ] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Audit the gradient of each recipe, too.")] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Write tables and figures again from the CSV files in DIR; run nothing.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time. Default: one per core, at most 8; 1 with a GPU.", show_default=False),
+    ] = None,
+    sets: Sets = None,
+    uses: Uses = None,
+    allow_imports: AllowImports = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare algorithms at equal compute, tuned alike, over several seeds and tasks.
+
+    May be killed at any time: the same command goes on, and repeats failed runs.
+
+    Example: dlmrl compare grpo_steps egspo egspo_sa --forwards 40000 --out compared
+    """
+    from dlmrl_kit.experiments.referee.report import write_report
+    from dlmrl_kit.experiments.referee.run import compare, stored_question
+    from dlmrl_kit.experiments.referee.spec import Spec, read_spec
+    from dlmrl_kit.report.compare_console import RichCompareObserver, comparison_result
+    from dlmrl_kit.report.run_console import LogRunObserver
+
+    console = new_console(stderr=as_json)
+    given = {"RECIPE": recipes, "--forwards": forwards, "--seeds": seeds, "--tune": tune, "--validation": validation}
+    given |= {"--set": sets, "--use": uses}
+    failed: list[Job] = []
+    if tables:
+        refuse({**given, "--spec": spec}, "change nothing with --tables, which runs nothing")
+        report = write_report(out, *stored_question(out))
+    else:
+        if spec is not None:
+            refuse(given, "are written in the file of --spec")
+            asked = read_spec(spec, allow_imports=allow_imports)
+        elif not recipes:
+            raise UserError("nothing to compare: name at least two recipes, or give --spec FILE")
+        else:
+            asked = Spec(
+                recipes=tuple(recipes),
+                base=recipes[0],
+                forwards=_budget(forwards),
+                seeds=seeds or Spec.seeds,
+                validation=validation or 0,
+                grid=_grid(tune or ()),
+                sets=tuple(sets or ()),
+                uses=tuple(uses or ()),
+                allow_imports=allow_imports,
+            )
+        asked, observer = replace(asked, audit=asked.audit or audit), RichCompareObserver(console)
+        try:
+            report, failed = compare(asked, out, parallel=jobs, observer=observer, run_observer=LogRunObserver)
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted; the same command goes on", err=True)
+            raise typer.Exit(1) from None
+    if as_json:
+        print_json(report.to_json())
+    else:
+        console.print(comparison_result(report, failed, out))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _budget(forwards: int | None) -> int:
+    if forwards is None:
+        raise UserError("give --forwards N, the budget of a run; one update of the small recipes takes about 2,000")
+    return forwards
+
+
+def _grid(options: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Reads ``--tune`` options: by setting, the values to try."""
+    grid = {}
+    for text in options:
+        key, equals, values = (part.strip() for part in text.partition("="))
+        found = tuple(value.strip() for value in values.split(","))
+        if not key or not equals or not all(found):
+            raise UserError(f"--tune {text}: write --tune KEY=A,B, for example --tune Trainer.learning_rate=1e-4,3e-4")
+        grid[key] = found
+    return grid

@@ -1,0 +1,176 @@
+"""The folder of an experiment of many runs: what it was made for is written down, and nothing else is mixed in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlmrl_kit.core.errors import CheckpointError, UserError
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.run_folder import read_json
+from dlmrl_kit.experiments.design import Variant
+from dlmrl_kit.experiments.runs import MAX_JOBS, Job, cores, recipe_file
+from dlmrl_kit.recipe.provenance import KEY, provenance_of
+from dlmrl_kit.training.identity import Identity, changes, identity_of
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The file that says what a folder was made for.
+
+    Attributes:
+        file: its name.
+        what: what messages call such a folder: ``ablation``, ``comparison``.
+    """
+
+    file: str
+    what: str
+
+    def stored(self, folder: Path) -> dict[str, Any] | None:
+        """Reads the file; returns ``design``, ``threads`` and ``depends``, or None where there is none yet.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = folder / self.file
+        if not path.is_file():
+            return None
+
+        def parse(stored: Any) -> dict[str, Any]:
+            return {
+                "design": dict(stored["design"]),
+                "threads": int(stored["threads"]),
+                "depends": dict(stored.get("depends", {})),
+            }
+
+        return read_json(path, parse, f"it is not the design of an {self.what}; choose another --out")
+
+
+def check_folder(folder: Path, manifest: Manifest) -> None:
+    """Checks that a folder is free, or holds an experiment of this kind.
+
+    Raises:
+        UserError: it holds something else, or cannot be written to.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot use {folder}: {existing} is no folder that can be written to")
+    # Hidden files are the lock, and temporary files of an attempt that was killed before it wrote the manifest.
+    used = existing is folder and not all(path.name.startswith(".") for path in folder.iterdir())
+    if used and not (folder / manifest.file).is_file():
+        raise UserError(f"{folder} is not empty and holds no {manifest.what}; choose another --out")
+
+
+def open_folder(
+    folder: Path,
+    manifest: Manifest,
+    design: dict[str, Any],
+    variants: Sequence[Variant],
+    runs: int,
+    parallel: int | None,
+) -> int:
+    """Writes the manifest and the recipes, or checks that the manifest is of this design.
+
+    Args:
+        folder: of the experiment.
+        manifest: its kind.
+        design: what identifies the experiment, for JSON: version, recipe, seeds, variants, and more.
+        variants: all that may run.
+        runs: how many there are to be.
+        parallel: runs at a time; None: as many as there are cores.
+
+    Returns:
+        The threads of each run, as many as in earlier attempts: other sums would differ in the last digit.
+
+    Raises:
+        UserError: the folder holds an experiment of another design, or runs of something that has changed.
+    """
+    depends, stored = _depends(variants), manifest.stored(folder)
+    if stored is not None:
+        difference = _difference(stored["design"], design)
+        if difference:
+            raise UserError(f"{folder} holds another {manifest.what}: {difference}; choose another --out")
+        threads, known = int(stored["threads"]), stored["depends"]
+        changed = changes(known, depends) if known else []
+        if changed:
+            raise UserError(
+                f"{folder} holds runs of something else: {changed[0]}; undo that, or choose another --out, so that all "
+                "runs compare"
+            )
+    else:
+        set_by_user = os.environ.get("OMP_NUM_THREADS", "")
+        at_once = parallel or min(runs, cores(), MAX_JOBS)
+        threads = int(set_by_user) if set_by_user.isdigit() else max(1, cores() // at_once)
+    origins = provenance_of(block for variant in variants for block in variant.recipe.blocks[1:])
+    written = {"design": design, "threads": threads, "depends": depends, KEY: origins}
+    write_atomic(folder / manifest.file, json.dumps(written, indent=1, ensure_ascii=False))
+    for variant in variants:
+        # An edited recipe is written again. The worker also compares what it loads with the design.
+        write_atomic(recipe_file(folder, variant), variant.recipe.text())
+    return threads
+
+
+def _depends(variants: Iterable[Variant]) -> Identity:
+    """Returns files, data and packages that variants depend on; settings and the kit are compared elsewhere."""
+    found: Identity = {"files": {}, "data": {}, "packages": {}}
+    for variant in variants:
+        own = identity_of(variant.recipe, variant.recipe.build_algorithm(), torch.device("cpu"))
+        for section, entries in found.items():
+            entries |= own[section]
+    del found["packages"]["dlmrl_kit"]
+    return found
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Says in what two designs differ first; "" if they are the same."""
+    for key, value in new.items():
+        if key != "variants" and old.get(key) != value:
+            return f"{key} was {old.get(key)}, now {value}"
+    before, now = old.get("variants", {}), new["variants"]
+    for what, names in (
+        ("had", [n for n in before if n not in now]),
+        ("did not have", [n for n in now if n not in before]),
+    ):
+        if names:
+            return f"it {what} {' and '.join(names)}"
+    for name, variant in now.items():
+        changed = _changed_lines(before[name]["recipe"], variant["recipe"])
+        if changed or before[name] != variant:
+            return f"the recipe of {name} was another one{changed}"
+    return "" if list(before) == list(now) else "its variants came in another order"
+
+
+def _changed_lines(old: Iterable[str], new: Iterable[str]) -> str:
+    old, new = list(old), list(new)
+    lines = [f"was `{line}`" for line in old if line not in new] + [f"now `{line}`" for line in new if line not in old]
+    return f" ({', '.join(lines[:2])})" if lines else ""
+
+
+def check_run(job: Job) -> None:
+    """Checks that what is in the folder of a run is of its recipe.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    path = job.folder / "recipe.gin"
+    started, finished = path.is_file(), job.status == "finished"
+    same = started and path.read_text(encoding="utf-8", errors="replace").endswith(job.variant.texts[job.seed])
+    if not same and (started or finished):
+        raise CheckpointError(f"{job.folder} holds a run of another recipe; move it away to have it run again")
+
+
+def runs_at_once(variants: Iterable[Variant], runs: int, threads: int) -> int:
+    """Returns how many runs of some threads go on at a time: one per core, at most 8, but one if they share a GPU."""
+    return 1 if _uses_gpu(variants) else min(runs, max(1, cores() // threads), MAX_JOBS)
+
+
+def _uses_gpu(variants: Iterable[Variant]) -> bool:
+    trainers = [v.recipe.bindings.get(f"{v.seed_key.rpartition('.')[0]}.device") for v in variants]
+    wanted = {str(bound.value) for bound in trainers if bound is not None}
+    return torch.cuda.is_available() and wanted != {"cpu"}

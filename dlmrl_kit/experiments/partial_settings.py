@@ -1,0 +1,56 @@
+"""Loads recipes with settings that need not concern all of them, and finds the parameter of their seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.recipe.overrides import place_of_set
+from dlmrl_kit.recipe.source import Ref
+from dlmrl_kit.recipe.where import UnusedBindingError
+
+
+def load_what_concerns(
+    source: str | os.PathLike[str], uses: Sequence[str], sets: Sequence[str], *, allow_imports: bool = False
+) -> tuple[Recipe, tuple[str, ...], dict[str, RecipeError]]:
+    """Loads a recipe with those settings that concern one of its components.
+
+    Args:
+        source, uses, sets, allow_imports: as ``load_recipe``.
+
+    Returns:
+        The recipe, the settings that concern it, and for each other one what is said of it.
+
+    Raises:
+        UserError: the recipe cannot be loaded for another reason.
+    """
+    idle: dict[str, RecipeError] = {}
+    kept = tuple(sets)
+    while True:
+        try:
+            return load_recipe(source, uses=uses, sets=kept, allow_imports=allow_imports), kept, idle
+        except UnusedBindingError as error:
+            found = [text for text in kept if place_of_set(text) == error.where]
+            if not found:
+                raise
+            idle |= dict.fromkeys(found, error)
+            kept = tuple(text for text in kept if text not in found)
+
+
+def seed_key_of(recipe: Recipe) -> str:
+    """Returns the key of a training recipe's seed: ``"Trainer.seed"``.
+
+    Raises:
+        RecipeError: its trainer takes none, or the command line sets it.
+    """
+    trainer = recipe.bindings["Algorithm.trainer"].value
+    assert isinstance(trainer, Ref)
+    block = next(b for b in recipe.blocks if (b.scope, b.gin_name) == (trainer.scope, trainer.name))
+    bound = block.parameters.get("seed")
+    if bound is None:
+        raise RecipeError(f"{block.name} has no parameter seed, so runs of it cannot be repeated with other seeds")
+    if bound.where is not None and bound.where.command_line:
+        raise RecipeError(f"{bound.where}: an experiment sets the seeds itself; say how many with --seeds")
+    return bound.key

@@ -1,0 +1,77 @@
+"""The audit of each algorithm of a comparison: bias, scale and variance of its gradient, kept as ``audit.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dlmrl_kit.audit import audit_recipe
+from dlmrl_kit.audit.actions import AuditError
+from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.experiments.aggregate import csv_text
+from dlmrl_kit.experiments.referee.entries import label_of
+from dlmrl_kit.experiments.referee.spec import Spec
+
+FILE = "audit.csv"
+TITLES = ("recipe", "bias", "bias_after_scale", "scale", "relative_variance")
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What the audit found of an algorithm, in the kit's own sizes of problems; None where there is no number.
+
+    Attributes:
+        bias: the largest relative bias over the problems.
+        bias_after_scale: the same after the best scale.
+        scale: its mean.
+        variance: mean over the problems of the variance over the squared norm of the mean gradient.
+    """
+
+    bias: float | None
+    bias_after_scale: float | None
+    scale: float | None
+    variance: float | None
+
+
+def audit_recipes(spec: Spec, folder: Path) -> None:
+    """Audits the recipes that ``audit.csv`` does not have yet, as they are without the settings of a task."""
+    known = read_audits(folder)
+    for recipe in spec.recipes:
+        if label_of(recipe) not in known:
+            known[label_of(recipe)] = _audited(recipe, spec.allow_imports)
+            rows = [(name, *vars(found).values()) for name, found in known.items()]
+            write_atomic(folder / FILE, csv_text([TITLES, *rows]))
+
+
+def read_audits(folder: Path) -> dict[str, Audited]:
+    """Reads ``audit.csv``: by recipe, what was found; empty where there is no such file."""
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    names = {field.name: title for field, title in zip(fields(Audited), TITLES[1:], strict=True)}
+    return {
+        row["recipe"]: Audited(**{name: float(row[title]) if row[title] else None for name, title in names.items()})
+        for row in rows
+    }
+
+
+def _audited(recipe: str, allow_imports: bool) -> Audited:
+    try:
+        report = audit_recipe(recipe, allow_imports=allow_imports, attribution=False)
+    except AuditError:  # an algorithm that cannot be listed: it has no numbers
+        return Audited(None, None, None, None)
+    variances = [found.relative_variance for found in report.measured if found.relative_variance is not None]
+    return Audited(
+        bias=_known(report.relative_bias),
+        bias_after_scale=_known(report.relative_bias_after_scale),
+        scale=_known(report.scale),
+        variance=sum(variances) / len(variances) if variances else None,
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

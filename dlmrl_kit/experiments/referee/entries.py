@@ -1,0 +1,176 @@
+"""The entries of a comparison: each algorithm on each task, with as many updates as its budget of forwards allows.
+
+All recipes are loaded and built before anything runs, so that what does not fit is an error at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlmrl_kit.core.errors import RecipeError, UserError
+from dlmrl_kit.core.version import VERSION
+from dlmrl_kit.experiments.design import Variant
+from dlmrl_kit.experiments.forwards import forwards_per_update
+from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of
+from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec
+from dlmrl_kit.loggers.metrics_csv import MetricsCSV
+from dlmrl_kit.recipe.load import Recipe, load_recipe
+
+Counts = Mapping[str, float]
+"""By the name of an entry, the forwards of an update: they are counted once, and kept in the folder."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An algorithm on a task.
+
+    Attributes:
+        task, recipe: their names in tables.
+        points: settings that were tuned, one tuple for each combination; one empty tuple without tuning.
+        variants: what runs for each of the ``points``.
+        forwards: of an update, as counted in the first one.
+        updates: of a run.
+        skipped: settings of task and comparison that concern none of its components.
+    """
+
+    task: str
+    recipe: str
+    points: tuple[tuple[str, ...], ...]
+    variants: tuple[Variant, ...]
+    forwards: float
+    updates: int
+    skipped: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """``task/recipe``."""
+        return f"{self.task}/{self.recipe}"
+
+
+def make_entries(spec: Spec, counted: Counts) -> list[Entry]:
+    """Loads and builds every algorithm on every task.
+
+    Args:
+        spec: of the comparison.
+        counted: what is known of forwards; the others are counted, by an update of a few prompts each.
+
+    Raises:
+        UserError: a recipe cannot be loaded or built on a task, or one update costs more than the budget; names both.
+    """
+    labels = [label_of(recipe) for recipe in spec.recipes]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"two recipes are named {label}: rename the file of one")
+    entries = []
+    for task, (recipe, label) in itertools.product(spec.tasks, zip(spec.recipes, labels, strict=True)):
+        try:
+            entries.append(_entry(spec, task, recipe, label, counted))
+        except UserError as error:
+            raise RecipeError(f"{label} on {task.name}: {error}") from error
+    _check_all_used(spec, entries)
+    return entries
+
+
+def described(spec: Spec, entries: list[Entry]) -> dict[str, Any]:
+    """Returns what identifies a comparison, for JSON: version, specification and every resolved recipe."""
+    seed = spec.all_seeds[0]
+    return {
+        "dlmrl_kit": VERSION,
+        "comparison": spec.to_json(),
+        "forwards": {entry.name: entry.forwards for entry in entries},
+        "variants": {
+            variant.name: {"folder": variant.folder, "recipe": variant.texts[seed].splitlines()}
+            for entry in entries
+            for variant in entry.variants
+        },
+    }
+
+
+def label_of(recipe: str) -> str:
+    """Returns what tables call a recipe: its name, or that of its file."""
+    return re.sub(r"\.gin$", "", recipe.rpartition("/")[2])
+
+
+def _entry(spec: Spec, task: TaskSpec, source: str, label: str, counted: Counts) -> Entry:
+    uses, wanted = (*spec.uses, *task.uses), (*spec.sets, *task.sets)
+    plain, sets, _ = load_what_concerns(source, uses, wanted, allow_imports=spec.allow_imports)
+    if plain.root != "Algorithm":
+        raise RecipeError(f"it is a recipe for {plain.root}, not for training")
+    if not any(issubclass(block.cls, MetricsCSV) for block in plain.blocks):
+        raise RecipeError("a comparison reads metrics.csv, which no logger of this recipe writes: add MetricsCSV")
+    trainer = plain.build_algorithm().trainer
+    forwards = counted.get(f"{task.name}/{label}") or forwards_per_update(
+        source, sets, uses, allow_imports=spec.allow_imports
+    )
+    updates = math.floor(spec.forwards / forwards)
+    if updates < 1:
+        raise RecipeError(f"one update takes {forwards:,.0f} forwards, more than the budget of {spec.forwards:,}")
+    lengths = {
+        "updates": updates,
+        "eval_every": max(1, round(updates / spec.evaluations)),
+        "validation_size": spec.validation,
+        "traced_examples": 0,
+        "checkpoint_every": min(trainer.checkpoint_every, max(1, round(updates / spec.evaluations))),
+    }
+    sets = (*sets, *(f"{_key(plain, name)} = {value}" for name, value in lengths.items()))
+    points = _points(spec, source, uses, sets)
+    variants = tuple(
+        _variant(spec, source, uses, (*sets, *point), f"{task.name}/{label}", number if len(points) > 1 else None)
+        for number, point in enumerate(points)
+    )
+    skipped = tuple(text for text in wanted if text not in sets)
+    return Entry(task.name, label, points, variants, forwards, updates, skipped)
+
+
+def _key(recipe: Recipe, parameter: str) -> str:
+    key = recipe.key_in("trainer", parameter)
+    if not key:
+        raise RecipeError(f"its trainer has no {parameter}, which a comparison sets")
+    return key
+
+
+def _points(spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Lists the combinations of settings to try, without those that concern none of the recipe's components."""
+    texts = [[f"{key} = {value}" for value in values] for key, values in spec.grid.items()]
+    found: dict[tuple[str, ...], None] = {}
+    for combination in itertools.product(*texts):
+        _, kept, _ = load_what_concerns(source, uses, (*sets, *combination), allow_imports=spec.allow_imports)
+        found[tuple(text for text in combination if text in kept)] = None
+    return tuple(found)
+
+
+def _variant(
+    spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...], name: str, number: int | None
+) -> Variant:
+    def loaded(*more: str) -> Recipe:
+        return load_recipe(source, uses=uses, sets=(*sets, *more), allow_imports=spec.allow_imports)
+
+    seed_key = seed_key_of(loaded())
+    recipes = {seed: loaded(f"{seed_key} = {seed}") for seed in spec.all_seeds}
+    first = recipes[spec.all_seeds[0]]
+    built = first.build_algorithm()
+    texts = {seed: recipe.text(header=False) for seed, recipe in recipes.items()}
+    own = name if number is None else f"{name}/{number}"
+    folder = re.sub(r"[^\w.+]+", "-", own)
+    return Variant(own, folder, "", first, seed_key, texts, updates=built.trainer.updates)
+
+
+def _check_all_used(spec: Spec, entries: list[Entry]) -> None:
+    """Refuses settings that concern no recipe at all, as they are misspelt.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    for task in spec.tasks:
+        own = [entry for entry in entries if entry.task == task.name]
+        for text in (*spec.sets, *task.sets):
+            if all(text in entry.skipped for entry in own):
+                raise RecipeError(f"--set {text} concerns no component of any recipe on {task.name}")
+    for key in spec.grid:
+        if not any(text.startswith(f"{key} = ") for entry in entries for point in entry.points for text in point):
+            raise RecipeError(f"{key} is to be tuned, but no recipe has a component with it")

@@ -1,0 +1,134 @@
+"""The statistics of a comparison, against scipy and against arithmetic."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from support.comparisons import outcome
+
+from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.experiments.referee.outcomes import read_outcomes, write_outcomes
+from dlmrl_kit.experiments.referee.statistics import accuracy_at, area, mean, ranks, rows
+
+shares = st.floats(0, 1).map(lambda value: round(value, 3))
+curves = st.lists(shares, min_size=2, max_size=6)
+
+
+@given(st.lists(shares, min_size=2, max_size=8).filter(lambda values: len({*values}) > 1))
+def test_intervals_are_those_of_the_t_test(values: list[float]) -> None:
+    found, known = mean(values), stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+    assert mean(values[:1]) == mean(values[:1]).__class__(values[0], None, None, 1)
+
+
+@given(curves, st.floats(0.1, 3.0))
+def test_area_is_the_mean_of_the_curve(accuracies: list[float], share: float) -> None:
+    curve = outcome(accuracies).curve
+    budget = share * curve[-1].forwards
+    fine = [accuracy_at(curve, budget * (place + 0.5) / 4000) for place in range(4000)]
+    assert area(curve, budget) == pytest.approx(math.fsum(fine) / 4000, abs=2e-3)
+    for point in curve:
+        assert accuracy_at(curve, point.forwards) == point.accuracy
+    assert accuracy_at(curve, 2 * curve[-1].forwards) == curve[-1].accuracy
+
+
+@given(st.lists(st.tuples(shares, shares, shares), min_size=3, max_size=6))
+def test_differences_are_paired_by_seed_and_adjusted_together(table: list[tuple[float, float, float]]) -> None:
+    names = ("egspo", "one", "two")
+    runs = [
+        outcome([0.1, end], recipe=name, seed=seed)
+        for name in names
+        for seed, end in enumerate(row[names.index(name)] for row in table)
+    ]
+    found = {row.recipe: row for row in rows(runs[::-1], "egspo", 100.0)}
+    assert found["egspo"].difference is None
+    raw = {}
+    for place, name in enumerate(names[1:], start=1):
+        pairs = [row[place] - row[0] for row in table]
+        difference = found[name].difference
+        assert difference is not None
+        assert difference.value.mean == pytest.approx(math.fsum(pairs) / len(pairs))
+        if max(pairs) - min(pairs) > 1e-9:
+            raw[name] = float(stats.ttest_rel([row[place] for row in table], [row[0] for row in table]).pvalue)
+            # With the difference that is called detectable, the noncentral t test has about the power it is called by.
+            error = stats.tstd(pairs) / math.sqrt(len(pairs))
+            assert difference.detectable == pytest.approx(
+                error * (stats.t.ppf(0.975, len(pairs) - 1) + stats.t.ppf(0.8, len(pairs) - 1))
+            )
+    if len(raw) == 2:
+        for name, value in zip(raw, stats.false_discovery_control(list(raw.values())), strict=True):
+            difference = found[name].difference
+            assert difference is not None
+            assert difference.p_value == pytest.approx(value)
+            assert value >= raw[name] - 1e-12
+
+
+def test_equal_runs_differ_by_nothing() -> None:
+    runs = [outcome([0.1, 0.5], recipe=name, seed=seed) for name in ("egspo", "one") for seed in range(3)]
+    difference = rows(runs, "egspo", 100.0)[1].difference
+    assert difference is not None
+    assert (difference.value.mean, difference.p_value, difference.detectable) == (0, 1, 0)
+
+
+@given(st.lists(st.tuples(shares, shares, shares), min_size=1, max_size=5))
+def test_ranks_share_what_there_is(table: list[tuple[float, float, float]]) -> None:
+    names = ("a", "b", "c")
+    runs = [outcome([0, row[names.index(n)]], recipe=n, seed=seed) for n in names for seed, row in enumerate(table)]
+    found = ranks(runs)
+    assert math.fsum(rank.mean or 0 for rank in found.values()) == pytest.approx(6)
+    for rank in found.values():
+        assert rank.low is None or rank.low <= (rank.mean or 0) + 1e-9 <= (rank.high or 0) + 2e-9
+    best = outcome([0, 2.0], recipe="best", seed=0)
+    assert ranks([*runs, best])["best"].mean == 1
+
+
+def test_a_run_that_failed_at_once_ranks_last_and_is_collapsed() -> None:
+    runs = [outcome([0.5, 0.6], seed=0), outcome([], recipe="bad", seed=0, status="failed")]
+    assert ranks(runs)["bad"].mean == 2
+    row = rows(runs, "egspo", 100.0)[1]
+    assert (row.finished, row.failed, row.collapsed, row.final.mean) == (0, 1, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "status", "collapsed"),
+    [
+        ([0.5, 0.4], "finished", True),
+        ([0.5, 0.47], "finished", False),
+        ([0.5, 0.9], "finished", False),
+        ([0.5, 0.9], "failed", True),
+    ],
+)
+def test_collapsed(accuracies: list[float], status: str, collapsed: bool) -> None:
+    assert outcome(accuracies, status=status).collapsed == collapsed
+
+
+def test_the_best_model_is_chosen_on_validation_alone() -> None:
+    assert outcome([0.9, 0.2, 0.3, 0.8], validations=[1.0, 0.6, 0.6, 0.5]).best == 0.2  # the first of the best
+    assert outcome([0.9, 0.2]).best is None
+
+
+@given(st.lists(st.tuples(curves, st.sampled_from(["finished", "failed"]), st.booleans()), min_size=1, max_size=3))
+def test_outcomes_are_read_as_written(
+    tmp_path_factory: pytest.TempPathFactory, made: list[tuple[list[float], str, bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("outcomes")
+    known = [
+        outcome(ends, seed=seed, status=status, validations=ends if chosen else None)
+        for seed, (ends, status, chosen) in enumerate(made)
+    ]
+    write_outcomes([*known, outcome([], seed=9, status="failed")], folder)
+    assert read_outcomes(folder) == [*known, outcome([], seed=9, status="failed")]
+
+
+@pytest.mark.parametrize("file", ["runs.csv", "curves/sudoku-egspo-seed-0.csv"])
+@pytest.mark.parametrize("damage", [None, "", "a,b\n1,2\n"])
+def test_damaged_tables_are_named(tmp_path: Path, file: str, damage: str | None) -> None:
+    write_outcomes([outcome([0.1, 0.2])], tmp_path)
+    (tmp_path / file).unlink() if damage is None else (tmp_path / file).write_text(damage)
+    with pytest.raises(CheckpointError, match=file):
+        read_outcomes(tmp_path)

@@ -1,0 +1,74 @@
+"""Outcomes of comparisons that were not run, and comparisons whose runs only write what a run leaves behind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import dlmrl_kit.experiments.runs as scheduling
+from dlmrl_kit.experiments.referee.outcomes import Outcome, Point
+
+FAKE_RUN = """
+import json, os, pathlib, sys
+task = json.loads(sys.stdin.readline())
+folder = pathlib.Path(task["folder"])
+name = folder.parent.name + "/" + folder.name
+with (folder / "attempts").open("a") as file:
+    file.write("x")
+(folder / "recipe.gin").write_text("# header" + chr(10) * 2 + task["text"])
+if name in os.environ.get("FAILS", "").split():
+    (folder / "failed.json").write_text(json.dumps({"error": "the loss is not finite"}))
+    sys.exit(1)
+lines = [line.split("#")[0].partition(" = ") for line in task["text"].splitlines()]
+settings = {name: value for name, _, value in lines}
+updates, rate = int(settings["Trainer.updates"]), float(settings["Trainer.learning_rate"])
+seed = int(folder.name.split("-")[1])
+gain = 0.2 + 0.1 * ("egspo_sa" in name) + 0.05 * (rate < 2e-4) + 0.01 * seed ** 2
+fixed = {"split": "heldout", "size": 50, "reward": 0.5, "components": {}}
+ends = {0: 0.4, updates // 2: 0.4 + gain / 2, updates: 0.4 + gain}
+rows = [(u, m, v) for u in range(updates) for m, v in
+        (("forwards/rollout", 60), ("forwards/update", 40), ("forwards/tokens", 3300), ("seconds", 1))]
+(folder / "metrics.csv").write_text("".join("%s,%s,%s\\n" % row for row in [("update", "metric", "value"), *rows]))
+for file in ("evaluations.json", "validations.json"):
+    (folder / file).write_text(json.dumps({u: {**fixed, "accuracy": a} for u, a in ends.items()}))
+entry = lambda accuracy: {**fixed, "accuracy": accuracy}
+(folder / "result.json").write_text(json.dumps({"updates": updates, "before": entry(0.4), "after": entry(0.4 + gain)}))
+"""
+"""A run of 100 forwards per update; better for ``egspo_sa``, for small learning rates, and for later seeds."""
+
+
+@pytest.fixture
+def fake_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "_COMMAND", (sys.executable, "-I", "-S", "-c", FAKE_RUN))
+    monkeypatch.setattr(scheduling, "_POLL_SECONDS", 0.01)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("dlmrl_kit.experiments.referee.entries.forwards_per_update", lambda *_, **__: 100.0)
+
+
+def outcome(
+    accuracies: Sequence[float],
+    *,
+    task: str = "sudoku",
+    recipe: str = "egspo",
+    seed: int = 0,
+    status: str = "finished",
+    validations: Sequence[float | None] | None = None,
+    every: float = 100.0,
+    size: int = 400,
+) -> Outcome:
+    """A run with an evaluation every so many forwards."""
+    chosen_on = validations or [None] * len(accuracies)
+    curve = tuple(
+        Point(10 * place, every * place, 33 * every * place, accuracy, accuracy / 2, validation)
+        for place, (accuracy, validation) in enumerate(zip(accuracies, chosen_on, strict=True))
+    )
+    return Outcome(task, recipe, seed, "", status, size, curve)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that a comparison writes but the runs themselves, by name."""
+    made = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.relative_to(folder).parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in made if not path.name.startswith(".")}
