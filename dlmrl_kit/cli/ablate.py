@@ -37,14 +37,14 @@ def ablate_command(
     Example: dlmrl ablate egspo --swap selector=UniformSteps,RandomSteps --seeds 3 --out ablation
     """
     from dlmrl_kit.experiments import ablate, make_design
-    from dlmrl_kit.experiments.ablation import MANIFEST
+    from dlmrl_kit.experiments.ablation import HOLDS
     from dlmrl_kit.recipe.provenance import check
     from dlmrl_kit.report.ablation_console import RichAblationObserver, announce
     from dlmrl_kit.report.ablation_tables import ablation_result
     from dlmrl_kit.report.run_console import LogRunObserver
 
     console = new_console(stderr=as_json)
-    check(out / MANIFEST)  # before a component that is gone is looked for
+    check(out / HOLDS.file)  # before a component that is gone is looked for
     design = make_design(recipe, swaps, seeds=seeds, sets=sets or (), uses=uses or (), allow_imports=allow_imports)
     announce(design, console)
     observer = RichAblationObserver(console)

@@ -60,8 +60,9 @@ def compare_command(
     Example: dlmrl compare grpo_steps egspo egspo_sa --forwards 40000 --out compared
     """
     from dlmrl_kit.experiments.referee.report import write_report
-    from dlmrl_kit.experiments.referee.run import compare, stored_question
+    from dlmrl_kit.experiments.referee.run import HOLDS, compare, stored_question
     from dlmrl_kit.experiments.referee.spec import Spec, read_spec
+    from dlmrl_kit.recipe.provenance import check
     from dlmrl_kit.report.compare_console import RichCompareObserver, comparison_result
     from dlmrl_kit.report.run_console import LogRunObserver
 
@@ -90,6 +91,7 @@ def compare_command(
                 uses=tuple(uses or ()),
                 allow_imports=allow_imports,
             )
+        check(out / HOLDS.file)  # before a component that is gone is looked for
         asked, observer = replace(asked, audit=asked.audit or audit), RichCompareObserver(console)
         try:
             report, failed = compare(asked, out, parallel=jobs, observer=observer, run_observer=LogRunObserver)
