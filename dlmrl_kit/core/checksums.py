@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from dlmrl_kit.core.files import read_regular, reason_of
@@ -25,15 +26,24 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_checksums(folder: Path) -> None:
+def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Writes the checksums of all files of a folder, those in its folders included.
+
+    Args:
+        folder: in which nothing is written any more.
+        known: digests of some of the files, by name; those of the others are computed.
 
     Raises:
         OSError: a file cannot be read or written.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    sums = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    sums = {name: (known or {}).get(name) or file_digest(folder / name) for name in names_in(folder)}
     (folder / CHECKSUMS).write_text(json.dumps(sums))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Lists the files of a folder that have checksums, those in its folders included, in order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return [path.relative_to(folder).as_posix() for path in files]
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from dlmrl_kit.core.checksums import CHECKSUMS, damage, read_checksums, write_checksums
+from dlmrl_kit.core.checksums import CHECKSUMS, damage, file_digest, names_in, read_checksums, write_checksums
 from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.core.files import atomic_folder, reason_of
 from dlmrl_kit.core.processes import ALONE, Processes
@@ -92,9 +92,9 @@ def save_checkpoint(
     }
     weights = {name: parameter.detach() for name, parameter in parameters.items()}
 
-    def finish(temporary: Path) -> None:
+    def finish(temporary: Path, known: Mapping[str, str] | None = None) -> None:
         (temporary / STATE).write_text(json.dumps(state, default=_unserialisable))
-        write_checksums(temporary)
+        write_checksums(temporary, known)
 
     def write() -> None:
         with atomic_folder(folder) as temporary:
@@ -110,7 +110,8 @@ def save_checkpoint(
                 temporary = processes.of_first(lambda: stack.enter_context(atomic_folder(folder)))
                 write_parts(temporary, WEIGHTS, weights, processes)
                 write_parts(temporary, MOMENTS, tensors, processes)
-                processes.of_first(lambda: finish(temporary))
+                digests = _digests(temporary, processes)
+                processes.of_first(lambda: finish(temporary, digests))
                 processes.of_first(stack.close)
         else:
             processes.of_first(write)
@@ -120,6 +121,18 @@ def save_checkpoint(
         raise FileError(f"{error}; {last}: make room, then resume the run") from error
     processes.of_first(lambda: prune(run))
     return folder
+
+
+def _digests(folder: Path, processes: Processes) -> dict[str, str]:
+    """Returns the digests of the files of a folder, by name; the processes compute them in turn.
+
+    What a process cannot read is left out: a file that another machine has just written may not be there yet.
+    """
+    own = {}
+    for name in names_in(folder)[processes.rank :: processes.world]:
+        with contextlib.suppress(OSError):
+            own[name] = file_digest(folder / name)
+    return {name: digest for part in processes.gather(own) for name, digest in part.items()}
 
 
 def prune(run: Path) -> None:

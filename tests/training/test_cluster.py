@@ -87,6 +87,34 @@ def test_what_fits_in_parts_alone_is_sharded() -> None:
     assert best.sharding == "full"
 
 
+def test_rollouts_are_in_blocks_where_all_weights_do_not_fit_and_offloaded_where_parts_do_not() -> None:
+    """Each needs less memory than what is tried before it, and is chosen where that does not fit."""
+    large = ["CharacterLlama.hidden_size = 256", "CharacterLlama.num_layers = 8", "Selector.k = 1"]
+    found = job(Cluster(4), *large, uses=("policy=CharacterLlama",))
+    tiny = replace(found, cluster=replace(found.cluster, memory=1e-6))
+    whole, in_blocks, offloaded = (
+        min(choice.memory.peak for choice in choices if choice.sharding == "full")
+        for choices in (found.choices(), tiny.choices(), tiny.choices(offloaded=True))
+    )
+    assert offloaded < in_blocks < whole
+    for room, way in (
+        ((in_blocks + whole) / 2, "--set \"Trainer.rollout_weights='blocks'\""),
+        ((offloaded + in_blocks) / 2, "--set \"Trainer.offload='cpu'\""),
+    ):
+        lines = in_words(replace(found, cluster=replace(found.cluster, memory=room / GIB / (1 - FREE))))
+        assert lines[-1].startswith(f"choose       --set \"Trainer.sharding='full'\" {way} ")
+        assert any("in memory of the CPU" in line for line in lines) is ("offload" in way)
+
+
+def test_offloaded_parts_are_what_the_card_does_not_hold() -> None:
+    found = job(Cluster(4))
+    own, away = (found.choice("full", 2, 2, offloaded).memory for offloaded in (False, True))
+    assert away.offloaded > 0
+    assert own.offloaded == 0
+    assert own.weights + own.optimiser == pytest.approx(away.weights + away.optimiser + away.offloaded)
+    assert (own.rollout, own.update, own.evaluation) == (away.rollout, away.update, away.evaluation)
+
+
 def test_what_cannot_be_sharded_is_not_chosen() -> None:
     found = job(Cluster(2, memory=1.0), "Trainer.compile = 'default'")
     lines = in_words(found)

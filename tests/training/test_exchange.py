@@ -17,6 +17,10 @@ CASES = {
     "sharded": ("egspo_sa", [*ONCE, FULL, "Trainer.prompts_per_update = 4", "Trainer.micro_batch_size = 4"]),
     "sharded, adapter": ("egspo_sa", [*ONCE, FULL, "Trainer.prompts_per_update = 4", "Pretrained.lora_rank = 2"]),
     "sharded, bfloat16": ("egspo", [*ONCE, FULL, "Trainer.prompts_per_update = 4", "Trainer.precision = 'bfloat16'"]),
+    "sharded, in blocks": (
+        "egspo_sa",
+        [*ONCE, FULL, "Trainer.rollout_weights = 'blocks'", "Trainer.prompts_per_update = 4"],
+    ),
 }
 
 
