@@ -7,6 +7,7 @@ they attend both ways. Shapes: B sequences, S positions, D hidden size, H heads,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
@@ -26,6 +27,9 @@ Rotary: TypeAlias = tuple[Tensor, Tensor]
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 """A module from hidden states to hidden states."""
+
+LayerAt: TypeAlias = Callable[[Tensor, Tensor | None, Rotary, Tensor], Tensor]
+"""From the input of a layer, the mask of its keys, rotary angles and the asked columns to its output at these."""
 
 
 class SelfAttention(Protocol):
@@ -83,8 +87,8 @@ class Decoder(Protocol):
 def prunable(model: PreTrainedModel) -> bool:
     """Tells whether ``last_layer_at`` computes what the model does: a known class, attending both ways everywhere.
 
-    Layers that ``fully_shard`` wrapped are used as they are: their parts have no weights by themselves. So are those of
-    a model in training mode, which may drop out.
+    Not of layers that ``fully_shard`` wrapped, whose parts have no weights by themselves: ``policies.sharding`` has a
+    forward of its own for them. Nor of a model in training mode, which may drop out.
     """
     if model.training:
         return False
@@ -97,13 +101,21 @@ def prunable(model: PreTrainedModel) -> bool:
     return full and settings.get("is_causal") is False and body.config._attn_implementation == "sdpa"
 
 
-def last_layer_at(body: Decoder, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def last_layer_at(
+    body: Decoder,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    row: Tensor,
+    column: Tensor,
+    layer_at: LayerAt | None = None,
+) -> Tensor:
     """Computes the final hidden states of a decoder at some places.
 
     Args:
         body: a decoder for which ``prunable`` holds.
         input_ids, attention_mask: int64 and bool [B, S], B at least 1; rotary positions count the real tokens.
         row, column: int64 [...], the places; they broadcast.
+        layer_at: computes the last layer, given what ``layer_at_columns`` is given but for the layer; None: that does.
 
     Returns:
         [..., D].
@@ -116,7 +128,8 @@ def last_layer_at(body: Decoder, input_ids: Tensor, attention_mask: Tensor, row:
     shared = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": position, "is_causal": False}
     for layer in body.layers[:-1]:
         hidden = layer(hidden, **shared)
-    hidden = body.norm(_layer_at(body.layers[-1], hidden, mask, rotary, query))
+    last = partial(layer_at_columns, body.layers[-1]) if layer_at is None else layer_at
+    hidden = body.norm(last(hidden, mask, rotary, query))
     return hidden[row, index]
 
 
@@ -166,7 +179,7 @@ def queries(row: Tensor, column: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     return column.new_zeros(batch, max(width, 1)).index_put((row, index), column), index
 
 
-def _layer_at(layer: Layer, hidden: Tensor, mask: Tensor | None, rotary: Rotary, query: Tensor) -> Tensor:
+def layer_at_columns(layer: Layer, hidden: Tensor, mask: Tensor | None, rotary: Rotary, query: Tensor) -> Tensor:
     """Returns the output of a layer [B, M, D] at the columns ``query`` [B, M] of its input [B, S, D]."""
     normed = layer.input_layernorm(hidden)
     asked = query_heads(layer, normed, rotary, query)

@@ -15,17 +15,26 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.policies.adapter import blocks
+from dlmrl_kit.policies.last_layer import last_layer_at, layer_at_columns, prunable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +98,7 @@ class Sharding:
         pinned = self.device.type == "cuda"
         self._offload = CPUOffloadPolicy(pin_memory=pinned) if parts.offloaded else OffloadPolicy()
         self._model, self._frozen = model, frozen
+        self._pruned: dict[int, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {}
         self._parts = self._sharded(model)
         self._head: FSDPModule | None = None
         head = model.get_output_embeddings()
@@ -108,13 +118,26 @@ class Sharding:
     def _sharded(self, model: PreTrainedModel) -> list[FSDPModule]:
         """Shards the blocks, and the rest of the body; returns what was sharded."""
         full, found, parts = MixedPrecisionPolicy(), blocks(model).values(), []
+        prunes, body = prunable(model), model.get_decoder()
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         if self.how.half:
             exact = [part for block in found for name, part in block.named_modules() if name in self._exact]
             parts += self._fully(exact, full)
         parts += self._fully(found, half if self.how.half else full)
         tied = {model.get_output_embeddings().weight}  # ignored where it is not among the body's, too
-        return parts + self._fully([model.get_decoder()], full, tied)
+        parts += self._fully([body], full, tied)
+        if prunes:
+            last = body.layers[-1]
+            at = _forward_method(last, "at_columns", partial(layer_at_columns, last))
+            self._pruned[id(model)] = _forward_method(body, "at_places", partial(last_layer_at, body, layer_at=at))
+        return parts
+
+    def pruned(self, model: nn.Module) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+        """Returns what computes the last layer of the model, or of its copy, at the asked places only.
+
+        It is given what ``last_layer.last_layer_at`` is given but for the body. None: this model has no such layer.
+        """
+        return self._pruned.get(id(model))
 
     def _fully(
         self, modules: Iterable[nn.Module], precision: MixedPrecisionPolicy, whole: set[nn.Parameter] | None = None
@@ -246,6 +269,17 @@ class Sharding:
         mixed = torch.autocast(token.device.type, torch.bfloat16, enabled=self.how.half)
         with torch.set_grad_enabled(kind is Next.FORWARD), mixed:
             self._anchored(self._one_token(model, token))
+
+
+def _forward_method(module: nn.Module, name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Gives a sharded module another forward beside its own, which puts it together, too; returns that.
+
+    Torch takes it from an attribute of the module, and leaves there what it makes of it.
+    """
+    setattr(module, name, forward)
+    register_fsdp_forward_method(module, name)
+    registered: Callable[..., Tensor] = getattr(module, name)
+    return registered
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -186,6 +186,9 @@ class TransformersPolicy(Policy):
             return self._keys.hidden_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
         if len(input_ids) and prunable(self.model):
             return last_layer_at(self.model.get_decoder(), input_ids, attention_mask, row, column)
+        pruned = None if self._sharding is None else self._sharding.pruned(self.model)
+        if len(input_ids) and pruned is not None:
+            return pruned(input_ids, attention_mask, row, column)
         return self.hidden(input_ids, attention_mask)[row, column]
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -257,6 +257,34 @@ def test_float32(pool: Pool) -> None:
     compare(pool.run(functools.partial(updates, double=False), given), 1e-5)
 
 
+def widths(processes: Processes) -> set[tuple[bool, int]]:
+    """At how many positions the MLPs of the last layer and of the one before it were computed in an update."""
+    algorithm = build("egspo", ["Trainer.sharding = 'full'", "Trainer.updates = 1"])
+    source = Double(algorithm.policy, deep=True)
+    algorithm = Algorithm(algorithm.task, source, trainer=algorithm.trainer, **algorithm.fillings)
+    found = set()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(algorithm, Path(folder), "widths", RunObserver(), processes)
+        layers = run.policy.model.get_submodule("model.layers").children()
+        for number, layer in enumerate(layers):
+
+            def note(module: nn.Module, given: Any, output: Any, number: int = number) -> None:
+                found.add((number == 2, given[0].shape[1]))
+
+            layer.get_submodule("mlp").register_forward_hook(note)
+        run.update(0)
+    return found
+
+
+@pytest.mark.thorough
+def test_the_last_layer_is_computed_at_the_asked_places_only(pool: Pool) -> None:
+    """In fewer places than the layers before it, in one process and in two."""
+    for own in (found for results in pool.run(widths, worlds=(1, 2)).values() for found in results):
+        last, before = ({width for is_last, width in own if is_last is which} - {1} for which in (True, False))
+        assert min(last) < min(before)
+        assert max(last) < max(before)
+
+
 def mixed(processes: Processes, precision: str, sets: Sequence[str] = ()) -> list[dict[str, float]]:
     once = ["Trainer.minibatches = 1", "Trainer.learning_rate = 1e-4", *sets]
     algorithm = build(sets=[*once, f"Trainer.precision = {precision!r}", "Trainer.sharding = 'full'"])
