@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.policies.checkpoint_files import ConfigJson, token_ids
+from dlmrl_kit.policies.foreign import setting
 from dlmrl_kit.policies.model_files import read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _ROLES = ("mask", "eos", "pad", "bos")
 _BY_THE_TOKENIZER = {"pad": "padding", "bos": "beginning of text"}
@@ -102,3 +103,18 @@ def _check_ends(sources: Mapping[str, ConfigJson], tokenizer: PreTrainedTokenize
 
 def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def mask_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, given: int | None) -> int:
+    """Returns the id of a model's mask token: the one that was given, or else what config or tokenizer say.
+
+    Raises:
+        UserError: none of them says, or it is no token of the model.
+    """
+    stated = (given, setting(config, "mask_token_id"), tokenizer.mask_token_id)
+    found = next((index for index in stated if isinstance(index, int) and not isinstance(index, bool)), None)
+    if found is None:
+        raise UserError("the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token")
+    if not 0 <= found < config.vocab_size:
+        raise UserError(f"mask_id {found} is no token of the model, which has {config.vocab_size}")
+    return found

@@ -34,6 +34,7 @@ from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.options import Told
 from dlmrl_kit.policies.sharding import Parts, Sharding
+from dlmrl_kit.policies.special_ids import mask_of
 from dlmrl_kit.policies.text_bounds import beginning, distinct, end_of_turn, unknown_tokens
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class TransformersPolicy(Policy):
         """What the caller said of the checkpoint; saved beside the weights."""
         config = text_config(model)
         self.shift_logits = bool(setting(config, "shift_logits")) if shift_logits is None else shift_logits
-        self.mask_id = _mask_id(config, tokenizer, mask_id)
+        self.mask_id = mask_of(config, tokenizer, mask_id)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.mask_id
         self.vocab_size = int(config.vocab_size)
         self.eos_ids = distinct([*listed_ends, tokenizer.eos_token_id, end_of_turn(tokenizer), *eos_ids])
@@ -398,13 +399,3 @@ class TransformersPolicy(Policy):
 def text_config(model: PreTrainedModel) -> PretrainedConfig:
     """Returns what a model's configuration says of text: all of it, but for models that also see images."""
     return model.config.get_text_config()
-
-
-def _mask_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, given: int | None) -> int:
-    stated = (given, setting(config, "mask_token_id"), tokenizer.mask_token_id)
-    found = next((index for index in stated if isinstance(index, int) and not isinstance(index, bool)), None)
-    if found is None:
-        raise UserError("the checkpoint names no mask token: give one with mask_id, or set the tokenizer's mask_token")
-    if not 0 <= found < config.vocab_size:
-        raise UserError(f"mask_id {found} is no token of the model, which has {config.vocab_size}")
-    return found
