@@ -77,7 +77,7 @@ class Sharding:
         exact: names of modules in a block that compute in the precision of their weights.
 
     Attributes:
-        how: the parts are kept and put together.
+        how: weights are kept and put together.
         device: that forwards run on.
     """
 
