@@ -53,9 +53,7 @@ def script() -> dict[str, Any]:
     return runpy.run_path(str(HERE / "word_problems.py"))
 
 
-def test_the_data_are_as_the_page_says(
-    script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_are_as_the_page_says(script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
     monkeypatch.setattr(sys, "argv", ["word_problems.py", str(tmp_path / "problems.jsonl")])
