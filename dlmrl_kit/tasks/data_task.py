@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dlmrl_kit.core.dependencies import anchored_paths
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import BaseTask, check_int
+from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.tasks.checks import check_int
 from dlmrl_kit.tasks.rows import Origin, Source
 
 
