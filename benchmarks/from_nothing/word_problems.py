@@ -45,10 +45,12 @@ def solution(animals: dict[str, int], hasty: bool) -> str:
     return f"{' legs and '.join(map(str, legs))} legs, so {sum(legs)}."
 
 
-def score(completion: str, example: Any) -> float:
-    """The reward: 1 if the last number that a completion states is that of the right answer, else 0."""
-    stated, right = (re.findall(r"\d+", text)[-1:] for text in (completion, example.answer))
-    return float(stated == right)
+def score(completion: str, example: Any) -> dict[str, float]:
+    """The reward: the share of the three numbers that are right; solved is a completion whose last number is."""
+    stated, right = (re.findall(r"\d+", text) for text in (completion, example.answer))
+    shared = sum(one == other for one, other in zip(stated, right, strict=False))
+    share = shared / max(len(stated), len(right))
+    return {"reward": share, "solved": float(stated[-1:] == right[-1:])}
 
 
 def main() -> None:

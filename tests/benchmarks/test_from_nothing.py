@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import runpy
@@ -58,7 +59,9 @@ def test_the_data_are_as_the_page_says(script: dict[str, Any], tmp_path: Path, m
 
     monkeypatch.setattr(sys, "argv", ["word_problems.py", str(tmp_path / "problems.jsonl")])
     script["main"]()
-    rows = [json.loads(row) for row in (tmp_path / "problems.jsonl").open()]
+    written = (tmp_path / "problems.jsonl").read_bytes()
+    assert written == gzip.decompress((HERE / "problems.jsonl.gz").read_bytes())
+    rows = [json.loads(row) for row in written.splitlines()]
     assert Counter(row["split"] for row in rows) == {"pretrain": 15_000, "train": 4_000, "heldout": 400}
     assert len({row["prompt"] for row in rows}) == len(rows)
     legs = {name + plural: number for name, number in ANIMALS.items() for plural in ("", "s")}
@@ -75,16 +78,19 @@ def test_the_data_are_as_the_page_says(script: dict[str, Any], tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("completion", "value"),
+    ("completion", "reward", "solved"),
     [
-        ("12 legs and 8 legs, so 20.", 1.0),
-        ("so 20", 1.0),
-        ("20 legs, or 21", 0.0),
-        ("12 legs and 8 legs, so 2", 0.0),
-        ("so 020.", 0.0),
-        ("none", 0.0),
-        ("", 0.0),
+        ("12 legs and 8 legs, so 20.", 1, 1),
+        ("12 legs and 8 legs, so 2", 2 / 3, 0),
+        ("12 legs and 2 legs, so 14.", 1 / 3, 0),
+        ("8 legs and 12 legs, so 20.", 1 / 3, 1),
+        ("12 legs and 8 legs, so 20, so 21", 3 / 4, 0),
+        ("so 20", 0, 1),
+        ("so 020.", 0, 0),
+        ("none", 0, 0),
+        ("", 0, 0),
     ],
 )
-def test_the_last_number_earns_the_reward(script: dict[str, Any], completion: str, value: float) -> None:
-    assert script["score"](completion, Example("", "12 legs and 8 legs, so 20.")) == value
+def test_right_numbers_earn_the_reward(script: dict[str, Any], completion: str, reward: float, solved: float) -> None:
+    found = script["score"](completion, Example("", "12 legs and 8 legs, so 20."))
+    assert found == {"reward": pytest.approx(reward), "solved": solved}
