@@ -52,6 +52,10 @@ class DataTask(BaseTask):
         for name, text in (("data", data), ("test_data", test_data)):
             given = isinstance(text, str) and bool(text)
             check(given or (text is None and name == "test_data"), self, name, text, "a file or the id of a data set")
+        named = {"config": config, "revision": revision, "test_split": test_split, "test_revision": test_revision}
+        for name, text in {"split": split, **named}.items():
+            given = isinstance(text, str) and bool(text)
+            check(given or (text is None and name in named), self, name, text, "a text that is not empty")
         check_int(self, "holdout", holdout, 1)
         self.data, self.config, self.split, self.revision = data, config, split, revision
         self.test_data, self.test_split, self.test_revision = test_data, test_split, test_revision
