@@ -8,8 +8,7 @@ from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.demonstrators.base import Demonstrator
-from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.tasks.question_text import prompt_text
+from dlmrl_kit.tasks.base import Example, prompt_text
 
 _DIGITS = "1234"
 _PUZZLE = re.compile("[1-4_]{16}:")

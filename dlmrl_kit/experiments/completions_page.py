@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlmrl_kit.core.html_page import filled_page
-from dlmrl_kit.tasks.question_text import prompt_text
+from dlmrl_kit.tasks.base import prompt_text
 
 
 def page(title: str, rows: Sequence[Mapping[str, Any]]) -> str:

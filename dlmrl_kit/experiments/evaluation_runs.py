@@ -22,8 +22,7 @@ from dlmrl_kit.experiments.completions_page import page
 from dlmrl_kit.experiments.evaluation_grid import Cell
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.tasks.base import BaseTask
-from dlmrl_kit.tasks.question_text import prompt_text
+from dlmrl_kit.tasks.base import BaseTask, prompt_text
 from dlmrl_kit.training.evaluation import Answered, answer, pass_at_k, powers, summary
 from dlmrl_kit.training.opening import settings_of
 

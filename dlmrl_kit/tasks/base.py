@@ -6,9 +6,14 @@ the stream into splits, leaves duplicates out, keeps what was generated, and giv
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import math
 import numbers
 import operator
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +22,8 @@ from typing import Any, ClassVar, SupportsIndex
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.promises import Given, promises, shown
 from dlmrl_kit.core.prompt import Prompt
-from dlmrl_kit.core.validate import check, clipped
-from dlmrl_kit.tasks.question_text import normalised, prompt_text, split_of
+from dlmrl_kit.core.validate import clipped
+from dlmrl_kit.tasks.checks import check_int
 
 
 @dataclass(frozen=True)
@@ -276,9 +281,70 @@ class Task(BaseTask):
         )
 
 
+INSTRUCTING = ("system", "developer")
+"""Roles of messages that say how to answer, and ask nothing."""
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Returns a prompt as one text: itself, or a conversation's messages as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+
+
+def question_text(prompt: Prompt) -> str:
+    """Returns what a prompt asks, as a text that is equal for prompts that ask the same in another form.
+
+    White space and Unicode are normalised, a conversation's instructions (``INSTRUCTING``) are left out, and a user's
+    only message is its text.
+    """
+    if isinstance(prompt, str):
+        return normalised(prompt)
+    messages = [message for message in prompt if message["role"] not in INSTRUCTING] or prompt
+    said = [(message["role"], normalised(message["content"])) for message in messages]
+    return said[0][1] if [role for role, _ in said] == ["user"] else json.dumps(said, ensure_ascii=False)
+
+
+def normalised(text: str) -> str:
+    """Returns a text in the form in which questions are compared.
+
+    White space becomes single spaces, with none at the ends. Letters are composed; those that differ in width, and
+    quotation marks and dashes in style, are one; invisible characters go, control characters among them. What carries
+    a meaning stays: upper and lower case, exponents, fractions, mathematical letters.
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFC", "".join(map(_plain, unicodedata.normalize("NFC", text))))
+    return " ".join(text.split())
+
+
+_MEANT = ("<super>", "<sub>", "<fraction>", "<font>", "<circle>")
+"""Compatibility characters that say something else than the plain ones: 2² is not 22."""
+_STYLES = dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″", '"') | dict.fromkeys("‐‑‒–—―−", "-")
+"""Quotation marks and dashes, and what they are in plain text."""
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Joiners, fillers and variation selectors: they show nothing, and are no format characters by their category."""
+
+
+@functools.lru_cache(4096)
+def _plain(character: str) -> str:
+    if character.isspace() or character == "\u2800":  # the last one is a Braille pattern without dots
+        return " "
+    # Zero-width characters, soft hyphens, marks; control characters.
+    if character in _STYLES or unicodedata.category(character) in ("Cf", "Cc") or _UNSEEN.fullmatch(character):
+        return _STYLES.get(character, "")
+    if unicodedata.decomposition(character).startswith(_MEANT):
+        return character
+    return unicodedata.normalize("NFKC", character)
+
+
 def said_of(task: BaseTask) -> list[str]:
     """Returns the notes of a task, each with its label, as they are printed when a run starts."""
     return [f"{task.label()}: {note}" for note in task.notes()]
+
+
+def split_of(text: str) -> str:
+    """Returns the split of an example with this text, once it is ``normalised``; depends on nothing but the text."""
+    digest = hashlib.sha256(normalised(text).encode(errors="surrogatepass")).digest()
+    bucket = int.from_bytes(digest[:8], "big") % 5
+    return ("pretrain", "pretrain", "train", "train", "heldout")[bucket]
 
 
 def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -310,44 +376,3 @@ def check_split(task: BaseTask, split: str) -> None:
     """Raises ``ValueError`` unless ``split`` is one of the task's splits."""
     if split not in task.SPLITS:
         raise ValueError(f"{type(task).__name__}.split must be one of {', '.join(task.SPLITS)}, got {split!r}")
-
-
-def check_reward_weights(component: object, of: tuple[str, ...] = (), **weights: float) -> None:
-    """Checks that every weight is finite and at least 0, and one is positive.
-
-    Args:
-        component: what is being constructed.
-        of: its parameters that hold the weights, where they are not what ``weights`` names.
-        weights: by parameter, or by an element of one (``weights[0]``).
-
-    Raises:
-        ValueError: they are not.
-    """
-    for name, weight in weights.items():
-        usable = _is_number(weight) and 0 <= weight < math.inf
-        check(usable, component, name, weight, "a finite number, at least 0", of=of)
-    total = sum(weights.values())
-    check(0 < total < math.inf, component, " + ".join(weights), total, "positive and finite", of=of or tuple(weights))
-
-
-def check_seconds(component: object, parameter: str, value: float) -> None:
-    """Raises ``ValueError`` unless ``value`` is a number above 0 and at most 3600."""
-    expected = "a number of seconds, above 0 and at most 3600"
-    check(_is_number(value) and 0 < value <= 3600, component, parameter, value, expected)
-
-
-def check_memory(component: object, parameter: str, value: float | None) -> None:
-    """Raises ``ValueError`` unless ``value`` is a number of GiB from 0.25 to 65536, or None."""
-    expected = "a number of GiB from 0.25 to 65536, or None"
-    check(value is None or (_is_number(value) and 0.25 <= value <= 65536), component, parameter, value, expected)
-
-
-def check_int(component: object, parameter: str, value: int, low: int, high: int | None = None) -> None:
-    """Raises ``ValueError`` unless ``value`` is an integer from ``low`` to ``high`` (no upper bound if None)."""
-    expected = f"an integer, at least {low}" if high is None else f"an integer from {low} to {high}"
-    integer = isinstance(value, int) and not isinstance(value, bool)
-    check(integer and value >= low and (high is None or value <= high), component, parameter, value, expected)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)  # a recipe's True is no number

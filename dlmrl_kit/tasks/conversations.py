@@ -10,10 +10,9 @@ from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import Example, check_split
+from dlmrl_kit.tasks.base import Example, check_split, normalised
 from dlmrl_kit.tasks.data_task import DataTask
 from dlmrl_kit.tasks.fields import Fields
-from dlmrl_kit.tasks.question_text import normalised
 from dlmrl_kit.tasks.rows import Origin, Rows, read_rows
 from dlmrl_kit.tasks.turns import ROLES, TURNS, MessageFields, Messages, answers, asked, example_of, identity
 

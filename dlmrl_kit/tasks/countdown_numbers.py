@@ -8,7 +8,7 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.rewards.base import RewardFunction
 from dlmrl_kit.rewards.countdown_value import CountdownValue
-from dlmrl_kit.tasks.base import check_int
+from dlmrl_kit.tasks.checks import check_int
 from dlmrl_kit.tasks.question_splits import Question
 from dlmrl_kit.tasks.rows import Row
 from dlmrl_kit.tasks.text_task import TextTask

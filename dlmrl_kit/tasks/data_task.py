@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dlmrl_kit.core.dependencies import anchored_paths
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import BaseTask, check_int
+from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.tasks.checks import check_int
 from dlmrl_kit.tasks.rows import Origin, Source
 
 
@@ -51,6 +52,10 @@ class DataTask(BaseTask):
         for name, text in (("data", data), ("test_data", test_data)):
             given = isinstance(text, str) and bool(text)
             check(given or (text is None and name == "test_data"), self, name, text, "a file or the id of a data set")
+        named = {"config": config, "revision": revision, "test_split": test_split, "test_revision": test_revision}
+        for name, text in {"split": split, **named}.items():
+            given = isinstance(text, str) and bool(text)
+            check(given or (text is None and name in named), self, name, text, "a text that is not empty")
         check_int(self, "holdout", holdout, 1)
         self.data, self.config, self.split, self.revision = data, config, split, revision
         self.test_data, self.test_split, self.test_revision = test_data, test_split, test_revision

@@ -9,7 +9,7 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.prompts.base import PromptLayout
 from dlmrl_kit.rewards.base import RewardFunction
 from dlmrl_kit.sandbox.code_tests import Suite
-from dlmrl_kit.tasks.base import check_int
+from dlmrl_kit.tasks.checks import check_int
 from dlmrl_kit.tasks.code_task import CodeTask, code_meta, fenced
 from dlmrl_kit.tasks.question_splits import Question, Splits, read_questions
 from dlmrl_kit.tasks.rows import Row, Rows

@@ -15,19 +15,10 @@ from dlmrl_kit.core.validate import check, refuse_value
 from dlmrl_kit.sandbox.bubblewrap import require_bubblewrap
 from dlmrl_kit.scoring.pool import Failures, Pool, WorkerError, shared
 from dlmrl_kit.scoring.process import Failed
-from dlmrl_kit.tasks.base import (
-    BaseTask,
-    Example,
-    check_int,
-    check_memory,
-    check_reward_weights,
-    check_seconds,
-    check_split,
-    weighted_mean,
-)
+from dlmrl_kit.tasks.base import BaseTask, Example, check_split, prompt_text, question_text, weighted_mean
+from dlmrl_kit.tasks.checks import check_int, check_memory, check_reward_weights, check_seconds
 from dlmrl_kit.tasks.fields import Fields
 from dlmrl_kit.tasks.own_examples import OwnExamples
-from dlmrl_kit.tasks.question_text import prompt_text, question_text
 from dlmrl_kit.tasks.reward_files import folder_of, source_files
 from dlmrl_kit.tasks.reward_function import check_reward_name, load_reward_function
 from dlmrl_kit.tasks.rows import Source

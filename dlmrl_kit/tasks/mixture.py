@@ -10,8 +10,8 @@ from typing import SupportsIndex
 
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check, clipped, refuse_value
-from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_reward_weights, check_split
-from dlmrl_kit.tasks.question_text import question_text
+from dlmrl_kit.tasks.base import BaseTask, Example, check_split, question_text
+from dlmrl_kit.tasks.checks import check_int, check_reward_weights
 
 MAX_SIZE = 10**7
 """Largest size that a split gets from the weights of the tasks; a larger one must be set."""

@@ -11,9 +11,8 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.prompt import Prompt, fault_of, is_message
 from dlmrl_kit.core.validate import refuse_value
-from dlmrl_kit.tasks.base import BaseTask, Example
+from dlmrl_kit.tasks.base import INSTRUCTING, BaseTask, Example, normalised, question_text, split_of
 from dlmrl_kit.tasks.fields import Fields
-from dlmrl_kit.tasks.question_text import INSTRUCTING, normalised, question_text, split_of
 from dlmrl_kit.tasks.rows import Origin, Row, Source, kind_of, read_rows, rows_of_file
 
 HUB_SPLITS = {"train": "train", "test": "heldout"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.tasks.question_text import normalised
+from dlmrl_kit.tasks.base import normalised
 from dlmrl_kit.tasks.rows import Origin, Row, Rows
 
 

@@ -12,10 +12,10 @@ from dlmrl_kit.core.registry import nearest, register
 from dlmrl_kit.core.validate import check, refuse_value
 from dlmrl_kit.scoring.pool import Failures, Pool, WorkerError, shared
 from dlmrl_kit.scoring.process import Failed
-from dlmrl_kit.tasks.base import Example, Task, check_int, check_reward_weights, check_seconds, weighted_mean
+from dlmrl_kit.tasks.base import Example, Task, prompt_text, weighted_mean
+from dlmrl_kit.tasks.checks import check_int, check_reward_weights, check_seconds
 from dlmrl_kit.tasks.gym_scorers import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, PAYS_CONSTANTS
 from dlmrl_kit.tasks.gym_worker import CHUNK, Gym, Made, Request
-from dlmrl_kit.tasks.question_text import prompt_text
 
 GENERATE_SECONDS = 120.0
 """Time limit of making the entries of one request."""

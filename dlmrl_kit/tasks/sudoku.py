@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.tasks.base import Example, Task, check_int, check_reward_weights, weighted_mean
+from dlmrl_kit.tasks.base import Example, Task, prompt_text, weighted_mean
+from dlmrl_kit.tasks.checks import check_int, check_reward_weights
 from dlmrl_kit.tasks.gym_dataset import GymDataset, gym_dataset
-from dlmrl_kit.tasks.question_text import prompt_text
 
 _GRID = re.compile("[1-4]{16}")  # not \d, which also matches the digits of other scripts
 _ROWS = [[4 * row + column for column in range(4)] for row in range(4)]

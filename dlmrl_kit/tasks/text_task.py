@@ -21,7 +21,8 @@ from dlmrl_kit.core.validate import check, refuse_value
 from dlmrl_kit.prompts.base import PromptLayout
 from dlmrl_kit.prompts.chat_prompt import ChatPrompt
 from dlmrl_kit.rewards.base import RewardFunction
-from dlmrl_kit.tasks.base import BaseTask, Example, check_int, check_split
+from dlmrl_kit.tasks.base import BaseTask, Example, check_split
+from dlmrl_kit.tasks.checks import check_int
 from dlmrl_kit.tasks.data_task import DataTask
 from dlmrl_kit.tasks.question_splits import Placed, Question, Splits, make_splits
 from dlmrl_kit.tasks.rows import Origin, Row, Rows, Source, read_rows

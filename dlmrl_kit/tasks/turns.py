@@ -10,9 +10,8 @@ from typing import TypeAlias
 
 from dlmrl_kit.core.prompt import has_surrogates
 from dlmrl_kit.core.registry import nearest
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import Example, normalised
 from dlmrl_kit.tasks.fields import Fields
-from dlmrl_kit.tasks.question_text import normalised
 from dlmrl_kit.tasks.rows import Row, kind_of
 
 Messages: TypeAlias = list[dict[str, str]]

@@ -7,8 +7,7 @@ import math
 import time
 from collections import Counter
 
-from dlmrl_kit.tasks.base import BaseTask, Example
-from dlmrl_kit.tasks.question_text import normalised, prompt_text
+from dlmrl_kit.tasks.base import BaseTask, Example, normalised, prompt_text
 from dlmrl_kit.testing.core import attempt, fail
 
 FIRST = 25

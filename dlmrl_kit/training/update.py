@@ -40,7 +40,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import ALONE, Processes
-from dlmrl_kit.core.trajectory import cut, in_one_order, length_order, restored, shuffled
+from dlmrl_kit.core.trajectory import cut, group_max, in_one_order, length_order, restored, shuffled
 from dlmrl_kit.corrections.apply import apply_correction
 from dlmrl_kit.corrections.base import Drift, warning
 from dlmrl_kit.filters.base import Filter
@@ -333,7 +333,10 @@ class Update:
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
-        """Averages rewards, entropy (nats), steps, and the shares that were kept and selected, over a rollout."""
+        """Averages rewards, entropy (nats), steps, and the shares that were kept and selected, over a rollout.
+
+        ``mixed_groups`` is the share of samples in whose group rewards differ: a group advantage learns from no other.
+        """
         trajectory, kept, totals = rollout.everything, rollout.kept, Totals(self.processes)
         totals.open("tokens")
         for name, value in self.policy.take_metrics(self.processes).items():
@@ -344,6 +347,10 @@ class Update:
             for name, values in component_values(scores).items():
                 label = {"reward": "reward", "solved": "accuracy"}.get(name, f"reward/{name}")
                 totals.add_sum(label, sum(values), len(values))
+            reward = torch.tensor([score["reward"] for score in scores], dtype=torch.float64)
+            group = trajectory[GROUP].cpu()
+            mixed = group_max(reward, group) > -group_max(-reward, group)
+            totals.add_sum("mixed_groups", int(mixed.sum()), len(trajectory))
             if entropy is not None:  # offline samplers record none, as their completions are not the policy's
                 totals.add_sum("entropy", (entropy * valid).sum().item(), max(int(valid.sum()), 1))
             totals.add_part("tokens", float(trajectory[STEP_NUM_COMMITTED].sum()))

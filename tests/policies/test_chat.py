@@ -23,9 +23,8 @@ from dlmrl_kit.policies.saving import save_own_layout, save_transformers
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.rollout.services import check_prompts, cut_prompts, prompt_batch
 from dlmrl_kit.rollout.tokens import Tokens
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import Example, prompt_text, question_text, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
-from dlmrl_kit.tasks.question_text import prompt_text, question_text, split_of
 
 CONVERSATION = [
     {"role": "user", "content": "1 2"},

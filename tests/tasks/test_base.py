@@ -34,9 +34,8 @@ import dlmrl_kit
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.registry import Claims
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.tasks.base import Example, Task, weighted_mean
+from dlmrl_kit.tasks.base import Example, Task, normalised, split_of, weighted_mean
 from dlmrl_kit.tasks.countdown import Countdown
-from dlmrl_kit.tasks.question_text import normalised, split_of
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 
 

@@ -9,9 +9,8 @@ import pytest
 from support.tasks import COUNTDOWN, SMALL, TARGET
 
 from dlmrl_kit.scoring.arithmetic import value_of
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import Example, split_of
 from dlmrl_kit.tasks.countdown import Countdown
-from dlmrl_kit.tasks.question_text import split_of
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ import pytest
 from support.task_makers import dump
 
 from dlmrl_kit.scoring.pool import WorkerError
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import Example, split_of
 from dlmrl_kit.tasks.json_lines import JsonLines
-from dlmrl_kit.tasks.question_text import split_of
 from dlmrl_kit.tasks.reasoning_gym import ReasoningGym
 from dlmrl_kit.tasks.reward_function import check_reward_name
 from dlmrl_kit.testing import check_component

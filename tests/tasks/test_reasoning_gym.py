@@ -22,10 +22,9 @@ from support.task_makers import DATASETS, SIZES, dump, gym
 
 from dlmrl_kit.scoring.pool import WorkerError
 from dlmrl_kit.tasks import reasoning_gym
-from dlmrl_kit.tasks.base import Example
+from dlmrl_kit.tasks.base import Example, prompt_text, split_of
 from dlmrl_kit.tasks.gym_scorers import ACCEPTS_MORE, EVALUATES_TEXT, FULL_MARKS_ONLY, MARGIN, PAYS_CONSTANTS
 from dlmrl_kit.tasks.mixture import Mixture
-from dlmrl_kit.tasks.question_text import prompt_text, split_of
 from dlmrl_kit.tasks.reasoning_gym import ReasoningGym
 from dlmrl_kit.testing import check_component
 

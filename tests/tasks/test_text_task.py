@@ -17,10 +17,10 @@ from dlmrl_kit.rewards.countdown_value import CountdownValue
 from dlmrl_kit.rewards.integer_answer import IntegerAnswer
 from dlmrl_kit.rewards.right_cells import RightCells
 from dlmrl_kit.rewards.tag_count import TagCount
+from dlmrl_kit.tasks.base import question_text
 from dlmrl_kit.tasks.countdown_numbers import CountdownNumbers
 from dlmrl_kit.tasks.gsm8k import GSM8K
 from dlmrl_kit.tasks.math_problems import MATH
-from dlmrl_kit.tasks.question_text import question_text
 from dlmrl_kit.tasks.sudoku_puzzles import Sudoku4x4Puzzles
 from dlmrl_kit.tasks.text_task import TextTask
 from dlmrl_kit.testing.collect import checks_for

@@ -151,3 +151,14 @@ def test_two_filters_apply_one_after_the_other(tmp_path: Path) -> None:
     assert together < equal
     assert together < medium
     assert together
+
+
+def test_groups_that_a_group_advantage_learns_from_are_counted(tmp_path: Path) -> None:
+    sharp = ["Sampler.temperature = 0.2", "Trainer.group_size = 2", "Trainer.prompts_per_update = 8"]
+    run = new_run(tmp_path / "run", uses=["filter=DropEqualRewards"], sets=sharp)
+    run.observer = watch = Watch()
+    (tmp_path / "run").mkdir()
+    run.run()
+    shares = [watch.metrics[number]["mixed_groups"] for number in range(2)]
+    assert shares == [watch.metrics[number]["kept"] for number in range(2)]
+    assert any(0 < share < 1 for share in shares)
