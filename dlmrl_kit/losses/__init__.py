@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from dlmrl_kit.losses.ppo import SequencePPO as SequencePPO
     from dlmrl_kit.losses.ppo import StepPPO as StepPPO
     from dlmrl_kit.losses.reinforce import Reinforce as Reinforce
+    from dlmrl_kit.losses.relative_score import GuidedSelfDistillation as GuidedSelfDistillation
+    from dlmrl_kit.losses.relative_score import RelativeScore as RelativeScore
+    from dlmrl_kit.losses.reward_tilted import RewardTilted as RewardTilted
+    from dlmrl_kit.losses.self_normalised_clip import SelfNormalisedClip as SelfNormalisedClip
     from dlmrl_kit.losses.token_ppo import ConfidenceTokenPPO as ConfidenceTokenPPO
     from dlmrl_kit.losses.token_ppo import TokenAdvantagePPO as TokenAdvantagePPO
     from dlmrl_kit.losses.token_ppo import TokenPPO as TokenPPO
@@ -41,6 +45,9 @@ __getattr__, __dir__, __all__ = lazily(
             "StepPPO",
         ],
         "reinforce": ["Reinforce"],
+        "relative_score": ["GuidedSelfDistillation", "RelativeScore"],
+        "reward_tilted": ["RewardTilted"],
+        "self_normalised_clip": ["SelfNormalisedClip"],
         "token_ppo": ["ConfidenceTokenPPO", "TokenAdvantagePPO", "TokenPPO"],
     },
 )

@@ -24,6 +24,9 @@ from dlmrl_kit.losses.length_weighted_reinforce import LengthWeightedReinforce
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
 from dlmrl_kit.losses.ppo import LengthNormalisedPPO, PerTokenSequencePPO, SequencePPO, StepPPO
 from dlmrl_kit.losses.reinforce import Reinforce
+from dlmrl_kit.losses.relative_score import GuidedSelfDistillation, RelativeScore
+from dlmrl_kit.losses.reward_tilted import RewardTilted
+from dlmrl_kit.losses.self_normalised_clip import SelfNormalisedClip
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.means import FixedLength, PerSequence, PerStep
 
@@ -39,6 +42,7 @@ LOSSES: list[tuple[Callable[[], Objective], tuple[str, str]]] = [
     (PerTokenSequencePPO, STEP),
     (LinearisedBound, STEP),
     (LengthWeightedReinforce, STEP),
+    (lambda: GuidedSelfDistillation(clip=0.9), STEP),
 ]
 all_losses = pytest.mark.parametrize(("make", "key"), LOSSES)
 
@@ -161,7 +165,8 @@ def test_is_a_component_and_a_loss_module(make: Callable[[], Objective], key: tu
 
 
 @pytest.mark.parametrize(
-    "make", [StepPPO, TokenPPO, SequencePPO, LengthNormalisedPPO, PerTokenSequencePPO, LinearisedBound]
+    "make",
+    [StepPPO, TokenPPO, SequencePPO, LengthNormalisedPPO, PerTokenSequencePPO, LinearisedBound, SelfNormalisedClip],
 )
 @pytest.mark.parametrize(
     ("parameter", "value"),
@@ -190,6 +195,10 @@ FLAGS: list[tuple[Callable[[], Any], bool, bool]] = [
     (LinearisedBound, True, False),
     (LengthWeightedReinforce, True, False),
     (DPO, False, True),
+    (SelfNormalisedClip, False, True),
+    (RewardTilted, False, True),
+    (RelativeScore, False, True),
+    (GuidedSelfDistillation, True, False),
 ]
 
 

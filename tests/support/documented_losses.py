@@ -126,6 +126,54 @@ def _dpo(term: Any, batch: TensorDictBase) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def _by_group(batch: TensorDictBase) -> list[Tensor]:
+    """The rows of each group that have a segment of non-zero weight."""
+    used = (batch["selected", "weight"] != 0).any(-1)
+    return [((batch["group"] == group) & used).nonzero().squeeze(-1) for group in batch["group"].unique()]
+
+
+def _sequence(batch: TensorDictBase, name: str) -> Tensor:
+    return (batch["selected", "weight"] * _selected(batch, name)).sum(-1)
+
+
+def _self_normalised_clip(term: Any, batch: TensorDictBase) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    log_prob, old = (_sequence(batch, name) / _length(batch) for name in ("log_prob", "old_log_prob"))
+    for rows in _by_group(batch):
+        ratio = (log_prob - old)[rows].detach().exp().clamp(1 - term.clip_low, 1 + term.clip_high)
+        total = total - len(rows) * (ratio * batch["advantage"][rows] * log_prob[rows]).sum() / ratio.sum()
+    return total / len(batch)
+
+
+def _reward_tilted(term: Any, batch: TensorDictBase) -> Tensor:
+    """With c = 1: ``tests/losses`` holds the search for another c against a scan."""
+    assert term.least_ess == 0
+    total = torch.zeros((), dtype=torch.float64)
+    drift = (_sequence(batch, "ref_log_prob") - _sequence(batch, "old_log_prob")).detach()
+    for rows in _by_group(batch):
+        reward = batch["reward"][rows] / term.alpha
+        weight = (drift[rows] + reward).softmax(0) - (drift[rows] - reward).softmax(0)
+        total = total - len(rows) * (weight * _sequence(batch, "log_prob")[rows]).sum()
+    return total / len(batch)
+
+
+def _relative_score(term: Any, batch: TensorDictBase) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    difference = _sequence(batch, "log_prob") - _sequence(batch, "ref_log_prob")
+    for rows in _by_group(batch):
+        error = batch["advantage"][rows] / term.beta - (difference[rows] - difference[rows].mean())
+        total = total + term.beta / 2 * error.square().sum()
+    return total / len(batch)
+
+
+def _guided_self_distillation(term: Any, batch: TensorDictBase) -> Tensor:
+    difference = _selected(batch, "log_prob") - _selected(batch, "old_log_prob")
+    bounds = torch.log(torch.tensor([1 - term.clip, 1 + term.clip], dtype=torch.float64))
+    inside = torch.where((difference > bounds[0]) & (difference < bounds[1]), difference, difference.detach())
+    error = term.psi * _selected(batch, "advantage") - inside.clamp(*bounds.tolist()) / _length(batch)[:, None]
+    return (batch["selected", "weight"] * error.square()).sum() / len(batch)
+
+
 def _k2(d: Tensor) -> Tensor:
     return d.square() / 2
 
@@ -180,6 +228,10 @@ _FORMULAS: dict[str, Any] = {
     "Reinforce": _reinforce,
     "LengthWeightedReinforce": _length_weighted_reinforce,
     "DPO": _dpo,
+    "SelfNormalisedClip": _self_normalised_clip,
+    "RewardTilted": _reward_tilted,
+    "RelativeScore": _relative_score,
+    "GuidedSelfDistillation": _guided_self_distillation,
     "KLK3": _kl(_k3),
     "TokenKLK2": _token_kl(_k2),
     "TokenKLK3": _token_kl(_k3),
