@@ -9,6 +9,10 @@ from dlmrl_kit.core.lazy import lazily
 if TYPE_CHECKING:
     from dlmrl_kit.advantages.base import Advantage as Advantage
     from dlmrl_kit.advantages.base import GroupAdvantage as GroupAdvantage
+    from dlmrl_kit.advantages.few_forwards import DecoupledForwards as DecoupledForwards
+    from dlmrl_kit.advantages.few_forwards import DiscountedForwards as DiscountedForwards
+    from dlmrl_kit.advantages.few_forwards import ForwardsReturn as ForwardsReturn
+    from dlmrl_kit.advantages.few_forwards import PenalisedForwards as PenalisedForwards
     from dlmrl_kit.advantages.group_mean import GroupMean as GroupMean
     from dlmrl_kit.advantages.group_softmax import GroupSoftmax as GroupSoftmax
     from dlmrl_kit.advantages.group_z_score import GroupZScore as GroupZScore
@@ -23,6 +27,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "base": ["Advantage", "GroupAdvantage"],
+        "few_forwards": ["DecoupledForwards", "DiscountedForwards", "ForwardsReturn", "PenalisedForwards"],
         "group_mean": ["GroupMean"],
         "group_softmax": ["GroupSoftmax"],
         "group_z_score": ["GroupZScore"],

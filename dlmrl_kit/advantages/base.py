@@ -40,6 +40,8 @@ class Advantage(Component):
 class GroupAdvantage(Advantage):
     """Base class of advantages that compare a sample with its group; subclasses implement ``estimate``.
 
+    ``of_samples`` is overridden where a sample's return is not a number of one key.
+
     Reads ``reward`` [B], ``group`` int64 [B]: any ids, in any order, groups of any size. Writes ``advantage`` [B]; on
     demand the same number for each chosen step, ``("selected", "advantage")`` [B, K] (then also reads
     ``("selected", "weight")``; 0 where the weight is), or each token, ``("token", "advantage")`` [B, L] (then also
@@ -66,9 +68,13 @@ class GroupAdvantage(Advantage):
         """Returns the advantage of each return: [B] or [B, N] from returns of that shape and ``group`` int64 [B]."""
         raise NotImplementedError
 
+    def of_samples(self, tensordict: TensorDictBase) -> Tensor:
+        """Returns the advantage of each sample, [B]: ``estimate`` of what is compared."""
+        return self.estimate(tensordict[self.returns], tensordict[GROUP])
+
     def forward(self, tensordict: TensorDictBase, *, keys: Collection[Key] = ()) -> TensorDictBase:
         """Writes ``advantage``, and what was asked for."""
-        advantage = self.estimate(tensordict[self.returns], tensordict[GROUP])
+        advantage = self.of_samples(tensordict)
         if SELECTED_ADVANTAGE in keys:
             tensordict.set(SELECTED_ADVANTAGE, torch.where(tensordict[SELECTED_WEIGHT] > 0, advantage[:, None], 0.0))
         if TOKEN_ADVANTAGE in keys:

@@ -62,6 +62,12 @@ STEP_MODEL_LOG_PROB = _key(
 STEP_MODEL_ENTROPY = _key(
     ("step", "model_entropy"), "float32", "[B, T]", "mean entropy (nats) at temperature 1, unfiltered"
 )
+STEP_MARGIN = _key(
+    ("step", "margin"),
+    "float32",
+    "[B, T]",
+    "mean difference of the two largest probabilities at temperature 1, unfiltered, over the positions committed",
+)
 STEP_STATE_IDS = _key(("step", "state_ids"), "int32", "[B, T, L]", "the states x_t, of samplers that redraw positions")
 STEP_ACCEPTED = _key(("step", "accepted"), "bool", "[B, T, L]", "positions accepted, of samplers that redraw positions")
 STEP_GREEDY_IDS = _key(

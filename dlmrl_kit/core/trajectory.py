@@ -35,6 +35,7 @@ from dlmrl_kit.core.keys import (
     SELECTED_WEIGHT,
     STATE_OPEN,
     STATE_STEPS_IN_BLOCK,
+    STEP_NUM_COMMITTED,
     STEP_STATE_IDS,
     STEP_VALID,
     TREE_NODE,
@@ -197,6 +198,12 @@ def gather_steps(values: Tensor, step: Tensor) -> Tensor:
 def num_valid(tensordict: TensorDictBase) -> Tensor:
     """Counts the steps that happened in each row: int64 [B]. They are the first ones, without gaps."""
     return tensordict[STEP_VALID].sum(-1)
+
+
+def tokens_per_forward(tensordict: TensorDictBase) -> Tensor:
+    """Returns the positions committed over the steps that happened, each of which was a forward: float64 [B]."""
+    committed = (tensordict[STEP_NUM_COMMITTED] * tensordict[STEP_VALID]).sum(-1)
+    return committed.double() / num_valid(tensordict).clamp(min=1)
 
 
 def every_step(tensordict: TensorDictBase) -> TensorDictBase:

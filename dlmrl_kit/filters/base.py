@@ -28,7 +28,7 @@ class Filter(Component):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_keys = [REWARD, GROUP]
+        self.in_keys: list[Key] = [REWARD, GROUP]
         self.out_keys: list[Key] = []
 
     @promises(_one_each)

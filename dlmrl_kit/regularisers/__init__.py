@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.regularisers.kl import TokenKLK3 as TokenKLK3
     from dlmrl_kit.regularisers.kl_exact import KLExact as KLExact
     from dlmrl_kit.regularisers.self_distillation import SelfDistillation as SelfDistillation
+    from dlmrl_kit.regularisers.success_nll import SuccessNLL as SuccessNLL
     from dlmrl_kit.regularisers.value_loss import ValueLoss as ValueLoss
 
 __getattr__, __dir__, __all__ = lazily(
@@ -48,6 +49,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "kl_exact": ["KLExact"],
         "self_distillation": ["SelfDistillation"],
+        "success_nll": ["SuccessNLL"],
         "value_loss": ["ValueLoss"],
     },
 )

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from dlmrl_kit.samplers.base import Decision as Decision
     from dlmrl_kit.samplers.base import Sampler as Sampler
     from dlmrl_kit.samplers.base import View as View
+    from dlmrl_kit.samplers.bernoulli_order import BernoulliOrder as BernoulliOrder
     from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold as ConfidenceThreshold
     from dlmrl_kit.samplers.dynamic_low_confidence import DynamicLowConfidence as DynamicLowConfidence
     from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising as EntropyBoundRenoising
     from dlmrl_kit.samplers.entropy_order import EntropyOrder as EntropyOrder
     from dlmrl_kit.samplers.learned_order import LearnedOrder as LearnedOrder
+    from dlmrl_kit.samplers.learned_order import ModuleOrder as ModuleOrder
     from dlmrl_kit.samplers.left_to_right import LeftToRight as LeftToRight
     from dlmrl_kit.samplers.low_confidence import LowConfidence as LowConfidence
     from dlmrl_kit.samplers.margin_order import MarginOrder as MarginOrder
@@ -37,11 +39,12 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "base": ["Decision", "Sampler", "View"],
+        "bernoulli_order": ["BernoulliOrder"],
         "confidence_threshold": ["ConfidenceThreshold"],
         "dynamic_low_confidence": ["DynamicLowConfidence"],
         "entropy_bound_renoising": ["EntropyBoundRenoising"],
         "entropy_order": ["EntropyOrder"],
-        "learned_order": ["LearnedOrder"],
+        "learned_order": ["LearnedOrder", "ModuleOrder"],
         "left_to_right": ["LeftToRight"],
         "low_confidence": ["LowConfidence"],
         "margin_order": ["MarginOrder"],

@@ -4,7 +4,7 @@ r"""Learned order (DCoLT, arXiv 2505.10446): a module scores positions, which ar
 
 f_i is what the policy's head reads at position i. LLaDOU's module is a whole transformer block with embeddings of time,
 mask and block; here it is a multi-layer perceptron, because f_i already comes from a transformer that sees all masks.
-Its last layer starts at zero: the order is uniform before the first update.
+Its last layer starts at zero: the order is uniform before the first update. ``BernoulliOrder`` has the same module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
-from dlmrl_kit.samplers.mask import MaskSampler, draw_tokens, rank_of
+from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens, rank_of
 from dlmrl_kit.samplers.plackett_luce_order import OrderedDraw
 
 
@@ -32,16 +32,19 @@ class OrderModule(nn.Module):
     Args:
         feature_size: D.
         width: of the hidden layer.
+        bias: what all scores begin with; None: 0, and the scores have no bias, which changes no draw by their order.
     """
 
-    def __init__(self, feature_size: int, width: int) -> None:
+    def __init__(self, feature_size: int, width: int, bias: float | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(feature_size, elementwise_affine=False)
         self.condition = nn.Linear(1, 2 * feature_size)
         self.up = nn.Linear(feature_size, width)
-        self.down = nn.Linear(width, 1, bias=False)  # a bias would change no draw
+        self.down = nn.Linear(width, 1, bias=bias is not None)
         for parameter in (*self.condition.parameters(), *self.down.parameters()):
             nn.init.zeros_(parameter)
+        if bias is not None:
+            nn.init.constant_(self.down.bias, bias)
 
     @property
     def feature_size(self) -> int:
@@ -61,13 +64,8 @@ class OrderModule(nn.Module):
         return self.down(nn.functional.gelu(self.up(hidden))).squeeze(-1)
 
 
-@register("sampler", paper="arXiv 2505.10446")
-class LearnedOrder(OrderedDraw):
-    """Draws positions in proportion to exp(h), h from a module that is trained beside the policy, then their tokens.
-
-    At temperature 0 it takes the positions of highest h (ties: the first ones) with their most probable tokens. The
-    log-probability of the ordered draw is exact in every step; LLaDOU leaves it out in the last step of a block. Its
-    gradient reaches the module and, through the features, the policy.
+class ModuleOrder(StateScoreSampler):
+    """Base class of samplers whose scores come from a module that is trained beside the policy.
 
     Args:
         completion_length, tokens_per_step, block_length, temperature, top_k, top_p, stop_at_eos: as ``MaskSampler``.
@@ -81,6 +79,8 @@ class LearnedOrder(OrderedDraw):
     not_sizes = (*MaskSampler.not_sizes, "width")
     needs_features = True
     order: OrderModule | None
+    first_score: float | None = None
+    """What all scores begin with; None: 0, and the module has no bias."""
 
     @with_parameters_of(MaskSampler)
     def __init__(self, *decoding: Any, width: int = 64, learning_rate: float | None = None, **named: Any) -> None:
@@ -100,7 +100,8 @@ class LearnedOrder(OrderedDraw):
         """
         super().attach(policy)
         if self.order is None:
-            self.order = OrderModule(policy.feature_size, self.width).to(policy.device, policy.real_dtype)
+            self.order = OrderModule(policy.feature_size, self.width, self.first_score)
+            self.order.to(policy.device, policy.real_dtype)
         elif self.order.feature_size != policy.feature_size:
             raise UserError(
                 f"{type(self).__name__} was attached to a policy of hidden size {self.order.feature_size}; "
@@ -114,9 +115,21 @@ class LearnedOrder(OrderedDraw):
             RuntimeError: ``attach`` was not called.
         """
         if self.order is None or view.features is None:
-            raise RuntimeError("LearnedOrder has no module yet: call attach(policy) first")
+            raise RuntimeError(f"{type(self).__name__} has no module yet: call attach(policy) first")
         share = view.allowed.sum(-1).to(view.logits.dtype) / self.block_length
         return self.order(view.features, share[view.index[0]]).to(view.logits.dtype)
+
+
+@register("sampler", paper="arXiv 2505.10446")
+class LearnedOrder(ModuleOrder, OrderedDraw):
+    """Draws positions in proportion to exp(h), h from a module that is trained beside the policy, then their tokens.
+
+    At temperature 0 it takes the positions of highest h (ties: the first ones) with their most probable tokens. The
+    log-probability of the ordered draw is exact in every step; LLaDOU leaves it out in the last step of a block. Its
+    gradient reaches the module and, through the features, the policy.
+
+    Arguments, raises as ``ModuleOrder``.
+    """
 
     def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws positions and tokens as ``OrderedDraw``; at temperature 0 it takes the best of both."""

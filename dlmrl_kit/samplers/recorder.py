@@ -15,6 +15,7 @@ from dlmrl_kit.core.keys import (
     KEYS,
     STEP_ENTROPY,
     STEP_LOG_PROB,
+    STEP_MARGIN,
     STEP_MODEL_ENTROPY,
     STEP_MODEL_LOG_PROB,
     STEP_NUM_COMMITTED,
@@ -80,16 +81,21 @@ class Recorder:
         count = committed.sum(-1)
 
         model_tokens = self.wants(STEP_MODEL_LOG_PROB) or self.wants(TOKEN_MODEL_LOG_PROB)
+        of_model_steps = [key for key in (STEP_MODEL_ENTROPY, STEP_MARGIN) if self.wants(key)]
 
         def measured(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-            """Returns token log-probabilities and entropies under the behaviour and, if asked, the model: [n] each."""
+            """Returns token log-probabilities and entropies under the behaviour and what is asked of the model, [n]."""
             log_probs = behaviour_log_probs(logits, view.behaviour)
             found = [log_probs.gather(-1, tokens[:, None]).squeeze(-1), entropy_(log_probs)]
-            if model_tokens or self.wants(STEP_MODEL_ENTROPY):
+            if model_tokens or of_model_steps:
                 log_probs = logits.log_softmax(-1)
                 found.append(log_probs.gather(-1, tokens[:, None]).squeeze(-1))
-            if self.wants(STEP_MODEL_ENTROPY):
+            if STEP_MARGIN in of_model_steps:  # before the entropy, which uses the memory of the log-probabilities
+                margin = margins(log_probs)
+            if STEP_MODEL_ENTROPY in of_model_steps:
                 found.append(entropy_(log_probs))
+            if STEP_MARGIN in of_model_steps:
+                found.append(margin)
             return tuple(found)
 
         picked, entropies, *of_model = by_rows(measured, view.logits, tokens, at=index)
@@ -100,8 +106,8 @@ class Recorder:
         found: dict[Key, Tensor] = {TOKEN_LOG_PROB: picked, STEP_TOKEN_LOG_PROB: picked}
         if model_tokens:
             found |= {TOKEN_MODEL_LOG_PROB: of_model[0], STEP_MODEL_LOG_PROB: of_model[0]}
-        if self.wants(STEP_MODEL_ENTROPY):
-            self.put(STEP_MODEL_ENTROPY, step, rows, view.row_sum(of_model[1], row) / count)
+        for key, values in zip(of_model_steps, of_model[1:], strict=True):
+            self.put(key, step, rows, view.row_sum(values, row) / count)
         self._put_tokens(found, step, rows, view, committed, row)
 
     def _put_tokens(
@@ -128,6 +134,12 @@ class Recorder:
         """Returns all keys; what a finished row leaves open holds the end-of-text token (padding if there is none)."""
         self.out[COMPLETION_IDS] = ids.masked_fill(still_open, self.policy.filler_id)
         return {key: self.out[key] for key in self.keys}
+
+
+def margins(log_probs: Tensor) -> Tensor:
+    """Returns the difference of the two largest probabilities of each distribution, [n] from [n, V]; 1 if V is 1."""
+    best = log_probs.topk(min(2, log_probs.shape[-1]), dim=-1).values.exp()
+    return best[:, 0] - (best[:, 1] if best.shape[1] > 1 else 0)
 
 
 class MaskRecorder(Recorder):

@@ -30,6 +30,7 @@ from dlmrl_kit.core.keys import (
     STEP_ACCEPTED,
     STEP_DRAFT_IDS,
     STEP_GREEDY_IDS,
+    STEP_MARGIN,
     STEP_MODEL_ENTROPY,
     STEP_MODEL_LOG_PROB,
     STEP_STATE_IDS,
@@ -68,6 +69,7 @@ class RedrawingSampler(Sampler):
         STEP_TOKEN_LOG_PROB,
         STEP_MODEL_LOG_PROB,
         STEP_MODEL_ENTROPY,
+        STEP_MARGIN,
         STEP_GREEDY_IDS,
     )
 

@@ -9,6 +9,8 @@ from dlmrl_kit.core.lazy import lazily
 if TYPE_CHECKING:
     from dlmrl_kit.selectors.all_steps import AllSteps as AllSteps
     from dlmrl_kit.selectors.base import Selector as Selector
+    from dlmrl_kit.selectors.confusion_steps import ConfusionSteps as ConfusionSteps
+    from dlmrl_kit.selectors.drawn_steps import DrawnSteps as DrawnSteps
     from dlmrl_kit.selectors.entropy_bound import EntropyBound as EntropyBound
     from dlmrl_kit.selectors.entropy_coverage import EntropyCoverage as EntropyCoverage
     from dlmrl_kit.selectors.entropy_importance import EntropyImportance as EntropyImportance
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.selectors.k_steps import UniformSteps as UniformSteps
     from dlmrl_kit.selectors.random_steps import RandomSteps as RandomSteps
     from dlmrl_kit.selectors.shrunk_steps import ShrunkSteps as ShrunkSteps
+    from dlmrl_kit.selectors.surprisal_steps import SurprisalSteps as SurprisalSteps
     from dlmrl_kit.selectors.top_k import EntropyTopK as EntropyTopK
     from dlmrl_kit.selectors.top_k import TopAbsoluteAdvantage as TopAbsoluteAdvantage
     from dlmrl_kit.selectors.tree_levels import TreeLevels as TreeLevels
@@ -29,6 +32,8 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "all_steps": ["AllSteps"],
         "base": ["Selector"],
+        "confusion_steps": ["ConfusionSteps"],
+        "drawn_steps": ["DrawnSteps"],
         "entropy_bound": ["EntropyBound"],
         "entropy_coverage": ["EntropyCoverage"],
         "entropy_importance": ["EntropyImportance"],
@@ -36,6 +41,7 @@ __getattr__, __dir__, __all__ = lazily(
         "k_steps": ["FirstK", "KSteps", "LastK", "UniformSteps"],
         "random_steps": ["RandomSteps"],
         "shrunk_steps": ["ShrunkSteps"],
+        "surprisal_steps": ["SurprisalSteps"],
         "top_k": ["EntropyTopK", "TopAbsoluteAdvantage"],
         "tree_levels": ["TreeLevels"],
         "whole_sequence": ["WholeSequence"],

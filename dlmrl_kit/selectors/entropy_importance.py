@@ -9,22 +9,19 @@ to the mean over steps and stratifies over the batch.
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.keys import SEED, STEP_VALID
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.seeding import seeds_of, uniforms
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.selectors.base import LISTED_DRAWS, Distribution, Selector, entropy_key, valid_entropy
+from dlmrl_kit.selectors.base import Distribution, entropy_key, valid_entropy
+from dlmrl_kit.selectors.drawn_steps import DrawnSteps
 
 
 @register("selector", paper="cousin of arXiv 2510.04019", unbiased=True)
-class EntropyImportance(Selector):
+class EntropyImportance(DrawnSteps):
     """Draws k steps with replacement, about in proportion to entropy, weighted so that the sum stays unbiased.
 
     Args:
@@ -41,21 +38,15 @@ class EntropyImportance(Selector):
         ValueError: a value out of range.
     """
 
-    with_replacement = True
+    purpose = "entropy importance"
 
     def __init__(self, k: int = 4, floor: float = 0.05, distribution: Distribution = "behaviour") -> None:
-        super().__init__()
-        check(isinstance(k, int) and k >= 1, self, "k", k, "an integer, at least 1")
+        super().__init__(k)
         check(0 < floor <= 1, self, "floor", floor, "in (0, 1]")
-        self.k = k
         self.floor = floor
         self.distribution = distribution
         self.entropy = entropy_key(self, distribution)
         self.in_keys = [STEP_VALID, self.entropy, SEED]
-
-    def resized(self, before: Sizes, after: Sizes) -> EntropyImportance:
-        """Draws the same share of the steps, two at most: more have the same mean, but too many outcomes to list."""
-        return rebuilt(self, k=min(before.scale_steps(self.k, after), LISTED_DRAWS))
 
     def probabilities(self, tensordict: TensorDictBase) -> Tensor:
         """Returns q_t, float64 [B, T]; 0 past the end of a row."""
@@ -65,28 +56,6 @@ class EntropyImportance(Selector):
         share = torch.where(total > 0, entropy / total, uniform)
         return (1 - self.floor) * share + self.floor * uniform
 
-    def choose(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Draws by inverting the cumulative distribution with float64 noise."""
-        valid, q = tensordict[STEP_VALID], self.probabilities(tensordict)
-        noise = uniforms(seeds_of(tensordict, self), self.k, purpose="entropy importance")
-        step = torch.searchsorted(q.cumsum(-1), noise.sort(-1).values, right=True)
-        step = torch.minimum(step, valid.sum(-1, keepdim=True) - 1)
-        return step, self.importance(q, step)
-
     def importance(self, q: Tensor, step: Tensor) -> Tensor:
         """Returns 1 / (k q_t) for the drawn steps, float64 [B, k]."""
         return 1 / (self.k * q.gather(-1, step))
-
-    def outcomes(self, tensordict: TensorDictBase) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Lists all multisets of k steps, in ascending order, with their multinomial probabilities."""
-        q = self.probabilities(tensordict)
-        found = []
-        for drawn in itertools.combinations_with_replacement(range(q.shape[-1]), self.k):
-            step = torch.tensor(drawn, device=q.device).expand(len(q), -1)
-            times = torch.bincount(step[0], minlength=q.shape[-1]).to(q.dtype)
-            orders = torch.exp((times.sum() + 1).lgamma() - (times + 1).lgamma().sum())
-            probability = orders * q.gather(-1, step).prod(-1)
-            possible = probability > 0
-            step = torch.where(possible[:, None], step, 0)
-            found.append((step, self.importance(q, step), probability))
-        return found

@@ -19,6 +19,7 @@ from dlmrl_kit.core.keys import (
     STEP_ACCEPTED,
     STEP_ENTROPY,
     STEP_LOG_PROB,
+    STEP_MARGIN,
     STEP_MODEL_ENTROPY,
     STEP_MODEL_LOG_PROB,
     STEP_STATE_IDS,
@@ -44,6 +45,7 @@ COMPARED: tuple[Key, ...] = (
     TOKEN_MODEL_LOG_PROB,
     STEP_ENTROPY,
     STEP_MODEL_ENTROPY,
+    STEP_MARGIN,
 )
 """What samplers record that follows from states, actions and weights."""
 

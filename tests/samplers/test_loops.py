@@ -163,6 +163,7 @@ def check_row(sampler: Sampler, prompt: Tensor, start: list[int], row: TensorDic
             "log_prob": log_prob(sampler, step, tokens, dict(enumerate(rank))),
             "entropy": math.fsum(entropies) / len(tokens),
             "model_entropy": math.fsum(loop_entropy(step.model[i]) for i in tokens) / len(tokens),
+            "margin": math.fsum(a - b for b, a in (sorted(step.model[i])[-2:] for i in tokens)) / len(tokens),
             "num_committed": len(tokens),
             "token_log_prob": math.fsum(behaviour.values()),
             "model_log_prob": math.fsum(model.values()),
@@ -173,7 +174,7 @@ def check_row(sampler: Sampler, prompt: Tensor, start: list[int], row: TensorDic
         for i in tokens:
             assert row["token", "log_prob"][i].item() == pytest.approx(behaviour[i], **EXACT)
             assert row["token", "model_log_prob"][i].item() == pytest.approx(model[i], **EXACT)
-    for name in ("log_prob", "entropy", "model_entropy", "num_committed", "token_log_prob", "model_log_prob"):
+    for name in ("log_prob", "entropy", "model_entropy", "margin", "num_committed", "token_log_prob", "model_log_prob"):
         assert not row["step", name][len(states) :].any()
     return len(states)
 

@@ -229,7 +229,9 @@ COUNTING = [
 
 def test_the_selectors_that_count_are_found() -> None:
     names = {"FirstK", "LastK", "UniformSteps", "RandomSteps", "EntropyTopK", "TopAbsoluteAdvantage"}
-    assert {cls.__name__ for cls in COUNTING} == names | {"EntropyImportance", "EqualSegments", "ShrunkSteps"}
+    assert {cls.__name__ for cls in COUNTING} == names | {
+        *("ConfusionSteps", "EntropyImportance", "EqualSegments", "ShrunkSteps", "SurprisalSteps")
+    }
 
 
 @pytest.mark.parametrize("cls", COUNTING)
@@ -237,7 +239,8 @@ def test_the_default_selects_something_on_the_default_task(cls: type[Selector]) 
     """With as many entries as there are steps, every one of them would be ``AllSteps``, and all ablations equal."""
     steps = load_recipe("egspo_sa").build_algorithm().sampler.max_steps
     data = trajectory([[float(t * 5 % 8) for t in range(steps)]])
-    data.set(("step", "advantage"), data[ENTROPY].clone())
+    for name in ("advantage", "margin", "token_log_prob"):
+        data.set(("step", name), data[ENTROPY].clone())
     found = [tuple(row) for row in chosen(run(cls(), data))]
     assert steps == 8
     assert 1 < len(set(found[0])) < steps

@@ -12,7 +12,7 @@ from support.seeds import seeded
 from support.selector_batches import STEP, WEIGHT, Noise, batches, budgets, fast, floats, run, trajectory, weighted_sums
 from tensordict import TensorDict
 
-from dlmrl_kit.selectors import entropy_importance
+from dlmrl_kit.selectors import drawn_steps
 from dlmrl_kit.selectors.entropy_importance import EntropyImportance
 
 
@@ -21,7 +21,7 @@ def test_importance_has_the_full_sum_as_expectation(k: int, monkeypatch: pytest.
     """All k-tuples of an even grid of noise: q = (1, 2, 2, 3) / 8, and a grid of 8 hits each step exactly 8 q times."""
     grid = [(i + 0.5) / 8 for i in range(8)]
     noise = torch.tensor(list(itertools.product(grid, repeat=k)), dtype=torch.float64)
-    monkeypatch.setattr(entropy_importance, "uniforms", Noise(noise))
+    monkeypatch.setattr(drawn_steps, "uniforms", Noise(noise))
     selector = EntropyImportance(k, floor=0.5)
     data = trajectory([[0.0, 1.0, 1.0, 2.0]] * len(noise), spare=2, dtype=torch.float64)
     expected = torch.tensor([0.125, 0.25, 0.25, 0.375, 0, 0], dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_importance_probabilities_and_weights(rows: list[list[float]], floor: fl
         upper, n = q[i].cumsum(-1), len(row)
         middle = upper[:n] - q[i, :n] / 2
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(entropy_importance, "uniforms", Noise(middle[:, None].expand(n, k)))
+            patch.setattr(drawn_steps, "uniforms", Noise(middle[:, None].expand(n, k)))
             result = selector(seeded(torch.cat([data[i : i + 1]] * n)))
         assert result[STEP].tolist() == [[t] * k for t in range(n)]
         torch.testing.assert_close(
@@ -59,7 +59,7 @@ def test_importance_probabilities_and_weights(rows: list[list[float]], floor: fl
 def test_importance_edges_of_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise 0 gives the first step, noise just below 1 the last valid one, noise on a boundary the later one."""
     monkeypatch.setattr(
-        entropy_importance, "uniforms", Noise(torch.tensor([[0.0, 0.125, 1 - 2**-53]] * 3, dtype=torch.float64))
+        drawn_steps, "uniforms", Noise(torch.tensor([[0.0, 0.125, 1 - 2**-53]] * 3, dtype=torch.float64))
     )
     data = trajectory([[0.0, 1.0, 1.0, 2.0], [1.0] * 10, [0.7]], spare=4)
     selector = EntropyImportance(3, floor=0.5)

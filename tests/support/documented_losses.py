@@ -38,6 +38,9 @@ def _over_tokens(term: Any, values: Tensor, batch: TensorDictBase, normaliser: s
     rule = normaliser or type(term.average.normaliser).__name__
     if rule == "PerToken":
         return (weight * values.sum(-1)).sum() / (weight * mask.sum(-1)).sum()
+    if rule == "PerSequence":
+        tokens = (weight * mask.sum(-1)).sum(-1)
+        return ((weight * values.sum(-1)).sum(-1) / tokens.masked_fill(tokens == 0, 1)).sum() / len(batch)
     steps = (weight * mask.any(-1)).sum()
     if rule == "PerStep":
         return (weight * values.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / steps
@@ -203,6 +206,11 @@ def _sequence_k2(term: Any, batch: TensorDictBase) -> Tensor:
     return term.coefficient * (_k2(d) / _length(batch)).sum() / len(batch)
 
 
+def _success_nll(term: Any, batch: TensorDictBase) -> Tensor:
+    succeeded = (batch["reward"] >= term.success).to(batch["reward"])[:, None, None]
+    return term.coefficient * _over_tokens(term, -succeeded * _selected(batch, "token_log_prob"), batch)
+
+
 def _value_loss(term: Any, batch: TensorDictBase) -> Tensor:
     value, old, target = (_selected(batch, name) for name in ("value", "old_value", "return"))
     clipped = old + (value - old).clamp(-term.clip, term.clip)
@@ -236,6 +244,7 @@ _FORMULAS: dict[str, Any] = {
     "TokenKLK2": _token_kl(_k2),
     "TokenKLK3": _token_kl(_k3),
     "SequenceKLK2": _sequence_k2,
+    "SuccessNLL": _success_nll,
     "ValueLoss": _value_loss,
     "SelfDistillation": _self_distillation,
 }

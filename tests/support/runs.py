@@ -58,6 +58,10 @@ TOGETHER = {
 }
 """Sizes of what makes the samples of a prompt together, recipes and swaps: the sampler says how many."""
 
+NO_COUNT = {*(f"sampler={name}" for name in ("BernoulliOrder", "ConfidenceThreshold", "EntropyBoundRenoising", "TokenEditing"))}
+NO_COUNT |= {"dipo", "dultra", "learned_unmasking"}
+"""Samplers, and recipes with them, that have no setting of how many tokens a step commits."""
+
 
 @functools.cache
 def model_path() -> str:
@@ -98,8 +102,7 @@ def recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str]
         small |= TOGETHER.get(part, {})
     if not any(use.startswith("policy=") for use in uses):
         small["Pretrained.path"] = repr(model_path())
-    by_threshold = ("ConfidenceThreshold", "EntropyBoundRenoising", "TokenEditing")
-    if {f"sampler={sampler}" for sampler in by_threshold} & {*uses} or name == "dipo":
+    if NO_COUNT & {*uses, name}:
         del small["Sampler.tokens_per_step"]
     if any(use.startswith("task=") for use in uses):
         small = {key: value for key, value in small.items() if not key.startswith("Sudoku4x4.")}

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from support.runs import NO_COUNT
+
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.recipe.load import Recipe, load_recipe
@@ -29,7 +31,7 @@ TINY = (
 def tiny_recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str] = ()) -> Recipe:
     """A recipe of the kit, tiny; ``sets`` come last and win."""
     given = {binding.split("=")[0].strip() for binding in sets}
-    if {"sampler=ConfidenceThreshold", "sampler=EntropyBoundRenoising"} & {*uses}:
+    if NO_COUNT & {*uses, name}:
         given.add("Sampler.tokens_per_step")
     small = [binding for binding in TINY if binding.split("=")[0].strip() not in given]
     return load_recipe(name, sets=[*small, *sets], uses=["logger=MetricsCSV", *uses])

@@ -30,11 +30,12 @@ SETS = [
 ]
 MORE = {
     "d_treerpo": ["Trainer.inner_iterations = 1", "SelfDistillation.coefficient = 0.5", "SelfDistillation.tau = 1.0"],
+    "lightning_rl": ["SuccessNLL.success = 0.3"],
     "tracerl": ["SuccessRange.low = 0.0", "SuccessRange.high = 1.0"],
     "tracerl_value": ["SuccessRange.low = 0.0", "SuccessRange.high = 1.0"],
     "unigrpo": ["SuccessRange.low = 0.0", "SuccessRange.high = 1.0"],
 }
-FREE = {"dipo": ["filter=none"]}
+FREE = {"dipo": ["filter=none"], "lightning_rl": ["filter=none"]}
 
 
 class Recording(torch.optim.SGD):
