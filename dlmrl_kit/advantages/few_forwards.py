@@ -67,7 +67,10 @@ class PenalisedForwards(ForwardsReturn):
         price: c, what the largest number of forwards costs; at least 0.
         baseline: a group advantage, which compares the returns; None means ``GroupMean()``.
 
-    Reads, writes, raises as ``ForwardsReturn``.
+    Reads and writes as ``ForwardsReturn``.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     def __init__(self, price: float = 0.25, baseline: GroupAdvantage | None = None) -> None:
@@ -88,7 +91,10 @@ class DiscountedForwards(ForwardsReturn):
         power: alpha, at least 0; 0 is the reward alone.
         baseline: a group advantage, which compares the returns; None means ``GroupMean()``.
 
-    Reads, writes, raises as ``ForwardsReturn``.
+    Reads and writes as ``ForwardsReturn``.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     def __init__(self, power: float = 1.0, baseline: GroupAdvantage | None = None) -> None:

@@ -10,8 +10,8 @@ r"""Losses that make an advantage the target of a log-ratio, by least squares, r
 
 In the first log pi_b = sum_k w_bk log pi_bk. Its minimum is pi ~ pi_ref exp(A / beta); its gradient is that of
 Reinforce with the advantage A_b - beta e_b where advantages sum to zero over a group, so that an estimate that is too
-high already pulls less. The second stops a draw where its log-ratio leaves the clip, as the released code does, whose
-default clip of 0.0004 leaves little but the first step.
+high already pulls less. The second stops a draw where its log-ratio leaves the clip, as the released code does with a
+clip of 0.0004, which leaves little but the first step on a rollout.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class GuidedSelfDistillation(Objective):
 
     segmentwise = True
 
-    def __init__(self, psi: float = 1.0, clip: float = 0.0004) -> None:
+    def __init__(self, psi: float = 1.0, clip: float = 0.2) -> None:
         keys = [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT, SEQUENCE_LENGTH]
         super().__init__(keys, ["log_ratio", "clip_fraction"])
         check(0 < psi < math.inf, self, "psi", psi, "positive and finite")
