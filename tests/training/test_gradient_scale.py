@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.means import FixedLength, FixedStepLength, PerStep, PerToken
+from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.regularisers.base import Regulariser
 from dlmrl_kit.regularisers.kl import TokenKLK3
 from dlmrl_kit.regularisers.value_loss import ValueLoss
@@ -104,7 +105,10 @@ def test_with_every_normaliser_also_where_samples_are_cut(normaliser: str, tmp_p
     check_scale(in_double_precision(tmp_path, "tracerl", sets))
 
 
-@pytest.mark.parametrize("name", training_recipes())
+REGULARISED = [name for name in training_recipes() if load_recipe(name).build_algorithm().regularisers]
+
+
+@pytest.mark.parametrize("name", REGULARISED)
 def test_policy_and_kl_share_their_denominator(name: str, tmp_path: Path) -> None:
     run = in_double_precision(tmp_path, name, [])
     kls = [t for t in run.algorithm.regularisers if isinstance(t, Regulariser) and not isinstance(t, ValueLoss)]

@@ -25,6 +25,7 @@ Given = tuple[str, list[str], list[str]]
 
 RECIPES: dict[str, Given] = {name: (name, [], []) for name in training_recipes()}
 RECIPES |= {name: (name, OPEN, []) for name in ("tracerl", "tracerl_value", "unigrpo")}
+RECIPES["lightning_rl"] = ("lightning_rl", [*OPEN, "DropEqualSpeeds.least = 0.0", "SuccessNLL.success = 0.3"], [])
 """Every recipe; where a filter would keep nothing of the tiny model's, it is opened."""
 
 P1, P2, P5 = ([f"Trainer.prompts_per_update = {number}"] for number in (1, 2, 5))
