@@ -58,7 +58,9 @@ TOGETHER = {
 }
 """Sizes of what makes the samples of a prompt together, recipes and swaps: the sampler says how many."""
 
-NO_COUNT = {*(f"sampler={name}" for name in ("BernoulliOrder", "ConfidenceThreshold", "EntropyBoundRenoising", "TokenEditing"))}
+NO_COUNT = {
+    *(f"sampler={name}" for name in ("BernoulliOrder", "ConfidenceThreshold", "EntropyBoundRenoising", "TokenEditing"))
+}
 NO_COUNT |= {"dipo", "dultra", "learned_unmasking"}
 """Samplers, and recipes with them, that have no setting of how many tokens a step commits."""
 
