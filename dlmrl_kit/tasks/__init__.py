@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.tasks.conversations import Conversations as Conversations
     from dlmrl_kit.tasks.countdown import Countdown as Countdown
     from dlmrl_kit.tasks.countdown_numbers import CountdownNumbers as CountdownNumbers
+    from dlmrl_kit.tasks.data_task import DataTask as DataTask
     from dlmrl_kit.tasks.gsm8k import GSM8K as GSM8K
     from dlmrl_kit.tasks.human_eval import HumanEval as HumanEval
     from dlmrl_kit.tasks.json_lines import JsonLines as JsonLines
@@ -35,6 +36,7 @@ __getattr__, __dir__, __all__ = lazily(
         "conversations": ["Conversations"],
         "countdown": ["Countdown"],
         "countdown_numbers": ["CountdownNumbers"],
+        "data_task": ["DataTask"],
         "gsm8k": ["GSM8K"],
         "human_eval": ["HumanEval"],
         "json_lines": ["JsonLines"],
