@@ -36,7 +36,7 @@ class Group:
 
     def __init__(self, layers: list[Linear]) -> None:
         self.layers = layers
-        self.ranks = [layer.lora_A[layer.active_adapters[0]].weight.shape[0] for layer in layers]
+        self.ranks = [layer.r[layer.active_adapters[0]] for layer in layers]
         self._ready: dict[tuple[torch.dtype, int], Tensor] = {}
         self._x: Tensor | None = None
         self._z: list[Tensor | None] = []
@@ -96,7 +96,7 @@ def shared(adapter: nn.Module) -> Iterator[None]:
 
 def _groups(adapter: nn.Module) -> Iterator[list[Linear]]:
     for parent in adapter.modules():
-        own = {name: child for name, child in parent.named_children() if _plain(child)}
+        own: dict[str, Any] = {name: child for name, child in parent.named_children() if _plain(child)}
         for names in TOGETHER:
             if len(found := [own.pop(name) for name in names if name in own]) > 1:
                 yield found

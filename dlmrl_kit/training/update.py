@@ -40,7 +40,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import ALONE, Processes
-from dlmrl_kit.core.trajectory import cut, group_max, in_one_order, length_order, restored, shuffled
+from dlmrl_kit.core.trajectory import cut, group_max, in_one_order, length_order, on_device, restored, shuffled
 from dlmrl_kit.corrections.apply import apply_correction
 from dlmrl_kit.corrections.base import Drift, warning
 from dlmrl_kit.filters.base import Filter
@@ -381,7 +381,7 @@ def minibatches(
         generator = seeding.generator("cpu", seed, number, "minibatches", iteration)
         for part in shuffled(group, trainer.minibatches, generator, whole_groups):
             own = row[part]
-            minibatch = trajectory[own[own >= 0].to(trajectory.device)]
+            minibatch = trajectory[on_device(own[own >= 0], trajectory[GROUP].device)]
             redrawn = minibatch.pop(LATER_PASSES, None)
             # A likelihood that draws new masks in each pass has its fixed keys once for each later pass.
             if redrawn is not None and iteration > 0:
