@@ -34,6 +34,7 @@ from dlmrl_kit.core.keys import (
     SEED,
     SELECTED_WEIGHT,
     STEP_ENTROPY,
+    STEP_GREEDY_IDS,
     STEP_NUM_COMMITTED,
     STEP_VALID,
 )
@@ -297,7 +298,13 @@ class Update:
         return {**totals.means(), "skipped": float(self.skipped)}
 
     def minibatches(self, trajectory: TensorDictBase, number: int) -> Iterator[TensorDictBase]:
-        """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares."""
+        """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares.
+
+        One-step completions were scored; with a number for every step and position they are not copied along.
+        """
+        readers = [*self.gradient.terms, *(model.component for model in self.log_probs.models)]
+        if not any(STEP_GREEDY_IDS in reader.in_keys for reader in readers):
+            trajectory = trajectory.exclude(STEP_GREEDY_IDS)
         whole_groups = self.gradient.whole_groups
         return minibatches(trajectory, self.trainer, self.trainer.seed, number, whole_groups, self.processes)
 
