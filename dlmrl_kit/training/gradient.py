@@ -384,7 +384,7 @@ def loss_of(output: TensorDictBase) -> Tensor:
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:
     """Reads scalars together, so that a GPU is waited for once."""
-    return torch.stack([scalar.detach().double() for scalar in scalars]).tolist()  # type: ignore[no-any-return]
+    return torch.stack([scalar.detach().double() for scalar in scalars]).tolist()
 
 
 def _share(part: float, whole: float) -> float:
