@@ -49,7 +49,7 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of, recomputed
 from dlmrl_kit.core.promises import Given, promises, shown, tensor_fault
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, state_at, states
+from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, places, state_at, states
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.mask import logit_pieces
@@ -78,13 +78,13 @@ class Replay:
     def scatter(self, values: Tensor) -> Tensor:
         """Puts values [R, ...] back into [B, K, ...], zeros elsewhere; differentiable."""
         out = values.new_zeros((*self.used.shape, *values.shape[1:]))
-        return out.index_put(self.used.nonzero(as_tuple=True), values)
+        return out.index_put(places(self.used), values)
 
 
 def replay(tensordict: TensorDictBase, mask_id: int) -> Replay:
     """Rebuilds the selected steps of a trajectory batch."""
     used = tensordict[SELECTED_WEIGHT] > 0
-    row, column = used.nonzero(as_tuple=True)
+    row, column = places(used)
     step = tensordict[SELECTED_STEP][row, column][:, None]
     commit_step = tensordict[COMMIT_STEP][row]
     tokens = tensordict[COMPLETION_IDS][row]
@@ -290,8 +290,8 @@ class StepTokenLogProb(StepLikelihood):
         features = completion_features(policy, prompt[PROMPT_IDS], prompt[PROMPT_MASK], steps.ids, committed)
         behaviour = sampler.behaviour if self.sampling_temperature else None
         process = sampler.processing(prompt, committed)
-        picked = log_probs_of(policy, features, steps.decision.tokens[committed], behaviour, process)
-        row = committed.nonzero(as_tuple=True)[0]
+        row, position = places(committed)
+        picked = log_probs_of(policy, features, steps.decision.tokens[row, position], behaviour, process)
         out: dict[Key, Tensor] = {SELECTED_LOG_PROB: picked.new_zeros(len(committed)).index_add(0, row, picked)}
         if SELECTED_TOKEN_LOG_PROB in keys:
             out[SELECTED_TOKEN_LOG_PROB] = pack(picked, committed, sampler.max_commits)

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from dlmrl_kit.policies.merging import mergeable
+from dlmrl_kit.policies.shared_lora import forward as shared_forward
+from dlmrl_kit.policies.shared_lora import shared
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,33 +50,38 @@ class _Product(torch.autograd.Function):
 def fused(adapter: PeftModel) -> Iterator[None]:
     """Within the context, LoRA layers of a peft model compute as above; the weights must not change meanwhile.
 
-    Layers that cannot be merged (see ``merging``) or have several adapters compute as before; so do all while the
-    adapter is switched off, and in mixed precision.
+    Layers that cannot be merged (see ``merging``), and all in mixed precision, compute as in ``shared_lora``; as before
+    do those with several adapters, and all while the adapter is switched off.
 
     Args:
         adapter: the model with the adapter.
     """
-    changed: list[Any] = []
-    for layer, weight in mergeable(adapter):
-        if len(layer.active_adapters) == 1:
-            with torch.no_grad():
-                whole = weight + layer.get_delta_weight(layer.active_adapters[0])
-            # peft's layer stays in its place, and its parameters keep their names, which optimiser and checkpoints
-            # know. A method and an attribute, no closure: torch.compile would compile each closure for itself.
-            changed.append(layer)
-            changed[-1].whole, changed[-1].forward = whole, MethodType(_forward, layer)
-    try:
-        yield
-    finally:
-        for layer in changed:
-            del layer.forward, layer.whole
+    changed: list[tuple[Any, Any]] = []
+    with shared(adapter):
+        for layer, weight in mergeable(adapter):
+            if len(layer.active_adapters) == 1:
+                with torch.no_grad():
+                    whole = weight + layer.get_delta_weight(layer.active_adapters[0])
+                # peft's layer stays in its place, and its parameters keep their names, which optimiser and checkpoints
+                # know. A method and an attribute, no closure: torch.compile would compile each closure for itself.
+                one: Any = layer
+                changed.append((one, one.forward))
+                one.whole, one.forward = whole, MethodType(_forward, layer)
+        try:
+            yield
+        finally:
+            for layer, before in changed:
+                layer.forward = before
+                del layer.whole
 
 
 def _forward(layer: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
     """Returns the forward of a LoRA layer with ``whole``, its W'."""
-    if layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
+    if layer.disable_adapters or layer.merged:
         usual: Tensor = type(layer).forward(layer, x, *given, **named)
         return usual
+    if torch.is_autocast_enabled(x.device.type):
+        return shared_forward(layer, x, *given, **named)
     name = layer.active_adapters[0]
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     product: Callable[..., Tensor] = _Product.apply

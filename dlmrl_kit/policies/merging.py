@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dlmrl_kit.policies.shared_lora import shared
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora.layer import Linear
@@ -19,8 +21,8 @@ def merged(adapter: PeftModel) -> Iterator[None]:
     """Within the context, a peft model computes with its LoRA weights added to those of its linear layers.
 
     It is for forwards without gradients, and the adapter cannot be switched off within the context. Layers that cannot
-    be merged exactly (see ``mergeable``) compute as before. So do all in mixed precision, which rounds the sum to half
-    precision: what a small adapter adds to weights that were published so would be rounded away, all of it.
+    be merged exactly (see ``mergeable``) compute as in ``shared_lora``. So do all in mixed precision, which would round
+    the sum: what a small adapter adds to weights that were published in half precision would be gone, all of it.
 
     The base weights are set aside and put back. peft's own ``unmerge`` subtracts what was added, which would leave
     rounding errors in the weights after every rollout.
@@ -42,7 +44,8 @@ def merged(adapter: PeftModel) -> Iterator[None]:
                     weight.data = weight.data + layer.get_delta_weight(name)
             layer.merged_adapters.extend(layer.active_adapters)  # peft's mark, by which forward leaves the adapter out
     try:
-        yield
+        with shared(adapter):
+            yield
     finally:
         for layer, weight, before in kept:
             weight.data = before

@@ -15,6 +15,7 @@ metrics after, so that the cut into processes does not change the gradient eithe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -301,7 +302,7 @@ class Gradient:
         Returns:
             The loss of the minibatch, over the samples of all processes.
         """
-        own = [float(term.count(minibatch)) if len(minibatch) else 0.0 for term in self.terms]
+        own = _numbers([term.count(minibatch) for term in self.terms]) if len(minibatch) else [0.0] * len(self.terms)
         counts = [sum(parts) for parts in zip(*of_all(own, self.processes), strict=True)]
         for term, labels in zip(self.terms, self._labels, strict=True):
             for name in term.additive_keys:
@@ -326,22 +327,25 @@ class Gradient:
             ComponentError: it is not finite, and that comes from a term of a plugin.
         """
         outputs = [term.forward(micro) for term in self.terms]
-        shares = [_share(float(t.count(micro)), count) for t, count in zip(self.terms, counts, strict=True)]
+        parts = _numbers([term.count(micro) for term in self.terms])
+        shares = [_share(part, count) for part, count in zip(parts, counts, strict=True)]
         total = torch.stack([loss_of(output) * share for output, share in zip(outputs, shares, strict=True)]).sum()
         # With nothing selected there may be no graph. With something selected there must be one: backward says if not.
         if total.requires_grad or bool((micro[SELECTED_WEIGHT] != 0).any()):
             with phase("backward"):
                 self.log_probs.policy.backward(total)
-        found = total.item()
+        measured = [[t.units(micro), *output.values()] for t, output in zip(self.terms, outputs, strict=True)]
+        found, *numbers = _numbers([total, *itertools.chain(*measured)])
         if not math.isfinite(found):
             for term, output in zip(self.terms, outputs, strict=True):
                 blame_term(term, micro, dict(output.items()))
         for term, output, share, labels in zip(self.terms, outputs, shares, self._labels, strict=True):
-            for name, value in output.items():
+            units = numbers.pop(0)
+            for name, _ in output.items():
                 if name in term.additive_keys:
-                    totals.add_part(labels[name], value.item() * share)
+                    totals.add_part(labels[name], numbers.pop(0) * share)
                 else:
-                    totals.add(labels.get(name, name), value.item(), float(term.units(micro)))
+                    totals.add(labels.get(name, name), numbers.pop(0), units)
         return found
 
     def _backward_in_two_passes(
@@ -376,6 +380,11 @@ class Gradient:
 def loss_of(output: TensorDictBase) -> Tensor:
     """Sums the scalars of a term's output whose names start with ``loss_``."""
     return torch.stack([value for name, value in output.items() if name.startswith("loss_")]).sum()
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """Reads scalars together, so that a GPU is waited for once."""
+    return torch.stack([scalar.detach().double() for scalar in scalars]).tolist()
 
 
 def _share(part: float, whole: float) -> float:

@@ -34,13 +34,14 @@ from dlmrl_kit.core.keys import (
     SEED,
     SELECTED_WEIGHT,
     STEP_ENTROPY,
+    STEP_GREEDY_IDS,
     STEP_NUM_COMMITTED,
     STEP_VALID,
 )
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import ALONE, Processes
-from dlmrl_kit.core.trajectory import cut, group_max, in_one_order, length_order, restored, shuffled
+from dlmrl_kit.core.trajectory import cut, group_max, in_one_order, length_order, on_device, restored, shuffled
 from dlmrl_kit.corrections.apply import apply_correction
 from dlmrl_kit.corrections.base import Drift, warning
 from dlmrl_kit.filters.base import Filter
@@ -297,7 +298,13 @@ class Update:
         return {**totals.means(), "skipped": float(self.skipped)}
 
     def minibatches(self, trajectory: TensorDictBase, number: int) -> Iterator[TensorDictBase]:
-        """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares."""
+        """Yields the minibatches of every inner iteration: the samples in random order, cut into equal shares.
+
+        One-step completions were scored; with a number for every step and position they are not copied along.
+        """
+        readers = [*self.gradient.terms, *(model.component for model in self.log_probs.models)]
+        if not any(STEP_GREEDY_IDS in reader.in_keys for reader in readers):
+            trajectory = trajectory.exclude(STEP_GREEDY_IDS)
         whole_groups = self.gradient.whole_groups
         return minibatches(trajectory, self.trainer, self.trainer.seed, number, whole_groups, self.processes)
 
@@ -381,7 +388,7 @@ def minibatches(
         generator = seeding.generator("cpu", seed, number, "minibatches", iteration)
         for part in shuffled(group, trainer.minibatches, generator, whole_groups):
             own = row[part]
-            minibatch = trajectory[own[own >= 0].to(trajectory.device)]
+            minibatch = trajectory[on_device(own[own >= 0], trajectory[GROUP].device)]
             redrawn = minibatch.pop(LATER_PASSES, None)
             # A likelihood that draws new masks in each pass has its fixed keys once for each later pass.
             if redrawn is not None and iteration > 0:

@@ -151,6 +151,32 @@ def test_adapters_of_experts_are_refused_with_the_reason(tmp_path: Path) -> None
         load_policy(tmp_path / "adapter")
 
 
+def check_plain(kind: str, folder: Path, policy: Any) -> None:
+    """What a run saved in the published layout loads in transformers without the kit, and computes the same.
+
+    transformers does not know the published type of model; it is told the configuration of the class that has it.
+    """
+    given = json.loads((folder / "config.json").read_text())
+    settings = {name: value for name, value in given.items() if name not in ("model_type", "auto_map", "architectures")}
+    if kind == "llada2":
+        from transformers.models.sarvam_moe.configuration_sarvam_moe import SarvamMoEConfig as Config
+    else:
+        from transformers import Qwen3MoeConfig as Config  # type: ignore[assignment]
+    plain, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, config=Config(**settings), output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    state = plain.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in policy.model.state_dict().items())
+    ids = torch.arange(16, 16 + 2 * BLOCK)[None] % 20
+    block = torch.arange(ids.shape[1]) // BLOCK
+    sees = (block[:, None] >= block[None])[None, None]
+    full = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        expected = plain.eval()(input_ids=ids, attention_mask=sees).logits[0]
+        torch.testing.assert_close(policy(ids, full, full), expected, rtol=1e-5, atol=1e-5)
+
+
 OTHERS = {
     "llada2": tuple(i for i in range(24) if not 1 <= i <= 4),
     "sdar_moe": tuple(range(16)) + tuple(range(20, 264)),
@@ -185,7 +211,8 @@ def test_it_trains_from_the_command_line_and_transformers_loads_what_it_saved(
     else:
         assert any("experts" in name for name in moved)
         assert any("mlp.gate.weight" in name for name in moved)
-    policy = load_policy(tmp_path / "run" / "model")
+    policy = load_policy(tmp_path / "run" / "model", block_size=BLOCK)
+    check_plain(kind, tmp_path / "run" / "model", policy)
     save_transformers(policy, tmp_path / "native")
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "native")
     state = plain.state_dict()

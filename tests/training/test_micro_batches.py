@@ -47,6 +47,21 @@ def test_micro_batches_change_nothing(label: str, tmp_path: Path) -> None:
         assert metrics == pytest.approx(results[-1][1], rel=1e-5, abs=1e-6)
 
 
+def test_one_step_completions_are_not_copied_with_every_minibatch(tmp_path: Path) -> None:
+    """They have a number for every step and position; a loss that reads them gets them."""
+    run = new_run(tmp_path)
+    trajectory = prepared(run.update, rollout(run))
+    greedy = ("step", "greedy_ids")
+    assert greedy in trajectory.keys(True)
+    for reads in (False, True):
+        if reads:
+            run.algorithm.loss.in_keys = [*run.algorithm.loss.in_keys, greedy]
+        found = list(run.update.minibatches(trajectory, 0))
+        assert found
+        assert all((greedy in minibatch.keys(True)) == reads for minibatch in found)
+    assert greedy in trajectory.keys(True)
+
+
 def test_two_terms_with_a_metric_of_the_same_name_keep_their_own(tmp_path: Path) -> None:
     run = new_run(tmp_path, uses=["regulariser=KLK1+KLK2+KLK3"])
     trajectory = prepared(run.update, rollout(run))

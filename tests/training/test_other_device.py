@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
+from support.device_waits import counted
 from support.families import make_dream, make_llada, make_llada_moe
 from support.llada2 import llada2_checkpoint, sdar_moe_checkpoint
 from support.other_device import Elsewhere, context, other_device
@@ -110,6 +112,24 @@ def test_components_run_there_as_here(uses: list[str], tmp_path: Path) -> None:
 def test_step_schedules_run_there_as_here(sampler: str, schedule: str, tmp_path: Path) -> None:
     sets = (f"Sampler.tokens_per_step = @{schedule}()", f"{schedule}.steps = 5", "Sampler.temperature = 0.8")
     compare(tmp_path, "egspo_sa", [f"sampler={sampler}"], *sets)
+
+
+def test_an_update_waits_seldom(tmp_path: Path) -> None:
+    """In a micro-batch for selection, prompts, committed positions, denominators, the largest ratio and metrics."""
+    sets = [*ONE, "Trainer.micro_batch_size = 1"]
+    run = new_run(tmp_path, "meta", sets=sets, uses=["filter=none"])
+    starts: list[int] = []
+    backward = run.update.gradient._backward
+    with context("meta"):
+        rollout = run.update.roll_out(0)
+        run.update.prepare(rollout)
+        with counted() as found, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run.update.gradient, "_backward", lambda *g: (starts.append(len(found)), backward(*g))[1])
+            run.update.learn(rollout.kept, 0)
+    assert len(starts) == len(rollout.kept) >= 4
+    assert {after - before for before, after in itertools.pairwise(starts)} == {7}, found
+    assert starts[0] <= 7 + 7  # of a minibatch
+    assert len(found) - starts[-1] <= 4
 
 
 def only(digits: range, vocabulary: int) -> str:
