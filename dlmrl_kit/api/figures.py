@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from dlmrl_kit.training.curve import png
+from dlmrl_kit.training.figure_style import image
 
 
 class ShownFigure(Figure):
     """A figure of matplotlib that is an image where it is the value of a notebook's cell."""
 
     def _repr_png_(self) -> bytes:
-        return png(self)
+        return image(self)

@@ -23,6 +23,7 @@ from dlmrl_kit.training import loop
 from dlmrl_kit.training.curve import curve_figure
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations
 from dlmrl_kit.training.export import MODEL
+from dlmrl_kit.training.figures import run_figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +69,7 @@ class TrainedRun(RunResult):
         return _pandas().DataFrame.from_dict(rows, orient="index").rename_axis("update")
 
     def figure(self) -> Figure:
-        """Draws reward, accuracy, entropy and KL by update, as in ``curve.png``; notebooks show it.
+        """Draws accuracy, reward, entropy and KL by update, as in ``curve.png``; notebooks show it.
 
         Raises:
             CheckpointError: the run wrote no ``metrics.csv``.
@@ -76,6 +77,16 @@ class TrainedRun(RunResult):
         from dlmrl_kit.api.figures import ShownFigure
 
         return curve_figure(self.folder, ShownFigure())
+
+    def figures(self) -> dict[str, Figure]:
+        """Draws all figures of the run, by name: ``curve``, ``rewards``, ``steps``, ``updates``; notebooks show them.
+
+        Raises:
+            CheckpointError: the run wrote no ``metrics.csv``.
+        """
+        from dlmrl_kit.api.figures import ShownFigure
+
+        return run_figures(self.folder, ShownFigure)
 
     def policy(self) -> TransformersPolicy:
         """Loads the trained model, anew at each call."""
@@ -87,6 +98,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     progress: bool = True,
+    show_samples: int = 0,
     observer: RunObserver | None = None,
 ) -> TrainedRun:
     """Trains an algorithm or a recipe in a new run folder, as ``dlmrl train`` does.
@@ -98,6 +110,7 @@ def train(
         what: an algorithm, a recipe from ``load_recipe``, or the name or path of one.
         out: the run folder, which is created.
         progress: whether to show how the run goes, in a terminal, a notebook or as plain lines.
+        show_samples: how many samples of each update are printed beside that.
         observer: is told how the run goes, in place of the display.
 
     Returns:
@@ -108,7 +121,7 @@ def train(
             or training cannot go on.
     """
     recipe = _recipe(what)
-    with _observer(progress, observer) as watching:
+    with _observer(progress, show_samples, observer) as watching:
         for note in recipe.notes:
             watching.on_message(note)
         return _run_of(loop.train(recipe, Path(out), observer=watching))
@@ -121,6 +134,7 @@ def resume(
     allow_imports: bool = False,
     accept_changes: bool = False,
     progress: bool = True,
+    show_samples: int = 0,
     observer: RunObserver | None = None,
 ) -> TrainedRun:
     """Goes on with a run from its newest checkpoint, as ``dlmrl train --resume`` does.
@@ -129,12 +143,12 @@ def resume(
         folder: the run folder.
         sets: bindings that make the run longer: ``["Trainer.updates = 200"]``.
         allow_imports, accept_changes: as ``training.resume``.
-        progress, observer: as ``train``.
+        progress, show_samples, observer: as ``train``.
 
     Raises:
         UserError: as ``training.resume``.
     """
-    with _observer(progress, observer) as watching:
+    with _observer(progress, show_samples, observer) as watching:
         found = loop.resume(
             Path(folder),
             observer=watching,
@@ -176,10 +190,12 @@ def _recipe(what: Algorithm | Recipe | str | os.PathLike[str]) -> Recipe:
     return load_recipe(what)
 
 
-def _observer(progress: bool, observer: RunObserver | None) -> RunObserver:
+def _observer(progress: bool, show_samples: int, observer: RunObserver | None) -> RunObserver:
+    if show_samples and not (progress and observer is None):
+        raise RecipeError("show_samples goes with the display: leave progress on, and give no observer")
     if observer is not None:
         return observer
-    return RichRunObserver() if progress else RunObserver()
+    return RichRunObserver(show_samples=show_samples) if progress else RunObserver()
 
 
 def _run_of(result: RunResult) -> TrainedRun:

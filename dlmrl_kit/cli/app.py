@@ -20,6 +20,7 @@ from dlmrl_kit.cli.compare import compare_command
 from dlmrl_kit.cli.doctor import doctor_command
 from dlmrl_kit.cli.eval import eval_command
 from dlmrl_kit.cli.list import list_command
+from dlmrl_kit.cli.plot import plot_command
 from dlmrl_kit.cli.plugin import plugin_app
 from dlmrl_kit.cli.pretrain import pretrain_command
 from dlmrl_kit.cli.profile import profile_command
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "eval": eval_command,
     "trace": trace_command,
+    "plot": plot_command,
     "sample": sample_command,
     "chat": chat_command,
     "tokenizer": tokenizer_command,

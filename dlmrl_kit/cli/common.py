@@ -127,7 +127,9 @@ def print_notes(recipe: Recipe) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def show_run(run: Callable[[RunObserver], object], folder: Path, again: str, speaks: bool = True) -> None:
+def show_run(
+    run: Callable[[RunObserver], object], folder: Path, again: str, speaks: bool = True, show_samples: int = 0
+) -> None:
     """Calls ``run`` with an observer that displays the run.
 
     An interrupt ends the command with exit code 1.
@@ -137,11 +139,12 @@ def show_run(run: Callable[[RunObserver], object], folder: Path, again: str, spe
         folder: the run folder.
         again: the command that goes on after an interrupt, for the user to read.
         speaks: whether this is the process, of several, that writes.
+        show_samples: how many samples of each update are printed.
     """
     from dlmrl_kit.report.run_console import RichRunObserver
 
     try:
-        with RichRunObserver(new_console()) as observer:
+        with RichRunObserver(new_console(), show_samples) as observer:
             run(observer)
     except KeyboardInterrupt:
         started = (folder / "recipe.gin").is_file()

@@ -59,6 +59,14 @@ def train_command(
             metavar="REPO_ID", help="Upload the model to this repository of the hub at the end.", show_default=False
         ),
     ] = None,
+    show_samples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Print N samples of each update: prompt, completion and reward. completions.jsonl keeps them.",
+        ),
+    ] = 0,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Report sizes, memory and forwards; try an update on a small random model."),
@@ -127,6 +135,7 @@ def train_command(
     planned = {"--nodes": nodes, "--memory": memory, "--bandwidth": bandwidth, "--link": link, "--network": network}
     if dry_run:
         writes = {"--out": out, "--resume": resume, "--push-to-hub": push_to_hub, "--max-restarts": max_restarts}
+        writes["--show-samples"] = show_samples or None
         refuse(writes, "with --dry-run: nothing is trained or written")
         if gpus is None:
             refuse(planned, "without --gpus N, the GPUs of a machine: they are for a plan")
@@ -160,6 +169,7 @@ def train_command(
                 "--out": None if resume else folder,
                 "--resume": resume,
                 "--push-to-hub": push_to_hub,
+                "--show-samples": show_samples or None,
                 "--accept-changes": accept_changes,
                 "--allow-imports": allow_imports,
             }
@@ -168,7 +178,7 @@ def train_command(
         return
     with together() as processes:
         if resume is not None:
-            _resume(resume, bindings, allow_imports, accept_changes, processes)
+            _resume(resume, bindings, allow_imports, accept_changes, show_samples, processes)
             _push(resume, push_to_hub, processes)
             return
         loaded = resolved_recipe(recipe or DEFAULT_RECIPE, bindings, uses, allow_imports)
@@ -178,7 +188,7 @@ def train_command(
             refuse_several("train --dry-run")
             _try_out(loaded, {"gpus": gpus, "tflops": tflops, **{k.removeprefix("--"): v for k, v in planned.items()}})
             return
-        folder = _train(loaded, out, allow_imports, processes)
+        folder = _train(loaded, out, allow_imports, show_samples, processes)
         _push(folder, push_to_hub, processes)
 
 
@@ -191,7 +201,7 @@ def _try_out(recipe: Recipe, given: dict[str, Any]) -> None:
     dry_run(recipe, typer.echo, cluster, plan=given["gpus"] is not None)
 
 
-def _train(recipe: Recipe, out: Path | None, allow_imports: bool, processes: Processes) -> Path:
+def _train(recipe: Recipe, out: Path | None, allow_imports: bool, show_samples: int, processes: Processes) -> Path:
     """Trains a recipe in a new folder, or where ``torchrun`` starts it again, goes on with it; returns the folder."""
     from dlmrl_kit.core.processes import may_restart, restarts
     from dlmrl_kit.core.run_folder import holds_run
@@ -200,7 +210,7 @@ def _train(recipe: Recipe, out: Path | None, allow_imports: bool, processes: Pro
     if out is None and may_restart():
         raise UserError("give --out DIR: a run that torchrun may start again (--max-restarts) must find its folder")
     if out is not None and restarts() and processes.of_first(lambda: holds_run(out)):
-        _resume(out, [], allow_imports, False, processes)
+        _resume(out, [], allow_imports, False, show_samples, processes)
         return out
     folder = processes.of_first(lambda: new_folder(out, recipe.name))
     show_run(
@@ -208,11 +218,19 @@ def _train(recipe: Recipe, out: Path | None, allow_imports: bool, processes: Pro
         folder,
         _go_on(folder),
         processes.is_first,
+        show_samples,
     )
     return folder
 
 
-def _resume(folder: Path, sets: list[str], allow_imports: bool, accept_changes: bool, processes: Processes) -> None:
+def _resume(
+    folder: Path,
+    sets: list[str],
+    allow_imports: bool,
+    accept_changes: bool,
+    show_samples: int,
+    processes: Processes,
+) -> None:
     from dlmrl_kit.training import resume
 
     show_run(
@@ -227,6 +245,7 @@ def _resume(folder: Path, sets: list[str], allow_imports: bool, accept_changes: 
         folder,
         _go_on(folder),
         processes.is_first,
+        show_samples,
     )
 
 

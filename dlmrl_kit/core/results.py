@@ -8,7 +8,7 @@ to run: 0 in a fresh run, u after a checkpoint of u updates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -147,6 +147,9 @@ class RunObserver:
     overrides ``stop``: whoever makes an observer uses it as a context manager around the run.
     """
 
+    shown_samples = 0
+    """How many samples of each update ``on_samples`` is to get, at least."""
+
     def __enter__(self) -> Self:
         """Returns the observer."""
         return self
@@ -178,6 +181,9 @@ class RunObserver:
 
     def on_update(self, update: int, metrics: dict[str, float]) -> None:
         """Called after update number ``update``, with its metrics by their names in ``metrics.csv``."""
+
+    def on_samples(self, update: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Called after an update with some samples of its rollout, as ``completions.jsonl`` keeps them."""
 
     def on_eval(self, update: int, result: EvalResult) -> None:
         """Called after an evaluation of the policy as it is after ``update`` updates."""

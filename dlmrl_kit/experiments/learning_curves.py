@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Summary, interval, metrics_of
 from dlmrl_kit.experiments.design import BASE
-from dlmrl_kit.training.curve import Series, running_mean
+from dlmrl_kit.training.figure_style import Series, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

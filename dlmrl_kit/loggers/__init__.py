@@ -9,16 +9,21 @@ from dlmrl_kit.core.lazy import lazily
 if TYPE_CHECKING:
     from dlmrl_kit.loggers.base import Logger as Logger
     from dlmrl_kit.loggers.metrics_csv import MetricsCSV as MetricsCSV
+    from dlmrl_kit.loggers.mlflow import MLflow as MLflow
     from dlmrl_kit.loggers.tensorboard import TensorBoard as TensorBoard
-    from dlmrl_kit.loggers.torchrl_logger import Forwarding as Forwarding
-    from dlmrl_kit.loggers.torchrl_logger import TorchRLLogger as TorchRLLogger
+    from dlmrl_kit.loggers.tracker import Tracker as Tracker
+    from dlmrl_kit.loggers.trackio import Trackio as Trackio
+    from dlmrl_kit.loggers.wandb import WandB as WandB
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "base": ["Logger"],
         "metrics_csv": ["MetricsCSV"],
+        "mlflow": ["MLflow"],
         "tensorboard": ["TensorBoard"],
-        "torchrl_logger": ["Forwarding", "TorchRLLogger"],
+        "tracker": ["Tracker"],
+        "trackio": ["Trackio"],
+        "wandb": ["WandB"],
     },
 )

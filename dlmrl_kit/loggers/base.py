@@ -1,4 +1,4 @@
-"""The interface of loggers, which take the metrics of a run."""
+"""The interface of loggers, which take the metrics of a run, and what else they want to show of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.results import EvalResult
+
+SAMPLE_COLUMNS = ("prompt", "completion", "answer", "solved", "reward")
+"""What an evaluation says of each completion that it shows."""
 
 
 def metric_name(name: str) -> str:
@@ -20,8 +24,16 @@ def metric_name(name: str) -> str:
     return "/".join(parts) if parts[0] else "\\x2f" + "/".join(parts[1:])
 
 
+def evaluation_metrics(result: EvalResult) -> dict[str, float]:
+    """Returns the numbers of an evaluation that ``metrics.csv`` lacks: the interval, parts of the reward, pass@k."""
+    low, high = result.interval()
+    parts = {metric_name(f"eval/reward/{name}"): value for name, value in result.components.items()}
+    passed = {f"eval/pass@{k}": value for k, value in result.pass_at_k.items() if k > 1}
+    return {"eval/accuracy_low": low, "eval/accuracy_high": high, **parts, **passed}
+
+
 class Logger(Dependent, ABC):
-    """Takes the metrics of a run, update by update: ``open``, then ``log`` any number of times, then ``close``.
+    """Takes the metrics of a run, update by update: ``open``, then the others any number of times, then ``close``.
 
     Constructors open nothing: building a recipe must not touch the disk or the network.
     """
@@ -40,6 +52,28 @@ class Logger(Dependent, ABC):
     @abstractmethod
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         """Logs metrics of one update; may be called more than once per update, with other metrics."""
+
+    def log_settings(self, settings: Mapping[str, str]) -> None:
+        """Takes the settings of the recipe, right after ``open``. Default: nothing.
+
+        Args:
+            settings: values as gin text, by parameter: ``{"Trainer.seed": "0"}``.
+        """
+        return
+
+    def log_evaluation(self, update: int, result: EvalResult) -> None:
+        """Takes an evaluation of the policy after ``update`` updates: its interval, some completions. Default: nothing.
+
+        Its accuracy and reward come by ``log`` as ``eval/accuracy`` and ``eval/reward``.
+        """
+        return
+
+    def log_file(self, update: int, path: Path) -> None:
+        """Takes a file of the run folder as it is after ``update`` updates: recipe, page, figure. Default: nothing.
+
+        A file of the same name replaces the one before.
+        """
+        return
 
     @abstractmethod
     def close(self) -> None:

@@ -21,6 +21,9 @@ from dlmrl_kit.report.tables import plain_table, words
 FOR_USERS = {
     "tasks": "data sets of the papers, mathematics, unit tests",
     "quantisation": "4-bit base weights on a GPU",
+    "wandb": "the tracker Weights & Biases",
+    "mlflow": "the tracker MLflow",
+    "trackio": "the tracker Trackio",
     "dev": "developing the kit",
 }
 """What the extras of the distribution are for."""

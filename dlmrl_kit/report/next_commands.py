@@ -32,6 +32,7 @@ def commands_after_training(result: RunResult) -> list[str]:
     recipe = _stored(result.folder)
     trusted = " --allow-imports" if recipe is not None and recipe.imports else ""
     found = [f"dlmrl eval {folder}{trusted} --temperature 1 --samples 8  # pass@k, with sampled completions"]
+    found.append(f"dlmrl plot {folder}  # all figures of the run, as PNG, PDF and SVG")
     if recipe is None:
         return [*found, _LIST]
     found += [f"dlmrl train {recipe.on_command_line}{trusted} {change}" for change in one_change(recipe)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -43,10 +45,12 @@ class RichRunObserver(RunObserver):
 
     Args:
         console: where to write; default: standard output.
+        show_samples: how many samples of each update are printed.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, show_samples: int = 0) -> None:
         self.console = console or Console(highlight=False)
+        self.shown_samples = show_samples
         self._total = 0
         self._first = 0
         self._started = time.monotonic()
@@ -90,6 +94,13 @@ class RichRunObserver(RunObserver):
             self._printed = done
             cells = "  ".join(f"{name} {value}" for name, value in _cells(metrics))
             say(self.console, f"update {done}/{self._total}  {cells}{self._time_left(done)}")
+
+    def on_samples(self, update: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Prints ``shown_samples`` of them, spread over the prompts as they all are."""
+        count = min(self.shown_samples, len(samples))
+        for number in range(count):
+            sample = samples[number * len(samples) // count]
+            say(self.console, sample_text(f"update {update + 1}, sample {number + 1}", sample))
 
     def on_eval(self, update: int, result: EvalResult) -> None:
         """Shows the accuracy."""
@@ -152,6 +163,17 @@ def _cells(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     shown = [name for name in COLUMNS if name in metrics and not (name == "loss" and "reward" in metrics)]
     cells = [(COLUMNS[name][0], COLUMNS[name][1].format(metrics[name])) for name in shown]
     return [*cells, ("skipped", f"{metrics['skipped']:.0f}")] if metrics.get("skipped") else cells
+
+
+def sample_text(title: str, sample: Mapping[str, Any]) -> str:
+    """Returns a sample to read: its reward, and below it prompt and completion, line by line."""
+    reward = sample.get("reward")
+    lines = [f"{title}: reward {'not finite' if reward is None else f'{reward:.3f}'}"]
+    for name in ("prompt", "completion"):
+        found = sample.get(name, "")
+        text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+        lines += [f"  {'' if row else name:<10}  {part}" for row, part in enumerate(text.split("\n"))]
+    return "\n".join(lines)
 
 
 def _evaluation_line(update: int, result: EvalResult) -> str:

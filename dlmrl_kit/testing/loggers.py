@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.loggers.base import Logger
 from dlmrl_kit.testing.core import attempt, fail
 
@@ -38,14 +39,19 @@ def check_opens_late(name: str, component: Logger) -> None:
 
 
 def check_life_of_a_run(name: str, component: Logger) -> None:
-    """It can be opened, log metrics that come and go, be closed twice, and opened again to resume."""
+    """It can be opened, take metrics that come and go and all else, be closed twice, and opened again to resume."""
     with tempfile.TemporaryDirectory() as folder, attempt(name, "used for a run", LOCAL):
         try:
             component.open(Path(folder), 0)
         except UserError:  # the package of its backend is not installed
             return
+        component.log_settings({"Trainer.seed": "0"})
         component.log(0, {"reward": 0.5})
         component.log(0, {"eval/accuracy": 0.25, "loss": float("nan")})
+        component.log_evaluation(0, EvalResult("heldout", size=2, accuracy=0.5, reward=0.25))
+        page = Path(folder) / "page.html"
+        page.write_text("<!doctype html>")
+        component.log_file(0, page)
         component.log(1, {"reward": 1})
         component.close()
         component.close()

@@ -1,23 +1,36 @@
-"""Draws ``curve.png``, which shows a run at a glance, from its ``metrics.csv``."""
+"""Draws ``curve.png``, which shows a run at a glance: held-out accuracy, training, entropy and KL by update."""
 
 from __future__ import annotations
 
-import io
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlmrl_kit.core.files import write_atomic
+from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.loggers.metrics_csv import read_metrics
+from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations
+from dlmrl_kit.training.figure_style import (
+    ENTROPY,
+    HELDOUT,
+    KL,
+    SOLVED,
+    TRAINING,
+    Panel,
+    Series,
+    by_update,
+    line,
+    save,
+    stacked,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Series = list[tuple[int, float]]
-
-FILE = "curve.png"
-REWARD, ACCURACY, EVAL, ENTROPY, KL = "#8c8c8c", "#4c9bd6", "#c2410c", "#2f855a", "#6b46c1"
+NAME = "curve"
+FILE = f"{NAME}.png"
 
 
 def plot_curve(folder: Path) -> Path:
@@ -26,104 +39,96 @@ def plot_curve(folder: Path) -> Path:
     Raises:
         CheckpointError: ``folder`` has no ``metrics.csv``.
     """
-    write_atomic(folder / FILE, png(curve_figure(folder)))
-    return folder / FILE
-
-
-def png(figure: Figure) -> bytes:
-    """Returns a figure as an image."""
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    return image.getvalue()
+    return save(curve_figure(folder), folder / NAME, ["png"])[0]
 
 
 def curve_figure(folder: Path, figure: Figure | None = None) -> Figure:
-    """Draws reward, accuracy, entropy and KL of a run by update.
+    """Draws a run by update: held-out accuracy with its 95% interval, training reward and accuracy, entropy and KL.
 
     Args:
         folder: of the run.
         figure: an empty one to draw into; None: a new one.
 
     Raises:
-        CheckpointError: ``folder`` has no ``metrics.csv``.
+        CheckpointError: ``folder`` has no ``metrics.csv``, or its ``evaluations.json`` is damaged.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    metrics = {name: [p for p in series if math.isfinite(p[1])] for name, series in read_metrics(folder).items()}
-    lower = [_draw_entropy] if "entropy" in metrics else []
-    lower += [_draw_kl] if "kl" in metrics else []
-    figure = Figure() if figure is None else figure
-    figure.set_size_inches(8, 4.2 + 1.7 * len(lower))
-    figure.set_layout_engine("constrained")
-    FigureCanvasAgg(figure)
-    ratios = [4.2] + [1.7] * len(lower)
-    axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-    for draw, axis in zip([_draw_learning, *lower], axes, strict=True):
-        draw(axis, metrics)
-        axis.grid(color="#e5e5e5", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_title(folder.resolve().name, loc="left", fontsize=11)
-    figure.align_ylabels()
-    axes[-1].set_xlabel("update")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    return figure
+    metrics = finite_metrics(folder)
+    evaluations = evaluations_of(folder)
+    panels: list[tuple[float, Callable[[Axes], None]]] = []
+    if "eval/accuracy" in metrics:
+        panels.append((1.9, partial(_draw_heldout, series=metrics["eval/accuracy"], evaluations=evaluations)))
+    panels.append((1.9, partial(_draw_training, metrics=metrics)))
+    if "entropy" in metrics:
+        panels.append((1.1, partial(_draw_measure, series=metrics["entropy"], colour=ENTROPY, title="Entropy")))
+    if "kl" in metrics:
+        panels.append((1.1, partial(_draw_measure, series=metrics["kl"], colour=KL, title="KL of the regulariser")))
+    return by_updates(panels, folder.resolve().name, figure)
 
 
-def _draw_learning(axis: Axes, metrics: dict[str, Series]) -> None:
-    _line(axis, metrics.get("reward", []), REWARD, "training reward")
-    _line(axis, metrics.get("accuracy", []), ACCURACY, "training accuracy, sampled")
-    evaluations = metrics.get("eval/accuracy", [])
-    if evaluations:
-        x, y = zip(*evaluations, strict=True)
-        axis.plot(x, y, color=EVAL, linewidth=2, marker="o", markersize=5, label="accuracy on held-out examples")
-        ends = evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
-        for update, value in ends:
-            axis.annotate(
-                f"{value:.1%}",
-                (update, value),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                color=EVAL,
-                bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
-            )
-    axis.set_ylabel("reward, accuracy")
-    axis.margins(x=0.04, y=0.12)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=9)
+def by_updates(panels: list[Panel], title: str, figure: Figure | None = None) -> Figure:
+    """Draws panels with one x axis, of updates, for all; arguments as ``stacked``."""
+    drawn = stacked(panels, title, figure)
+    by_update(drawn.axes)
+    return drawn
 
 
-def _draw_entropy(axis: Axes, metrics: dict[str, Series]) -> None:
-    _line(axis, metrics["entropy"], ENTROPY, "entropy")
-    axis.set_ylabel("entropy (nats)")
-    highest = max((value for _, value in metrics["entropy"]), default=0.0)
-    axis.set_ylim(0, 1.1 * highest or 1.0)
+def finite_metrics(folder: Path) -> dict[str, Series]:
+    """Reads the metrics of a run, without values that are NaN or infinite; raises as ``read_metrics``."""
+    return {name: [p for p in series if math.isfinite(p[1])] for name, series in read_metrics(folder).items()}
 
 
-def _draw_kl(axis: Axes, metrics: dict[str, Series]) -> None:
-    _line(axis, metrics["kl"], KL, "KL")
-    axis.set_ylabel("KL")
+def evaluations_of(folder: Path) -> dict[int, EvalResult]:
+    """Reads the evaluations of a run by update; none if it has no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / EVALUATIONS
+    return read_evaluations(path) if path.is_file() else {}
 
 
-def _line(axis: Axes, series: Series, colour: str, label: str) -> None:
-    """Draws a metric; if it has many points, thin, with its running mean over it."""
+def _draw_heldout(axis: Axes, series: Series, evaluations: Mapping[int, EvalResult]) -> None:
+    """Draws the accuracy by update; its interval where the evaluation is known."""
+    axis.set_title("Accuracy on held-out examples" + (", 95% interval" if evaluations else ""))
+    axis.set_ylabel("accuracy")
     if not series:
         return
     x, y = zip(*series, strict=True)
-    window = len(series) // 15
-    if window < 2:
-        axis.plot(x, y, color=colour, linewidth=1.5, label=label, marker="." if len(series) < 10 else None)
-        return
-    axis.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
-    axis.plot(x, running_mean(list(y), window), color=colour, linewidth=1.8, label=label)
+    known = {update: evaluations[update].interval() for update in x if update in evaluations}
+    if known:
+        low, high = zip(*known.values(), strict=True)
+        axis.fill_between(list(known), low, high, color=HELDOUT, alpha=0.15, linewidth=0)
+        axis.vlines(list(known), low, high, color=HELDOUT, alpha=0.5, linewidth=1)
+    axis.plot(x, y, color=HELDOUT, linewidth=1.8, marker="o", markersize=4)
+    axis.margins(x=0.06, y=0.2)
+    rises = len(y) < 2 or y[1] > y[0]
+    _label(axis, series[0], (6, -11 if rises else 6), "left")
+    if len(series) > 1:
+        low, high = known.get(x[-1], (y[-1], y[-1]))
+        _label(axis, (x[-1], high if y[-1] >= y[-2] else low), (2, 4 if y[-1] >= y[-2] else -12), "right", y[-1])
 
 
-def running_mean(values: list[float], window: int) -> list[float]:
-    """Averages each value with at most ``window`` neighbours on each side."""
-    means = []
-    for index in range(len(values)):
-        near = values[max(0, index - window) : index + window + 1]
-        means.append(sum(near) / len(near))
-    return means
+def _label(axis: Axes, at: tuple[int, float], offset: tuple[int, int], side: str, value: float | None = None) -> None:
+    """Writes an accuracy, by default the one that it stands at, ``offset`` points away from there."""
+    text = f"{at[1] if value is None else value:.1%}"
+    axis.annotate(text, at, offset, textcoords="offset points", ha=side, color=HELDOUT)
+
+
+def _draw_training(axis: Axes, metrics: dict[str, Series]) -> None:
+    axis.set_title("Training rollouts")
+    line(axis, metrics.get("reward", []), TRAINING, "reward")
+    line(axis, metrics.get("accuracy", []), SOLVED, "accuracy")
+    axis.set_ylabel("mean")
+    axis.margins(x=0.06)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="lower right", ncols=2)
+
+
+def _draw_measure(axis: Axes, series: Series, colour: str, title: str) -> None:
+    """Draws what is never negative, from 0 up."""
+    line(axis, series, colour)
+    axis.set_title(title)
+    axis.set_ylabel("nats")
+    axis.margins(x=0.06)
+    lowest, highest = (f((value for _, value in series), default=0.0) for f in (min, max))
+    axis.set_ylim(min(0.0, 1.1 * lowest), 1.1 * highest or 1.0)

@@ -32,6 +32,7 @@ from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rol
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations, write_evaluations
+from dlmrl_kit.training.figures import draw_at_the_end
 from dlmrl_kit.training.identity import Change, Identity, identity_of
 from dlmrl_kit.training.model_work import ModelWork
 from dlmrl_kit.training.open_loggers import OpenLoggers
@@ -45,10 +46,12 @@ from dlmrl_kit.training.record import (
     start_record,
 )
 from dlmrl_kit.training.results import seconds_of, write_results
+from dlmrl_kit.training.rollout_record import KEPT, RolloutRecord
 from dlmrl_kit.training.start import find_device, start_training, whole_copy
 from dlmrl_kit.training.trace import trace_examples
-from dlmrl_kit.training.trajectories import write_trajectories
+from dlmrl_kit.training.trajectories import PAGE, write_trajectories
 from dlmrl_kit.training.update import Update
+from dlmrl_kit.training.update_lines import COMPLETIONS
 
 
 def train(
@@ -59,8 +62,8 @@ def train(
     Args:
         recipe: from ``load_recipe``.
         folder: the run folder, which is created. It gets ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``,
-            ``curve.png``, ``trajectories.html``, ``evaluations.json``, ``run.json`` and ``result.json``. A run in it
-            that failed before its first checkpoint is replaced.
+            ``curve.png``, ``trajectories.html``, ``evaluations.json``, ``steps.jsonl``, ``completions.jsonl``,
+            ``run.json`` and ``result.json``. A run in it that failed before its first checkpoint is replaced.
         observer: is told how the run goes, in the first process.
         processes: that train together, from ``core.processes.joined``; each of them calls this.
 
@@ -183,9 +186,11 @@ class Run:
         self.name = name
         self.processes = processes
         self.observer = observer if processes.is_first else RunObserver()
-        self.loggers = OpenLoggers(algorithm.loggers if processes.is_first else [], folder)
+        self.loggers = OpenLoggers(algorithm.loggers if processes.is_first else [], folder, self.observer.on_message)
         started = start_training(algorithm, processes)
         self.policy = started.policy
+        samples = max(KEPT, self.observer.shown_samples)
+        self.record = RolloutRecord(folder, algorithm.task, self.policy, samples, processes)
         self.parameters = trained(started.policy, algorithm.components)
         self.update = Update(algorithm, *started, self.observer.on_message, processes)
         self.work = ModelWork()
@@ -212,9 +217,11 @@ class Run:
         if self.trainer.sharding != "none":
             self._say_how()
         with Ending(self.processes, self.trainer.timeout_minutes, self.folder) as ending:
-            with self.loggers.open(first), self.update.opened(), self.work.watching(self.policy):
+            settings = self.identity.get("recipe", {})
+            with self.loggers.open(first, settings), self.update.opened(), self.work.watching(self.policy):
                 try:
                     self._go_on(ending)
+                    self._draw()
                 except NotFiniteError as error:
                     if not self.processes.is_first:
                         raise
@@ -245,6 +252,9 @@ class Run:
         Raises:
             StoppedError: SIGTERM has come; there is a checkpoint of what was done.
         """
+        self.loggers.log_file(self.first, self.folder / RECIPE)
+        if self.processes.is_first:
+            self.record.open(self.first)
         if 0 not in self.evaluations:
             self._evaluate(0)
         for number in range(self.first, self.trainer.updates):
@@ -316,6 +326,7 @@ class Run:
         metrics = self.update(number) | self.work.metrics(self.processes)
         self._check_numbers(number, metrics)
         seconds = time.perf_counter() - started
+        self.record.take(number, self.update.take_rollout(), self.update.scorer)
         metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
         self._log(number, metrics)
         done = number + 1
@@ -367,6 +378,7 @@ class Run:
             found = {"eval/validation/accuracy": chosen_on.accuracy, "eval/validation/reward": chosen_on.reward}
             self.loggers.log(done, found)
             self.best.note(done, chosen_on, safe=max((updates for updates, _ in checkpoints(self.folder)), default=0))
+        self.loggers.log_evaluation(done, result)
         write_evaluations(self.folder / EVALUATIONS, self.evaluations)
         self._trace(done)
         self.observer.on_eval(done, result)
@@ -380,12 +392,22 @@ class Run:
         with autocast(self.policy, self.trainer.precision):
             traces = trace_examples(self.policy, self.algorithm.sampler, self.algorithm.task, shown, name=name)
         write_trajectories(self.folder, self.name, done, traces)
+        self.loggers.log_file(done, self.folder / PAGE)
 
     def _log(self, update: int, metrics: dict[str, float]) -> None:
         if self.processes.is_first:
             require(self.folder)
+        self.record.write()
         self.observer.on_update(update, metrics)
         self.loggers.log(update, metrics)
+        self.observer.on_samples(update, self.record.samples)
+
+    def _draw(self) -> None:
+        """Draws the figures, and hands them and the completions to the loggers."""
+        if self.processes.is_first:
+            drawn = draw_at_the_end(self.folder, everything=self.loggers.has_trackers)
+            for path in (*drawn, self.folder / COMPLETIONS):
+                self.loggers.log_file(self.trainer.updates, path)
 
     def _finish(self, policy: TransformersPolicy, seconds: float) -> RunResult:
         """Writes what the run leaves, and reports it; of a run that had nothing left to train the seconds stay."""

@@ -1,4 +1,4 @@
-"""What a finished run leaves in its folder: its model, the best one where it chose one, the curve, ``result.json``."""
+"""What a finished run leaves in its folder: its model, the best one where it chose one, ``result.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dlmrl_kit.core.results import EvalResult, RunResult
 from dlmrl_kit.core.run_folder import RESULT, read_json
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.training.best_model import BestModel
-from dlmrl_kit.training.curve import plot_curve
 from dlmrl_kit.training.export import BEST, MODEL, export
 
 
@@ -37,7 +36,7 @@ def write_results(
     seconds: float,
     say: Callable[[str], None],
 ) -> RunResult:
-    """Writes the model, the curve and, last of all, ``result.json``: a run that has it is complete.
+    """Writes the model and, last of all, ``result.json``: a run that has it is complete.
 
     Args:
         algorithm: that was trained.
@@ -75,7 +74,5 @@ def write_results(
         export(policy, replace(result, after=after, updates=chosen.updates), name, *parts, prefix=BEST)
         summary["best"] = {"updates": chosen.updates, "validation": chosen.result.to_json(), "heldout": after.to_json()}
         say(f"{chosen}; held-out {after.accuracy:.1%}: {folder / (BEST + MODEL)}")
-    if (folder / "metrics.csv").is_file():
-        plot_curve(folder)
     write_atomic(folder / RESULT, json.dumps(summary, indent=1))
     return result

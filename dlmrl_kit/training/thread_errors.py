@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import threading
+import traceback
+from collections.abc import Collection
 from types import TracebackType
 
 
 class ThreadErrors:
-    """Within the context, keeps the ``OSError`` that ends a thread, in place of printing it; others are printed."""
+    """Within the context, keeps the ``OSError`` that ends a thread, in place of printing it; others are printed.
 
-    def __init__(self) -> None:
+    Args:
+        ignored: packages whose threads may end as they like: those of trackers, which a run can do without.
+    """
+
+    def __init__(self, ignored: Collection[str] = ()) -> None:
+        self._ignored = frozenset(ignored)
         self._error: OSError | None = None
         self._before = threading.excepthook
 
@@ -27,7 +34,10 @@ class ThreadErrors:
             raise error
 
     def _keep(self, args: threading.ExceptHookArgs) -> None:
-        if isinstance(args.exc_value, OSError):
-            self._error = args.exc_value
-        else:
+        if not isinstance(args.exc_value, OSError):
             self._before(args)
+            return
+        frames = traceback.walk_tb(args.exc_traceback)
+        packages = {str(frame.f_globals.get("__name__", "")).split(".")[0] for frame, _ in frames}
+        if not packages & self._ignored:
+            self._error = args.exc_value

@@ -121,6 +121,8 @@ class Update:
         self.warned = False
         self.compared = False
         """Whether all actions of a rollout have been compared with what the policy would have done."""
+        self.rollout: Rollout | None = None
+        """Of the latest update, until ``take_rollout``."""
         self.difference: float | None = None
         """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
 
@@ -135,10 +137,12 @@ class Update:
             TrainingError: old and new log-probabilities disagree, or too many steps in a row were not finite.
         """
         torch.manual_seed(seeding.derive_seed(self.trainer.seed, number))
+        self.rollout = None  # the memory of the one before is free now
         with self.policy.whole():
             with self.policy.in_step():
                 rollout = self.roll_out(number)
             metrics = self.rollout_metrics(rollout)
+            self.rollout = rollout
             if not self.compared or (self.guard.every and number % self.guard.every == 0):
                 metrics |= self.check(rollout, number)
             trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
@@ -324,6 +328,12 @@ class Update:
                 f"({norm}), so training cannot go on: lower Trainer.learning_rate or Trainer.max_grad_norm, or look at "
                 "the advantages"
             )
+
+    def take_rollout(self) -> Rollout:
+        """Returns the rollout of the latest update, once, so that its memory is free afterwards."""
+        assert self.rollout is not None, "no update has been taken since"
+        rollout, self.rollout = self.rollout, None
+        return rollout
 
     def counters(self) -> dict[str, float]:
         """Returns what a checkpoint must hold besides weights and optimiser; ``restore`` takes it back."""

@@ -38,6 +38,25 @@ def test_default_folder_carries_recipe_and_time(tmp_path: Path, monkeypatch: pyt
     assert re.fullmatch(r"runs/egspo-\d{8}-\d{6}", str(folders[0]))
 
 
+def test_samples_are_shown_and_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    updates = ("--set", "Trainer.updates=2")
+    result = dlmrl("train", *OPTIONS, *updates, "--out", str(folder), "--show-samples", "3")
+    assert result.exit_code == 0, result.output
+    kept = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+    assert len(kept) == 8  # of each update at least four
+    for update in (1, 2):
+        own = [sample for sample in kept if sample["update"] == update - 1]
+        for number, sample in enumerate((own[0], own[1], own[2]), 1):
+            lines = f"update {update}, sample {number}: reward {sample['reward']:.3f}\n"
+            lines += f"  prompt      {sample['prompt']}\n  completion  {sample['completion']}\n"
+            assert lines in result.stdout
+    resumed = dlmrl("train", "--resume", str(folder), "--set", "Trainer.updates=3", "--show-samples", "6")
+    assert resumed.exit_code == 0, resumed.output
+    assert resumed.stdout.count("update 3, sample ") == 6
+    assert len((folder / "completions.jsonl").read_text().splitlines()) == 14
+
+
 def test_seed_is_a_binding(run: Path) -> None:
     assert "Trainer.seed = 3\n" in (run / "recipe.gin").read_text()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,9 @@ from hypothesis import strategies as st
 from support.loggers import drive
 
 from dlmrl_kit.core.errors import CheckpointError
-from dlmrl_kit.loggers.base import Logger, metric_name
+from dlmrl_kit.loggers.base import metric_name
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV, read_metrics
 from dlmrl_kit.loggers.tensorboard import TensorBoard
-from dlmrl_kit.loggers.torchrl_logger import TorchRLLogger
 
 
 def text(folder: Path) -> str:
@@ -58,7 +56,7 @@ def test_every_log_reaches_the_file_at_once(tmp_path: Path) -> None:
 
 
 def test_log_before_open_is_an_error(tmp_path: Path) -> None:
-    for logger in (MetricsCSV(), TensorBoard(), TorchRLLogger("csv")):
+    for logger in (MetricsCSV(), TensorBoard()):
         with pytest.raises(RuntimeError, match="is not open"):
             logger.log(0, {"reward": 1.0})
 
@@ -147,11 +145,10 @@ def test_names_that_differ_stay_apart() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES[:-1], ids=ascii)
-@pytest.mark.parametrize("make", [TensorBoard, lambda: TorchRLLogger("csv")], ids=["TensorBoard", "csv"])
-def test_no_name_leads_out_of_the_run_folder(tmp_path: Path, make: Callable[[], Logger], name: str) -> None:
+def test_no_name_leads_out_of_the_run_folder(tmp_path: Path, name: str) -> None:
     run = tmp_path / "one" / "two" / "run"
     run.mkdir(parents=True)
-    logger = make()
+    logger = TensorBoard()
     logger.open(run, 0)
     logger.log(0, {name: 0.5, f"reward/{name}": 0.5})
     logger.close()

@@ -91,7 +91,7 @@ def test_imports_are_allowed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_recipe_that_is_lost_leaves_commands_that_need_none(tmp_path: Path) -> None:
     result = RunResult(tmp_path, evaluation(0.1), evaluation(0.2), 1, 1.0, tmp_path / "model")
-    assert [line.split()[1] for line in commands_after_training(result)] == ["eval", "list"]
+    assert [line.split()[1] for line in commands_after_training(result)] == ["eval", "plot", "list"]
 
 
 @pytest.mark.parametrize(

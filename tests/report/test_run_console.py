@@ -94,6 +94,18 @@ def test_short_and_resumed_runs_print_every_update(tmp_path: Path) -> None:
     assert re.findall(r"^update (\d)/6", text, re.M) == ["5", "6"]
 
 
+def test_samples_are_spread_and_safe() -> None:
+    sample = {"prompt": [{"role": "user", "content": "hé"}], "completion": "a\n[red]b\x1b[2J", "reward": None}
+    target = console(terminal=False)
+    observer = RichRunObserver(target, show_samples=2)
+    observer.on_samples(4, [{**sample, "reward": number} for number in (0.5, 1.0)] + [sample, sample])
+    first, second = "update 5, sample 1: reward 0.500\n", "update 5, sample 2: reward not finite\n"
+    rest = '  prompt      [{"role": "user", "content": "hé"}]\n  completion  a\n              [red]b\\x1b[2J\n'
+    assert output(target) == first + rest + second + rest
+    RichRunObserver(quiet := console(terminal=False)).on_samples(4, [sample])
+    assert output(quiet) == ""
+
+
 def test_sparse_reports_are_not_missed(tmp_path: Path) -> None:
     """Pre-training reports every 50 steps only, which need not fall on the lines' own rhythm."""
     target = console(terminal=False)

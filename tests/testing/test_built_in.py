@@ -60,7 +60,6 @@ CONFIGURED = [
     TokenKLK3(0.01, "old", FixedLength()),
 ]
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "TorchRLLogger": {"backend": "csv"},
     "OneUpdateBehind": {"collector": Here()},
     "ReasoningGym": {"dataset": "chain_sum"},
     "Mixture": {"tasks": [Sudoku4x4(num_train=40), Countdown(num_train=40)]},
@@ -71,7 +70,9 @@ NEEDS_FILES |= {"HumanEval", "MBPP", "KodCode", "Conversations", "SubwordLlama"}
 """Components that need files of the user's; tests/tasks holds their tests."""
 NEEDS_A_CLUSTER = {"Ray"}
 """Components that need a cluster: tests/collectors holds their tests."""
-LEFT_OUT = NEEDS_FILES | NEEDS_A_CLUSTER
+NEEDS_A_SERVICE = {"WandB", "MLflow", "Trackio"}
+"""Components that would look for a service on the network: tests/loggers holds their tests."""
+LEFT_OUT = NEEDS_FILES | NEEDS_A_CLUSTER | NEEDS_A_SERVICE
 KIT = [entry for entry in components() if entry.package == "dlmrl_kit" and entry.name not in LEFT_OUT]
 BUILT_IN = [entry.cls(**ARGUMENTS[entry.name]) if entry.name in ARGUMENTS else entry.cls for entry in KIT]
 

@@ -8,7 +8,8 @@ import pytest
 
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
-from dlmrl_kit.training.curve import plot_curve, running_mean
+from dlmrl_kit.training.curve import plot_curve
+from dlmrl_kit.training.figure_style import running_mean
 
 
 def write_metrics(folder: Path, updates: int, names: tuple[str, ...] = ("reward", "accuracy", "entropy", "kl")) -> None:

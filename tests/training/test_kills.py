@@ -36,7 +36,8 @@ def finish(folder: Path, gin_file: Path) -> RunResult:
 
 def test_the_uninterrupted_run_is_whole(whole: Path) -> None:
     expected = {"recipe.gin", "run.json", "metrics.csv", "evaluations.json", "result.json", "curve.png", "model"}
-    assert {path.name for path in whole.iterdir()} == expected | {"checkpoints"}
+    expected |= {"checkpoints", "steps.jsonl", "completions.jsonl"}
+    assert {path.name for path in whole.iterdir()} == expected
     assert [done for done, _ in checkpoints(whole)] == [4, 5]
     evaluations = json.loads((whole / "evaluations.json").read_text())
     assert list(evaluations) == ["0", "2", "4", "5"]

@@ -171,10 +171,10 @@ def test_a_run_killed_while_it_wrote_its_results_finishes(whole: Path, tmp_path:
 
 
 def test_the_result_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plot(folder: Path) -> None:
+    def export(*_: Any, **__: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(results, "plot_curve", plot)
+    monkeypatch.setattr(results, "export", export)
     with pytest.raises(Killed):
         train(recipe(sets=["Trainer.updates = 1"]), tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()

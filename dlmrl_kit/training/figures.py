@@ -1,0 +1,248 @@
+"""All figures of a run, for papers and pages: the curve, the parts of the reward, the denoising steps, the updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
+from dlmrl_kit.training.curve import by_updates, curve_figure, evaluations_of, finite_metrics, plot_curve
+from dlmrl_kit.training.figure_style import (
+    FORMATS,
+    HELDOUT,
+    KL,
+    SOLVED,
+    TRAINING,
+    Panel,
+    Series,
+    line,
+    save,
+    stacked,
+    whole_numbers,
+)
+from dlmrl_kit.training.update_lines import STEPS, read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FOLDER = "figures"
+
+UPDATES: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
+    "ratio": ("Probability ratio, new to old", "ratio", (("ratio", "mean"), ("ratio_max", "largest"))),
+    "clip_fraction": ("Share of ratios that is clipped", "share", (("clip_fraction", ""),)),
+    "approx_kl": ("KL from the old policy", "nats", (("approx_kl", ""),)),
+    "kl": ("KL of the regulariser", "nats", (("kl", ""),)),
+    "grad_norm": ("Norm of the gradient, before clipping", "norm", (("grad_norm", ""),)),
+    "learning_rate": ("Learning rate", "rate", (("learning_rate", ""),)),
+}
+"""Panels of the figure ``updates``: by metric, the title, the label of the axis, and the lines with their names."""
+
+HEAT_MAPS: dict[str, tuple[str, str, str]] = {
+    "entropy": ("Entropy of each step", "nats", "viridis"),
+    "selected": ("Steps that are trained", "share of samples", "magma"),
+    "reward": ("Reward of each step's completion", "mean reward", "viridis"),
+    "advantage": ("Size of each step's advantage", "mean size", "magma"),
+}
+"""Panels of the figure ``steps``: by entry of ``steps.jsonl``, title, label of the colours and their map."""
+
+
+def draw_at_the_end(folder: Path, *, everything: bool) -> list[Path]:
+    """Draws ``curve.png`` of a run that ends, if it has a ``metrics.csv``; returns what is there to show.
+
+    Args:
+        folder: the run folder.
+        everything: whether the other figures are to be drawn and shown, too, as PNG.
+
+    Raises:
+        UserError: as ``plot_run``.
+    """
+    if not (folder / METRICS).is_file():
+        return []
+    curve = plot_curve(folder)
+    return plot_run(folder, formats=["png"]) if everything else [curve]
+
+
+def plot_run(folder: Path, out: Path | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Draws all figures that a run, finished or not, has the numbers for.
+
+    Args:
+        folder: the run folder.
+        out: where to; None: ``<folder>/figures``.
+        formats: of ``FORMATS``; one file is written for each figure and format.
+
+    Returns:
+        The files: ``curve``, ``rewards``, ``steps`` and ``updates``.
+
+    Raises:
+        CheckpointError: ``folder`` has no ``metrics.csv``, or its ``evaluations.json`` is damaged.
+        FileError: a file cannot be written.
+    """
+    where = folder / FOLDER if out is None else out
+    return [path for name, figure in run_figures(folder).items() for path in save(figure, where / name, formats)]
+
+
+def run_figures(folder: Path, make: Callable[[], Figure] | None = None) -> dict[str, Figure]:
+    """Draws all figures that a run has the numbers for, by name.
+
+    Args:
+        folder: the run folder.
+        make: makes empty figures to draw into; None: plain ones of matplotlib.
+
+    Raises:
+        CheckpointError: as ``plot_run``.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = {name: draw(folder, (make or Figure)()) for name, draw in DRAWN.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def rewards_figure(folder: Path, figure: Figure) -> Figure | None:
+    """Draws the reward and its parts by update, in training and on held-out examples.
+
+    Args:
+        folder: of the run.
+        figure: an empty one to draw into.
+
+    Returns:
+        The figure; None: the run has no reward.
+
+    Raises:
+        CheckpointError: as ``plot_run``.
+    """
+    metrics, evaluations = finite_metrics(folder), evaluations_of(folder)
+    heldout: dict[str, Series] = {"reward": [(update, result.reward) for update, result in evaluations.items()]}
+    for update, result in evaluations.items():
+        for name, value in result.components.items():
+            heldout.setdefault(f"reward/{name}", []).append((update, value))
+    names = [name for name in metrics if name == "reward" or name.startswith("reward/")]
+    panels: list[Panel] = [
+        (1.3, partial(_draw_reward, name=name, series=metrics[name], heldout=heldout.get(name, []), first=not number))
+        for number, name in enumerate(sorted(names))
+    ]
+    return by_updates(panels, f"{folder.resolve().name}: reward and its parts", figure) if panels else None
+
+
+def _draw_reward(axis: Axes, name: str, series: Series, heldout: Series, first: bool) -> None:
+    axis.set_title("Reward" if name == "reward" else f"Part: {name.removeprefix('reward/')}")
+    axis.set_ylabel("mean")
+    line(axis, series, TRAINING, "training")
+    points = [point for point in sorted(heldout) if math.isfinite(point[1])]
+    if points:
+        axis.plot(*zip(*points, strict=True), color=HELDOUT, marker="o", markersize=3.5, label="held-out")
+    if first and axis.lines:
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0.0)
+
+
+def updates_figure(folder: Path, figure: Figure) -> Figure | None:
+    """Draws ratio, clipping, KL, gradient and learning rate by update; arguments as ``rewards_figure``.
+
+    Returns:
+        The figure; None: the run has none of them.
+
+    Raises:
+        CheckpointError: as ``plot_run``.
+    """
+    metrics = finite_metrics(folder)
+    panels: list[Panel] = []
+    for title, label, lines in UPDATES.values():
+        found = [(metrics[name], which) for name, which in lines if metrics.get(name)]
+        if found:
+            panels.append((1.1, partial(_draw_lines, title=title, label=label, lines=found)))
+    return by_updates(panels, f"{folder.resolve().name}: updates", figure) if panels else None
+
+
+def _draw_lines(axis: Axes, title: str, label: str, lines: Sequence[tuple[Series, str]]) -> None:
+    axis.set_title(title)
+    axis.set_ylabel(label)
+    for (series, which), colour in zip(lines, (SOLVED, KL), strict=False):
+        line(axis, series, colour, which or None)
+    axis.set_ylim(bottom=min(0.0, 1.1 * min(value for series, _ in lines for _, value in series)))
+    if len(lines) > 1:
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0.0)
+
+
+def steps_figure(folder: Path, figure: Figure) -> Figure | None:
+    """Draws what each denoising step was like: entropy early and late in training, and heat maps by update.
+
+    Arguments as ``rewards_figure``.
+
+    Returns:
+        The figure; None: the run has kept nothing by step.
+    """
+    entries = read_lines(folder / STEPS) if (folder / STEPS).is_file() else []
+    shown = [name for name in HEAT_MAPS if any(_has(entry, name) for entry in entries)]
+    if not shown:
+        return None
+    panels: list[tuple[float, Callable[[Axes], None]]] = []
+    if "entropy" in shown:
+        panels.append((1.6, partial(_draw_early_and_late, entries=entries)))
+    panels += [(1.5, partial(_draw_heat_map, entries=entries, name=name)) for name in shown]
+    return stacked(panels, f"{folder.resolve().name}: denoising steps", figure)
+
+
+def _draw_early_and_late(axis: Axes, entries: Sequence[dict[str, Any]]) -> None:
+    """Draws the entropy by step, means over the first and over the last tenth of the updates."""
+    found = [entry for entry in entries if _has(entry, "entropy")]
+    tenth = max(1, len(found) // 10)
+    for label, part, colour in (("first", found[:tenth], TRAINING), ("last", found[-tenth:], SOLVED)):
+        means = _grid([entry["entropy"] for entry in part]).mean(axis=0)
+        axis.plot(range(1, len(means) + 1), means, color=colour, marker=".", label=f"{label} {_updates(tenth)}")
+    axis.set_title("Entropy by step")
+    axis.set_xlabel("denoising step")
+    axis.set_ylabel("nats")
+    axis.set_ylim(bottom=0)
+    whole_numbers(axis.xaxis)
+    axis.legend()
+
+
+def _has(entry: dict[str, Any], name: str) -> bool:
+    """Tells whether an entry has numbers by step under a name."""
+    values = entry.get(name)
+    if not isinstance(values, list) or not all(value is None or isinstance(value, int | float) for value in values):
+        return False
+    return any(value is not None and math.isfinite(value) for value in values)
+
+
+def _updates(count: int) -> str:
+    return "update" if count == 1 else f"{count} updates"
+
+
+def _draw_heat_map(axis: Axes, entries: Sequence[dict[str, Any]], name: str) -> None:
+    """Draws a list by step of each update as a column of colours, the first step on top."""
+    title, label, colours = HEAT_MAPS[name]
+    found = [entry for entry in entries if _has(entry, name)]
+    values = _grid([entry[name] for entry in found]).T
+    first, last = found[0]["update"], found[-1]["update"]
+    lowest = min(0.0, float(values.min()))
+    edges = (first - 0.5, last + 0.5, len(values) + 0.5, 0.5)
+    drawn = axis.imshow(values, cmap=colours, vmin=lowest, aspect="auto", interpolation="nearest", extent=edges)
+    axis.grid(visible=False)
+    axis.set_title(title)
+    axis.set_xlabel("update")
+    axis.set_ylabel("step")
+    whole_numbers(axis.xaxis)
+    whole_numbers(axis.yaxis)
+    axis.figure.colorbar(drawn, ax=axis, label=label, pad=0.02)
+
+
+def _grid(rows: Sequence[Sequence[float | None]]) -> Any:
+    """Returns rows as a masked array [len(rows), longest]; masked is what is None, or behind the end of a row."""
+    import numpy
+
+    width = max(map(len, rows))
+    padded = [[math.nan if value is None else value for value in row] + [math.nan] * (width - len(row)) for row in rows]
+    return numpy.ma.masked_invalid(numpy.array(padded, dtype=float))
+
+
+DRAWN: dict[str, Callable[[Path, Figure], Figure | None]] = {
+    "curve": curve_figure,
+    "rewards": rewards_figure,
+    "steps": steps_figure,
+    "updates": updates_figure,
+}
+"""What draws each figure, by its name."""

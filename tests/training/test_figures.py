@@ -1,0 +1,137 @@
+"""The figures of a run: what they show, that no text covers another one, and the files that they end up in."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from support.trackers import evaluation
+
+from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.loggers.metrics_csv import MetricsCSV
+from dlmrl_kit.training.curve import curve_figure
+from dlmrl_kit.training.evaluation_files import EVALUATIONS, write_evaluations
+from dlmrl_kit.training.figure_style import WIDTH
+from dlmrl_kit.training.figures import HEAT_MAPS, UPDATES, plot_run, run_figures
+from dlmrl_kit.training.update_lines import STEPS
+
+NAMES = ["reward", "accuracy", "reward/cells", "reward/format", "entropy", "kl", "ratio", "ratio_max", "clip_fraction"]
+NAMES += ["approx_kl", "grad_norm", "learning_rate"]
+
+
+def write_run(folder: Path, updates: int = 40, falls: bool = False, parts: tuple[str, ...] = ()) -> Path:
+    """Writes what a run leaves of its numbers: metrics, evaluations, and means of seven steps with gaps."""
+    folder.mkdir(exist_ok=True)
+    logger = MetricsCSV()
+    logger.open(folder, 0)
+    evaluations = {}
+    for update in range(updates + 1):
+        if update % 10 == 0:
+            part = 0.25 + 0.5 * update / max(updates, 1)
+            evaluations[update] = evaluation(1 - part if falls else part, size=40)
+            logger.log(update, {"eval/accuracy": evaluations[update].accuracy})
+        if update < updates:
+            values = {name: 0.5 + 0.3 * np.sin(update + index) for index, name in enumerate([*NAMES, *parts])}
+            logger.log(update, {name: float(value) for name, value in values.items()})
+    logger.close()
+    write_evaluations(folder / EVALUATIONS, evaluations)
+    lines = [
+        {"update": update, **{name: [None, *(0.1 * step + 0.01 * update for step in range(6))] for name in HEAT_MAPS}}
+        for update in range(updates)
+    ]
+    (folder / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def texts(figure: Figure) -> Iterator[tuple[str, Bbox]]:
+    """All texts that are seen, and where; of the ticks those within what the axes show."""
+    hidden = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        hidden |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    for text in figure.findobj(Text):
+        box = text.get_window_extent()
+        if text.get_visible() and text.get_text().strip() and text not in hidden and box.width:
+            yield text.get_text(), box
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("updates", "falls"), [(40, False), (40, True), (1, False), (400, True)])
+def test_no_text_covers_another(tmp_path: Path, updates: int, falls: bool) -> None:
+    folder = write_run(tmp_path / "a-rather-long-name-20261128-225100", updates, falls)
+    for name, figure in run_figures(folder).items():
+        figure.canvas.draw()
+        page, seen = figure.bbox, list(texts(figure))
+        assert len(seen) > 10
+        for (one, first), (other, second) in itertools.combinations(seen, 2):
+            common = Bbox.intersection(first, second)
+            assert common is None or min(common.width, common.height) < 1, (name, one, other)
+        for text, box in seen:
+            assert page.x0 - 1 <= box.x0 < box.x1 <= page.x1 + 1, (name, text)
+        assert figure.get_size_inches()[0] == WIDTH
+
+
+def test_the_interval_is_that_of_the_evaluations(tmp_path: Path) -> None:
+    held, training, *_ = curve_figure(write_run(tmp_path)).axes
+    assert held.get_title("left") == "Accuracy on held-out examples, 95% interval"
+    assert training.get_title("left") == "Training rollouts"
+    (bars,) = [found for found in held.collections if len(found.get_paths()) > 1]
+    drawn = [(path.vertices[0][1], path.vertices[1][1]) for path in bars.get_paths()]
+    assert drawn == [evaluation(a, 40).interval() for a in (0.25, 0.375, 0.5, 0.625, 0.75)]
+    assert [text.get_text() for text in held.texts] == ["25.0%", "75.0%"]
+    assert not held.lines[0].get_label().startswith("training")
+
+
+def test_heat_maps_are_the_means_by_step(tmp_path: Path) -> None:
+    figure = run_figures(write_run(tmp_path, 3))["steps"]
+    maps = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title("left") for axis in maps] == [title for title, *_ in HEAT_MAPS.values()]
+    shown = maps[0].images[0].get_array()
+    assert shown.shape == (7, 3)
+    assert shown.mask[0].all()
+    assert shown[6].tolist() == pytest.approx([0.5, 0.51, 0.52])
+    left, right, bottom, top = maps[0].images[0].get_extent()
+    assert (left, right, bottom, top) == (-0.5, 2.5, 7.5, 0.5)  # updates 0 to 2, steps 1 to 7 downwards
+
+
+def test_each_number_has_its_panel(tmp_path: Path) -> None:
+    figures = run_figures(write_run(tmp_path))
+    titles = {name: [axis.get_title("left") for axis in figure.axes] for name, figure in figures.items()}
+    assert titles["rewards"] == ["Reward", "Part: cells", "Part: format"]
+    assert titles["updates"] == [title for title, *_ in UPDATES.values()]
+    assert all(axis.get_ylabel() for axis in figures["steps"].axes)
+    for axis in (axis for name in ("curve", "rewards", "updates") for axis in figures[name].axes):
+        assert axis.get_ylabel()
+        low, high = axis.get_ylim()
+        assert all(low <= min(drawn.get_ydata()) <= max(drawn.get_ydata()) <= high for drawn in axis.lines)
+    heldout = figures["rewards"].axes[0].lines[-1]
+    assert heldout.get_ydata().tolist() == [0.25] * 5
+
+
+@pytest.mark.thorough
+def test_a_run_shows_what_it_has(tmp_path: Path) -> None:
+    logger = MetricsCSV()
+    logger.open(tmp_path, 0)
+    logger.log(0, {"loss": 1.0, "reward/$\\frac": float("nan"), "kl": float("inf")})
+    logger.close()
+    (tmp_path / STEPS).write_text(
+        '{"update": 0, "entropy": [null, NaN]}\n{"update": 1, "reward": 3, "selected": ["x"]}\n'
+    )
+    paths = plot_run(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        f"figures/{name}.{format}" for name in ("curve", "rewards") for format in ("png", "pdf", "svg")
+    ]
+    starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+    assert all(path.read_bytes().startswith(starts[path.suffix]) for path in paths)
+
+
+def test_without_metrics(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"metrics\.csv"):
+        plot_run(tmp_path)
