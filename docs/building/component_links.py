@@ -13,8 +13,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.typing import ExtensionMetadata
 
 from building.component_pages import page_of
-from dlmrl_kit.core.registry import KINDS
-from dlmrl_kit.recipe.catalogue import components
+from building.kit import kit_components, kit_kinds
 
 
 class ComponentLinks(SphinxTransform):
@@ -37,13 +36,13 @@ class ComponentLinks(SphinxTransform):
 @functools.cache
 def _places() -> dict[str, tuple[str, str]]:
     """Returns page and anchor of each name."""
-    modules = [f"dlmrl_kit.{kind.folder}" for kind in KINDS.values()]
+    modules = [f"dlmrl_kit.{kind.folder}" for kind in kit_kinds()]
     interfaces = {
         name: (f"reference/{module.rpartition('.')[2]}", f"#{module}.{name}")
         for module in modules
         for name in importlib.import_module(module).__all__
     }
-    return interfaces | {entry.name: (page_of(entry), "") for entry in components()}
+    return interfaces | {entry.name: (page_of(entry), "") for entry in kit_components()}
 
 
 def _in_link(node: nodes.Node) -> bool:

@@ -12,8 +12,7 @@ from sphinx.util import logging
 
 import dlmrl_kit
 from building.component_pages import page_of, public_name
-from dlmrl_kit.core.registry import KINDS
-from dlmrl_kit.recipe.catalogue import components
+from building.kit import kit_components, kit_kinds
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -21,10 +20,10 @@ _LOGGER = logging.getLogger(__name__)
 def public_names() -> Iterator[str]:
     """Yields what users import: the names of the package and those of the kinds' packages."""
     yield from (f"dlmrl_kit.{name}" for name in dlmrl_kit.__all__ if not name.startswith("_"))
-    for kind in KINDS.values():
+    for kind in kit_kinds():
         module = importlib.import_module(f"dlmrl_kit.{kind.folder}")
         yield from (f"{module.__name__}.{name}" for name in module.__all__)
-    yield from (public_name(entry) for entry in components() if entry.package == "dlmrl_kit")
+    yield from (public_name(entry) for entry in kit_components())
 
 
 def undocumented(names: Iterable[str], described: Iterable[str]) -> list[str]:
@@ -43,7 +42,7 @@ def check_coverage(app: Sphinx, env: BuildEnvironment) -> None:
     objects = env.domains.python_domain.objects
     for name in undocumented(public_names(), objects):
         _LOGGER.warning("%s is public and has no page, or no docstring", name)
-    for entry in components():
+    for entry in kit_components():
         described = objects.get(public_name(entry))
         if described and described.docname != page_of(entry):
             _LOGGER.warning("%s is described on %s instead of %s", entry.name, described.docname, page_of(entry))

@@ -21,18 +21,18 @@ from building.component_pages import component_page, page_of
 from building.contents import ELSEWHERE
 from building.coverage import check_coverage
 from building.docstrings import escaped, prose
+from building.kit import kit_components, kit_kinds
 from building.markup import ROOT, cell, directive, table
 from dlmrl_kit.cli.app import app as commands
 from dlmrl_kit.core.registry import KINDS, Entry, Kind
-from dlmrl_kit.recipe.catalogue import components
 
 _OPTION = re.compile(r"--[a-z][a-z-]*")
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """Yields the name and the text of every generated page."""
-    entries = [entry for entry in components() if entry.package == "dlmrl_kit"]
-    by_kind = {kind.name: [entry for entry in entries if entry.kind == kind.name] for kind in KINDS.values()}
+    entries = kit_components()
+    by_kind = {kind.name: [entry for entry in entries if entry.kind == kind.name] for kind in kit_kinds()}
     yield "reference/components", _components_page(by_kind)
     yield "reference/python", _python_page()
     yield "reference/commands", _commands_page()

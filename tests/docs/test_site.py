@@ -20,7 +20,7 @@ from support.browsers import browser as browser
 from support.paths import ROOT
 
 import dlmrl_kit as dk
-from dlmrl_kit.core.registry import KINDS
+from dlmrl_kit.core.registry import KINDS, Kind
 from dlmrl_kit.recipe.catalogue import components
 
 PAGES = [
@@ -78,16 +78,20 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in sorted(site.rglob("*.html"))}
 
 
+def kit_kinds() -> list[Kind]:
+    return [kind for kind in KINDS.values() if kind.package == "dlmrl_kit"]
+
+
 def public_names() -> Iterator[str]:
     yield from (f"dlmrl_kit.{name}" for name in dk.__all__ if not name.startswith("_"))
-    for kind in KINDS.values():
+    for kind in kit_kinds():
         module = importlib.import_module(f"dlmrl_kit.{kind.folder}")
         yield from (f"{module.__name__}.{name}" for name in module.__all__)
 
 
 def test_every_public_name_is_described(pages: dict[Path, Page]) -> None:
     described = set().union(*(page.anchors for page in pages.values()))
-    kinds = {f"module-dlmrl_kit.{kind.folder}" for kind in KINDS.values()}
+    kinds = {f"module-dlmrl_kit.{kind.folder}" for kind in kit_kinds()}
     assert kinds <= described
     missing = set(public_names()) - described - {name.removeprefix("module-") for name in kinds}
     assert not missing
