@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
+from typer.core import TyperGroup
 
 import dlmrl_kit
 from building.component_pages import component_page, page_of
@@ -113,7 +114,7 @@ def _commands_page() -> str:
         records = [p.get_help_record(command.make_context(path, [], resilient_parsing=True)) for p in command.params]
         rows = [[f"`{name}`", _OPTION.sub(r"`\g<0>`", cell(text))] for name, text in filter(None, records)]
         about, _, example = inspect.cleandoc(command.help or "").partition("Example: ")
-        parts += [f"## {path}", prose(about), table(["", ""], rows)]
+        parts += [f"## {path}", _OPTION.sub(r"`\g<0>`", prose(about)), table(["", ""], rows)]
         if example:
             parts.append(f"```console\n$ {example}\n```")
     return "\n\n".join(parts)
@@ -121,9 +122,10 @@ def _commands_page() -> str:
 
 def _leaves(path: str, command: Any) -> Iterator[tuple[str, Any]]:
     """Yields the commands that do something, with the words that call them."""
-    for name, child in getattr(command, "commands", {}).items():
-        yield from _leaves(f"{path} {name}", child)
-    if not getattr(command, "commands", None):
+    if isinstance(command, TyperGroup):
+        for name, child in command.commands.items():
+            yield from _leaves(f"{path} {name}", child)
+    else:
         yield path, command
 
 
