@@ -56,10 +56,5 @@ def _blocks(text: str) -> list[tuple[bool, str]]:
 
 
 def _markdown(text: str) -> str:
-    pieces = _PIECES.split(text)
-    return "".join(
-        piece.replace("``", "`")
-        if number % 2 and "`" not in piece[2:-2]
-        else re.sub(r"[\\_<>$\[\]]", r"\\\g<0>", piece)
-        for number, piece in enumerate(pieces)
-    )
+    pieces = _PIECES.split(text)  # code in two backticks is code in Markdown, too
+    return "".join(piece if number % 2 else _MARKDOWN.sub(r"\\\g<0>", piece) for number, piece in enumerate(pieces))

@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
 from filelock import FileLock
 from selenium.webdriver.support.wait import WebDriverWait
 from support.browsers import browser as browser
@@ -119,6 +121,19 @@ def test_a_name_without_a_page_or_a_docstring_is_found(monkeypatch: pytest.Monke
     assert coverage.undocumented(names, set(names) - {"dlmrl_kit.train"}) == ["dlmrl_kit.train"]
     monkeypatch.setattr(dk.train, "__doc__", None)
     assert coverage.undocumented(names, names) == ["dlmrl_kit.train"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["|o_b| is a length", "x_ and y__", "a *b, c* d and *args", "`z`", r"\boxed{a} \frac", "G. and G: G.", "<b>[1]_"],
+)
+def test_docstrings_are_shown_as_they_are_written(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    docstrings = importlib.import_module("building.docstrings")
+    document = publish_doctree(docstrings.escaped(f"Before.\n\n{text}"), settings_overrides={"report_level": 5})
+    shown = [paragraph.astext() for paragraph in document.findall(nodes.paragraph)]
+    assert shown == ["Before.", text.replace("*b, c*", "b, c")]
+    assert not list(document.findall(nodes.system_message))
 
 
 def test_no_page_loads_anything_from_a_network(site: Path, pages: dict[Path, Page]) -> None:
