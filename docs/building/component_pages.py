@@ -7,8 +7,8 @@ import inspect
 import re
 import sys
 
-from building.docstrings import prose, sections
-from building.markup import cell, directive, source_link, table
+from building.docstrings import cell, prose, sections
+from building.markup import directive, source_link, table
 from dlmrl_kit.core.registry import KINDS, Entry
 from dlmrl_kit.recipe.load import load_recipe, recipe_names
 from dlmrl_kit.report.descriptions import Description

@@ -13,6 +13,7 @@ _SPECIAL = re.compile(r"[\\|_`]")
 _LETTER = re.compile(r"(^\s*|: )([A-Za-z])\.(?=\s|$)", re.MULTILINE)
 """What would begin a list: "group_size: G."."""
 _MARKDOWN = re.compile(r"[\\_<>$\[\]]")
+_CELL = re.compile(r"[\\_<>$\[\]*`]")
 _STAR = re.compile(r"(?<=\S)\*|\*(?=\S)")
 
 
@@ -53,6 +54,13 @@ def _blocks(text: str) -> list[tuple[bool, str]]:
         else:
             found.append((indented, block))
     return found
+
+
+def cell(text: str) -> str:
+    """Returns plain text with code in it as the content of a cell of a Markdown table."""
+    pieces = _PIECES.split(text)
+    shown = (piece if number % 2 else _CELL.sub(r"\\\g<0>", piece) for number, piece in enumerate(pieces))
+    return "".join(shown).replace("|", "\\|")
 
 
 def _markdown(text: str) -> str:

@@ -10,11 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def cell(text: str) -> str:
-    """Returns plain text as the content of a table's cell."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table; the cells are Markdown."""
     lines = [head, ["---"] * len(head), *rows]

@@ -21,9 +21,9 @@ import dlmrl_kit
 from building.component_pages import component_page, page_of
 from building.contents import ELSEWHERE
 from building.coverage import check_coverage
-from building.docstrings import escaped, prose
+from building.docstrings import cell, escaped, prose
 from building.kit import kit_components, kit_kinds
-from building.markup import ROOT, cell, directive, table
+from building.markup import ROOT, directive, table
 from dlmrl_kit.cli.app import app as commands
 from dlmrl_kit.core.registry import KINDS, Entry, Kind
 
