@@ -6,6 +6,7 @@ import functools
 import html
 import os
 import re
+import shutil
 from pathlib import Path, PurePosixPath
 from posixpath import relpath
 
@@ -26,6 +27,7 @@ FOLDER = "files"
 """Where the pages go, below the site."""
 SCHEME = "repository"
 """How a marked link begins."""
+PICTURES = (".png", ".svg", ".jpg")
 
 _OUTWARD = re.compile(r"\]\((?P<path>\.\./[^)#\s]*)(?P<place>#[^)\s]*)?\)")
 
@@ -56,7 +58,8 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
 
     def marked(link: re.Match[str]) -> str:
         path = Path(os.path.normpath(folder / link["path"]))
-        if path.is_relative_to(DOCS) or not path.is_relative_to(ROOT) or not path.exists():
+        here = path.is_relative_to(DOCS) or path.suffix in PICTURES  # Sphinx finds these by itself
+        if here or not path.is_relative_to(ROOT) or not path.exists():
             return link.group()
         name, place = path.relative_to(ROOT).as_posix(), link["place"] or ""
         return f"](/{ELSEWHERE[name]}.md{place})" if name in ELSEWHERE else f"]({SCHEME}:{name}{place})"
@@ -82,17 +85,25 @@ class FileLinks(SphinxTransform):
 
     def _lead(self, link: nodes.reference, name: str, line: str) -> None:
         self.env.note_dependency(ROOT / name)
-        write_page(Path(self.app.outdir), name)
-        page = relpath(f"{FOLDER}/{name}.html", str(PurePosixPath(self.env.docname).parent))
+        page = relpath(write_page(Path(self.app.outdir), name), str(PurePosixPath(self.env.docname).parent))
         link["refuri"] = f"{page}#{line}" if line else page
         link["internal"] = True
 
 
 @functools.cache
-def write_page(site: Path, name: str) -> None:
-    """Writes the text of a file as a page of its own, highlighted where its language is known; once in a build."""
-    path = ROOT / name
-    text = path.read_text(encoding="utf-8")
+def write_page(site: Path, name: str) -> str:
+    """Writes the text of a file as a page of its own, highlighted where its language is known; once in a build.
+
+    Returns:
+        Where the page is in the site. A file that is no text is copied, and is where it was copied to.
+    """
+    path, target = ROOT / name, site / FOLDER / f"{name}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        shutil.copyfile(path, site / FOLDER / name)
+        return f"{FOLDER}/{name}"
     try:
         lexer = PythonLexer() if path.suffix == ".gin" else get_lexer_for_filename(path.name)
     except ClassNotFound:
@@ -107,9 +118,8 @@ def write_page(site: Path, name: str) -> None:
         dark=dark.get_style_defs(),
         text=body,
     )
-    target = site / FOLDER / f"{name}.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
+    return f"{FOLDER}/{name}.html"
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
