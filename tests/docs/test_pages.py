@@ -174,6 +174,15 @@ def test_every_component_and_recipe_is_documented() -> None:
         assert f"`{name}`" in changelog
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("*.md")}
+    notebooks = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
+    linked = re.findall(r"^- \[[^]]*\]\((?!\.\.)([^)]+)\)", index, re.MULTILINE)
+    assert sorted(linked) == sorted({*linked}), "a page is listed twice"
+    assert {*linked} == (pages | notebooks) - {"index.md"}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_exist_and_are_linked_from_the_readme(page: str) -> None:
     assert (ROOT / "docs" / f"{page}.md").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -54,9 +55,18 @@ def test_there_are_notebooks_and_the_page_names_them() -> None:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stored_without_outputs(notebook: Path) -> None:
-    cells = nbformat.read(notebook, as_version=4).cells
-    assert all(not cell.outputs and cell.execution_count is None for cell in cells if cell.cell_type == "code")
+def test_notebooks_are_stored_as_they_ran_and_small(notebook: Path) -> None:
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert notebook.stat().st_size < 80_000, "python docs/building/notebooks.py"
+    assert tempfile.gettempdir() not in notebook.read_text()
+
+
+def shown(cells: list[nbformat.NotebookNode]) -> list[set[str]]:
+    """Of each code cell, as what its outputs are shown."""
+    outputs = [cell.outputs for cell in cells if cell.cell_type == "code"]
+    return [{kind for output in found for kind in output.get("data", [output.get("name")])} for found in outputs]
 
 
 @pytest.mark.thorough
@@ -64,11 +74,13 @@ def test_notebooks_are_stored_without_outputs(notebook: Path) -> None:
 def test_notebooks_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     read = nbformat.read(notebook, as_version=4)
+    stored = shown(read.cells)
     NotebookClient(read, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in read.cells if cell.cell_type == "code" for output in cell.outputs]
     kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"], "a notebook should warn of nothing"
     assert "image/png" in kinds, "every notebook shows a figure"
+    assert shown(read.cells) == stored, "run python docs/building/notebooks.py again"
     texts = [output.get("data", {}).get("text/plain", "") for output in outputs]
     assert sum("2/2" in text and "━" in text for text in texts) == BARS[notebook.stem], "one bar that is replaced"
