@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -48,6 +49,7 @@ from dlmrl_kit.rollout.rewards import Reward, Scorer
 from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, training_indices
 from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.training.balancing import Lengths
 from dlmrl_kit.training.collecting import collecting
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.guard import Guard
@@ -116,6 +118,7 @@ class Update:
         self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
         self.collecting = collecting(algorithm, plan, policy, processes, self.prompts)
         self.guard = Guard(algorithm, self.log_probs, processes)
+        self.lengths = Lengths() if self.trainer.assignment == "by_length" else None
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
         self.compared = False
@@ -137,6 +140,8 @@ class Update:
         with self.policy.whole():
             with self.policy.in_step():
                 rollout = self.roll_out(number)
+            if self.lengths is not None:
+                self.lengths.learn(rollout.everything, self.processes)
             metrics = self.rollout_metrics(rollout)
             if not self.compared or (self.guard.every and number % self.guard.every == 0):
                 metrics |= self.check(rollout, number)
@@ -159,7 +164,9 @@ class Update:
         )
         prompts.set(SEED, seeding.sample_seeds(len(prompts), self.policy.device, trainer.seed, number, "samples"))
         prompts.set(PROGRESS, torch.full((len(prompts),), number / trainer.updates, device=self.policy.device))
-        return prompts[prompts[GROUP] % self.processes.world == self.processes.rank]  # whole groups, in turn
+        rank, world = self.processes.rank, self.processes.world
+        owner = prompts[GROUP] % world if self.lengths is None else self.lengths.owners(prompts, world)
+        return prompts[owner == rank]  # whole groups
 
     def roll_out(self, number: int) -> Rollout:
         """Samples completions of the next prompts, scores them, and decides which steps to train, by what advantage."""
@@ -318,18 +325,21 @@ class Update:
                 "the advantages"
             )
 
-    def counters(self) -> dict[str, float]:
-        """Returns what a checkpoint must hold besides weights and optimiser; ``restore`` takes it back."""
-        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+    def counters(self) -> dict[str, object]:
+        """Returns what a checkpoint must hold besides weights and optimiser, for JSON; ``restore`` takes it back."""
+        known = {} if self.lengths is None else {"lengths": self.lengths.mean}
+        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, **known}
 
     def rollouts_ahead(self) -> dict[str, Tensor]:
         """Returns the rollouts that were begun for later updates, as tensors for a checkpoint; waits for them."""
         return {} if self.collecting is None else self.collecting.ahead()
 
-    def restore(self, counters: Mapping[str, float], rollouts: Mapping[str, Tensor]) -> None:
+    def restore(self, counters: Mapping[str, Any], rollouts: Mapping[str, Tensor]) -> None:
         """Takes over the ``counters`` of a checkpoint, and the rollouts of later updates that it holds."""
         if self.collecting is not None:
             self.collecting.restore(rollouts)
+        if self.lengths is not None:
+            self.lengths.mean = {int(example): float(steps) for example, steps in counters.get("lengths", {}).items()}
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
