@@ -142,9 +142,7 @@ class Update:
                 rollout = self.roll_out(number)
             if self.lengths is not None:
                 self.lengths.learn(rollout.everything, self.processes)
-            metrics = self.rollout_metrics(rollout)
-            if not self.compared or (self.guard.every and number % self.guard.every == 0):
-                metrics |= self.check(rollout, number)
+            metrics = self.rollout_metrics(rollout) | self.check(rollout, number)
             trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
             if trains:
                 with phase("old and reference"):
@@ -210,11 +208,19 @@ class Update:
         return Rollout(everything, trajectory, drift, behind)
 
     def check(self, rollout: Rollout, number: int) -> dict[str, float]:
-        """Compares a rollout with what the policy would have sampled: all of it before the first update, later some."""
+        """Compares a rollout with what the policy would have sampled: some of it, where that is due; returns metrics.
+
+        Before the first update, and before the first one of a run that goes on, it compares all of it. That is no
+        metric, so that a run that goes on has those of one that was not interrupted.
+        """
+        every, behind, metrics = self.guard.every, rollout.updates_behind, dict[str, float]()
         with phase("check"):
-            behind, whole = rollout.updates_behind, not self.compared
-            self.compared = self.compared or not behind
-            return self.guard.check(rollout.everything, number, behind=behind, whole=whole)
+            if not (self.compared or behind):
+                self.compared = True
+                self.guard.check(rollout.everything, number, whole=True)
+            if number and every and number % every == 0:
+                metrics = self.guard.check(rollout.everything, number, behind=behind)
+        return metrics
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
         """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
