@@ -16,8 +16,8 @@ def check_collector(algorithm: Algorithm, plan: Plan) -> None:
         plan: of them.
 
     Raises:
-        RecipeError: the sampler needs more than the policy; weights are sharded; or rollouts are of earlier weights,
-            and nothing in the algorithm would notice.
+        RecipeError: the sampler needs more than the policy; weights are sharded; prompts are shared out by length; or
+            rollouts are of earlier weights, and nothing in the algorithm would notice.
     """
     collector, sampler = algorithm.collector, type(algorithm.sampler).__name__
     if collector is None:
@@ -33,6 +33,12 @@ def check_collector(algorithm: Algorithm, plan: Plan) -> None:
         raise RecipeError(
             f"{name} is given whole weights, of which each process holds a part with Trainer.sharding = "
             f"{algorithm.trainer.sharding!r}: set it to 'none', or leave the slot collector empty"
+        )
+    if algorithm.trainer.assignment != "in_turn":
+        raise RecipeError(
+            f"{name} may begin a rollout before it is known how long completions are, by which Trainer.assignment = "
+            f"{algorithm.trainer.assignment!r} shares prompts out: set it to 'in_turn', or leave the slot collector "
+            "empty"
         )
     if collector.updates_behind and algorithm.correction is None:
         _check_staleness(algorithm, plan, name)

@@ -18,6 +18,9 @@ SHARDINGS: tuple[str, ...] = ("none", "full")
 ROLLOUT_WEIGHTS: tuple[str, ...] = ("auto", "whole", "blocks")
 """How processes that hold parts of the weights put them together for rollouts."""
 
+ASSIGNMENTS: tuple[str, ...] = ("in_turn", "by_length")
+"""How the prompts of an update are shared out among the processes of a run."""
+
 
 @register("trainer")
 class Trainer(OptimiserSettings):
@@ -50,6 +53,9 @@ class Trainer(OptimiserSettings):
         rollout_weights: how such parts are put together for rollouts, evaluations and scoring: ``whole``: all weights
             at once in every process, which then needs no other; ``blocks``: one block at a time, with all processes in
             step; ``auto``: ``blocks`` where all weights do not fit in memory, by the estimate of the dry run.
+        assignment: which process of several samples which prompts: ``in_turn``; or ``by_length``, so that all take
+            about as many denoising steps, by what completions of each prompt took when it was sampled last (see
+            ``training.balancing``). Samples do not depend on it.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` ...
         seed: of everything random.
         eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
@@ -95,6 +101,7 @@ class Trainer(OptimiserSettings):
         sharding: Literal["none", "full"] = "none",
         offload: Literal["none", "cpu"] = "none",
         rollout_weights: Literal["auto", "whole", "blocks"] = "auto",
+        assignment: Literal["in_turn", "by_length"] = "in_turn",
         device: str = "auto",
         seed: int = 0,
         eval_every: int = 20,
@@ -124,6 +131,7 @@ class Trainer(OptimiserSettings):
         self.sharding = sharding
         self.offload = offload
         self.rollout_weights = rollout_weights
+        self.assignment = assignment
         self.eval_every = eval_every
         self.eval_size = eval_size
         self.validation_size = validation_size
@@ -160,6 +168,7 @@ class Trainer(OptimiserSettings):
         modes = f"None or one of {', '.join(COMPILE_MODES)} (modes with CUDA graphs are not for single blocks)"
         check(self.compile is None or self.compile in COMPILE_MODES, self, "compile", self.compile, modes)
         self._check_sharding()
+        check(self.assignment in ASSIGNMENTS, self, "assignment", self.assignment, "'in_turn' or 'by_length'")
         limit_of_time = 0 < self.timeout_minutes < math.inf
         check(limit_of_time, self, "timeout_minutes", self.timeout_minutes, "positive and finite")
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")

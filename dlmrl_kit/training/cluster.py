@@ -21,7 +21,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.policies.sharding import Parts
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.trainers.trainer import SHARDINGS
-from dlmrl_kit.training.estimate import Memory, memory
+from dlmrl_kit.training.estimate import Memory, forwards, memory
 from dlmrl_kit.training.exchange import Exchange, exchange, own_samples, passes, stored_bytes
 from dlmrl_kit.training.flops import arithmetic
 from dlmrl_kit.training.sharded_memory import FREE, of_busiest, settings_of, sharded
@@ -62,6 +62,21 @@ class Cluster:
         within = sent / (self.link * 1e9) if self.gpus > 1 else 0.0
         between = sent / (self.gpus * self.network * 1e9) if self.nodes > 1 else 0.0
         return max(within, between)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How often the process with most samples runs the model in an update, each time for a batch of states.
+
+    Attributes:
+        rollout: while it samples.
+        scoring: without gradients, for corrections, old and reference log-probabilities.
+        update: forwards, each with its backward.
+    """
+
+    rollout: int
+    scoring: int
+    update: int
 
 
 @dataclass(frozen=True)
@@ -132,10 +147,25 @@ class Job:
         """Share of the cards' time that passes in waiting for those that have a prompt more."""
         return 1 - self.algorithm.trainer.prompts_per_update / (self.prompts * self.cluster.world)
 
+    def busiest(self, rollout: int, micro: int) -> Algorithm:
+        """Returns the algorithm of the process with most samples, with these batch sizes."""
+        return of_busiest(self.algorithm, self.cluster.world, rollout_batch_size=rollout, micro_batch_size=micro)
+
+    def calls(self, rollout: int, micro: int) -> Calls:
+        """Counts the forwards of a choice of batch sizes, with completions of full length and no micro-batch cut."""
+        own = self.busiest(rollout, micro)
+        count, inner = forwards(own, self.plan), own.trainer.inner_iterations
+        again = bool(count.correction) + (count.old + count.reference) * inner // max(count.update, 1)
+        return Calls(
+            rollout=math.ceil(self.samples / rollout) * own.sampler.max_steps,
+            scoring=math.ceil(self.samples / micro) * again,
+            update=passes(self.algorithm, self.plan, self.cluster.world, micro).update,
+        )
+
     def choice(self, sharding: str, rollout: int, micro: int, offloaded: bool = False) -> Choice:
         """Estimates what a choice of settings costs; ``offloaded``: also where the recipe does not say so."""
         world, cluster, parts = self.cluster.world, self.cluster, settings_of(self.algorithm.trainer)
-        own = of_busiest(self.algorithm, world, rollout_batch_size=rollout, micro_batch_size=micro)
+        own = self.busiest(rollout, micro)
         need = memory(own, self.plan, self.policy, self.prompt_length)
         work = arithmetic(own, self.plan, self.policy, self.prompt_length)
         if sharding == "full" and world > 1:
@@ -144,8 +174,7 @@ class Job:
         count = passes(self.algorithm, self.plan, world, micro, rollout)
         payload = exchange(self.plan, self.policy, world, count, sharding, parts)
         read = self._weights() / (cluster.bandwidth * 1e12)
-        calls = math.ceil(self.samples / rollout) * own.sampler.max_steps
-        again = math.ceil(self.samples / micro) * math.ceil(work.scoring > 0)
+        calls = self.calls(rollout, micro)
         times = 3 if own.policy.gradient_checkpointing else 2
 
         def at_rate(operations: float, calls: int) -> float:
@@ -158,9 +187,9 @@ class Job:
             micro,
             need,
             payload,
-            at_rate(work.rollout, calls),
-            at_rate(work.scoring, again),
-            at_rate(work.update, times * count.update),
+            at_rate(work.rollout, calls.rollout),
+            at_rate(work.scoring, calls.scoring),
+            at_rate(work.update, times * calls.update),
             cluster.seconds(payload.sent(world)),
         )
 

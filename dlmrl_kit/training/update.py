@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -49,6 +50,7 @@ from dlmrl_kit.rollout.rewards import Reward, Scorer
 from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, training_indices
 from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
+from dlmrl_kit.training.balancing import Lengths
 from dlmrl_kit.training.collecting import collecting
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.guard import Guard
@@ -117,6 +119,7 @@ class Update:
         self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
         self.collecting = collecting(algorithm, plan, policy, processes, self.prompts)
         self.guard = Guard(algorithm, self.log_probs, processes)
+        self.lengths = Lengths() if self.trainer.assignment == "by_length" else None
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
         self.compared = False
@@ -141,10 +144,10 @@ class Update:
         with self.policy.whole():
             with self.policy.in_step():
                 rollout = self.roll_out(number)
-            metrics = self.rollout_metrics(rollout)
             self.rollout = rollout
-            if not self.compared or (self.guard.every and number % self.guard.every == 0):
-                metrics |= self.check(rollout, number)
+            if self.lengths is not None:
+                self.lengths.learn(rollout.everything, self.processes)
+            metrics = self.rollout_metrics(rollout) | self.check(rollout, number)
             trains = any(of_all(len(rollout.kept), self.processes))  # if filters keep nothing, there is no step
             if trains:
                 with phase("old and reference"):
@@ -164,7 +167,9 @@ class Update:
         )
         prompts.set(SEED, seeding.sample_seeds(len(prompts), self.policy.device, trainer.seed, number, "samples"))
         prompts.set(PROGRESS, torch.full((len(prompts),), number / trainer.updates, device=self.policy.device))
-        return prompts[prompts[GROUP] % self.processes.world == self.processes.rank]  # whole groups, in turn
+        rank, world = self.processes.rank, self.processes.world
+        owner = prompts[GROUP] % world if self.lengths is None else self.lengths.owners(prompts, world)
+        return prompts[owner == rank]  # whole groups
 
     def roll_out(self, number: int) -> Rollout:
         """Samples completions of the next prompts, scores them, and decides which steps to train, by what advantage."""
@@ -208,11 +213,19 @@ class Update:
         return Rollout(everything, trajectory, drift, behind)
 
     def check(self, rollout: Rollout, number: int) -> dict[str, float]:
-        """Compares a rollout with what the policy would have sampled: all of it before the first update, later some."""
+        """Compares a rollout with what the policy would have sampled: some of it, where that is due; returns metrics.
+
+        Before the first update, and before the first one of a run that goes on, it compares all of it. That is no
+        metric, so that a run that goes on has those of one that was not interrupted.
+        """
+        every, behind, metrics = self.guard.every, rollout.updates_behind, dict[str, float]()
         with phase("check"):
-            behind, whole = rollout.updates_behind, not self.compared
-            self.compared = self.compared or not behind
-            return self.guard.check(rollout.everything, number, behind=behind, whole=whole)
+            if not (self.compared or behind):
+                self.compared = True
+                self.guard.check(rollout.everything, number, whole=True)
+            if number and every and number % every == 0:
+                metrics = self.guard.check(rollout.everything, number, behind=behind)
+        return metrics
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
         """Samples trajectories, ``services.chunk`` at a time, with prompts of similar length together.
@@ -335,18 +348,21 @@ class Update:
         rollout, self.rollout = self.rollout, None
         return rollout
 
-    def counters(self) -> dict[str, float]:
-        """Returns what a checkpoint must hold besides weights and optimiser; ``restore`` takes it back."""
-        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+    def counters(self) -> dict[str, object]:
+        """Returns what a checkpoint must hold besides weights and optimiser, for JSON; ``restore`` takes it back."""
+        known = {} if self.lengths is None else {"lengths": self.lengths.mean}
+        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, **known}
 
     def rollouts_ahead(self) -> dict[str, Tensor]:
         """Returns the rollouts that were begun for later updates, as tensors for a checkpoint; waits for them."""
         return {} if self.collecting is None else self.collecting.ahead()
 
-    def restore(self, counters: Mapping[str, float], rollouts: Mapping[str, Tensor]) -> None:
+    def restore(self, counters: Mapping[str, Any], rollouts: Mapping[str, Tensor]) -> None:
         """Takes over the ``counters`` of a checkpoint, and the rollouts of later updates that it holds."""
         if self.collecting is not None:
             self.collecting.restore(rollouts)
+        if self.lengths is not None:
+            self.lengths.mean = {int(example): float(steps) for example, steps in counters.get("lengths", {}).items()}
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.collectors import FailsElsewhere, same, updates
+from support.ray_cluster import local_cluster, losing
 from tensordict import TensorDict
 
 from dlmrl_kit.collectors.actor import Actor, Order
@@ -35,32 +34,8 @@ PIECES = ["Trainer.rollout_batch_size = 1"]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Ray, on this machine alone."""
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with local_cluster():
         yield
-        ray.shutdown()
-    signal.signal(signal.SIGTERM, before)
-
-
-def losing(due: list[bool], killed: list[int]) -> type:
-    """A pool of actors that kills the one that it has just given work to, once, when that is due."""
-    from ray.util import ActorPool
-
-    class Losing(ActorPool):  # type: ignore[misc]
-        def __init__(self, actors: list[Any]) -> None:
-            super().__init__(actors)
-            self.pid = ray.get(actors[-1].__ray_call__.remote(lambda actor: os.getpid()))
-
-        def submit(self, call: Any, value: Any) -> None:
-            super().submit(call, value)
-            if due and not killed:
-                killed.append(self.pid)
-                os.kill(self.pid, signal.SIGKILL)
-
-    return Losing
 
 
 @pytest.mark.thorough

@@ -1,12 +1,10 @@
-"""Counts the bytes that collectives are about, in an update as it runs and on paper."""
+"""The bytes that collectives are about, in an update as it runs and on paper."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+import sys
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.paths import ROOT
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.processes import Processes
@@ -15,31 +13,9 @@ from dlmrl_kit.training.sharded_memory import settings_of
 from dlmrl_kit.training.start import start_training
 from dlmrl_kit.training.update import Update
 
-KINDS: Mapping[str, tuple[str, int]] = {
-    "c10d::allreduce_": ("all-reduce", 0),
-    "c10d::_allgather_base_": ("all-gather", 0),
-    "c10d::_reduce_scatter_base_": ("reduce-scatter", 1),
-}
-"""Collectives of tensors: what they are called, and which of their arguments has the payload of all processes."""
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-
-class Collectives(TorchDispatchMode):
-    """Adds up the payloads of the collectives that run within it, in bytes, by their kind."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.payloads: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation, and counts it if it is a collective of tensors; objects travel as bytes, uint8."""
-        kind = KINDS.get(func._schema.name)
-        if kind is not None:
-            name, index = kind
-            tensors = args[index] if isinstance(args[index], list) else [args[index]]
-            size = sum(t.numel() * t.element_size() for t in tensors if t.is_floating_point())
-            if size:
-                self.payloads[name] += size
-        return func(*args, **(kwargs or {}))
+from counting import Collectives
 
 
 def payloads(processes: Processes, algorithm: Algorithm) -> tuple[dict[str, int], dict[str, int]]:
@@ -54,4 +30,5 @@ def payloads(processes: Processes, algorithm: Algorithm) -> tuple[dict[str, int]
     with Collectives() as found:
         update(1)
     expected = {"all-reduce": paper.reduced, "all-gather": paper.gathered, "reduce-scatter": paper.scattered}
+    del found.payloads["objects"]
     return dict(found.payloads), {name: int(size) for name, size in expected.items() if size}
