@@ -9,7 +9,7 @@ from dlmrl_kit.recipe.moved import MOVED
 from dlmrl_kit.report.algorithms_page import component_table, training_recipes
 
 PAGE = ROOT / "docs" / "algorithms.md"
-RECIPES = training_recipes()
+RECIPES = [name for name in training_recipes() if name not in MOVED]
 OF_PLUGINS = {path.stem for path in ROOT.glob("plugins/*/src/*/recipes/*.gin")} & {*MOVED}
 """The rows of plugins are tested by these, once they are installed."""
 
