@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from dlmrl_kit.likelihoods.antithetic_elbo import AntitheticElbo as AntitheticElbo
     from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder as AutoregressiveOrder
     from dlmrl_kit.likelihoods.base import Likelihood as Likelihood
-    from dlmrl_kit.likelihoods.block_elbo import BlockElbo as BlockElbo
     from dlmrl_kit.likelihoods.block_replay import BlockReplay as BlockReplay
     from dlmrl_kit.likelihoods.coupled import Coupled as Coupled
     from dlmrl_kit.likelihoods.coupled_elbo import CoupledElbo as CoupledElbo
@@ -34,7 +33,6 @@ __getattr__, __dir__, __all__ = lazily(
         "antithetic_elbo": ["AntitheticElbo"],
         "autoregressive_order": ["AutoregressiveOrder"],
         "base": ["Likelihood"],
-        "block_elbo": ["BlockElbo"],
         "block_replay": ["BlockReplay"],
         "coupled": ["Coupled"],
         "coupled_elbo": ["CoupledElbo"],

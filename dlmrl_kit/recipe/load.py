@@ -26,6 +26,7 @@ from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.recipe.build import build_blocks, check_plan
 from dlmrl_kit.recipe.files import SUFFIX, read_text
+from dlmrl_kit.recipe.moved import moved_hint
 from dlmrl_kit.recipe.names import Names
 from dlmrl_kit.recipe.overrides import binding_of_set, binding_of_use, one_line
 from dlmrl_kit.recipe.plugins import load_plugins, recipe_folders
@@ -71,9 +72,8 @@ class Recipe:
 
     @property
     def on_command_line(self) -> str:
-        """How commands name the recipe, overrides aside: by its name if it is one of the kit's, else by its path."""
-        of_the_kit = self.source.parent == recipes_dir() and self.source.suffix == SUFFIX
-        return self.name if of_the_kit else shlex.quote(str(self.source))
+        """How commands name the recipe, overrides aside: by its name if it is found by that, else by its path."""
+        return self.name if recipe_files().get(self.name) == self.source else shlex.quote(str(self.source))
 
     @cached_property
     def bindings(self) -> dict[str, Bound]:
@@ -226,9 +226,19 @@ def recipes_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
+def recipe_files() -> dict[str, Path]:
+    """Returns the files of all recipes that are found by their name: the kit's, and those of installed plugins."""
+    found: dict[str, Path] = {}
+    for folder in (recipes_dir(), *recipe_folders()):
+        for path in folder.glob(f"*{SUFFIX}"):
+            if path.is_file():
+                found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
 def recipe_names() -> dict[str, str]:
-    """Returns the kit's recipes by name, with the first line of the comment at their top ("" where there is none)."""
-    return {path.stem: _headline(path) for path in sorted(recipes_dir().glob("*.gin")) if path.is_file()}
+    """Returns the recipes that are found by name, with the first line of the comment at their top ("" for none)."""
+    return {name: _headline(path) for name, path in recipe_files().items()}
 
 
 def base_recipe_names() -> dict[str, str]:
@@ -245,15 +255,15 @@ def _find_recipe(source: str | os.PathLike[str]) -> Path:
     text = os.fspath(source)
     if not isinstance(text, str):
         raise RecipeError(f"a recipe is a name or a path, got {text!r}")
-    named = recipes_dir() / f"{text}.gin"
     is_name = isinstance(source, str) and not text.endswith(SUFFIX) and os.path.basename(text) == text != ""
-    if is_name and os.path.isfile(named):
+    named = recipe_files().get(text)
+    if is_name and named is not None:
         return named
     if text and os.path.exists(text):
         return Path(text)
     known = recipe_names()
     if is_name:
-        raise RecipeError(f"no recipe named {text!r}; {nearest(text, known)}")
+        raise RecipeError(f"no recipe named {text!r}{moved_hint(text) or f'; {nearest(text, known)}'}")
     by_name = nearest(Path(text).stem, known)
     raise RecipeError(f"no recipe file {text!r}{_beside(text)}; recipes of the kit by name: {by_name}")
 

@@ -35,6 +35,7 @@ from dlmrl_kit.core.registry import Entry, Skipped
 from dlmrl_kit.policies.added_families import added_families, keep_families
 from dlmrl_kit.recipe import gin_registry
 from dlmrl_kit.recipe.builtin import load_builtin
+from dlmrl_kit.recipe.moved import moved_hint, moved_to
 from dlmrl_kit.recipe.plugin_versions import version_fault
 
 if TYPE_CHECKING:
@@ -172,8 +173,10 @@ def plugin_hint(name: str) -> str:
         for part in plugin.skipped:
             if part.name == name.rsplit(".", 1)[-1]:
                 return f"; {part.what} of {plugin.named} is skipped: {part.problem}"
-        if plugin.problem and plugin.package == name.split(".", 1)[0]:
+        if plugin.problem and (plugin.package == name.split(".", 1)[0] or plugin.distribution == moved_to(name)):
             return f"; {plugin.named} is skipped: {plugin.problem}"
+    if moved_to(name):
+        return moved_hint(name)
     some = [plugin.name for plugin in _State.plugins if plugin.problem or plugin.skipped]
     return f"; skipped, in whole or in part, are the plugins {', '.join(some)}: see `dlmrl doctor`" if some else ""
 

@@ -6,6 +6,7 @@ Text between ``<!-- components -->`` and ``<!-- end -->`` becomes the table algo
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -19,7 +20,8 @@ from dlmrl_kit.core.component import Component
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.experiments.forwards import count_forwards
 from dlmrl_kit.policies.pretrained import Pretrained
-from dlmrl_kit.recipe.load import load_recipe, recipe_names
+from dlmrl_kit.recipe.load import load_recipe, recipe_files, recipes_dir
+from dlmrl_kit.recipe.moved import MOVED
 from dlmrl_kit.report.tables import short_number
 
 PROBLEMS = 2
@@ -29,11 +31,12 @@ _BLOCK = re.compile(r"(<!-- (components|audit) -->\n)(.*?)(<!-- end -->)", re.DO
 
 
 def training_recipes() -> list[str]:
-    """Returns the names of the recipes that train the shipped denoiser, in the order of ``recipe_names``.
+    """Returns the names of the recipes that train the shipped denoiser, sorted; the kit's, and what moved into plugins.
 
     The recipes for large models use the same components.
     """
-    return [name for name in recipe_names() if _trains_shipped(load_recipe(name).build())]
+    ours = [name for name, path in recipe_files().items() if path.parent == recipes_dir() or name in MOVED]
+    return [name for name in ours if _trains_shipped(load_recipe(name).build())]
 
 
 def _trains_shipped(built: object) -> bool:
@@ -52,7 +55,7 @@ def component_table(names: Iterable[str], page: Path) -> str:
     for name in names:
         slots = _slots(load_recipe(name).build_algorithm())
         cells = (", ".join(_component_link(component, page) for component in filling) for filling in slots.values())
-        rows.append([f"[{name}]({_relative(Path('recipes') / f'{name}.gin', page)})", *cells])
+        rows.append([f"[{name}]({_relative(recipe_files()[name], page)})", *cells])
     return _markdown(["recipe", *slots], rows)
 
 
@@ -72,7 +75,7 @@ def _slots(algorithm: Algorithm) -> dict[str, list[Component]]:
 
 def _component_link(component: Component, page: Path) -> str:
     cls = type(component)
-    return f"[{cls.__name__}]({_relative(Path(cls.__module__.replace('.', '/') + '.py'), page)})"
+    return f"[{cls.__name__}]({_relative(Path(inspect.getfile(cls)), page)})"
 
 
 def _relative(path: Path, page: Path) -> str:

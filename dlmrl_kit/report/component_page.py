@@ -8,15 +8,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dlmrl_kit.recipe.load import recipes_dir
+from dlmrl_kit.recipe.load import recipe_files, recipes_dir
 from dlmrl_kit.report.component_list import all_recipes
 from dlmrl_kit.report.descriptions import Description, KeyText, KindDescription, ParameterText
 from dlmrl_kit.report.tables import plain_table, words
 
 
 def recipe_source(name: str) -> str | None:
-    """Returns the file of one of the kit's recipes as it was written, comments included; None for any other name."""
-    return (recipes_dir() / f"{name}.gin").read_text(encoding="utf-8") if name in all_recipes() else None
+    """Returns the text of a recipe that is found by name as it was written, with comments; None for any other name."""
+    if name not in all_recipes():
+        return None
+    return recipe_files().get(name, recipes_dir() / f"{name}.gin").read_text(encoding="utf-8")
 
 
 def component_page(component: Description) -> RenderableType:

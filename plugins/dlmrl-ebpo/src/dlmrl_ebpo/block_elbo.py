@@ -16,13 +16,12 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor
-
 from dlmrl_kit.core.component import Sizes, rebuilt
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.likelihoods.masking import count_from, first_of, partly_masked
 from dlmrl_kit.likelihoods.segments import Copies, SegmentLikelihood, Segments
+from torch import Tensor
 
 
 @register(

@@ -8,6 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from dlmrl_kit.core.keys import SELECTED_TOKEN_LOG_PROB
+from dlmrl_kit.core.seeding import sample_seeds
+from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
+from dlmrl_kit.likelihoods.elbo import Elbo
+from dlmrl_kit.likelihoods.segments import SegmentLikelihood
+from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.random_order import RandomOrder
+from dlmrl_kit.selectors.whole_sequence import WholeSequence
+from dlmrl_kit.training.loop import Run, resume, train
 from support import segment_loops as loops
 from support.policies import tiny_policy
 from support.rollouts import prompts
@@ -15,16 +24,7 @@ from support.runs import outcome, recipe
 from support.seeds import seeded
 from tensordict import TensorDict
 
-from dlmrl_kit.core.keys import SELECTED_TOKEN_LOG_PROB
-from dlmrl_kit.core.seeding import sample_seeds
-from dlmrl_kit.likelihoods.autoregressive_order import AutoregressiveOrder
-from dlmrl_kit.likelihoods.block_elbo import BlockElbo
-from dlmrl_kit.likelihoods.elbo import Elbo
-from dlmrl_kit.likelihoods.segments import SegmentLikelihood
-from dlmrl_kit.samplers.base import Sampler
-from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.selectors.whole_sequence import WholeSequence
-from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_ebpo.block_elbo import BlockElbo
 
 LENGTH = 7
 POLICY = tiny_policy(hidden=16, layers=1, characters="abc", initializer_range=0.6).double()
