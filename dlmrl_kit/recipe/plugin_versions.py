@@ -5,13 +5,10 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from dlmrl_kit.core.version import PACKAGE, VERSION
+from dlmrl_kit.core.version import DISTRIBUTION, VERSION
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
-
-DISTRIBUTION = PACKAGE.replace("_", "-")
-"""What pip calls the kit."""
 
 
 def kit_requirement(distribution: str) -> Requirement | None:

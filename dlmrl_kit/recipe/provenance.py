@@ -18,8 +18,7 @@ from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.files import read_regular
 from dlmrl_kit.core.registry import registered
 from dlmrl_kit.core.run_folder import ABOUT
-from dlmrl_kit.core.version import PACKAGE, VERSION
-from dlmrl_kit.recipe.plugin_versions import DISTRIBUTION
+from dlmrl_kit.core.version import DISTRIBUTION, PACKAGE, VERSION
 from dlmrl_kit.recipe.plugins import PluginWarning, load_plugins, plugin_hint
 from dlmrl_kit.recipe.resolve import Block
 
@@ -90,7 +89,7 @@ def _read(record: Path) -> dict[str, dict[str, str]]:
     try:
         found = json.loads(read_regular(record))[KEY]
         return {str(name): {str(k): str(v) for k, v in origin.items()} for name, origin in found.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
 
 

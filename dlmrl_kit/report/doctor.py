@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.core.version import PACKAGE, VERSION
-from dlmrl_kit.recipe.plugin_versions import DISTRIBUTION
+from dlmrl_kit.core.version import DISTRIBUTION, PACKAGE, VERSION
 from dlmrl_kit.report.tables import plain_table, words
 
 FOR_USERS = {

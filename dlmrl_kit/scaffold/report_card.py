@@ -8,8 +8,9 @@ from pathlib import Path
 
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import Entry, nearest, registered
+from dlmrl_kit.core.version import DISTRIBUTION
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.recipe.plugin_versions import DISTRIBUTION, kit_requirement, version_fault
+from dlmrl_kit.recipe.plugin_versions import kit_requirement, version_fault
 from dlmrl_kit.recipe.plugins import Plugin, load_plugins, places_of
 from dlmrl_kit.testing import ConformanceError, checks_for
 from dlmrl_kit.testing.subject import build

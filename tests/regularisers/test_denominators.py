@@ -17,6 +17,9 @@ from dlmrl_kit.losses.length_weighted_reinforce import LengthWeightedReinforce
 from dlmrl_kit.losses.linearised_bound import LinearisedBound
 from dlmrl_kit.losses.ppo import LengthNormalisedPPO, PerTokenSequencePPO, SequencePPO, StepPPO
 from dlmrl_kit.losses.reinforce import Reinforce
+from dlmrl_kit.losses.relative_score import GuidedSelfDistillation, RelativeScore
+from dlmrl_kit.losses.reward_tilted import RewardTilted
+from dlmrl_kit.losses.self_normalised_clip import SelfNormalisedClip
 from dlmrl_kit.losses.token_ppo import ConfidenceTokenPPO, TokenAdvantagePPO, TokenPPO
 from dlmrl_kit.normalisers.means import FixedLength, FixedStepLength, PerSequence, PerStep, PerToken
 from dlmrl_kit.recipe.catalogue import components
@@ -34,6 +37,7 @@ from dlmrl_kit.regularisers.kl import (
     TokenKLK3,
 )
 from dlmrl_kit.regularisers.kl_exact import KLExact
+from dlmrl_kit.regularisers.success_nll import SuccessNLL
 from dlmrl_kit.regularisers.value_loss import ValueLoss
 
 NORMALISERS = {
@@ -61,11 +65,17 @@ LOSSES: dict[str, Callable[[], Objective]] = {
             Reinforce,
             LengthWeightedReinforce,
             DPO,
+            SelfNormalisedClip,
+            RewardTilted,
+            RelativeScore,
+            GuidedSelfDistillation,
         )
     },
 }
 STEP: dict[str, Callable[[], Regulariser]] = {r.__name__: r for r in (KLK1, KLK2, KLK3, KLExact, EntropyBonus)}
-TOKEN: dict[str, Callable[[], Regulariser]] = {r.__name__: r for r in (TokenKLK1, TokenKLK2, TokenKLK3, ValueLoss)}
+TOKEN: dict[str, Callable[[], Regulariser]] = {
+    r.__name__: r for r in (TokenKLK1, TokenKLK2, TokenKLK3, ValueLoss, SuccessNLL)
+}
 SEQUENCE: dict[str, Callable[[], Regulariser]] = {r.__name__: r for r in (SequenceKLK1, SequenceKLK2, SequenceKLK3)}
 REGULARISERS = {**STEP, **TOKEN, **SEQUENCE}
 CUT = {

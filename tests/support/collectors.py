@@ -75,7 +75,7 @@ def updates(
     return metrics, torch.cat([parameter.detach().reshape(-1) for parameter in run.parameters.values()])
 
 
-ELSEWHERE = ("rollout/updates_behind", "recorded_difference_max")
+ELSEWHERE = ("rollout/updates_behind", "recorded_difference_max", "forwards/rollout", "forwards/tokens")
 """The metrics that only a run with a collector has."""
 
 

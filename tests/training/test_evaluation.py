@@ -26,6 +26,7 @@ from dlmrl_kit.pretraining.run import pretrain
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.rollout.services import prompt_batch
+from dlmrl_kit.samplers.bernoulli_order import BernoulliOrder
 from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.training import evaluate_path, opening, train
 from dlmrl_kit.training.evaluation import evaluate, pass_at_k
@@ -57,6 +58,8 @@ def test_greedy_evaluation_is_deterministic_and_leaves_the_sampler_alone(sampler
     assert first.pass_at_k == {1: first.accuracy}
     prompts = prompt_batch(algorithm.task, "heldout", list(range(5)), policy, seed=derive_seed(0, "evaluate"))
     greedy = rebuilt(part, temperature=0.0, top_k=0, top_p=1.0)
+    if isinstance(greedy, BernoulliOrder):
+        greedy.greedy_order = True
     greedy.attach(policy)
     expected = greedy.decode(prompts, policy=policy)
     assert [sample["completion"] for sample in first.samples] == policy.completion_texts(expected["completion_ids"])

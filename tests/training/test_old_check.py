@@ -33,8 +33,8 @@ LIKELIHOODS = [
 @pytest.mark.parametrize(("likelihood", "sets"), LIKELIHOODS, ids=["exact", "tempered", "model"])
 @pytest.mark.parametrize("sampler", members(SAMPLERS))
 def test_ratios_start_at_one(sampler: str, likelihood: str, sets: list[str], tmp_path: Path) -> None:
-    by_threshold = sampler in ("ConfidenceThreshold", "TokenEditing")
-    shape = [] if by_threshold else ["Sampler.tokens_per_step = 3", "Sampler.block_length = 8"]
+    by_itself = sampler in ("BernoulliOrder", "ConfidenceThreshold", "TokenEditing")  # says how much a step commits
+    shape = [] if by_itself else ["Sampler.tokens_per_step = 3", "Sampler.block_length = 8"]
     sets = [*sets, *shape, "Sampler.top_p = 0.9", "Trainer.minibatches = 1", "Trainer.micro_batch_size = 4"]
     run = new_run(tmp_path, uses=[f"sampler={sampler}", f"likelihood={likelihood}"], sets=sets)
     trajectory = prepared(run.update, rollout(run))
