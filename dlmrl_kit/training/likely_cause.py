@@ -24,6 +24,7 @@ TEMPERATURES = [step / 20 for step in range(2, 41)]
 TOP_P = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0]
 TOP_K = [0, 1, 2, 5, 10, 20, 40, 50, 64, 100]
 WEIGHTS = "other weights: stale, not loaded, of another model or in another precision"
+BATCH = "rounding: without the other actions they agree; experts are chosen otherwise in bfloat16, or confidences tie"
 
 
 def likely_cause(trajectory: TensorDictBase, actions: Actions, policy: Policy, sampler: Sampler, allowed: float) -> str:
@@ -37,7 +38,8 @@ def likely_cause(trajectory: TensorDictBase, actions: Actions, policy: Policy, s
 
     Returns:
         The one change, among rounded numbers, another temperature or filter, tokens or steps shifted by a position and
-        padding that is attended to, with which the actions agree; if there is none, that the weights are others.
+        padding that is attended to, with which the actions agree; that it is rounding, if they agree without a change
+        once they are computed without the rest; if there is none, that the weights are others.
     """
     recorded = trajectory[STEP_LOG_PROB]
     rounded = _rounded(recorded[trajectory[STEP_VALID]])
@@ -48,6 +50,8 @@ def likely_cause(trajectory: TensorDictBase, actions: Actions, policy: Policy, s
     batch = actions.of(trajectory)
     with torch.no_grad():
         before = _apart(recomputed(batch, policy, sampler, [STEP_LOG_PROB])[STEP_LOG_PROB], wanted)
+        if before <= allowed:
+            return BATCH
         changes = {**dict(_shifted(batch, policy, sampler)), **_distributions(batch, policy, sampler)}
     left, name = min(((_apart(values, wanted), name) for name, values in changes.items()), default=(before, ""))
     return name if left <= max(allowed, LEFT * before) else WEIGHTS
@@ -88,7 +92,8 @@ def _log_probs(batch: TensorDictBase, policy: Policy, sampler: Sampler) -> Tenso
 def _distributions(batch: TensorDictBase, policy: Policy, sampler: Sampler) -> dict[str, Tensor]:
     """Returns the log-probabilities of the actions under other behaviour distributions, by name."""
     own = sampler.behaviour
-    others = {f"temperature {t:g} instead of {own.temperature:g}": replace(own, temperature=t) for t in TEMPERATURES}
+    temperatures = [t for t in TEMPERATURES if t != own.temperature]
+    others = {f"temperature {t:g} instead of {own.temperature:g}": replace(own, temperature=t) for t in temperatures}
     others |= {f"top_p {p:g} instead of {own.top_p:g}": replace(own, top_p=p) for p in TOP_P if p != own.top_p}
     others |= {f"top_k {k} instead of {own.top_k}": replace(own, top_k=k) for k in TOP_K if k != own.top_k}
     others["log-probabilities at temperature 1 without filters"] = Behaviour()

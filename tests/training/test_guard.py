@@ -14,7 +14,10 @@ from tensordict import TensorDictBase
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.training.identical_groups import identical_groups
+from dlmrl_kit.training.likely_cause import BATCH, likely_cause
 from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.old_check import too_many
+from dlmrl_kit.training.recompute import all_actions
 from dlmrl_kit.training.trajectory_checks import check_trajectory
 from dlmrl_kit.training.update import Update
 
@@ -287,6 +290,23 @@ def test_one_action_in_a_hundred_may_differ(tmp_path: Path) -> None:
         run.update.guard.check(trajectory, 0)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "number", "refused"),
+    [
+        (0, 1, False),
+        (1, 1, True),
+        (1, 2, True),
+        (1, 3, False),
+        (1, 53, False),
+        (2, 53, True),
+        (2, 200, False),
+        (3, 200, True),
+    ],
+)
+def test_one_of_fewer_may_differ_unless_it_is_half_of_them(wrong: int, number: int, refused: bool) -> None:
+    assert too_many(wrong, number) is refused
+
+
 def test_most_actions_of_a_sample_may_not(tmp_path: Path) -> None:
     run = made(tmp_path, "LowConfidence", "Trainer.prompts_per_update = 140", "Trainer.group_size = 1")
     trajectory = sampled(run)
@@ -317,3 +337,11 @@ def test_shipped_recipes_pass(name: str, tmp_path: Path) -> None:
     run = new_run(tmp_path, name, sets=["Trainer.guard_every = 1", "Trainer.guard_actions = 1000"])
     for number in (0, 1):
         assert run.update(number).get("recorded_difference_max", 0.0) < 1e-4
+
+
+def test_actions_that_agree_when_computed_again_are_rounding(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    trajectory = sampled(run)
+    with run.policy.in_step():
+        cause = likely_cause(trajectory, all_actions(trajectory), run.policy, run.algorithm.sampler, 0.1)
+    assert cause == BATCH
