@@ -261,3 +261,20 @@ def test_forwards_are_counted_alike_before_and_while_training(tmp_path: Path) ->
         assert spent[update, "forwards/update"] == counted.update * samples
         assert spent[update, "forwards/tokens"] % (spent[update, "forwards/rollout"]) == 0  # one length for all states
     assert forwards_per_update(str(path), [], []) == spent["0", "forwards/rollout"] + spent["0", "forwards/update"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "../x", "..", "a\nb", "a|b", "-a"])
+def test_names_of_tasks_that_no_file_can_have_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="a task cannot be named"):
+        spec(tasks=(TaskSpec(name),))
+
+
+def test_a_comparison_without_tasks_is_refused() -> None:
+    with pytest.raises(UserError, match="needs a task"):
+        spec(tasks=())
+
+
+def test_tasks_that_would_share_files_are_refused() -> None:
+    counted = {f"{task}/{name}": 500.0 for task in ("a b", "a-b") for name in ("egspo", "egspo_sa")}
+    with pytest.raises(UserError, match="would share files"):
+        make_entries(spec(tasks=(TaskSpec("a b"), TaskSpec("a-b"))), counted)

@@ -12,6 +12,8 @@ from scipy import stats
 from support.comparisons import outcome
 
 from dlmrl_kit.core.errors import CheckpointError
+from dlmrl_kit.experiments.referee.audits import FILE as AUDIT
+from dlmrl_kit.experiments.referee.audits import read_audits
 from dlmrl_kit.experiments.referee.outcomes import read_outcomes, write_outcomes
 from dlmrl_kit.experiments.referee.statistics import accuracy_at, area, mean, ranks, rows
 
@@ -133,3 +135,45 @@ def test_damaged_tables_are_named(tmp_path: Path, file: str, damage: str | None)
     (tmp_path / file).unlink() if damage is None else (tmp_path / file).write_text(damage)
     with pytest.raises(CheckpointError, match=file):
         read_outcomes(tmp_path)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_differences_that_are_all_the_same_are_no_certainty(seeds: int) -> None:
+    ends = {"base": 0.5, "own": 0.6}
+    runs = [outcome([0.5, end], recipe=name, seed=seed) for name, end in ends.items() for seed in range(seeds)]
+    found = rows(runs, "base", 100.0)[1].difference
+    assert found is not None
+    assert found.p_value == pytest.approx(2 * 0.5**seeds)
+    assert found.detectable is None
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("runs.csv", "egspo,0", "egspo,zero"),
+        ("runs.csv", ",400,", ",nan,"),
+        ("runs.csv", ",400,", ","),
+        ("curves/*.csv", "0.25", "nan"),
+        ("curves/*.csv", "0.25", ""),
+        ("curves/*.csv", "0.25,", ""),
+    ],
+)
+def test_a_damaged_table_is_told(tmp_path: Path, name: str, old: str, new: str) -> None:
+    write_outcomes([outcome([0.25, 0.75])], tmp_path)
+    read_outcomes(tmp_path)
+    (path,) = tmp_path.glob(name)
+    text = path.read_text()
+    assert old in text
+    for damaged in (text.replace(old, new), text.splitlines()[0] + "\n"):
+        path.write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"\.csv"):
+            read_outcomes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["recipe,bias\nx,1\n", "recipe,bias,bias_after_scale,scale,relative_variance\nx,y,,,\n"]
+)
+def test_a_damaged_audit_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / AUDIT).write_text(text)
+    with pytest.raises(CheckpointError, match="audit"):
+        read_audits(tmp_path)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from dlmrl_kit.audit import audit_recipe
 from dlmrl_kit.audit.actions import AuditError
+from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import csv_text
 from dlmrl_kit.experiments.referee.entries import label_of
+from dlmrl_kit.experiments.referee.outcomes import table_rows
 from dlmrl_kit.experiments.referee.spec import Spec
 
 FILE = "audit.csv"
@@ -47,16 +47,23 @@ def audit_recipes(spec: Spec, folder: Path) -> None:
 
 
 def read_audits(folder: Path) -> dict[str, Audited]:
-    """Reads ``audit.csv``: by recipe, what was found; empty where there is no such file."""
+    """Reads ``audit.csv``: by recipe, what was found; empty where there is no such file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     path = folder / FILE
     if not path.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    rows = table_rows(path, TITLES, numbers=())
     names = {field.name: title for field, title in zip(fields(Audited), TITLES[1:], strict=True)}
-    return {
-        row["recipe"]: Audited(**{name: float(row[title]) if row[title] else None for name, title in names.items()})
-        for row in rows
-    }
+    try:
+        return {
+            row["recipe"]: Audited(**{name: float(row[title]) if row[title] else None for name, title in names.items()})
+            for row in rows
+        }
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _audited(recipe: str, allow_imports: bool) -> Audited:

@@ -72,6 +72,7 @@ def make_entries(spec: Spec, counted: Counts) -> list[Entry]:
             entries.append(_entry(spec, task, recipe, label, counted))
         except UserError as error:
             raise RecipeError(f"{label} on {task.name}: {error}") from error
+    _check_own_files(entries)
     _check_all_used(spec, entries)
     return entries
 
@@ -158,6 +159,20 @@ def _variant(
     own = name if number is None else f"{name}/{number}"
     folder = re.sub(r"[^\w.+]+", "-", own)
     return Variant(own, folder, "", first, seed_key, texts, updates=built.trainer.updates)
+
+
+def _check_own_files(entries: list[Entry]) -> None:
+    """Refuses names that differ only in what files are not named with: one run would be taken for the other.
+
+    Raises:
+        RecipeError: there are two.
+    """
+    owners: dict[str, str] = {}
+    for entry in entries:
+        for variant in entry.variants:
+            other = owners.setdefault(variant.folder, entry.name)
+            if other != entry.name:
+                raise RecipeError(f"the runs of {other} and {entry.name} would share files: rename a task or a recipe")
 
 
 def _check_all_used(spec: Spec, entries: list[Entry]) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,10 +141,15 @@ def read_outcomes(folder: Path) -> list[Outcome]:
         CheckpointError: a file is missing or damaged.
     """
     found = []
-    for row in _rows(folder / RUNS, RUN):
+    for row in table_rows(folder / RUNS, RUN, numbers=("seed", "size")):
         what = row["task"], row["recipe"], int(row["seed"])
-        curve = tuple(map(_point, _rows(folder / CURVES / _file(*what), POINT)))
-        found.append(Outcome(*what, row["settings"], row["status"], int(row["size"]), curve))
+        path, size = folder / CURVES / _file(*what), int(row["size"])
+        curve = tuple(map(_point, table_rows(path, POINT, numbers=POINT[:-1])))
+        if bool(curve) != bool(row["final"]):
+            raise CheckpointError(f"{path} has {len(curve)} evaluations, and {folder / RUNS} says otherwise")
+        found.append(Outcome(*what, row["settings"], row["status"], size, curve))
+    if not found:
+        raise CheckpointError(f"{folder / RUNS} holds no run")
     return found
 
 
@@ -156,12 +162,25 @@ def _point(row: Mapping[str, str]) -> Point:
     return Point(int(row["update"]), **values, validation=float(row["validation"]) if row["validation"] else None)
 
 
-def _rows(path: Path, titles: Sequence[str]) -> list[dict[str, str]]:
+def table_rows(path: Path, titles: Sequence[str], *, numbers: Collection[str]) -> list[dict[str, str]]:
+    """Reads the rows of a CSV file.
+
+    Args:
+        path: of the file.
+        titles: its first line.
+        numbers: titles under which every row has a finite number; under others of numbers it may have none.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     try:
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
         rows = list(reader)
         if tuple(reader.fieldnames or ()) != tuple(titles):
             raise ValueError
+        for row in rows:
+            if None in row or None in row.values() or not all(math.isfinite(float(row[name])) for name in numbers):
+                raise ValueError
     except (OSError, ValueError, csv.Error) as error:
         raise CheckpointError(f"{path} is missing or no table of {', '.join(titles)}") from error
     return rows

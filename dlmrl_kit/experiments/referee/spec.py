@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ class TaskSpec:
     """A task that the algorithms are compared on: what it changes in every recipe.
 
     Attributes:
-        name: in tables and of folders.
+        name: in tables and of files: letters, digits, and ``. + - _`` or spaces behind the first.
         uses, sets: as ``load_recipe``. A setting that concerns no component of a recipe is left out there.
     """
 
@@ -71,6 +72,11 @@ class Spec:
             twice = [name for name in names if names.count(name) > 1]
             if twice:
                 raise UserError(f"the {what} {twice[0]} is named twice")
+        if not self.tasks:
+            raise UserError("a comparison needs a task: name one, or leave tasks out")
+        for task in self.tasks:
+            if not re.fullmatch(r"\w[\w.+ -]*", task.name):  # files are named after it
+                raise UserError(f"a task cannot be named {task.name!r}: letters, digits, and . + - _ or spaces inside")
         if self.base not in self.recipes:
             raise UserError(f"the base {self.base} is none of the recipes: {', '.join(self.recipes)}")
         if self.grid and not self.validation:

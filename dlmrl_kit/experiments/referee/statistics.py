@@ -25,8 +25,10 @@ class Difference:
 
     Attributes:
         value: the mean with its interval.
-        p_value: of the paired t test, adjusted; None for fewer than two pairs.
-        detectable: the difference that as many seeds would have shown with probability ``POWER``; None as before.
+        p_value: of the paired t test, adjusted; of the exact test of signs, 2^(1 - n), where all n pairs differ by the
+            same; None for fewer than two pairs.
+        detectable: the difference that as many seeds would have shown with probability ``POWER``; None as before, and
+            where all pairs differ by the same.
     """
 
     value: Estimate
@@ -144,8 +146,9 @@ def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
     value, deviation = mean(pairs), _deviation(pairs)
     if deviation is None:
         return Difference(value, None, None)
-    if deviation < SAME:  # the test divides by it
-        return Difference(value, float(abs(value.mean or 0.0) < SAME), 0.0)
+    if deviation < SAME:  # the test divides by it: few seeds and examples may differ alike by chance
+        equal = abs(value.mean or 0.0) < SAME
+        return Difference(value, 1.0 if equal else 2.0 ** (1 - len(pairs)), 0.0 if equal else None)
     degrees = len(pairs) - 1
     shown = (t.ppf(0.975, degrees) + t.ppf(POWER, degrees)) * deviation / math.sqrt(len(pairs))
     return Difference(value, float(ttest_1samp(pairs, 0.0).pvalue), float(shown))
