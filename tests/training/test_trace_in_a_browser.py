@@ -88,6 +88,8 @@ def test_it_fits_the_window_and_is_not_blank(browser: Any, traced: Path, width: 
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", options)
     browser.get(traced.as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    drawn = "Math.max(...[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width))"
+    assert 0 < browser.execute_script(f"return {drawn}") <= 400, "numbers beside a curve grow with it"
     picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     assert len(picture.getcolors(maxcolors=10**6)) > 50
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
