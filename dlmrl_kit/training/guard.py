@@ -25,7 +25,7 @@ from dlmrl_kit.core.seeding import generator
 from dlmrl_kit.training.gradient import LogProbs, of_all
 from dlmrl_kit.training.identical_groups import identical_groups
 from dlmrl_kit.training.likely_cause import likely_cause
-from dlmrl_kit.training.old_check import SHARE, tolerance
+from dlmrl_kit.training.old_check import tolerance, too_many
 from dlmrl_kit.training.recompute import COMPARED, Actions, Difference, all_actions, differences, recomputed
 
 ALONE_TOO = 2
@@ -195,7 +195,7 @@ def _counts(everyone: list[Found]) -> dict[Key, tuple[int, int]]:
 
 
 def _too_many(everyone: list[Found]) -> bool:
-    """Tells whether more differ than rounding explains: one action in a hundred, or most actions of a sample."""
+    """Tells whether more differ than rounding explains: one action in a hundred, but not one alone; or most of a sample."""
     if any(one.samples for found in everyone for one in found.differences):
         return True
-    return any(wrong / number > SHARE for wrong, number in _counts(everyone).values())
+    return any(too_many(wrong, number) for wrong, number in _counts(everyone).values())

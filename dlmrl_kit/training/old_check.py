@@ -21,6 +21,16 @@ SHARE = 0.01
 """Share of the selected steps that may disagree. Where confidences tie, rounding in another batch can turn a step."""
 
 
+def too_many(wrong: int, number: int) -> bool:
+    """Tells whether more disagree than rounding explains; one alone, of several, is never more, however few there are.
+
+    Args:
+        wrong: how many disagree.
+        number: how many were compared.
+    """
+    return wrong > max(1, SHARE * number) or wrong == number > 0
+
+
 def tolerance(log_probs: LogProbs) -> float:
     """Returns how far (nats) rounding may move recorded and recomputed log-probabilities apart."""
     full = all(p.dtype in (torch.float32, torch.float64) for p in log_probs.policy.parameters())
@@ -56,7 +66,7 @@ def check_old(
     for says in dict.fromkeys(itertools.chain(*everyone)):
         differences, wrong, number = zip(*(own[says] for own in everyone if says in own), strict=True)
         share = sum(wrong) / sum(number)
-        if share > SHARE:
+        if too_many(sum(wrong), sum(number)):
             raise TrainingError(
                 f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected "
                 f"steps differ by more than {allowed:g} (largest {max(differences):.3g}). {says}"
