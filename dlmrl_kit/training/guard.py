@@ -195,7 +195,7 @@ def _counts(everyone: list[Found]) -> dict[Key, tuple[int, int]]:
 
 
 def _too_many(everyone: list[Found]) -> bool:
-    """Tells whether more differ than rounding explains: one action in a hundred, but not one alone; or most of a sample."""
+    """Tells whether more differ than rounding explains: one in a hundred, and more than one; or most of a sample."""
     if any(one.samples for found in everyone for one in found.differences):
         return True
     return any(too_many(wrong, number) for wrong, number in _counts(everyone).values())
