@@ -1,6 +1,6 @@
 """Takes one update of a recipe on a small random model: short completions of one prompt, one optimiser step.
 
-The recipe's own components run. A random model mostly gets equal rewards and so advantages of 0; they are then replaced
+The recipe's own components run. A random model mostly gets equal rewards and so advantages of 0; both are then replaced
 by random ones, so that there is a gradient.
 """
 
@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.component import rebuilt
 from dlmrl_kit.core.errors import TrainingError
-from dlmrl_kit.core.keys import ADVANTAGE, SELECTED_ADVANTAGE, SELECTED_WEIGHT, TOKEN_ADVANTAGE
+from dlmrl_kit.core.keys import ADVANTAGE, REWARD, SELECTED_ADVANTAGE, SELECTED_WEIGHT, TOKEN_ADVANTAGE
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.options import LoadOptions
 from dlmrl_kit.policies.pretrained import Pretrained
@@ -172,7 +172,7 @@ def _short_sampler(sampler: Sampler, source: PolicySource) -> Sampler:
 
 
 def credit(trajectory: TensorDictBase) -> None:
-    """Replaces advantages by random numbers if all of them are 0, so that there is a gradient."""
+    """Replaces advantages by random numbers if all are 0, and rewards, which some losses read, if all are equal."""
     generator = torch.Generator().manual_seed(0)
     for key in (SELECTED_ADVANTAGE, ADVANTAGE, TOKEN_ADVANTAGE):
         found = trajectory.get(key, None)
@@ -181,3 +181,6 @@ def credit(trajectory: TensorDictBase) -> None:
             if key == SELECTED_ADVANTAGE:
                 noise = noise * (trajectory[SELECTED_WEIGHT] > 0)
             trajectory.set(key, noise)
+    reward = trajectory[REWARD]
+    if bool((reward == reward[0]).all()):
+        trajectory.set(REWARD, torch.rand(reward.shape, generator=generator).to(reward))

@@ -25,6 +25,7 @@ from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.checkpoint_files import read_config
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.training import shapes
 from dlmrl_kit.training.estimate import forwards, layer_sizes, memory
 from dlmrl_kit.training.optimiser import build_optimiser
@@ -69,6 +70,16 @@ def test_recipes_for_large_models_need_no_weights(name: str) -> None:
     peak = re.search(r"peak +([0-9.]+) GiB", result.output)
     assert peak
     assert float(peak[1]) < 75  # of a card of 80 GB
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [name for name in training_recipes() if "llada" not in name and "dream" not in name])
+def test_a_recipe_has_a_dry_run_on_a_cluster(name: str) -> None:
+    """Also where losses read rewards, which are equal, and where confidences of the random model tie."""
+    result = CliRunner().invoke(app, ["train", name, "--dry-run", "--gpus", "8", "--nodes", "4"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"small update (worked|rolled out, and the recipe's filters kept nothing)", result.output)
+    assert "choose       --set" in result.output
 
 
 MAKERS: dict[str, Any] = {

@@ -19,6 +19,7 @@ from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.training import resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
+from dlmrl_kit.training.old_check import too_many
 
 ADVANTAGE, WEIGHT = ("selected", "advantage"), ("selected", "weight")
 OTHERS = ("EntropyBoundRenoising", "PreferencePairs")  # no masks, no policy: tests of their own
@@ -28,6 +29,23 @@ LIKELIHOODS = [
     ("StepTokenLogProb", ["StepTokenLogProb.sampling_temperature = True"]),
     ("StepTokenLogProb", ["StepTokenLogProb.sampling_temperature = False"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "number", "expected"),
+    [
+        (0, 0, False),
+        (1, 1, True),
+        (1, 2, False),
+        (2, 2, True),
+        (1, 64, False),
+        (2, 64, True),
+        (2, 200, False),
+        (3, 200, True),
+    ],
+)
+def test_one_tie_of_several_is_no_error(wrong: int, number: int, expected: bool) -> None:
+    assert too_many(wrong, number) == expected
 
 
 @pytest.mark.parametrize(("likelihood", "sets"), LIKELIHOODS, ids=["exact", "tempered", "model"])

@@ -52,7 +52,7 @@ def compare(
         observer: is told how the runs go.
 
     Returns:
-        The results, and the runs that failed, those for tuning included: these count as 0.
+        The results, and the runs that failed. One of tuning that failed before its first evaluation counts as 0.
 
     Raises:
         UserError: as ``make_entries``; or ``folder`` holds something else, or another process is working on it.
