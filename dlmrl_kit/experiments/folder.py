@@ -49,7 +49,7 @@ class Manifest:
                 "depends": dict(stored.get("depends", {})),
             }
 
-        return read_json(path, parse, f"no {self.what} was designed by it; choose another --out")
+        return read_json(path, parse, f"it describes no {self.what}; choose another --out")
 
 
 def check_folder(folder: Path, manifest: Manifest) -> None:

@@ -194,7 +194,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="seed-0 holds a run of another recipe"):
         ablate(design(seeds=1), out)
     (out / "ablation.json").write_text("{}")
-    with pytest.raises(UserError, match="is not the design of an ablation"):
+    with pytest.raises(UserError, match="it describes no ablation"):
         ablate(design(seeds=1), out)
 
 

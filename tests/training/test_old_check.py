@@ -36,7 +36,8 @@ LIKELIHOODS = [
     [
         (0, 0, False),
         (1, 1, True),
-        (1, 2, False),
+        (1, 2, True),
+        (1, 3, False),
         (2, 2, True),
         (1, 64, False),
         (2, 64, True),
