@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from dlmrl_kit.core.dependencies import anchored_paths
 from dlmrl_kit.core.validate import check
@@ -26,17 +27,20 @@ class DataTask(BaseTask):
             a data set of the hub, or the id of one.
         config: of that data set, if it has several configurations.
         split: of that data set.
-        revision: of the hub's data set: a commit, tag or branch. A run records the commit.
+        revision: of the hub's data set: a commit, tag or branch; None: as ``pinned`` says, or the newest. A run records
+            the commit.
         test_data: the test set, as ``data``; None: ``test_split`` of ``data``, or, where that is None or ``data`` a
             file, the last ``holdout`` rows of ``data`` and at most half of them, which training then never sees.
-        test_split, test_revision: as ``split`` and ``revision``, of the test set.
+        test_split, test_revision: as ``split`` and ``revision``, of the test set; the second is for ``test_data`` only.
         holdout: as ``test_data`` says.
 
     Raises:
-        ValueError: a parameter out of its range.
+        ValueError: a parameter out of its range, or a revision of a file, a folder or no test set.
     """
 
     at_hand = True
+    pinned: ClassVar[Mapping[str, str]] = {}
+    """Commits of data sets of the hub that are taken where no revision is given, by their ids."""
 
     def __init__(
         self,
@@ -57,6 +61,9 @@ class DataTask(BaseTask):
             given = isinstance(text, str) and bool(text)
             check(given or (text is None and name in named), self, name, text, "a text that is not empty")
         check_int(self, "holdout", holdout, 1)
+        for prefix, commit, place in (("", revision, data), ("test_", test_revision, test_data)):
+            fits = commit is None or (place is not None and Source(place).local is None)
+            check(fits, self, f"{prefix}revision", commit, f"None, unless {prefix}data is a data set of the hub")
         self.data, self.config, self.split, self.revision = data, config, split, revision
         self.test_data, self.test_split, self.test_revision = test_data, test_split, test_revision
         self.holdout = holdout
@@ -94,10 +101,12 @@ class DataTask(BaseTask):
 
     def sources(self) -> tuple[Source, ...]:
         """Returns where the training set and, if it is another one, the test set are."""
-        source = Source(self.data, self.split, self.config, self.revision)
+        revision = self.revision or self.pinned.get(self.data)
+        source = Source(self.data, self.split, self.config, revision)
         if self.test_data is not None:
-            return source, Source(self.test_data, self.test_split or "test", None, self.test_revision)
+            test_revision = self.test_revision or self.pinned.get(self.test_data)
+            return source, Source(self.test_data, self.test_split or "test", None, test_revision)
         one_file = source.local is not None and source.local.is_file()
         if self.test_split is None or one_file:
             return (source,)
-        return source, Source(self.data, self.test_split, self.config, self.revision)
+        return source, Source(self.data, self.test_split, self.config, revision)

@@ -42,15 +42,16 @@ class GSM8K(TextTask):
         },
     )
 
+    pinned = {"openai/gsm8k": "740312add88f781978c0658806c59bc2815b9866"}
+
     @with_parameters_of(TextTask)
     def __init__(
         self,
         data: str = "openai/gsm8k",
         config: str | None = "main",
-        revision: str | None = "740312add88f781978c0658806c59bc2815b9866",
         **others: Any,
     ) -> None:
-        super().__init__(data=data, config=config, revision=revision, **others)
+        super().__init__(data=data, config=config, **others)
 
     def question(self, row: Row) -> Question:
         """Returns the problem, its number and the reasoning before it, without the marks of a calculator."""

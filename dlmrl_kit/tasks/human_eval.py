@@ -59,12 +59,14 @@ class HumanEval(CodeTask):
         },
     )
 
+    pinned = {"openai/openai_humaneval": "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"}
+
     def __init__(
         self,
         data: str = "openai/openai_humaneval",
         config: str | None = None,
         split: str = "test",
-        revision: str | None = "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+        revision: str | None = None,
         num_pretrain: int = 0,
         num_train: int = 0,
         num_heldout: int | None = None,

@@ -40,15 +40,16 @@ class MATH(TextTask):
         },
     )
 
+    pinned = {"HuggingFaceH4/MATH-500": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"}
+
     @with_parameters_of(TextTask)
     def __init__(
         self,
         data: str = "ankner/math-500",
         test_data: str | None = "HuggingFaceH4/MATH-500",
-        test_revision: str | None = "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
         **others: Any,
     ) -> None:
-        super().__init__(data=data, test_data=test_data, test_revision=test_revision, **others)
+        super().__init__(data=data, test_data=test_data, **others)
 
     def question(self, row: Row) -> Question:
         """Returns the problem, its answer and the solution."""

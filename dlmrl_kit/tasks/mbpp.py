@@ -47,18 +47,19 @@ class MBPP(CodeTask):
         },
     )
 
+    pinned = {"google-research-datasets/mbpp": "4bb6404fdc6cacfda99d4ac4205087b89d32030c"}
+
     @with_parameters_of(TextTask)
     def __init__(
         self,
         data: str = "google-research-datasets/mbpp",
         config: str | None = "sanitized",
-        revision: str | None = "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
         shown_tests: int | None = None,
         **others: Any,
     ) -> None:
         check(shown_tests is None or shown_tests >= 0, self, "shown_tests", shown_tests, "at least 0, or None")
         self.shown_tests = shown_tests
-        super().__init__(data=data, config=config, revision=revision, **others)
+        super().__init__(data=data, config=config, **others)
 
     def question(self, row: Row) -> Question:
         """Returns the problem with assertions, the tests, and the reference solution."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlmrl_kit.core.registry import registered
+from dlmrl_kit.core.registry import Entry, registered
 from dlmrl_kit.tasks.base import BaseTask
 from dlmrl_kit.tasks.conversations import Conversations
 from dlmrl_kit.tasks.data_task import DataTask
@@ -44,15 +44,31 @@ def test_every_task_that_names_data_and_a_test_set_is_one() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_the_test_set_is(kind: type[DataTask], folder: Path, tmp_path: Path) -> None:
-    file, split = tmp_path / "one.jsonl", {"test_split": "other", "revision": "main", "config": "default"}
+    file, split = tmp_path / "one.jsonl", {"test_split": "other", "config": "default"}
     file.write_text(rows(4, "one"))
     data, one = str(folder), str(file)
-    own = Source(data, "train", "default", "main")
-    assert kind(data=data, **split).sources() == (own, Source(data, "other", "default", "main"))
+    own = Source(data, "train", "default")
+    assert kind(data=data, **split).sources() == (own, Source(data, "other", "default"))
     assert kind(data=data, test_split=None).sources() == (Source(data, "train"),)
     assert kind(data=one, test_split="other").sources() == (Source(one, "train"),)
     assert kind(data=data, test_data=one, test_split=None).sources()[1] == Source(one, "test")
-    assert kind(data=one, test_data=data, **split, test_revision="v2").sources()[1] == Source(data, "other", None, "v2")
+    hub = kind(data="of/hub", test_data="of/tests", **split, revision="main", test_revision="v2").sources()
+    assert hub == (Source("of/hub", "train", "default", "main"), Source("of/tests", "other", None, "v2"))
+
+
+@pytest.mark.parametrize("task", [entry for entry in registered("task") if issubclass(entry.cls, DataTask)])
+def test_commits_are_pinned_for_the_published_data_alone(task: Entry, tmp_path: Path) -> None:
+    cls, file = task.cls, tmp_path / "one.jsonl"
+    file.write_text("")
+    by_default = inspect.signature(cls).parameters["data"].default
+    if isinstance(by_default, str):
+        assert {source.path: source.revision for source in cls().sources() if source.revision} == cls.pinned
+    assert cls(data="of/hub").sources()[0].revision is None
+    with pytest.raises(ValueError, match="revision must be None, unless data is a data set of the hub, got 'v1'"):
+        cls(data=str(file), revision="v1")
+    if "test_data" in inspect.signature(cls).parameters:
+        with pytest.raises(ValueError, match="test_revision must be None, unless test_data is a data set of the hub"):
+            cls(data="of/hub", test_data=None, test_revision="v1")
 
 
 @pytest.mark.parametrize("kind", KINDS)
