@@ -136,7 +136,7 @@ def killed_at(number: int, gin_file: Path, folder: Path) -> None:
     assert killed(child.exitcode)
 
 
-@pytest.mark.parametrize("part", range(KILLS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.thorough) for part in range(1, KILLS))])
 def test_killed_at_a_write(part: int, gin_file: Path, whole: Path, tmp_path: Path) -> None:
     total = int((whole.parent / "writes").read_text())
     killed_at(list(spread(total, KILLS))[part], gin_file, tmp_path / "run")

@@ -23,6 +23,7 @@ def real_settings() -> dict[str, tuple[str, object]]:
     return found
 
 
+@pytest.mark.thorough
 def test_every_real_setting_is_finite() -> None:
     settings = real_settings()
     assert len(settings) > 40

@@ -147,6 +147,7 @@ def test_every_broken_plugin_is_named_with_the_reason(found: dict[str, Any]) -> 
     assert len(found["report"]) == len(REASONS) + len(PARTS) + 2  # nameless, and the name that two share
 
 
+@pytest.mark.thorough
 def test_the_report_is_on_standard_error_once(found: dict[str, Any]) -> None:
     first = result(found, "list")
     for text in found["report"]:
@@ -158,6 +159,7 @@ def test_the_report_is_on_standard_error_once(found: dict[str, Any]) -> None:
     assert json.loads(result(found, "check json").out)["recipe"] == "egspo"
 
 
+@pytest.mark.thorough
 def test_the_kit_works_with_all_of_them_installed(found: dict[str, Any]) -> None:
     for name in ("list", "list selector", "show", "check", "check json", "spelt", "only alpha"):
         assert result(found, name).code == 0, result(found, name)
@@ -166,6 +168,7 @@ def test_the_kit_works_with_all_of_them_installed(found: dict[str, Any]) -> None
     assert trained.code == 0, trained
 
 
+@pytest.mark.thorough
 def test_skipped_plugins_leave_nothing_behind(found: dict[str, Any]) -> None:
     for name in set(SOURCES) - KEPT:
         assert not [other for other in found["registered"] + found["gin"] if name in other.split(".")], name
@@ -178,6 +181,7 @@ def test_skipped_plugins_leave_nothing_behind(found: dict[str, Any]) -> None:
     assert "skipped, in whole or in part, are the plugins " in gone.err
 
 
+@pytest.mark.thorough
 def test_a_name_of_two_plugins_is_an_error_that_spells_both(found: dict[str, Any]) -> None:
     text = next(text for text in found["report"] if text.startswith("the name 'SameName'"))
     assert "alpha (alpha-dist 1.2) and by zeta (zeta-dist 1.2)" in text
@@ -188,6 +192,7 @@ def test_a_name_of_two_plugins_is_an_error_that_spells_both(found: dict[str, Any
     assert "zeta.selector.SameName" in result(found, "spelt").out
 
 
+@pytest.mark.thorough
 def test_list_and_show_say_where_components_come_from(found: dict[str, Any]) -> None:
     listed = result(found, "list selector").out
     rows = {row.split()[1]: row for row in listed.splitlines() if row.strip().startswith("selector")}
@@ -201,6 +206,7 @@ def test_list_and_show_say_where_components_come_from(found: dict[str, Any]) -> 
     assert "selector, package good (good-dist 1.2)" in result(found, "show").out
 
 
+@pytest.mark.thorough
 def test_malformed_keys_name_the_component(found: dict[str, Any]) -> None:
     bad = result(found, "constructor keys")
     assert bad.code == 2

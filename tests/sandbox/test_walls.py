@@ -306,7 +306,9 @@ def solve(x):
     try:
         started = time.perf_counter()
         found = outcome(tests, program, statements("assert solve(1) == 1"))
-        assert (found.ended, found.share) == ("crash", 0)
+        # Either the limit on processes refuses a thread, which is an error in the program, or memory ends it first.
+        assert found.ended in ("", "crash")
+        assert found.share == 0
         assert time.perf_counter() - started < 10
     finally:
         tests.close()
