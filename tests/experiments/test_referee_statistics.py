@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.experiments.referee.audits import FILE as AUDIT
 from dlmrl_kit.experiments.referee.audits import read_audits
 from dlmrl_kit.experiments.referee.outcomes import read_outcomes, write_outcomes
-from dlmrl_kit.experiments.referee.statistics import accuracy_at, area, mean, ranks, rows
+from dlmrl_kit.experiments.referee.statistics import accuracy_at, area, detectable, mean, ranks, rows
 
 shares = st.floats(0, 1).map(lambda value: round(value, 3))
 curves = st.lists(shares, min_size=2, max_size=6)
@@ -57,17 +58,21 @@ def test_differences_are_paired_by_seed_and_adjusted_together(table: list[tuple[
         assert difference.value.mean == pytest.approx(math.fsum(pairs) / len(pairs))
         if max(pairs) - min(pairs) > 1e-9:
             raw[name] = float(stats.ttest_rel([row[place] for row in table], [row[0] for row in table]).pvalue)
-            # With the difference that is called detectable, the noncentral t test has about the power it is called by.
-            error = stats.tstd(pairs) / math.sqrt(len(pairs))
-            assert difference.detectable == pytest.approx(
-                error * (stats.t.ppf(0.975, len(pairs) - 1) + stats.t.ppf(0.8, len(pairs) - 1))
-            )
+            error = float(stats.tstd(pairs)) / math.sqrt(len(pairs))
+            assert difference.detectable == pytest.approx(error * detectable(len(pairs)))
     if len(raw) == 2:
         for name, value in zip(raw, stats.false_discovery_control(list(raw.values())), strict=True):
             difference = found[name].difference
             assert difference is not None
             assert difference.p_value == pytest.approx(value)
             assert value >= raw[name] - 1e-12
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 20])
+def test_a_detectable_difference_is_found_as_often_as_it_says(number: int) -> None:
+    draws = np.random.default_rng(0).normal(detectable(number) / math.sqrt(number), 1.0, (20_000, number))
+    found = stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.012)
 
 
 def test_equal_runs_differ_by_nothing() -> None:

@@ -6,6 +6,7 @@ Benjamini and Hochberg, which bounds the share of false discoveries. The interva
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +140,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
-    from scipy.stats import t, ttest_1samp
+    from scipy.stats import ttest_1samp
 
     others = {run.seed: run.final for run in base if run.curve}
     pairs = [run.final - others[run.seed] for run in runs if run.seed in others]
@@ -149,9 +150,26 @@ def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
     if deviation < SAME:  # the test divides by it: few seeds and examples may differ alike by chance
         equal = abs(value.mean or 0.0) < SAME
         return Difference(value, 1.0 if equal else 2.0 ** (1 - len(pairs)), 0.0 if equal else None)
-    degrees = len(pairs) - 1
-    shown = (t.ppf(0.975, degrees) + t.ppf(POWER, degrees)) * deviation / math.sqrt(len(pairs))
-    return Difference(value, float(ttest_1samp(pairs, 0.0).pvalue), float(shown))
+    shown = detectable(len(pairs)) * deviation / math.sqrt(len(pairs))
+    return Difference(value, float(ttest_1samp(pairs, 0.0).pvalue), shown)
+
+
+@functools.cache
+def detectable(number: int) -> float:
+    """Returns how many standard errors the mean of ``number`` pairs must be from 0 to be found with ``POWER``.
+
+    "Found" is by the two-sided t test at 5%; solved by the noncentral t distribution.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    degrees = number - 1
+    bar = float(t.ppf(0.975, degrees))
+
+    def lack(errors: float) -> float:
+        return POWER - float(nct.sf(bar, degrees, errors))  # that the wrong sign is found is next to impossible
+
+    return float(brentq(lack, 0.0, 2 * (bar + float(t.ppf(POWER, degrees)))))
 
 
 def _adjusted(made: Sequence[Row]) -> list[Row]:
