@@ -203,7 +203,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_kill_while_the_folder_is_made_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".ablation.json.tmp1").write_text("{")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dlmrl_kit.experiments.ablation.recipe_file", lambda *_: 1 / 0)
+        patch.setattr("dlmrl_kit.experiments.folder.recipe_file", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             ablate(design(seeds=1), tmp_path)
     assert not (tmp_path / "recipes").exists()

@@ -62,7 +62,7 @@ def waits(
 
 
 def make(name: str, **options: Any) -> Sampler:
-    per_step = {} if name == "ConfidenceThreshold" else {"tokens_per_step": 2}
+    per_step = {} if name in ("BernoulliOrder", "ConfidenceThreshold") else {"tokens_per_step": 2}
     made: Sampler = find(name, "sampler").cls(LENGTH, **{"block_length": BLOCK, **per_step, **options})
     return made
 

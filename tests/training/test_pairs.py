@@ -66,7 +66,8 @@ def lacking(uses: list[str], refusal: str) -> bool:
 
 
 def build(uses: list[str]) -> Algorithm:
-    sets = [b for b in TINY if not (b.startswith("Sampler.tokens") and "sampler=ConfidenceThreshold" in uses)]
+    free = {"sampler=BernoulliOrder", "sampler=ConfidenceThreshold", "sampler=TokenEditing"} & {*uses}
+    sets = [b for b in TINY if not (b.startswith("Sampler.tokens") and free)]  # they decide themselves
     if "sampler=Tree" in uses:
         sets.append("Trainer.group_size = 4")
     recipe = load_recipe("egspo", uses=["policy=CharacterLlama", "logger=none", *uses], sets=sets)
