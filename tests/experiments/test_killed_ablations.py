@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from support.fake_runs import rows
+from support.fake_runs import plain_runs, rows
 from support.process_ends import killed
 from typer.testing import CliRunner, Result
 
 import dlmrl_kit.experiments.runs as scheduling
 from dlmrl_kit.cli.app import app
-from dlmrl_kit.experiments.runs import Job
-from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training import train
 
 TINY = [
     *("Sampler.tokens_per_step=4", "Trainer.updates=3", "Trainer.prompts_per_update=2", "Trainer.group_size=3"),
@@ -42,14 +39,6 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def same_tables(one: Path, two: Path) -> None:
     for table in TABLES:
         assert (one / table).read_text() == (two / table).read_text(), table
-
-
-def plain_runs(scheduler: scheduling.Scheduler, jobs: list[Job]) -> None:
-    """What ``dlmrl train`` does for each run, in this process."""
-    for job in jobs:
-        recipe = load_recipe(scheduling.recipe_file(scheduler.folder, job.variant), sets=[f"Trainer.seed={job.seed}"])
-        train(recipe, job.folder)
-        job.status = "finished"
 
 
 @pytest.mark.thorough

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.comparisons import fake_comparisons, files
+from support.fake_runs import plain_runs
 from support.process_ends import killed
 from support.runs import recipe
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from dlmrl_kit.experiments.forwards import count_forwards, forwards_per_update
 from dlmrl_kit.experiments.referee.entries import make_entries
 from dlmrl_kit.experiments.referee.run import compare
 from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec, read_spec
+from dlmrl_kit.experiments.runs import Scheduler
 from dlmrl_kit.training import train
 
 __all__ = ["fake_comparisons"]
@@ -234,7 +236,9 @@ def test_three_recipes_killed_in_the_middle_give_the_tables_of_one_left_alone(
         names.append(str(path))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = [*names, "--forwards", "200", "--seeds", "2", "--jobs", "2"]
-    assert dlmrl(*arguments, "--out", str(whole))[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "run", plain_runs)
+        assert dlmrl(*arguments, "--out", str(whole))[0] == 0
     killed("compare", [*arguments, "--out", str(cut)], lambda: len(list(cut.glob("runs/*/*/result.json"))) >= 2)
     assert not (cut / "table.md").exists()
     code, told = dlmrl(*arguments, "--out", str(cut))

@@ -1,4 +1,4 @@
-"""Ablations whose runs only write what a run leaves behind."""
+"""Ablations whose runs only write what a run leaves behind, and runs that are done in this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 import dlmrl_kit.experiments.runs as scheduling
 from dlmrl_kit.experiments import make_design
 from dlmrl_kit.experiments.design import Design
+from dlmrl_kit.recipe.load import load_recipe
+from dlmrl_kit.training import train
 
 FAKE_RUN = """
 import json, os, pathlib, sys, time
@@ -66,3 +68,11 @@ def design(swaps: list[str] | None = None, seeds: int = 3, recipe: str = "egspo"
 
 def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def plain_runs(scheduler: scheduling.Scheduler, jobs: list[scheduling.Job]) -> None:
+    """What ``dlmrl train`` does for each run, in this process; for ``Scheduler.run``."""
+    for job in jobs:
+        source = scheduling.recipe_file(scheduler.folder, job.variant)
+        train(load_recipe(source, sets=[f"{job.variant.seed_key}={job.seed}"]), job.folder)
+        job.status = "finished"
