@@ -55,7 +55,7 @@ class TestKeys:
         assert problem in str(info.value)
 
     @pytest.mark.parametrize(("keys", "problem"), [m for m in MALFORMED if m[0] not in SILENT])
-    @pytest.mark.parametrize("attribute", ["in_keys", "out_keys"])
+    @pytest.mark.parametrize("attribute", ["in_keys", pytest.param("out_keys", marks=pytest.mark.thorough)])
     def test_malformed_in_the_constructor(self, attribute: str, keys: Any, problem: str) -> None:
         @register("advantage")
         class Malformed(Base):
