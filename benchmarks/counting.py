@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlmrl_kit.core.phases import listening
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+from dlmrl_kit.training.model_work import models_of, watched
 
 PHASES = {"sampling": "rollout", "old and reference": "scoring", "update": "update", "check": "check"}
 """The phases of an update that work is counted for, as the kit calls them and as the paper model does."""
@@ -65,31 +64,19 @@ def counted(policy: TransformersPolicy) -> Iterator[dict[str, Counter[str]]]:
         ``tokens``, their prompt and completion positions; ``predictions``, the positions that went through the head.
     """
     counts: dict[str, Counter[str]] = {}
-    open_phases = ["other"]
-
-    @contextlib.contextmanager
-    def within(name: str) -> Iterator[None]:
-        open_phases.append(PHASES[name])
-        yield
-        open_phases.pop()
-
-    def listener(name: str) -> AbstractContextManager[None]:
-        return within(name) if name in PHASES else contextlib.nullcontext()
 
     def here() -> Counter[str]:
-        return counts.setdefault(open_phases[-1], Counter())
+        known = (PHASES[phase] for phase in reversed(phases) if phase in PHASES)
+        return counts.setdefault(next(known, "other"), Counter())
 
-    def embedded(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
-        ids = given[0]
+    def embedded(ids: Tensor) -> None:
         here().update(forwards=1, states=len(ids), tokens=ids.numel())
 
     def predicted(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
         here().update(predictions=result.numel() // result.shape[-1])
 
-    models = [policy.model, *([] if policy.frozen is None else [policy.frozen])]
     with contextlib.ExitStack() as stack:
-        for model in models:
-            stack.callback(model.get_input_embeddings().register_forward_hook(embedded).remove)
+        phases = stack.enter_context(watched(policy, embedded))
+        for model in models_of(policy):
             stack.callback(model.get_output_embeddings().register_forward_hook(predicted).remove)
-        stack.enter_context(listening(listener))
         yield counts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -11,12 +12,50 @@ from dlmrl_kit.core.phases import listening
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextlib.contextmanager
+def watched(policy: TransformersPolicy, seen: Callable[[Tensor], None]) -> Iterator[list[str]]:
+    """Within the context every forward pass through a policy's model, or its frozen reference, is seen.
+
+    Args:
+        policy: whose embeddings are hooked; what a collector samples in other processes is not seen.
+        seen: is called with the token ids of a pass, int64 [B, S].
+
+    Yields:
+        The phases that are open, the innermost last, while the context goes on.
+    """
+    phases: list[str] = []
+
+    @contextlib.contextmanager
+    def within(phase: str) -> Iterator[None]:
+        phases.append(phase)
+        try:
+            yield
+        finally:
+            phases.pop()
+
+    def embedded(embedding: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen(inputs[0])
+
+    with contextlib.ExitStack() as stack:
+        for model in models_of(policy):
+            stack.callback(model.get_input_embeddings().register_forward_pre_hook(embedded).remove)
+        stack.enter_context(listening(within))
+        yield phases
+
+
+def models_of(policy: TransformersPolicy) -> list[PreTrainedModel]:
+    """Returns the model of a policy and, where it has one, its frozen reference."""
+    return [policy.model] if policy.frozen is None else [policy.model, policy.frozen]
+
 
 class ModelWork:
     """Counts the states that go through a policy's model, by phase of the update.
 
-    The checks of a rollout count nowhere, as they are no part of an algorithm. What a collector samples in other
-    processes is not seen here.
+    The checks of a rollout count nowhere, as they are no part of an algorithm.
 
     Attributes:
         rollout: states outside of the phases that count for ``update``.
@@ -30,12 +69,8 @@ class ModelWork:
 
     @contextlib.contextmanager
     def watching(self, policy: TransformersPolicy) -> Iterator[None]:
-        """Within the context every forward pass is counted, by hooks on the embeddings."""
-        models = [policy.model] if policy.frozen is None else [policy.model, policy.frozen]
-        with contextlib.ExitStack() as stack:
-            for model in models:
-                stack.callback(model.get_input_embeddings().register_forward_pre_hook(self._count).remove)
-            stack.enter_context(listening(self._within))
+        """Within the context every forward pass is counted that ``watched`` sees."""
+        with watched(policy, self._count) as self._phases:
             yield
 
     def clear(self) -> None:
@@ -48,20 +83,11 @@ class ModelWork:
         names = ("forwards/rollout", "forwards/update", "forwards/tokens")
         return {name: float(sum(counts)) for name, counts in zip(names, zip(*everywhere, strict=True), strict=True)}
 
-    @contextlib.contextmanager
-    def _within(self, phase: str) -> Iterator[None]:
-        self._phases.append(phase)
-        try:
-            yield
-        finally:
-            self._phases.pop()
-
-    def _count(self, embedding: nn.Module, inputs: tuple[Tensor]) -> None:
-        """Counts a batch; a forward pre-hook of torch, for a module that takes token ids int64 [B, S]."""
+    def _count(self, ids: Tensor) -> None:
         if "check" in self._phases:
             return
-        rows = len(inputs[0])
-        self.tokens += inputs[0].numel()
+        rows = len(ids)
+        self.tokens += ids.numel()
         if {"old and reference", "update"} & {*self._phases}:
             self.update += rows
         else:
