@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dlmrl_kit.cli import completion
-from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, new_console, print_json
+from dlmrl_kit.cli.common import (
+    AllowImports,
+    AsJson,
+    ExperimentOut,
+    Jobs,
+    Sets,
+    Uses,
+    interruptible,
+    new_console,
+    print_json,
+)
 
 
 def ablate_command(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="Name or path of the base recipe.", autocompletion=completion.recipe)
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder; the same command goes on with it.")],
+    out: ExperimentOut,
     swaps: Annotated[
         list[str],
         typer.Option("--swap", metavar="KIND=A,B", help="Components to try in a slot, one at a time. May be repeated."),
     ],
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each variant, with seeds 0 to N-1.")] = 3,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs at a time. Default: one per core, at most 8; 1 with a GPU.", show_default=False),
-    ] = None,
+    jobs: Jobs = None,
     sets: Sets = None,
     uses: Uses = None,
     allow_imports: AllowImports = False,
@@ -48,11 +54,8 @@ def ablate_command(
     design = make_design(recipe, swaps, seeds=seeds, sets=sets or (), uses=uses or (), allow_imports=allow_imports)
     announce(design, console)
     observer = RichAblationObserver(console)
-    try:
+    with interruptible():
         summary = ablate(design, out, parallel=jobs, observer=observer, run_observer=LogRunObserver)
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; the same command goes on", err=True)
-        raise typer.Exit(1) from None
     if as_json:
         print_json(summary.to_json())
     else:

@@ -10,7 +10,7 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
@@ -57,6 +57,16 @@ Uses = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/RECIPE-DATE-TIME.", show_default=False),
+]
+ExperimentOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder; the same command goes on with it.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Runs at a time. Default: one per core, at most 8; 1 with a GPU.",
+        show_default=False,
+    ),
 ]
 AllowImports = Annotated[
     bool, typer.Option("--allow-imports", help="Run the import statements of the recipe, that is, code.")
@@ -167,6 +177,16 @@ def refuse(given: Mapping[str, object], why: str) -> None:
     wrong = [name for name, value in given.items() if value not in (None, [])]
     if wrong:
         raise UserError(f"{' and '.join(wrong)} {why}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the context an interrupt ends the command with exit code 1, and says that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; the same command goes on", err=True)
+        raise typer.Exit(1) from None
 
 
 def new_folder(out: Path | None, recipe: str) -> Path:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlmrl_kit.cli import completion
-from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, new_console, print_json, refuse
+from dlmrl_kit.cli.common import (
+    AllowImports,
+    AsJson,
+    ExperimentOut,
+    Jobs,
+    Sets,
+    Uses,
+    interruptible,
+    new_console,
+    print_json,
+    refuse,
+)
 from dlmrl_kit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def compare_command(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder; the same command goes on with it.")],
+    out: ExperimentOut,
     recipes: Annotated[
         list[str] | None,
         typer.Argument(metavar="RECIPE...", help="Names or paths, the base first.", autocompletion=completion.recipe),
@@ -44,10 +55,7 @@ def compare_command(
     tables: Annotated[
         bool, typer.Option("--tables", help="Write tables and figures again from the CSV files in DIR; run nothing.")
     ] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs at a time. Default: one per core, at most 8; 1 with a GPU.", show_default=False),
-    ] = None,
+    jobs: Jobs = None,
     sets: Sets = None,
     uses: Uses = None,
     allow_imports: AllowImports = False,
@@ -93,11 +101,8 @@ def compare_command(
             )
         check(out / HOLDS.file)  # before a component that is gone is looked for
         asked, observer = replace(asked, audit=asked.audit or audit), RichCompareObserver(console)
-        try:
+        with interruptible():
             report, failed = compare(asked, out, parallel=jobs, observer=observer, run_observer=LogRunObserver)
-        except KeyboardInterrupt:
-            typer.echo("\ninterrupted; the same command goes on", err=True)
-            raise typer.Exit(1) from None
     if as_json:
         print_json(report.to_json())
     else:
