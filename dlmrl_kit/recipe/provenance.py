@@ -1,23 +1,21 @@
 """Which package each component of a run came from, and what to say where that is not there any more.
 
-``run.json`` of a run and ``ablation.json`` of an ablation keep it, by the full names of the components:
+``run.json`` of a run, ``ablation.json`` and ``comparison.json`` keep it, by the full names of the components:
 
 {"components": {"acme_steps.selector.AboveAverage": {"package": "acme-steps", "version": "0.1.0"}, ...}}
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from dlmrl_kit.core.errors import RecipeError
-from dlmrl_kit.core.files import read_regular
+from dlmrl_kit.core.errors import CheckpointError, RecipeError
 from dlmrl_kit.core.registry import registered
-from dlmrl_kit.core.run_folder import ABOUT
+from dlmrl_kit.core.run_folder import ABOUT, read_json
 from dlmrl_kit.core.version import DISTRIBUTION, PACKAGE, VERSION
 from dlmrl_kit.recipe.plugins import PluginWarning, load_plugins, plugin_hint
 from dlmrl_kit.recipe.resolve import Block
@@ -52,7 +50,7 @@ def check(record: Path) -> None:
     """Looks whether the components that a file names are still there; warns of those that are of another version.
 
     Args:
-        record: ``run.json`` or ``ablation.json``; one that is not there names none.
+        record: such a file; one that is not there names none.
 
     Raises:
         RecipeError: one is not; with the package that it came from, and the command that installs that.
@@ -86,10 +84,14 @@ def brought_by(record: Mapping[str, object], package: str) -> list[str]:
 
 def _read(record: Path) -> dict[str, dict[str, str]]:
     """Reads the provenance in a file; nothing where it holds none, or is damaged, which others report."""
+
+    def parse(stored: Any) -> dict[str, dict[str, str]]:
+        found = stored[KEY].items()
+        return {str(name): {str(k): str(v) for k, v in origin.items()} for name, origin in found}
+
     try:
-        found = json.loads(read_regular(record))[KEY]
-        return {str(name): {str(k): str(v) for k, v in origin.items()} for name, origin in found.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return read_json(record, parse)
+    except CheckpointError:
         return {}
 
 
