@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Summary, interval, metrics_of
-from dlmrl_kit.experiments.design import BASE
 from dlmrl_kit.training.figure_style import Series, running_mean
 
 if TYPE_CHECKING:
@@ -38,15 +37,13 @@ def plot_curves(summary: Summary, folder: Path) -> Path:
     runs = {v.name: _curves(summary, v.name) for v in summary.design.variants}
     for axis, (metric, label) in zip(panels, PANELS.items(), strict=True):
         for number, (name, curves) in enumerate(runs.items()):
-            colour, style = _look(number, name)
+            colour, style = look(number)
             lines = [curve[metric] for curve in curves if metric in curve]
             _draw(axis, lines, metric, summary.design.label(name), colour, style)
         axis.set_title(label, loc="left", fontsize=11)
         axis.set_xlabel("update")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(color="#e5e5e5", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        quiet(axis)
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
@@ -68,8 +65,16 @@ def _curves(summary: Summary, name: str) -> list[dict[str, Series]]:
     return [metrics_of(job) for job in summary.jobs if job.status == "finished" and job.variant.name == name]
 
 
-def _look(number: int, name: str) -> tuple[str, str]:
-    if name == BASE:
+def quiet(axis: Axes) -> None:
+    """Gives axes a light grid behind what is drawn, and no frame at the top and the right."""
+    axis.grid(color="#e5e5e5", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def look(number: int) -> tuple[str, str]:
+    """Returns colour and line style: of the base for 0, else of the variant of that number."""
+    if number == 0:
         return BASE_COLOUR, "-"
     turn, place = divmod(number - 1, len(COLOURS))
     return COLOURS[place], STYLES[turn % len(STYLES)]

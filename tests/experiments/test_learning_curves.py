@@ -12,9 +12,9 @@ from dlmrl_kit.experiments import ablate
 
 @fake
 def test_more_variants_than_colours_are_drawn(tmp_path: Path) -> None:
-    from dlmrl_kit.experiments.learning_curves import COLOURS, _look, plot_curves
+    from dlmrl_kit.experiments.learning_curves import COLOURS, look, plot_curves
 
-    looks = [_look(number, "x" if number else "base") for number in range(1 + 3 * len(COLOURS))]
+    looks = [look(number) for number in range(1 + 3 * len(COLOURS))]
     assert len(set(looks)) == len(looks)
     summary = ablate(design(seeds=1), tmp_path)
     failed = [replace(job, status="failed") for job in summary.jobs]

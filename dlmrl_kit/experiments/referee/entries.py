@@ -57,7 +57,7 @@ def make_entries(spec: Spec, counted: Counts) -> list[Entry]:
 
     Args:
         spec: of the comparison.
-        counted: what is known of forwards; the others are counted, by an update of a few prompts each.
+        counted: what is known of forwards; the others are counted, by the first update of each.
 
     Raises:
         UserError: a recipe cannot be loaded or built on a task, or one update costs more than the budget; names both.
@@ -120,8 +120,9 @@ def _entry(spec: Spec, task: TaskSpec, source: str, label: str, counted: Counts)
     }
     sets = (*sets, *(f"{_key(plain, name)} = {value}" for name, value in lengths.items()))
     points = _points(spec, source, uses, sets)
+    name, seed_key = f"{task.name}/{label}", seed_key_of(plain)
     variants = tuple(
-        _variant(spec, source, uses, (*sets, *point), f"{task.name}/{label}", number if len(points) > 1 else None)
+        _variant(spec, source, uses, (*sets, *point), seed_key, f"{name}/{number}" if len(points) > 1 else name)
         for number, point in enumerate(points)
     )
     skipped = tuple(text for text in wanted if text not in sets)
@@ -146,19 +147,17 @@ def _points(spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...
 
 
 def _variant(
-    spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...], name: str, number: int | None
+    spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...], seed_key: str, name: str
 ) -> Variant:
-    def loaded(*more: str) -> Recipe:
-        return load_recipe(source, uses=uses, sets=(*sets, *more), allow_imports=spec.allow_imports)
+    def loaded(seed: int) -> Recipe:
+        return load_recipe(source, uses=uses, sets=(*sets, f"{seed_key} = {seed}"), allow_imports=spec.allow_imports)
 
-    seed_key = seed_key_of(loaded())
-    recipes = {seed: loaded(f"{seed_key} = {seed}") for seed in spec.all_seeds}
+    recipes = {seed: loaded(seed) for seed in spec.all_seeds}
     first = recipes[spec.all_seeds[0]]
     built = first.build_algorithm()
     texts = {seed: recipe.text(header=False) for seed, recipe in recipes.items()}
-    own = name if number is None else f"{name}/{number}"
-    folder = re.sub(r"[^\w.+]+", "-", own)
-    return Variant(own, folder, "", first, seed_key, texts, updates=built.trainer.updates)
+    folder = re.sub(r"[^\w.+]+", "-", name)
+    return Variant(name, folder, "", first, seed_key, texts, updates=built.trainer.updates)
 
 
 def _check_own_files(entries: list[Entry]) -> None:

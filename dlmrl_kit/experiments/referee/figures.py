@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.files import write_atomic
-from dlmrl_kit.experiments.learning_curves import BASE_COLOUR, COLOURS, STYLES
+from dlmrl_kit.experiments.learning_curves import BASE_COLOUR, COLOURS, look, quiet
 from dlmrl_kit.experiments.referee.outcomes import Outcome
 from dlmrl_kit.experiments.referee.statistics import Row, accuracy_at, mean
 
@@ -28,12 +28,13 @@ def draw_curves(outcomes: Sequence[Outcome], base: str, budget: float, folder: P
 
     tasks = list(dict.fromkeys(outcome.task for outcome in outcomes))
     recipes = list(dict.fromkeys(outcome.recipe for outcome in outcomes))
+    numbers = {recipe: number for number, recipe in enumerate([base, *(r for r in recipes if r != base)])}
     figure, panels = _panels(len(tasks), width=5.5, height=4.6)
     for task, axis in zip(tasks, panels, strict=True):
         for recipe in recipes:
             runs = [o for o in outcomes if (o.task, o.recipe) == (task, recipe) and o.curve]
             if runs:
-                _draw_curve(axis, runs, budget, *_look(recipes, recipe, base))
+                _draw_curve(axis, runs, budget, *look(numbers[recipe]))
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, -0.02), min(high, 1.02))  # the interval of a few seeds may reach beyond all shares
         axis.set_title(task, loc="left", fontsize=11)
@@ -74,9 +75,7 @@ def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Ax
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     for axis in panels:
-        axis.grid(color="#e5e5e5", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        quiet(axis)
     return figure, panels
 
 
@@ -89,13 +88,6 @@ def _draw_curve(axis: Axes, runs: Sequence[Outcome], budget: float, colour: str,
     high = [value.high for value in found if value.high is not None]
     if low:  # several runs
         axis.fill_between(places, low, high, color=colour, alpha=0.1, linewidth=0)
-
-
-def _look(recipes: Sequence[str], recipe: str, base: str) -> tuple[str, str]:
-    if recipe == base:
-        return BASE_COLOUR, "-"
-    turn, place = divmod([name for name in recipes if name != base].index(recipe), len(COLOURS))
-    return COLOURS[place], STYLES[turn % len(STYLES)]
 
 
 def _write(figure: Figure, folder: Path, name: str) -> None:

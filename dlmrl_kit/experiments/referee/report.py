@@ -151,9 +151,7 @@ def csv_rows(report: Report) -> list[Sequence[object]]:
         what = (row.task, row.recipe)
         estimates = {name: getattr(row, name) for name in ESTIMATES}
         found += [(*what, name, e.mean, e.low, e.high, e.n) for name, e in estimates.items()]
-        plain = {
-            name: getattr(row, name) for name in ("deviation", "finished", "failed", "collapsed", "forwards", "tokens")
-        }
+        plain = {name: getattr(row, name) for name in PLAIN}
         if row.difference is not None:
             value = row.difference.value
             found.append((*what, "difference", value.mean, value.low, value.high, value.n))
