@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.orders import randomise
 from support.policies import TabularPolicy
 from support.rollouts import no_prompt
 from support.runs import new_run, prepared, rollout
@@ -33,11 +34,7 @@ VOCAB, LENGTH = 2, 3
 def bernoulli(policy: Any, *, scale: float = 0.7, **options: Any) -> BernoulliOrder:
     """A sampler with a random module of four hidden units."""
     sampler = BernoulliOrder(LENGTH, **{"width": 4, **options})
-    sampler.attach(policy)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in sampler.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    randomise(sampler, policy, scale)
     return sampler
 
 

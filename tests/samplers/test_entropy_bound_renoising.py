@@ -13,18 +13,14 @@ import pytest
 import torch
 from support.block_checkpoints import CANVAS, diffusion_gemma_checkpoint
 from support.diffusion_gemma import LENGTH, LENGTHS, prompts
+from support.exact_gradients import check_audit, check_gradient
 from support.seeds import seeded
 from support.statistics import chi_square, chi_square_limit
 from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
-from dlmrl_kit.algorithm.algorithm import Swaps
-from dlmrl_kit.audit.auditing import audit_algorithm
-from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import check_draws, enumerate_trajectories
-from dlmrl_kit.audit.exact import exact_estimator
-from dlmrl_kit.audit.policies import Parameters
 from dlmrl_kit.audit.problem import Problem
 from dlmrl_kit.core.keys import Key
 from dlmrl_kit.core.trajectory import canvas_state, states
@@ -218,39 +214,12 @@ def _nucleus(probs: Tensor, top_p: float) -> Tensor:
 
 
 def test_the_gradient_is_that_of_the_expected_reward() -> None:
-    """Against differences of the expected reward, which know nothing of log-probabilities."""
     problem = Problem(vocab=2, length=2, seed=8)
-
-    def value() -> float:
-        _, listed = listing(problem, steps=3)
-        rewards = problem.score(listed["completion_ids"], listed["example"])
-        return float((listed["probability"] * rewards).sum())
-
-    sampler, listed = listing(problem, steps=3)
-    listed.set("reward", problem.score(listed["completion_ids"], listed["example"]))
-    gradient = true_gradient(listed, problem, sampler)
-    flat, size = [], 1e-5
-    with torch.no_grad():
-        for parameter in Parameters(problem.denoiser, sampler).all:
-            for i in range(parameter.numel()):
-                parameter.view(-1)[i] += size
-                up = value()
-                parameter.view(-1)[i] -= 2 * size
-                flat.append((up - value()) / (2 * size))
-                parameter.view(-1)[i] += size
-    assert gradient.norm() > 1e-3
-    torch.testing.assert_close(gradient, torch.tensor(flat, dtype=torch.float64), atol=1e-8, rtol=1e-5)
+    check_gradient(problem, lambda: listing(problem, steps=3))
 
 
 def test_the_audit_accepts_it() -> None:
-    estimator = exact_estimator(EntropyBoundRenoising(16, steps=2, entropy_bound=0.6))
-    problems = [Problem(vocab=2, length=3, seed=5), Problem(vocab=2, length=2, policy="network", seed=6, spread=4.0)]
-    report = audit_algorithm(estimator, problems=problems, attribution=False)
-    assert report.exact
-    assert report.unbiased
-    assert all(measured.gradient_norm > 1e-3 for measured in report.measured)
-    tokens = exact_estimator(estimator.sampler, Swaps(likelihood=StepTokenLogProb()))
-    assert audit_algorithm(tokens, problems=problems[:1], attribution=False).unbiased
+    check_audit(EntropyBoundRenoising(16, steps=2, entropy_bound=0.6))
 
 
 def rolled(policy: Any, sampler: EntropyBoundRenoising, keys: Collection[Key] = ()) -> TensorDict:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.observers import Stop, StopAfterTheFirstUpdate
+from support.orders import randomise
 from support.policies import TabularPolicy, tiny_policy
 from support.rollouts import no_prompt
 from support.runs import metric_rows, new_run, outcome, recipe
@@ -43,11 +44,7 @@ VOCAB, LENGTH = 2, 3
 def learned(policy: Any, *, scale: float = 0.7, **options: Any) -> LearnedOrder:
     """A sampler with a random module of four hidden units."""
     sampler = LearnedOrder(LENGTH, **{"tokens_per_step": 2, "width": 4, **options})
-    sampler.attach(policy)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in sampler.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    randomise(sampler, policy, scale)
     return sampler
 
 

@@ -16,7 +16,6 @@ from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.training.identical_groups import identical_groups
 from dlmrl_kit.training.likely_cause import BATCH, likely_cause
 from dlmrl_kit.training.loop import Run
-from dlmrl_kit.training.old_check import too_many
 from dlmrl_kit.training.recompute import all_actions
 from dlmrl_kit.training.trajectory_checks import check_trajectory
 from dlmrl_kit.training.update import Update
@@ -288,23 +287,6 @@ def test_one_action_in_a_hundred_may_differ(tmp_path: Path) -> None:
         TrainingError, match=rf"in {2 / actions:.0%} of {actions} actions, most by 0.5 \(sample 3, step 1"
     ):
         run.update.guard.check(trajectory, 0)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "number", "refused"),
-    [
-        (0, 1, False),
-        (1, 1, True),
-        (1, 2, True),
-        (1, 3, False),
-        (1, 53, False),
-        (2, 53, True),
-        (2, 200, False),
-        (3, 200, True),
-    ],
-)
-def test_one_of_fewer_may_differ_unless_it_is_half_of_them(wrong: int, number: int, refused: bool) -> None:
-    assert too_many(wrong, number) is refused
 
 
 def test_most_actions_of_a_sample_may_not(tmp_path: Path) -> None:
