@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dlmrl_kit.advantages.base import GroupAdvantage
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import group_max, group_sum
+from dlmrl_kit.core.trajectory import group_softmax, group_sum
 from dlmrl_kit.core.validate import check
 
 
@@ -46,9 +46,3 @@ class GroupSoftmax(GroupAdvantage):
         size = group_sum(torch.ones_like(scaled), group)
         up, down = group_softmax(scaled, group), group_softmax(-scaled, group)
         return (size * (up - down)).to(returns.dtype)
-
-
-def group_softmax(values: Tensor, group: Tensor) -> Tensor:
-    """Takes the softmax over the members of each row's group, column by column: [B, ...], from that and int64 [B]."""
-    mass = (values - group_max(values, group)).exp()
-    return mass / group_sum(mass, group)

@@ -268,6 +268,12 @@ def group_max(values: Tensor, group: Tensor) -> Tensor:
     return most.scatter_reduce(0, rows, values, "amax")[index]
 
 
+def group_softmax(values: Tensor, group: Tensor) -> Tensor:
+    """Takes the softmax over the members of each row's group, column by column: [B, ...], from that and int64 [B]."""
+    mass = (values - group_max(values, group)).exp()
+    return mass / group_sum(mass, group)
+
+
 def shuffled(group: Tensor, parts: int, generator: torch.Generator, whole_groups: bool) -> list[Tensor]:
     """Splits a rollout at random into minibatches.
 

@@ -29,7 +29,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import group_max, group_sum, where_used
+from dlmrl_kit.core.trajectory import group_softmax, group_sum, where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import Objective, mean_over, sequence_log_prob, used_sequences
 
@@ -82,8 +82,8 @@ class RewardTilted(Objective):
             )
             reward = where_used(tensordict[REWARD], used).double() / self.alpha
             tilt = largest_tilt(reference - old + reward, group, used, self.least_ess)
-            up = group_softmax(tilt * (reference - old + reward), group, used)
-            down = group_softmax(tilt * (reference - old - reward), group, used)
+            up = softmax_of_used(tilt * (reference - old + reward), group, used)
+            down = softmax_of_used(tilt * (reference - old - reward), group, used)
             size = group_sum(used.double(), group)
             share = (size * (up - down)).to(log_prob.dtype)
             ess = effective_share(up, group, size).to(log_prob.dtype)
@@ -95,12 +95,9 @@ class RewardTilted(Objective):
         return -(share * log_prob).sum(), diagnostics
 
 
-def group_softmax(values: Tensor, group: Tensor, used: Tensor) -> Tensor:
+def softmax_of_used(values: Tensor, group: Tensor, used: Tensor) -> Tensor:
     """Takes the softmax over the used members of each row's group: float64 [B], 0 in rows that are not used."""
-    values = values.masked_fill(~used, torch.finfo(values.dtype).min)
-    mass = (values - group_max(values, group)).exp() * used
-    total = group_sum(mass, group)
-    return mass / total.masked_fill(total == 0, 1)
+    return group_softmax(values.masked_fill(~used, torch.finfo(values.dtype).min), group) * used
 
 
 def effective_share(weights: Tensor, group: Tensor, size: Tensor) -> Tensor:
@@ -114,7 +111,7 @@ def largest_tilt(values: Tensor, group: Tensor, used: Tensor, least: float) -> T
     size = group_sum(used.double(), group)
 
     def enough(tilt: Tensor) -> Tensor:
-        return effective_share(group_softmax(tilt * values, group, used), group, size) >= least
+        return effective_share(softmax_of_used(tilt * values, group, used), group, size) >= least
 
     low, high = torch.zeros_like(values), torch.ones_like(values)
     whole = enough(high)

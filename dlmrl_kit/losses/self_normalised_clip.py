@@ -22,12 +22,11 @@ from dlmrl_kit.core.keys import (
     SELECTED_OLD_LOG_PROB,
     SELECTED_WEIGHT,
     SEQUENCE_LENGTH,
-    Key,
 )
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import group_sum, where_used
 from dlmrl_kit.losses.base import max_over, mean_over, sequence_length, sequence_log_prob, used_sequences
-from dlmrl_kit.losses.ppo import ClippedObjective
+from dlmrl_kit.losses.ppo import ClippedSequences
 
 
 @register(
@@ -37,7 +36,7 @@ from dlmrl_kit.losses.ppo import ClippedObjective
     scale="1 / length",
     under="proportional to Reinforce before the first update where all completions have the same length",
 )
-class SelfNormalisedClip(ClippedObjective):
+class SelfNormalisedClip(ClippedSequences):
     """Weighs each completion's policy gradient with its clipped ratio over the sum of those of its group.
 
     Args:
@@ -56,12 +55,7 @@ class SelfNormalisedClip(ClippedObjective):
     needs_groups = True
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
-        keys: list[Key] = [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, ADVANTAGE, SELECTED_WEIGHT, GROUP, SEQUENCE_LENGTH]
-        super().__init__(clip_low, clip_high, keys)
-
-    def units(self, tensordict: TensorDictBase) -> Tensor:
-        """Counts the samples that have a segment of non-zero weight."""
-        return used_sequences(tensordict[SELECTED_WEIGHT]).sum()
+        super().__init__(clip_low, clip_high, [GROUP, SEQUENCE_LENGTH])
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the sum over groups of their size times the weighted mean of A log pi / |o|."""
