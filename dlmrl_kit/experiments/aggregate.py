@@ -26,7 +26,7 @@ RESAMPLES = 9999
 Series: TypeAlias = dict[str, list[tuple[int, float]]]
 """The metrics of a run: by name, the update and the value."""
 
-UNTIMED = frozenset({"seconds", "tokens_per_second"})
+UNTIMED = frozenset({"seconds", "cpu_seconds", "tokens_per_second"})
 """Metrics that depend on the machine; tables leave them out so that they can be compared."""
 
 COVERAGE = {2: 50, 3: 75, 4: 80, 5: 85, 6: 86, 8: 89, 10: 90, 15: 92}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from dlmrl_kit.recipe.provenance import KEY, provenance_of
 from dlmrl_kit.training.identity import Identity, changes, identity_of
 
 
+def _whole(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
+    return new
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The file that says what a folder was made for.
@@ -27,10 +31,12 @@ class Manifest:
     Attributes:
         file: its name.
         what: what messages call such a folder: ``ablation``, ``comparison``.
+        common: returns what of a new design must be as it was in the stored one; the rest may be added later.
     """
 
     file: str
     what: str
+    common: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = _whole
 
     def stored(self, folder: Path) -> dict[str, Any] | None:
         """Reads the file; returns ``design``, ``threads`` and ``depends``, or None where there is none yet.
@@ -93,11 +99,13 @@ def open_folder(
     """
     depends, stored = _depends(variants), manifest.stored(folder)
     if stored is not None:
-        difference = _difference(stored["design"], design)
+        common = manifest.common(stored["design"], design)
+        difference = _difference(stored["design"], common)
         if difference:
             raise UserError(f"{folder} holds another {manifest.what}: {difference}; choose another --out")
         threads, known = int(stored["threads"]), stored["depends"]
-        changed = changes(known, depends) if known else []
+        compared = depends if common == design else _known(depends, known)
+        changed = changes(known, compared) if known else []
         if changed:
             raise UserError(
                 f"{folder} holds runs of something else: {changed[0]}; undo that, or choose another --out, so that all "
@@ -127,11 +135,19 @@ def _depends(variants: Iterable[Variant]) -> Identity:
     return found
 
 
+def _known(depends: Identity, known: Mapping[str, Mapping[str, str]]) -> Identity:
+    """Leaves out what only something new depends on."""
+    return {
+        section: {name: value for name, value in entries.items() if name in known.get(section, {})}
+        for section, entries in depends.items()
+    }
+
+
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Says in what two designs differ first; "" if they are the same."""
     for key, value in new.items():
         if key != "variants" and old.get(key) != value:
-            return f"{key} was {old.get(key)}, now {value}"
+            return _changed_value(key, old.get(key), value)
     before, now = old.get("variants", {}), new["variants"]
     for what, names in (
         ("had", [n for n in before if n not in now]),
@@ -144,6 +160,13 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if changed or before[name] != variant:
             return f"the recipe of {name} was another one{changed}"
     return "" if list(before) == list(now) else "its variants came in another order"
+
+
+def _changed_value(key: str, old: object, new: object) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        name = next(name for name in (*new, *old) if old.get(name) != new.get(name))
+        return _changed_value(f"{key}.{name}", old.get(name), new.get(name))
+    return f"{key} was {old}, now {new}"
 
 
 def _changed_lines(old: Iterable[str], new: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +131,7 @@ class Scheduler:
         observer: is told how the runs go.
         run_observer: class that each run reports to in its own process.
         allow_imports: whether recipes may run import statements.
+        ended: is called with each run that has finished or failed, before the observer.
     """
 
     folder: Path
@@ -139,6 +140,7 @@ class Scheduler:
     observer: AblationObserver
     run_observer: type[RunObserver] = RunObserver
     allow_imports: bool = False
+    ended: Callable[[Job], None] = lambda job: None
     _running: list[tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     def run(self, jobs: Iterable[Job]) -> None:
@@ -202,6 +204,7 @@ class Scheduler:
                 job.status, job.done = "finished", job.variant.updates
             else:
                 job.status, job.error = "failed", _failure(job, code)
+            self.ended(job)
             self.observer.on_status(job)
 
     def _stop(self) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dlmrl_kit.experiments.referee.entries import Entry
 from dlmrl_kit.experiments.referee.figures import CURVES, DIFFERENCES
-from dlmrl_kit.experiments.referee.outcomes import RUNS
+from dlmrl_kit.experiments.referee.records import RUNS
 from dlmrl_kit.experiments.referee.report import CSV, LATEX, MARKDOWN, Report, rank_table, task_table
 from dlmrl_kit.experiments.referee.run import CompareObserver
 from dlmrl_kit.experiments.referee.spec import Spec

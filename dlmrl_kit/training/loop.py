@@ -321,13 +321,15 @@ class Run:
         Raises:
             NotFiniteError: losses, gradients, weights or the policy's probabilities are not finite.
         """
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         self.work.clear()
         metrics = self.update(number) | self.work.metrics(self.processes)
         self._check_numbers(number, metrics)
         seconds = time.perf_counter() - started
         self.record.take(number, self.update.take_rollout(), self.update.scorer)
-        metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
+        # Other load on the machine makes the clock's seconds more, not those of the CPU.
+        spent = sum(self.processes.gather(time.process_time() - computed))
+        metrics |= {"seconds": seconds, "cpu_seconds": spent, "tokens_per_second": metrics.pop("tokens") / seconds}
         self._log(number, metrics)
         done = number + 1
         if done == self.trainer.updates or (self.trainer.eval_every and done % self.trainer.eval_every == 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from support.runs import recipe
 from typer.testing import CliRunner
 
 from dlmrl_kit.cli.app import app
-from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.experiments.forwards import count_forwards, forwards_per_update
 from dlmrl_kit.experiments.referee.entries import make_entries
-from dlmrl_kit.experiments.referee.run import compare
+from dlmrl_kit.experiments.referee.report import write_report
+from dlmrl_kit.experiments.referee.run import CompareObserver, compare, stored_question
 from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec, read_spec
-from dlmrl_kit.experiments.runs import Scheduler
+from dlmrl_kit.experiments.runs import Job, Scheduler
 from dlmrl_kit.training import train
 
 __all__ = ["fake_comparisons"]
@@ -126,11 +128,11 @@ def test_settings_are_tuned_on_validation_with_seeds_of_their_own(tmp_path: Path
     report, failed = compare(asked, tmp_path / "out")
     assert not failed
     runs = {path.relative_to(tmp_path / "out/runs").as_posix() for path in (tmp_path / "out/runs").glob("*/*")}
-    assert {run for run in runs if run.endswith("seed-2")} == {
-        *(f"default-egspo-{point}/seed-2" for point in range(2)),
-        *(f"default-egspo_sa-{point}/seed-2" for point in range(4)),
+    assert {run for run in runs if run.endswith("seed-1000")} == {
+        *(f"default-egspo-{point}/seed-1000" for point in range(2)),
+        *(f"default-egspo_sa-{point}/seed-1000" for point in range(4)),
     }
-    assert {run for run in runs if not run.endswith("seed-2")} == {
+    assert {run for run in runs if not run.endswith("seed-1000")} == {
         f"default-{name}-0/seed-{seed}" for name in ("egspo", "egspo_sa") for seed in range(2)
     }
     assert {row.recipe: row.settings for row in report.rows}["egspo"] == "Trainer.learning_rate = 1e-4"
@@ -143,9 +145,9 @@ def test_settings_are_tuned_on_validation_with_seeds_of_their_own(tmp_path: Path
 @pytest.mark.thorough
 @fake
 def test_settings_that_fail_are_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAILS", "default-egspo-0/seed-2")
+    monkeypatch.setenv("FAILS", "default-egspo-0/seed-1000")
     report, failed = compare(spec(grid=GRID, validation=8), tmp_path / "out")
-    assert [job.name for job in failed] == ["default-egspo-0/seed-2"]
+    assert [job.name for job in failed] == ["default-egspo-0/seed-1000"]
     settings = {row.recipe: row.settings for row in report.rows}
     assert settings == {"egspo": "Trainer.learning_rate = 3e-4", "egspo_sa": "Trainer.learning_rate = 1e-4"}
 
@@ -166,11 +168,151 @@ def test_a_failed_run_is_told_counted_and_tried_again(tmp_path: Path, monkeypatc
     assert (cut / "runs/default-egspo_sa/seed-0/attempts").read_text() == "x"  # a finished run is not run again
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("draw_curves", "draw_differences"):
+        monkeypatch.setattr(f"dlmrl_kit.experiments.referee.report.{name}", lambda *_: None)
+
+
+def leave_out_seconds(out: Path) -> None:
+    """Makes tables without the one number that is another one each time."""
+    text = (out / "runs.csv").read_text()
+    found = list(csv.DictReader(io.StringIO(text)))
+    assert all(float(row["seconds"]) > 0 for row in found)
+    for row in found:
+        text = text.replace(row["seconds"], "")
+    (out / "runs.csv").write_text(text)
+    write_report(out, *stored_question(out))
+
+
+class StopsAfter(CompareObserver):
+    """Ends a comparison, as Ctrl-C does, when so many runs have ended."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+
+    def on_status(self, job: Job) -> None:
+        self.runs -= job.status != "running"
+        if self.runs == 0:
+            raise KeyboardInterrupt
+
+
+def forget_runs(out: Path) -> set[str]:
+    """Leaves of a comparison what a repository holds of it; returns the runs that its tables name."""
+    for name in ("runs", "recipes"):
+        shutil.rmtree(out / name)
+    found = [out / name for name in ("runs.csv", "tuning.csv") if (out / name).exists()]
+    return {row["run"] for path in found for row in csv.DictReader(io.StringIO(path.read_text()))}
+
+
+def done_again(out: Path) -> set[str]:
+    return {f"{path.parent.parent.name}-{path.parent.name}" for path in out.glob("runs/*/*/attempts")}
+
+
+@fake
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("stop", [1, pytest.param(3, marks=pytest.mark.thorough)])
+def test_runs_that_stand_in_the_tables_are_done(tmp_path: Path, stop: int) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    compare(spec(), whole, parallel=1)
+    with pytest.raises(KeyboardInterrupt):
+        compare(spec(), cut, parallel=1, observer=StopsAfter(stop))
+    known = forget_runs(cut)
+    assert len(known) == stop
+    compare(spec(), cut, parallel=1)
+    assert files(cut) == files(whole)
+    assert done_again(cut) == done_again(whole) - known
+    assert len(done_again(whole)) == 4
+
+
+@pytest.mark.thorough
+@fake
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("stop", [2, 6, 9])
+def test_tuning_that_stands_in_its_table_is_done(tmp_path: Path, stop: int) -> None:
+    asked = spec(grid={**GRID, "OneStepDenoise.lam": ("0.25", "1.0")}, validation=8)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    compare(asked, whole, parallel=1)
+    with pytest.raises(KeyboardInterrupt):
+        compare(asked, cut, parallel=1, observer=StopsAfter(stop))
+    known = forget_runs(cut)
+    compare(asked, cut, parallel=1)
+    assert files(cut) == files(whole)
+    assert done_again(cut) == done_again(whole) - known
+    assert len(known) == stop
+
+
+@pytest.mark.thorough
+@fake
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"recipes": ("grpo_steps", "egspo", "d1", "egspo_sa"), "base": "egspo_sa"},
+        {"tasks": (TaskSpec("easy", sets=("Sudoku4x4.max_empty=8",)), TaskSpec("default")), "seeds": 3},
+    ],
+    ids=["recipes", "tasks and seeds"],
+)
+def test_a_comparison_may_grow(tmp_path: Path, more: dict[str, object], removed: bool) -> None:
+    """To the files of one that was asked for at once, with no run done twice."""
+    small: dict[str, object] = {"grid": GRID, "validation": 8}
+    whole, grown = tmp_path / "whole", tmp_path / "grown"
+    compare(spec(**{**small, **more}), whole, parallel=2)
+    compare(spec(**small), grown, parallel=2)
+    before = done_again(grown)
+    if removed:
+        assert forget_runs(grown) == before
+    compare(spec(**{**small, **more}), grown, parallel=2)
+    assert done_again(grown) == (done_again(whole) - before if removed else done_again(whole))
+    assert all(path.read_text() == "x" for path in grown.glob("runs/*/*/attempts"))
+    known = files(grown)
+    for name in known.keys() - files(whole).keys():  # the curve of a combination that was chosen before
+        assert name.startswith("curves/")
+    assert {name: known[name] for name in files(whole)} == files(whole)
+
+
+@pytest.mark.thorough
+@fake
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("less", "told"),
+    [
+        ({"recipes": ("egspo", "d1")}, "recipes was ['egspo', 'egspo_sa'], now ['egspo']"),
+        ({"tasks": (TaskSpec("other"),)}, "comparison.tasks.default was"),
+        ({"seeds": 1}, "seeds was 2, now 1"),
+        ({"evaluations": 2}, "evaluations was 10, now 2"),
+        (
+            {"sets": (*FEW, "Trainer.learning_rate=1e-5")},
+            "the recipe of default/egspo was another one (was `Trainer.le",
+        ),
+    ],
+)
+def test_what_would_leave_runs_out_is_refused(tmp_path: Path, less: dict[str, object], told: str) -> None:
+    compare(spec(), tmp_path / "out")
+    before = files(tmp_path / "out")
+    with pytest.raises(UserError) as error:
+        compare(spec(**less), tmp_path / "out")
+    assert told in str(error.value)
+    assert files(tmp_path / "out") == before
+
+
+@fake
+def test_a_table_without_its_curve_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        compare(spec(), out, parallel=1, observer=StopsAfter(1))
+    (curve,) = out.glob("curves/*.csv")
+    curve.unlink()
+    with pytest.raises(CheckpointError, match=f"{curve.name} is missing or no table of update"):
+        compare(spec(), out)
+
+
 @pytest.mark.thorough
 @fake
 def test_a_folder_holds_one_comparison(tmp_path: Path) -> None:
     compare(spec(), tmp_path / "out")
-    with pytest.raises(UserError, match="holds another comparison: comparison was"):
+    with pytest.raises(UserError, match=r"holds another comparison: comparison\.forwards was 1050, now 2000"):
         compare(spec(forwards=2000), tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -244,6 +386,8 @@ def test_three_recipes_killed_in_the_middle_give_the_tables_of_one_left_alone(
     code, told = dlmrl(*arguments, "--out", str(cut))
     assert code == 0, told
     assert "finished already" in told
+    for out in (whole, cut):
+        leave_out_seconds(out)
     assert files(cut) == files(whole)
 
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from support.comparisons import outcome
+from support.comparisons import outcome, recorded
 
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.experiments.referee.audits import FILE as AUDIT
 from dlmrl_kit.experiments.referee.audits import read_audits
-from dlmrl_kit.experiments.referee.outcomes import read_outcomes, write_outcomes
+from dlmrl_kit.experiments.referee.records import read_outcomes
+from dlmrl_kit.experiments.referee.report import read_report
 from dlmrl_kit.experiments.referee.statistics import accuracy_at, area, detectable, mean, ranks, rows
 
 shares = st.floats(0, 1).map(lambda value: round(value, 3))
@@ -129,14 +130,14 @@ def test_outcomes_are_read_as_written(
         outcome(ends, seed=seed, status=status, validations=ends if chosen else None)
         for seed, (ends, status, chosen) in enumerate(made)
     ]
-    write_outcomes([*known, outcome([], seed=9, status="failed")], folder)
+    recorded([*known, outcome([], seed=9, status="failed")], folder)
     assert read_outcomes(folder) == [*known, outcome([], seed=9, status="failed")]
 
 
 @pytest.mark.parametrize("file", ["runs.csv", "curves/sudoku-egspo-seed-0.csv"])
 @pytest.mark.parametrize("damage", [None, "", "a,b\n1,2\n"])
 def test_damaged_tables_are_named(tmp_path: Path, file: str, damage: str | None) -> None:
-    write_outcomes([outcome([0.1, 0.2])], tmp_path)
+    recorded([outcome([0.1, 0.2])], tmp_path)
     (tmp_path / file).unlink() if damage is None else (tmp_path / file).write_text(damage)
     with pytest.raises(CheckpointError, match=file):
         read_outcomes(tmp_path)
@@ -164,7 +165,7 @@ def test_differences_that_are_all_the_same_are_no_certainty(seeds: int) -> None:
     ],
 )
 def test_a_damaged_table_is_told(tmp_path: Path, name: str, old: str, new: str) -> None:
-    write_outcomes([outcome([0.25, 0.75])], tmp_path)
+    recorded([outcome([0.25, 0.75])], tmp_path)
     read_outcomes(tmp_path)
     (path,) = tmp_path.glob(name)
     text = path.read_text()
@@ -172,7 +173,7 @@ def test_a_damaged_table_is_told(tmp_path: Path, name: str, old: str, new: str) 
     for damaged in (text.replace(old, new), text.splitlines()[0] + "\n"):
         path.write_text(damaged)
         with pytest.raises(CheckpointError, match=r"\.csv"):
-            read_outcomes(tmp_path)
+            read_report(tmp_path, "egspo", 100.0)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
 import dlmrl_kit.experiments.runs as scheduling
 from dlmrl_kit.experiments.referee.outcomes import Outcome, Point
+from dlmrl_kit.experiments.referee.records import RUNS, Records
 
 FAKE_RUN = """
 import json, os, pathlib, sys
@@ -30,7 +31,7 @@ gain = 0.2 + 0.1 * ("egspo_sa" in name) + 0.05 * (rate < 2e-4) + 0.01 * seed ** 
 fixed = {"split": "heldout", "size": 50, "reward": 0.5, "components": {}}
 ends = {0: 0.4, updates // 2: 0.4 + gain / 2, updates: 0.4 + gain}
 rows = [(u, m, v) for u in range(updates) for m, v in
-        (("forwards/rollout", 60), ("forwards/update", 40), ("forwards/tokens", 3300), ("seconds", 1))]
+        (("forwards/rollout", 60), ("forwards/update", 40), ("forwards/tokens", 3300), ("cpu_seconds", 0.5))]
 (folder / "metrics.csv").write_text("".join("%s,%s,%s\\n" % row for row in [("update", "metric", "value"), *rows]))
 for file in ("evaluations.json", "validations.json"):
     (folder / file).write_text(json.dumps({u: {**fixed, "accuracy": a} for u, a in ends.items()}))
@@ -65,7 +66,15 @@ def outcome(
         Point(10 * place, every * place, 33 * every * place, accuracy, accuracy / 2, validation)
         for place, (accuracy, validation) in enumerate(zip(accuracies, chosen_on, strict=True))
     )
-    return Outcome(task, recipe, seed, "", status, size, curve)
+    run = f"{task}-{recipe}-seed-{seed}"
+    return Outcome(task, recipe, seed, "", status, size, curve, seconds=2.5, run=run, digest="d" * 16)
+
+
+def recorded(outcomes: Iterable[Outcome], folder: Path) -> None:
+    """Writes outcomes as a comparison does."""
+    records = Records(folder, RUNS)
+    for found in outcomes:
+        records.add(found)
 
 
 def files(folder: Path) -> dict[str, bytes]:

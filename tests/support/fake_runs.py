@@ -76,3 +76,4 @@ def plain_runs(scheduler: scheduling.Scheduler, jobs: list[scheduling.Job]) -> N
         source = scheduling.recipe_file(scheduler.folder, job.variant)
         train(load_recipe(source, sets=[f"{job.variant.seed_key}={job.seed}"]), job.folder)
         job.status = "finished"
+        scheduler.ended(job)

@@ -224,7 +224,8 @@ def metric_rows(folder: Path) -> list[str]:
     """Rows of ``metrics.csv`` but for the times, each once: an evaluation may be logged again just after a kill."""
     path = folder / "metrics.csv"
     lines = path.read_text().splitlines() if path.exists() else []
-    return list(dict.fromkeys(line for line in lines if line.split(",")[1] not in ("seconds", "tokens_per_second")))
+    times = ("seconds", "cpu_seconds", "tokens_per_second")
+    return list(dict.fromkeys(line for line in lines if line.split(",")[1] not in times))
 
 
 def leftovers(folder: Path) -> list[str]:

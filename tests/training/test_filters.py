@@ -37,7 +37,7 @@ class Watch(RunObserver):
 
 
 LEARNT = {"loss", "grad_norm", "learning_rate", "loss_objective", "ratio"}
-ALWAYS = {"reward", "accuracy", "entropy", "steps", "seconds", "tokens_per_second", "kept"}
+ALWAYS = {"reward", "accuracy", "entropy", "steps", "seconds", "cpu_seconds", "tokens_per_second", "kept"}
 
 
 def keep_examples(monkeypatch: pytest.MonkeyPatch, examples: set[int]) -> None:

@@ -24,7 +24,7 @@ from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import evaluate_path, resume, train
 from dlmrl_kit.training.checkpoint import checkpoints
 
-UNTIMED = ("seconds", "tokens_per_second")
+UNTIMED = ("seconds", "cpu_seconds", "tokens_per_second")
 SCHEDULED = ["Trainer.schedule = 'cosine'", "Trainer.warmup_steps = 2", "Trainer.updates = 6"]
 
 

@@ -27,7 +27,7 @@ from dlmrl_kit.training.loop import Run, resume, train
 from dlmrl_kit.training.shared_gradients import add_up
 
 SETS = ["Trainer.learning_rate = 1e-4", "Trainer.prompts_per_update = 4", "Trainer.updates = 4"]
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "cpu_seconds", "tokens_per_second")
 
 
 class Heard(RunObserver):

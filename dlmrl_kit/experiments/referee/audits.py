@@ -11,9 +11,8 @@ from dlmrl_kit.audit.actions import AuditError
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import csv_text
-from dlmrl_kit.experiments.referee.entries import label_of
-from dlmrl_kit.experiments.referee.outcomes import table_rows
-from dlmrl_kit.experiments.referee.spec import Spec
+from dlmrl_kit.experiments.referee.records import table_rows
+from dlmrl_kit.experiments.referee.spec import Spec, label_of
 
 FILE = "audit.csv"
 TITLES = ("recipe", "bias", "bias_after_scale", "scale", "relative_variance")

@@ -17,7 +17,7 @@ from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import Variant
 from dlmrl_kit.experiments.forwards import forwards_per_update
 from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of
-from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec
+from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec, label_of
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 
@@ -92,9 +92,22 @@ def described(spec: Spec, entries: list[Entry]) -> dict[str, Any]:
     }
 
 
-def label_of(recipe: str) -> str:
-    """Returns what tables call a recipe: its name, or that of its file."""
-    return re.sub(r"\.gin$", "", recipe.rpartition("/")[2])
+def common(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what of a comparison's description must be as it was: recipes, tasks and seeds may be added to it.
+
+    The base may be another one, as no run depends on it.
+    """
+    before = dict(old.get("comparison", {}))
+    asked = dict(new["comparison"])
+    asked["recipes"] = [recipe for recipe in before.get("recipes", ()) if label_of(recipe) in asked["recipes"]]
+    asked["tasks"] = {name: asked["tasks"][name] for name in before.get("tasks", ()) if name in asked["tasks"]}
+    asked["seeds"] = min(before.get("seeds", 0), asked["seeds"])
+    asked["base"] = before.get("base")
+    parts = {
+        part: {name: new[part][name] for name in old.get(part, ()) if name in new[part]}
+        for part in ("forwards", "variants")
+    }
+    return {**new, "comparison": asked, **parts}
 
 
 def _entry(spec: Spec, task: TaskSpec, source: str, label: str, counted: Counts) -> Entry:

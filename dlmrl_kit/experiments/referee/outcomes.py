@@ -1,29 +1,16 @@
-"""What each run of a comparison came to, kept as CSV, from which all tables and figures are made.
-
-``<out>/curves/<entry>-seed-<n>.csv`` holds the evaluations of a run, and ``<out>/runs.csv`` a row per run.
-"""
+"""What each run of a comparison came to, read from its folder."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlmrl_kit.core.errors import CheckpointError
-from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import wilson_interval
-from dlmrl_kit.experiments.aggregate import csv_text
 from dlmrl_kit.experiments.referee.entries import Entry
 from dlmrl_kit.experiments.runs import Job
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, VALIDATIONS, read_evaluations
-
-CURVES, RUNS = "curves", "runs.csv"
-POINT = ("update", "forwards", "tokens", "accuracy", "reward", "validation")
-RUN = ("task", "recipe", "seed", "settings", "status", "before", "final", "best", "size", "forwards", "tokens")
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,9 @@ class Outcome:
         status: ``finished`` or ``failed``; a failed run counts with its last evaluation, as its checkpoint is there.
         size: held-out examples.
         curve: its evaluations, in order; empty where it failed before the first.
+        seconds: of the CPU, in all its updates; None where they were not all measured.
+        run: its name among files, such as ``sudoku-egspo-0-seed-3`` with the number of its settings.
+        digest: of the resolved recipe with its seed, by which a finished run is known again.
     """
 
     task: str
@@ -64,6 +54,9 @@ class Outcome:
     status: str
     size: int
     curve: tuple[Point, ...]
+    seconds: float | None = None
+    run: str = ""
+    digest: str = ""
 
     @property
     def before(self) -> float:
@@ -91,9 +84,29 @@ class Outcome:
 
 def outcome_of(entry: Entry, point: int, job: Job) -> Outcome:
     """Reads what a run came to from its folder."""
-    settings = "; ".join(entry.points[point])
     curve, size = _curve(job.folder)
-    return Outcome(entry.task, entry.recipe, job.seed, settings, job.status, size, curve)
+    return Outcome(
+        entry.task,
+        entry.recipe,
+        job.seed,
+        settings="; ".join(entry.points[point]),
+        status=job.status,
+        size=size,
+        curve=curve,
+        seconds=_seconds(job.folder, curve[-1].update) if curve else None,
+        run=run_name(job),
+        digest=run_digest(job),
+    )
+
+
+def run_name(job: Job) -> str:
+    """Returns the name of a run among files."""
+    return f"{job.variant.folder}-seed-{job.seed}"
+
+
+def run_digest(job: Job) -> str:
+    """Returns what identifies a run: a digest, of 16 letters, of its resolved recipe with its seed."""
+    return hashlib.sha256(job.variant.texts[job.seed].encode()).hexdigest()[:16]
 
 
 def _curve(folder: Path) -> tuple[tuple[Point, ...], int]:
@@ -121,66 +134,7 @@ def _curve(folder: Path) -> tuple[tuple[Point, ...], int]:
     ), results[0][1].size
 
 
-def write_outcomes(outcomes: Iterable[Outcome], folder: Path) -> None:
-    """Writes ``runs.csv`` and the curves."""
-    rows: list[Sequence[object]] = [RUN]
-    for outcome in outcomes:
-        known = (outcome.before, outcome.final, outcome.best) if outcome.curve else (None, None, None)
-        spent = (outcome.curve[-1].forwards, outcome.curve[-1].tokens) if outcome.curve else (None, None)
-        what = (outcome.task, outcome.recipe, outcome.seed, outcome.settings, outcome.status)
-        rows.append((*what, *known, outcome.size, *spent))
-        points = [tuple(getattr(point, name) for name in POINT) for point in outcome.curve]
-        write_atomic(folder / CURVES / _file(*what[:3]), csv_text([POINT, *points]))
-    write_atomic(folder / RUNS, csv_text(rows))
-
-
-def read_outcomes(folder: Path) -> list[Outcome]:
-    """Reads what ``write_outcomes`` wrote.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-    """
-    found = []
-    for row in table_rows(folder / RUNS, RUN, numbers=("seed", "size")):
-        what = row["task"], row["recipe"], int(row["seed"])
-        path, size = folder / CURVES / _file(*what), int(row["size"])
-        curve = tuple(map(_point, table_rows(path, POINT, numbers=POINT[:-1])))
-        if bool(curve) != bool(row["final"]):
-            raise CheckpointError(f"{path} has {len(curve)} evaluations, and {folder / RUNS} says otherwise")
-        found.append(Outcome(*what, row["settings"], row["status"], size, curve))
-    if not found:
-        raise CheckpointError(f"{folder / RUNS} holds no run")
-    return found
-
-
-def _file(task: str, recipe: str, seed: int) -> str:
-    return f"{task}-{recipe}-seed-{seed}.csv"
-
-
-def _point(row: Mapping[str, str]) -> Point:
-    values = {name: float(row[name]) for name in ("forwards", "tokens", "accuracy", "reward")}
-    return Point(int(row["update"]), **values, validation=float(row["validation"]) if row["validation"] else None)
-
-
-def table_rows(path: Path, titles: Sequence[str], *, numbers: Collection[str]) -> list[dict[str, str]]:
-    """Reads the rows of a CSV file.
-
-    Args:
-        path: of the file.
-        titles: its first line.
-        numbers: titles under which every row has a finite number; under others of numbers it may have none.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        rows = list(reader)
-        if tuple(reader.fieldnames or ()) != tuple(titles):
-            raise ValueError
-        for row in rows:
-            if None in row or None in row.values() or not all(math.isfinite(float(row[name])) for name in numbers):
-                raise ValueError
-    except (OSError, ValueError, csv.Error) as error:
-        raise CheckpointError(f"{path} is missing or no table of {', '.join(titles)}") from error
-    return rows
+def _seconds(folder: Path, updates: int) -> float | None:
+    """Adds up the CPU's seconds of the updates before an evaluation; None where one has none."""
+    measured = dict(read_metrics(folder).get("cpu_seconds", []))
+    return sum(measured[update] for update in range(updates)) if measured.keys() >= {*range(updates)} else None

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Estimate, csv_text
 from dlmrl_kit.experiments.evaluation_files import percent
 from dlmrl_kit.experiments.referee.audits import Audited, read_audits
 from dlmrl_kit.experiments.referee.figures import draw_curves, draw_differences
-from dlmrl_kit.experiments.referee.outcomes import Outcome, read_outcomes
+from dlmrl_kit.experiments.referee.outcomes import Outcome
+from dlmrl_kit.experiments.referee.records import RUNS, read_outcomes
 from dlmrl_kit.experiments.referee.statistics import POWER, Difference, Row, ranks, rows
 from dlmrl_kit.experiments.text_tables import latex_table, markdown_table
 
@@ -26,12 +28,13 @@ TITLES = (
     "seeds' deviation",
     "collapsed",
     "forwards",
+    "CPU seconds",
     "difference",
     "p",
     "detectable",
 )
 ESTIMATES = ("before", "final", "best", "area", "half")
-PLAIN = ("deviation", "finished", "failed", "collapsed", "forwards", "tokens")
+PLAIN = ("deviation", "finished", "failed", "collapsed", "forwards", "tokens", "seconds")
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,20 @@ class Report:
             f"The difference is to {self.base}, in points, paired by seed; p is of the paired t test, adjusted for "
             f"{tests} tests by Benjamini and Hochberg. Detectable is the difference that as many seeds would have "
             f"shown with probability {POWER:g}: a smaller one cannot be told at this size.",
+            "CPU seconds are those of the updates of a run, in all processes that train together, without evaluations.",
             "A run collapsed if it failed, or ended below the 95% interval of the accuracy it began with.",
         ]
 
 
 def read_report(folder: Path, base: str, budget: float) -> Report:
-    """Makes the report of the outcomes that a folder holds."""
+    """Makes the report of the outcomes that a folder holds.
+
+    Raises:
+        CheckpointError: its files are missing or damaged, or hold no run yet.
+    """
     outcomes = read_outcomes(folder)
+    if not outcomes:
+        raise CheckpointError(f"{folder / RUNS} holds no run")
     return Report(base, budget, rows(outcomes, base, budget), ranks(outcomes), read_audits(folder), outcomes)
 
 
@@ -171,6 +181,7 @@ def _cells(row: Row) -> Sequence[str]:
         deviation,
         f"{row.collapsed} of {runs}",
         f"{row.forwards:,.0f}",
+        "-" if row.seconds is None else f"{row.seconds:,.0f}",
         *_tested(row.difference),
     )
 

@@ -2,12 +2,15 @@
 
 First each combination of settings is trained with the seeds for tuning. The combination with the highest mean accuracy
 on validation examples, of the best model of each run, is then trained with the seeds that are reported.
+
+What a run came to is written as CSV as soon as it ends. A run that stands there is not done again, even where its run
+folder is gone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dlmrl_kit.core.errors import UserError
@@ -15,13 +18,14 @@ from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.core.run_folder import one_writer
 from dlmrl_kit.experiments.folder import Manifest, check_folder, check_run, open_folder, runs_at_once
 from dlmrl_kit.experiments.referee.audits import audit_recipes
-from dlmrl_kit.experiments.referee.entries import Entry, described, label_of, make_entries
-from dlmrl_kit.experiments.referee.outcomes import Outcome, outcome_of, write_outcomes
+from dlmrl_kit.experiments.referee.entries import Entry, common, described, make_entries
+from dlmrl_kit.experiments.referee.outcomes import Outcome, outcome_of
+from dlmrl_kit.experiments.referee.records import RUNS, TUNING, Records
 from dlmrl_kit.experiments.referee.report import Report, write_report
-from dlmrl_kit.experiments.referee.spec import Spec
+from dlmrl_kit.experiments.referee.spec import Spec, label_of
 from dlmrl_kit.experiments.runs import AblationObserver, Job, Scheduler, jobs_of
 
-HOLDS = Manifest("comparison.json", "comparison")
+HOLDS = Manifest("comparison.json", "comparison", common)
 
 
 class CompareObserver(AblationObserver):
@@ -46,8 +50,9 @@ def compare(
 
     Args:
         spec: of the comparison.
-        folder: is created, or belongs to the same comparison. It gets ``comparison.json``, ``recipes/``, ``runs/``,
-            ``curves/``, ``runs.csv``, ``tuning.csv``, ``table.*`` and figures.
+        folder: is created, or belongs to the same comparison, of possibly fewer recipes, tasks and seeds. It gets
+            ``comparison.json``, ``recipes/``, ``runs/``, ``curves/``, ``runs.csv``, ``tuning.csv``, ``table.*`` and
+            figures.
         parallel, run_observer: as ``ablate``.
         observer: is told how the runs go.
 
@@ -64,8 +69,7 @@ def compare(
         entries = make_entries(spec, stored["design"].get("forwards", {}) if stored else {})
         observer.on_plan(spec, entries)
         runner = _Runner(spec, entries, folder, parallel, observer, run_observer)
-        outcomes = runner.measure(runner.tune())
-        write_outcomes(outcomes, folder)
+        runner.measure(runner.tune())
         if spec.audit:
             audit_recipes(spec, folder)
         return write_report(folder, label_of(spec.base), spec.forwards), runner.failed
@@ -107,14 +111,17 @@ class _Runner:
         if not self.spec.grid:
             return [0] * len(self.entries)
         seeds = self.spec.all_seeds[self.spec.seeds :]
-        tuned = [variant for entry in self.entries for variant in entry.variants if len(entry.variants) > 1]
-        jobs = self._run(jobs_of(tuned, seeds, self.folder))
-        found = {(job.variant.name, job.seed): job for job in jobs}
+        tuned = {
+            variant.name: (entry, point)
+            for entry in self.entries
+            for point, variant in enumerate(entry.variants if len(entry.variants) > 1 else ())
+        }
+        found = self._run(tuned, seeds, TUNING)
         chosen = []
         for entry in self.entries:
             scores = []
-            for point, variant in enumerate(entry.variants if len(entry.variants) > 1 else ()):
-                runs = [outcome_of(entry, point, found[variant.name, seed]) for seed in seeds]
+            for variant in entry.variants if len(entry.variants) > 1 else ():
+                runs = [found[variant.name, seed] for seed in seeds]
                 scores.append(math.fsum(map(_validation, runs)) / len(runs))
             best = max(range(len(scores)), key=lambda point: (scores[point], -point), default=0)
             if scores:
@@ -122,25 +129,46 @@ class _Runner:
             chosen.append(best)
         return chosen
 
-    def measure(self, chosen: Sequence[int]) -> list[Outcome]:
+    def measure(self, chosen: Sequence[int]) -> None:
         """Trains each entry as chosen, with the seeds that are reported."""
-        variants = [entry.variants[point] for entry, point in zip(self.entries, chosen, strict=True)]
-        jobs = self._run(jobs_of(variants, range(self.spec.seeds), self.folder))
-        found = {(job.variant.name, job.seed): job for job in jobs}
-        return [
-            outcome_of(entry, point, found[entry.variants[point].name, seed])
-            for entry, point in zip(self.entries, chosen, strict=True)
-            for seed in range(self.spec.seeds)
-        ]
+        places = zip(self.entries, chosen, strict=True)
+        self._run({entry.variants[point].name: (entry, point) for entry, point in places}, range(self.spec.seeds), RUNS)
 
-    def _run(self, jobs: list[Job]) -> list[Job]:
+    def _run(
+        self, places: Mapping[str, tuple[Entry, int]], seeds: Sequence[int], table: str
+    ) -> dict[tuple[str, int], Outcome]:
+        """Does the runs of some variants that are not in a table yet; each gets its row as soon as it ends.
+
+        Args:
+            places: by the name of a variant, its entry, and its number there.
+            seeds: of each.
+            table: ``RUNS`` or ``TUNING``.
+
+        Returns:
+            What they came to, by the variant's name and the seed.
+        """
+        records, found = Records(self.folder, table), dict[tuple[str, int], Outcome]()
+
+        def ended(job: Job) -> None:
+            outcome = found[job.variant.name, job.seed] = outcome_of(*places[job.variant.name], job)
+            records.add(outcome)
+
+        jobs = jobs_of([entry.variants[point] for entry, point in places.values()], seeds, self.folder)
         for job in jobs:
+            known = records.finished(job)
+            if known is not None:
+                job.status, job.done = "finished", job.variant.updates
+                found[job.variant.name, job.seed] = known
+                continue
             check_run(job)
+            if job.status == "finished":
+                ended(job)
         self.observer.on_start(jobs, self.parallel, self.threads)
         where = (self.folder, self.parallel, self.threads)
-        Scheduler(*where, self.observer, self.run_observer, self.spec.allow_imports).run(jobs)
+        Scheduler(*where, self.observer, self.run_observer, self.spec.allow_imports, ended).run(jobs)
         self.failed += [job for job in jobs if job.status == "failed"]
-        return jobs
+        records.arrange(found[name, seed].run for name in places for seed in seeds)
+        return found
 
 
 def _validation(outcome: Outcome) -> float:

@@ -13,6 +13,9 @@ import tomllib
 from dlmrl_kit.core.errors import FileError, UserError
 from dlmrl_kit.core.files import reason_of
 
+FIRST_TUNING_SEED = 1000
+"""Final runs have the seeds below it."""
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -66,6 +69,8 @@ class Spec:
         for name, least in counts.items():
             if getattr(self, name) < least:
                 raise UserError(f"a comparison needs {name} >= {least}, got {getattr(self, name)}")
+        if self.seeds > FIRST_TUNING_SEED:
+            raise UserError(f"a comparison has at most {FIRST_TUNING_SEED:,} seeds, got {self.seeds}")
         if len(self.recipes) < 2:
             raise UserError("nothing to compare: name at least two recipes")
         for what, names in (("recipe", self.recipes), ("task", tuple(task.name for task in self.tasks))):
@@ -87,14 +92,15 @@ class Spec:
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """The seeds of the final runs, then those of tuning."""
-        return tuple(range(self.seeds + (self.tuning_seeds if self.grid else 0)))
+        """The seeds of the final runs, then those of tuning, which stay when more final runs are asked for."""
+        tuning = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.tuning_seeds) if self.grid else ()
+        return (*range(self.seeds), *tuning)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what identifies the comparison, for JSON; whether to audit is no part of that."""
+        """Returns what identifies the comparison, for JSON: not where recipes lie, and not whether to audit."""
         return {
-            "recipes": list(self.recipes),
-            "base": self.base,
+            "recipes": list(map(label_of, self.recipes)),
+            "base": label_of(self.base),
             "forwards": self.forwards,
             "seeds": self.seeds,
             "evaluations": self.evaluations,
@@ -103,6 +109,11 @@ class Spec:
             "tuning_seeds": self.tuning_seeds,
             "tasks": {task.name: {"use": list(task.uses), "set": list(task.sets)} for task in self.tasks},
         }
+
+
+def label_of(recipe: str) -> str:
+    """Returns what tables call a recipe: its name, or that of its file."""
+    return re.sub(r"\.gin$", "", recipe.rpartition("/")[2])
 
 
 _KEYS = {

@@ -49,6 +49,7 @@ class Row:
         half: accuracy at half of the budget.
         deviation: standard deviation of the final accuracy over seeds; None for one run.
         forwards, tokens: means over runs.
+        seconds: of the CPU, the mean over runs whose updates were all measured; None if there are none.
         difference: to the base; None for the base itself.
     """
 
@@ -66,6 +67,7 @@ class Row:
     deviation: float | None
     forwards: float
     tokens: float
+    seconds: float | None
     difference: Difference | None
 
 
@@ -129,6 +131,7 @@ def _row(runs: Sequence[Outcome], base: Sequence[Outcome], name: str, budget: fl
         deviation=_deviation(finals),
         forwards=math.fsum(run.curve[-1].forwards for run in counted) / max(1, len(counted)),
         tokens=math.fsum(run.curve[-1].tokens for run in counted) / max(1, len(counted)),
+        seconds=mean([run.seconds for run in counted if run.seconds is not None]).mean,
         difference=None if first.recipe == name else _difference(counted, base),
     )
 
