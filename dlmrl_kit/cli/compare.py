@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,15 @@ from dlmrl_kit.cli.common import (
     refuse,
 )
 from dlmrl_kit.core.errors import UserError
+
+
+class Kept(str, Enum):
+    """What stays of the weights of a finished run."""
+
+    ALL = "all"
+    MODELS = "models"
+    NONE = "none"
+
 
 if TYPE_CHECKING:
     from dlmrl_kit.experiments.runs import Job
@@ -55,6 +65,10 @@ def compare_command(
     tables: Annotated[
         bool, typer.Option("--tables", help="Write tables and figures again from the CSV files in DIR; run nothing.")
     ] = False,
+    keep: Annotated[
+        Kept,
+        typer.Option(help="Weights to keep of a finished run: all, its models without checkpoints, or none."),
+    ] = Kept.ALL,
     jobs: Jobs = None,
     sets: Sets = None,
     uses: Uses = None,
@@ -102,7 +116,9 @@ def compare_command(
         check(out / HOLDS.file)  # before a component that is gone is looked for
         asked, observer = replace(asked, audit=asked.audit or audit), RichCompareObserver(console)
         with interruptible():
-            report, failed = compare(asked, out, parallel=jobs, observer=observer, run_observer=LogRunObserver)
+            report, failed = compare(
+                asked, out, parallel=jobs, observer=observer, run_observer=LogRunObserver, keep=keep.value
+            )
     if as_json:
         print_json(report.to_json())
     else:

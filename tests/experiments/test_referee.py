@@ -23,9 +23,12 @@ from dlmrl_kit.experiments.referee.report import write_report
 from dlmrl_kit.experiments.referee.run import CompareObserver, compare, stored_question
 from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec, read_spec
 from dlmrl_kit.experiments.runs import Job, Scheduler
+from dlmrl_kit.experiments.weights import Keep
 from dlmrl_kit.training import train
 
 __all__ = ["fake_comparisons"]
+WEIGHTS = {"checkpoints", "best", "model", "adapter", "best_model", "best_adapter"}
+"""All folders of a run that hold weights."""
 fake = pytest.mark.usefixtures("fake_comparisons")
 FEW = ("Sudoku4x4.num_train=16", "Sudoku4x4.num_heldout=8", "Sudoku4x4.num_pretrain=16")
 GRID = {"Trainer.learning_rate": ("1e-4", "3e-4")}
@@ -297,6 +300,28 @@ def test_what_would_leave_runs_out_is_refused(tmp_path: Path, less: dict[str, ob
     assert files(tmp_path / "out") == before
 
 
+@pytest.mark.thorough
+@fake
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("keep", ["all", "models", "none"])
+def test_weights_of_finished_runs_alone_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Keep
+) -> None:
+    failing = "default-egspo_sa/seed-1"
+    monkeypatch.setenv("FAILS", failing)
+    compare(spec(), tmp_path / "out", keep=keep)
+    kept = {"all": WEIGHTS, "models": WEIGHTS - {"checkpoints", "best"}, "none": set()}
+    for run in (tmp_path / "out/runs").glob("*/*"):
+        weights = {path.name for path in run.iterdir() if path.is_dir()}
+        name = run.relative_to(tmp_path / "out/runs").as_posix()
+        assert weights == (WEIGHTS if name == failing else kept[keep]), name
+    rows = (tmp_path / "out/runs.csv").read_text()
+    monkeypatch.delenv("FAILS")
+    compare(spec(), tmp_path / "out", keep="none")  # an earlier one may have kept more
+    assert not [path for path in (tmp_path / "out/runs").glob("*/*/*") if path.is_dir()]
+    assert (tmp_path / "out/runs.csv").read_text().startswith(rows.rpartition("default,egspo_sa,1")[0])
+
+
 @fake
 def test_a_table_without_its_curve_is_told(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -383,9 +408,11 @@ def test_three_recipes_killed_in_the_middle_give_the_tables_of_one_left_alone(
         assert dlmrl(*arguments, "--out", str(whole))[0] == 0
     killed("compare", [*arguments, "--out", str(cut)], lambda: len(list(cut.glob("runs/*/*/result.json"))) >= 2)
     assert not (cut / "table.md").exists()
-    code, told = dlmrl(*arguments, "--out", str(cut))
+    code, told = dlmrl(*arguments, "--out", str(cut), "--keep", "none")
     assert code == 0, told
     assert "finished already" in told
+    assert list(whole.rglob("*.safetensors"))
+    assert not list(cut.rglob("*.safetensors"))
     for out in (whole, cut):
         leave_out_seconds(out)
     assert files(cut) == files(whole)

@@ -20,6 +20,9 @@ name = folder.parent.name + "/" + folder.name
 with (folder / "attempts").open("a") as file:
     file.write("x")
 (folder / "recipe.gin").write_text("# header" + chr(10) * 2 + task["text"])
+for weights in ("checkpoints", "best", "model", "adapter", "best_model", "best_adapter"):
+    (folder / weights).mkdir(exist_ok=True)
+    (folder / weights / "weights").write_text("weights")
 if name in os.environ.get("FAILS", "").split():
     (folder / "failed.json").write_text(json.dumps({"error": "the loss is not finite"}))
     sys.exit(1)

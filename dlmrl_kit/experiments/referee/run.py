@@ -24,6 +24,7 @@ from dlmrl_kit.experiments.referee.records import RUNS, TUNING, Records
 from dlmrl_kit.experiments.referee.report import Report, write_report
 from dlmrl_kit.experiments.referee.spec import Spec, label_of
 from dlmrl_kit.experiments.runs import AblationObserver, Job, Scheduler, jobs_of
+from dlmrl_kit.experiments.weights import Keep, remove_weights
 
 HOLDS = Manifest("comparison.json", "comparison", common)
 
@@ -45,6 +46,7 @@ def compare(
     parallel: int | None = None,
     observer: CompareObserver | None = None,
     run_observer: type[RunObserver] = RunObserver,
+    keep: Keep = "all",
 ) -> tuple[Report, list[Job]]:
     """Does the runs that are not finished yet, then writes tables and figures.
 
@@ -55,6 +57,7 @@ def compare(
             figures.
         parallel, run_observer: as ``ablate``.
         observer: is told how the runs go.
+        keep: what stays of the weights of a run once its row is written.
 
     Returns:
         The results, and the runs that failed. One of tuning that failed before its first evaluation counts as 0.
@@ -68,7 +71,7 @@ def compare(
         stored = HOLDS.stored(folder)
         entries = make_entries(spec, stored["design"].get("forwards", {}) if stored else {})
         observer.on_plan(spec, entries)
-        runner = _Runner(spec, entries, folder, parallel, observer, run_observer)
+        runner = _Runner(spec, entries, folder, parallel, observer, run_observer, keep)
         runner.measure(runner.tune())
         if spec.audit:
             audit_recipes(spec, folder)
@@ -97,13 +100,14 @@ class _Runner:
         parallel: int | None,
         observer: CompareObserver,
         run_observer: type[RunObserver],
+        keep: Keep,
     ) -> None:
         self.spec, self.entries, self.folder, self.observer = spec, entries, folder, observer
         self.variants = [variant for entry in entries for variant in entry.variants]
         runs = len(entries) * spec.seeds
         threads = open_folder(folder, HOLDS, described(spec, list(entries)), self.variants, runs, parallel)
         self.parallel = parallel or runs_at_once(self.variants, runs, threads)
-        self.threads, self.run_observer = threads, run_observer
+        self.threads, self.run_observer, self.keep = threads, run_observer, keep
         self.failed: list[Job] = []
 
     def tune(self) -> list[int]:
@@ -152,6 +156,11 @@ class _Runner:
         def ended(job: Job) -> None:
             outcome = found[job.variant.name, job.seed] = outcome_of(*places[job.variant.name], job)
             records.add(outcome)
+            clear(job)
+
+        def clear(job: Job) -> None:
+            if job.status == "finished":
+                remove_weights(job.folder, self.keep)
 
         jobs = jobs_of([entry.variants[point] for entry, point in places.values()], seeds, self.folder)
         for job in jobs:
@@ -159,6 +168,7 @@ class _Runner:
             if known is not None:
                 job.status, job.done = "finished", job.variant.updates
                 found[job.variant.name, job.seed] = known
+                clear(job)
                 continue
             check_run(job)
             if job.status == "finished":
