@@ -15,7 +15,7 @@ from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.run_folder import read_json
 from dlmrl_kit.experiments.design import Variant
-from dlmrl_kit.experiments.runs import MAX_JOBS, Job, cores, recipe_file
+from dlmrl_kit.experiments.runs import MAX_JOBS, Job, cores, recipe_file, uses_gpu
 from dlmrl_kit.recipe.provenance import KEY, provenance_of
 from dlmrl_kit.training.identity import Identity, changes, identity_of
 
@@ -190,10 +190,4 @@ def check_run(job: Job) -> None:
 
 def runs_at_once(variants: Iterable[Variant], runs: int, threads: int) -> int:
     """Returns how many runs of some threads go on at a time: one per core, at most 8, but one if they share a GPU."""
-    return 1 if _uses_gpu(variants) else min(runs, max(1, cores() // threads), MAX_JOBS)
-
-
-def _uses_gpu(variants: Iterable[Variant]) -> bool:
-    trainers = [v.recipe.bindings.get(f"{v.seed_key.rpartition('.')[0]}.device") for v in variants]
-    wanted = {str(bound.value) for bound in trainers if bound is not None}
-    return torch.cuda.is_available() and wanted != {"cpu"}
+    return 1 if uses_gpu(variants) else min(runs, max(1, cores() // threads), MAX_JOBS)

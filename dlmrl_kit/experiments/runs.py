@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from dlmrl_kit.core.errors import FileError
 from dlmrl_kit.core.files import reason_of, write_atomic
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.core.run_folder import RESULT, read_json
 from dlmrl_kit.experiments.design import Variant
+from dlmrl_kit.experiments.run_processes import Launcher, RunProcess, new_launcher
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 
 RUNS, RECIPES = "runs", "recipes"
@@ -31,10 +33,6 @@ MAX_JOBS = 8
 
 Status = Literal["waiting", "running", "finished", "failed"]
 
-# The worker reads its task, and the path where this process finds modules, from standard input. That stays open: when
-# it ends, the worker knows that this process is gone.
-_START = "import json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task.pop('path'); "
-_COMMAND = (sys.executable, "-c", f"{_START}from dlmrl_kit.experiments.run_worker import work; work(**task)")
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 10.0
 
@@ -120,6 +118,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def uses_gpu(variants: Iterable[Variant]) -> bool:
+    """Returns whether a run of one of the variants may use a GPU."""
+    trainers = [v.recipe.bindings.get(f"{v.seed_key.rpartition('.')[0]}.device") for v in variants]
+    wanted = {str(bound.value) for bound in trainers if bound is not None}
+    return torch.cuda.is_available() and wanted != {"cpu"}
+
+
 @dataclass
 class Scheduler:
     """Does the runs that are not finished.
@@ -141,26 +146,28 @@ class Scheduler:
     run_observer: type[RunObserver] = RunObserver
     allow_imports: bool = False
     ended: Callable[[Job], None] = lambda job: None
-    _running: list[tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=list)
+    _running: list[tuple[Job, RunProcess]] = field(default_factory=list)
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Does the runs; returns when all are finished or failed. An exception, such as an interrupt, stops them."""
         waiting = [job for job in jobs if job.status != "finished"]
-        try:
+        forks = len(waiting) > 1 and not uses_gpu(job.variant for job in waiting)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.observer.on_end)
+            launcher = new_launcher(self.threads, self.run_observer.__module__, forks=forks)
+            stack.callback(launcher.close)
+            stack.callback(self._stop)
             while waiting or self._running:
                 while waiting and len(self._running) < self.parallel:
-                    self._start(waiting.pop(0))
+                    self._start(waiting.pop(0), launcher)
                 time.sleep(_POLL_SECONDS)
                 self._look()
-        finally:
-            self._stop()
-            self.observer.on_end()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, launcher: Launcher) -> None:
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / FAILURE).unlink(missing_ok=True)
-            log = job.log.open("ab")
+            job.log.touch()
         except OSError as error:
             raise FileError(f"cannot write in {job.folder}: {reason_of(error)}") from error
         task = {
@@ -172,19 +179,7 @@ class Scheduler:
             "allow_imports": self.allow_imports,
             "observer": f"{self.run_observer.__module__}:{self.run_observer.__qualname__}",
         }
-        with log:
-            process = subprocess.Popen(
-                _COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-            )
-        self._running.append((job, process))
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; ``_look`` will see
-            process.stdin.write(json.dumps(task).encode() + b"\n")
-            process.stdin.flush()
+        self._running.append((job, launcher.launch(task, job.log)))
         job.status = "running"
         self.observer.on_status(job)
 
@@ -199,7 +194,7 @@ class Scheduler:
                     self.observer.on_progress(job)
                 continue
             self._running.remove((job, process))
-            _close(process)
+            process.close()
             if (job.folder / RESULT).is_file():
                 job.status, job.done = "finished", job.variant.updates
             else:
@@ -209,23 +204,15 @@ class Scheduler:
 
     def _stop(self) -> None:
         for _, process in self._running:
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE_SECONDS
         for job, process in self._running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            _close(process)
+            if not process.ends(deadline - time.monotonic()):
+                process.send_signal(signal.SIGKILL)
+                process.ends(_PATIENCE_SECONDS)
+            process.close()
             job.status = "waiting"
         self._running.clear()
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
 
 
 def updates_done(folder: Path) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
+from support.fake_runs import launcher_of
 
 import dlmrl_kit.experiments.runs as scheduling
 from dlmrl_kit.experiments.referee.outcomes import Outcome, Point
@@ -46,7 +46,7 @@ entry = lambda accuracy: {**fixed, "accuracy": accuracy}
 
 @pytest.fixture
 def fake_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "_COMMAND", (sys.executable, "-I", "-S", "-c", FAKE_RUN))
+    monkeypatch.setattr(scheduling, "new_launcher", launcher_of(FAKE_RUN))
     monkeypatch.setattr(scheduling, "_POLL_SECONDS", 0.01)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("dlmrl_kit.experiments.referee.entries.forwards_per_update", lambda *_, **__: 100.0)

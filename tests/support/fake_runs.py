@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import dlmrl_kit.experiments.runs as scheduling
 from dlmrl_kit.experiments import make_design
 from dlmrl_kit.experiments.design import Design
+from dlmrl_kit.experiments.run_processes import Launcher
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training import train
 
@@ -50,12 +52,17 @@ rows += [(0, "eval/accuracy", 0.4), (20, "eval/accuracy", after)]
 SWAPS = ["selector=UniformSteps,FirstK"]
 
 
+def launcher_of(program: str) -> Callable[..., Launcher]:
+    """What starts runs that are a program of the standard library, for ``new_launcher``."""
+    return lambda threads, *_, **__: Launcher(threads, (sys.executable, "-I", "-S", "-c", program))
+
+
 @pytest.fixture
 def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "_COMMAND", (sys.executable, "-I", "-S", "-c", FAKE_RUN))
+    monkeypatch.setattr(scheduling, "new_launcher", launcher_of(FAKE_RUN))
     monkeypatch.setattr(scheduling, "_POLL_SECONDS", 0.01)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("dlmrl_kit.experiments.folder._uses_gpu", lambda _: False)
+    monkeypatch.setattr("dlmrl_kit.experiments.folder.uses_gpu", lambda _: False)
 
 
 fake = pytest.mark.usefixtures("fake_runs")
