@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +98,13 @@ def open_folder(
     Raises:
         UserError: the folder holds an experiment of another design, or runs of something that has changed.
     """
-    depends, stored = _depends(variants), manifest.stored(folder)
+    depends, stored = _depends(variants, folder), manifest.stored(folder)
     if stored is not None:
         common = manifest.common(stored["design"], design)
         difference = _difference(stored["design"], common)
         if difference:
             raise UserError(f"{folder} holds another {manifest.what}: {difference}; choose another --out")
-        threads, known = int(stored["threads"]), stored["depends"]
+        threads, known = int(stored["threads"]), _from(folder, stored["depends"])
         compared = depends if common == design else _known(depends, known)
         changed = changes(known, compared) if known else []
         if changed:
@@ -124,7 +125,29 @@ def open_folder(
     return threads
 
 
-def _depends(variants: Iterable[Variant]) -> Identity:
+def portable(text: str, folder: Path) -> str:
+    """Returns a resolved recipe whose absolute paths are written as from the folder of an experiment.
+
+    So an experiment goes on where it was moved to, together with its files: in another checkout of a project.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        return f"'{_relative(found[1], folder)}'" if os.path.exists(found[1]) else found[0]
+
+    return re.sub(r"'(/[^']+)'", written, text)
+
+
+def _relative(path: str, folder: Path) -> str:
+    return os.path.relpath(path, folder.absolute()) if os.path.isabs(path) else path
+
+
+def _from(folder: Path, depends: Mapping[str, Mapping[str, str]]) -> Identity:
+    """Returns what an experiment depends on, with absolute paths of files written as from its folder."""
+    files = {_relative(name, folder): digest for name, digest in depends.get("files", {}).items()}
+    return {section: files if section == "files" else dict(entries) for section, entries in depends.items()}
+
+
+def _depends(variants: Iterable[Variant], folder: Path) -> Identity:
     """Returns files, data and packages that variants depend on; settings and the kit are compared elsewhere."""
     found: Identity = {"files": {}, "data": {}, "packages": {}}
     for variant in variants:
@@ -132,7 +155,7 @@ def _depends(variants: Iterable[Variant]) -> Identity:
         for section, entries in found.items():
             entries |= own[section]
     del found["packages"]["dlmrl_kit"]
-    return found
+    return _from(folder, found)
 
 
 def _known(depends: Identity, known: Mapping[str, Mapping[str, str]]) -> Identity:

@@ -231,6 +231,34 @@ def test_runs_that_stand_in_the_tables_are_done(tmp_path: Path, stop: int) -> No
 @pytest.mark.thorough
 @fake
 @pytest.mark.usefixtures("no_figures")
+def test_another_checkout_goes_on_with_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"prompt": "1+1=", "answer": "2", "split": "train"}
+    task = TaskSpec("own", ("task=JsonLines",), ("JsonLines.path='data.jsonl'", "JsonLines.reward='paid:score'"))
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    splits = ("train", "heldout", "pretrain")
+    lines = (json.dumps({**row, "split": split, "prompt": f"{split}="}) for split in splits)
+    (here / "data.jsonl").write_text("\n".join(lines))
+    (here / "paid.py").write_text("def score(completion, example):\n    return 1.0\n")
+    monkeypatch.chdir(here)
+    compare(spec(sets=(), tasks=(task,)), Path("out"), parallel=1)
+    before, known = files(Path("out")), forget_runs(Path("out"))
+    here.rename(there)
+    monkeypatch.chdir(there)
+    compare(spec(sets=(), tasks=(task,)), Path("out"), parallel=1)
+    assert len(known) == 4
+    assert not done_again(Path("out"))
+    after = files(Path("out"))
+    assert {name for name in before if before[name] != after[name]} == {
+        "recipes/own-egspo.gin",
+        "recipes/own-egspo_sa.gin",
+    }
+    assert str(tmp_path) not in Path("out/comparison.json").read_text()
+
+
+@pytest.mark.thorough
+@fake
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("stop", [2, 6, 9])
 def test_tuning_that_stands_in_its_table_is_done(tmp_path: Path, stop: int) -> None:
     asked = spec(grid={**GRID, "OneStepDenoise.lam": ("0.25", "1.0")}, validation=8)

@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import Variant
+from dlmrl_kit.experiments.folder import portable
 from dlmrl_kit.experiments.forwards import forwards_per_update
 from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of
 from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec, label_of
@@ -77,15 +79,15 @@ def make_entries(spec: Spec, counted: Counts) -> list[Entry]:
     return entries
 
 
-def described(spec: Spec, entries: list[Entry]) -> dict[str, Any]:
-    """Returns what identifies a comparison, for JSON: version, specification and every resolved recipe."""
+def described(spec: Spec, entries: list[Entry], folder: Path) -> dict[str, Any]:
+    """Returns what identifies a comparison in a folder, for JSON: version, specification and every resolved recipe."""
     seed = spec.all_seeds[0]
     return {
         "dlmrl_kit": VERSION,
         "comparison": spec.to_json(),
         "forwards": {entry.name: entry.forwards for entry in entries},
         "variants": {
-            variant.name: {"folder": variant.folder, "recipe": variant.texts[seed].splitlines()}
+            variant.name: {"folder": variant.folder, "recipe": portable(variant.texts[seed], folder).splitlines()}
             for entry in entries
             for variant in entry.variants
         },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlmrl_kit.core.results import wilson_interval
+from dlmrl_kit.experiments.folder import portable
 from dlmrl_kit.experiments.referee.entries import Entry
 from dlmrl_kit.experiments.runs import Job
 from dlmrl_kit.loggers.metrics_csv import read_metrics
@@ -82,8 +83,8 @@ class Outcome:
         return self.status == "failed" or self.final < wilson_interval(self.before, self.size)[0]
 
 
-def outcome_of(entry: Entry, point: int, job: Job) -> Outcome:
-    """Reads what a run came to from its folder."""
+def outcome_of(entry: Entry, point: int, job: Job, folder: Path) -> Outcome:
+    """Reads what a run of a comparison, in ``folder``, came to."""
     curve, size = _curve(job.folder)
     return Outcome(
         entry.task,
@@ -95,7 +96,7 @@ def outcome_of(entry: Entry, point: int, job: Job) -> Outcome:
         curve=curve,
         seconds=_seconds(job.folder, curve[-1].update) if curve else None,
         run=run_name(job),
-        digest=run_digest(job),
+        digest=run_digest(job, folder),
     )
 
 
@@ -104,9 +105,14 @@ def run_name(job: Job) -> str:
     return f"{job.variant.folder}-seed-{job.seed}"
 
 
-def run_digest(job: Job) -> str:
-    """Returns what identifies a run: a digest, of 16 letters, of its resolved recipe with its seed."""
-    return hashlib.sha256(job.variant.texts[job.seed].encode()).hexdigest()[:16]
+def run_digest(job: Job, folder: Path) -> str:
+    """Returns what identifies a run: a digest, of 16 letters, of its resolved recipe with its seed.
+
+    Args:
+        job: the run.
+        folder: of the comparison, from where the recipe's paths count.
+    """
+    return hashlib.sha256(portable(job.variant.texts[job.seed], folder).encode()).hexdigest()[:16]
 
 
 def _curve(folder: Path) -> tuple[tuple[Point, ...], int]:

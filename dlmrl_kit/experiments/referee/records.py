@@ -46,7 +46,7 @@ class Records:
     def finished(self, job: Job) -> Outcome | None:
         """Returns what a run came to that is finished according to the table; None for any other."""
         outcome = self._outcomes.get(run_name(job))
-        return outcome if outcome is not None and outcome.digest == run_digest(job) else None
+        return outcome if outcome is not None and outcome.digest == run_digest(job, self.folder) else None
 
     def add(self, outcome: Outcome) -> None:
         """Writes the curve of a run that has ended, then its row."""

@@ -105,7 +105,7 @@ class _Runner:
         self.spec, self.entries, self.folder, self.observer = spec, entries, folder, observer
         self.variants = [variant for entry in entries for variant in entry.variants]
         runs = len(entries) * spec.seeds
-        threads = open_folder(folder, HOLDS, described(spec, list(entries)), self.variants, runs, parallel)
+        threads = open_folder(folder, HOLDS, described(spec, list(entries), folder), self.variants, runs, parallel)
         self.parallel = parallel or runs_at_once(self.variants, runs, threads)
         self.threads, self.run_observer, self.keep = threads, run_observer, keep
         self.failed: list[Job] = []
@@ -154,7 +154,7 @@ class _Runner:
         records, found = Records(self.folder, table), dict[tuple[str, int], Outcome]()
 
         def ended(job: Job) -> None:
-            outcome = found[job.variant.name, job.seed] = outcome_of(*places[job.variant.name], job)
+            outcome = found[job.variant.name, job.seed] = outcome_of(*places[job.variant.name], job, self.folder)
             records.add(outcome)
             clear(job)
 
