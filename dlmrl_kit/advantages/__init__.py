@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dlmrl_kit.advantages.leave_one_out import LeaveOneOut as LeaveOneOut
     from dlmrl_kit.advantages.monte_carlo import MonteCarlo as MonteCarlo
     from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise as OneStepDenoise
-    from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut as SiblingLeaveOneOut
     from dlmrl_kit.advantages.step_gae import StepGAE as StepGAE
 
 __getattr__, __dir__, __all__ = lazily(
@@ -35,7 +34,6 @@ __getattr__, __dir__, __all__ = lazily(
         "leave_one_out": ["LeaveOneOut"],
         "monte_carlo": ["MonteCarlo"],
         "one_step_denoise": ["OneStepDenoise"],
-        "sibling_leave_one_out": ["SiblingLeaveOneOut"],
         "step_gae": ["StepGAE"],
     },
 )

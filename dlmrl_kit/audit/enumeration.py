@@ -32,8 +32,6 @@ from dlmrl_kit.core.keys import (
     STEP_LOG_PROB,
     STEP_STATE_IDS,
     TOKEN_COMMIT_RANK,
-    TREE_NODE,
-    TREE_STEP,
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_logits
@@ -43,8 +41,8 @@ from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.recorder import MaskRecorder
 from dlmrl_kit.samplers.redrawing import RedrawingSampler
 
-NOT_LISTED: frozenset[Key] = frozenset({STEP_DRAFT_IDS, TREE_NODE, TREE_STEP})
-"""Keys of a rollout that do not follow from the actions of one sample: draws that were dropped, trees of samples."""
+NOT_LISTED: frozenset[Key] = frozenset({STEP_DRAFT_IDS})
+"""Keys of a rollout that do not follow from the actions of a sample: draws that were dropped."""
 
 
 def enumerate_trajectories(
@@ -133,7 +131,8 @@ def check_draws(
     """
     repeats = torch.arange(len(prompts)).repeat_interleave(draws)
     asked = prompts[repeats].set(SEED, sample_seeds(len(repeats), "cpu", 0))
-    sampled = sampler(asked, policy=policy, cache=cache)
+    asked.set(GROUP, torch.arange(len(repeats)))  # a group may share steps: frequencies are of independent samples
+    sampled = sampler(asked, policy=policy, cache=cache).set(GROUP, prompts[GROUP][repeats])
     known = {code: i for i, code in enumerate(_codes(listed))}
     name = type(sampler).__name__
     found = [known.get(code, -1) for code in _codes(sampled)]

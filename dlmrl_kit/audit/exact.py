@@ -1,6 +1,6 @@
 """The exact components, which do not bias the gradient; other components are measured among them.
 
-Likelihood StepLogProb, selector AllSteps, advantage LeaveOneOut, loss Reinforce.
+Likelihood StepLogProb, selector AllSteps, advantage LeaveOneOut unless the sampler names another, loss Reinforce.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from typing import TypedDict
 
 from dlmrl_kit.advantages.base import Advantage
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
-from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.algorithm.algorithm import Fillings, GradientEstimator, Swaps
-from dlmrl_kit.core.keys import TREE_NODE
+from dlmrl_kit.audit.actions import AuditError
 from dlmrl_kit.core.registry import Claims, registered
 from dlmrl_kit.likelihoods.base import Likelihood
 from dlmrl_kit.likelihoods.steps import StepLogProb
@@ -69,9 +68,14 @@ def exact_estimator(sampler: Sampler, swaps: Swaps | None = None) -> GradientEst
     Args:
         sampler: any.
         swaps: components that take the place of exact ones.
+
+    Raises:
+        AuditError: the sampler names an exact advantage that is none.
     """
-    # Leaves of a tree share actions, so the rewards of all other leaves are no baseline; those of siblings are.
-    advantage = SiblingLeaveOneOut() if TREE_NODE in sampler.out_keys else LeaveOneOut()
+    advantage = sampler.exact_advantage() or LeaveOneOut()
+    if not isinstance(advantage, Advantage):
+        name, got = type(sampler).__name__, type(advantage).__name__
+        raise AuditError(f"{name}.exact_advantage returns {got}; return an advantage, or None for LeaveOneOut")
     exact: Fillings = {
         "sampler": sampler,
         "cache": None,

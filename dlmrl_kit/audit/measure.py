@@ -181,7 +181,9 @@ class Ground:
 
     def unlisted(self, small: OnProblem) -> list[Key]:
         """Returns the keys that the estimator's sampler records but that cannot be listed sample by sample."""
-        return sorted(NOT_LISTED.intersection(small.plan.sampler.writes), key=str)
+        written = {*small.plan.sampler.writes}
+        of_actions = written if self.trajectories is None else {*self.trajectories.keys(True, True)}
+        return sorted(written - (of_actions - NOT_LISTED), key=str)
 
     def _because(self, reason: str) -> None:
         """Notes why groups are sampled."""

@@ -1,26 +1,36 @@
 """The keys of a trajectory, each with its dtype, shape and meaning. All code takes the names of keys from here.
 
 Shape letters: B samples, P prompt positions, L completion positions, T denoising steps, K selected segments, C
-committed positions of a step, V vocabulary, D levels of a tree.
+committed positions of a step, V vocabulary, D whatever else a key of a plugin
+counts.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from dlmrl_kit.core.errors import RegistryError
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from torch import Tensor
 
 Key: TypeAlias = str | tuple[str, ...]
 K = TypeVar("K", str, tuple[str, str])
 
 
 class KeySpec(NamedTuple):
-    """Describes a key: its dtype, its shape in the letters of this module, and its meaning in words."""
+    """Describes a key: its dtype, its shape in the letters of this module, its meaning in words, and an example.
+
+    The example is for plugins' keys: it makes values of a rollout that has the kit's keys; None: any values will do.
+    """
 
     dtype: str
     shape: str
     meaning: str
+    example: Callable[[TensorDictBase], Tensor] | None = None
 
 
 KEYS: dict[Key, KeySpec] = {}
@@ -85,8 +95,6 @@ TOKEN_MODEL_LOG_PROB = _key(("token", "model_log_prob"), "float32", "[B, L]", "t
 TOKEN_COMMIT_RANK = _key(
     ("token", "commit_rank"), "int16", "[B, L]", "order of the draw within the step (PlackettLuceOrder, LearnedOrder)"
 )
-TREE_NODE = _key(("tree", "node"), "int64", "[B, D]", "a sample's node at depth 1 .. D of its group's tree")
-TREE_STEP = _key(("tree", "step"), "int64", "[B, D]", "first step of each level: the steps that lead to depth 1 .. D")
 REWARD = _key("reward", "float32", "[B]", "final reward")
 ADVANTAGE = _key("advantage", "float32", "[B]", "sequence-level advantage")
 TOKEN_ADVANTAGE = _key(("token", "advantage"), "float32", "[B, L]", "token-level advantage")
@@ -161,7 +169,13 @@ STATE_COMMITTED = "committed"  # bool [R, L], the positions that the step accept
 LATER_PASSES = "later_passes"
 
 
-def declare_key(key: K, dtype: str, shape: str, meaning: str) -> K:
+def declare_key(
+    key: K,
+    dtype: str,
+    shape: str,
+    meaning: str,
+    example: Callable[[TensorDictBase], Tensor] | None = None,
+) -> K:
     """Declares a key of a plugin, whose dtype and shape are then checked as those of the kit's keys are.
 
     Args:
@@ -169,6 +183,8 @@ def declare_key(key: K, dtype: str, shape: str, meaning: str) -> K:
         dtype: ``"float32"``, ``"bool"``, ``"int64"``, ...
         shape: in the letters of this module, ``"[B, K]"``.
         meaning: in a few words.
+        example: makes values for the conformance checks, where random numbers would make no sense: from a rollout
+            [B] with all keys of the kit, the values [B, ...] of this key.
 
     Returns:
         The key.
@@ -176,14 +192,18 @@ def declare_key(key: K, dtype: str, shape: str, meaning: str) -> K:
     Raises:
         RegistryError: a key that is declared otherwise already, or a shape in other letters.
     """
-    spec = KeySpec(dtype, shape, meaning)
+    spec = KeySpec(dtype, shape, meaning, example)
     if not re.fullmatch(rf"\[B(, [{_LETTERS}])*\]", shape) or dtype not in _DTYPES:
         raise RegistryError(
             f"the key {key!r} is declared as {dtype} {shape}; write a dtype of {', '.join(_DTYPES)}, and a shape in "
             f"the letters {', '.join(_LETTERS)} with B first, such as [B, K]"
         )
-    if KEYS.setdefault(key, spec) != spec:
-        raise RegistryError(f"the key {key!r} is declared already: {KEYS[key]}; take another name")
+    known = KEYS.setdefault(key, spec)
+    if known[:3] != spec[:3]:
+        raise RegistryError(
+            f"the key {key!r} is declared already, as {known.dtype} {known.shape}, {known.meaning}; take another name"
+        )
+    KEYS[key] = spec  # of a module that was loaded again, the example of now
     return key
 
 

@@ -1,13 +1,9 @@
-"""Trajectories: their states, their groups and trees, and how batches are cut. Shape letters are as in ``core.keys``.
+"""Trajectories: their states, their groups, and how batches are cut. Shape letters are as in ``core.keys``.
 
 Steps are counted in the order in which they are taken, t = 0 .. T-1: the state before step t is x_t, and the action in
 it leads to x_{t+1}. A trajectory need not store its states: position i is masked in x_t iff ``commit_step[i] >= t``,
 else it holds its final token. Positions that were never committed (end-of-text padding of a row that finished early)
 have ``commit_step = T``, so that they are masked in every state.
-
-In a tree of height D the leaves are the samples of a group. ``("tree", "node")`` numbers the node above each sample at
-depth 1 .. D; numbers are unique only within a depth and group. ``("tree", "step")`` is the first of the denoising steps
-that lead to each depth.
 
 What a step computes depends on the states: which rows are not finished, which positions are open. On a GPU, asking for
 that makes the host wait until everything before it is done. So the host keeps a copy of the states and masks of a
@@ -38,8 +34,6 @@ from dlmrl_kit.core.keys import (
     STEP_NUM_COMMITTED,
     STEP_STATE_IDS,
     STEP_VALID,
-    TREE_NODE,
-    TREE_STEP,
 )
 
 B = TypeVar("B", Tensor, TensorDictBase)
@@ -236,17 +230,6 @@ def number_in_group(group: Tensor) -> Tensor:
     ordered, order = group.sort(stable=True)
     number = torch.arange(len(group), device=group.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(order).scatter_(0, order, number)
-
-
-def tree_nodes(tensordict: TensorDictBase) -> Tensor:
-    """Numbers the tree nodes of each depth so that nodes of different groups differ, too: int64 [B, D]."""
-    group, node = tensordict[GROUP], tensordict[TREE_NODE]
-    return torch.stack([partition(group, column) for column in node.unbind(-1)], -1)
-
-
-def tree_level(tensordict: TensorDictBase, step: Tensor) -> Tensor:
-    """Finds the level of the tree, 0 .. D - 1, that each step belongs to: int64 [B, K] from steps int64 [B, K]."""
-    return (tensordict[TREE_STEP][:, None, :] <= step[:, :, None]).sum(-1) - 1
 
 
 def group_sum(values: Tensor, group: Tensor) -> Tensor:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-MOVED = {"ebpo": "dlmrl-ebpo", "BlockElbo": "dlmrl-ebpo"}
+MOVED = {
+    "ebpo": "dlmrl-ebpo",
+    "BlockElbo": "dlmrl-ebpo",
+    "d_treerpo": "dlmrl-treerpo",
+    "Tree": "dlmrl-treerpo",
+    "TreeLevels": "dlmrl-treerpo",
+    "SiblingLeaveOneOut": "dlmrl-treerpo",
+    "SelfDistillation": "dlmrl-treerpo",
+}
 """The distribution of the plugin by the name of a recipe or component."""
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dlmrl_kit.regularisers.kl import TokenKLK2 as TokenKLK2
     from dlmrl_kit.regularisers.kl import TokenKLK3 as TokenKLK3
     from dlmrl_kit.regularisers.kl_exact import KLExact as KLExact
-    from dlmrl_kit.regularisers.self_distillation import SelfDistillation as SelfDistillation
     from dlmrl_kit.regularisers.success_nll import SuccessNLL as SuccessNLL
     from dlmrl_kit.regularisers.value_loss import ValueLoss as ValueLoss
 
@@ -48,7 +47,6 @@ __getattr__, __dir__, __all__ = lazily(
             "TokenKLK3",
         ],
         "kl_exact": ["KLExact"],
-        "self_distillation": ["SelfDistillation"],
         "success_nll": ["SuccessNLL"],
         "value_loss": ["ValueLoss"],
     },

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from dlmrl_kit.samplers.tempered import TemperedLowConfidence as TemperedLowConfidence
     from dlmrl_kit.samplers.tempered import TemperedMarginOrder as TemperedMarginOrder
     from dlmrl_kit.samplers.token_editing import TokenEditing as TokenEditing
-    from dlmrl_kit.samplers.tree import Tree as Tree
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -57,6 +56,5 @@ __getattr__, __dir__, __all__ = lazily(
         "settings": ["DecodingSettings"],
         "tempered": ["TemperedEntropyOrder", "TemperedLowConfidence", "TemperedMarginOrder"],
         "token_editing": ["TokenEditing"],
-        "tree": ["Tree"],
     },
 )

@@ -34,15 +34,15 @@ from dlmrl_kit.core.behaviour import (
     draw,
     forbid,
 )
-from dlmrl_kit.core.component import Sizes, rebuilt
+from dlmrl_kit.core.component import Component, Sizes, rebuilt
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.generation import Decoder
-from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK, Key
+from dlmrl_kit.core.keys import GROUP, PROMPT_IDS, PROMPT_MASK, Key
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.promises import like, per_row, promises
 from dlmrl_kit.core.seeding import uniforms_at
 from dlmrl_kit.core.trajectory import on_device, on_host, places
-from dlmrl_kit.samplers.promised import canvas, completed, one_each
+from dlmrl_kit.samplers.promised import canvas, completed, forks, one_each
 from dlmrl_kit.samplers.settings import DecodingSettings
 from dlmrl_kit.step_schedules.base import StepSchedule
 
@@ -207,6 +207,26 @@ class Sampler(DecodingSettings, Decoder, ABC):
             raise ValueError(f"{type(self).__name__} cannot write {unknown}; on demand it writes {self.optional_keys}")
         return (*self.out_keys, *keys)
 
+    @promises(forks)
+    def last_fork(self, trajectory: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Says from where on the samples of a group are independent of each other; where they share steps, override it.
+
+        Args:
+            trajectory: [B], a rollout.
+
+        Returns:
+            The first step that each sample takes by itself, int64 [B], and a number of the state in which it does so,
+            int64 [B]: samples with the same one start from the same state. By default step 0, and the group.
+        """
+        return torch.zeros_like(trajectory[GROUP]), trajectory[GROUP]
+
+    def exact_advantage(self) -> Component | None:
+        """Returns an advantage that leaves the gradient unbiased, for the audit; None: ``LeaveOneOut``.
+
+        Where samples of a group share steps, the rewards of the others are no baseline.
+        """
+        return None
+
     def attach(self, policy: Policy) -> None:
         """Checks that this sampler can decode from the policy.
 
@@ -214,7 +234,11 @@ class Sampler(DecodingSettings, Decoder, ABC):
             UserError: it fills masks and the policy has none, or its blocks are not whole blocks of the policy's.
         """
         name, size = type(self).__name__, policy.block_size
-        check_noise(self, policy)
+        if policy.noise not in ("mask", self.noise):
+            raise UserError(
+                f"{name} fills masks, but this model has none: it denoises {policy.noise} noise; take a sampler that "
+                "does, such as EntropyBoundRenoising"
+            )
         if size is not None and self.block_length % size:
             raise UserError(
                 f"{name}.block_length is {self.block_length}, but the model denoises in blocks of {size}: set "
@@ -354,19 +378,6 @@ class Sampler(DecodingSettings, Decoder, ABC):
             return policy.prefix_cache()
         check_cache(self, policy, cache)
         return policy.cached(cache.window(policy, self.completion_length, self.block_length))
-
-
-def check_noise(sampler: Sampler, policy: Policy) -> None:
-    """Refuses a sampler that fills masks for a policy that has none.
-
-    Raises:
-        UserError: it is refused.
-    """
-    if policy.noise not in ("mask", sampler.noise):
-        raise UserError(
-            f"{type(sampler).__name__} fills masks, but this model has none: it denoises {policy.noise} noise; take a "
-            "sampler that does, such as EntropyBoundRenoising"
-        )
 
 
 def check_cache(sampler: Sampler, policy: Policy, cache: Cache | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlmrl_kit.core.keys import COMPLETION_IDS, PROMPT_IDS
+from dlmrl_kit.core.keys import COMPLETION_IDS, GROUP, PROMPT_IDS
 from dlmrl_kit.core.promises import Given, shown, tensor_fault
 
 
@@ -20,6 +20,15 @@ def completed(result: object, given: Given) -> str:
     shape = (len(prompt), given["self"].completion_length)
     device = prompt[PROMPT_IDS].device
     return tensor_fault(result[COMPLETION_IDS], "int64", shape, device=device, name=repr(COMPLETION_IDS))
+
+
+def forks(result: object, given: Given) -> str:
+    """Checks where the samples of a rollout part, as ``Sampler.last_fork`` returns it."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        return f"{shown(result)}; it should be two tensors, of steps and of states"
+    group = given["trajectory"][GROUP]
+    faults = (tensor_fault(part, "int64", group.shape, device=group.device) for part in result)
+    return next((fault for fault in faults if fault), "")
 
 
 def canvas(result: object, given: Given) -> str:

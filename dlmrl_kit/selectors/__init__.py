@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dlmrl_kit.selectors.surprisal_steps import SurprisalSteps as SurprisalSteps
     from dlmrl_kit.selectors.top_k import EntropyTopK as EntropyTopK
     from dlmrl_kit.selectors.top_k import TopAbsoluteAdvantage as TopAbsoluteAdvantage
-    from dlmrl_kit.selectors.tree_levels import TreeLevels as TreeLevels
     from dlmrl_kit.selectors.whole_sequence import WholeSequence as WholeSequence
 
 __getattr__, __dir__, __all__ = lazily(
@@ -43,7 +42,6 @@ __getattr__, __dir__, __all__ = lazily(
         "shrunk_steps": ["ShrunkSteps"],
         "surprisal_steps": ["SurprisalSteps"],
         "top_k": ["EntropyTopK", "TopAbsoluteAdvantage"],
-        "tree_levels": ["TreeLevels"],
         "whole_sequence": ["WholeSequence"],
     },
 )

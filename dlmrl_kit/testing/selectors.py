@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.component import Sizes
-from dlmrl_kit.core.keys import SEED, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID, TREE_STEP
+from dlmrl_kit.core.keys import SEED, SELECTED_STEP, SELECTED_WEIGHT, STEP_VALID
 from dlmrl_kit.core.seeding import sample_seeds
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.testing.core import attempt, fail
@@ -113,9 +113,9 @@ def _short() -> World:
     """Returns the world with the first steps of its trajectory only."""
     w = world()
     w.full.set("step", w.full["step"].apply(lambda value: value[:, :FEW].clone()))
-    w.full.set(TREE_STEP, w.full[TREE_STEP].clamp(max=FEW // 2))
     for row, length in enumerate((4, 1, 3, 2, 4, 4, 2, 3)):
         w.full[STEP_VALID][row, length:] = False
+    w.add_declared()
     return w
 
 

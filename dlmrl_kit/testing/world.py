@@ -53,8 +53,6 @@ from dlmrl_kit.core.keys import (
     STEP_VALID,
     TOKEN_ADVANTAGE,
     TOKEN_COMMIT_RANK,
-    TREE_NODE,
-    TREE_STEP,
     Key,
     KeySpec,
     declared_keys,
@@ -62,7 +60,7 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import sample_seeds
-from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, number_in_group, state_at
+from dlmrl_kit.core.trajectory import committed_at, masked_at, num_valid, state_at
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.rollout.services import Services
 from dlmrl_kit.samplers.base import Sampler
@@ -72,6 +70,8 @@ from dlmrl_kit.tasks.base import Example
 GROUPS = (7, 2, 7, 5, 2, 7, 2, 5)
 """Prompt of each sample: interleaved, groups of different sizes, ids that are no indices."""
 LENGTH, TOKENS_PER_STEP, PROMPT, ENTRIES = 18, 2, 5, 5
+OTHERS = 2
+"""What the letter D counts in random keys of plugins."""
 SCORES = 997
 """Size of the table of rewards; a prime."""
 
@@ -113,6 +113,28 @@ class World(Services):
             found.append(Example("abc", chosen, {"chosen": chosen, "rejected": rejected}))
         return found
 
+    def add_declared(self) -> None:
+        """Adds the keys that plugins declare: their examples, or random numbers, at least 0 and below 1.
+
+        Random ones are 0 and False where the weight is.
+        """
+        declared = declared_keys()
+        sizes = {"D": OTHERS}
+        for key, value in self.full.exclude(*declared).items(include_nested=True, leaves_only=True):
+            if key in KEYS:
+                sizes |= zip(letters_of(key), value.shape, strict=True)
+        for number, (key, spec) in enumerate(declared.items()):
+            if spec.example is not None:
+                self.full.set(key, spec.example(self.full))
+                continue
+            letters = letters_of(key)
+            values = torch.rand([sizes[letter] for letter in letters], generator=torch.Generator().manual_seed(number))
+            if letters[1:2] == ["K"]:
+                used = self.full[SELECTED_WEIGHT] > 0
+                values = values * used.reshape(*used.shape, *[1] * (values.dim() - 2))
+            real = spec.dtype.startswith("float")
+            self.full.set(key, values.to(self.dtype) if real else values.round().to(_dtype(spec)))
+
     def _table(self) -> Tensor:
         return torch.randint(0, 5, (SCORES,), generator=torch.Generator().manual_seed(11)).to(self.dtype) / 4
 
@@ -127,8 +149,9 @@ def world(dtype: torch.dtype = torch.float32, seed: int = 0) -> World:
     policy, sampler, full = _made(dtype)
     shared = {id(policy.tokenizer): policy.tokenizer}
     full = full.clone().set(SEED, sample_seeds(len(full), "cpu", seed, "world"))
-    _add_declared(full, dtype)
-    return World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full, dtype)
+    made = World(copy.deepcopy(policy, shared), copy.deepcopy(sampler), full, dtype)
+    made.add_declared()
+    return made
 
 
 @functools.cache
@@ -187,37 +210,12 @@ def _complete(trajectory: TensorDict, policy: Policy, dtype: torch.dtype) -> Ten
     trajectory.set(PROGRESS, torch.full((batch,), 0.25, dtype=dtype))
     trajectory.set(STEP_REWARD, torch.randint(0, 5, steps, generator=generator).to(dtype) / 4)
     trajectory.set(STEP_ADVANTAGE, real(*steps))
-    _add_tree(trajectory)
     return trajectory
-
-
-def _add_declared(full: TensorDict, dtype: torch.dtype) -> None:
-    """Adds the keys that plugins declare: random numbers, at least 0 and below 1; 0 and False where the weight is."""
-    found = full.items(include_nested=True, leaves_only=True)
-    sizes: dict[str, int] = {}
-    for key, value in found:
-        if key in KEYS:
-            sizes |= zip(letters_of(key), value.shape, strict=True)
-    for number, (key, spec) in enumerate(declared_keys().items()):
-        letters = letters_of(key)
-        values = torch.rand([sizes[letter] for letter in letters], generator=torch.Generator().manual_seed(number))
-        if letters[1:2] == ["K"]:
-            used = full[SELECTED_WEIGHT] > 0
-            values = values * used.reshape(*used.shape, *[1] * (values.dim() - 2))
-        full.set(key, values.to(dtype) if spec.dtype.startswith("float") else values.round().to(_dtype(spec)))
 
 
 def _dtype(spec: KeySpec) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, spec.dtype)
     return dtype
-
-
-def _add_tree(trajectory: TensorDict) -> None:
-    """Adds nodes of trees of height 2 with two children per node, as far as a group has samples."""
-    number = number_in_group(trajectory[GROUP])
-    node = torch.stack([number // 2, number], -1)
-    first = torch.tensor([0, trajectory[STEP_VALID].shape[1] // 2])
-    trajectory.set(TREE_NODE, node).set(TREE_STEP, first.expand_as(node).clone())
 
 
 def _selected(

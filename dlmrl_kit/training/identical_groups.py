@@ -25,11 +25,10 @@ from dlmrl_kit.core.keys import (
     STEP_ENTROPY,
     STEP_NUM_COMMITTED,
     STEP_VALID,
-    TREE_STEP,
 )
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.seeding import sample_seeds
-from dlmrl_kit.core.trajectory import canvas_state, states, tree_nodes
+from dlmrl_kit.core.trajectory import canvas_state, states
 from dlmrl_kit.samplers.base import Sampler
 
 SURPRISE = 25.0
@@ -55,15 +54,15 @@ def identical_groups(trajectory: TensorDictBase, policy: Policy, sampler: Sample
         return ""
     group, ids = trajectory[GROUP], trajectory[COMPLETION_IDS]
     names = group.unique().tolist()
-    suspicious = [
-        rows for rows in ((group == name).nonzero().squeeze(-1) for name in names) if _suspicious(trajectory, rows)
-    ]
+    groups = ((group == name).nonzero().squeeze(-1) for name in names)
+    suspicious = [rows for rows in groups if _suspicious(trajectory, rows, sampler)]
     if not suspicious or 2 * len(suspicious) < len(names):
         return ""
     logs = 0.0
     for rows in suspicious[:PROMPTS]:
         differ = (_sampled_again(trajectory, int(rows[0]), policy, sampler, batch_size) != ids[rows[0]]).any(-1)
-        logs += _log_chance(_independent(trajectory, rows) + int((~differ).sum()), int(differ.sum()))
+        same = _independent(sampler.last_fork(trajectory[rows])[1])
+        logs += _log_chance(same + int((~differ).sum()), int(differ.sum()))
     if logs > math.log(CHANCE):
         return ""
     rows = suspicious[0].tolist()
@@ -74,41 +73,33 @@ def identical_groups(trajectory: TensorDictBase, policy: Policy, sampler: Sample
     )
 
 
-def _suspicious(trajectory: TensorDictBase, rows: Tensor) -> bool:
+def _suspicious(trajectory: TensorDictBase, rows: Tensor, sampler: Sampler) -> bool:
     ids = trajectory[COMPLETION_IDS][rows]
     if len(rows) < 2 or not bool((ids == ids[0]).all()):
         return False
-    part = trajectory[rows[:1]]
+    part = trajectory[rows]
+    fork, state = sampler.last_fork(part)
     number = torch.arange(part[STEP_VALID].shape[1], device=rows.device)
-    counted = part[STEP_VALID] & (number >= _fork(part)[:, None])
-    entropy = torch.where(counted, part[STEP_ENTROPY] * part[STEP_NUM_COMMITTED], 0.0).sum().item()
-    return entropy * _independent(trajectory, rows) > SURPRISE
+    counted = part[STEP_VALID][0] & (number >= fork[0])
+    entropy = torch.where(counted, part[STEP_ENTROPY][0] * part[STEP_NUM_COMMITTED][0], 0.0).sum().item()
+    return entropy * _independent(state) > SURPRISE
 
 
-def _fork(trajectory: TensorDictBase) -> Tensor:
-    """Returns the step from which on the samples are independent: int64 [B]."""
-    tree = trajectory.get(TREE_STEP, None)
-    return torch.zeros_like(trajectory[GROUP]) if tree is None else tree[:, -1]
-
-
-def _independent(trajectory: TensorDictBase, rows: Tensor) -> int:
-    """Returns how many samples of a group there are beside the first one; in a tree, of those with the same parent."""
-    if trajectory.get(TREE_STEP, None) is None:
-        return len(rows) - 1
-    nodes = tree_nodes(trajectory[rows])
-    return len(rows) - (len(nodes[:, -2].unique()) if nodes.shape[1] > 1 else 1)
+def _independent(state: Tensor) -> int:
+    """Returns how many samples there are besides the first one from each state: an int, of int64 [B]."""
+    return len(state) - len(state.unique())
 
 
 def _sampled_again(trajectory: TensorDictBase, row: int, policy: Policy, sampler: Sampler, batch_size: int) -> Tensor:
     """Completes a sample anew from where it became independent of others, ``AGAIN`` times: int64 [n, L]."""
     one = trajectory[row : row + 1]
-    step = _fork(one)[:, None]
-    start = states(one, step, policy.mask_id).squeeze(1) if TREE_STEP in trajectory.keys(True) else None
+    step = sampler.last_fork(one)[0][:, None]
     prompt = TensorDict({key: one[key] for key in (PROMPT_IDS, PROMPT_MASK)}, [1])
-    if start is None:
-        start = sampler.fully_masked(prompt, policy)
-    else:
+    if step.any():
+        start = states(one, step, policy.mask_id).squeeze(1)
         prompt.update({key: value.squeeze(1) for key, value in canvas_state(one, step).items()})
+    else:
+        start = sampler.fully_masked(prompt, policy)
     prompt = prompt[[0] * AGAIN]
     prompt.set(SEED, sample_seeds(AGAIN, policy.device, int(one[SEED]), "sampled again"))
     found = [

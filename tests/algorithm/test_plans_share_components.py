@@ -63,7 +63,7 @@ def test_a_cache_of_one_algorithm_is_not_another_ones() -> None:
     assert all(torch.equal(a, b) for a, b in zip(exact, again, strict=True))
 
 
-@pytest.mark.parametrize("recipe", ["tracerl_value", "mdpo", "egspo_sa", "d_treerpo"])
+@pytest.mark.parametrize("recipe", ["tracerl_value", "mdpo", "egspo_sa"])
 def test_every_stage_says_what_it_is_there_for(recipe: str) -> None:
     """W4: ``OldValue`` and ``SelectedAdvantage`` used to be labelled as rewards."""
     slots = {stage.name: stage.slot for stage in make_plan(load_recipe(recipe).build_algorithm()).rollout}

@@ -13,7 +13,7 @@ import dlmrl_kit as dk
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.rollout.services import training_indices
 
-RECIPES = ["egspo_sa", "d1", "mdpo", "d_treerpo", "d2_stepmerge"]
+RECIPES = ["egspo_sa", "d1", "mdpo", "d2_stepmerge"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

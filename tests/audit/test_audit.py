@@ -16,13 +16,22 @@ from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.monte_carlo import MonteCarlo
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
 from dlmrl_kit.algorithm.algorithm import Swaps
-from dlmrl_kit.audit import AuditReport, Problem, audit_algorithm, audit_recipe, exact_estimator, random_problems
+from dlmrl_kit.audit import (
+    AuditError,
+    AuditReport,
+    Problem,
+    audit_algorithm,
+    audit_recipe,
+    exact_estimator,
+    random_problems,
+)
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
 from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem
 from dlmrl_kit.audit.sampled import sampled_gradients
 from dlmrl_kit.core.keys import Key
+from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.ppo import StepPPO
@@ -34,6 +43,7 @@ from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
+from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.schedules.curves import Linear
@@ -257,8 +267,38 @@ def test_variance_is_that_of_sampled_groups() -> None:
     assert exact.forwards == pytest.approx(2 * (3 + 2))
 
 
-TOGETHER = ("Tree", "PreferencePairs")
-"""Samplers that make the samples of a prompt together: they cannot be listed one by one."""
+class Together(EntropyOrder):
+    """Writes what the kit does not know."""
+
+    @with_parameters_of(MaskSampler)
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.out_keys = [*self.out_keys, ("acme", "note")]
+
+    def forward(self, tensordict: Any, **named: Any) -> Any:
+        found = super().forward(tensordict, **named)
+        return found.set(("acme", "note"), found["group"].clone())
+
+
+def test_keys_of_a_sampler_that_the_kit_does_not_know_are_not_listed() -> None:
+    for cls, expected in ((Together, [("acme", "note")]), (EntropyOrder, [])):
+        ground = Ground(SMALL, cls(3), 2, 1, 0).prepare()
+        assert ground.unlisted(OnProblem(exact_estimator(ground.sampler), SMALL)) == expected
+
+
+def test_a_sampler_may_name_its_exact_advantage(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(exact_estimator(Together(3)).advantage) is LeaveOneOut
+    monkeypatch.setattr(Together, "exact_advantage", lambda self: GroupMean())
+    assert type(exact_estimator(Together(3)).advantage) is GroupMean
+    monkeypatch.setattr(Together, "exact_advantage", lambda self: RandomSteps(1))
+    with pytest.raises(
+        AuditError, match=r"Together\.exact_advantage returns RandomSteps; return an advantage, or None"
+    ):
+        exact_estimator(Together(3))
+
+
+TOGETHER = ("PreferencePairs",)
+"""A sampler that makes the samples of a prompt together: they cannot be listed one by one."""
 ALONE = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name not in TOGETHER]
 
 

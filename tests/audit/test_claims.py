@@ -11,7 +11,6 @@ from torch import Tensor
 from dlmrl_kit.advantages.intermediate_reward import IntermediateReward
 from dlmrl_kit.advantages.leave_one_out import LeaveOneOut
 from dlmrl_kit.advantages.one_step_denoise import OneStepDenoise
-from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.audit import Problem, audit_algorithm, audit_component, broken_claim, exact_estimator
 from dlmrl_kit.audit.claims import PROBLEMS
@@ -28,7 +27,6 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.selectors.equal_segments import EqualSegments
 from dlmrl_kit.selectors.random_steps import RandomSteps
 from dlmrl_kit.selectors.top_k import TopAbsoluteAdvantage
-from dlmrl_kit.selectors.tree_levels import TreeLevels
 
 SLOTS = ("selector", "advantage", "likelihood", "loss")
 EOS = Problem(vocab=2, length=3, eos=True, policy="network", seed=6)
@@ -38,8 +36,6 @@ INSTANCES: dict[str, Any] = {"EqualSegments": EqualSegments(n=2)}
 ELSEWHERE = {
     TokenPPO: "below: a scale until the number of tokens varies",
     StepMerge: "below: exact on single steps, biased on longer segments",
-    SiblingLeaveOneOut: "advantages/test_sibling_leave_one_out.py: samples of a tree are not listed one by one",
-    TreeLevels: "advantages/test_sibling_leave_one_out.py",
     IntermediateReward: "its rewards are of drafts, which are sampled",
     TopAbsoluteAdvantage: "selects by the advantages of IntermediateReward",
 }

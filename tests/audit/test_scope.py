@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.kit_recipes import kit_recipes
 
 from dlmrl_kit.audit import AuditReport, Problem, audit_algorithm, audit_recipe, exact_estimator
 from dlmrl_kit.audit.attribution import Spread
 from dlmrl_kit.audit.scope import scope_of
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.report.audit_tables import audit_result
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 
@@ -31,7 +31,7 @@ def printed(report: AuditReport) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("name", [name for name in training_recipes() if name != "vrpo"])
+@pytest.mark.parametrize("name", [name for name in kit_recipes() if name != "vrpo"])
 def test_what_a_recipe_does_besides_is_named(name: str) -> None:
     algorithm = load_recipe(name).build_algorithm()
     trainer, scope = algorithm.trainer, scope_of(algorithm, 2, algorithm.trainer.prompts_per_update)

@@ -1,4 +1,4 @@
-"""Groups, partitions, and the level of a step in a tree."""
+"""Groups and partitions against loops."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import itertools
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.trees import STEP
-from tensordict import TensorDict
 
-from dlmrl_kit.core.trajectory import first_rows, number_in_group, partition, tree_level
-
-# ------------------------------------------------------------------------------------------------ groups
+from dlmrl_kit.core.trajectory import first_rows, number_in_group, partition
 
 
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 2)), min_size=1, max_size=12))
@@ -25,11 +21,3 @@ def test_groups_equal_the_loops(ids: list[tuple[int, int]]) -> None:
         assert (index[i] == index[j]) == (ids[i] == ids[j])
     assert set(index) == set(range(len(set(ids))))
     assert first_rows(torch.tensor(index)).tolist() == [index.index(n) for n in range(len(set(ids)))]
-
-
-# ------------------------------------------------------------------------------------------------ advantages
-
-
-def test_the_level_of_a_step() -> None:
-    data = TensorDict({STEP: torch.tensor([[0, 2, 2, 5]])}, [1])
-    assert tree_level(data, torch.arange(7)[None]).tolist() == [[0, 0, 2, 2, 2, 3, 3]]

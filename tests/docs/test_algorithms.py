@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from support.kit_recipes import kit_recipes
 from support.paths import ROOT
 
 from dlmrl_kit.recipe.moved import MOVED
-from dlmrl_kit.report.algorithms_page import component_table, training_recipes
+from dlmrl_kit.report.algorithms_page import component_table
 
 PAGE = ROOT / "docs" / "algorithms.md"
-RECIPES = [name for name in training_recipes() if name not in MOVED]
+RECIPES = kit_recipes()
 OF_PLUGINS = {path.stem for path in ROOT.glob("plugins/*/src/*/recipes/*.gin")} & {*MOVED}
 """The rows of plugins are tested by these, once they are installed."""
 

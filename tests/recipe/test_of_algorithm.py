@@ -31,7 +31,7 @@ def parameters(blocks: tuple[Block, ...]) -> dict[str, object]:
     }
 
 
-FEW = ("egspo_sa", "d_treerpo", "tracerl_value")
+FEW = ("egspo_sa", "tracerl_value")
 """Recipes whose components are held by others, shared, or several of a class."""
 
 

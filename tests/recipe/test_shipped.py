@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from support.kit_recipes import kit_recipes
 from support.paths import ROOT
-
-from dlmrl_kit.report.algorithms_page import training_recipes
 
 
 def test_recipes_say_what_they_are_in_few_lines() -> None:
@@ -15,7 +14,7 @@ def test_recipes_say_what_they_are_in_few_lines() -> None:
         assert len(lines) <= 35, path
 
 
-RECIPES = training_recipes()
+RECIPES = kit_recipes()
 MAX_LINES = 32
 
 

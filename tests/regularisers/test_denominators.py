@@ -86,8 +86,6 @@ CUT = {
     "KLExact": DISTRIBUTION,
     "EntropyBonus": ENTROPY,
 }
-OWN = {"SelfDistillation"}
-"""Means over (parent, position) by their definition, whatever the loss."""
 
 
 def batch_of(seed: int) -> TensorDict:
@@ -104,7 +102,7 @@ def batch_of(seed: int) -> TensorDict:
 def test_every_loss_and_regulariser_is_here() -> None:
     losses = {name.split(",")[0] for name in LOSSES}
     assert losses == {c.name for c in components("loss") if c.package == "dlmrl_kit"}
-    assert {*REGULARISERS} | OWN == {c.name for c in components("regulariser") if c.package == "dlmrl_kit"}
+    assert {*REGULARISERS} == {c.name for c in components("regulariser") if c.package == "dlmrl_kit"}
 
 
 def sizes(batch: TensorDict) -> tuple[list[list[float]], list[list[int]], list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from typing import Any
 
@@ -27,7 +26,6 @@ from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.samplers.learned_order import LearnedOrder
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
-from dlmrl_kit.samplers.tree import Tree
 
 LENGTH = 7
 POLICY = tiny_policy(characters="abcd", initializer_range=0.25, layers=1, hidden=16).to(torch.float64)
@@ -36,7 +34,6 @@ EVERY: dict[str, Sampler] = {
     **{cls.__name__: make(cls, LENGTH, 2, **OPTIONS) for cls in SAMPLERS},
     "LearnedOrder": LearnedOrder(LENGTH, 2, **OPTIONS),
     "EntropyBoundRenoising": EntropyBoundRenoising(LENGTH, 4, steps=3, confidence_threshold=0),
-    "Tree": Tree(LENGTH, 2, **OPTIONS),
 }
 DRAWN = ("completion_ids", "commit_step")
 
@@ -96,7 +93,7 @@ def test_what_else_is_recorded_and_held_in_memory_changes_no_draw(name: str, mon
     assert not torch.equal(sampler(batch(seed=1), policy=POLICY)["completion_ids"], expected["completion_ids"])
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("Tree", "EntropyBoundRenoising")])
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "EntropyBoundRenoising"])
 def test_resumed_rows_draw_the_same_in_any_batch(name: str) -> None:
     sampler, whole = EVERY[name], batch()
     filled = torch.arange(8)[:, None] > torch.arange(LENGTH)
@@ -161,12 +158,3 @@ def test_every_order_of_positions_is_as_likely_as_it_should_be(cls: type[Sampler
     both = torch.bincount(2 * first + data["completion_ids"][:, 0], minlength=8).tolist()
     statistic, degrees = chi_square(both, [1 / 8] * 8)
     assert statistic < chi_square_limit(degrees)
-
-
-def test_nodes_of_a_tree_draw_by_themselves() -> None:
-    """Children of a node differ as independent draws do: by chance, two of them are the same."""
-    policy, pairs = TabularPolicy(2, 1, scale=0.0), 4000
-    rows = seeded(no_prompt(2 * pairs)).set("group", torch.arange(2 * pairs) // 2)
-    tokens = Tree(1, height=1, branching=2)(rows, policy=policy)["completion_ids"].reshape(pairs, 2)
-    equal = (tokens[:, 0] == tokens[:, 1]).double().mean().item()
-    assert abs(equal - 0.5) < 5 * math.sqrt(0.25 / pairs)

@@ -17,7 +17,7 @@ from dlmrl_kit.losses.base import Term
 
 def documented(terms: Sequence[Term], batch: TensorDictBase) -> Tensor:
     """Sums the documented value of every term."""
-    return torch.stack([_FORMULAS[type(term).__name__](term, batch) for term in terms]).sum()
+    return torch.stack([FORMULAS[type(term).__name__](term, batch) for term in terms]).sum()
 
 
 def _selected(batch: TensorDictBase, name: str) -> Tensor:
@@ -218,13 +218,7 @@ def _value_loss(term: Any, batch: TensorDictBase) -> Tensor:
     return term.coefficient * _over_tokens(term, error, batch)
 
 
-def _self_distillation(term: Any, batch: TensorDictBase) -> Tensor:
-    """Whole groups are one batch, so its own formula; ``tests/regularisers`` holds it against three nested loops."""
-    total, _ = term.total(batch)
-    return term.coefficient(batch["progress"]).amax() * total / term.count(batch).clamp(min=1)
-
-
-_FORMULAS: dict[str, Any] = {
+FORMULAS: dict[str, Any] = {
     "TokenPPO": _token_ppo,
     "TokenAdvantagePPO": _token_advantage_ppo,
     "ConfidenceTokenPPO": _confidence_token_ppo,
@@ -246,5 +240,5 @@ _FORMULAS: dict[str, Any] = {
     "SequenceKLK2": _sequence_k2,
     "SuccessNLL": _success_nll,
     "ValueLoss": _value_loss,
-    "SelfDistillation": _self_distillation,
 }
+"""By the name of a loss or regulariser; tests of plugins add theirs."""

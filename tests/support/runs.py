@@ -51,12 +51,8 @@ TINY = {
     "Sudoku4x4.cells_weight": "0.7",
 }
 """Four updates of two prompts with three samples each; 7 examples, so that passes end within an update."""
-TOGETHER = {
-    "d_treerpo": {"Tree.branching": "2", "Trainer.group_size": "4"},
-    "vrpo": {"Trainer.group_size": "2"},
-    "sampler=Tree": {"Trainer.group_size": "4"},
-}
-"""Sizes of what makes the samples of a prompt together, recipes and swaps: the sampler says how many."""
+TOGETHER = {"vrpo": {"Trainer.group_size": "2"}}
+"""Sizes of what makes the samples of a prompt together: the sampler says how many."""
 
 NO_COUNT = {
     *(f"sampler={name}" for name in ("BernoulliOrder", "ConfidenceThreshold", "EntropyBoundRenoising", "TokenEditing"))
@@ -100,8 +96,7 @@ def recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str]
     sets, uses = list(sets), list(uses)
     given = {binding.split("=")[0].strip() for binding in sets}
     small = dict(TINY)
-    for part in (name, *uses):
-        small |= TOGETHER.get(part, {})
+    small |= TOGETHER.get(name, {})
     if not any(use.startswith("policy=") for use in uses):
         small["Pretrained.path"] = repr(model_path())
     if NO_COUNT & {*uses, name}:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,12 +16,14 @@ import support.runs
 import torch
 import torch.distributed as dist
 from support.processes import context
-from support.runs import model_path
+from support.runs import model_path, new_run
 
-from dlmrl_kit.core.processes import ALONE, Several
+from dlmrl_kit.core.processes import ALONE, Processes, Several
 
 WORLD = 3
 Case = Callable[..., Any]
+Given = tuple[str, list[str], list[str]]
+"""A recipe, settings of it, and swaps."""
 
 
 def serve(rank: int, store: str, model: str, orders: Connection) -> None:
@@ -81,3 +85,33 @@ class Pool:
         """Ends the processes."""
         for pipe in self.pipes:
             pipe.close()
+
+
+def updates(processes: Processes, given: Given, double: bool = True) -> tuple[list[dict[str, float]], torch.Tensor]:
+    """The metrics of two updates, and all weights after them."""
+    name, sets, uses = given
+    if not any(binding.startswith("Trainer.prompts_per_update") for binding in sets):
+        sets = [*sets, "Trainer.prompts_per_update = 4"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = new_run(Path(folder), name, sets, uses, processes=processes)
+        if double:
+            run.policy.double()
+            for component in run.algorithm.components:
+                component.double()
+        metrics = [run.update(number) for number in range(2)]
+        return metrics, torch.cat([p.detach().reshape(-1) for p in run.parameters.values()])
+
+
+def compare(found: dict[int, list[Any]], tolerance: float) -> list[dict[str, float]]:
+    """Holds all processes to the single one; the metrics of that one."""
+    metrics, weights = found[1][0]
+    assert all(math.isfinite(value) for update in metrics for value in update.values())
+    for world in found.keys() - {1}:
+        assert len(found[world]) == world
+        for own, others in found[world]:
+            assert [update.keys() for update in own] == [update.keys() for update in metrics]
+            for update, expected in zip(own, metrics, strict=True):
+                assert update == pytest.approx(expected, rel=tolerance, abs=tolerance)
+            torch.testing.assert_close(others, weights, rtol=0, atol=tolerance)
+            assert torch.equal(others, found[world][0][1]), "processes must not drift apart"
+    return metrics

@@ -78,9 +78,6 @@ BUILT_IN = [entry.cls(**ARGUMENTS[entry.name]) if entry.name in ARGUMENTS else e
 
 
 @pytest.mark.thorough
-@parametrize_with_checks(
-    [*BUILT_IN, *CONFIGURED],
-    expected_failures={"SiblingLeaveOneOut-check_claim": "needs a Tree, whose samples are not listed one by one"},
-)
+@parametrize_with_checks([*BUILT_IN, *CONFIGURED])
 def test_built_in_components_conform(component: Any, check: Any) -> None:
     check(component)

@@ -118,7 +118,6 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
     "filter": ("egspo_sa", ["filter=DropEqualRewards", KL], ["Trainer.rollout_batch_size = 3"]),
     "value model": ("tracerl_value", ["filter=none"], []),
     "restarts": ("egspo", ["advantage=MonteCarlo"], []),
-    "tree": ("d_treerpo", [], ["Trainer.rollout_batch_size = 4"]),
     "half precision": ("egspo_sa", [KL], ["Trainer.precision = 'bfloat16'"]),
 }
 

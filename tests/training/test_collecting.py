@@ -36,7 +36,6 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
     "entropy order": ("egspo_sa", PIECES, ["sampler=EntropyOrder"]),
     "computed old log-probability": ("d1", PIECES, []),
     "completions on demand": ("ada_egspo", PIECES, []),
-    "trees": ("d_treerpo", ["Trainer.rollout_batch_size = 4"], []),
     "bfloat16": ("egspo_sa", ["Trainer.precision = 'bfloat16'"], []),
 }
 

@@ -13,6 +13,7 @@ import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
 from support.checkpoints import dream_checkpoint, llada_checkpoint, llada_moe_checkpoint, masked_checkpoint
 from support.command_line import train
+from support.kit_recipes import kit_recipes
 from support.llada2 import llada2_checkpoint, sdar_moe_checkpoint
 from support.runs import build
 from typer.testing import CliRunner
@@ -25,7 +26,6 @@ from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.checkpoint_files import read_config
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.training import shapes
 from dlmrl_kit.training.estimate import forwards, layer_sizes, memory
 from dlmrl_kit.training.optimiser import build_optimiser
@@ -73,7 +73,7 @@ def test_recipes_for_large_models_need_no_weights(name: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in training_recipes() if "llada" not in name and "dream" not in name])
+@pytest.mark.parametrize("name", [name for name in kit_recipes() if "llada" not in name and "dream" not in name])
 def test_a_recipe_has_a_dry_run_on_a_cluster(name: str) -> None:
     """Also where losses read rewards, which are equal, and where confidences of the random model tie."""
     result = CliRunner().invoke(app, ["train", name, "--dry-run", "--gpus", "8", "--nodes", "4"])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.kit_recipes import kit_recipes
 from support.runs import collect, new_run, perturb, weights
 from tensordict import TensorDictBase
 
 from dlmrl_kit.core.errors import TrainingError
-from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.training.identical_groups import identical_groups
 from dlmrl_kit.training.likely_cause import BATCH, likely_cause
 from dlmrl_kit.training.loop import Run
@@ -140,17 +140,6 @@ def test_identical_samples_of_a_group(sampler: str, tmp_path: Path) -> None:
     same = trajectory[first].update(trajectory.select("seed", "group"))
     says = error(run, same)
     assert says.startswith("all samples of a group are identical in 2 of 2 groups (the first one: samples 0, 1, 2)")
-
-
-def test_identical_leaves_of_a_tree(tmp_path: Path) -> None:
-    sets = ["Sampler.tokens_per_step = 2", "Tree.height = 1", "Tree.branching = 4"]
-    run = new_run(tmp_path, uses=["sampler=Tree"], sets=sets)
-    trajectory = sampled(run)
-    run.update.guard.check(trajectory, 0, whole=True)
-    first = trajectory["group"] * 4
-    trajectory = trajectory[first].update(trajectory.select("seed", "group", "tree"))
-    with pytest.raises(TrainingError, match="all samples of a group are identical in 2 of 2 groups"):
-        run.update.guard.check(trajectory, 0, whole=True)
 
 
 @samplers
@@ -314,7 +303,7 @@ def test_a_run_with_a_fault_stops_before_it_learns(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", training_recipes())
+@pytest.mark.parametrize("name", kit_recipes())
 def test_shipped_recipes_pass(name: str, tmp_path: Path) -> None:
     run = new_run(tmp_path, name, sets=["Trainer.guard_every = 1", "Trainer.guard_actions = 1000"])
     for number in (0, 1):

@@ -13,6 +13,7 @@ import torch
 from support.block_checkpoints import diffusion_gemma_checkpoint, sdar_checkpoint
 from support.device_waits import counted
 from support.families import make_dream, make_llada, make_llada_moe
+from support.kit_recipes import kit_recipes
 from support.llada2 import llada2_checkpoint, sdar_moe_checkpoint
 from support.other_device import Elsewhere, context, other_device
 from support.policies import tiny_policy
@@ -25,7 +26,6 @@ from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.pretraining.run import PretrainRun
 from dlmrl_kit.recipe.catalogue import components
-from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.rollout.environment import DenoisingEnv, SamplerPolicy
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
@@ -33,8 +33,7 @@ from dlmrl_kit.training.loop import Run
 
 ONE = ["Trainer.updates = 1", "Trainer.inner_iterations = 1", "Trainer.minibatches = 1", "Trainer.eval_every = 0"]
 """One step of the optimiser: Adam's first one is the gradient's sign, and signs of zeros differ by rounding."""
-OWN_GROUPS = {"Tree", "PreferencePairs"}
-SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name not in OWN_GROUPS]
+SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name != "PreferencePairs"]
 SWAPS = [
     *[[f"sampler={name}"] for name in SAMPLERS if name not in ("EntropyBoundRenoising", *ALIKE)],
     *[[f"filter={c.name}"] for c in components("filter") if c.package == "dlmrl_kit"],
@@ -95,7 +94,7 @@ def compare(folder: Path, name: str, uses: list[str], *sets: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", training_recipes())
+@pytest.mark.parametrize("name", kit_recipes())
 def test_a_recipe_trains_there_as_here(name: str, tmp_path: Path) -> None:
     compare(tmp_path, name, ["filter=none"])  # which may keep nothing here
 

@@ -68,8 +68,6 @@ def lacking(uses: list[str], refusal: str) -> bool:
 def build(uses: list[str]) -> Algorithm:
     free = {"sampler=BernoulliOrder", "sampler=ConfidenceThreshold", "sampler=TokenEditing"} & {*uses}
     sets = [b for b in TINY if not (b.startswith("Sampler.tokens") and free)]  # they decide themselves
-    if "sampler=Tree" in uses:
-        sets.append("Trainer.group_size = 4")
     recipe = load_recipe("egspo", uses=["policy=CharacterLlama", "logger=none", *uses], sets=sets)
     algorithm = recipe.build()
     assert isinstance(algorithm, Algorithm)

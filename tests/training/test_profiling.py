@@ -30,7 +30,6 @@ from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.losses.ppo import StepPPO
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import profiling as module
@@ -174,7 +173,6 @@ SLOW: list[tuple[str, Any, str, str]] = [
     ("egspo_sa", LogProbs, "add_fixed", "old and reference"),
     ("egspo_sa", StepPPO, "forward", "update"),
     ("egspo_sa", EntropyTopK, "forward", "bookkeeping"),
-    ("d_treerpo", Tree, "_grow", "sampling"),
 ]
 """Recipe, a method that is part of a phase, the phase."""
 

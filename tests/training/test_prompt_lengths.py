@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 import torch
 from support.runs import collect, new_run, old_difference, prepared, rollout, sgd, weights
-from tensordict import TensorDict
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Swaps
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.core.seeding import sample_seeds
-from dlmrl_kit.rollout.services import UpdateServices
-from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.tasks.base import BaseTask, Example
 from dlmrl_kit.training.evaluation import evaluate
 from dlmrl_kit.training.loop import Run
@@ -94,24 +90,6 @@ def test_likelihoods_and_gradients_do_not_depend_on_the_order(tmp_path: Path) ->
         found.append((data["selected", "ref_log_prob"], weights(run.policy), metrics["loss"]))
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-10)
-
-
-def test_trees_stay_whole(tmp_path: Path) -> None:
-    sampler = Tree(16, 4, height=2, branching=2)
-    run = run_of(tmp_path, Swaps(sampler=sampler), group_size=4)
-    prompt = TensorDict({"prompt_ids": torch.full((6, 7), 4), "group": torch.arange(6)}, [6])
-    prompt["prompt_mask"] = torch.arange(7) >= 7 - torch.tensor(Sums.LENGTHS)[:, None]
-    prompt = prompt[torch.arange(6).repeat_interleave(4)].set("seed", sample_seeds(24, "cpu", 0))
-    services = UpdateServices(run.policy, sampler, run.update.scorer, chunk=8)
-    with torch.no_grad():
-        found, _ = run.update.sample(prompt, services)
-    assert torch.equal(found["group"], prompt["group"])
-    assert found["tree", "node"].tolist() == [[0, 0], [0, 1], [1, 2], [1, 3]] * 6
-    half = sampler.max_steps // 2
-    early = (found["commit_step"] < half) * (found["completion_ids"] + 1)
-    assert torch.equal(early[0::4], early[1::4])  # siblings share their first steps
-    assert torch.equal(early[2::4], early[3::4])
-    assert not torch.equal(early[0::4], early[2::4])
 
 
 @pytest.mark.parametrize("size", [2, 6])

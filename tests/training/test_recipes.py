@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.kit_recipes import kit_recipes
 from support.observers import Stop, StopAfterTheFirstUpdate
 from support.runs import outcome, recipe
 
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.report.algorithms_page import training_recipes
 from dlmrl_kit.training.loop import resume, train
 
-RECIPES = training_recipes()
+RECIPES = kit_recipes()
 SIZES: dict[str, list[str]] = {}
 """Bindings that fit the tiny sizes of the tests to a recipe."""
 

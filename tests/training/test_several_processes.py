@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import functools
-import math
-import tempfile
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from support.runs import new_run
-from support.several import Pool
-
-from dlmrl_kit.core.processes import Processes
-from dlmrl_kit.report.algorithms_page import training_recipes
+from support.kit_recipes import kit_recipes
+from support.several import Given, Pool, compare, updates
 
 EXACT = 1e-9
 OPEN = ["SuccessRange.low = 0.0", "SuccessRange.success = 0.3"]
 DEEP = ["Sampler.block_length = 8", "CharacterLlama.num_layers = 2", "CharacterLlama.hidden_size = 16"]
 CACHED = ["cache=DualCache", "policy=CharacterLlama", "regulariser=EntropyBonus"]
 """For cached rollouts: of one layer a cache is exact. A random model gets no reward; its entropy has a gradient."""
-Given = tuple[str, list[str], list[str]]
 
-RECIPES: dict[str, Given] = {name: (name, [], []) for name in training_recipes()}
+RECIPES: dict[str, Given] = {name: (name, [], []) for name in kit_recipes()}
 RECIPES |= {name: (name, OPEN, []) for name in ("tracerl", "tracerl_value", "unigrpo")}
 RECIPES["lightning_rl"] = ("lightning_rl", [*OPEN, "DropEqualSpeeds.least = 0.0", "SuccessNLL.success = 0.3"], [])
 """Every recipe; where a filter would keep nothing of the tiny model's, it is opened."""
@@ -43,7 +34,6 @@ CASES: dict[str, Given] = {
     "filter that keeps few": ("egspo", [*P5, *MIDDLE, "SuccessRange.success = 0.25"], FILTERED),
     "filter that keeps one group, then none": ("egspo", [*P5, *MIDDLE, "SuccessRange.success = 0.35"], FILTERED),
     "pairs, filtered": ("vrpo", [*P5, "Trainer.minibatches = 2"], ["filter=DropEqualRewards"]),
-    "distillation in minibatches": ("d_treerpo", [*P5, "Trainer.minibatches = 2"], []),
     "masks of each pass": ("wd1", ["Trainer.inner_iterations = 2"], []),
     "scheduled masks": (
         "unigrpo",
@@ -73,36 +63,6 @@ MUST = {label: ["correction/drift"] for label in CASES if label.startswith("cach
     "filter that keeps few": ["kept"]
 }
 """Metrics without which, or at 0, a case would show nothing."""
-
-
-def updates(processes: Processes, given: Given, double: bool = True) -> tuple[list[dict[str, float]], torch.Tensor]:
-    """The metrics of two updates, and all weights after them."""
-    name, sets, uses = given
-    if not any(binding.startswith("Trainer.prompts_per_update") for binding in sets):
-        sets = [*sets, "Trainer.prompts_per_update = 4"]
-    with tempfile.TemporaryDirectory() as folder:
-        run = new_run(Path(folder), name, sets, uses, processes=processes)
-        if double:
-            run.policy.double()
-            for component in run.algorithm.components:
-                component.double()
-        metrics = [run.update(number) for number in range(2)]
-        return metrics, torch.cat([p.detach().reshape(-1) for p in run.parameters.values()])
-
-
-def compare(found: dict[int, list[Any]], tolerance: float) -> list[dict[str, float]]:
-    """Holds all processes to the single one; the metrics of that one."""
-    metrics, weights = found[1][0]
-    assert all(math.isfinite(value) for update in metrics for value in update.values())
-    for world in found.keys() - {1}:
-        assert len(found[world]) == world
-        for own, others in found[world]:
-            assert [update.keys() for update in own] == [update.keys() for update in metrics]
-            for update, expected in zip(own, metrics, strict=True):
-                assert update == pytest.approx(expected, rel=tolerance, abs=tolerance)
-            torch.testing.assert_close(others, weights, rtol=0, atol=tolerance)
-            assert torch.equal(others, found[world][0][1]), "processes must not drift apart"
-    return metrics
 
 
 def check(pool: Pool, label: str, given: Given) -> None:

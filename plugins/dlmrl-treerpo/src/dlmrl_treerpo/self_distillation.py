@@ -16,9 +16,6 @@ import math
 from typing import ClassVar
 
 import torch
-from tensordict import TensorDictBase
-from torch import Tensor
-
 from dlmrl_kit.core.keys import (
     COMPLETION_IDS,
     GROUP,
@@ -28,16 +25,18 @@ from dlmrl_kit.core.keys import (
     SELECTED_TOKEN_LOG_PROB,
     SELECTED_TOKEN_MASK,
     SELECTED_WEIGHT,
-    TREE_NODE,
-    TREE_STEP,
     Key,
 )
 from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import group_max, group_sum, partition, tree_level, tree_nodes, where_used
+from dlmrl_kit.core.trajectory import group_max, group_sum, partition, where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import Term
 from dlmrl_kit.schedules.base import Schedule
 from dlmrl_kit.schedules.curves import Constant, Exponential, Polynomial
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_treerpo.nodes import TREE_NODE, TREE_STEP, tree_level, tree_nodes
 
 LEAST_TEMPERATURE = 1e-6  # stands in for a tau of 0, at which a schedule may end
 
@@ -57,7 +56,7 @@ class SelfDistillation(Term):
 
     Reads ``("selected", "token_log_prob")`` (with gradient) and ``("selected", "token_mask")``, both [B, K, L];
     ``("selected", "advantage")``, ``("selected", "weight")`` and ``("selected", "step")``, all [B, K];
-    ``completion_ids`` [B, L], ``group``, ``progress`` [B] and the ``tree`` keys. Returns ``loss_self_distillation`` and
+    ``completion_ids`` [B, L], ``group``, ``progress`` [B] and the tree's keys. Returns ``loss_self_distillation`` and
     ``self_distillation`` (before it is multiplied). ``count`` is the number of (parent, position) pairs. Minibatches
     hold whole groups.
 

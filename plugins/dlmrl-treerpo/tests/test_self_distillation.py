@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from support.trees import FULL, LENGTH, MIXED, NODE, POLICY, grow, selection
+from dlmrl_kit.likelihoods.step_merge import StepMerge
+from dlmrl_kit.schedules.curves import Constant, Exponential
 from tensordict import TensorDict
 from torch import Tensor
+from trees import FULL, LENGTH, MIXED, POLICY, grow, selection
 
-from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
-from dlmrl_kit.likelihoods.step_merge import StepMerge
-from dlmrl_kit.regularisers.self_distillation import SelfDistillation
-from dlmrl_kit.samplers.tree import Tree
-from dlmrl_kit.schedules.curves import Constant, Exponential
+from dlmrl_treerpo.nodes import TREE_NODE
+from dlmrl_treerpo.self_distillation import SelfDistillation
+from dlmrl_treerpo.sibling_leave_one_out import SiblingLeaveOneOut
+from dlmrl_treerpo.tree import Tree
 
 
 def distilled(seed: int = 0, groups: list[int] = FULL) -> TensorDict:
@@ -31,7 +32,7 @@ def distilled(seed: int = 0, groups: list[int] = FULL) -> TensorDict:
     # the same transition has the same log-probabilities in each of its leaves
     table = -torch.rand(99, 2, 20, LENGTH, generator=generator).double()
     level = torch.arange(2)[: mask.shape[1]]
-    values = table[data["group"][:, None], level, data[NODE][:, : len(level)]]
+    values = table[data["group"][:, None], level, data[TREE_NODE][:, : len(level)]]
     data["selected", "token_log_prob"] = values.masked_fill(~mask, math.nan).requires_grad_()
     return data
 
@@ -42,8 +43,8 @@ def slow_distillation(data: TensorDict, tau: float) -> tuple[Tensor, int]:
     weight, log_prob = data["selected", "weight"], data["selected", "token_log_prob"]
     parents: dict[Any, dict[int, int]] = {}
     for b, k in (weight > 0).nonzero().tolist():
-        above = int(data[NODE][b, k - 1]) if k > 0 else -1
-        parents.setdefault((int(data["group"][b]), k, above), {}).setdefault(int(data[NODE][b, k]), b)
+        above = int(data[TREE_NODE][b, k - 1]) if k > 0 else -1
+        parents.setdefault((int(data["group"][b]), k, above), {}).setdefault(int(data[TREE_NODE][b, k]), b)
     for (_, k, _), children in parents.items():
         good = [b for b in children.values() if data["selected", "advantage"][b, k] > 0]
         if len(children) < 2 or not good:
@@ -84,7 +85,9 @@ def test_self_distillation_equals_the_loops(groups: list[int], seed: int) -> Non
     new = data["selected", "token_log_prob"]
     own = torch.autograd.grad(found["loss_self_distillation"], new)[0]
     wanted = torch.autograd.grad(0.03 * total / number, new)[0]
-    parent = (data["group"][:, None] * 100 + torch.arange(new.shape[1]) * 50 + data[NODE][:, : new.shape[1]]).flatten()
+    parent = (
+        data["group"][:, None] * 100 + torch.arange(new.shape[1]) * 50 + data[TREE_NODE][:, : new.shape[1]]
+    ).flatten()
     for values in (own, wanted):
         assert values.isfinite().all()
     # a child's gradient is spread over its leaves in one, given to its first leaf in the other
@@ -97,7 +100,7 @@ def test_it_is_zero_where_the_parent_predicts_the_target() -> None:
     """One good child whose tokens the parent is sure of."""
     data = distilled(0, [3] * 16)
     data["selected", "token_log_prob"] = torch.zeros_like(data["selected", "token_log_prob"])
-    data["selected", "advantage"] = torch.where(data[NODE] == 0, 1.0, -1.0)
+    data["selected", "advantage"] = torch.where(data[TREE_NODE] == 0, 1.0, -1.0)
     assert SelfDistillation()(data)["self_distillation"].item() == 0
 
 

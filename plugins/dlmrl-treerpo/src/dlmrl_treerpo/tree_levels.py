@@ -6,13 +6,14 @@ Every sample below the child holds the transition, each time with weight 1 / (sa
 from __future__ import annotations
 
 import torch
+from dlmrl_kit.core.keys import GROUP, STEP_VALID
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import group_sum, num_valid
+from dlmrl_kit.selectors.base import Selector
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.core.keys import GROUP, STEP_VALID, TREE_NODE, TREE_STEP
-from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import group_sum, num_valid, tree_level, tree_nodes
-from dlmrl_kit.selectors.base import Selector
+from dlmrl_treerpo.nodes import TREE_NODE, TREE_STEP, tree_level, tree_nodes
 
 
 @register(
@@ -27,7 +28,7 @@ class TreeLevels(Selector):
     The weights of a transition sum to 1 over the samples that hold it: all transitions count the same. With
     ``AllSteps`` instead they count as often as samples share them, which is the policy gradient.
 
-    Reads ``("step", "valid")``, ``group`` and the ``tree`` keys. Writes as ``Selector``; an entry is the first step of
+    Reads ``("step", "valid")``, ``group`` and the tree's keys. Writes as ``Selector``; an entry is the first step of
     its level.
     """
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.trees import LENGTH, MIXED, NODE, POLICY, grow, selection, state
-
 from dlmrl_kit.likelihoods.step_merge import StepMerge
-from dlmrl_kit.samplers.tree import Tree
+from trees import LENGTH, MIXED, POLICY, grow, selection, state
+
+from dlmrl_treerpo.nodes import TREE_NODE
+from dlmrl_treerpo.tree import Tree
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -25,9 +26,9 @@ def test_tree_levels_equal_the_loop(seed: int) -> None:
         assert data["selected", "step"][b].tolist() == [start for start, _ in segments] + [0] * pad
         assert data["selected", "end"][b, : len(segments)].tolist() == [end for _, end in segments]
         for d in range(len(segments)):
-            below = [c for c in range(len(MIXED)) if MIXED[c] == g and data[NODE][c, d] == data[NODE][b, d]]
+            below = [c for c in range(len(MIXED)) if MIXED[c] == g and data[TREE_NODE][c, d] == data[TREE_NODE][b, d]]
             assert data["selected", "weight"][b, d].item() == pytest.approx(1 / len(below))
-            name = (g, d, int(data[NODE][b, d]))
+            name = (g, d, int(data[TREE_NODE][b, d]))
             total[name] = total.get(name, 0.0) + data["selected", "weight"][b, d].item()
         assert not data["selected", "weight"][b, len(segments) :].any()
     assert all(weight == pytest.approx(1) for weight in total.values())  # each transition counts once

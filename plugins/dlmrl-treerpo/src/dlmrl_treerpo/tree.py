@@ -11,11 +11,8 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
-from torch import Tensor
-
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.core.keys import GROUP, TREE_NODE, TREE_STEP, Key
+from dlmrl_kit.core.keys import GROUP, Key
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.signatures import with_parameters_of
@@ -25,6 +22,11 @@ from dlmrl_kit.samplers.base import MayChoose
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.mask import MaskSampler
 from dlmrl_kit.samplers.recorder import MaskRecorder
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from dlmrl_treerpo.nodes import TREE_NODE, TREE_STEP, tree_nodes
+from dlmrl_treerpo.sibling_leave_one_out import SiblingLeaveOneOut
 
 
 @register("sampler", paper="arXiv 2512.09675")
@@ -41,8 +43,8 @@ class Tree(LowConfidence):
         height: levels of the tree, at least 1; if there are more than steps, some have no step and fork for nothing.
         branching: children of every node, at least 2.
 
-    Reads ``prompt_ids``, ``prompt_mask``, ``seed`` and ``group``; writes as ``Sampler``, and ``("tree", "node")``,
-    ``("tree", "step")`` int64 [B, height] (see ``dlmrl_kit.core.trajectory``).
+    Reads ``prompt_ids``, ``prompt_mask``, ``seed`` and ``group``; writes as ``Sampler``, and ``("dlmrl_treerpo",
+    "node")``, ``("dlmrl_treerpo", "step")`` int64 [B, height] (see ``dlmrl_treerpo.nodes``).
 
     Raises:
         ValueError: a value out of range.
@@ -81,6 +83,15 @@ class Tree(LowConfidence):
             written = recorder.finish()
         tensordict.update({key: value.clone() for key, value in written.items()})
         return tensordict.set(TREE_NODE, node).set(TREE_STEP, bounds[:-1].expand_as(node).clone())
+
+    def last_fork(self, trajectory: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Returns where a leaf leaves its parent, and the parent; see ``Sampler.last_fork``."""
+        parents = tree_nodes(trajectory)[:, -2] if self.height > 1 else trajectory[GROUP]
+        return trajectory[TREE_STEP][:, -1], parents
+
+    def exact_advantage(self) -> SiblingLeaveOneOut:
+        """Returns that of siblings: other leaves share actions, so their rewards are no baseline."""
+        return SiblingLeaveOneOut()
 
     def _grow(
         self,

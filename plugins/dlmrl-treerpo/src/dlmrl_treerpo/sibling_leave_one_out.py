@@ -9,20 +9,21 @@ is an unbiased estimate of what the child's state is worth.
 from __future__ import annotations
 
 import torch
+from dlmrl_kit.advantages.base import Advantage
+from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_ADVANTAGE, SELECTED_STEP, SELECTED_WEIGHT
+from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.trajectory import first_rows, group_sum
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.advantages.base import Advantage
-from dlmrl_kit.core.keys import GROUP, REWARD, SELECTED_ADVANTAGE, SELECTED_STEP, SELECTED_WEIGHT, TREE_NODE, TREE_STEP
-from dlmrl_kit.core.registry import register
-from dlmrl_kit.core.trajectory import first_rows, group_sum, tree_level, tree_nodes
+from dlmrl_treerpo.nodes import TREE_NODE, TREE_STEP, tree_level, tree_nodes
 
 
 @register("advantage", paper="arXiv 2512.09675", unbiased=True, under="trees of samples, every step with weight 1")
 class SiblingLeaveOneOut(Advantage):
     """Compares, at every level of a tree of samples, the value of a sample's node with those of the node's siblings.
 
-    Reads ``reward`` [B], ``group`` int64 [B], the ``tree`` keys, ``("selected", "step")`` int64 [B, K] and
+    Reads ``reward`` [B], ``group`` int64 [B], the tree's keys, ``("selected", "step")`` int64 [B, K] and
     ``("selected", "weight")`` [B, K]. Writes ``("selected", "advantage")`` [B, K]: that of the level which the step
     belongs to, 0 where the weight is. Without siblings there is no baseline: A = V.
     """
@@ -45,7 +46,7 @@ def sibling_advantages(reward: Tensor, node: Tensor, group: Tensor) -> Tensor:
 
     Args:
         reward: float64 [B].
-        node: int64 [B, D], as ``dlmrl_kit.core.trajectory.tree_nodes``.
+        node: int64 [B, D], as ``dlmrl_treerpo.nodes.tree_nodes``.
         group: int64 [B], the root.
 
     Returns:

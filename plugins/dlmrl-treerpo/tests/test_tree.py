@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from support.policies import recorded_calls
-from support.runs import build
-from support.seeds import seeded
-from support.trees import FULL, LENGTH, MIXED, NODE, POLICY, STEP, batch, grow, state
-
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.trajectory import every_step
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.training.evaluation import evaluate
+from support.policies import recorded_calls
+from support.runs import build
+from support.seeds import seeded
+from trees import FULL, LENGTH, MIXED, POLICY, batch, grow, state
+
+from dlmrl_treerpo.nodes import TREE_NODE, TREE_STEP
+from dlmrl_treerpo.tree import Tree
 
 
 @pytest.mark.parametrize("groups", [FULL, MIXED], ids=["full", "mixed"])
@@ -28,14 +29,14 @@ def test_samples_share_what_their_nodes_share(groups: list[int], shape: tuple[in
     sampler = Tree(LENGTH, temperature=1.5, stop_at_eos=stop_at_eos, height=height, branching=branching)
     data = grow(sampler, groups, everything=True)
     bounds = [level * LENGTH // height for level in range(height + 1)]
-    assert data[STEP].tolist() == [bounds[:-1]] * len(groups)
+    assert data[TREE_STEP].tolist() == [bounds[:-1]] * len(groups)
     seen: dict[int, int] = {}
     for b, g in enumerate(groups):
         leaf = seen[g] = seen.get(g, -1) + 1
-        assert data[NODE][b].tolist() == [leaf // branching ** (height - 1 - level) for level in range(height)]
+        assert data[TREE_NODE][b].tolist() == [leaf // branching ** (height - 1 - level) for level in range(height)]
     for b, c in itertools.combinations(range(len(groups)), 2):
         same_group = groups[b] == groups[c]
-        shared = sum(same_group and data[NODE][b, d] == data[NODE][c, d] for d in range(height))
+        shared = sum(same_group and data[TREE_NODE][b, d] == data[TREE_NODE][c, d] for d in range(height))
         until = bounds[shared]
         for t in range(until + 1):
             assert not same_group or state(data, b, t) == state(data, c, t)
@@ -59,7 +60,7 @@ def test_rows_that_end_early_are_grown_no_further() -> None:
     steps = data["step", "valid"].sum(-1)
     assert steps.min() <= 2 < steps.max()
     for b in (steps <= 2).nonzero().flatten().tolist():
-        family = [c for c in range(16) if FULL[c] == FULL[b] and data[NODE][c, 0] == data[NODE][b, 0]]
+        family = [c for c in range(16) if FULL[c] == FULL[b] and data[TREE_NODE][c, 0] == data[TREE_NODE][b, 0]]
         assert len(family) == 4
         assert all(torch.equal(data["completion_ids"][b], data["completion_ids"][c]) for c in family)
 
@@ -94,7 +95,7 @@ def test_evaluation_and_restarts_are_independent() -> None:
     with recorded_calls(POLICY) as calls:
         found = sampler.decode(seeded(batch([0] * 4)), policy=POLICY)
     assert [len(ids) for ids, _, _ in calls] == [4] * LENGTH
-    assert not any(key[0] == "tree" for key in found)
+    assert TREE_NODE not in found
 
 
 @pytest.mark.parametrize(

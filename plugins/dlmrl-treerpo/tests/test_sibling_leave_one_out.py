@@ -8,11 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.trees import FULL, LENGTH, MIXED, NODE, STEP, grow
-from tensordict import TensorDict
-from torch import Tensor
-
-from dlmrl_kit.advantages.sibling_leave_one_out import SiblingLeaveOneOut
 from dlmrl_kit.audit import Problem
 from dlmrl_kit.audit.bank import true_gradient
 from dlmrl_kit.audit.enumeration import enumerate_trajectories
@@ -20,17 +15,23 @@ from dlmrl_kit.audit.policies import Parameters
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.samplers.tree import Tree
 from dlmrl_kit.selectors.all_steps import AllSteps
+from tensordict import TensorDict
+from torch import Tensor
+from trees import FULL, LENGTH, MIXED, grow
+
+from dlmrl_treerpo.nodes import TREE_NODE, TREE_STEP
+from dlmrl_treerpo.sibling_leave_one_out import SiblingLeaveOneOut
+from dlmrl_treerpo.tree import Tree
 
 
 def slow_advantages(data: TensorDict) -> dict[tuple[Any, ...], float]:
     """A of every node (group, depth, number), by recursion over a tree of dictionaries."""
-    height = data[NODE].shape[1]
+    height = data[TREE_NODE].shape[1]
     children: dict[Any, set[Any]] = {}
     leaves: dict[Any, list[float]] = {}
     for b in range(len(data)):
-        path = [(int(data["group"][b]), d, int(data[NODE][b, d])) for d in range(height)]
+        path = [(int(data["group"][b]), d, int(data[TREE_NODE][b, d])) for d in range(height)]
         for above, node in zip([(int(data["group"][b]),), *path], path, strict=False):
             children.setdefault(above, set()).add(node)
         leaves.setdefault(path[-1], []).append(data["reward"][b].item())
@@ -58,7 +59,7 @@ def test_sibling_leave_one_out_equals_the_recursion(groups: list[int], seed: int
     found = SiblingLeaveOneOut()(data)["selected", "advantage"]
     for b, k in itertools.product(range(len(groups)), range(found.shape[1])):
         level = int(data["selected", "step"][b, k]) // 2
-        node = (groups[b], level, int(data[NODE][b, level]))
+        node = (groups[b], level, int(data[TREE_NODE][b, level]))
         used = data["selected", "weight"][b, k] > 0
         assert found[b, k].item() == pytest.approx(wanted[node] if used else 0.0, abs=1e-9)
 
@@ -86,8 +87,8 @@ def trees(listed: TensorDict) -> tuple[TensorDict, Tensor]:
     index = torch.tensor(rows)
     data = listed[index.flatten()].clone()
     data["group"] = torch.arange(len(rows)).repeat_interleave(4)
-    data[NODE] = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 3]]).repeat(len(rows), 1)
-    data[STEP] = torch.tensor([[0, 1]]).repeat(4 * len(rows), 1)
+    data[TREE_NODE] = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 3]]).repeat(len(rows), 1)
+    data[TREE_STEP] = torch.tensor([[0, 1]]).repeat(4 * len(rows), 1)
     return data, torch.tensor(probability, dtype=torch.float64)
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
+from dlmrl_kit.core.keys import SELECTED_END
 from support.policies import tiny_policy
 from support.rollouts import prompts
 from support.seeds import seeded
 from tensordict import TensorDict
 
-from dlmrl_kit.core.keys import SELECTED_END
-from dlmrl_kit.samplers.tree import Tree
-from dlmrl_kit.selectors.tree_levels import TreeLevels
+from dlmrl_treerpo.tree import Tree
+from dlmrl_treerpo.tree_levels import TreeLevels
 
 LENGTH = 6
 POLICY = tiny_policy(characters="abcd", initializer_range=0.25).to(torch.float64)
-NODE, STEP = ("tree", "node"), ("tree", "step")
 
 
 def batch(groups: list[int]) -> TensorDict:
