@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,6 +65,10 @@ def compare_command(
     tables: Annotated[
         bool, typer.Option("--tables", help="Write tables and figures again from the CSV files in DIR; run nothing.")
     ] = False,
+    again: Annotated[
+        str | None,
+        typer.Option(metavar="TASK/RECIPE/SEED", help="Do one run of DIR again, and say whether it is the same."),
+    ] = None,
     keep: Annotated[
         Kept,
         typer.Option(help="Weights to keep of a finished run: all, its models without checkpoints, or none."),
@@ -92,6 +96,11 @@ def compare_command(
     given = {"RECIPE": recipes, "--forwards": forwards, "--seeds": seeds, "--tune": tune, "--validation": validation}
     given |= {"--set": sets, "--use": uses}
     failed: list[Job] = []
+    if again is not None:
+        others = {**given, "--spec": spec, "--tables": tables or None, "--jobs": jobs}
+        refuse(others, "change nothing with --again, which does one run as it was")
+        _do_again(out, again, allow_imports, as_json)
+        return
     if tables:
         refuse({**given, "--spec": spec}, "change nothing with --tables, which runs nothing")
         report = write_report(out, *stored_question(out))
@@ -124,6 +133,25 @@ def compare_command(
     else:
         console.print(comparison_result(report, failed, out))
     if failed:
+        raise typer.Exit(1)
+
+
+def _do_again(out: Path, name: str, allow_imports: bool, as_json: bool) -> None:
+    """Does a run again and prints both curves; exits with 1 where they differ."""
+    from dlmrl_kit.experiments.referee.again import do_again
+    from dlmrl_kit.report.compare_console import RichCompareObserver, again_result
+    from dlmrl_kit.report.run_console import LogRunObserver
+
+    console = new_console(stderr=as_json)
+    observer = RichCompareObserver(console)
+    with interruptible():
+        found = do_again(out, name, observer=observer, run_observer=LogRunObserver, allow_imports=allow_imports)
+    if as_json:
+        curves = {"before": found.before, "now": found.now}
+        print_json({"same": found.same, **{key: list(map(asdict, run.curve)) for key, run in curves.items()}})
+    else:
+        console.print(again_result(found))
+    if not found.same:
         raise typer.Exit(1)
 
 

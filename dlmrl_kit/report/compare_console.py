@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from dlmrl_kit.experiments.referee.again import Again
 from dlmrl_kit.experiments.referee.entries import Entry
 from dlmrl_kit.experiments.referee.figures import CURVES, DIFFERENCES
 from dlmrl_kit.experiments.referee.records import RUNS
@@ -55,6 +56,19 @@ def comparison_result(report: Report, failed: Sequence[Job], folder: Path) -> Re
         *(Text(f"failed: {job.name}: {printable(job.error)}; see {job.log}", style="red") for job in failed),
         *(Text(f"note: {note}", style="dim") for note in report.notes()),
         *(Text(f"{label:<12} {folder / name}") for label, name in files.items()),
+    )
+
+
+def again_result(found: Again) -> RenderableType:
+    """Returns both curves of a run that was done again, and whether they are the same."""
+    points = zip(found.before.curve, found.now.curve, strict=True)
+    rows = [
+        (f"{before.update}", f"{before.forwards:,.0f}", f"{before.accuracy:.1%}", f"{now.accuracy:.1%}")
+        for before, now in points
+    ]
+    verdict = "the same in all digits" if found.same else "not the same"
+    return Group(
+        _table([("update", "forwards", "accuracy in the table", "now"), *rows], found.before.run), Text(verdict)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -254,6 +255,41 @@ def test_another_checkout_goes_on_with_a_comparison(tmp_path: Path, monkeypatch:
         "recipes/own-egspo_sa.gin",
     }
     assert str(tmp_path) not in Path("out/comparison.json").read_text()
+
+
+@fake
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_is_done_again_from_the_tables(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compare(spec(seeds=1), out, parallel=1)
+    forget_runs(out)
+    before = files(out)
+    code, said = dlmrl("--out", str(out), "--again", "default/egspo_sa/0")
+    assert (code, said.endswith("the same in all digits")) == (0, True), said
+    curve = next(path for path in out.glob("curves/*egspo_sa*"))
+    curve.write_text(re.sub(r",0\.4,", ",0.42,", curve.read_text(), count=1))
+    code, said = dlmrl("--out", str(out), "--again", "default/egspo_sa/0")
+    assert (code, said.endswith("not the same")) == (1, True)
+    assert files(out).keys() == before.keys()  # the run had a folder of its own
+
+
+@fake
+@pytest.mark.usefixtures("no_figures")
+def test_what_cannot_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    assert dlmrl("--out", str(out), "--again", "default/egspo/0")[1].endswith(
+        "holds no comparison (comparison.json is missing)"
+    )
+    compare(spec(seeds=1), out, parallel=1)
+    code, said = dlmrl("--out", str(out), "--again", "default/egspo/7")
+    assert (code, "holds no run 'default/egspo/7'; a run is TASK/RECIPE/SEED, such as default/egspo/0" in said) == (
+        1,
+        True,
+    )
+    assert "change nothing with --again" in dlmrl("--out", str(out), "--again", "default/egspo/0", "--forwards", "9")[1]
+    runs = out / "runs.csv"
+    runs.write_text(re.sub(r",[0-9a-f]{16}\r?\n", ",0123456789abcdef\n", runs.read_text()))
+    assert "means something else in this version" in dlmrl("--out", str(out), "--again", "default/egspo/0")[1]
 
 
 @pytest.mark.thorough

@@ -85,7 +85,7 @@ class Outcome:
 
 def outcome_of(entry: Entry, point: int, job: Job, folder: Path) -> Outcome:
     """Reads what a run of a comparison, in ``folder``, came to."""
-    curve, size = _curve(job.folder)
+    curve, size = curve_of(job.folder)
     return Outcome(
         entry.task,
         entry.recipe,
@@ -115,7 +115,8 @@ def run_digest(job: Job, folder: Path) -> str:
     return hashlib.sha256(portable(job.variant.texts[job.seed], folder).encode()).hexdigest()[:16]
 
 
-def _curve(folder: Path) -> tuple[tuple[Point, ...], int]:
+def curve_of(folder: Path) -> tuple[tuple[Point, ...], int]:
+    """Reads the evaluations of a run folder, and on how many examples they are; () and 0 where there are none."""
     path = folder / EVALUATIONS
     if not path.is_file():
         return (), 0
