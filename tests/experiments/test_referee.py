@@ -283,7 +283,7 @@ def test_what_cannot_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     compare(spec(seeds=1), out, parallel=1)
     code, said = dlmrl("--out", str(out), "--again", "default/egspo/7")
     assert (code, "holds no run 'default/egspo/7'; a run is TASK/RECIPE/SEED, such as default/egspo/0" in said) == (
-        1,
+        2,
         True,
     )
     assert "change nothing with --again" in dlmrl("--out", str(out), "--again", "default/egspo/0", "--forwards", "9")[1]
