@@ -87,7 +87,8 @@ def compare_command(
     """
     from dlmrl_kit.experiments.referee.report import write_report
     from dlmrl_kit.experiments.referee.run import HOLDS, compare, stored_question
-    from dlmrl_kit.experiments.referee.spec import Spec, read_spec
+    from dlmrl_kit.experiments.referee.spec import Spec
+    from dlmrl_kit.experiments.referee.spec_file import read_spec
     from dlmrl_kit.recipe.provenance import check
     from dlmrl_kit.report.compare_console import RichCompareObserver, comparison_result
     from dlmrl_kit.report.run_console import LogRunObserver

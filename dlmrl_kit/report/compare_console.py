@@ -9,10 +9,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from dlmrl_kit.experiments.referee.again import Again
+from dlmrl_kit.experiments.referee.claims import claims_table
 from dlmrl_kit.experiments.referee.entries import Entry
 from dlmrl_kit.experiments.referee.figures import CURVES, DIFFERENCES
 from dlmrl_kit.experiments.referee.records import RUNS
-from dlmrl_kit.experiments.referee.report import CSV, LATEX, MARKDOWN, Report, rank_table, task_table
+from dlmrl_kit.experiments.referee.report import CLAIMS, CSV, LATEX, MARKDOWN, Report, rank_table, task_table
 from dlmrl_kit.experiments.referee.run import CompareObserver
 from dlmrl_kit.experiments.referee.spec import Spec
 from dlmrl_kit.experiments.runs import Job
@@ -49,10 +50,12 @@ def comparison_result(report: Report, failed: Sequence[Job], folder: Path) -> Re
     """Returns what a comparison found: a table for each task, the ranks, and the files in ``folder``."""
     tables = [_table(task_table(report, task), task) for task in report.tasks]
     files = {"tables": MARKDOWN, "for LaTeX": LATEX, "all numbers": CSV, "runs": RUNS}
+    files |= {"claims": CLAIMS} if report.verdicts else {}
     files |= {"curves": f"{CURVES}.png", "differences": f"{DIFFERENCES}.png"}
     return Group(
         *tables,
         _table(rank_table(report), "ranks over tasks and seeds"),
+        *([_table(claims_table(report.verdicts), "claims")] if report.verdicts else []),
         *(Text(f"failed: {job.name}: {printable(job.error)}; see {job.log}", style="red") for job in failed),
         *(Text(f"note: {note}", style="dim") for note in report.notes()),
         *(Text(f"{label:<12} {folder / name}") for label, name in files.items()),

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.experiments.referee.report import TITLES
-from dlmrl_kit.experiments.referee.spec import read_spec
+from dlmrl_kit.experiments.referee.spec_file import read_spec
 
 __all__ = ["fake_comparisons"]
 PAGE = (ROOT / "docs" / "compare-algorithms.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     commands = [shlex.split(text[2:]) for language, text in BLOCKS if language == "console"]
-    assert [command[:2] for command in commands] == [["dlmrl", "compare"]] * 2
+    assert [command[:2] for command in commands] == [["dlmrl", "compare"]] * 3
     for command in commands:
         result = CliRunner().invoke(app, command[1:])
         assert result.exit_code == 0, result.output
@@ -38,6 +38,8 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text(text)
     spec = read_spec(tmp_path / "spec.toml")
     assert [task.name for task in spec.tasks] == ["easy", "hard"]
+    assert [algorithm.name for algorithm in spec.algorithms][-1] == "even steps"
+    assert spec.claims
     assert spec.recipes[-1] == str(tmp_path / "own.gin")
 
 

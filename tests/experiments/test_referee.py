@@ -22,7 +22,8 @@ from dlmrl_kit.experiments.forwards import count_forwards, forwards_per_update
 from dlmrl_kit.experiments.referee.entries import make_entries
 from dlmrl_kit.experiments.referee.report import write_report
 from dlmrl_kit.experiments.referee.run import CompareObserver, compare, stored_question
-from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec, read_spec
+from dlmrl_kit.experiments.referee.spec import Algorithm, Claim, Spec, TaskSpec
+from dlmrl_kit.experiments.referee.spec_file import read_spec
 from dlmrl_kit.experiments.runs import Job, Scheduler
 from dlmrl_kit.experiments.weights import Keep
 from dlmrl_kit.training import train
@@ -62,6 +63,21 @@ def dlmrl(*arguments: str) -> tuple[int, str]:
         ("recipes = ['egspo', 'd1']\nforwards = 1\n[tasks]\na = 3", "tasks.a must be a table with use and set"),
         ("recipes = ['egspo', 'd1']\nforwards = 1\n[tasks.a]\nuses = []", "tasks.a must be a table with use and set"),
         ("recipes = ['egspo', 'd1']\nforwards = 1\n[tasks.a]\nset = 'x'", "set must be a list of texts"),
+        ("recipes = ['egspo', 'd1']\nforwards = 1\n[variants.a]\nset = []", "variants.a.recipe must be a text"),
+        ("recipes = ['egspo']\nforwards = 1\n[variants.egspo]\nrecipe = 'd1'", "two algorithms are named egspo"),
+        ("recipes = ['egspo']\nforwards = 1\n[variants.'a/b']\nrecipe = 'd1'", "a variant cannot be named 'a/b'"),
+        ("forwards = 1\n[variants.a]\nrecipe = 'd1'", "at least two recipes"),
+        ("forwards = 1\n[variants.a]\nrecipe = 'd1'\nsets = []", "a table with recipe and use and set"),
+        ("recipes = ['egspo', 'd1']\nforwards = 1\nclaims = ['d1']", "claim 1 must be a table with text, better"),
+        ("recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'", "worse of claim 1 must be a text"),
+        (
+            "recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'\nworse = 'wd1'",
+            "the claim 'd1 is better than wd1' is about 'wd1', which is none of egspo, d1",
+        ),
+        (
+            "recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'\nworse = 'egspo'\nby = 5",
+            "by of claim 1 must be a difference of accuracies from 0 to 1, got 5",
+        ),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str, told: str) -> None:
@@ -103,6 +119,10 @@ def test_a_file_says_what_options_say(tmp_path: Path) -> None:
         ({"sets": (*FEW, "Trainer.seed=3")}, "Trainer.seed"),
         ({"grid": {"UniformSteps.k": ("1", "2")}, "validation": 8}, "UniformSteps.k is to be tuned, but no recipe"),
         ({"tasks": (TaskSpec("t", ("task=Nothing",)),)}, "egspo on t: "),
+        (
+            {"variants": (Algorithm("even", "egspo", ("selector=UniformSteps",), ("EntropyTopK.k=2",)),)},
+            "even on default: ",
+        ),
         ({"uses": ("logger=TensorBoard",)}, "which no logger of this recipe writes: add MetricsCSV"),
     ],
 )
@@ -121,6 +141,34 @@ def test_the_budget_says_how_many_updates(tmp_path: Path) -> None:
         "b/egspo_sa": (300.0, 3),
     }
     assert {variant.updates for entry in entries for variant in entry.variants} == {10, 3}
+
+
+@fake
+def test_a_variant_is_a_recipe_with_something_changed(tmp_path: Path) -> None:
+    even = Algorithm("even", "egspo", ("selector=UniformSteps",), ("UniformSteps.k = 2",))
+    entries = make_entries(spec(recipes=("egspo",), variants=(even,)), {})
+    assert [entry.name for entry in entries] == ["default/egspo", "default/even"]
+    texts = [entry.variants[0].texts[1] for entry in entries]
+    assert ["UniformSteps.k = 2" in text for text in texts] == [False, True]
+    assert ["@EntropyTopK()" in text for text in texts] == [True, False]
+
+
+@fake
+@pytest.mark.usefixtures("no_figures")
+def test_claims_may_be_asked_later_and_of_the_tables_alone(tmp_path: Path) -> None:
+    claims = (Claim("steps help", "egspo_sa", "egspo"), Claim("much", "egspo_sa", "egspo", by=0.5))
+    out = tmp_path / "out"
+    compare(spec(), out, parallel=1)
+    forget_runs(out)
+    report, _ = compare(spec(claims=claims), out, parallel=1)  # every pair differs by 0.1
+    assert [verdict.verdict for verdict in report.verdicts] == ["holds", "does not hold"]
+    assert not done_again(out)
+    before = files(out)
+    assert b"| much (by 50 points) | default | does not hold | +10.0" in before["table.md"]
+    (out / "claims.csv").unlink()
+    code, said = dlmrl("--tables", "--out", str(out))
+    assert (code, "does not hold" in said) == (0, True)
+    assert files(out) == before
 
 
 @pytest.mark.thorough

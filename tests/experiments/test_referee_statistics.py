@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from support.comparisons import outcome, recorded
@@ -15,10 +15,13 @@ from support.comparisons import outcome, recorded
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.experiments.referee.audits import FILE as AUDIT
 from dlmrl_kit.experiments.referee.audits import read_audits
+from dlmrl_kit.experiments.referee.claims import claims_rows, claims_table, verdicts
 from dlmrl_kit.experiments.referee.records import read_outcomes
 from dlmrl_kit.experiments.referee.report import read_report
+from dlmrl_kit.experiments.referee.spec import Claim
 from dlmrl_kit.experiments.referee.statistics import accuracy_at, area, detectable, mean, ranks, rows
 
+wide = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8)
 shares = st.floats(0, 1).map(lambda value: round(value, 3))
 curves = st.lists(shares, min_size=2, max_size=6)
 
@@ -183,3 +186,42 @@ def test_a_damaged_audit_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / AUDIT).write_text(text)
     with pytest.raises(CheckpointError, match="audit"):
         read_audits(tmp_path)
+
+
+@given(wide, st.sampled_from([0.0, 0.1, 0.4]), st.integers(1, 3))
+def test_a_claim_holds_where_a_test_says_so(pairs: list[tuple[float, float]], by: float, number: int) -> None:
+    pairs = [(round(first, 3), round(second, 3)) for first, second in pairs]
+    differences = [first - second for first, second in pairs]
+    assume(np.std(differences) > 1e-6)
+    runs = [
+        outcome([0.5, value], recipe=name, seed=seed)
+        for seed, pair in enumerate(pairs)
+        for name, value in zip(("a", "b"), pair, strict=True)
+    ]
+    found = verdicts([Claim("c", "a", "b", by)] * number, runs)
+    above, below = (stats.ttest_1samp(differences, by, alternative=side).pvalue for side in ("greater", "less"))
+    bar = 0.025 / number
+    assume(min(abs(above - bar), abs(below - bar)) > 1e-9)
+    expected = "holds" if above < bar else "does not hold" if below < bar else "cannot be told"
+    assert [each.verdict for each in found] == [expected] * number
+    known = stats.ttest_1samp(differences, 0.0).confidence_interval(1 - 0.05 / number)
+    assert (found[0].difference.low, found[0].difference.high) == pytest.approx((known.low, known.high))
+
+
+def test_claims_are_about_pairs_of_one_seed_and_one_task() -> None:
+    runs = [outcome([0.5, 0.9], recipe="a", seed=seed) for seed in (0, 1, 2)]
+    runs += [outcome([0.5, 0.1], recipe="b", seed=0), outcome([0.5, 0.1], recipe="b", task="other", seed=1)]
+    first, other = verdicts([Claim("c", "a", "b")], runs)
+    assert (first.difference.n, other.difference.n) == (1, 0)
+    assert {first.verdict, other.verdict} == {"cannot be told"}
+    assert claims_table([first, other])[1] == ["c", "sudoku", "cannot be told", "+80.0", "-", "1"]
+    assert len(claims_rows([first, other])[1]) == len(claims_rows([])[0])
+
+
+def test_a_difference_that_is_detectable_is_found_as_often_as_said() -> None:
+    draw = np.random.default_rng(0)
+    level, number = 0.99, 6
+    shift = detectable(number, level)
+    samples = shift / math.sqrt(number) + draw.standard_normal((4000, number))  # deviation 1: error 1 / sqrt(n)
+    found = stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 1 - level
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)

@@ -12,7 +12,7 @@ from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import csv_text
 from dlmrl_kit.experiments.referee.records import table_rows
-from dlmrl_kit.experiments.referee.spec import Spec, label_of
+from dlmrl_kit.experiments.referee.spec import Algorithm, Spec
 
 FILE = "audit.csv"
 TITLES = ("recipe", "bias", "bias_after_scale", "scale", "relative_variance")
@@ -36,11 +36,11 @@ class Audited:
 
 
 def audit_recipes(spec: Spec, folder: Path) -> None:
-    """Audits the recipes that ``audit.csv`` does not have yet, as they are without the settings of a task."""
+    """Audits the algorithms that ``audit.csv`` does not have yet, as they are without the settings of a task."""
     known = read_audits(folder)
-    for recipe in spec.recipes:
-        if label_of(recipe) not in known:
-            known[label_of(recipe)] = _audited(recipe, spec.allow_imports)
+    for algorithm in spec.algorithms:
+        if algorithm.name not in known:
+            known[algorithm.name] = _audited(algorithm, spec.allow_imports)
             rows = [(name, *vars(found).values()) for name, found in known.items()]
             write_atomic(folder / FILE, csv_text([TITLES, *rows]))
 
@@ -65,9 +65,15 @@ def read_audits(folder: Path) -> dict[str, Audited]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _audited(recipe: str, allow_imports: bool) -> Audited:
+def _audited(algorithm: Algorithm, allow_imports: bool) -> Audited:
     try:
-        report = audit_recipe(recipe, allow_imports=allow_imports, attribution=False)
+        report = audit_recipe(
+            algorithm.recipe,
+            uses=algorithm.uses,
+            sets=algorithm.sets,
+            allow_imports=allow_imports,
+            attribution=False,
+        )
     except AuditError:  # an algorithm that cannot be listed: it has no numbers
         return Audited(None, None, None, None)
     variances = [found.relative_variance for found in report.measured if found.relative_variance is not None]

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dlmrl_kit.experiments.design import Variant
 from dlmrl_kit.experiments.folder import portable
 from dlmrl_kit.experiments.forwards import forwards_per_update
 from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of
-from dlmrl_kit.experiments.referee.spec import Spec, TaskSpec, label_of
+from dlmrl_kit.experiments.referee.spec import Algorithm, Spec, TaskSpec, label_of
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 
@@ -64,16 +64,12 @@ def make_entries(spec: Spec, counted: Counts) -> list[Entry]:
     Raises:
         UserError: a recipe cannot be loaded or built on a task, or one update costs more than the budget; names both.
     """
-    labels = [label_of(recipe) for recipe in spec.recipes]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f"two recipes are named {label}: rename the file of one")
     entries = []
-    for task, (recipe, label) in itertools.product(spec.tasks, zip(spec.recipes, labels, strict=True)):
+    for task, algorithm in itertools.product(spec.tasks, spec.algorithms):
         try:
-            entries.append(_entry(spec, task, recipe, label, counted))
+            entries.append(_entry(spec, task, algorithm, counted))
         except UserError as error:
-            raise RecipeError(f"{label} on {task.name}: {error}") from error
+            raise RecipeError(f"{algorithm.name} on {task.name}: {error}") from error
     _check_own_files(entries)
     _check_all_used(spec, entries)
     return entries
@@ -85,6 +81,7 @@ def described(spec: Spec, entries: list[Entry], folder: Path) -> dict[str, Any]:
     return {
         "dlmrl_kit": VERSION,
         "comparison": spec.to_json(),
+        "claims": [asdict(claim) for claim in spec.claims],
         "forwards": {entry.name: entry.forwards for entry in entries},
         "variants": {
             variant.name: {"folder": variant.folder, "recipe": portable(variant.texts[seed], folder).splitlines()}
@@ -95,26 +92,31 @@ def described(spec: Spec, entries: list[Entry], folder: Path) -> dict[str, Any]:
 
 
 def common(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns what of a comparison's description must be as it was: recipes, tasks and seeds may be added to it.
+    """Returns what of a comparison's description must be as it was: algorithms, tasks and seeds may be added to it.
 
-    The base may be another one, as no run depends on it.
+    The base and the claims may be others, as no run depends on them.
     """
     before = dict(old.get("comparison", {}))
     asked = dict(new["comparison"])
     asked["recipes"] = [recipe for recipe in before.get("recipes", ()) if label_of(recipe) in asked["recipes"]]
-    asked["tasks"] = {name: asked["tasks"][name] for name in before.get("tasks", ()) if name in asked["tasks"]}
+    for part in ("tasks", "variants"):
+        asked[part] = {name: asked[part][name] for name in before.get(part, ()) if name in asked[part]}
     asked["seeds"] = min(before.get("seeds", 0), asked["seeds"])
     asked["base"] = before.get("base")
     parts = {
         part: {name: new[part][name] for name in old.get(part, ()) if name in new[part]}
         for part in ("forwards", "variants")
     }
-    return {**new, "comparison": asked, **parts}
+    return {**new, "comparison": asked, "claims": old.get("claims"), **parts}
 
 
-def _entry(spec: Spec, task: TaskSpec, source: str, label: str, counted: Counts) -> Entry:
-    uses, wanted = (*spec.uses, *task.uses), (*spec.sets, *task.sets)
-    plain, sets, _ = load_what_concerns(source, uses, wanted, allow_imports=spec.allow_imports)
+def _entry(spec: Spec, task: TaskSpec, algorithm: Algorithm, counted: Counts) -> Entry:
+    source, label = algorithm.recipe, algorithm.name
+    uses, wanted = (*spec.uses, *task.uses, *algorithm.uses), (*spec.sets, *task.sets, *algorithm.sets)
+    plain, sets, idle = load_what_concerns(source, uses, wanted, allow_imports=spec.allow_imports)
+    for text in algorithm.sets:
+        if text in idle:
+            raise idle[text]
     if plain.root != "Algorithm":
         raise RecipeError(f"it is a recipe for {plain.root}, not for training")
     if not any(issubclass(block.cls, MetricsCSV) for block in plain.blocks):

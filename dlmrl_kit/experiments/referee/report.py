@@ -12,13 +12,15 @@ from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Estimate, csv_text
 from dlmrl_kit.experiments.evaluation_files import percent
 from dlmrl_kit.experiments.referee.audits import Audited, read_audits
+from dlmrl_kit.experiments.referee.claims import Verdict, claims_rows, claims_table, verdicts
 from dlmrl_kit.experiments.referee.figures import draw_curves, draw_differences
 from dlmrl_kit.experiments.referee.outcomes import Outcome
 from dlmrl_kit.experiments.referee.records import RUNS, read_outcomes
+from dlmrl_kit.experiments.referee.spec import Claim
 from dlmrl_kit.experiments.referee.statistics import POWER, Difference, Row, ranks, rows
 from dlmrl_kit.experiments.text_tables import latex_table, markdown_table
 
-MARKDOWN, LATEX, CSV, JSON = "table.md", "table.tex", "table.csv", "table.json"
+MARKDOWN, LATEX, CSV, JSON, CLAIMS = "table.md", "table.tex", "table.csv", "table.json", "claims.csv"
 TITLES = (
     "algorithm",
     "final",
@@ -32,6 +34,12 @@ TITLES = (
     "difference",
     "p",
     "detectable",
+)
+CLAIMS_NOTE = (
+    "A claim is about final accuracies, in points, paired by seed. It holds where the whole interval is above what is "
+    "claimed, and does not where none of it is; else it cannot be told. The intervals hold all at once with 95% "
+    "(Student's, Bonferroni). Detectable is how far above what is claimed the difference must be to be found by as "
+    f"many pairs with probability {POWER:g}."
 )
 ESTIMATES = ("before", "final", "best", "area", "half")
 PLAIN = ("deviation", "finished", "failed", "collapsed", "forwards", "tokens", "seconds")
@@ -48,6 +56,7 @@ class Report:
         ranks: mean ranks over tasks and seeds.
         audits: by algorithm, what the audit found.
         outcomes: of all runs.
+        verdicts: on the claims that were to be tested.
     """
 
     base: str
@@ -56,6 +65,7 @@ class Report:
     ranks: dict[str, Estimate]
     audits: dict[str, Audited]
     outcomes: list[Outcome]
+    verdicts: list[Verdict]
 
     @property
     def tasks(self) -> list[str]:
@@ -70,6 +80,7 @@ class Report:
             "rows": [asdict(row) for row in self.rows],
             "ranks": {recipe: vars(rank) for recipe, rank in self.ranks.items()},
             "audit": {recipe: vars(found) for recipe, found in self.audits.items()},
+            "claims": [asdict(verdict) for verdict in self.verdicts],
             "notes": self.notes(),
         }
 
@@ -89,7 +100,7 @@ class Report:
         ]
 
 
-def read_report(folder: Path, base: str, budget: float) -> Report:
+def read_report(folder: Path, base: str, budget: float, claims: Sequence[Claim] = ()) -> Report:
     """Makes the report of the outcomes that a folder holds.
 
     Raises:
@@ -98,15 +109,18 @@ def read_report(folder: Path, base: str, budget: float) -> Report:
     outcomes = read_outcomes(folder)
     if not outcomes:
         raise CheckpointError(f"{folder / RUNS} holds no run")
-    return Report(base, budget, rows(outcomes, base, budget), ranks(outcomes), read_audits(folder), outcomes)
+    found = rows(outcomes, base, budget), ranks(outcomes), read_audits(folder), outcomes, verdicts(claims, outcomes)
+    return Report(base, budget, *found)
 
 
-def write_report(folder: Path, base: str, budget: float) -> Report:
+def write_report(folder: Path, base: str, budget: float, claims: Sequence[Claim] = ()) -> Report:
     """Writes tables and figures of the outcomes that a folder holds; returns the report."""
-    report = read_report(folder, base, budget)
+    report = read_report(folder, base, budget, claims)
     write_atomic(folder / MARKDOWN, markdown(report))
     write_atomic(folder / LATEX, latex(report))
     write_atomic(folder / CSV, csv_text(csv_rows(report)))
+    if claims:
+        write_atomic(folder / CLAIMS, csv_text(claims_rows(report.verdicts)))
     write_atomic(folder / JSON, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
     draw_curves(report.outcomes, base, budget, folder)
     draw_differences(report.rows, folder)
@@ -145,13 +159,18 @@ def markdown(report: Report) -> str:
                 markdown_table([["algorithm", "settings"], *tuned]),
             ]
     parts += ["## Ranks", markdown_table(rank_table(report))]
+    if report.verdicts:
+        parts += ["## Claims", CLAIMS_NOTE, markdown_table(claims_table(report.verdicts))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def latex(report: Report) -> str:
     """Returns the tables for the package ``booktabs``."""
     tables = [latex_table(task_table(report, task), [task, *report.notes()]) for task in report.tasks]
-    return "\n".join([*tables, latex_table(rank_table(report), ["mean ranks over tasks and seeds"])])
+    tables.append(latex_table(rank_table(report), ["mean ranks over tasks and seeds"]))
+    if report.verdicts:
+        tables.append(latex_table(claims_table(report.verdicts), ["claims", CLAIMS_NOTE]))
+    return "\n".join(tables)
 
 
 def csv_rows(report: Report) -> list[Sequence[object]]:

@@ -22,7 +22,7 @@ from dlmrl_kit.experiments.referee.entries import Entry, common, described, make
 from dlmrl_kit.experiments.referee.outcomes import Outcome, outcome_of
 from dlmrl_kit.experiments.referee.records import RUNS, TUNING, Records
 from dlmrl_kit.experiments.referee.report import Report, write_report
-from dlmrl_kit.experiments.referee.spec import Spec, label_of
+from dlmrl_kit.experiments.referee.spec import Claim, Spec, label_of
 from dlmrl_kit.experiments.runs import AblationObserver, Job, Scheduler, jobs_of
 from dlmrl_kit.experiments.weights import Keep, remove_weights
 
@@ -75,11 +75,11 @@ def compare(
         runner.measure(runner.tune())
         if spec.audit:
             audit_recipes(spec, folder)
-        return write_report(folder, label_of(spec.base), spec.forwards), runner.failed
+        return write_report(folder, label_of(spec.base), spec.forwards, spec.claims), runner.failed
 
 
-def stored_question(folder: Path) -> tuple[str, int]:
-    """Returns the base and the budget of the comparison that a folder holds, from its ``comparison.json``.
+def stored_question(folder: Path) -> tuple[str, int, tuple[Claim, ...]]:
+    """Returns base, budget and claims of the comparison that a folder holds, from its ``comparison.json``.
 
     Raises:
         UserError: it holds none.
@@ -88,7 +88,8 @@ def stored_question(folder: Path) -> tuple[str, int]:
     if stored is None:
         raise UserError(f"{folder} holds no comparison ({HOLDS.file} is missing)")
     asked = stored["design"]["comparison"]
-    return label_of(asked["base"]), int(asked["forwards"])
+    claims = tuple(Claim(**claim) for claim in stored["design"].get("claims", ()))
+    return label_of(asked["base"]), int(asked["forwards"]), claims
 
 
 class _Runner:

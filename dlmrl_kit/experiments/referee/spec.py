@@ -1,17 +1,13 @@
-"""What a comparison of algorithms is asked to do, and the TOML file that says so."""
+"""What a comparison of algorithms is asked to do."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import tomllib
-
-from dlmrl_kit.core.errors import FileError, UserError
-from dlmrl_kit.core.files import reason_of
+from dlmrl_kit.core.errors import UserError
 
 FIRST_TUNING_SEED = 1000
 """Final runs have the seeds below it."""
@@ -32,12 +28,44 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class Algorithm:
+    """An algorithm that takes part in a comparison.
+
+    Attributes:
+        name: in tables; that of its recipe, unless it is a variant.
+        recipe: its name or path.
+        uses, sets: what it changes in the recipe, as ``load_recipe``; each setting must concern one of its components.
+    """
+
+    name: str
+    recipe: str
+    uses: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that a comparison is to test: one algorithm is better than another.
+
+    Attributes:
+        text: the sentence.
+        better, worse: names of algorithms.
+        by: the difference of final accuracies that is claimed, from 0 to 1: more than this.
+    """
+
+    text: str
+    better: str
+    worse: str
+    by: float = 0.0
+
+
+@dataclass(frozen=True)
 class Spec:
     """A comparison.
 
     Attributes:
         recipes: names or paths; of plugins, too.
-        base: the recipe that the others are compared with.
+        base: the recipe, or name of a variant, that the others are compared with.
         forwards: the budget of a run: states through the model in training, those of the reference included.
         seeds: runs of each recipe on each task, with seeds 0, 1, ...
         tasks: at least one.
@@ -48,6 +76,8 @@ class Spec:
         sets, uses: for every recipe on every task.
         audit: whether to audit each recipe's gradient, too.
         allow_imports: whether recipes may run import statements.
+        variants: algorithms that are recipes with something changed.
+        claims: what is to be tested, beside the differences to the base.
     """
 
     recipes: tuple[str, ...]
@@ -63,6 +93,8 @@ class Spec:
     uses: tuple[str, ...] = ()
     audit: bool = False
     allow_imports: bool = False
+    variants: tuple[Algorithm, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {"forwards": 1, "seeds": 1, "evaluations": 1, "validation": 0, "tuning_seeds": 1}
@@ -71,24 +103,42 @@ class Spec:
                 raise UserError(f"a comparison needs {name} >= {least}, got {getattr(self, name)}")
         if self.seeds > FIRST_TUNING_SEED:
             raise UserError(f"a comparison has at most {FIRST_TUNING_SEED:,} seeds, got {self.seeds}")
-        if len(self.recipes) < 2:
+        if len(self.algorithms) < 2:
             raise UserError("nothing to compare: name at least two recipes")
-        for what, names in (("recipe", self.recipes), ("task", tuple(task.name for task in self.tasks))):
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
-                raise UserError(f"the {what} {twice[0]} is named twice")
         if not self.tasks:
             raise UserError("a comparison needs a task: name one, or leave tasks out")
-        for task in self.tasks:
-            if not re.fullmatch(r"\w[\w.+ -]*", task.name):  # files are named after it
-                raise UserError(f"a task cannot be named {task.name!r}: letters, digits, and . + - _ or spaces inside")
-        if self.base not in self.recipes:
-            raise UserError(f"the base {self.base} is none of the recipes: {', '.join(self.recipes)}")
+        self._check_names()
         if self.grid and not self.validation:
             raise UserError(
                 "settings are tuned on validation examples, never on those that are reported: give validation (at "
                 "least 100 examples), or no settings to tune"
             )
+
+    def _check_names(self) -> None:
+        names = [algorithm.name for algorithm in self.algorithms]
+        tasks = [task.name for task in self.tasks]
+        for what, own in (("recipe", self.recipes), ("task", tasks)):
+            twice = [name for name in own if own.count(name) > 1]
+            if twice:
+                raise UserError(f"the {what} {twice[0]} is named twice")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"two algorithms are named {twice[0]}: rename a variant, or the file of a recipe")
+        for what, own in (("task", tasks), ("variant", [variant.name for variant in self.variants])):
+            for name in own:
+                if not re.fullmatch(r"\w[\w.+ -]*", name):  # files are named after it
+                    raise UserError(f"a {what} cannot be named {name!r}: letters, digits, and . + - _ or spaces inside")
+        if label_of(self.base) not in names:
+            raise UserError(f"the base {self.base} is none of the recipes: {', '.join(names)}")
+        for claim in self.claims:
+            for name in (claim.better, claim.worse):
+                if name not in names:
+                    raise UserError(f"the claim {claim.text!r} is about {name!r}, which is none of {', '.join(names)}")
+
+    @property
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """All that take part: the recipes, then the variants."""
+        return (*(Algorithm(label_of(recipe), recipe) for recipe in self.recipes), *self.variants)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -100,6 +150,10 @@ class Spec:
         """Returns what identifies the comparison, for JSON: not where recipes lie, and not whether to audit."""
         return {
             "recipes": list(map(label_of, self.recipes)),
+            "variants": {
+                each.name: {"recipe": label_of(each.recipe), "use": list(each.uses), "set": list(each.sets)}
+                for each in self.variants
+            },
             "base": label_of(self.base),
             "forwards": self.forwards,
             "seeds": self.seeds,
@@ -114,89 +168,3 @@ class Spec:
 def label_of(recipe: str) -> str:
     """Returns what tables call a recipe: its name, or that of its file."""
     return re.sub(r"\.gin$", "", recipe.rpartition("/")[2])
-
-
-_KEYS = {
-    **{name: int for name in ("forwards", "seeds", "evaluations", "validation", "tuning_seeds")},
-    **{name: list for name in ("recipes", "set", "use")},
-    **{name: dict for name in ("tasks", "tune")},
-    "base": str,
-    "audit": bool,
-}
-_TYPES = {int: "a whole number", list: "a list of texts", dict: "a table", str: "a text", bool: "true or false"}
-
-
-def read_spec(path: Path, *, allow_imports: bool = False) -> Spec:
-    """Reads the specification of a comparison from a TOML file; docs/compare-algorithms.md has an example.
-
-    Recipes that are paths are relative to the folder of the file.
-
-    Raises:
-        UserError: the file cannot be read, or a key is unknown, missing or of the wrong type.
-    """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {reason_of(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    try:
-        return _spec(data, path.parent, allow_imports)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _spec(data: Mapping[str, Any], folder: Path, allow_imports: bool) -> Spec:
-    for key, value in data.items():
-        if key not in _KEYS:
-            raise UserError(f"unknown key {key!r}; known are {', '.join(sorted(_KEYS))}")
-        _check(key, value, _KEYS[key])
-    for key in ("recipes", "forwards"):
-        if key not in data:
-            raise UserError(f"the key {key} is missing")
-    recipes = tuple(_located(name, folder) for name in _texts(data, "recipes"))
-    tasks = tuple(
-        TaskSpec(name, _texts(_of_task(name, own), "use"), _texts(own, "set"))
-        for name, own in data.get("tasks", {"default": {}}).items()
-    )
-    grid = {key: tuple(map(str, _listed(key, values))) for key, values in data.get("tune", {}).items()}
-    named = {f.name for f in fields(Spec)} & {"seeds", "forwards", "evaluations", "validation", "tuning_seeds", "audit"}
-    return Spec(
-        recipes=recipes,
-        base=_located(str(data["base"]), folder) if "base" in data else recipes[0] if recipes else "",
-        tasks=tasks,
-        grid=grid,
-        sets=_texts(data, "set"),
-        uses=_texts(data, "use"),
-        allow_imports=allow_imports,
-        **{key: value for key, value in data.items() if key in named},
-    )
-
-
-def _check(key: str, value: object, wanted: type) -> None:
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise UserError(f"{key} must be {_TYPES[wanted]}, got {value!r}")
-
-
-def _texts(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    found = data.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise UserError(f"{key} must be a list of texts, got {found!r}")
-    return tuple(found)
-
-
-def _of_task(name: str, own: object) -> Mapping[str, Any]:
-    if not isinstance(own, dict) or own.keys() - {"use", "set"}:
-        raise UserError(f"tasks.{name} must be a table with use and set, got {own!r}")
-    return own
-
-
-def _listed(key: str, values: object) -> Sequence[object]:
-    if not isinstance(values, list) or not values:
-        raise UserError(f"tune.{key} must be a list of values to try, got {values!r}")
-    return values
-
-
-def _located(recipe: str, folder: Path) -> str:
-    """Returns a recipe that is a path as one from here; a name stays as it is."""
-    return str(folder / recipe) if recipe.endswith(".gin") else recipe

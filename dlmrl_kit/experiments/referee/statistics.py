@@ -158,16 +158,16 @@ def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
 
 
 @functools.cache
-def detectable(number: int) -> float:
+def detectable(number: int, level: float = 0.95) -> float:
     """Returns how many standard errors the mean of ``number`` pairs must be from 0 to be found with ``POWER``.
 
-    "Found" is by the two-sided t test at 5%; solved by the noncentral t distribution.
+    "Found" is by the two-sided t test at 1 - ``level``; solved by the noncentral t distribution.
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
 
     degrees = number - 1
-    bar = float(t.ppf(0.975, degrees))
+    bar = float(t.ppf((1 + level) / 2, degrees))
 
     def lack(errors: float) -> float:
         return POWER - float(nct.sf(bar, degrees, errors))  # that the wrong sign is found is next to impossible

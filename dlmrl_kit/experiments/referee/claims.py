@@ -1,0 +1,94 @@
+"""The claims that a comparison tests: whether one algorithm is better than another by more than a difference.
+
+A claim is about the final accuracy on one task, in pairs of runs with the same seed, by Student's distribution. Where
+there are several, each interval covers 1 - 0.05 / n (Bonferroni), so that all hold at once with 95%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlmrl_kit.experiments.aggregate import Estimate
+from dlmrl_kit.experiments.evaluation_files import percent
+from dlmrl_kit.experiments.referee.outcomes import Outcome
+from dlmrl_kit.experiments.referee.spec import Claim
+from dlmrl_kit.experiments.referee.statistics import SAME, detectable
+
+HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
+TITLES = ("claim", "task", "better", "worse", "by", "verdict", "difference", "low", "high", "pairs", "detectable")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison says about a claim on a task.
+
+    Attributes:
+        claim, task: what is claimed, and where.
+        difference: of final accuracies, the better one's minus the worse one's, with the interval of all claims.
+        verdict: ``HOLDS`` where the whole interval is above what is claimed, ``FAILS`` where none of it is,
+            ``UNKNOWN`` otherwise, and for fewer than two pairs.
+        detectable: how far above what is claimed the difference must be to be found by as many pairs with probability
+            0.8; None for fewer than two pairs, or where all differ by the same.
+    """
+
+    claim: Claim
+    task: str
+    difference: Estimate
+    verdict: str
+    detectable: float | None
+
+
+def verdicts(claims: Sequence[Claim], outcomes: Sequence[Outcome]) -> list[Verdict]:
+    """Returns what is to be said about every claim on every task."""
+    tasks = list(dict.fromkeys(outcome.task for outcome in outcomes))
+    level = 1 - 0.05 / max(1, len(claims) * len(tasks))
+    finals = {(run.task, run.recipe, run.seed): run.final for run in outcomes if run.curve}
+    return [_verdict(claim, task, finals, level) for claim in claims for task in tasks]
+
+
+def _verdict(claim: Claim, task: str, finals: dict[tuple[str, str, int], float], level: float) -> Verdict:
+    seeds = [seed for own, name, seed in finals if (own, name) == (task, claim.better)]
+    pairs = [
+        finals[task, claim.better, seed] - finals[task, claim.worse, seed]
+        for seed in seeds
+        if (task, claim.worse, seed) in finals
+    ]
+    if len(pairs) < 2:
+        return Verdict(claim, task, Estimate(pairs[0] if pairs else None, None, None, len(pairs)), UNKNOWN, None)
+    import numpy as np
+    from scipy.stats import t
+
+    centre = math.fsum(pairs) / len(pairs)
+    error = float(np.std(pairs, ddof=1)) / math.sqrt(len(pairs))
+    half = float(t.ppf((1 + level) / 2, len(pairs) - 1)) * error
+    verdict = HOLDS if centre - half > claim.by else FAILS if centre + half <= claim.by else UNKNOWN
+    shown = None if error * math.sqrt(len(pairs)) < SAME else detectable(len(pairs), level) * error
+    return Verdict(claim, task, Estimate(centre, centre - half, centre + half, len(pairs)), verdict, shown)
+
+
+def claims_table(found: Sequence[Verdict]) -> list[list[str]]:
+    """Returns a table for people: a row of titles, then one for each claim on each task, in points."""
+    titles = ["claim", "task", "verdict", "difference", "detectable", "pairs"]
+    return [titles, *(_cells(verdict) for verdict in found)]
+
+
+def _cells(found: Verdict) -> list[str]:
+    text = found.claim.text + (f" (by {100 * found.claim.by:g} points)" if found.claim.by else "")
+    shown = "-" if found.detectable is None else f"{100 * found.detectable:.1f}"
+    return [text, found.task, found.verdict, percent(found.difference, "+"), shown, str(found.difference.n)]
+
+
+def claims_rows(found: Sequence[Verdict]) -> list[Sequence[object]]:
+    """Returns a row of titles, then one for each claim on each task, with all digits."""
+    return [
+        TITLES,
+        *(
+            (
+                *(each.claim.text, each.task, each.claim.better, each.claim.worse, each.claim.by, each.verdict),
+                *(each.difference.mean, each.difference.low, each.difference.high, each.difference.n, each.detectable),
+            )
+            for each in found
+        ),
+    ]
