@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.samplers.base import View as View
     from dlmrl_kit.samplers.bernoulli_order import BernoulliOrder as BernoulliOrder
     from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold as ConfidenceThreshold
+    from dlmrl_kit.samplers.continuous import Continuous as Continuous
     from dlmrl_kit.samplers.dynamic_low_confidence import DynamicLowConfidence as DynamicLowConfidence
     from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising as EntropyBoundRenoising
     from dlmrl_kit.samplers.entropy_order import EntropyOrder as EntropyOrder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.samplers.redrawing import RedrawingSampler as RedrawingSampler
     from dlmrl_kit.samplers.renoising import RenoisingSampler as RenoisingSampler
     from dlmrl_kit.samplers.settings import DecodingSettings as DecodingSettings
+    from dlmrl_kit.samplers.speculative import Speculative as Speculative
     from dlmrl_kit.samplers.tempered import TemperedEntropyOrder as TemperedEntropyOrder
     from dlmrl_kit.samplers.tempered import TemperedLowConfidence as TemperedLowConfidence
     from dlmrl_kit.samplers.tempered import TemperedMarginOrder as TemperedMarginOrder
@@ -40,6 +42,7 @@ __getattr__, __dir__, __all__ = lazily(
         "base": ["Decision", "Sampler", "View"],
         "bernoulli_order": ["BernoulliOrder"],
         "confidence_threshold": ["ConfidenceThreshold"],
+        "continuous": ["Continuous"],
         "dynamic_low_confidence": ["DynamicLowConfidence"],
         "entropy_bound_renoising": ["EntropyBoundRenoising"],
         "entropy_order": ["EntropyOrder"],
@@ -54,6 +57,7 @@ __getattr__, __dir__, __all__ = lazily(
         "redrawing": ["RedrawingSampler"],
         "renoising": ["RenoisingSampler"],
         "settings": ["DecodingSettings"],
+        "speculative": ["Speculative"],
         "tempered": ["TemperedEntropyOrder", "TemperedLowConfidence", "TemperedMarginOrder"],
         "token_editing": ["TokenEditing"],
     },

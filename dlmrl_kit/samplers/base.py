@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -41,7 +41,7 @@ from dlmrl_kit.core.keys import GROUP, PROMPT_IDS, PROMPT_MASK, Key
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.promises import like, per_row, promises
 from dlmrl_kit.core.seeding import uniforms_at
-from dlmrl_kit.core.trajectory import on_device, on_host, places
+from dlmrl_kit.core.trajectory import on_device, on_host, places, taken
 from dlmrl_kit.samplers.promised import canvas, completed, forks, one_each
 from dlmrl_kit.samplers.settings import DecodingSettings
 from dlmrl_kit.step_schedules.base import StepSchedule
@@ -115,6 +115,15 @@ class View:
             return self
         features = None if self.features is None else self.features[inside]
         return View(self.logits[inside], self.behaviour, allowed, features, self.offset)
+
+    def at(self, rows: Tensor) -> View:
+        """Returns the view of some rows, int64 [n] in ascending order; itself if they are all."""
+        if len(rows) == len(self.allowed):
+            return self
+        some = torch.zeros(len(self.allowed), 1, dtype=torch.bool).index_fill(0, on_host(rows), True)
+        seen = self.narrow(on_device(on_host(self.allowed) & some, rows.device))
+        offset = None if seen.offset is None else seen.offset[rows]
+        return replace(seen, allowed=taken(seen.allowed, rows), offset=offset)
 
     def dense(self, values: Tensor, fill: float) -> Tensor:
         """Puts values [N] at their positions in [B, L], and ``fill`` elsewhere."""

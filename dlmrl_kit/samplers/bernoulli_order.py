@@ -28,7 +28,8 @@ from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.learned_order import ModuleOrder
-from dlmrl_kit.samplers.mask import draw_tokens, highest, subsets
+from dlmrl_kit.samplers.mask import draw_tokens, highest
+from dlmrl_kit.samplers.subsets import subsets
 
 
 @register("sampler", paper="arXiv 2512.21446; arXiv 2512.09106")

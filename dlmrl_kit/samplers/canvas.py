@@ -42,11 +42,7 @@ class Outlook:
 
     def at(self, rows: Tensor) -> Outlook:
         """Returns the outlook of some rows, int64 [n] in ascending order."""
-        some = torch.zeros(len(self.final), 1, dtype=torch.bool).index_fill(0, on_host(rows), True)
-        seen = self.view.narrow(on_device(on_host(self.view.allowed) & some, rows.device))
-        offset = None if seen.offset is None else seen.offset[rows]
-        view = View(seen.logits, seen.behaviour, taken(seen.allowed, rows), seen.features, offset)
-        return Outlook(view, taken(self.committed, rows), taken(self.final, rows), self.best[rows])
+        return Outlook(self.view.at(rows), taken(self.committed, rows), taken(self.final, rows), self.best[rows])
 
 
 @dataclass(frozen=True)

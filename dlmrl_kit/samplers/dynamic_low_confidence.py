@@ -23,7 +23,8 @@ from dlmrl_kit.core.trajectory import places
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.low_confidence import order_term
-from dlmrl_kit.samplers.mask import MaskSampler, subsets
+from dlmrl_kit.samplers.mask import MaskSampler
+from dlmrl_kit.samplers.subsets import subsets
 from dlmrl_kit.samplers.tempered import TemperedLowConfidence
 
 

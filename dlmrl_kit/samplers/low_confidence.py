@@ -20,7 +20,8 @@ from dlmrl_kit.core.behaviour import log_mass
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import places
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
-from dlmrl_kit.samplers.mask import MaskSampler, highest, subsets
+from dlmrl_kit.samplers.mask import MaskSampler, highest
+from dlmrl_kit.samplers.subsets import subsets
 
 
 @register("sampler", paper="arXiv 2502.09992")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import bisect
 import itertools
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -37,36 +37,11 @@ from dlmrl_kit.core.policy import Policy, completion_features, most_predictions
 from dlmrl_kit.core.promises import Given, promises, shown, tensor_fault
 from dlmrl_kit.core.seeding import combine_seeds, seeds_of
 from dlmrl_kit.core.trajectory import bring, on_device, on_host, rows_of, taken
-from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, MayChoose, Sampler, View, token_log_prob
 from dlmrl_kit.samplers.promised import counts, places, scored
-from dlmrl_kit.samplers.recorder import MaskRecorder
+from dlmrl_kit.samplers.recorder import MaskRecorder, Predicted, Rows
+from dlmrl_kit.samplers.settings import check_tokens_per_step
 from dlmrl_kit.step_schedules.base import StepSchedule
-
-
-class Rows(NamedTuple):
-    """Some rows at a denoising step.
-
-    Attributes:
-        numbers: int64 [R], which rows of the rollout they are.
-        prompt: [R].
-        seed: int64 [R], of the noise of this step.
-        ids: int64 [R, L], their states.
-        asked: bool [R, L], where predictions are wanted.
-        allowed: bool [R, L], which positions may be committed.
-    """
-
-    numbers: Tensor
-    prompt: TensorDictBase
-    seed: Tensor
-    ids: Tensor
-    asked: Tensor
-    allowed: Tensor
-
-    def part(self, rows: slice) -> Rows:
-        """Returns some of the rows."""
-        numbers, ids, asked, allowed = (taken(v, rows) for v in (self.numbers, self.ids, self.asked, self.allowed))
-        return Rows(numbers, self.prompt[rows], self.seed[rows], ids, asked, allowed)
 
 
 def _decided(result: object, given: Given) -> str:
@@ -245,8 +220,20 @@ class MaskSampler(Sampler):
         policy: Policy,
     ) -> None:
         """Takes a denoising step of ``rows``: predicts, then decides and records in pieces that fit in memory."""
-        ids, device = taken(recorder.ids, rows), recorder.ids.device
-        masked = on_host(ids) == policy.mask_id
+        predicted = self.predict(rows, prompt, seed, taken(recorder.ids, rows), recorder, policy)
+        self.act(step, predicted, recorder, policy)
+
+    def predict(
+        self,
+        numbers: Tensor,
+        prompt: TensorDictBase,
+        seed: Tensor,
+        ids: Tensor,
+        recorder: MaskRecorder,
+        policy: Policy,
+    ) -> Predicted:
+        """Runs the policy's body on states; arguments as in ``Rows``, and the recorder says what is to be recorded."""
+        masked, device = on_host(ids) == policy.mask_id, ids.device
         offset = policy.block_offset(on_host(prompt[PROMPT_MASK]))
         allowed = self.allowed(masked, offset)
         greedy, draft = recorder.wants(STEP_GREEDY_IDS), recorder.wants(STEP_DRAFT_IDS)
@@ -260,15 +247,44 @@ class MaskSampler(Sampler):
             inside = allowed[asked]
             here, there = (on_device(some.nonzero().squeeze(-1), device) for some in (inside, ~inside))
             features, behind, asked = features[here], features[there], allowed
-        held = asked.sum(-1) if asked is allowed else asked.sum(-1) + allowed.sum(-1)  # narrowing copies
-        whole = Rows(rows, prompt, seed, ids, on_device(asked, device), on_device(allowed, device))
-        for part, place in logit_pieces(asked.sum(-1), policy.vocab_size, device, held):
-            some = whole if part == slice(0, len(rows)) else whole.part(part)
-            self._take(step, some, features[place], recorder, policy)
-        if len(behind):
-            recorder.greedy_behind(step, rows, on_device(masked & ~allowed, device), behind)
+        rows = Rows(numbers, prompt, seed, ids, on_device(asked, device), on_device(allowed, device))
+        return Predicted(rows, features, masked & ~allowed, behind)
 
-    def _take(self, step: int, some: Rows, features: Tensor, recorder: MaskRecorder, policy: Policy) -> None:
+    def act(
+        self,
+        step: int | Tensor,
+        predicted: Predicted,
+        recorder: MaskRecorder,
+        policy: Policy,
+        then: Callable[[Rows, View], None] | None = None,
+    ) -> None:
+        """Decides and records a step in pieces that fit in memory.
+
+        Args:
+            step: of all rows, or int64 [R].
+            predicted: of the rows.
+            recorder, policy: those of the rollout.
+            then: called with the rows of each piece and their view, whose logits are gone afterwards.
+        """
+        rows, features = predicted.rows, predicted.features
+        asked, allowed = on_host(rows.asked), on_host(rows.allowed)
+        held = asked.sum(-1) if rows.asked is rows.allowed else asked.sum(-1) + allowed.sum(-1)  # narrowing copies
+        for part, place in logit_pieces(asked.sum(-1), policy.vocab_size, features.device, held):
+            some = rows if part == slice(0, len(rows.numbers)) else rows.part(part)
+            self._take(step if isinstance(step, int) else step[part], some, features[place], recorder, policy, then)
+        if len(predicted.source):
+            behind = on_device(predicted.behind, features.device)
+            recorder.greedy_behind(step, rows.numbers, behind, predicted.source)
+
+    def _take(
+        self,
+        step: int | Tensor,
+        some: Rows,
+        features: Tensor,
+        recorder: MaskRecorder,
+        policy: Policy,
+        then: Callable[[Rows, View], None] | None,
+    ) -> None:
         """Takes the step in some rows, whose logits are gone before those of the next rows are computed."""
         predicted = self.seen(policy, features, some.asked, some.prompt)
         if recorder.wants(STEP_GREEDY_IDS):
@@ -280,21 +296,8 @@ class MaskSampler(Sampler):
         if recorder.wants(STEP_DRAFT_IDS):
             recorder.put(STEP_DRAFT_IDS, step, some.numbers, drafted(some.ids, predicted, decision, some.seed))
         recorder.step(step, some.numbers, view, decision, self.action_log_prob(view, decision))
-
-
-def check_tokens_per_step(sampler: Sampler, value: int | StepSchedule) -> None:
-    """Refuses a number of positions per step below 1.
-
-    Raises:
-        ValueError: it is refused.
-    """
-    check(
-        isinstance(value, StepSchedule) or value >= 1,
-        sampler,
-        "tokens_per_step",
-        value,
-        "at least 1, or a step schedule",
-    )
+        if then is not None:
+            then(some, view)
 
 
 def logit_pieces(
@@ -353,20 +356,6 @@ def rank_of(scores: Tensor, allowed: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
-
-
-def subsets(allowed: Tensor, count: Tensor) -> list[Tensor]:
-    """Lists the sets of ``count`` [B] positions of ``allowed``: bool [B, L] each, empty in rows without that set."""
-    length = allowed.shape[-1]
-    sizes = sorted({int(size) for size in count if size > 0})
-    sets = [s for size in sizes for s in itertools.combinations(range(length), size)]
-    masks = []
-    for positions in sets:
-        mask = torch.zeros_like(allowed)
-        mask[:, list(positions)] = True
-        possible = (mask <= allowed).all(-1) & (count == len(positions))
-        masks.append(mask & possible[:, None])
-    return masks
 
 
 class StateScoreSampler(MaskSampler):

@@ -79,9 +79,11 @@ class BehindTheBlock:
         self._waiting: list[Waiting] = []
         self._limit = _FEW_BYTES
 
-    def add(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase, ids: Tensor) -> None:
+    def add(
+        self, step: int | Tensor, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase, ids: Tensor
+    ) -> None:
         """Takes note of a recorded step; arguments as ``Waiting``, and ``ids`` int64 [B, L], the present states."""
-        at = on_device(torch.full(rows.shape, step, dtype=torch.int64), rows.device)
+        at = step if isinstance(step, Tensor) else on_device(torch.full(rows.shape, step), rows.device)
         self._waiting.append(Waiting(rows, at, positions, source))
         if self._bytes() > self._limit:
             self._leave_out()

@@ -20,7 +20,8 @@ from dlmrl_kit.core.seeding import uniforms
 from dlmrl_kit.core.signatures import with_parameters_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
-from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens, rank_of, subsets
+from dlmrl_kit.samplers.mask import MaskSampler, StateScoreSampler, draw_tokens, rank_of
+from dlmrl_kit.samplers.subsets import subsets
 
 _NOT_ALLOWED = -1e9
 

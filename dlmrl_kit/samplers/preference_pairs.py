@@ -26,7 +26,8 @@ from dlmrl_kit.demonstrators.chosen import Chosen
 from dlmrl_kit.demonstrators.rejected import Rejected
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.low_confidence import LowConfidence
-from dlmrl_kit.samplers.mask import MaskSampler, check_tokens_per_step
+from dlmrl_kit.samplers.mask import MaskSampler
+from dlmrl_kit.samplers.settings import check_tokens_per_step
 from dlmrl_kit.step_schedules.base import StepSchedule
 from dlmrl_kit.tasks.base import Example
 

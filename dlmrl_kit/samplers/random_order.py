@@ -12,7 +12,8 @@ from torch import Tensor
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.seeding import uniforms
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
-from dlmrl_kit.samplers.mask import MaskSampler, draw_tokens, highest, subsets
+from dlmrl_kit.samplers.mask import MaskSampler, draw_tokens, highest
+from dlmrl_kit.samplers.subsets import subsets
 
 
 @register("sampler", paper="arXiv 2406.07524")

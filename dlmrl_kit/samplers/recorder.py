@@ -1,8 +1,12 @@
-"""Recorders write a trajectory while it is sampled: one scalar per step, never a distribution over the vocabulary."""
+"""Recorders write a trajectory while it is sampled: one scalar per step, never a distribution over the vocabulary.
+
+What they record comes from ``Predicted``: some rows at a denoising step, each of which may be at another step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -27,7 +31,7 @@ from dlmrl_kit.core.keys import (
     Key,
 )
 from dlmrl_kit.core.policy import Policy
-from dlmrl_kit.core.trajectory import on_host, places, taken
+from dlmrl_kit.core.trajectory import on_device, on_host, places, rows_of, taken
 from dlmrl_kit.samplers.base import Decision, MayChoose, View
 from dlmrl_kit.samplers.one_step import BehindTheBlock
 
@@ -36,6 +40,70 @@ RECORDED = ("step", "token")
 
 DTYPES = {"bool": torch.bool, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64}
 """Dtypes of the arrays that hold no real numbers; real numbers are in the policy's precision."""
+
+
+class Rows(NamedTuple):
+    """Some rows at a denoising step.
+
+    Attributes:
+        numbers: int64 [R], which rows of the rollout they are.
+        prompt: [R].
+        seed: int64 [R], of the noise of this step.
+        ids: int64 [R, L], their states.
+        asked: bool [R, L], where predictions are wanted.
+        allowed: bool [R, L], which positions may be committed.
+    """
+
+    numbers: Tensor
+    prompt: TensorDictBase
+    seed: Tensor
+    ids: Tensor
+    asked: Tensor
+    allowed: Tensor
+
+    def part(self, rows: slice | Tensor) -> Rows:
+        """Returns some of the rows, by slice or by index int64 [n]."""
+        numbers, ids, asked, allowed = (taken(v, rows) for v in (self.numbers, self.ids, self.asked, self.allowed))
+        prompt = self.prompt[rows] if isinstance(rows, slice) else rows_of(self.prompt, rows)
+        return Rows(numbers, prompt, self.seed[rows], ids, asked, allowed)
+
+
+class Predicted(NamedTuple):
+    """Some rows at a denoising step, and what the policy's body says of them.
+
+    Attributes:
+        rows: the rows.
+        features: [N, D], at the positions ``rows.asked``.
+        behind: bool [R, L] on the CPU, the masked positions behind the block.
+        source: what greedy completions find their tokens from there, see ``samplers.one_step.Waiting``; empty where
+            they are not wanted, or need no more than what was asked for.
+    """
+
+    rows: Rows
+    features: Tensor
+    behind: Tensor
+    source: Tensor | TensorDictBase
+
+    def part(self, index: Tensor) -> Predicted:
+        """Returns some of the rows, which may repeat: int64 [n] on the CPU."""
+        device, source = self.features.device, self.source
+        rows, features = (
+            self.rows.part(on_device(index, device)),
+            self.features[on_device(_inside(self.rows.asked, index), device)],
+        )
+        if not isinstance(source, Tensor):
+            source = rows_of(source, on_device(index, device))
+        elif len(source):
+            source = source[on_device(_inside(self.behind, index), device)]
+        return Predicted(rows, features, self.behind[index], source)
+
+
+def _inside(positions: Tensor, index: Tensor) -> Tensor:
+    """Returns which of N positions, bool [R, L] in row-major order, are those of rows int64 [n] on the CPU, in turn."""
+    counts = on_host(positions).sum(-1)
+    begin, wanted = (counts.cumsum(0) - counts)[index], counts[index]
+    shift = begin - (wanted.cumsum(0) - wanted)
+    return torch.arange(int(wanted.sum())) + shift.repeat_interleave(wanted)
 
 
 class Recorder:
@@ -67,13 +135,13 @@ class Recorder:
         """Returns whether this key is to be recorded."""
         return key in self.keys
 
-    def put(self, key: Key, step: int, rows: Tensor, values: Tensor) -> None:
-        """Stores values [R, ...] of a step of ``rows`` (int64 [R]), if the key has an array."""
+    def put(self, key: Key, step: int | Tensor, rows: Tensor, values: Tensor) -> None:
+        """Stores values [R, ...] of a step of ``rows`` (int64 [R]), if the key has an array; ``step``: or int64 [R]."""
         if key in self.out:
             stored = self.out[key]
             stored[rows, step] = values.to(stored.dtype)
 
-    def put_step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
+    def put_step(self, step: int | Tensor, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
         """Stores count, entropy and log-probabilities of a decision that was made in the states of ``view``."""
         committed = decision.committed
         (row, position), index = places(committed), view.where(committed)
@@ -111,7 +179,7 @@ class Recorder:
         self._put_tokens(found, step, rows, view, committed, row)
 
     def _put_tokens(
-        self, found: Mapping[Key, Tensor], step: int, rows: Tensor, view: View, committed: Tensor, row: Tensor
+        self, found: Mapping[Key, Tensor], step: int | Tensor, rows: Tensor, view: View, committed: Tensor, row: Tensor
     ) -> None:
         """Stores log-probabilities [n] of the committed tokens, by position or summed by step; ``row``: [n]."""
         for key, values in found.items():
@@ -122,9 +190,11 @@ class Recorder:
                 else:
                     self.out[key][rows] = self.out[key][rows].masked_scatter(committed, least)
 
-    def commit(self, step: int, rows: Tensor, positions: Tensor) -> None:
-        """Stores that positions (bool [R, L]) of ``rows`` are final from this step on."""
-        self.out[COMMIT_STEP][rows] = self.out[COMMIT_STEP][rows].masked_fill(positions, step)
+    def commit(self, step: int | Tensor, rows: Tensor, positions: Tensor) -> None:
+        """Stores that positions (bool [R, L]) of ``rows`` are final from this step, or these (int64 [R]), on."""
+        stored = self.out[COMMIT_STEP]
+        when = step.to(stored.dtype)[:, None] if isinstance(step, Tensor) else step
+        stored[rows] = torch.where(positions, when, stored[rows])
 
     def select_arrays(self, index: Tensor) -> None:
         """Replaces the rows of all arrays by those at ``index`` (int64 [n]), which may repeat or leave out rows."""
@@ -173,14 +243,16 @@ class MaskRecorder(Recorder):
         self.ids = taken(self.ids, index)
         self.select_arrays(index)
 
-    def greedy_behind(self, step: int, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase) -> None:
+    def greedy_behind(
+        self, step: int | Tensor, rows: Tensor, positions: Tensor, source: Tensor | TensorDictBase
+    ) -> None:
         """Takes note of what greedy completions of ``rows`` lack behind the block; as ``BehindTheBlock.add``."""
         if self._behind is None:
             self._behind = BehindTheBlock(self.policy, self.out, self.may_choose)
         self._behind.add(step, rows, positions, source, self.ids)
 
-    def step(self, step: int, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
-        """Applies a decision to ``rows`` and records it."""
+    def step(self, step: int | Tensor, rows: Tensor, view: View, decision: Decision, log_prob: Tensor) -> None:
+        """Applies a decision to ``rows`` and records it, as taken in a step of all, or of each (int64 [R])."""
         self.ids[rows] = torch.where(decision.committed, decision.tokens, self.ids[rows])
         host = on_host(self.ids)
         if host is not self.ids:

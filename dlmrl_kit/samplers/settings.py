@@ -24,6 +24,7 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
+from dlmrl_kit.step_schedules.base import StepSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -114,3 +115,18 @@ class DecodingSettings(Component):
         twin = copy.copy(self)
         twin.behaviour = replace(self.behaviour, temperature=temperature) if temperature else Behaviour(0.0)
         return twin
+
+
+def check_tokens_per_step(sampler: object, value: int | StepSchedule) -> None:
+    """Refuses a number of positions per step below 1.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    check(
+        isinstance(value, StepSchedule) or value >= 1,
+        sampler,
+        "tokens_per_step",
+        value,
+        "at least 1, or a step schedule",
+    )

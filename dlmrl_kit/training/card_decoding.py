@@ -13,6 +13,7 @@ from dlmrl_kit.policies.families.masked_lm import MaskedLMPolicy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.confidence_threshold import ConfidenceThreshold
+from dlmrl_kit.samplers.continuous import Continuous
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -77,6 +78,8 @@ def decoding_without_the_kit(policy: TransformersPolicy, sampler: Sampler) -> st
         policy: the model of the card.
         sampler: of its training.
     """
+    if isinstance(sampler, Continuous):
+        sampler = sampler.sampler  # whose tokens are the same
     own_class = type(policy) in (TransformersPolicy, MaskedLMPolicy)
     if policy.layout is not None or not own_class or policy.block_size is not None or policy.noise != "mask":
         return (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.rollouts import sampler_of
+from support.rollouts import OF_ANOTHER, sampler_of
 
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.advantages.group_z_score import GroupZScore
@@ -311,6 +311,8 @@ def test_reinforce_exact_is_unbiased_with_every_sampler(name: str) -> None:
 
 
 def _fitting(sampler: str) -> list[str]:
+    if sampler in OF_ANOTHER:
+        return [f"{sampler}.sampler = @LowConfidence()"]
     return ["ConfidenceThreshold.threshold = 0.6"] if sampler == "ConfidenceThreshold" else []
 
 

@@ -12,7 +12,7 @@ from support.device_waits import counted
 from support.family_cases import CASES
 from support.other_device import context, other_device
 from support.policies import tiny_policy
-from support.rollouts import prompts
+from support.rollouts import OF_ANOTHER, prompts
 from support.seeds import seeded
 
 from dlmrl_kit.caches.base import Cache
@@ -24,13 +24,16 @@ from dlmrl_kit.core.trajectory import beside, bring, on_device, on_host, places,
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.catalogue import components, find
 from dlmrl_kit.samplers.base import Sampler
+from dlmrl_kit.samplers.continuous import Continuous
 from dlmrl_kit.samplers.mask import MaskSampler
+from dlmrl_kit.samplers.speculative import Speculative
 from dlmrl_kit.selectors.top_k import EntropyTopK
 from dlmrl_kit.step_schedules.even_steps import EvenSteps
 
 LENGTH, BLOCK, ROWS = 12, 4, 5
 KEYS: tuple[Key, ...] = (STEP_GREEDY_IDS, STEP_MODEL_LOG_PROB, STEP_MODEL_ENTROPY)
-SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and issubclass(c.cls, MaskSampler)]
+KIT = [c for c in components("sampler") if c.package == "dlmrl_kit" and issubclass(c.cls, MaskSampler)]
+SAMPLERS = [c.name for c in KIT if c.name not in OF_ANOTHER]
 TOGETHER = {"LowConfidence", "TemperedLowConfidence", "DynamicLowConfidence"}
 """These draw tokens before they choose positions: the host asks for both at once. All others choose positions first."""
 OF_TRANSFORMERS = {"bert": 1, "modernbert": 2}
@@ -83,6 +86,18 @@ def test_a_step_waits_once_or_twice(name: str) -> None:
     steps = waits(make(name), ending())
     assert len(steps) >= 3
     assert {len(step) for step in steps} == {1 if name in TOGETHER else 2}, max(steps, key=len)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", USUAL)
+def test_what_it_runs_row_by_row_adds_no_wait(name: str) -> None:
+    """A guess waits as a step does: the host must know what was drawn to run the state."""
+    own = 1 if name in TOGETHER else 2
+    for states in (None, 3):
+        steps = waits(Continuous(make(name), states), ending())
+        assert {len(step) for step in steps} == {own}, max(steps, key=len)
+    found = waits(Speculative(make(name), 1), ending())
+    assert max(len(step) for step in found) <= own * 4  # two steps of rows, and a guess after each
 
 
 REDRAWING = [

@@ -25,13 +25,16 @@ STATE_SCORE = (RandomOrder, EntropyOrder, MarginOrder, LeftToRight, ConfidenceTh
 SAMPLERS: tuple[type[Sampler], ...] = (LowConfidence, PlackettLuceOrder, *STATE_SCORE)
 
 
+OF_ANOTHER = ("Continuous", "Speculative")
+"""Samplers that take another one as a setting, and sample what it does: tests/samplers/test_continuous.py."""
 ALIKE = ("TemperedLowConfidence", "TemperedEntropyOrder", "TemperedMarginOrder")
 """Samplers that differ from another one, which every run tries, in what they rank by."""
 
 
 def members(names: Iterable[str]) -> list[Any]:
-    """Parameters for a test: the samplers in ``ALIKE`` are left to the thorough run."""
-    return [pytest.param(name, marks=pytest.mark.thorough) if name in ALIKE else name for name in names]
+    """Parameters for a test: the samplers in ``ALIKE`` and ``OF_ANOTHER`` are left to the thorough run."""
+    late = (*ALIKE, *OF_ANOTHER)
+    return [pytest.param(name, marks=pytest.mark.thorough) if name in late else name for name in names]
 
 
 def make(cls: type[Sampler], length: int, tokens_per_step: int = 1, **options: Any) -> Sampler:

@@ -51,8 +51,12 @@ TINY = {
     "Sudoku4x4.cells_weight": "0.7",
 }
 """Four updates of two prompts with three samples each; 7 examples, so that passes end within an update."""
-TOGETHER = {"vrpo": {"Trainer.group_size": "2"}}
-"""Sizes of what makes the samples of a prompt together: the sampler says how many."""
+NEEDED = {
+    "vrpo": {"Trainer.group_size": "2"},
+    "sampler=Continuous": {"Continuous.sampler": "@LowConfidence()", "Continuous.states": "4"},
+    "sampler=Speculative": {"Speculative.sampler": "@LowConfidence()"},
+}
+"""What recipes and swaps need besides: how many samples a sampler makes together, or which one it is for."""
 
 NO_COUNT = {
     *(f"sampler={name}" for name in ("BernoulliOrder", "ConfidenceThreshold", "EntropyBoundRenoising", "TokenEditing"))
@@ -96,7 +100,8 @@ def recipe(name: str = "egspo_sa", sets: Iterable[str] = (), uses: Iterable[str]
     sets, uses = list(sets), list(uses)
     given = {binding.split("=")[0].strip() for binding in sets}
     small = dict(TINY)
-    small |= TOGETHER.get(name, {})
+    for part in (name, *uses):
+        small |= NEEDED.get(part, {})
     if not any(use.startswith("policy=") for use in uses):
         small["Pretrained.path"] = repr(model_path())
     if NO_COUNT & {*uses, name}:

@@ -60,6 +60,8 @@ CONFIGURED = [
     TokenKLK3(0.01, "old", FixedLength()),
 ]
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "Continuous": {"sampler": LowConfidence(12, 2), "states": 5},
+    "Speculative": {"sampler": LowConfidence(12, 2)},
     "OneUpdateBehind": {"collector": Here()},
     "ReasoningGym": {"dataset": "chain_sum"},
     "Mixture": {"tasks": [Sudoku4x4(num_train=40), Countdown(num_train=40)]},

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.pretraining import tiny
-from support.rollouts import members
+from support.rollouts import OF_ANOTHER, members
 from support.runs import build, model_path, new_run, recipe
 
 from dlmrl_kit.core.checksums import CHECKSUMS
@@ -40,8 +40,8 @@ def test_pass_at_k_counts_subsets() -> None:
             assert pass_at_k(solved, samples, k) == pytest.approx(expected, abs=1e-12)
 
 
-OFFLINE = "PreferencePairs"  # decodes with another sampler: tests/samplers/test_preference_pairs.py
-SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name != OFFLINE]
+OTHERS = ("PreferencePairs", *OF_ANOTHER)  # decode with another sampler: tests/samplers has their tests
+SAMPLERS = [c.name for c in components("sampler") if c.package == "dlmrl_kit" and c.name not in OTHERS]
 
 
 @pytest.mark.parametrize("sampler", members(SAMPLERS))
