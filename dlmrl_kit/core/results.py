@@ -29,7 +29,8 @@ def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
     shrink = 1 + _Z95**2 / count
     centre = (proportion + _Z95**2 / (2 * count)) / shrink
     half = _Z95 * math.sqrt(proportion * (1 - proportion) / count + _Z95**2 / (4 * count**2)) / shrink
-    return (max(0.0, centre - half), min(1.0, centre + half))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return (min(low, proportion), max(high, proportion))  # by rounding it would leave out 0 and 1
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ def test_no_engine(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["sampler=Tree", "sampler=EntropyBoundRenoising", "vrpo"])
+@pytest.mark.parametrize("name", ["sampler=EntropyBoundRenoising", "vrpo"])
 def test_samplers_that_the_protocol_has_no_fields_for(name: str, tmp_path: Path) -> None:
     kind = {"uses": [name]} if "=" in name else {"name": name}
     run = new_run(tmp_path, **kind)  # type: ignore[arg-type]

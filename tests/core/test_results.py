@@ -26,6 +26,11 @@ def test_wilson_interval_against_scipy(solved: int, size: int, low: float, high:
     assert wilson_interval(solved / size, size) == pytest.approx((low, high), abs=1e-12)
 
 
+@pytest.mark.parametrize("size", range(1, 500, 7))
+def test_wilson_interval_contains_what_was_measured(size: int) -> None:
+    assert (wilson_interval(0.0, size)[0], wilson_interval(1.0, size)[1]) == (0.0, 1.0)
+
+
 def test_wilson_interval_of_nothing() -> None:
     assert wilson_interval(0.0, 0) == (0.0, 1.0)
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.errors import CheckpointError, UserError
 from dlmrl_kit.experiments.forwards import count_forwards, forwards_per_update
+from dlmrl_kit.experiments.referee.again import do_again
 from dlmrl_kit.experiments.referee.entries import make_entries
 from dlmrl_kit.experiments.referee.report import write_report
 from dlmrl_kit.experiments.referee.run import CompareObserver, compare, stored_question
@@ -303,6 +304,7 @@ def test_another_checkout_goes_on_with_a_comparison(tmp_path: Path, monkeypatch:
         "recipes/own-egspo_sa.gin",
     }
     assert str(tmp_path) not in Path("out/comparison.json").read_text()
+    assert do_again(Path("out"), "own/egspo/1").same
 
 
 @fake

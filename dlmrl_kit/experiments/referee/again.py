@@ -104,4 +104,4 @@ def _from_here(text: str, folder: Path) -> str:
         path = os.path.normpath(folder.absolute() / found[1])
         return f"'{path}'" if os.path.exists(path) else found[0]
 
-    return re.sub(r"'([^'/]*/[^']*)'", absolute, text)
+    return re.sub(r"'(\.\.?|[^'/]*/[^']*)'", absolute, text)
