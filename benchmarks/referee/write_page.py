@@ -9,7 +9,6 @@ From the root of the repository::
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
 
 from dlmrl_kit.experiments.referee.report import Report, rank_table, read_report, task_table
@@ -88,11 +87,10 @@ def written(text: str, found: dict[str, str]) -> str:
     """Returns the page with what stands between each pair of markers replaced."""
     for name, block in found.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
-        text, count = re.subn(
-            f"({re.escape(start)}).*?({end})", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.S
-        )
-        if count != 1:
-            raise SystemExit(f"{PAGE} has {count} places for {name!r}, not 1")
+        if text.count(start) != 1:
+            raise SystemExit(f"{PAGE} has {text.count(start)} places for {name!r}, not 1")
+        head, _, rest = text.partition(start)
+        text = f"{head}{start}{block}\n{end}{rest.partition(end)[2]}"
     return text
 
 
@@ -109,8 +107,9 @@ def draw(report: Report) -> None:
         axes.scatter([bias], [mean], color="C0", zorder=2)
         labels.setdefault((round(bias, 1), round(2 * mean)), ((bias, mean), []))[1].append(recipe)
     for (bias, mean), names in labels.values():
-        side, place = ("right", (-6, 2)) if bias > 0.9 else ("left", (6, 2))
-        axes.annotate(", ".join(names), (bias, mean), place, textcoords="offset points", ha=side, fontsize=7)
+        place = (12, 2) if len(names) > 1 else (6, 2)
+        axes.annotate(", ".join(names), (bias, mean), place, textcoords="offset points", fontsize=7)
+    axes.set_xlim(-0.05, 1.35)
     axes.invert_yaxis()
     axes.set(xlabel="relative bias of the gradient after scale (audit)", ylabel="mean rank, 95% interval (1 is best)")
     figure.savefig(RESULTS / "bias.png", dpi=120)
