@@ -66,8 +66,11 @@ def lacking(uses: list[str], refusal: str) -> bool:
 
 
 def build(uses: list[str]) -> Algorithm:
-    free = {"sampler=BernoulliOrder", "sampler=ConfidenceThreshold", "sampler=TokenEditing"} & {*uses}
+    of_another = {"sampler=Continuous", "sampler=Speculative"} & {*uses}
+    free = {"sampler=BernoulliOrder", "sampler=ConfidenceThreshold", "sampler=TokenEditing", *of_another} & {*uses}
     sets = [b for b in TINY if not (b.startswith("Sampler.tokens") and free)]  # they decide themselves
+    for use in of_another:
+        sets += [f"{use.partition('=')[2]}.sampler = @LowConfidence()", "LowConfidence.tokens_per_step = 4"]
     recipe = load_recipe("egspo", uses=["policy=CharacterLlama", "logger=none", *uses], sets=sets)
     algorithm = recipe.build()
     assert isinstance(algorithm, Algorithm)
