@@ -28,6 +28,7 @@ from dlmrl_kit.cli.sample import sample_command
 from dlmrl_kit.cli.serve import serve_command
 from dlmrl_kit.cli.several import in_one_process
 from dlmrl_kit.cli.show import show_command
+from dlmrl_kit.cli.steps import steps_command
 from dlmrl_kit.cli.tokenizer import tokenizer_command
 from dlmrl_kit.cli.trace import trace_command
 from dlmrl_kit.cli.train import train_command
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "show": show_command,
     "check": check_command,
     "audit": audit_command,
+    "steps": steps_command,
     "profile": profile_command,
     "serve": serve_command,
     "doctor": doctor_command,

@@ -51,7 +51,7 @@ sys.stderr.write(str([name for name in {HEAVY} if name in sys.modules]))
     "command",
     [
         *("train", "eval", "trace", "sample", "chat", "pretrain", "ablate"),
-        *("list", "show", "check", "audit", "profile", "doctor"),
+        *("list", "show", "check", "audit", "steps", "profile", "doctor"),
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:

@@ -143,7 +143,7 @@ def test_other_commands_run_in_one_process(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     needed: dict[str, list[str]] = {
-        name: ["egspo"] for name in ("audit", "check", "show", "eval", "trace", "sample", "chat", "plot")
+        name: ["egspo"] for name in ("audit", "check", "show", "eval", "trace", "sample", "chat", "plot", "steps")
     }
     needed["tokenizer"] = ["pretrain_sudoku4x4", "--out", "nowhere"]
     needed["compare"] = ["egspo", "d1", "--forwards", "9", "--out", "nowhere"]

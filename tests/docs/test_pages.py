@@ -51,6 +51,7 @@ PAGES = [
 SMALL = {
     "train": ["Trainer.updates=2", "Trainer.prompts_per_update=2", "Trainer.group_size=2", "Trainer.eval_size=8"],
     "eval": ["Sudoku4x4.num_heldout=16"],
+    "steps": ["Trainer.prompts_per_update=2", "Trainer.group_size=2", "Sudoku4x4.num_train=16"],
     "profile": ["Trainer.prompts_per_update=2", "Trainer.group_size=2", "Sudoku4x4.num_train=16"],
     "pretrain": ["MaskedDiffusion.steps=2", "MaskedDiffusion.eval_size=4", "Sudoku4x4.num_pretrain=16"],
 }
@@ -100,6 +101,7 @@ def run(line: str, expected_error: str | None, *, own_data: bool = False) -> Non
         pytest.param("quickstart", marks=pytest.mark.thorough),
         pytest.param("compose-an-algorithm", marks=pytest.mark.thorough),
         pytest.param("command-line", marks=pytest.mark.thorough),
+        pytest.param("steps", marks=pytest.mark.thorough),
         pytest.param("many-processes", marks=pytest.mark.thorough),
     ],
 )
