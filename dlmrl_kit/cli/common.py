@@ -131,6 +131,11 @@ def resolved_recipe(recipe: str, sets: list[str] | None, uses: list[str] | None,
     return load_recipe(recipe, sets=sets or (), uses=uses or (), allow_imports=allow_imports)
 
 
+def listed(given: list[str] | None) -> list[str]:
+    """Returns the entries of an option that is repeated, or takes several separated by commas."""
+    return [entry.strip() for text in given or [] for entry in text.split(",") if entry.strip()]
+
+
 def print_notes(recipe: Recipe) -> None:
     """Prints what loading a recipe left out and why, on standard error."""
     for note in recipe.notes:

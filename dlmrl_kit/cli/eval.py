@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, new_console, print_json, refuse
+from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, listed, new_console, print_json, refuse
 from dlmrl_kit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ def eval_command(
 
     grid = Grid(
         models=paths,
-        recipes=_listed(recipe),
-        tasks=_listed(task),
-        samplers=_listed(sampler),
-        lengths=[_whole(text) for text in _listed(length)],
-        steps=_listed(steps),
+        recipes=listed(recipe),
+        tasks=listed(task),
+        samplers=listed(sampler),
+        lengths=[_whole(text) for text in listed(length)],
+        steps=listed(steps),
         split=split,
         size=size,
         temperature=temperature,
@@ -168,11 +168,6 @@ def _evaluate_one(grid: Grid, as_json: bool) -> None:
     console = new_console()
     console.print(table_of_evaluation(result))
     console.print(table_of_samples(result.samples))
-
-
-def _listed(given: list[str] | None) -> list[str]:
-    """Returns the entries of an option that is repeated, or takes several separated by commas."""
-    return [entry.strip() for text in given or [] for entry in text.split(",") if entry.strip()]
 
 
 def _whole(text: str) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, new_console, print_json
+from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, listed, new_console, print_json
 
 
 def steps_command(
@@ -46,11 +46,10 @@ def steps_command(
     from dlmrl_kit.experiments.step_files import write_steps
     from dlmrl_kit.experiments.step_measures import measure_steps
 
-    names = [name.strip() for text in selectors or [] for name in text.split(",") if name.strip()]
     report = measure_steps(
         path,
         recipe=recipe,
-        selectors=names,
+        selectors=listed(selectors),
         batches=batches,
         sets=sets or (),
         uses=uses or (),

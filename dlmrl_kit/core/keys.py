@@ -1,8 +1,7 @@
 """The keys of a trajectory, each with its dtype, shape and meaning. All code takes the names of keys from here.
 
 Shape letters: B samples, P prompt positions, L completion positions, T denoising steps, K selected segments, C
-committed positions of a step, V vocabulary, D whatever else a key of a plugin
-counts.
+committed positions of a step, V vocabulary, D whatever else a key of a plugin counts.
 """
 
 from __future__ import annotations

@@ -58,6 +58,18 @@ class Manifest:
 
         return read_json(path, parse, f"it describes no {self.what}; choose another --out")
 
+    def required(self, folder: Path) -> dict[str, Any]:
+        """Reads the file as ``stored``.
+
+        Raises:
+            UserError: there is none.
+            CheckpointError: it is damaged.
+        """
+        stored = self.stored(folder)
+        if stored is None:
+            raise UserError(f"{folder} holds no {self.what} ({self.file} is missing)")
+        return stored
+
 
 def check_folder(folder: Path, manifest: Manifest) -> None:
     """Checks that a folder is free, or holds an experiment of this kind.
@@ -135,6 +147,19 @@ def portable(text: str, folder: Path) -> str:
         return f"'{_relative(found[1], folder)}'" if os.path.exists(found[1]) else found[0]
 
     return re.sub(r"'(/[^']+)'", written, text)
+
+
+def located(text: str, folder: Path) -> str:
+    """Returns a resolved recipe whose paths count from the folder of an experiment with absolute ones.
+
+    Undoes ``portable``.
+    """
+
+    def absolute(found: re.Match[str]) -> str:
+        path = os.path.normpath(folder.absolute() / found[1])
+        return f"'{path}'" if os.path.exists(path) else found[0]
+
+    return re.sub(r"'(\.\.?|[^'/]*/[^']*)'", absolute, text)
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -87,10 +87,8 @@ class Predicted(NamedTuple):
     def part(self, index: Tensor) -> Predicted:
         """Returns some of the rows, which may repeat: int64 [n] on the CPU."""
         device, source = self.features.device, self.source
-        rows, features = (
-            self.rows.part(on_device(index, device)),
-            self.features[on_device(_inside(self.rows.asked, index), device)],
-        )
+        rows = self.rows.part(on_device(index, device))
+        features = self.features[on_device(_inside(self.rows.asked, index), device)]
         if not isinstance(source, Tensor):
             source = rows_of(source, on_device(index, device))
         elif len(source):

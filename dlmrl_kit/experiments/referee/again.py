@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +10,9 @@ from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.experiments.design import Variant
+from dlmrl_kit.experiments.folder import located
 from dlmrl_kit.experiments.partial_settings import seed_key_of
-from dlmrl_kit.experiments.referee.outcomes import Outcome, curve_of, run_digest
+from dlmrl_kit.experiments.referee.outcomes import Outcome, measured, run_digest
 from dlmrl_kit.experiments.referee.records import RUNS, read_outcomes
 from dlmrl_kit.experiments.referee.run import HOLDS
 from dlmrl_kit.experiments.runs import RECIPES, AblationObserver, Scheduler, jobs_of
@@ -57,9 +56,7 @@ def do_again(
     Raises:
         UserError: the folder holds no such run, its recipe means something else by now, or the run fails.
     """
-    stored = HOLDS.stored(folder)
-    if stored is None:
-        raise UserError(f"{folder} holds no comparison ({HOLDS.file} is missing)")
+    stored = HOLDS.required(folder)
     before = _outcome(folder, name)
     variant_name, text = next(
         (variant["folder"], "\n".join(variant["recipe"]) + "\n")
@@ -67,7 +64,7 @@ def do_again(
         if before.run == f"{variant['folder']}-seed-{before.seed}"
     )
     with tempfile.TemporaryDirectory(prefix="dlmrl-again-") as work:
-        made = _variant(Path(work), variant_name, _from_here(text, folder), before.seed, allow_imports)
+        made = _variant(Path(work), variant_name, located(text, folder), before.seed, allow_imports)
         (job,) = jobs_of([made], [before.seed], Path(work))
         if run_digest(job, folder) != before.digest:
             raise RecipeError(f"the recipe of {name} means something else in this version: its digest is another one")
@@ -78,7 +75,7 @@ def do_again(
         scheduler.run([job])
         if job.status != "finished":
             raise UserError(f"the run of {name} failed: {job.error}")
-        return Again(before, replace(before, curve=curve_of(job.folder)[0]))
+        return Again(before, replace(before, curve=measured(job.folder).curve))
 
 
 def _outcome(folder: Path, name: str) -> Outcome:
@@ -95,13 +92,3 @@ def _variant(work: Path, name: str, text: str, seed: int, allow_imports: bool) -
     recipe = load_recipe(path, sets=[f"{seed_key} = {seed}"], allow_imports=allow_imports)
     updates = recipe.build_algorithm().trainer.updates
     return Variant(name, name, "", recipe, seed_key, {seed: recipe.text(header=False)}, updates=updates)
-
-
-def _from_here(text: str, folder: Path) -> str:
-    """Returns a recipe whose paths count from the folder of a comparison with absolute ones; undoes ``portable``."""
-
-    def absolute(found: re.Match[str]) -> str:
-        path = os.path.normpath(folder.absolute() / found[1])
-        return f"'{path}'" if os.path.exists(path) else found[0]
-
-    return re.sub(r"'(\.\.?|[^'/]*/[^']*)'", absolute, text)

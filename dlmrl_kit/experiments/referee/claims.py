@@ -14,7 +14,7 @@ from dlmrl_kit.experiments.aggregate import Estimate
 from dlmrl_kit.experiments.evaluation_files import percent
 from dlmrl_kit.experiments.referee.outcomes import Outcome
 from dlmrl_kit.experiments.referee.spec import Claim
-from dlmrl_kit.experiments.referee.statistics import SAME, detectable
+from dlmrl_kit.experiments.referee.statistics import SAME, detectable, deviation, mean
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 TITLES = ("claim", "task", "better", "worse", "by", "verdict", "difference", "low", "high", "pairs", "detectable")
@@ -55,17 +55,12 @@ def _verdict(claim: Claim, task: str, finals: dict[tuple[str, str, int], float],
         for seed in seeds
         if (task, claim.worse, seed) in finals
     ]
-    if len(pairs) < 2:
-        return Verdict(claim, task, Estimate(pairs[0] if pairs else None, None, None, len(pairs)), UNKNOWN, None)
-    import numpy as np
-    from scipy.stats import t
-
-    centre = math.fsum(pairs) / len(pairs)
-    error = float(np.std(pairs, ddof=1)) / math.sqrt(len(pairs))
-    half = float(t.ppf((1 + level) / 2, len(pairs) - 1)) * error
-    verdict = HOLDS if centre - half > claim.by else FAILS if centre + half <= claim.by else UNKNOWN
-    shown = None if error * math.sqrt(len(pairs)) < SAME else detectable(len(pairs), level) * error
-    return Verdict(claim, task, Estimate(centre, centre - half, centre + half, len(pairs)), verdict, shown)
+    difference, spread = mean(pairs, level), deviation(pairs)
+    if difference.low is None or difference.high is None or spread is None:  # fewer than two pairs
+        return Verdict(claim, task, difference, UNKNOWN, None)
+    verdict = HOLDS if difference.low > claim.by else FAILS if difference.high <= claim.by else UNKNOWN
+    shown = None if spread < SAME else detectable(len(pairs), level) * spread / math.sqrt(len(pairs))
+    return Verdict(claim, task, difference, verdict, shown)
 
 
 def claims_table(found: Sequence[Verdict]) -> list[list[str]]:

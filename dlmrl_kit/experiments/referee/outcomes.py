@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dlmrl_kit.core.results import wilson_interval
 from dlmrl_kit.experiments.folder import portable
@@ -85,16 +87,16 @@ class Outcome:
 
 def outcome_of(entry: Entry, point: int, job: Job, folder: Path) -> Outcome:
     """Reads what a run of a comparison, in ``folder``, came to."""
-    curve, size = curve_of(job.folder)
+    found = measured(job.folder)
     return Outcome(
         entry.task,
         entry.recipe,
         job.seed,
         settings="; ".join(entry.points[point]),
         status=job.status,
-        size=size,
-        curve=curve,
-        seconds=_seconds(job.folder, curve[-1].update) if curve else None,
+        size=found.size,
+        curve=found.curve,
+        seconds=found.seconds,
         run=run_name(job),
         digest=run_digest(job, folder),
     )
@@ -115,11 +117,19 @@ def run_digest(job: Job, folder: Path) -> str:
     return hashlib.sha256(portable(job.variant.texts[job.seed], folder).encode()).hexdigest()[:16]
 
 
-def curve_of(folder: Path) -> tuple[tuple[Point, ...], int]:
-    """Reads the evaluations of a run folder, and on how many examples they are; () and 0 where there are none."""
+class Measured(NamedTuple):
+    """What was measured in a run; attributes as of ``Outcome``."""
+
+    curve: tuple[Point, ...] = ()
+    size: int = 0
+    seconds: float | None = None
+
+
+def measured(folder: Path) -> Measured:
+    """Reads what was measured in a run from its folder; nothing where it was not evaluated yet."""
     path = folder / EVALUATIONS
     if not path.is_file():
-        return (), 0
+        return Measured()
     metrics = read_metrics(folder)
     results = sorted(read_evaluations(path).items())
     chosen_on = read_evaluations(folder / VALIDATIONS) if (folder / VALIDATIONS).is_file() else {}
@@ -128,7 +138,7 @@ def curve_of(folder: Path) -> tuple[tuple[Point, ...], int]:
     def total(name: str, updates: int) -> float:
         return sum(value for update, value in spent[name].items() if update < updates)
 
-    return tuple(
+    curve = tuple(
         Point(
             update,
             total("rollout", update) + total("update", update),
@@ -138,10 +148,10 @@ def curve_of(folder: Path) -> tuple[tuple[Point, ...], int]:
             chosen_on[update].accuracy if update in chosen_on else None,
         )
         for update, result in results
-    ), results[0][1].size
+    )
+    return Measured(curve, results[0][1].size, _seconds(dict(metrics.get("cpu_seconds", [])), curve[-1].update))
 
 
-def _seconds(folder: Path, updates: int) -> float | None:
+def _seconds(of_updates: Mapping[int, float], updates: int) -> float | None:
     """Adds up the CPU's seconds of the updates before an evaluation; None where one has none."""
-    measured = dict(read_metrics(folder).get("cpu_seconds", []))
-    return sum(measured[update] for update in range(updates)) if measured.keys() >= {*range(updates)} else None
+    return sum(of_updates[update] for update in range(updates)) if of_updates.keys() >= {*range(updates)} else None

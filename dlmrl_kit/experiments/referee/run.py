@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.results import RunObserver
 from dlmrl_kit.core.run_folder import one_writer
 from dlmrl_kit.experiments.folder import Manifest, check_folder, check_run, open_folder, runs_at_once
@@ -84,11 +83,8 @@ def stored_question(folder: Path) -> tuple[str, int, tuple[Claim, ...]]:
     Raises:
         UserError: it holds none.
     """
-    stored = HOLDS.stored(folder)
-    if stored is None:
-        raise UserError(f"{folder} holds no comparison ({HOLDS.file} is missing)")
-    asked = stored["design"]["comparison"]
-    claims = tuple(Claim(**claim) for claim in stored["design"].get("claims", ()))
+    design = HOLDS.required(folder)["design"]
+    asked, claims = design["comparison"], tuple(Claim(**claim) for claim in design.get("claims", ()))
     return label_of(asked["base"]), int(asked["forwards"]), claims
 
 

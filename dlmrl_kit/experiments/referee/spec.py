@@ -117,13 +117,14 @@ class Spec:
     def _check_names(self) -> None:
         names = [algorithm.name for algorithm in self.algorithms]
         tasks = [task.name for task in self.tasks]
-        for what, own in (("recipe", self.recipes), ("task", tasks)):
+        for own, told in (
+            (self.recipes, "the recipe {} is named twice"),
+            (tasks, "the task {} is named twice"),
+            (names, "two algorithms are named {}: rename a variant, or the file of a recipe"),
+        ):
             twice = [name for name in own if own.count(name) > 1]
             if twice:
-                raise UserError(f"the {what} {twice[0]} is named twice")
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise UserError(f"two algorithms are named {twice[0]}: rename a variant, or the file of a recipe")
+                raise UserError(told.format(twice[0]))
         for what, own in (("task", tasks), ("variant", [variant.name for variant in self.variants])):
             for name in own:
                 if not re.fullmatch(r"\w[\w.+ -]*", name):  # files are named after it

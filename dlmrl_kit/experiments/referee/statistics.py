@@ -71,18 +71,17 @@ class Row:
     difference: Difference | None
 
 
-def mean(values: Sequence[float]) -> Estimate:
-    """Returns the mean of values with Student's 95% interval."""
-    import numpy as np
+def mean(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Returns the mean of values with Student's interval, by default at 95%."""
     from scipy.stats import t
 
     if not values:
         return Estimate(None, None, None, 0)
     centre = math.fsum(values) / len(values)
-    if len(values) < 2:
+    spread = deviation(values)
+    if spread is None:
         return Estimate(centre, None, None, 1)
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(t.ppf(0.975, len(values) - 1)) * error
+    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * (spread / math.sqrt(len(values)))
     return Estimate(centre, centre - half, centre + half, len(values))
 
 
@@ -128,7 +127,7 @@ def _row(runs: Sequence[Outcome], base: Sequence[Outcome], name: str, budget: fl
         best=mean(best),
         area=mean([area(run.curve, budget) for run in counted]),
         half=mean([accuracy_at(run.curve, budget / 2) for run in counted]),
-        deviation=_deviation(finals),
+        deviation=deviation(finals),
         forwards=math.fsum(run.curve[-1].forwards for run in counted) / max(1, len(counted)),
         tokens=math.fsum(run.curve[-1].tokens for run in counted) / max(1, len(counted)),
         seconds=mean([run.seconds for run in counted if run.seconds is not None]).mean,
@@ -136,7 +135,8 @@ def _row(runs: Sequence[Outcome], base: Sequence[Outcome], name: str, budget: fl
     )
 
 
-def _deviation(values: Sequence[float]) -> float | None:
+def deviation(values: Sequence[float]) -> float | None:
+    """Returns the standard deviation of values, with n - 1; None for fewer than two."""
     import numpy as np
 
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -147,13 +147,13 @@ def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
 
     others = {run.seed: run.final for run in base if run.curve}
     pairs = [run.final - others[run.seed] for run in runs if run.seed in others]
-    value, deviation = mean(pairs), _deviation(pairs)
-    if deviation is None:
+    value, spread = mean(pairs), deviation(pairs)
+    if spread is None:
         return Difference(value, None, None)
-    if deviation < SAME:  # the test divides by it: few seeds and examples may differ alike by chance
+    if spread < SAME:  # the test divides by it: few seeds and examples may differ alike by chance
         equal = abs(value.mean or 0.0) < SAME
         return Difference(value, 1.0 if equal else 2.0 ** (1 - len(pairs)), 0.0 if equal else None)
-    shown = detectable(len(pairs)) * deviation / math.sqrt(len(pairs))
+    shown = detectable(len(pairs)) * spread / math.sqrt(len(pairs))
     return Difference(value, float(ttest_1samp(pairs, 0.0).pvalue), shown)
 
 
