@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 from support.fake_runs import launcher_of
+from typer.testing import CliRunner
 
 import dlmrl_kit.experiments.runs as scheduling
+from dlmrl_kit.cli.app import app
 from dlmrl_kit.experiments.referee.outcomes import Outcome, Point
 from dlmrl_kit.experiments.referee.records import RUNS, Records
+from dlmrl_kit.experiments.referee.run import CompareObserver
+from dlmrl_kit.experiments.referee.spec import Spec
+from dlmrl_kit.experiments.runs import Job
 
 FAKE_RUN = """
 import json, os, pathlib, sys
@@ -84,3 +92,48 @@ def files(folder: Path) -> dict[str, bytes]:
     """All that a comparison writes but the runs themselves, by name."""
     made = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.relative_to(folder).parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in made if not path.name.startswith(".")}
+
+
+fake = pytest.mark.usefixtures("fake_comparisons")
+FEW = ("Sudoku4x4.num_train=16", "Sudoku4x4.num_heldout=8", "Sudoku4x4.num_pretrain=16")
+GRID = {"Trainer.learning_rate": ("1e-4", "3e-4")}
+
+
+def spec(**changes: object) -> Spec:
+    given: dict[str, object] = {"recipes": ("egspo", "egspo_sa"), "base": "egspo", "forwards": 1050, "seeds": 2}
+    return Spec(**{**given, "sets": FEW, **changes})  # type: ignore[arg-type]
+
+
+def dlmrl(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["compare", *arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("draw_curves", "draw_differences"):
+        monkeypatch.setattr(f"dlmrl_kit.experiments.referee.report.{name}", lambda *_: None)
+
+
+class StopsAfter(CompareObserver):
+    """Ends a comparison, as Ctrl-C does, when so many runs have ended."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+
+    def on_status(self, job: Job) -> None:
+        self.runs -= job.status != "running"
+        if self.runs == 0:
+            raise KeyboardInterrupt
+
+
+def forget_runs(out: Path) -> set[str]:
+    """Leaves of a comparison what a repository holds of it; returns the runs that its tables name."""
+    for name in ("runs", "recipes"):
+        shutil.rmtree(out / name)
+    found = [out / name for name in ("runs.csv", "tuning.csv") if (out / name).exists()]
+    return {row["run"] for path in found for row in csv.DictReader(io.StringIO(path.read_text()))}
+
+
+def done_again(out: Path) -> set[str]:
+    return {f"{path.parent.parent.name}-{path.parent.name}" for path in out.glob("runs/*/*/attempts")}

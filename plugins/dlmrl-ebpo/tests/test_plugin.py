@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.report.algorithms_page import component_table, training_recipes
 from dlmrl_kit.testing import parametrize_with_checks
-from support.paths import ROOT
+from support.plugin_pages import assert_in_tables_of_algorithms
 
 from dlmrl_ebpo.components import BlockElbo
 
@@ -23,11 +22,7 @@ def test_the_recipe_is_found_by_its_name():
 
 
 def test_the_tables_of_algorithms_have_its_rows():
-    page = ROOT / "docs" / "algorithms.md"
-    text = page.read_text(encoding="utf-8")
-    assert "ebpo" in training_recipes()
-    assert component_table(["ebpo"], page).splitlines()[-1] in text
-    assert "| ebpo |" in text.partition("<!-- audit -->")[2]
+    assert_in_tables_of_algorithms("ebpo")
 
 
 @pytest.mark.parametrize("block_length", [0, -1])

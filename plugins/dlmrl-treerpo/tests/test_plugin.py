@@ -7,10 +7,9 @@ import torch
 from dlmrl_kit.audit import Problem, audit_algorithm, exact_estimator
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.report.algorithms_page import component_table, training_recipes
 from dlmrl_kit.testing import parametrize_with_checks
 from dlmrl_kit.training.identical_groups import identical_groups
-from support.paths import ROOT
+from support.plugin_pages import assert_in_tables_of_algorithms
 from support.runs import collect, new_run
 from trees import FULL, LENGTH, MIXED, grow
 
@@ -33,11 +32,7 @@ def test_the_recipe_is_found_by_its_name():
 
 
 def test_the_tables_of_algorithms_have_its_rows():
-    page = ROOT / "docs" / "algorithms.md"
-    text = page.read_text(encoding="utf-8")
-    assert "d_treerpo" in training_recipes()
-    assert component_table(["d_treerpo"], page).splitlines()[-1] in text
-    assert "| d_treerpo |" in text.partition("<!-- audit -->")[2]
+    assert_in_tables_of_algorithms("d_treerpo")
 
 
 def test_the_level_of_a_step():
