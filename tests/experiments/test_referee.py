@@ -59,7 +59,10 @@ __all__ = ["fake_comparisons", "no_figures"]
         ("recipes = ['egspo']\nforwards = 1\n[variants.'a/b']\nrecipe = 'd1'", "a variant cannot be named 'a/b'"),
         ("forwards = 1\n[variants.a]\nrecipe = 'd1'", "at least two recipes"),
         ("forwards = 1\n[variants.a]\nrecipe = 'd1'\nsets = []", "a table with recipe and use and set"),
-        ("recipes = ['egspo', 'd1']\nforwards = 1\nclaims = ['d1']", "claim 1 must be a table with text, better"),
+        (
+            "recipes = ['egspo', 'd1']\nforwards = 1\nclaims = ['d1']",
+            "claim 1 must be a table with text, better, worse, by and task",
+        ),
         ("recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'", "worse of claim 1 must be a text"),
         (
             "recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'\nworse = 'wd1'",
@@ -68,6 +71,14 @@ __all__ = ["fake_comparisons", "no_figures"]
         (
             "recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'\nworse = 'egspo'\nby = 5",
             "by of claim 1 must be a difference of accuracies from 0 to 1, got 5",
+        ),
+        (
+            "recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'\nworse = 'egspo'\ntask = 1",
+            "task of claim 1 must be a text",
+        ),
+        (
+            "recipes = ['egspo', 'd1']\nforwards = 1\n[[claims]]\nbetter = 'd1'\nworse = 'egspo'\ntask = 'x'",
+            "is about the task 'x': tasks are default",
         ),
     ],
 )
@@ -151,14 +162,14 @@ def test_claims_may_be_asked_later_and_of_the_tables_alone(tmp_path: Path) -> No
     out = tmp_path / "out"
     compare(spec(), out, parallel=1)
     forget_runs(out)
-    report, _ = compare(spec(claims=claims), out, parallel=1)  # every pair differs by 0.1
-    assert [verdict.verdict for verdict in report.verdicts] == ["holds", "does not hold"]
+    report, _ = compare(spec(claims=claims), out, parallel=1)  # every pair differs by 0.1: two seeds tell nothing
+    assert [verdict.verdict for verdict in report.verdicts] == ["cannot be told"] * 2
     assert not done_again(out)
     before = files(out)
-    assert b"| much (by 50 points) | default | does not hold | +10.0" in before["table.md"]
+    assert b"| much (by 50 points) | default | cannot be told | +10.0 |" in before["table.md"]
     (out / "claims.csv").unlink()
     code, said = dlmrl("--tables", "--out", str(out))
-    assert (code, "does not hold" in said) == (0, True)
+    assert (code, "much (by 50 points)" in said) == (0, True)
     assert files(out) == before
 
 

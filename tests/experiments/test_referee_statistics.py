@@ -208,6 +208,23 @@ def test_a_claim_holds_where_a_test_says_so(pairs: list[tuple[float, float]], by
     assert (found[0].difference.low, found[0].difference.high) == pytest.approx((known.low, known.high))
 
 
+@given(st.integers(2, 14), st.integers(1, 30), st.sampled_from([-0.25, 0.0, 0.25, 0.5]), st.sampled_from([0.0, 0.25]))
+def test_pairs_that_all_differ_by_the_same_are_no_certainty(n: int, claims: int, value: float, by: float) -> None:
+    runs = [outcome([0.5, 0.5 + value], recipe="a", seed=seed) for seed in range(n)]
+    runs += [outcome([0.5, 0.5], recipe="b", seed=seed) for seed in range(n)]
+    found = verdicts([Claim("c", "a", "b", by)] * claims, runs)[0]
+    p_value = 1.0 if value == by else stats.binomtest(n, n, 0.5).pvalue  # all n signs alike, two-sided
+    expected = "cannot be told" if p_value > 0.05 / claims else "holds" if value > by else "does not hold"
+    assert found.verdict == expected
+    assert (found.difference.mean, found.difference.low, found.detectable) == (pytest.approx(value), None, None)
+
+
+def test_a_claim_may_be_about_one_task() -> None:
+    runs = [outcome([0.5, 0.9], recipe=name, task=task) for name in "ab" for task in ("sudoku", "other")]
+    found = verdicts([Claim("one", "a", "b", task="other"), Claim("all", "a", "b")], runs)
+    assert [(each.claim.text, each.task) for each in found] == [("one", "other"), ("all", "sudoku"), ("all", "other")]
+
+
 def test_claims_are_about_pairs_of_one_seed_and_one_task() -> None:
     runs = [outcome([0.5, 0.9], recipe="a", seed=seed) for seed in (0, 1, 2)]
     runs += [outcome([0.5, 0.1], recipe="b", seed=0), outcome([0.5, 0.1], recipe="b", task="other", seed=1)]

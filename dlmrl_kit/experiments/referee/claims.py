@@ -1,7 +1,8 @@
 """The claims that a comparison tests: whether one algorithm is better than another by more than a difference.
 
 A claim is about the final accuracy on one task, in pairs of runs with the same seed, by Student's distribution. Where
-there are several, each interval covers 1 - 0.05 / n (Bonferroni), so that all hold at once with 95%.
+there are several, each interval covers 1 - 0.05 / n (Bonferroni), so that all hold at once with 95%. Pairs that all
+differ by the same have no such interval: the exact test of signs decides, at the same level.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ class Verdict:
 
     Attributes:
         claim, task: what is claimed, and where.
-        difference: of final accuracies, the better one's minus the worse one's, with the interval of all claims.
+        difference: of final accuracies, the better one's minus the worse one's, with the interval of all claims;
+            without one for fewer than two pairs, and where all differ by the same.
         verdict: ``HOLDS`` where the whole interval is above what is claimed, ``FAILS`` where none of it is,
-            ``UNKNOWN`` otherwise, and for fewer than two pairs.
+            ``UNKNOWN`` otherwise, and for fewer than two pairs. Where all n pairs differ by the same, 2^(1 - n) must be
+            at most 0.05 over the number of claims for one of the first two.
         detectable: how far above what is claimed the difference must be to be found by as many pairs with probability
             0.8; None for fewer than two pairs, or where all differ by the same.
     """
@@ -41,26 +44,31 @@ class Verdict:
 
 
 def verdicts(claims: Sequence[Claim], outcomes: Sequence[Outcome]) -> list[Verdict]:
-    """Returns what is to be said about every claim on every task."""
+    """Returns what is to be said about every claim on every task that it is about."""
     tasks = list(dict.fromkeys(outcome.task for outcome in outcomes))
-    level = 1 - 0.05 / max(1, len(claims) * len(tasks))
+    asked = [(claim, task) for claim in claims for task in tasks if claim.task in (None, task)]
     finals = {(run.task, run.recipe, run.seed): run.final for run in outcomes if run.curve}
-    return [_verdict(claim, task, finals, level) for claim in claims for task in tasks]
+    return [_verdict(claim, task, finals, 0.05 / len(asked)) for claim, task in asked]
 
 
-def _verdict(claim: Claim, task: str, finals: dict[tuple[str, str, int], float], level: float) -> Verdict:
+def _verdict(claim: Claim, task: str, finals: dict[tuple[str, str, int], float], error: float) -> Verdict:
+    """Returns what is to be said about a claim on a task, wrongly with at most this probability."""
     seeds = [seed for own, name, seed in finals if (own, name) == (task, claim.better)]
     pairs = [
         finals[task, claim.better, seed] - finals[task, claim.worse, seed]
         for seed in seeds
         if (task, claim.worse, seed) in finals
     ]
-    difference, spread = mean(pairs, level), deviation(pairs)
-    if difference.low is None or difference.high is None or spread is None:  # fewer than two pairs
-        return Verdict(claim, task, difference, UNKNOWN, None)
-    verdict = HOLDS if difference.low > claim.by else FAILS if difference.high <= claim.by else UNKNOWN
-    shown = None if spread < SAME else detectable(len(pairs), level) * spread / math.sqrt(len(pairs))
-    return Verdict(claim, task, difference, verdict, shown)
+    found, spread = mean(pairs, 1 - error), deviation(pairs)
+    if found.mean is None or found.low is None or found.high is None or spread is None:  # fewer than two pairs
+        return Verdict(claim, task, found, UNKNOWN, None)
+    if spread < SAME:  # few seeds and examples may differ alike by chance: that is no certainty
+        above = found.mean - claim.by
+        told = abs(above) > SAME and 2.0 ** (1 - len(pairs)) <= error
+        verdict = UNKNOWN if not told else HOLDS if above > 0 else FAILS
+        return Verdict(claim, task, Estimate(found.mean, None, None, found.n), verdict, None)
+    verdict = HOLDS if found.low > claim.by else FAILS if found.high <= claim.by else UNKNOWN
+    return Verdict(claim, task, found, verdict, detectable(len(pairs), 1 - error) * spread / math.sqrt(len(pairs)))
 
 
 def claims_table(found: Sequence[Verdict]) -> list[list[str]]:

@@ -51,12 +51,14 @@ class Claim:
         text: the sentence.
         better, worse: names of algorithms.
         by: the difference of final accuracies that is claimed, from 0 to 1: more than this.
+        task: the name of the task that it is about; None is every task.
     """
 
     text: str
     better: str
     worse: str
     by: float = 0.0
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,10 @@ class Spec:
             for name in (claim.better, claim.worse):
                 if name not in names:
                     raise UserError(f"the claim {claim.text!r} is about {name!r}, which is none of {', '.join(names)}")
+            if claim.task is not None and claim.task not in tasks:
+                raise UserError(
+                    f"the claim {claim.text!r} is about the task {claim.task!r}: tasks are {', '.join(tasks)}"
+                )
 
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:

@@ -108,13 +108,14 @@ def _text(name: str, own: object, key: str) -> str:
 
 def _claim(number: int, own: object) -> Claim:
     name = f"claim {number}"
-    if not isinstance(own, dict) or own.keys() - {"text", "better", "worse", "by"}:
-        raise UserError(f"{name} must be a table with text, better, worse and by, got {own!r}")
+    if not isinstance(own, dict) or own.keys() - {"text", "better", "worse", "by", "task"}:
+        raise UserError(f"{name} must be a table with text, better, worse, by and task, got {own!r}")
     by = own.get("by", 0.0)
     if isinstance(by, bool) or not isinstance(by, int | float) or not 0 <= by < 1:
         raise UserError(f"by of {name} must be a difference of accuracies from 0 to 1, got {by!r}")
     better, worse = (_text(f"{key} of {name}", own, key) for key in ("better", "worse"))
-    return Claim(str(own.get("text", f"{better} is better than {worse}")), better, worse, float(by))
+    task = _text(f"task of {name}", own, "task") if "task" in own else None
+    return Claim(str(own.get("text", f"{better} is better than {worse}")), better, worse, float(by), task)
 
 
 def _listed(key: str, values: object) -> Sequence[object]:
