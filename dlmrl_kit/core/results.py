@@ -63,6 +63,11 @@ class EvalResult:
         """Returns the 95% Wilson interval of ``accuracy``, with examples as trials."""
         return wilson_interval(self.accuracy, self.size)
 
+    def temperature(self) -> str:
+        """Says at what temperature completions were decoded: ``greedy``, or ``temperature 0.7``."""
+        value = self.decoding.get("temperature", 0.0)
+        return f"temperature {value:.4g}" if value else "greedy"
+
     def caution(self) -> str:
         """Says how little the accuracy means where there are few examples; "" if there are at least ``FEW``."""
         if self.size >= FEW:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dlmrl_kit.core.files import write_atomic
-from dlmrl_kit.core.results import FEW
+from dlmrl_kit.core.results import FEW, EvalResult
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import BASE, Design
 from dlmrl_kit.experiments.runs import Job
@@ -244,12 +244,13 @@ def _rounded(value: float) -> float:
 
 
 def _measured(results: Iterable[dict[str, Any]]) -> str:
-    seen = {(r["after"].get("task", ""), r["after"]["size"], r["after"]["split"], r["updates"]): None for r in results}
+    evaluated = ((EvalResult.from_json(result["after"]), result["updates"]) for result in results)
+    seen = {(own.task, own.size, own.split, updates, own.temperature()): None for own, updates in evaluated}
     return "; ".join(
         f"{task}: " * bool(task)
-        + f"{size} examples of {split} after {updates} updates, greedy"
+        + f"{size} examples of {split} after {updates} updates, {how}"
         + f" (so few that each is {100 / size:.3g} points)" * (size < FEW)
-        for task, size, split, updates in seen
+        for task, size, split, updates, how in seen
     )
 
 

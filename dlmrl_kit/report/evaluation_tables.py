@@ -72,8 +72,7 @@ def _cautions(result: EvalResult) -> list[Text]:
 
 def _heading(result: EvalResult) -> Text:
     decoding = result.decoding
-    temperature = decoding.get("temperature", 0)
-    how = [f"temperature {plain_value(temperature)}" if temperature else "greedy"]
+    how = [result.temperature()]
     shown = [key for key in ("sampler", "tokens_per_step") if key in decoding]
     how += [f"{key.replace('_', ' ')} {plain_value(decoding[key])}" for key in shown]
     return Text(f"{examples_text(result)}; {', '.join(how)}")

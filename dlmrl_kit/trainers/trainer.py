@@ -60,6 +60,7 @@ class Trainer(OptimiserSettings):
         seed: of everything random.
         eval_every: updates between evaluations on held-out examples; 0 evaluates at the start and the end only.
         eval_size: held-out examples per evaluation.
+        eval_temperature: of the sampler in evaluations, and on the page of trajectories; 0 decodes greedily.
         validation_size: examples of the split ``pretrain`` per evaluation, on which the best model of the run is
             chosen (see ``training.best_model``); 0 chooses none, and the run leaves its last model alone.
         traced_examples: how many of them ``trajectories.html`` in the run folder shows, step by step, before training
@@ -106,6 +107,7 @@ class Trainer(OptimiserSettings):
         seed: int = 0,
         eval_every: int = 20,
         eval_size: int = 256,
+        eval_temperature: float = 0.0,
         validation_size: int = 0,
         traced_examples: int = 4,
         checkpoint_every: int = 10,
@@ -134,6 +136,7 @@ class Trainer(OptimiserSettings):
         self.assignment = assignment
         self.eval_every = eval_every
         self.eval_size = eval_size
+        self.eval_temperature = eval_temperature
         self.validation_size = validation_size
         self.traced_examples = traced_examples
         self.checkpoint_every = checkpoint_every
@@ -174,6 +177,8 @@ class Trainer(OptimiserSettings):
         check(self.eval_every >= 0, self, "eval_every", self.eval_every, "at least 0")
         guarded = self.guard_every is None or self.guard_every >= 0
         check(guarded, self, "guard_every", self.guard_every, "at least 0, or None")
+        warm = 0 <= self.eval_temperature < math.inf
+        check(warm, self, "eval_temperature", self.eval_temperature, "at least 0 and finite")
         check(self.validation_size >= 0, self, "validation_size", self.validation_size, "at least 0")
         check(self.traced_examples >= 0, self, "traced_examples", self.traced_examples, "at least 0")
 

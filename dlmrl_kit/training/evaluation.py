@@ -138,7 +138,7 @@ def answer(
     split, samples, batch_size = settings.split, settings.samples_per_prompt, settings.batch_size
     size = min(settings.size, task.size(split))
     decoder = sampler.at_temperature(settings.temperature)
-    length, own_seed = sampler.completion_length, derive_seed(settings.seed, "evaluate")
+    length, own_seed = sampler.completion_length, evaluation_seed(settings.seed)
     prompts = prompt_batch(task, split, list(range(size)), policy, samples, length, own_seed)
     prompts = prompts[prompts[GROUP] % processes.world == processes.rank]  # whole examples, in turn
     own, rows, pieces = [], [], []
@@ -155,6 +155,11 @@ def answer(
         Answered(index, task.example(split, index), [text for _, text in found], [score for score, _ in found])
         for index, found in enumerate(by_example)
     ]
+
+
+def evaluation_seed(seed: int) -> int:
+    """Returns the seed of the noise that the evaluations of a run with this seed are sampled with."""
+    return derive_seed(seed, "evaluate")
 
 
 def check_split_of(task: BaseTask, split: str) -> None:

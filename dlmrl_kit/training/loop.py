@@ -30,7 +30,7 @@ from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rollouts, prune, save_checkpoint
 from dlmrl_kit.training.ending import Ending
-from dlmrl_kit.training.evaluation import evaluate
+from dlmrl_kit.training.evaluation import evaluate, evaluation_seed
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations, write_evaluations
 from dlmrl_kit.training.figures import draw_at_the_end
 from dlmrl_kit.training.identity import Change, Identity, identity_of
@@ -366,6 +366,7 @@ class Run:
             algorithm.task,
             split=split,
             size=size,
+            temperature=trainer.eval_temperature,
             seed=trainer.seed,
             batch_size=trainer.eval_batch_size,
             precision=trainer.precision,
@@ -391,8 +392,10 @@ class Run:
             return
         name = f"after {done} update{'s' if done > 1 else ''}" if done else "before training"
         shown = min(self.trainer.traced_examples, self.trainer.eval_size)
+        decoder = self.algorithm.sampler.at_temperature(self.trainer.eval_temperature)
+        how = {"name": name, "seed": evaluation_seed(self.trainer.seed)}
         with autocast(self.policy, self.trainer.precision):
-            traces = trace_examples(self.policy, self.algorithm.sampler, self.algorithm.task, shown, name=name)
+            traces = trace_examples(self.policy, decoder, self.algorithm.task, shown, **how)
         write_trajectories(self.folder, self.name, done, traces)
         self.loggers.log_file(done, self.folder / PAGE)
 

@@ -200,13 +200,19 @@ def trace_group(
 
 
 def trace_examples(
-    policy: Policy, sampler: Sampler, task: BaseTask, number: int, *, split: str = "heldout", name: str = ""
+    policy: Policy,
+    decoder: Sampler,
+    task: BaseTask,
+    number: int,
+    *,
+    split: str = "heldout",
+    name: str = "",
+    seed: int = 0,
 ) -> list[Trace]:
-    """Decodes the first ``number`` examples of a split greedily, as an evaluation does: one sample of each."""
+    """Decodes the first ``number`` examples of a split, one sample of each; the seed is that of ``evaluation_seed``."""
     number = min(number, task.size(split))
-    decoder = sampler.at_temperature(0.0)
     with torch.no_grad():
-        prompts = prompt_batch(task, split, list(range(number)), policy, 1, sampler.completion_length)
+        prompts = prompt_batch(task, split, list(range(number)), policy, 1, decoder.completion_length, seed)
         found = decoder.decode(prompts, policy=policy)
         trajectory = prompts.update(found)
         samples = list(_samples(policy, decoder, trajectory, Scorer(task, split, policy)))

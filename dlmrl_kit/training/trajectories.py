@@ -33,7 +33,7 @@ def write_trajectories(folder: Path, recipe: str, done: int, traces: Sequence[Tr
     kept[str(done)] = list(traces)
     write_atomic(folder / DATA, json.dumps({update: [t.to_json() for t in found] for update, found in kept.items()}))
     write_page(
-        folder / PAGE, f"{recipe}: held-out examples, decoded greedily", [t for found in kept.values() for t in found]
+        folder / PAGE, f"{recipe}: held-out examples, decoded as in evaluations", [t for found in kept.values() for t in found]
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.experiments.aggregate import COVERAGE, Estimate, _measured, estimate, interval
 
 
@@ -31,6 +32,9 @@ def test_stated_coverage_is_what_is_measured() -> None:
 
 
 @pytest.mark.parametrize(("size", "end"), [(29, " (so few that each is 3.45 points)"), (30, "")])
-def test_accuracies_on_few_examples_are_said_to_be(size: int, end: str) -> None:
-    result = {"after": {"task": "Countdown", "size": size, "split": "heldout"}, "updates": 4}
-    assert _measured([result, result]) == f"Countdown: {size} examples of heldout after 4 updates, greedy{end}"
+@pytest.mark.parametrize(("temperature", "how"), [(0.0, "greedy"), (0.7, "temperature 0.7")])
+def test_accuracies_on_few_examples_are_said_to_be(size: int, end: str, temperature: float, how: str) -> None:
+    decoding = {"temperature": temperature}
+    after = EvalResult("heldout", size, 0.5, 0.5, decoding=decoding, task="Countdown")
+    result = {"after": after.to_json(), "updates": 4}
+    assert _measured([result, result]) == f"Countdown: {size} examples of heldout after 4 updates, {how}{end}"

@@ -138,8 +138,9 @@ def test_tuning_that_stands_in_its_table_is_done(tmp_path: Path, stop: int) -> N
     [
         {"recipes": ("grpo_steps", "egspo", "d1", "egspo_sa"), "base": "egspo_sa"},
         {"tasks": (TaskSpec("easy", sets=("Sudoku4x4.max_empty=8",)), TaskSpec("default")), "seeds": 3},
+        {"grid": {key: (*values, "1e-5") for key, values in GRID.items()}},
     ],
-    ids=["recipes", "tasks and seeds"],
+    ids=["recipes", "tasks and seeds", "values to tune"],
 )
 def test_a_comparison_may_grow(tmp_path: Path, more: dict[str, object], removed: bool) -> None:
     """To the files of one that was asked for at once, with no run done twice."""
@@ -169,6 +170,7 @@ def test_a_comparison_may_grow(tmp_path: Path, more: dict[str, object], removed:
         ({"tasks": (TaskSpec("other"),)}, "comparison.tasks.default was"),
         ({"seeds": 1}, "seeds was 2, now 1"),
         ({"evaluations": 2}, "evaluations was 10, now 2"),
+        ({"grid": {"Trainer.learning_rate": ("3e-4", "1e-4")}, "validation": 8}, "comparison.grid"),
         (
             {"sets": (*FEW, "Trainer.learning_rate=1e-5")},
             "the recipe of default/egspo was another one (was `Trainer.le",

@@ -69,6 +69,19 @@ def tiny_policy() -> TransformersPolicy:
     return load_policy(model_path())
 
 
+def test_evaluations_in_training_are_sampled_where_asked(tmp_path: Path) -> None:
+    sets = ["Trainer.updates = 1", "Trainer.eval_size = 12", "Trainer.eval_temperature = 1.5", "Trainer.seed = 3"]
+    sets.append("Trainer.traced_examples = 2")
+    train(recipe("egspo_sa", sets), tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    model = str(tmp_path / "run/model")
+    sampled = evaluate_path(model, size=12, temperature=1.5, seed=3)
+    assert EvalResult.from_json(result["after"]) == sampled
+    assert sampled != evaluate_path(model, size=12)
+    shown = json.loads((tmp_path / "run/trajectories.json").read_text())["1"]
+    assert [trace["samples"][0]["text"] for trace in shown] == [s["completion"] for s in sampled.samples[: len(shown)]]
+
+
 def test_an_example_is_answered_the_same_whatever_else_is_evaluated() -> None:
     """Sampled completions by example: more examples, more samples of each, other pieces change none of them."""
     algorithm, policy = build(), tiny_policy()

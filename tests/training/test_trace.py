@@ -72,7 +72,8 @@ def test_segments_and_filtered_groups() -> None:
 def test_a_greedy_trace_shows_what_an_evaluation_decodes() -> None:
     algorithm = runs.build()
     policy = start_training(algorithm).policy
-    (first, second) = trace_examples(policy, algorithm.sampler, algorithm.task, 2, name="now")
+    decoder = algorithm.sampler.at_temperature(0.0)
+    (first, second) = trace_examples(policy, decoder, algorithm.task, 2, name="now")
     assert (first.prompt, first.answer) == tuple(vars(algorithm.task.example("heldout", 0)).values())[:2]
     with torch.no_grad():
         scorer = Scorer(algorithm.task, "heldout", policy)

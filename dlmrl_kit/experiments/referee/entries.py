@@ -94,7 +94,8 @@ def described(spec: Spec, entries: list[Entry], folder: Path) -> dict[str, Any]:
 def common(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns what of a comparison's description must be as it was: algorithms, tasks and seeds may be added to it.
 
-    The base and the claims may be others, as no run depends on them.
+    The base and the claims may be others, as no run depends on them. Values may be added behind those of the first
+    setting to tune: the combinations that there were keep their numbers then.
     """
     before = dict(old.get("comparison", {}))
     asked = dict(new["comparison"])
@@ -103,11 +104,18 @@ def common(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
         asked[part] = {name: asked[part][name] for name in before.get(part, ()) if name in asked[part]}
     asked["seeds"] = min(before.get("seeds", 0), asked["seeds"])
     asked["base"] = before.get("base")
+    asked["grid"] = _without_added(before.get("grid", {}), asked["grid"])
     parts = {
         part: {name: new[part][name] for name in old.get(part, ()) if name in new[part]}
         for part in ("forwards", "variants")
     }
     return {**new, "comparison": asked, "claims": old.get("claims"), **parts}
+
+
+def _without_added(before: Mapping[str, list[str]], asked: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Returns a grid without the values that it has behind the former ones of its first setting."""
+    first = next(iter(asked), None)
+    return {key: values[: len(before.get(key, ()))] if key == first else values for key, values in asked.items()}
 
 
 def _entry(spec: Spec, task: TaskSpec, algorithm: Algorithm, counted: Counts) -> Entry:

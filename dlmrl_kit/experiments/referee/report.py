@@ -90,8 +90,8 @@ class Report:
         tests = sum(row.difference is not None and row.difference.p_value is not None for row in self.rows)
         return [
             f"Every run had {self.budget:,.0f} forwards of the model; what it took of them is in the table. Accuracies "
-            f"in percent on held-out examples, decoded greedily by each algorithm's own sampler; means over {seeds} "
-            "seeds with Student's 95% intervals.",
+            f"in percent on held-out examples, decoded by each algorithm's own sampler, greedily unless a task sets "
+            f"Trainer.eval_temperature; means over {seeds} seeds with Student's 95% intervals.",
             f"The difference is to {self.base}, in points, paired by seed; p is of the paired t test, adjusted for "
             f"{tests} tests by Benjamini and Hochberg. Detectable is the difference that as many seeds would have "
             f"shown with probability {POWER:g}: a smaller one cannot be told at this size.",
