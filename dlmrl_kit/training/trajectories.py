@@ -32,9 +32,8 @@ def write_trajectories(folder: Path, recipe: str, done: int, traces: Sequence[Tr
     kept = {"0": known["0"]} if "0" in known else {}
     kept[str(done)] = list(traces)
     write_atomic(folder / DATA, json.dumps({update: [t.to_json() for t in found] for update, found in kept.items()}))
-    write_page(
-        folder / PAGE, f"{recipe}: held-out examples, decoded as in evaluations", [t for found in kept.values() for t in found]
-    )
+    title = f"{recipe}: held-out examples, decoded as in evaluations"
+    write_page(folder / PAGE, title, [trace for found in kept.values() for trace in found])
 
 
 def _read(data: dict[str, list[dict[str, object]]]) -> dict[str, list[Trace]]:
