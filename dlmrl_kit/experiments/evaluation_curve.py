@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,13 +44,14 @@ def draw_curve(points: Sequence[Point], folder: Path) -> list[Path]:
     by_panel: dict[str, list[Point]] = {}
     for point in points:
         by_panel.setdefault(point.panel, []).append(point)
-    panels: list[Panel] = [(2.9, partial(_draw, points=own, lines=lines)) for own in by_panel.values()]
+    height = 2.7 + 0.2 * sum(_wrapped(line).count("\n") + 1 for line in lines)
+    panels: list[Panel] = [(height, partial(_draw, points=own, lines=lines)) for own in by_panel.values()]
     figure = stacked(panels, "Accuracy against forwards per completion")
     return save(figure, folder / FIGURE)
 
 
 def _draw(axis: Axes, points: Sequence[Point], lines: Sequence[str]) -> None:
-    from matplotlib.ticker import PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
     for number, line in enumerate(lines):
         own = sorted((point for point in points if point.line == line), key=lambda point: point.forwards)
@@ -58,21 +60,28 @@ def _draw(axis: Axes, points: Sequence[Point], lines: Sequence[str]) -> None:
     taken = [point.forwards for point in points]
     if min(taken) * SPREAD <= max(taken):
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         axis.set_xlim(left=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_title(points[0].panel)
     axis.set_xlabel("forwards per completion")
     axis.set_ylabel("accuracy, 95% interval")
-    axis.legend(loc="best")
+    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)  # points may be anywhere inside
+
+
+def _wrapped(line: str) -> str:
+    """Breaks the name of a line, which may hold a long path, to the width of the figure."""
+    return textwrap.fill(line, 56)
 
 
 def _draw_line(axis: Axes, points: Sequence[Point], colour: str, style: str) -> None:
     x = [point.forwards for point in points]
     y = [point.accuracy.mean or 0.0 for point in points]
     ends = [(point.accuracy.low, point.accuracy.high) for point in points]
-    axis.plot(x, y, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=4, label=points[0].line)
+    axis.plot(
+        x, y, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=4, label=_wrapped(points[0].line)
+    )
     for place, centre, (low, high), point in zip(x, y, ends, points, strict=True):
         if low is not None and high is not None:
             axis.plot([place, place], [low, high], color=colour, linewidth=1, alpha=0.6)
