@@ -13,11 +13,11 @@ ranks them, and the norm of grad log pi of the step's action, mean over the comp
 ``bound.csv``: both sides of the bound of docs/mathematics.md, for ``EntropyOrder``, which chooses positions from the
 state alone::
 
-    || E A grad log pi_t ||  <=  E || A grad log pi_t ||  <=  C E sum || e_v - p ||_1  <=  2 C E H_t,
-    C = max |A| * max || grad logit ||
+    || E A grad log pi_t ||  <=  E || A grad log pi_t ||  <=  B/2 E sum || e_v - p ||_1  <=  B E H_t,
+    B = 2 max |A| * max || grad logit ||
 
 The first is the error that dropping step t makes (the root of an unbiased estimate of its square; 0 where that is
-negative). ``C`` is the largest that was found: of all advantages, and of the logits of all tokens at the committed
+negative). ``B`` is the largest that was found: of all advantages, and of the logits of all tokens at the committed
 positions of some states of each step, so that a state that was not looked at may have a larger one.
 """
 
@@ -160,8 +160,8 @@ def norms(sampled: Sampled, step: int) -> tuple[list[float], float]:
     return found, moments.signal
 
 
-def gini(sampled: Sampled, step: int) -> float:
-    """Returns the mean of 2 (1 - sum_v p_v^2), summed over the committed positions of a step."""
+def distance(sampled: Sampled, step: int) -> float:
+    """Returns the mean of E || e_v - p ||_1 = 2 (1 - sum_v p_v^2), summed over the committed positions of a step."""
     found = []
     for row in range(len(sampled.batch)):
         with torch.no_grad():
@@ -201,11 +201,11 @@ def rows_of(task: TaskSpec, sets: list[str], sampler: str) -> Iterator[tuple[str
         return
     advantage = batch[ADVANTAGE]
     logit = [largest_logit_gradient(sampled, step) for step in range(steps)]
-    constant = float(advantage.abs().max()) * max(logit)
+    constant = 2 * float(advantage.abs().max()) * max(logit)
     for step in range(steps):
         summed = float((entropy[:, step] * batch[STEP_NUM_COMMITTED][:, step]).mean())
         part = float((by_step[step] * advantage.abs()).mean())
-        sides = (found[step][1], part, constant * gini(sampled, step), 2 * constant * summed)
+        sides = (found[step][1], part, constant / 2 * distance(sampled, step), constant * summed)
         yield "bound", (task.name, step + 1, summed, logit[step], *sides)
 
 
