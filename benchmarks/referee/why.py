@@ -16,7 +16,7 @@ from dlmrl_kit.experiments.aggregate import Estimate
 from dlmrl_kit.experiments.referee.statistics import mean
 from dlmrl_kit.experiments.step_gradients import chance_ratio
 from dlmrl_kit.experiments.text_tables import markdown_table
-from dlmrl_kit.training.figure_style import ENTROPY, HELDOUT, SOLVED, TRAINING, styled
+from dlmrl_kit.training.figure_style import ENTROPY, HELDOUT, SOLVED, TRAINING, logarithmic, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "results" / "steps"
 FIGURE = FOLDER.parent / "why.png"
 OWN, BY_STATE = "LowConfidence", "EntropyOrder"
+CLEAR = 0.5
+"""A correlation is clear where its whole interval is beyond this."""
 Row = dict[str, str]
 
 
@@ -71,7 +73,7 @@ def told(found: Estimate) -> str:
     """Says what the steps of high entropy have within a completion, as far as the interval tells."""
     if found.low is None or found.high is None or found.low <= 0 <= found.high:
         return "whether steps of higher entropy have larger or smaller gradients cannot be told"
-    strength = "clearly" if abs(found.mean or 0) >= 0.5 else "weakly"
+    strength = "clearly" if min(abs(found.low), abs(found.high)) >= CLEAR else "weakly"
     return f"steps of higher entropy have {'larger' if found.low > 0 else 'smaller'} gradients, {strength}"
 
 
@@ -122,6 +124,7 @@ def _sentences() -> str:
         signal += f" (p = {p_value:.3f})"
         above = above_chance(task)
         shown = f"{sum(above) or 'none'} of {len(above)} steps show a signal above chance"
+        shown += ", so that this ratio is mostly noise" * (2 * sum(above) < len(above))
         lines.append(f"- **{task.capitalize()}**: within a completion {told(within(task, OWN))}; {signal}; {shown}.")
     return "\n".join(lines)
 
@@ -142,7 +145,7 @@ def _bounds() -> str:
 
     names = {
         "in all": "bound over mean norm",
-        "maxima": "of that, by taking maxima",
+        "maxima": "of that, by maxima and triangles",
         "entropy for distance": "of that, by entropy for distance",
         "signs cancel": "mean norm over measured error",
     }
@@ -154,7 +157,17 @@ def _bounds() -> str:
             for n in names
         ]
         rows.append([task, *shown, f"{len(loose['signs cancel'])} of {len(column('bound', task, 'error'))}"])
-    return markdown_table(rows)
+    return f"{_holds()}\n\n{markdown_table(rows)}"
+
+
+def _holds() -> str:
+    part, bound = (
+        [value for task in tasks() for value in column("bound", task, what)] for what in ("part", "entropy_bound")
+    )
+    held = sum(smaller <= larger for smaller, larger in zip(part, bound, strict=True))
+    ratios = [ratio for task in tasks() for ratio in looseness(task)["in all"]]
+    times = f"{min(ratios):.0f} to {max(ratios):,.0f} times as large"
+    return f"The bound is above the mean norm at {held} of {len(part)} steps, and {times}."
 
 
 def draw() -> None:
@@ -164,10 +177,10 @@ def draw() -> None:
 
     panels: dict[str, Callable[[Axes, str], None]] = {
         "gradient of the step": _draw_norm,
-        "signal to noise of a batch": _draw_ratio,
+        "signal to noise": _draw_ratio,
         "entropy in nats": _draw_entropy,
-        "share of samples that keep it": _draw_kept,
-        "both sides of the bound": _draw_bound,
+        "share that keeps it": _draw_kept,
+        "the bound": _draw_bound,
     }
     with styled():
         figure = Figure(figsize=(4.0 * len(tasks()), 2.3 * len(panels)), layout="constrained")
@@ -176,9 +189,11 @@ def draw() -> None:
         for line, (label, paint) in zip(axes, panels.items(), strict=True):
             for axis, task in zip(line, tasks(), strict=True):
                 paint(axis, task)
-                axis.set_title(f"{task}: {label}")
-            if paint is not _draw_kept:
-                line[0].legend(loc="best")
+                axis.set_title(f"{task}: {label}", fontsize=9)
+            if paint is _draw_kept:
+                figure.colorbar(line[-1].images[0], ax=line[-1], pad=0.02)
+            else:
+                line[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))  # points may be anywhere inside
         for axis in axes[-1]:
             axis.set_xlabel("denoising step")
         figure.savefig(FIGURE, dpi=110, metadata={"Software": None})
@@ -191,6 +206,7 @@ def _steps(task: str) -> range:
 def _draw_norm(axis: Axes, task: str) -> None:
     for what, colour in (("norm", TRAINING), ("signal", SOLVED), ("noise", HELDOUT)):
         _positive(axis, column("steps", task, what), colour, what)
+    logarithmic(axis, "y")
 
 
 def _draw_ratio(axis: Axes, task: str) -> None:
@@ -209,10 +225,9 @@ def _draw_kept(axis: Axes, task: str) -> None:
     names = list(dict.fromkeys(row["selector"] for row in read("kept")))
     shares = [column("kept", task, "kept", selector=name) for name in names]
     edges = (0.5, len(shares[0]) + 0.5, len(shares) - 0.5, -0.5)
-    drawn = axis.imshow(shares, cmap="magma", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=edges)
+    axis.imshow(shares, cmap="magma", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=edges)
     axis.grid(visible=False)
     axis.set_yticks(range(len(names)), names, fontsize=7)
-    axis.figure.colorbar(drawn, ax=axis, pad=0.02)
 
 
 def _draw_bound(axis: Axes, task: str) -> None:
@@ -224,10 +239,10 @@ def _draw_bound(axis: Axes, task: str) -> None:
     }
     for what, (colour, label) in sides.items():
         _positive(axis, column("bound", task, what), colour, label)
+    logarithmic(axis, "y")
 
 
 def _positive(axis: Axes, values: Sequence[float], colour: str, label: str) -> None:
     shown = [(step, value) for step, value in enumerate(values, start=1) if value > 0]
     if shown:
         axis.plot(*zip(*shown, strict=True), color=colour, marker=".", label=label)
-        axis.set_yscale("log")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dlmrl_kit.experiments.evaluation_results import Point
 from dlmrl_kit.experiments.learning_curves import look
-from dlmrl_kit.training.figure_style import Panel, save, stacked
+from dlmrl_kit.training.figure_style import Panel, logarithmic, save, stacked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def draw_curve(points: Sequence[Point], folder: Path) -> list[Path]:
 
 
 def _draw(axis: Axes, points: Sequence[Point], lines: Sequence[str]) -> None:
-    from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+    from matplotlib.ticker import PercentFormatter
 
     for number, line in enumerate(lines):
         own = sorted((point for point in points if point.line == line), key=lambda point: point.forwards)
@@ -59,8 +59,7 @@ def _draw(axis: Axes, points: Sequence[Point], lines: Sequence[str]) -> None:
             _draw_line(axis, own, *look(number))
     taken = [point.forwards for point in points]
     if min(taken) * SPREAD <= max(taken):
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        logarithmic(axis, "x", base=2)
     else:
         axis.set_xlim(left=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))

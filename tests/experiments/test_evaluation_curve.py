@@ -145,4 +145,6 @@ def test_the_figure_has_a_panel_for_each_task_and_all_formats(tmp_path: Path) ->
         assert path.stat().st_size > 1000
     svg = (tmp_path / "forwards.svg").read_text()
     assert svg.count("<!-- forwards per completion -->") == 2
+    assert svg.count("<!-- 32 -->") >= 2  # plain numbers along the logarithmic axis
+    assert "mathdefault" not in svg
     assert list(curve_rows(points))[1][-2:] == (1.0, 33.0)
