@@ -1,4 +1,4 @@
-"""Writes the tables of docs/referee.md, and the figure of bias against rank, from the CSV files beside this script.
+"""Writes the tables of docs/referee.md, and its figures of bias and of steps, from the CSV files beside this script.
 
 From the root of the repository::
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+
+import why
 
 from dlmrl_kit.experiments.referee.report import Report, rank_table, read_report, task_table
 from dlmrl_kit.experiments.referee.run import stored_question
@@ -48,7 +50,7 @@ def blocks(report: Report) -> dict[str, str]:
     found["difficulty"] = _difficulty()
     rho, p_value, number = correlation(report)
     found["correlation"] = f"Spearman's rho {rho:+.2f}, p = {p_value:.2f}, {number} algorithms"
-    return found
+    return found | why.blocks()
 
 
 def correlation(report: Report) -> tuple[float, float, int]:
@@ -117,9 +119,10 @@ def draw(report: Report) -> None:
 
 
 def main() -> None:
-    """Writes the page and the figure."""
+    """Writes the page and the figures."""
     report = results()
     draw(report)
+    why.draw()
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), blocks(report)), encoding="utf-8")
 
 

@@ -33,6 +33,8 @@ EXIT_STOPPED = 75
 """Exit code of a run that SIGTERM has stopped and that can go on, as of sysexits: try again later."""
 PIPE_WIDTH = 160
 """Columns of tables in a file, or in a pipe that no terminal is at the end of."""
+_COMMA = re.compile(r",(?![^(\[{]*[)\]}])")
+"""Between two values, not inside a list or tuple."""
 
 Sets = Annotated[
     list[str] | None,
@@ -134,6 +136,30 @@ def resolved_recipe(recipe: str, sets: list[str] | None, uses: list[str] | None,
 def listed(given: list[str] | None) -> list[str]:
     """Returns the entries of an option that is repeated, or takes several separated by commas."""
     return [entry.strip() for text in given or [] for entry in text.split(",") if entry.strip()]
+
+
+def valued(given: list[str] | None, option: str, example: str) -> dict[str, tuple[str, ...]]:
+    """Reads an option ``KEY=A,B`` that may be repeated: by setting, the values to take.
+
+    Args:
+        given: the option's values; one setting may have several, which add up.
+        option: its name, for errors.
+        example: of what is written after it.
+
+    Raises:
+        UserError: it is not of this form, or a setting has a value twice.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in given or []:
+        key, _, values = (part.strip() for part in text.partition("="))
+        several = [value.strip() for value in _COMMA.split(values)]
+        if not key or not all(several):
+            raise UserError(f"{option} {text}: write {option} KEY=A,B, for example {option} {example}")
+        for value in several:
+            if value in found.get(key, ()):
+                raise UserError(f"{option} {key} has the value {value} twice")
+            found[key] = (*found.get(key, ()), value)
+    return found
 
 
 def print_notes(recipe: Recipe) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
@@ -22,6 +21,7 @@ from dlmrl_kit.cli.common import (
     new_console,
     print_json,
     refuse,
+    valued,
 )
 from dlmrl_kit.core.errors import UserError
 
@@ -118,7 +118,7 @@ def compare_command(
                 forwards=_budget(forwards),
                 seeds=seeds or Spec.seeds,
                 validation=validation or 0,
-                grid=_grid(tune or ()),
+                grid=valued(tune, "--tune", "Trainer.learning_rate=1e-4,3e-4"),
                 sets=tuple(sets or ()),
                 uses=tuple(uses or ()),
                 allow_imports=allow_imports,
@@ -160,15 +160,3 @@ def _budget(forwards: int | None) -> int:
     if forwards is None:
         raise UserError("give --forwards N, the budget of a run; one update of the small recipes takes about 2,000")
     return forwards
-
-
-def _grid(options: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Reads ``--tune`` options: by setting, the values to try."""
-    grid = {}
-    for text in options:
-        key, equals, values = (part.strip() for part in text.partition("="))
-        found = tuple(value.strip() for value in values.split(","))
-        if not key or not equals or not all(found):
-            raise UserError(f"--tune {text}: write --tune KEY=A,B, for example --tune Trainer.learning_rate=1e-4,3e-4")
-        grid[key] = found
-    return grid

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, listed, new_console, print_json, refuse
+from dlmrl_kit.cli import completion
+from dlmrl_kit.cli.common import AllowImports, AsJson, Sets, Uses, listed, new_console, print_json, refuse, valued
 from dlmrl_kit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def eval_command(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Evaluate every combination of models, recipes, tasks, samplers, lengths and steps, and keep all "
-            "completions there; the same command goes on.",
+            help="Evaluate every combination of models, recipes, tasks, samplers, lengths, steps and settings, and "
+            "keep all completions there; the same command goes on.",
             show_default=False,
         ),
     ] = None,
@@ -50,6 +51,16 @@ def eval_command(
             metavar="N,M",
             help="With --out: denoising steps of a completion, or a share of --length: 1/2.",
             show_default=False,
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B",
+            help="With --out: values of a setting of the sampler, e.g. LowConfidence.tokens_per_step=1,2,4. May be "
+            "repeated.",
+            show_default=False,
+            autocompletion=completion.binding,
         ),
     ] = None,
     check_batch: Annotated[
@@ -89,6 +100,8 @@ def eval_command(
     Example: dlmrl eval runs/my-run --temperature 0.9 --samples 8
 
     A grid: dlmrl eval runs/a runs/b --length 128,256 --steps 1/2 --out evaluation
+
+    Accuracy against forwards: dlmrl eval runs/a runs/b --vary Sampler.tokens_per_step=1,2,4 --out curve
     """
     from dlmrl_kit.experiments.evaluation_grid import Grid
 
@@ -99,6 +112,7 @@ def eval_command(
         samplers=listed(sampler),
         lengths=[_whole(text) for text in listed(length)],
         steps=listed(steps),
+        vary=valued(vary, "--vary", "LowConfidence.tokens_per_step=1,2,4"),
         split=split,
         size=size,
         temperature=temperature,
@@ -113,7 +127,7 @@ def eval_command(
     if out is not None:
         _evaluate_grid(grid, out, check_batch, as_json)
         return
-    grid_only = {"--task": task, "--sampler": sampler, "--length": length, "--steps": steps}
+    grid_only = {"--task": task, "--sampler": sampler, "--length": length, "--steps": steps, "--vary": vary}
     refuse({**grid_only, "--check-batch": check_batch}, "without --out DIR: it belongs to a grid, which is kept there")
     if len(grid.models) > 1 or len(grid.recipes) > 1:
         raise UserError("several models or recipes are a grid: give --out DIR, where it is kept")
@@ -129,6 +143,9 @@ def _evaluate_grid(grid: Grid, out: Path, checked: int | None, as_json: bool) ->
 
     console = new_console(stderr=as_json)
     cells = plan_cells(grid)
+    left_out = {(cell.facts["sampler"], key): None for cell in cells for key in cell.left_out}
+    for sampler, key in left_out:
+        typer.echo(f"note: --vary {key} concerns nothing of {sampler}, and is left out there", err=True)
     observer = RichGridObserver(console)
     try:
         found = run_cells(cells, out, checked=CHECKED if checked is None else checked, observer=observer)

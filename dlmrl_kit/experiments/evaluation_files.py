@@ -8,18 +8,22 @@ from pathlib import Path
 
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Estimate, csv_text
-from dlmrl_kit.experiments.evaluation_results import Comparison, GridResults
+from dlmrl_kit.experiments.evaluation_curve import FORWARDS, curve_rows, draw_curve, is_curve
+from dlmrl_kit.experiments.evaluation_results import Comparison, GridResults, Point
 from dlmrl_kit.experiments.text_tables import latex_table, markdown_table
 
 MARKDOWN, LATEX, CSV, JSON = "table.md", "table.tex", "table.csv", "table.json"
 
 
 def write_results(results: GridResults, folder: Path) -> None:
-    """Writes ``table.md``, ``table.tex``, ``table.csv`` and ``table.json``."""
+    """Writes ``table.md``, ``table.tex``, ``table.csv``, ``table.json``, ``forwards.csv``, and the figure if any."""
     write_atomic(folder / MARKDOWN, markdown(results))
     write_atomic(folder / LATEX, latex(results))
     write_atomic(folder / CSV, csv_text(csv_rows(results)))
     write_atomic(folder / JSON, json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / FORWARDS, csv_text(curve_rows(results.curve)))
+    if is_curve(results.curve):
+        draw_curve(results.curve, folder)
 
 
 def percent(found: Estimate | None, sign: str = "") -> str:
@@ -40,6 +44,15 @@ def table_rows(results: GridResults) -> list[list[str]]:
     return rows
 
 
+def forwards_rows(points: Sequence[Point]) -> list[list[str]]:
+    """Returns what each cell took: a row of titles, then one for each cell."""
+    rows = [["on", "model and sampler", "setting", "accuracy", "forwards per completion", "tokens per completion"]]
+    for point in points:
+        numbers = (percent(point.accuracy), f"{point.forwards:.4g}", f"{point.tokens:,.0f}")
+        rows.append([point.panel, point.line, point.setting, *numbers])
+    return rows
+
+
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """Returns the tests between models: a row of titles, then one for each test."""
     rows = [["measured", "first", "second", "second - first", "solved by one alone", "p", "test"]]
@@ -57,6 +70,8 @@ def markdown(results: GridResults) -> str:
     if results.comparisons:
         note = f"p-values are two-sided and not corrected for the number of tests, which is {len(results.comparisons)}."
         parts += ["## Models on the same examples", markdown_table(comparison_rows(results.comparisons)), note]
+    if results.curve:
+        parts += ["## Accuracy against forwards", markdown_table(forwards_rows(results.curve))]
     parts += ["## Batch size", markdown_table([["cell", "check"], *map(list, results.checks.items())])]
     parts += ["## The same in every cell", markdown_table([["what", "value"], *map(list, results.header.items())])]
     rows = [[cell, key, value] for cell, own in results.differences.items() for key, value in own.items()]

@@ -58,6 +58,29 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Point:
+    """The accuracy of a cell, and what it took.
+
+    Attributes:
+        cell: its name.
+        panel: what was answered: the task and the length of completions.
+        line: what the points of a line have in common.
+        setting: what differs along the line.
+        accuracy: with its interval.
+        forwards: states through the model, for each completion.
+        tokens: of all of these, padding included, for each completion.
+    """
+
+    cell: str
+    panel: str
+    line: str
+    setting: str
+    accuracy: Estimate
+    forwards: float
+    tokens: float
+
+
+@dataclass(frozen=True)
 class GridResults:
     """The results of a grid.
 
@@ -70,6 +93,7 @@ class GridResults:
         differences: by cell, what is not; digests in full.
         comparisons: between models.
         checks: by cell, whether the batch size changes completions, in words.
+        curve: accuracy against forwards; without cells of which forwards were not counted.
     """
 
     rows: list[str]
@@ -80,6 +104,7 @@ class GridResults:
     differences: dict[str, dict[str, str]]
     comparisons: list[Comparison]
     checks: dict[str, str]
+    curve: list[Point]
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything for JSON."""
@@ -93,6 +118,7 @@ class GridResults:
             "values": values,
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "batch_size": self.checks,
+            "curve": [asdict(point) for point in self.curve],
         }
 
 
@@ -164,7 +190,24 @@ def collect(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> GridRes
             if one[1].asked == other[1].asked and one[0] != other[0]
         ],
         checks={cell.name: str(results[cell.name].check or "not looked at") for cell in cells},
+        curve=_curve(cells, results),
     )
+
+
+def _curve(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[Point]:
+    """Puts cells that answer the same prompts into one panel; a panel whose name is taken says which recipe's it is."""
+    prompts: dict[str, str] = {}
+    points = []
+    for cell in cells:
+        result, place = results[cell.name], cell.place
+        if result.forwards is None or result.tokens is None:
+            continue
+        panel, asked = f"{place.task}, length {place.length}", result.facts["prompts"]
+        if prompts.setdefault(panel, asked) != asked:
+            panel += f" ({cell.opened.recipe.name})"
+        accuracy = share(result.values["solved"])
+        points.append(Point(cell.name, panel, place.line, place.setting, accuracy, result.forwards, result.tokens))
+    return points
 
 
 def _comparison(

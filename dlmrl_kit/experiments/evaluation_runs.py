@@ -24,6 +24,7 @@ from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, prompt_text
 from dlmrl_kit.training.evaluation import Answered, answer, pass_at_k, powers, summary
+from dlmrl_kit.training.model_work import ModelWork
 from dlmrl_kit.training.opening import settings_of
 
 CELLS, RECORD, COMPLETIONS, PAGE = "cells", "cell.json", "completions.jsonl", "completions.html"
@@ -60,6 +61,8 @@ class CellResult:
         names: by metric, what the table calls it.
         result: the evaluation.
         check: whether the batch size changes completions; None: this was not looked at.
+        forwards: states through the model for each completion; None: it was measured by a version that counted none.
+        tokens: of all of these, padding included, for each completion.
     """
 
     facts: dict[str, str]
@@ -68,6 +71,8 @@ class CellResult:
     names: dict[str, str]
     result: EvalResult
     check: BatchCheck | None
+    forwards: float | None = None
+    tokens: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything for JSON."""
@@ -168,7 +173,10 @@ class _Loaded:
 
 def _measure(cell: Cell, folder: Path, checked: int, loaded: _Loaded) -> CellResult:
     policy, sampler, task = loaded.open(cell)
-    answers = answer(policy, sampler, task, cell.settings)
+    work = ModelWork()
+    with work.watching(policy):
+        answers = answer(policy, sampler, task, cell.settings)
+    completions = len(answers) * cell.settings.samples_per_prompt
     asked = [_digest(answered) for answered in answers]
     prompts = hashlib.sha256("".join(asked).encode()).hexdigest()
     result = CellResult(
@@ -178,6 +186,8 @@ def _measure(cell: Cell, folder: Path, checked: int, loaded: _Loaded) -> CellRes
         names={**task.metrics(), **{f"pass@{k}": f"pass@{k}" for k in powers(cell.settings.samples_per_prompt)[1:]}},
         result=summary(answers, sampler, task, cell.settings),
         check=_check(policy, sampler, task, cell, answers[:checked]),
+        forwards=work.rollout / completions,
+        tokens=work.tokens / completions,
     )
     rows = [_row(answered) for answered in answers]
     lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)

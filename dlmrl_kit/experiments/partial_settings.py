@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.recipe.overrides import place_of_set
 from dlmrl_kit.recipe.source import Ref
 from dlmrl_kit.recipe.where import UnusedBindingError
+
+T = TypeVar("T")
 
 
 def load_what_concerns(
@@ -26,11 +30,31 @@ def load_what_concerns(
     Raises:
         UserError: the recipe cannot be loaded for another reason.
     """
+    return with_what_concerns(
+        lambda kept: load_recipe(source, uses=uses, sets=kept, allow_imports=allow_imports), tuple(sets)
+    )
+
+
+def with_what_concerns(
+    load: Callable[[tuple[str, ...]], T], sets: tuple[str, ...]
+) -> tuple[T, tuple[str, ...], dict[str, RecipeError]]:
+    """Loads something of a recipe with those settings that concern one of its components.
+
+    Args:
+        load: is called with settings, as ``load_recipe`` takes them.
+        sets: all of them.
+
+    Returns:
+        What was loaded, the settings that concern it, and for each other one what is said of it.
+
+    Raises:
+        UserError: it cannot be loaded for another reason.
+    """
     idle: dict[str, RecipeError] = {}
-    kept = tuple(sets)
+    kept = sets
     while True:
         try:
-            return load_recipe(source, uses=uses, sets=kept, allow_imports=allow_imports), kept, idle
+            return load(kept), kept, idle
         except UnusedBindingError as error:
             found = [text for text in kept if place_of_set(text) == error.where]
             if not found:
@@ -54,3 +78,16 @@ def seed_key_of(recipe: Recipe) -> str:
     if bound.where is not None and bound.where.command_line:
         raise RecipeError(f"{bound.where}: an experiment sets the seeds itself; say how many with --seeds")
     return bound.key
+
+
+def settings_of_slots(recipe: Recipe, slots: Sequence[str]) -> dict[str, str]:
+    """Returns the settings of the components in some slots, and of those that they were given, as in the recipe."""
+    texts = {key: bound.text or f"a {type(bound.value).__name__}" for key, bound in recipe.bindings.items()}
+    todo, found = [f"{recipe.root}.{slot}" for slot in slots], dict[str, str]()
+    while todo:
+        key = todo.pop(0)
+        if key not in found:
+            found[key] = texts[key]
+            names = re.findall(r"@([\w./]+)", texts[key])
+            todo += [other for other in texts if other.rpartition(".")[0] in names]
+    return found

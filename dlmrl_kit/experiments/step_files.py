@@ -16,6 +16,7 @@ from dlmrl_kit.training.figure_style import (
     SOLVED,
     TRAINING,
     Panel,
+    logarithmic,
     save,
     stacked,
     whole_numbers,
@@ -104,7 +105,7 @@ def _draw_lines(
     if len(axis.lines) > 1:
         axis.legend(loc="best")
     if log and axis.lines:
-        axis.set_yscale("log")
+        logarithmic(axis, "y")
     else:
         axis.set_ylim(bottom=0)
     axis.set_title(title)

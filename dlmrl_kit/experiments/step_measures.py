@@ -115,14 +115,16 @@ def measure_steps(
     if batches < 2:
         raise UserError(f"signal and noise need at least 2 batches, got {batches}")
     opened = open_model(path, recipe, sets, uses, allow_imports)
+    swapped = {name: open_model(path, recipe, sets, [*uses, f"selector={name}"], allow_imports) for name in selectors}
+    for other in swapped.values():  # what does not fit is said before anything is measured
+        other.build()
     sampled = _Batches(opened, batches)
     own = type(sampled.update.algorithm.selector).__name__
     steps = sampled.measures()
     kept: dict[str, list[float | None]] = {own: [measure.kept for measure in steps[:-1]]}
     del sampled
-    for name in selectors:
-        swapped = open_model(path, recipe, sets, [*uses, f"selector={name}"], allow_imports)
-        kept[name] = _Batches(swapped, batches).kept
+    for name, other in swapped.items():
+        kept[name] = _Batches(other, batches).kept
     return StepReport(opened.recipe.name, path, batches, steps, kept)
 
 

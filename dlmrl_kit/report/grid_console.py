@@ -8,13 +8,23 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from dlmrl_kit.experiments.evaluation_files import CSV, JSON, LATEX, MARKDOWN, comparison_rows, table_rows
+from dlmrl_kit.experiments.evaluation_curve import FIGURE, FORWARDS, is_curve
+from dlmrl_kit.experiments.evaluation_files import (
+    CSV,
+    JSON,
+    LATEX,
+    MARKDOWN,
+    comparison_rows,
+    forwards_rows,
+    table_rows,
+)
 from dlmrl_kit.experiments.evaluation_grid import Cell
 from dlmrl_kit.experiments.evaluation_results import GridResults
 from dlmrl_kit.experiments.evaluation_runs import CELLS, PAGE, CellResult, GridObserver
 from dlmrl_kit.report.console import printable, say
 from dlmrl_kit.report.evaluation_tables import accuracy_text
 from dlmrl_kit.report.tables import numbers, plain_table, words
+from dlmrl_kit.training.figure_style import FORMATS
 
 
 class RichGridObserver(GridObserver):
@@ -38,7 +48,7 @@ class RichGridObserver(GridObserver):
 
 
 def grid_result(results: GridResults, folder: Path) -> RenderableType:
-    """Returns the table in percent, the tests between models, and the files in ``folder``."""
+    """Returns the table in percent, tests between models, what cells of a curve took, and the files in ``folder``."""
     titles, *rows = table_rows(results)
     table = plain_table(words(titles[0]), *(numbers(title, whole=False) for title in titles[1:]))
     for row in rows:
@@ -50,5 +60,13 @@ def grid_result(results: GridResults, folder: Path) -> RenderableType:
         for row in rows:
             tests.add_row(*(Text(printable(cell)) for cell in row))
         parts.append(tests)
+    if is_curve(results.curve):
+        titles, *rows = forwards_rows(results.curve)
+        paid = plain_table(*map(words, titles[:3]), *(numbers(title, whole=False) for title in titles[3:]))
+        for row in rows:
+            paid.add_row(*(Text(printable(cell)) for cell in row))
+        parts.append(paid)
     files = {"table": f"{MARKDOWN}, {LATEX}, {CSV}, {JSON}", "completions": f"{CELLS}/*/{PAGE}"}
+    if is_curve(results.curve):
+        files["curve"] = ", ".join([FORWARDS, *(f"{FIGURE}.{form}" for form in FORMATS)])
     return Group(*parts, *(Text(f"{label:<12} {folder}: {names}") for label, names in files.items()))

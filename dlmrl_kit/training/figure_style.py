@@ -10,7 +10,7 @@ import io
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dlmrl_kit.core.files import write_atomic
 
@@ -97,6 +97,22 @@ def whole_numbers(axis: Axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"], base: int = 10) -> None:
+    """Makes an axis on which something is drawn logarithmic, with plain numbers at its ticks.
+
+    What matplotlib writes there by itself is a formula, which figures of this style show as it is spelt.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    few = base == 10 and high < 100 * low
+    axis.set_major_locator(LogLocator(base, (1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def line(axis: Axes, series: Series, colour: str, label: str | None = None) -> None:

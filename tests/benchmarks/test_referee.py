@@ -5,18 +5,25 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
+import math
 import sys
 
 import pytest
+import torch
 from support.paths import ROOT
 
+from dlmrl_kit.core.keys import ADVANTAGE
+from dlmrl_kit.experiments.aggregate import Estimate
 from dlmrl_kit.experiments.referee.records import TUNING, read_outcomes
 from dlmrl_kit.experiments.referee.spec_file import read_spec
+from dlmrl_kit.experiments.step_gradients import StepGradients
 from dlmrl_kit.tasks.base import Example
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "referee"))
 
 import made_tasks
+import step_data
+import why
 import write_page
 
 REFEREE = write_page.HERE
@@ -73,3 +80,72 @@ def test_difficulty_is_of_the_tasks() -> None:
     with (REFEREE / "difficulty.csv").open(encoding="utf-8") as file:
         found = {row["task"] for row in csv.DictReader(file)}
     assert found == {task.name for task in read_spec(REFEREE / "referee.toml").tasks}
+
+
+def test_steps_are_of_the_tasks_and_complete() -> None:
+    names = [task.name for task in read_spec(REFEREE / "referee.toml").tasks]
+    selectors = {"EntropyTopK", *step_data.SELECTORS}
+    assert why.tasks() == names
+    for name, titles in step_data.TITLES.items():
+        assert [*why.read(name)[0]] == [*titles]
+    for name in names:
+        steps = range(1, 9)
+        assert [row["step"] for row in why.read("steps") if row["task"] == name] == [*map(str, steps), "all"]
+        assert [row["step"] for row in why.read("bound") if row["task"] == name] == [*map(str, steps)]
+        kept = {(row["selector"], int(row["step"])) for row in why.read("kept") if row["task"] == name}
+        assert kept == {*itertools.product(selectors, steps)}
+        for sampler in step_data.SAMPLERS:
+            rhos = why.column("within", name, "rho", sampler=sampler)
+            assert len(rhos) == step_data.PROMPTS
+            assert all(-1 <= rho <= 1 for rho in rhos)
+
+
+def test_the_bound_holds_at_every_step() -> None:
+    for task in why.tasks():
+        sides = [why.column("bound", task, what) for what in ("error", "part", "distance_bound", "entropy_bound")]
+        for error, part, distance, bound in zip(*sides, strict=True):
+            assert error <= part <= distance <= bound
+
+
+def test_the_rank_correlation_is_spearmans_and_its_p_value_exact() -> None:
+    assert why.rank_correlation([1, 2, 3, 4, 5], [2, 4, 6, 8, 9]) == pytest.approx((1.0, 2 / math.factorial(5)))
+    rho, p_value = why.rank_correlation([1, 2, 3], [1, 3, 2])  # of 6 orders two have rho 1 or -1, four 0.5 or -0.5
+    assert (rho, p_value) == pytest.approx((0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.3, "larger gradients, weakly"),
+        (0.7, 0.9, "larger gradients, clearly"),
+        (-0.9, -0.7, "smaller"),
+        (-0.1, 0.3, "cannot be told"),
+    ],
+)
+def test_no_sentence_says_more_than_its_interval(low: float, high: float, said: str) -> None:
+    assert said in why.told(Estimate((low + high) / 2, low, high, 24))
+
+
+@pytest.mark.thorough
+def test_steps_that_are_differentiated_one_by_one_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_data, "PROMPTS", 3)
+    spec = read_spec(REFEREE / "referee.toml")
+    task = next(task for task in spec.tasks if task.name == "forks")
+    for name in step_data.SAMPLERS:
+        sampled = step_data.Sampled.of(task, [*spec.sets, *task.sets], name)
+        update, batch = sampled.update, sampled.batch
+        update.prepare(update.roll_out(0))  # compares old log-probabilities with those of the sampler
+        whole = StepGradients(update.algorithm.loss, update.log_probs, batch)
+        for step in (0, 5):
+            whole.backward(step)
+            wanted = [None if p.grad is None else p.grad.clone() for p in update.parameters]
+            step_data.clear(update.parameters)
+            for row in range(len(batch)):
+                view, decision = sampled.view(row, step)
+                log_prob = update.algorithm.sampler.action_log_prob(view, decision).sum()
+                (-batch[ADVANTAGE][row] * log_prob / len(batch)).backward()
+            for p, expected in zip(update.parameters, wanted, strict=True):
+                assert (p.grad is None) == (expected is None)
+                if p.grad is not None:
+                    torch.testing.assert_close(p.grad, expected, rtol=1e-3, atol=1e-5)
+            step_data.clear(update.parameters)

@@ -183,6 +183,7 @@ def test_hostile_names_stay_texts_in_markdown_and_latex() -> None:
         differences={"one": {}},
         comparisons=[],
         checks={"one": "ok"},
+        curve=[],
     )
     assert r"| model | a\|b # c \<b\>&_%, 8 |" in markdown(results)
     text = latex(results)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from dlmrl_kit.cli.app import app
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.experiments import step_measures
 from dlmrl_kit.experiments.step_measures import measure_steps
 
 
@@ -36,6 +37,7 @@ def test_a_command_measures_and_writes(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("steps.csv", "kept.csv", "steps.png", "steps.pdf", "steps.svg")
     }
+    assert "mathdefault" not in (tmp_path / "out/steps.svg").read_text()  # plain numbers along the logarithmic axis
     kept = found["selectors"]
     assert kept["AllSteps"] == [1.0] * 4
     assert sum(kept["EntropyTopK"]) == pytest.approx(2)
@@ -80,3 +82,13 @@ def test_mistakes_are_told(tmp_path: Path, name: str, sets: list[str], options: 
 def test_pre_training_has_no_steps() -> None:
     with pytest.raises(UserError, match="pre-training, which has no denoising steps"):
         measure_steps(model_path(), recipe="pretrain_sudoku4x4")
+
+
+def test_a_selector_that_does_not_fit_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(step_measures, "_Batches", lambda *given: measured.append(given))
+    with pytest.raises(UserError, match="TopAbsoluteAdvantage reads"):
+        measure_steps(model_path(), recipe=tiny(tmp_path), selectors=["TopAbsoluteAdvantage"])
+    assert measured == []
