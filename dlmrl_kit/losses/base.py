@@ -234,11 +234,19 @@ class Term(Component, LossModule):
 
     @promises(_measures)
     def measures(self, tensordict: TensorDictBase) -> Mapping[str, Measure]:
-        """Returns what the term knows of single segments, by the name of the metric that it adds up to, here nothing.
+        """Returns what the term knows of single segments, by the name of the metric that it adds up to.
 
-        Values have no gradient, and count nothing where the weight is 0.
+        Here what ``mean_key`` is the mean of, if ``values`` says it. There is no gradient.
         """
-        return {}
+        if self.mean_key is None:
+            return {}
+        with torch.no_grad():
+            found = self.values(tensordict)
+        return {} if found is None else {self.mean_key: by_segment(*found)}
+
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor] | None:
+        """Returns what is averaged of each segment, [B, K], or token, [B, K, C], and which count; None: neither."""
+        return None
 
     @promises(_number)
     def units(self, tensordict: TensorDictBase) -> Tensor:

@@ -15,17 +15,16 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, Key
 from dlmrl_kit.core.promises import Given, like, promises, tensor_fault
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import Measure, Objective, Term, TokenAverage, by_segment, scored_tokens
+from dlmrl_kit.losses.base import Objective, Term, TokenAverage, scored_tokens
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.means import PerToken
 
@@ -61,9 +60,6 @@ class Regulariser(Term):
         self.factor = self.sign * coefficient
         self.mean_key = mean_key
 
-    def _measured(self, values: Tensor, mask: Tensor) -> Mapping[str, Measure]:
-        return {} if self.mean_key is None else {self.mean_key: by_segment(values, mask)}
-
     def beside(self, loss: Objective) -> Term:
         """Returns the term with the loss's average, so that both share their denominator."""
         if loss.average is self.average:
@@ -90,10 +86,9 @@ class StepRegulariser(Regulariser):
         """Returns the numerator of the average over the selected steps."""
         return self.average.of_steps(self.per_step(tensordict), tensordict), {}
 
-    def measures(self, tensordict: TensorDictBase) -> Mapping[str, Measure]:
-        """Returns the regularised quantity by segment, as ``mean_key``."""
-        with torch.no_grad():
-            return self._measured(self.per_step(tensordict), tensordict[SELECTED_WEIGHT] != 0)
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Returns the regularised quantity of each step, and which are used, [B, K]."""
+        return self.per_step(tensordict), tensordict[SELECTED_WEIGHT] != 0
 
 
 class TokenRegulariser(Regulariser):
@@ -133,11 +128,9 @@ class TokenRegulariser(Regulariser):
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the numerator of the average over the tokens."""
-        mask = scored_tokens(tensordict)
-        return self.average.of_tokens(self.per_token(tensordict, mask), mask, tensordict), {}
+        return self.average.of_tokens(*self.values(tensordict), tensordict), {}
 
-    def measures(self, tensordict: TensorDictBase) -> Mapping[str, Measure]:
-        """Returns the regularised quantity of the tokens by segment, as ``mean_key``."""
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Returns the regularised quantity of each token, and which are used, [B, K, C]."""
         mask = scored_tokens(tensordict)
-        with torch.no_grad():
-            return self._measured(self.per_token(tensordict, mask), mask)
+        return self.per_token(tensordict, mask), mask

@@ -41,7 +41,7 @@ from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import Objective, Term, sequence_log_prob
 from dlmrl_kit.normalisers.base import Normaliser
-from dlmrl_kit.regularisers.base import Regulariser, StepRegulariser, TokenRegulariser
+from dlmrl_kit.regularisers.base import Regulariser, TokenRegulariser
 
 MAX_EXPONENT = 20.0
 """In k3, d is clamped from below at minus this, where k3 is 5e8 and would soon overflow; beyond, the gradient is 0."""
@@ -78,7 +78,7 @@ def compared(component: object, to: str, reference: Key, old: Key) -> tuple[str,
     return ("kl", reference) if to == "reference" else ("kl_old", old)
 
 
-class KLEstimator(StepRegulariser):
+class KLEstimator(Regulariser):
     """Base class of estimators of KL(pi || reference) from the log-probabilities of steps; ``estimate`` is k.
 
     Args:
@@ -100,11 +100,15 @@ class KLEstimator(StepRegulariser):
         super().__init__(coefficient, [SELECTED_LOG_PROB, other], f"loss_{name}", name)
         self.to_key = other
 
-    def per_step(self, tensordict: TensorDictBase) -> Tensor:
-        """Returns the estimate at each selected step, [B, K]."""
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Returns the estimate at each selected step, and which are used, [B, K]."""
         used = tensordict[SELECTED_WEIGHT] != 0
         new, other = (where_used(tensordict[key], used) for key in (SELECTED_LOG_PROB, self.to_key))
-        return self.estimate(new - other.detach())
+        return self.estimate(new - other.detach()), used
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the numerator of the average of the estimates at the selected steps."""
+        return self.average.of_steps(self.values(tensordict)[0], tensordict), {}
 
 
 @register("regulariser", paper=SCHULMAN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,8 @@ def run_figures(folder: Path, make: Callable[[], Figure] | None = None) -> dict[
 def rewards_figure(folder: Path, figure: Figure) -> Figure | None:
     """Draws the reward and its parts by update, in training and on held-out examples.
 
+    A part that is the same throughout, such as the share that failed where none did, is named below.
+
     Args:
         folder: of the run.
         figure: an empty one to draw into.
@@ -128,20 +131,38 @@ def rewards_figure(folder: Path, figure: Figure) -> Figure | None:
         for name, value in result.components.items():
             heldout.setdefault(f"reward/{name}", []).append((update, value))
     names = [name for name in metrics if name == "reward" or name.startswith("reward/")]
+    series = {name: (metrics[name], _finite(heldout.get(name, []))) for name in sorted(names)}
+    constant = {name: only for name, found in series.items() if (only := _only_value(*found)) is not None}
+    constant.pop("reward", None)
     panels: list[Panel] = [
-        (1.3, partial(_draw_reward, name=name, series=metrics[name], heldout=heldout.get(name, []), first=not number))
-        for number, name in enumerate(sorted(names))
+        (1.3, partial(_draw_reward, name=name, training=training, heldout=held, first=not number))
+        for number, (name, (training, held)) in enumerate((n, s) for n, s in series.items() if n not in constant)
     ]
-    return by_updates(panels, f"{folder.resolve().name}: reward and its parts", figure) if panels else None
+    if not panels:
+        return None
+    drawn = by_updates(panels, f"{folder.resolve().name}: reward and its parts", figure)
+    if constant:
+        told = ", ".join(f"{name.removeprefix('reward/')} {only:.4g}" for name, only in constant.items())
+        drawn.axes[-1].set_xlabel("update\n" + textwrap.fill(f"the same throughout: {told}", 60))
+    return drawn
 
 
-def _draw_reward(axis: Axes, name: str, series: Series, heldout: Series, first: bool) -> None:
+def _finite(series: Series) -> Series:
+    return [point for point in sorted(series) if math.isfinite(point[1])]
+
+
+def _only_value(*several: Series) -> float | None:
+    """Returns the value that all of several points have; None if they differ, or there are not two."""
+    values = [value for series in several for _, value in series]
+    return values[0] if len(values) > 1 and len(set(values)) == 1 else None
+
+
+def _draw_reward(axis: Axes, name: str, training: Series, heldout: Series, first: bool) -> None:
     axis.set_title("Reward" if name == "reward" else f"Part: {name.removeprefix('reward/')}")
     axis.set_ylabel("mean")
-    line(axis, series, TRAINING, "training")
-    points = [point for point in sorted(heldout) if math.isfinite(point[1])]
-    if points:
-        axis.plot(*zip(*points, strict=True), color=HELDOUT, marker="o", markersize=3.5, label="held-out")
+    line(axis, training, TRAINING, "training")
+    if heldout:
+        axis.plot(*zip(*heldout, strict=True), color=HELDOUT, marker="o", markersize=3.5, label="held-out")
     if first and axis.lines:
         axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0.0)
 
@@ -250,9 +271,10 @@ def _draw_heat_map(axis: Axes, found: Sequence[dict[str, Any]], name: str, like:
     if name == "ratio":
         farthest = max(float(abs(values - 1).max()), 0.01)
         lowest, highest = 1 - farthest, 1 + farthest
-    colours_of = {"cmap": colours, "vmin": lowest, "vmax": highest}
     edges = (first - 0.5, last + 0.5, len(values) + 0.5, 0.5)
-    drawn = axis.imshow(values, aspect="auto", interpolation="nearest", extent=edges, **colours_of)
+    drawn = axis.imshow(
+        values, cmap=colours, vmin=lowest, vmax=highest, aspect="auto", interpolation="nearest", extent=edges
+    )
     axis.grid(visible=False)
     axis.set_title(title)
     axis.set_xlabel("update")

@@ -42,14 +42,9 @@ def write_run(folder: Path, updates: int = 40, falls: bool = False, parts: tuple
             logger.log(update, {name: float(value) for name, value in values.items()})
     logger.close()
     write_evaluations(folder / EVALUATIONS, evaluations)
+    maps = (*ROLLOUT_MAPS, *UPDATE_MAPS)
     lines = [
-        {
-            "update": update,
-            **{
-                name: [None, *(0.1 * step + 0.01 * update for step in range(6))]
-                for name in (*ROLLOUT_MAPS, *UPDATE_MAPS)
-            },
-        }
+        {"update": update, **{name: [None, *(0.1 * step + 0.01 * update for step in range(6))] for name in maps}}
         for update in range(updates)
     ]
     (folder / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -106,6 +101,19 @@ def test_heat_maps_are_the_means_by_step(tmp_path: Path, name: str, panels: dict
     assert shown[6].tolist() == pytest.approx([0.5, 0.51, 0.52])
     left, right, bottom, top = maps[0].images[0].get_extent()
     assert (left, right, bottom, top) == (-0.5, 2.5, 7.5, 0.5)  # updates 0 to 2, steps 1 to 7 downwards
+
+
+def test_parts_that_never_change_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    logger = MetricsCSV()
+    logger.open(folder, 100)  # goes on with the file
+    for update in range(40):
+        logger.log(update, {"reward/failed": 0.0, "reward/format": 1.0, "reward/cells": 0.25})
+    logger.log(40, {"reward/cells": 0.5, "reward/once": 3.0})
+    logger.close()
+    axes = run_figures(folder)["rewards"].axes
+    assert [axis.get_title("left") for axis in axes] == ["Reward", "Part: cells", "Part: once"]
+    assert axes[-1].get_xlabel() == "update\nthe same throughout: failed 0, format 1"
 
 
 def test_each_number_has_its_panel(tmp_path: Path) -> None:
