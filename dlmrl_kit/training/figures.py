@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
+from dlmrl_kit.training.curve import NAME as CURVE
 from dlmrl_kit.training.curve import by_updates, curve_figure, evaluations_of, finite_metrics, plot_curve
 from dlmrl_kit.training.figure_style import (
     FORMATS,
@@ -60,19 +61,21 @@ UPDATE_MAPS: dict[str, tuple[str, str, str]] = {
 
 
 def draw_at_the_end(folder: Path, *, everything: bool) -> list[Path]:
-    """Draws ``curve.png`` of a run that ends, if it has a ``metrics.csv``; returns what is there to show.
+    """Draws ``curve.png`` of a run that ends, if it has a ``metrics.csv``; returns the paths.
 
     Args:
         folder: the run folder.
-        everything: whether the other figures are to be drawn and shown, too, as PNG.
+        everything: whether the other figures are to be drawn, too, as PNG in ``<folder>/figures``.
 
     Raises:
         UserError: as ``plot_run``.
     """
     if not (folder / METRICS).is_file():
         return []
-    curve = plot_curve(folder)
-    return plot_run(folder, formats=["png"]) if everything else [curve]
+    if not everything:
+        return [plot_curve(folder)]
+    places = {name: (folder if name == CURVE else folder / FOLDER) / name for name in DRAWN}
+    return [path for name, figure in run_figures(folder).items() for path in save(figure, places[name], ["png"])]
 
 
 def plot_run(folder: Path, out: Path | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -294,7 +297,7 @@ def _grid(rows: Sequence[Sequence[float | None]]) -> Any:
 
 
 DRAWN: dict[str, Callable[[Path, Figure], Figure | None]] = {
-    "curve": curve_figure,
+    CURVE: curve_figure,
     "rewards": rewards_figure,
     "steps": steps_figure,
     "updates": updates_figure,

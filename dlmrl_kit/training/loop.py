@@ -212,7 +212,7 @@ class Run:
         )
         task = self.algorithm.task
         cut = [note for split in ("train", "heldout") for note in cut_prompts(task, split, self.policy)]
-        for note in (*said_of(task), *cut, *self.notes):
+        for note in (*said_of(task), *cut, *self.loggers.notes, *self.notes):
             self.observer.on_message(note)
         if self.trainer.sharding != "none":
             self._say_how()
