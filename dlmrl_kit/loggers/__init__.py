@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dlmrl_kit.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from dlmrl_kit.loggers.base import Handled as Handled
     from dlmrl_kit.loggers.base import Logger as Logger
     from dlmrl_kit.loggers.metrics_csv import MetricsCSV as MetricsCSV
     from dlmrl_kit.loggers.mlflow import MLflow as MLflow
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "base": ["Logger"],
+        "base": ["Handled", "Logger"],
         "metrics_csv": ["MetricsCSV"],
         "mlflow": ["MLflow"],
         "tensorboard": ["TensorBoard"],

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.results import EvalResult
+
+H = TypeVar("H")
 
 SAMPLE_COLUMNS = ("prompt", "completion", "answer", "solved", "reward")
 """What an evaluation says of each completion that it shows."""
@@ -79,5 +82,28 @@ class Logger(Dependent, ABC):
     def close(self) -> None:
         """Writes what is pending. Does nothing if the logger is not open."""
 
-    def _not_open(self) -> RuntimeError:
-        return RuntimeError(f"{type(self).__name__} is not open: call open(folder, first_update) before log()")
+
+class Handled(Logger, Generic[H]):
+    """A logger that holds something, such as a file or a run, from ``open``, which sets ``_handle``, to ``close``."""
+
+    _handle: H | None = None
+
+    def close(self) -> None:
+        """Lets go of what it holds, if it is open."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._end(handle)
+
+    def _end(self, handle: H) -> None:
+        """Writes what is pending, and ends what ``open`` has begun. Default: nothing."""
+        return
+
+    def _opened(self) -> H:
+        """Returns what it holds.
+
+        Raises:
+            RuntimeError: it is not open.
+        """
+        if self._handle is None:
+            raise RuntimeError(f"{type(self).__name__} is not open: call open(folder, first_update) before log()")
+        return self._handle

@@ -12,7 +12,7 @@ from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import clipped
-from dlmrl_kit.loggers.base import Logger, metric_name
+from dlmrl_kit.loggers.base import Handled, metric_name
 
 FILE = "metrics.csv"
 HEADER = ("update", "metric", "value")
@@ -21,16 +21,13 @@ Row = tuple[int, str, float]
 
 
 @register("logger")
-class MetricsCSV(Logger):
+class MetricsCSV(Handled[TextIO]):
     """Writes ``metrics.csv`` into the run folder: one row ``update,metric,value`` per number.
 
     Metrics may begin at any update. One ``pivot`` makes a wide table of the file:
     ``pandas.read_csv(path).pivot(index="update", columns="metric", values="value")``. Values are written with all their
     digits. Each call of ``log`` reaches the file before it returns; a resumed run first drops what it will log again.
     """
-
-    def __init__(self) -> None:
-        self._file: TextIO | None = None
 
     def open(self, folder: Path, first_update: int) -> None:
         """Starts or continues ``metrics.csv``; rows of updates that will be run again are removed.
@@ -42,20 +39,16 @@ class MetricsCSV(Logger):
         path = folder / FILE
         kept = [row for row in _read_rows(path) if not _stale(row, first_update)] if path.exists() else []
         write_atomic(path, _to_csv([HEADER, *kept]))
-        self._file = path.open("a", encoding="utf-8", newline="")
+        self._handle = path.open("a", encoding="utf-8", newline="")
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         """Appends one row per metric."""
-        if self._file is None:
-            raise self._not_open()
-        self._file.write(_to_csv((update, metric_name(name), float(value)) for name, value in metrics.items()))
-        self._file.flush()
+        file = self._opened()
+        file.write(_to_csv((update, metric_name(name), float(value)) for name, value in metrics.items()))
+        file.flush()
 
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _end(self, handle: TextIO) -> None:
+        handle.close()
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:

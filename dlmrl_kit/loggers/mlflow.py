@@ -25,7 +25,7 @@ _LONGEST = 6000
 
 
 @register("logger")
-class MLflow(Tracker):
+class MLflow(Tracker["MlflowClient"]):
     """Sends a run to MLflow.
 
     It gets the metrics by update, evaluations with their interval, the recipe's settings as parameters, and as
@@ -47,7 +47,6 @@ class MLflow(Tracker):
     def __init__(self, experiment: str = "dlmrl", name: str | None = None, tracking_uri: str | None = None) -> None:
         super().__init__()
         self.experiment, self.name, self.tracking_uri = experiment, name, tracking_uri
-        self._client: MlflowClient | None = None
         self._id = ""
 
     def start(self, folder: Path, known: str | None) -> str:
@@ -62,7 +61,7 @@ class MLflow(Tracker):
             found = client.get_experiment_by_name(self.experiment)
             own = client.create_experiment(self.experiment) if found is None else found.experiment_id
             self._id = str(client.create_run(own, run_name=self.name or folder.resolve().name).info.run_id)
-        self._client = client
+        self._handle = client
         return self._id
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
@@ -94,16 +93,8 @@ class MLflow(Tracker):
         """Keeps the file as an artefact."""
         self._opened().log_artifact(self._id, str(path))
 
-    def close(self) -> None:
-        """Ends the run."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            client.set_terminated(self._id)
-
-    def _opened(self) -> MlflowClient:
-        if self._client is None:
-            raise self._not_open()
-        return self._client
+    def _end(self, handle: MlflowClient) -> None:
+        handle.set_terminated(self._id)
 
 
 def _name(name: str) -> str:

@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING
 from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.results import EvalResult
-from dlmrl_kit.loggers.base import SAMPLE_COLUMNS, Logger, evaluation_metrics, metric_name
+from dlmrl_kit.loggers.base import SAMPLE_COLUMNS, Handled, evaluation_metrics, metric_name
 
 if TYPE_CHECKING:
     from torchrl.record.loggers.tensorboard import TensorboardLogger
 
 
 @register("logger")
-class TensorBoard(Logger):
+class TensorBoard(Handled["TensorboardLogger"]):
     """Writes event files into ``<run>/tensorboard``; look at them with ``tensorboard --logdir runs``.
 
     They hold the metrics, evaluations with their interval and some completions, the recipe and the figures. When a run
     is resumed, TensorBoard hides what an interrupted run logged after the checkpoint.
     """
-
-    def __init__(self) -> None:
-        self._logger: TensorboardLogger | None = None
 
     def open(self, folder: Path, first_update: int) -> None:
         """Starts an event file.
@@ -37,13 +34,13 @@ class TensorBoard(Logger):
         self.close()
         continued = any((folder / "tensorboard").glob("events.out.tfevents.*"))
         try:
-            self._logger = get_logger("tensorboard", str(folder), "tensorboard")
+            self._handle = get_logger("tensorboard", str(folder), "tensorboard")
         except ImportError as error:
             raise UserError(f"TensorBoard needs the package tensorboard ({error}): pip install tensorboard") from error
         if continued:
             # Evaluations at first_update are kept (see Logger.open). The writer of torch purges when it opens a file,
             # which is the only way to tell it: TorchRL's logger has no argument for that.
-            writer = self._logger.experiment
+            writer = self._opened().experiment
             writer.close()
             writer.purge_step = first_update + 1
 
@@ -65,16 +62,8 @@ class TensorBoard(Logger):
         elif path.suffix == ".gin":
             logger.experiment.add_text(path.stem, _indented(path.read_text()), update)
 
-    def close(self) -> None:
-        """Flushes and closes the event file."""
-        if self._logger is not None:
-            self._logger.close()
-            self._logger = None
-
-    def _opened(self) -> TensorboardLogger:
-        if self._logger is None:
-            raise self._not_open()
-        return self._logger
+    def _end(self, handle: TensorboardLogger) -> None:
+        handle.close()
 
 
 def _as_text(sample: Mapping[str, object]) -> str:

@@ -14,17 +14,17 @@ from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.run_folder import read_json
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.loggers.base import SAMPLE_COLUMNS, Logger
+from dlmrl_kit.loggers.base import SAMPLE_COLUMNS, H, Handled
 
 FILE = "trackers.json"
 """In the run folder: by tracker, the run that it has of this one, with which a resumed run goes on."""
 
 
-class Tracker(Logger):
+class Tracker(Handled[H]):
     """A logger that a run can do without: if it fails, the run says so and goes on without it.
 
-    Its methods are called in threads, one call at a time. Subclasses implement ``start``, ``log``, ``log_evaluation``,
-    ``log_file`` and ``close``.
+    Its methods are called in threads, one call at a time. Subclasses implement ``start``, which sets ``_handle``,
+    ``log``, ``log_evaluation``, ``log_file``, and ``_end`` or ``close``.
 
     Raises:
         UserError: the package is not installed.

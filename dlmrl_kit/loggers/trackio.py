@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @register("logger")
-class Trackio(Tracker):
+class Trackio(Tracker["Run"]):
     """Sends a run to Trackio: on this machine, where ``trackio show`` shows it, or to a Space.
 
     It gets the metrics by update, evaluations with their interval and a table of completions, the recipe's settings,
@@ -42,7 +42,6 @@ class Trackio(Tracker):
         super().__init__()
         self.project, self.name = project, name
         self.options = self._check_options(options or {}, ("project", "name", "resume", "config", "embed"))
-        self._run: Run | None = None
 
     def start(self, folder: Path, known: str | None) -> str:
         """Starts a run, or goes on with the one of the name ``known``; returns the name."""
@@ -51,7 +50,7 @@ class Trackio(Tracker):
         # Trackio finds runs by name, and run folders in different places may have the same.
         name = known or f"{self.name or folder.resolve().name}-{secrets.token_hex(3)}"
         settings = {"auto_log_gpu": False, "auto_log_cpu": False, **self.options}
-        self._run = trackio.init(project=self.project, name=name, resume="allow", embed=False, **settings)
+        self._handle = trackio.init(project=self.project, name=name, resume="allow", embed=False, **settings)
         return name
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
@@ -78,13 +77,5 @@ class Trackio(Tracker):
         else:
             self._opened().log_artifact(str(path), type="run")
 
-    def close(self) -> None:
-        """Writes what is pending, and ends the run."""
-        if self._run is not None:
-            run, self._run = self._run, None
-            run.finish()  # type: ignore[no-untyped-call]
-
-    def _opened(self) -> Run:
-        if self._run is None:
-            raise self._not_open()
-        return self._run
+    def _end(self, handle: Run) -> None:
+        handle.finish()  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @register("logger")
-class WandB(Tracker):
+class WandB(Tracker["wandb.Run"]):
     """Sends a run to Weights & Biases; the run folder's ``wandb/`` holds what it sends.
 
     It gets the metrics by update, evaluations with their interval and a table of completions, the recipe's settings,
@@ -41,14 +41,13 @@ class WandB(Tracker):
         super().__init__()
         self.project, self.name = project, name
         self.options = self._check_options(options or {}, ("project", "name", "id", "resume", "dir", "settings"))
-        self._run: wandb.Run | None = None
 
     def start(self, folder: Path, known: str | None) -> str:
         """Starts a run, or goes on with the one of the id ``known``; returns the id."""
         import wandb
 
         self._folder = folder
-        self._run = wandb.init(
+        self._handle = run = wandb.init(
             project=self.project,
             name=self.name or folder.resolve().name,
             id=known,
@@ -58,8 +57,8 @@ class WandB(Tracker):
             **self.options,
         )
         # By a metric, not by wandb's own step, which never goes back: a resumed run logs some updates once more.
-        self._run.define_metric("*", step_metric="update")
-        return self._run.id
+        run.define_metric("*", step_metric="update")
+        return run.id
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         """Logs metrics of an update."""
@@ -87,13 +86,5 @@ class WandB(Tracker):
         else:
             self._opened().save(str(path), base_path=str(self._folder), policy="now")
 
-    def close(self) -> None:
-        """Sends what is pending, and ends the run."""
-        if self._run is not None:
-            run, self._run = self._run, None
-            run.finish()
-
-    def _opened(self) -> wandb.Run:
-        if self._run is None:
-            raise self._not_open()
-        return self._run
+    def _end(self, handle: wandb.Run) -> None:
+        handle.finish()

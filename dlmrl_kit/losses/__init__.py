@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dlmrl_kit.losses.length_weighted_reinforce import LengthWeightedReinforce as LengthWeightedReinforce
     from dlmrl_kit.losses.linearised_bound import LinearisedBound as LinearisedBound
     from dlmrl_kit.losses.ppo import ClippedObjective as ClippedObjective
+    from dlmrl_kit.losses.ppo import ClippedSegments as ClippedSegments
     from dlmrl_kit.losses.ppo import ClippedSequences as ClippedSequences
     from dlmrl_kit.losses.ppo import LengthNormalisedPPO as LengthNormalisedPPO
     from dlmrl_kit.losses.ppo import PerTokenSequencePPO as PerTokenSequencePPO
@@ -38,6 +39,7 @@ __getattr__, __dir__, __all__ = lazily(
         "linearised_bound": ["LinearisedBound"],
         "ppo": [
             "ClippedObjective",
+            "ClippedSegments",
             "ClippedSequences",
             "LengthNormalisedPPO",
             "PerTokenSequencePPO",

@@ -13,7 +13,7 @@ included) reaches neither the value nor the gradient.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,9 @@ from dlmrl_kit.core.keys import SELECTED_TOKEN_MASK, SELECTED_WEIGHT, SEQUENCE_L
 from dlmrl_kit.core.promises import Given, device_of, parts_fault, promises, shown, tensor_fault
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.normalisers.base import Normaliser
+
+Measure = tuple[Tensor, Tensor]
+"""Of each segment, [B, K], the sum of something over its units (itself, or its tokens), and their number."""
 
 
 def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
@@ -51,6 +54,17 @@ def max_over(values: Tensor, mask: Tensor) -> Tensor:
     """Returns the scalar maximum of ``values`` over ``mask``; 0 where the mask is empty."""
     kept = values[mask]
     return kept.max() if kept.numel() else values.new_zeros(())
+
+
+def by_segment(values: Tensor, mask: Tensor) -> Measure:
+    """Sums over each segment, [B, K] each: values of its own or of its tokens where ``mask``, and their number.
+
+    Args:
+        values, mask: [B, K] or [B, K, C].
+    """
+    dims = tuple(range(2, mask.dim()))
+    summed, number = where_used(values.detach(), mask), mask.to(values.dtype)
+    return (summed.sum(dims), number.sum(dims)) if dims else (summed, number)
 
 
 def used_sequences(weight: Tensor) -> Tensor:
@@ -150,6 +164,19 @@ def _numerator(result: Any, given: Given) -> str:
     return next(filter(None, faults), "")
 
 
+def _measures(result: Any, given: Given) -> str:
+    if not isinstance(result, Mapping):
+        return f"{shown(result)}; it should be a mapping of names to pairs of tensors"
+    weight = given["tensordict"][SELECTED_WEIGHT]
+    for name, measure in result.items():
+        if fault := parts_fault(measure, f"the sums of {name!r}", "their numbers"):
+            return fault
+        for part in measure:
+            if fault := tensor_fault(part, "number", weight.shape, device=weight.device, name=repr(name)):
+                return fault
+    return ""
+
+
 class Term(Component, LossModule):
     """Base class of what is minimised: a TorchRL ``LossModule`` without sub-networks that is also a ``Component``.
 
@@ -204,6 +231,22 @@ class Term(Component, LossModule):
     def beside(self, loss: Objective) -> Term:
         """Returns the term as it is minimised with a loss, such as with the loss's denominator; here itself."""
         return self
+
+    @promises(_measures)
+    def measures(self, tensordict: TensorDictBase) -> Mapping[str, Measure]:
+        """Returns what the term knows of single segments, by the name of the metric that it adds up to.
+
+        Here what ``mean_key`` is the mean of, if ``values`` says it. There is no gradient.
+        """
+        if self.mean_key is None:
+            return {}
+        with torch.no_grad():
+            found = self.values(tensordict)
+        return {} if found is None else {self.mean_key: by_segment(*found)}
+
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor] | None:
+        """Returns what is averaged of each segment, [B, K], or token, [B, K, C], and which count; None: neither."""
+        return None
 
     @promises(_number)
     def units(self, tensordict: TensorDictBase) -> Tensor:

@@ -31,13 +31,8 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.losses.base import (
-    max_over,
-    mean_over,
-    sequence_length,
-    weighted_sum,
-)
-from dlmrl_kit.losses.ppo import ClippedObjective
+from dlmrl_kit.losses.base import sequence_length, weighted_sum
+from dlmrl_kit.losses.ppo import ClippedSegments, Surrogate, ratios
 
 
 @register(
@@ -47,7 +42,7 @@ from dlmrl_kit.losses.ppo import ClippedObjective
     scale="1 / length",
     under="proportional to Reinforce before the first update where all completions have the same length",
 )
-class LinearisedBound(ClippedObjective):
+class LinearisedBound(ClippedSegments):
     """Minimises minus a clipped lower bound of the length-normalised sequence objective, a sum over segments.
 
     Args:
@@ -72,10 +67,9 @@ class LinearisedBound(ClippedObjective):
         check(1 < dual_clip < math.inf, self, "dual_clip", dual_clip, "above 1 and finite")
         self.dual_clip = dual_clip
 
-    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns minus the weighted sum of the bounds of the segments."""
-        weight = tensordict[SELECTED_WEIGHT]
-        used = weight != 0
+    def surrogate(self, tensordict: TensorDictBase) -> Surrogate:
+        """Returns the bound of each segment, [B, K], with its g as the ratio."""
+        used = tensordict[SELECTED_WEIGHT] != 0
         advantage = where_used(tensordict[SELECTED_ADVANTAGE], used).detach()
         difference = (
             where_used(tensordict[SELECTED_LOG_PROB], used)
@@ -87,11 +81,9 @@ class LinearisedBound(ClippedObjective):
         free, clipped = ratio * advantage, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantage
         least = torch.where(advantage < 0, self.dual_clip * advantage, -math.inf)
         value = torch.maximum(torch.minimum(free, clipped), least)
-        with torch.no_grad():
-            diagnostics = {
-                "ratio": mean_over(ratio, used),
-                "ratio_max": max_over(ratio, used),
-                "clip_fraction": mean_over((value != free).to(ratio.dtype), used),
-                "approx_kl": mean_over(bounded.expm1() - bounded, used),
-            }
-        return -weighted_sum(value, weight), diagnostics
+        return Surrogate(value, ratios(ratio, value != free, bounded, used))
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns minus the weighted sum of the bounds of the segments."""
+        surrogate = self.surrogate(tensordict)
+        return -weighted_sum(surrogate.value, tensordict[SELECTED_WEIGHT]), surrogate.ratios.diagnostics

@@ -17,7 +17,8 @@ commits; here the steps are summed, so that before the first update the gradient
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,9 @@ from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import (
     Average,
+    Measure,
     Objective,
+    by_segment,
     max_over,
     mean_over,
     sequence_length,
@@ -51,16 +54,56 @@ from dlmrl_kit.losses.base import (
 DIAGNOSTICS = ("ratio", "ratio_max", "clip_fraction", "approx_kl")
 
 
+class Ratios(NamedTuple):
+    """The ratios of units (steps, tokens or completions), without gradient; all of one shape.
+
+    Attributes:
+        ratio: what is clipped, such as rho.
+        clipped: bool, where the clip binds.
+        approx_kl: rho - 1 - log rho.
+        mask: bool, of the units that count.
+    """
+
+    ratio: Tensor
+    clipped: Tensor
+    approx_kl: Tensor
+    mask: Tensor
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """``DIAGNOSTICS``, scalars over the mask: the largest ratio, and means."""
+        means = {name: mean_over(values, self.mask) for name, values in self._values().items()}
+        largest = {"ratio_max": max_over(self.ratio, self.mask)}
+        return {name: (means | largest)[name] for name in DIAGNOSTICS}
+
+    def measures(self) -> dict[str, Measure]:
+        """Returns what the means among the diagnostics are of, by segment."""
+        return {name: by_segment(values, self.mask) for name, values in self._values().items()}
+
+    def _values(self) -> dict[str, Tensor]:
+        return {
+            "ratio": self.ratio,
+            "clip_fraction": self.clipped.to(self.ratio.dtype),
+            "approx_kl": self.approx_kl,
+        }
+
+
+def ratios(ratio: Tensor, clipped: Tensor, log_ratio: Tensor, mask: Tensor) -> Ratios:
+    """Returns ``Ratios`` of ratios that were clipped or not (bool) and the log-ratios that they come from."""
+    with torch.no_grad():
+        return Ratios(ratio.detach(), clipped, log_ratio.expm1() - log_ratio, mask)
+
+
 class Surrogate(NamedTuple):
     """The clipped surrogate of each unit (step, token or completion).
 
     Attributes:
         value: min(rho A, clip(rho) A), 0 outside the mask.
-        diagnostics: scalars, see ``clipped_surrogate``.
+        ratios: of the units.
     """
 
     value: Tensor
-    diagnostics: dict[str, Tensor]
+    ratios: Ratios
 
 
 def clipped_surrogate(
@@ -74,22 +117,14 @@ def clipped_surrogate(
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
 
     Returns:
-        The surrogate, and over the mask: ``ratio`` (mean), ``ratio_max``, ``clip_fraction`` (share of units where the
-        clip binds, so that their gradient is 0) and ``approx_kl`` (mean of rho - 1 - log rho: unbiased for
-        KL(old || new) under samples of old, never negative).
+        The surrogate and the ratios rho, which are clipped where the gradient is 0; the mean of ``approx_kl`` is
+        unbiased for KL(old || new) under samples of old, and never negative.
     """
     log_ratio = (where_used(new, mask) - where_used(old, mask).detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     advantage = where_used(advantage, mask).detach()
     ratio = log_ratio.exp()
     free, clipped = ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
-    with torch.no_grad():
-        diagnostics = {
-            "ratio": mean_over(ratio, mask),
-            "ratio_max": max_over(ratio, mask),
-            "clip_fraction": mean_over((free > clipped).to(ratio.dtype), mask),
-            "approx_kl": mean_over(log_ratio.expm1() - log_ratio, mask),
-        }
-    return Surrogate(torch.minimum(free, clipped), diagnostics)
+    return Surrogate(torch.minimum(free, clipped), ratios(ratio, free > clipped, log_ratio, mask))
 
 
 class ClippedObjective(Objective):
@@ -112,13 +147,26 @@ class ClippedObjective(Objective):
         self.clip_high = clip_high
 
 
+class ClippedSegments(ClippedObjective):
+    """Base class of losses that clip the ratios of segments, or of their tokens. Arguments as ``ClippedObjective``."""
+
+    @abstractmethod
+    def surrogate(self, tensordict: TensorDictBase) -> Surrogate:
+        """Returns the surrogate of each segment or token, [B, K] or [B, K, C]."""
+
+    def measures(self, tensordict: TensorDictBase) -> Mapping[str, Measure]:
+        """Returns ``ratio``, ``clip_fraction`` and ``approx_kl`` by segment."""
+        with torch.no_grad():
+            return self.surrogate(tensordict).ratios.measures()
+
+
 @register(
     "loss",
     paper="arXiv 2603.12554",
     unbiased=True,
     under="before the first update on a batch, where its gradient is that of Reinforce, and as Reinforce",
 )
-class StepPPO(ClippedObjective):
+class StepPPO(ClippedSegments):
     """Clips one ratio per denoising step (PPO); sums the surrogates over steps and averages over samples.
 
     Args:
@@ -140,18 +188,21 @@ class StepPPO(ClippedObjective):
         keys = [SELECTED_LOG_PROB, SELECTED_OLD_LOG_PROB, SELECTED_ADVANTAGE, SELECTED_WEIGHT]
         super().__init__(clip_low, clip_high, keys)
 
-    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns minus the weighted sum of the surrogates of the selected steps."""
-        weight = tensordict[SELECTED_WEIGHT]
-        surrogate = clipped_surrogate(
+    def surrogate(self, tensordict: TensorDictBase) -> Surrogate:
+        """Returns the surrogate of each selected step, [B, K]."""
+        return clipped_surrogate(
             tensordict[SELECTED_LOG_PROB],
             tensordict[SELECTED_OLD_LOG_PROB],
             tensordict[SELECTED_ADVANTAGE],
-            weight != 0,
+            tensordict[SELECTED_WEIGHT] != 0,
             self.clip_low,
             self.clip_high,
         )
-        return -weighted_sum(surrogate.value, weight), surrogate.diagnostics
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns minus the weighted sum of the surrogates of the selected steps."""
+        surrogate = self.surrogate(tensordict)
+        return -weighted_sum(surrogate.value, tensordict[SELECTED_WEIGHT]), surrogate.ratios.diagnostics
 
 
 class ClippedSequences(ClippedObjective):
@@ -212,7 +263,7 @@ class SequencePPO(ClippedSequences):
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the sum of the surrogates of the samples."""
         surrogate = self.surrogates(tensordict)
-        return -surrogate.value.sum(), surrogate.diagnostics
+        return -surrogate.value.sum(), surrogate.ratios.diagnostics
 
 
 @register(
@@ -238,7 +289,7 @@ class LengthNormalisedPPO(ClippedSequences):
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the sum of the surrogates of the samples."""
         surrogate = self.surrogates(tensordict, divisor=sequence_length(tensordict))
-        return -surrogate.value.sum(), surrogate.diagnostics
+        return -surrogate.value.sum(), surrogate.ratios.diagnostics
 
 
 class PerTokenOfCompletion(Average):
@@ -276,4 +327,4 @@ class PerTokenSequencePPO(ClippedSequences):
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns minus the sum of the surrogates of the samples, each divided by its length."""
         surrogate = self.surrogates(tensordict)
-        return -(surrogate.value / sequence_length(tensordict)).sum(), surrogate.diagnostics
+        return -(surrogate.value / sequence_length(tensordict)).sum(), surrogate.ratios.diagnostics

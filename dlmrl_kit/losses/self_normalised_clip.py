@@ -25,8 +25,8 @@ from dlmrl_kit.core.keys import (
 )
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import group_sum, where_used
-from dlmrl_kit.losses.base import max_over, mean_over, sequence_length, sequence_log_prob, used_sequences
-from dlmrl_kit.losses.ppo import ClippedSequences
+from dlmrl_kit.losses.base import sequence_length, sequence_log_prob, used_sequences
+from dlmrl_kit.losses.ppo import ClippedSequences, ratios
 
 
 @register(
@@ -69,12 +69,7 @@ class SelfNormalisedClip(ClippedSequences):
             ratio = log_ratio.exp()
             clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
             share = group_shares(clipped, tensordict[GROUP], used)
-            diagnostics = {
-                "ratio": mean_over(ratio, used),
-                "ratio_max": max_over(ratio, used),
-                "clip_fraction": mean_over((ratio != clipped).to(ratio.dtype), used),
-                "approx_kl": mean_over(log_ratio.expm1() - log_ratio, used),
-            }
+            diagnostics = ratios(ratio, ratio != clipped, log_ratio, used).diagnostics
         return -(share * advantage * log_prob).sum(), diagnostics
 
 

@@ -31,7 +31,7 @@ from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.losses.base import TokenAverage, scored_tokens
-from dlmrl_kit.losses.ppo import ClippedObjective, clipped_surrogate
+from dlmrl_kit.losses.ppo import ClippedSegments, Surrogate, clipped_surrogate
 from dlmrl_kit.normalisers.base import Normaliser
 from dlmrl_kit.normalisers.means import PerToken
 from dlmrl_kit.values.base import check_by_position
@@ -44,7 +44,7 @@ from dlmrl_kit.values.base import check_by_position
     scale="B / number of tokens",
     under="proportional to Reinforce before the first update, with token-wise exact log-probabilities",
 )
-class TokenPPO(ClippedObjective):
+class TokenPPO(ClippedSegments):
     """Clips one ratio per token (PPO), and averages over the tokens of the batch (see ``normaliser``).
 
     With a fixed number of tokens per batch the mean only scales the gradient of the sum; a number that varies with the
@@ -87,19 +87,22 @@ class TokenPPO(ClippedObjective):
         """Returns the advantage of each token, [B, K, C]: that of its segment."""
         return tensordict[SELECTED_ADVANTAGE][..., None].expand(tensordict[SELECTED_TOKEN_MASK].shape)
 
-    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns minus the normaliser's sum of the surrogates of the tokens."""
-        mask = scored_tokens(tensordict)
-        surrogate = clipped_surrogate(
+    def surrogate(self, tensordict: TensorDictBase) -> Surrogate:
+        """Returns the surrogate of each token, [B, K, C]."""
+        return clipped_surrogate(
             tensordict[SELECTED_TOKEN_LOG_PROB],
             tensordict[SELECTED_OLD_TOKEN_LOG_PROB],
             self.token_advantage(tensordict),
-            mask,
+            scored_tokens(tensordict),
             self.clip_low,
             self.clip_high,
         )
-        total = self.average.of_tokens(surrogate.value, mask, tensordict)
-        return -total, surrogate.diagnostics
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns minus the normaliser's sum of the surrogates of the tokens."""
+        surrogate = self.surrogate(tensordict)
+        total = self.average.of_tokens(surrogate.value, surrogate.ratios.mask, tensordict)
+        return -total, surrogate.ratios.diagnostics
 
 
 @register(

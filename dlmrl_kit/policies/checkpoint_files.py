@@ -162,6 +162,10 @@ def check_unchanged(folder: str) -> None:
 _RESTORE = f"copy the folder again, or remove {CHECKSUMS} if it was changed on purpose"
 
 
+VOCABULARIES = ("tokenizer.json", "*.model", "*vocab*", "*.tiktoken")
+"""Patterns of files one of which every tokenizer has."""
+
+
 def architectures(config: ConfigJson) -> list[str]:
     """Returns the names of the model classes that a configuration is for."""
     return list(config.get("architectures") or [])
@@ -188,9 +192,13 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    with quiet(), foreign(f"the tokenizer in {folder} cannot be loaded"):
-        tokenizer: PreTrainedTokenizerBase = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
-    if len(tokenizer) == len(tokenizer.added_tokens_decoder):  # transformers makes one without a vocabulary
+    tokenizer: PreTrainedTokenizerBase | None = None
+    # Where there is none, transformers speaks of its own ways to make one.
+    with quiet(), foreign(f"the tokenizer in {folder} cannot be loaded; is one of its files damaged?"):
+        if any(any(Path(folder).glob(pattern)) for pattern in VOCABULARIES):
+            tokenizer = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
+    # transformers makes one without a vocabulary, too
+    if tokenizer is None or len(tokenizer) == len(tokenizer.added_tokens_decoder):
         files = "tokenizer.json, or vocab.json and merges.txt"
         raise UserError(f"{folder} holds no vocabulary for its tokenizer ({files} ...): copy these files there, too")
     ends, padding = token_ids(config, "eos"), token_ids(config, "pad")

@@ -124,7 +124,8 @@ class Pretrained(PolicySource):
                 quantisation=self.quantisation,
             )
         except UserError as error:
-            raise UserError(f"Pretrained: {error}") from error
+            setting = "Pretrained.path" if self.path in str(error) else "Pretrained"
+            raise UserError(f"{setting}: {error}") from error
         self.prepare(policy, self.lora_rank)
         return policy
 

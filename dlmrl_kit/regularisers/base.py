@@ -86,6 +86,10 @@ class StepRegulariser(Regulariser):
         """Returns the numerator of the average over the selected steps."""
         return self.average.of_steps(self.per_step(tensordict), tensordict), {}
 
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Returns the regularised quantity of each step, and which are used, [B, K]."""
+        return self.per_step(tensordict), tensordict[SELECTED_WEIGHT] != 0
+
 
 class TokenRegulariser(Regulariser):
     """Base class of regularisers of single tokens: subclasses implement ``per_token``.
@@ -124,5 +128,9 @@ class TokenRegulariser(Regulariser):
 
     def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the numerator of the average over the tokens."""
+        return self.average.of_tokens(*self.values(tensordict), tensordict), {}
+
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Returns the regularised quantity of each token, and which are used, [B, K, C]."""
         mask = scored_tokens(tensordict)
-        return self.average.of_tokens(self.per_token(tensordict, mask), mask, tensordict), {}
+        return self.per_token(tensordict, mask), mask

@@ -100,11 +100,15 @@ class KLEstimator(Regulariser):
         super().__init__(coefficient, [SELECTED_LOG_PROB, other], f"loss_{name}", name)
         self.to_key = other
 
-    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the numerator of the average of the estimates at the selected steps."""
+    def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Returns the estimate at each selected step, and which are used, [B, K]."""
         used = tensordict[SELECTED_WEIGHT] != 0
         new, other = (where_used(tensordict[key], used) for key in (SELECTED_LOG_PROB, self.to_key))
-        return self.average.of_steps(self.estimate(new - other.detach()), tensordict), {}
+        return self.estimate(new - other.detach()), used
+
+    def total(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the numerator of the average of the estimates at the selected steps."""
+        return self.average.of_steps(self.values(tensordict)[0], tensordict), {}
 
 
 @register("regulariser", paper=SCHULMAN)

@@ -7,6 +7,8 @@ A sum over the vocabulary; the released code averages over it, which shrinks the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from dlmrl_kit.core.behaviour import LOG_ZERO
 from dlmrl_kit.core.keys import SELECTED_DISTRIBUTION, SELECTED_REF_DISTRIBUTION, SELECTED_TOKEN_MASK, SELECTED_WEIGHT
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import where_used
+from dlmrl_kit.losses.base import Measure
 from dlmrl_kit.regularisers.base import StepRegulariser
 
 
@@ -55,3 +58,7 @@ class KLExact(StepRegulariser):
         mask = tensordict[SELECTED_TOKEN_MASK] & (tensordict[SELECTED_WEIGHT] != 0)[..., None]
         kl = categorical_kl(tensordict[SELECTED_DISTRIBUTION][mask], tensordict[SELECTED_REF_DISTRIBUTION][mask])
         return kl.new_zeros(mask.shape).masked_scatter(mask, kl).sum(-1)
+
+    def measures(self, tensordict: TensorDictBase) -> Mapping[str, Measure]:
+        """Returns nothing: to know the KL of single steps would take another pass over the vocabulary."""
+        return {}

@@ -11,6 +11,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.results import PretrainResult, RunResult
 from dlmrl_kit.core.run_folder import RECIPE
 from dlmrl_kit.experiments.difference import filling
+from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.recipe.names import refs
 from dlmrl_kit.recipe.resolve import Block, Bound
@@ -32,7 +33,8 @@ def commands_after_training(result: RunResult) -> list[str]:
     recipe = _stored(result.folder)
     trusted = " --allow-imports" if recipe is not None and recipe.imports else ""
     found = [f"dlmrl eval {folder}{trusted} --temperature 1 --samples 8  # pass@k, with sampled completions"]
-    found.append(f"dlmrl plot {folder}  # all figures of the run, as PNG, PDF and SVG")
+    if (result.folder / METRICS).is_file():
+        found.append(f"dlmrl plot {folder}  # all figures of the run, as PNG, PDF and SVG")
     if recipe is None:
         return [*found, _LIST]
     found += [f"dlmrl train {recipe.on_command_line}{trusted} {change}" for change in one_change(recipe)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
+from dlmrl_kit.training.curve import NAME as CURVE
 from dlmrl_kit.training.curve import by_updates, curve_figure, evaluations_of, finite_metrics, plot_curve
 from dlmrl_kit.training.figure_style import (
     FORMATS,
@@ -41,7 +43,7 @@ UPDATES: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
 }
 """Panels of the figure ``updates``: by metric, the title, the label of the axis, and the lines with their names."""
 
-HEAT_MAPS: dict[str, tuple[str, str, str]] = {
+ROLLOUT_MAPS: dict[str, tuple[str, str, str]] = {
     "entropy": ("Entropy of each step", "nats", "viridis"),
     "selected": ("Steps that are trained", "share of samples", "magma"),
     "reward": ("Reward of each step's completion", "mean reward", "viridis"),
@@ -49,21 +51,31 @@ HEAT_MAPS: dict[str, tuple[str, str, str]] = {
 }
 """Panels of the figure ``steps``: by entry of ``steps.jsonl``, title, label of the colours and their map."""
 
+UPDATE_MAPS: dict[str, tuple[str, str, str]] = {
+    "ratio": ("Probability ratio of each step, new to old", "mean ratio", "coolwarm"),
+    "clip_fraction": ("Share of each step's ratios that is clipped", "share", "magma"),
+    "approx_kl": ("KL of each step from the old policy", "nats", "viridis"),
+    "kl": ("KL of the regulariser at each step", "nats", "viridis"),
+}
+"""Panels of the figure ``updates-by-step``, the same. Colours of ratios have their middle at 1."""
+
 
 def draw_at_the_end(folder: Path, *, everything: bool) -> list[Path]:
-    """Draws ``curve.png`` of a run that ends, if it has a ``metrics.csv``; returns what is there to show.
+    """Draws ``curve.png`` of a run that ends, if it has a ``metrics.csv``; returns the paths.
 
     Args:
         folder: the run folder.
-        everything: whether the other figures are to be drawn and shown, too, as PNG.
+        everything: whether the other figures are to be drawn, too, as PNG in ``<folder>/figures``.
 
     Raises:
         UserError: as ``plot_run``.
     """
     if not (folder / METRICS).is_file():
         return []
-    curve = plot_curve(folder)
-    return plot_run(folder, formats=["png"]) if everything else [curve]
+    if not everything:
+        return [plot_curve(folder)]
+    places = {name: (folder if name == CURVE else folder / FOLDER) / name for name in DRAWN}
+    return [path for name, figure in run_figures(folder).items() for path in save(figure, places[name], ["png"])]
 
 
 def plot_run(folder: Path, out: Path | None = None, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -75,7 +87,7 @@ def plot_run(folder: Path, out: Path | None = None, formats: Sequence[str] = FOR
         formats: of ``FORMATS``; one file is written for each figure and format.
 
     Returns:
-        The files: ``curve``, ``rewards``, ``steps`` and ``updates``.
+        The files: ``curve``, ``rewards``, ``steps``, ``updates`` and ``updates-by-step``.
 
     Raises:
         CheckpointError: ``folder`` has no ``metrics.csv``, or its ``evaluations.json`` is damaged.
@@ -104,6 +116,8 @@ def run_figures(folder: Path, make: Callable[[], Figure] | None = None) -> dict[
 def rewards_figure(folder: Path, figure: Figure) -> Figure | None:
     """Draws the reward and its parts by update, in training and on held-out examples.
 
+    A part that is the same throughout, such as the share that failed where none did, is named below.
+
     Args:
         folder: of the run.
         figure: an empty one to draw into.
@@ -120,20 +134,38 @@ def rewards_figure(folder: Path, figure: Figure) -> Figure | None:
         for name, value in result.components.items():
             heldout.setdefault(f"reward/{name}", []).append((update, value))
     names = [name for name in metrics if name == "reward" or name.startswith("reward/")]
+    series = {name: (metrics[name], _finite(heldout.get(name, []))) for name in sorted(names)}
+    constant = {name: only for name, found in series.items() if (only := _only_value(*found)) is not None}
+    constant.pop("reward", None)
     panels: list[Panel] = [
-        (1.3, partial(_draw_reward, name=name, series=metrics[name], heldout=heldout.get(name, []), first=not number))
-        for number, name in enumerate(sorted(names))
+        (1.3, partial(_draw_reward, name=name, training=training, heldout=held, first=not number))
+        for number, (name, (training, held)) in enumerate((n, s) for n, s in series.items() if n not in constant)
     ]
-    return by_updates(panels, f"{folder.resolve().name}: reward and its parts", figure) if panels else None
+    if not panels:
+        return None
+    drawn = by_updates(panels, f"{folder.resolve().name}: reward and its parts", figure)
+    if constant:
+        told = ", ".join(f"{name.removeprefix('reward/')} {only:.4g}" for name, only in constant.items())
+        drawn.axes[-1].set_xlabel("update\n" + textwrap.fill(f"the same throughout: {told}", 60))
+    return drawn
 
 
-def _draw_reward(axis: Axes, name: str, series: Series, heldout: Series, first: bool) -> None:
+def _finite(series: Series) -> Series:
+    return [point for point in sorted(series) if math.isfinite(point[1])]
+
+
+def _only_value(*several: Series) -> float | None:
+    """Returns the value that all of several points have; None if they differ, or there are not two."""
+    values = [value for series in several for _, value in series]
+    return values[0] if len(values) > 1 and len(set(values)) == 1 else None
+
+
+def _draw_reward(axis: Axes, name: str, training: Series, heldout: Series, first: bool) -> None:
     axis.set_title("Reward" if name == "reward" else f"Part: {name.removeprefix('reward/')}")
     axis.set_ylabel("mean")
-    line(axis, series, TRAINING, "training")
-    points = [point for point in sorted(heldout) if math.isfinite(point[1])]
-    if points:
-        axis.plot(*zip(*points, strict=True), color=HELDOUT, marker="o", markersize=3.5, label="held-out")
+    line(axis, training, TRAINING, "training")
+    if heldout:
+        axis.plot(*zip(*heldout, strict=True), color=HELDOUT, marker="o", markersize=3.5, label="held-out")
     if first and axis.lines:
         axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0.0)
 
@@ -174,20 +206,41 @@ def steps_figure(folder: Path, figure: Figure) -> Figure | None:
     Returns:
         The figure; None: the run has kept nothing by step.
     """
-    entries = read_lines(folder / STEPS) if (folder / STEPS).is_file() else []
-    shown = [name for name in HEAT_MAPS if any(_has(entry, name) for entry in entries)]
-    if not shown:
+    maps = _heat_maps(folder, ROLLOUT_MAPS)
+    if not maps:
         return None
-    panels: list[tuple[float, Callable[[Axes], None]]] = []
-    if "entropy" in shown:
-        panels.append((1.6, partial(_draw_early_and_late, entries=entries)))
-    panels += [(1.5, partial(_draw_heat_map, entries=entries, name=name)) for name in shown]
+    panels: list[Panel] = [(1.6, partial(_draw_early_and_late, found=maps["entropy"]))] if "entropy" in maps else []
+    panels += [(1.5, partial(_draw_heat_map, found=maps[name], name=name, like=ROLLOUT_MAPS[name])) for name in maps]
     return stacked(panels, f"{folder.resolve().name}: denoising steps", figure)
 
 
-def _draw_early_and_late(axis: Axes, entries: Sequence[dict[str, Any]]) -> None:
+def updates_by_step_figure(folder: Path, figure: Figure) -> Figure | None:
+    """Draws ratio, clipping and KL of each denoising step by update, as heat maps; arguments as ``rewards_figure``.
+
+    Returns:
+        The figure; None: the loss knew nothing of single steps.
+    """
+    maps = {name: found for name, found in _heat_maps(folder, UPDATE_MAPS).items() if _of_steps(found, name)}
+    panels: list[Panel] = [
+        (1.5, partial(_draw_heat_map, found=found, name=name, like=UPDATE_MAPS[name])) for name, found in maps.items()
+    ]
+    return stacked(panels, f"{folder.resolve().name}: updates by denoising step", figure) if panels else None
+
+
+def _heat_maps(folder: Path, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Returns by name the entries that a run has kept by step under it, of those names that have some."""
+    entries = read_lines(folder / STEPS) if (folder / STEPS).is_file() else []
+    maps = {name: [entry for entry in entries if _has(entry, name)] for name in names}
+    return {name: found for name, found in maps.items() if found}
+
+
+def _of_steps(found: Sequence[dict[str, Any]], name: str) -> bool:
+    """Tells whether numbers are of several steps: those of completions that are scored as a whole are at the first."""
+    return any(len(entry[name]) == 1 or any(value is not None for value in entry[name][1:]) for entry in found)
+
+
+def _draw_early_and_late(axis: Axes, found: Sequence[dict[str, Any]]) -> None:
     """Draws the entropy by step, means over the first and over the last tenth of the updates."""
-    found = [entry for entry in entries if _has(entry, "entropy")]
     tenth = max(1, len(found) // 10)
     for label, part, colour in (("first", found[:tenth], TRAINING), ("last", found[-tenth:], SOLVED)):
         means = _grid([entry["entropy"] for entry in part]).mean(axis=0)
@@ -212,15 +265,19 @@ def _updates(count: int) -> str:
     return "update" if count == 1 else f"{count} updates"
 
 
-def _draw_heat_map(axis: Axes, entries: Sequence[dict[str, Any]], name: str) -> None:
+def _draw_heat_map(axis: Axes, found: Sequence[dict[str, Any]], name: str, like: tuple[str, str, str]) -> None:
     """Draws a list by step of each update as a column of colours, the first step on top."""
-    title, label, colours = HEAT_MAPS[name]
-    found = [entry for entry in entries if _has(entry, name)]
+    title, label, colours = like
     values = _grid([entry[name] for entry in found]).T
     first, last = found[0]["update"], found[-1]["update"]
-    lowest = min(0.0, float(values.min()))
+    lowest, highest = min(0.0, float(values.min())), float(values.max())
+    if name == "ratio":
+        farthest = max(float(abs(values - 1).max()), 0.01)
+        lowest, highest = 1 - farthest, 1 + farthest
     edges = (first - 0.5, last + 0.5, len(values) + 0.5, 0.5)
-    drawn = axis.imshow(values, cmap=colours, vmin=lowest, aspect="auto", interpolation="nearest", extent=edges)
+    drawn = axis.imshow(
+        values, cmap=colours, vmin=lowest, vmax=highest, aspect="auto", interpolation="nearest", extent=edges
+    )
     axis.grid(visible=False)
     axis.set_title(title)
     axis.set_xlabel("update")
@@ -240,9 +297,10 @@ def _grid(rows: Sequence[Sequence[float | None]]) -> Any:
 
 
 DRAWN: dict[str, Callable[[Path, Figure], Figure | None]] = {
-    "curve": curve_figure,
+    CURVE: curve_figure,
     "rewards": rewards_figure,
     "steps": steps_figure,
     "updates": updates_figure,
+    "updates-by-step": updates_by_step_figure,
 }
 """What draws each figure, by its name."""

@@ -39,6 +39,7 @@ from dlmrl_kit.core.keys import (
     SELECTED_STEP,
     SELECTED_WEIGHT,
     STEP_LOG_PROB,
+    STEP_VALID,
     Key,
 )
 from dlmrl_kit.core.phases import phase
@@ -234,6 +235,8 @@ class Totals:
     processes: Processes = ALONE
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    by_step: dict[str, Tensor] = field(default_factory=dict)
+    """Of this process, on the policy's device: by name, for each denoising step, a sum and its number, [2, T]."""
 
     def add(self, name: str, value: float, weight: float = 1.0) -> None:
         """Adds a value of a metric with its weight."""
@@ -257,8 +260,16 @@ class Totals:
         """Adds a summand to a metric that was opened."""
         self.sums[name] += value
 
+    def add_by_step(self, name: str, values: Tensor, step: Tensor, length: int) -> None:
+        """Adds sums and numbers of segments, [2, B, K], to those of the steps, int64 [B, K], at which they start."""
+        sums = values.new_zeros(2, length, dtype=torch.float64)
+        sums.scatter_add_(1, step.flatten().expand(2, -1), values.double().flatten(1))
+        self.by_step[name] = self.by_step.get(name, 0.0) + sums
+
     def merge(self, other: Totals) -> None:
         """Adds all metrics of another collection."""
+        for name, values in other.by_step.items():
+            self.by_step[name] = self.by_step.get(name, 0.0) + values
         for name, value in other.sums.items():
             if other.weights[name]:
                 self.add(name, value / other.weights[name], other.weights[name])
@@ -334,6 +345,10 @@ class Gradient:
         if total.requires_grad or bool((micro[SELECTED_WEIGHT] != 0).any()):
             with phase("backward"):
                 self.log_probs.policy.backward(total)
+        for term, labels in zip(self.terms, self._labels, strict=True):
+            for name, measure in term.measures(micro).items():
+                length = micro[STEP_VALID].shape[1]
+                totals.add_by_step(labels.get(name, name), torch.stack(measure), micro[SELECTED_STEP], length)
         measured = [[t.units(micro), *output.values()] for t, output in zip(self.terms, outputs, strict=True)]
         found, *numbers = _numbers([total, *itertools.chain(*measured)])
         if not math.isfinite(found):

@@ -212,7 +212,7 @@ class Run:
         )
         task = self.algorithm.task
         cut = [note for split in ("train", "heldout") for note in cut_prompts(task, split, self.policy)]
-        for note in (*said_of(task), *cut, *self.notes):
+        for note in (*said_of(task), *cut, *self.loggers.notes, *self.notes):
             self.observer.on_message(note)
         if self.trainer.sharding != "none":
             self._say_how()
@@ -326,7 +326,7 @@ class Run:
         metrics = self.update(number) | self.work.metrics(self.processes)
         self._check_numbers(number, metrics)
         seconds = time.perf_counter() - started
-        self.record.take(number, self.update.take_rollout(), self.update.scorer)
+        self.record.take(number, self.update.take_rollout(), self.update.scorer, self.update.by_step)
         # Other load on the machine makes the clock's seconds more, not those of the CPU.
         spent = sum(self.processes.gather(time.process_time() - computed))
         metrics |= {"seconds": seconds, "cpu_seconds": spent, "tokens_per_second": metrics.pop("tokens") / seconds}

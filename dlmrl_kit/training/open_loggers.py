@@ -15,6 +15,8 @@ from dlmrl_kit.core.files import reason_of
 from dlmrl_kit.core.results import EvalResult
 from dlmrl_kit.core.validate import clipped
 from dlmrl_kit.loggers.base import Logger
+from dlmrl_kit.loggers.metrics_csv import FILE as METRICS
+from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.loggers.tracker import Tracker
 from dlmrl_kit.training.thread_errors import ThreadErrors
 
@@ -36,6 +38,13 @@ class OpenLoggers:
         self.folder = folder
         self.say = say
         self._threads = ThreadErrors([logger.package for logger in loggers if isinstance(logger, Tracker)])
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the loggers before the run starts."""
+        if any(isinstance(logger, MetricsCSV) for logger in self.loggers):
+            return []
+        return [f"Algorithm.logger has no MetricsCSV: no {METRICS} is kept, of which dlmrl plot draws figures"]
 
     @contextlib.contextmanager
     def open(self, first: int, settings: Mapping[str, str]) -> Iterator[None]:

@@ -2,13 +2,15 @@
 
 A line of ``steps.jsonl`` holds lists by step, null where there is nothing: ``entropy`` of the behaviour policy in nats,
 over all samples; ``selected``, the share of the trained samples in which the step was chosen, or lies in a segment that
-was; ``reward`` of the steps and ``advantage``, its size without the sign, where a component has given them some.
+was; ``reward`` of the steps and ``advantage``, its size without the sign, where a component has given them some; and
+what loss and regularisers know of single segments, each at the step at which it starts, over all optimiser steps of the
+update: ``ratio``, ``clip_fraction``, ``approx_kl``, ``kl``, and what else regularisers add up.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -72,9 +74,13 @@ class RolloutRecord:
         for name in (STEPS, COMPLETIONS):
             cut_lines(self.folder / name, first_update)
 
-    def take(self, update: int, rollout: Rollout, scorer: Scorer) -> None:
-        """Takes what is kept of a rollout that has been scored; every process must call it."""
-        found = of_all(sums_by_step(rollout), self.processes)
+    def take(self, update: int, rollout: Rollout, scorer: Scorer, by_step: Mapping[str, Tensor]) -> None:
+        """Takes what is kept of a rollout that has been scored, and trained on; every process must call it.
+
+        ``by_step`` is what ``Update.by_step`` holds of the update.
+        """
+        learnt = {name: (sums.tolist(), numbers.tolist()) for name, (sums, numbers) in by_step.items()}
+        found = of_all(sums_by_step(rollout) | learnt, self.processes)
         self._steps = []
         if self.processes.is_first:
             means = means_by_step(found)

@@ -126,6 +126,8 @@ class Update:
         """Whether all actions of a rollout have been compared with what the policy would have done."""
         self.rollout: Rollout | None = None
         """Of the latest update, until ``take_rollout``."""
+        self.by_step: dict[str, Tensor] = {}
+        """What the terms knew of each denoising step in the latest update, as ``Totals.by_step``."""
         self.difference: float | None = None
         """Largest difference of old and new log-probabilities, in nats, before the first update; None before that."""
 
@@ -140,7 +142,7 @@ class Update:
             TrainingError: old and new log-probabilities disagree, or too many steps in a row were not finite.
         """
         torch.manual_seed(seeding.derive_seed(self.trainer.seed, number))
-        self.rollout = None  # the memory of the one before is free now
+        self.rollout, self.by_step = None, {}  # the memory of the one before is free now
         with self.policy.whole():
             with self.policy.in_step():
                 rollout = self.roll_out(number)
@@ -312,6 +314,7 @@ class Update:
             else:
                 self.skip(loss, norm, minibatch)
             self.optimiser.zero_grad(set_to_none=True)
+        self.by_step = totals.by_step
         return {**totals.means(), "skipped": float(self.skipped)}
 
     def minibatches(self, trajectory: TensorDictBase, number: int) -> Iterator[TensorDictBase]:

@@ -23,7 +23,7 @@ from support.families import FAMILIES, tensors
 from torch import Tensor
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.checkpoint_files import SHIPPED
+from dlmrl_kit.policies.checkpoint_files import SHIPPED, checkpoint_folder
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
 from dlmrl_kit.policies.saving import save_adapter, save_own_layout, save_transformers
@@ -199,6 +199,28 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(missing: tuple[str, ...], t
         (tmp_path / name).unlink()
     with pytest.raises(UserError, match=r"holds no vocabulary for its tokenizer \(tokenizer.json"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, r"holds no vocabulary for its tokenizer \(tokenizer\.json"),
+        ("{", r"tokenizer\.json cannot be read as JSON"),
+        ('{"model": {}}', r"the tokenizer in .* cannot be loaded; is one of its files damaged"),
+    ],
+)
+def test_a_tokenizer_that_is_missing_or_damaged_names_the_setting(
+    content: str | None, told: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint_folder("shipped:sudoku4x4"), folder)
+    for file in (*folder.glob("tokenizer*"), folder / "checksums.json"):
+        file.unlink(missing_ok=True)
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=rf"^Pretrained\.path: {folder}: .*{told}") as raised:
+        Pretrained(str(folder)).load()
+    assert "\n" not in str(raised.value)
 
 
 def test_a_mask_that_is_true_is_no_id(tmp_path: Path) -> None:

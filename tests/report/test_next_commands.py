@@ -93,6 +93,8 @@ def test_imports_are_allowed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_recipe_that_is_lost_leaves_commands_that_need_none(tmp_path: Path) -> None:
     result = RunResult(tmp_path, evaluation(0.1), evaluation(0.2), 1, 1.0, tmp_path / "model")
+    assert [line.split()[1] for line in commands_after_training(result)] == ["eval", "list"]
+    (tmp_path / "metrics.csv").write_text("update,metric,value\n")  # of which figures are made
     assert [line.split()[1] for line in commands_after_training(result)] == ["eval", "plot", "list"]
 
 

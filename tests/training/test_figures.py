@@ -19,7 +19,7 @@ from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.training.curve import curve_figure
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, write_evaluations
 from dlmrl_kit.training.figure_style import WIDTH
-from dlmrl_kit.training.figures import HEAT_MAPS, UPDATES, plot_run, run_figures
+from dlmrl_kit.training.figures import ROLLOUT_MAPS, UPDATE_MAPS, UPDATES, plot_run, run_figures
 from dlmrl_kit.training.update_lines import STEPS
 
 NAMES = ["reward", "accuracy", "reward/cells", "reward/format", "entropy", "kl", "ratio", "ratio_max", "clip_fraction"]
@@ -42,8 +42,9 @@ def write_run(folder: Path, updates: int = 40, falls: bool = False, parts: tuple
             logger.log(update, {name: float(value) for name, value in values.items()})
     logger.close()
     write_evaluations(folder / EVALUATIONS, evaluations)
+    maps = (*ROLLOUT_MAPS, *UPDATE_MAPS)
     lines = [
-        {"update": update, **{name: [None, *(0.1 * step + 0.01 * update for step in range(6))] for name in HEAT_MAPS}}
+        {"update": update, **{name: [None, *(0.1 * step + 0.01 * update for step in range(6))] for name in maps}}
         for update in range(updates)
     ]
     (folder / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -89,16 +90,30 @@ def test_the_interval_is_that_of_the_evaluations(tmp_path: Path) -> None:
     assert not held.lines[0].get_label().startswith("training")
 
 
-def test_heat_maps_are_the_means_by_step(tmp_path: Path) -> None:
-    figure = run_figures(write_run(tmp_path, 3))["steps"]
+@pytest.mark.parametrize(("name", "panels"), [("steps", ROLLOUT_MAPS), ("updates-by-step", UPDATE_MAPS)])
+def test_heat_maps_are_the_means_by_step(tmp_path: Path, name: str, panels: dict[str, tuple[str, str, str]]) -> None:
+    figure = run_figures(write_run(tmp_path, 3))[name]
     maps = [axis for axis in figure.axes if axis.images]
-    assert [axis.get_title("left") for axis in maps] == [title for title, *_ in HEAT_MAPS.values()]
+    assert [axis.get_title("left") for axis in maps] == [title for title, *_ in panels.values()]
     shown = maps[0].images[0].get_array()
     assert shown.shape == (7, 3)
     assert shown.mask[0].all()
     assert shown[6].tolist() == pytest.approx([0.5, 0.51, 0.52])
     left, right, bottom, top = maps[0].images[0].get_extent()
     assert (left, right, bottom, top) == (-0.5, 2.5, 7.5, 0.5)  # updates 0 to 2, steps 1 to 7 downwards
+
+
+def test_parts_that_never_change_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    logger = MetricsCSV()
+    logger.open(folder, 100)  # goes on with the file
+    for update in range(40):
+        logger.log(update, {"reward/failed": 0.0, "reward/format": 1.0, "reward/cells": 0.25})
+    logger.log(40, {"reward/cells": 0.5, "reward/once": 3.0})
+    logger.close()
+    axes = run_figures(folder)["rewards"].axes
+    assert [axis.get_title("left") for axis in axes] == ["Reward", "Part: cells", "Part: once"]
+    assert axes[-1].get_xlabel() == "update\nthe same throughout: failed 0, format 1"
 
 
 def test_each_number_has_its_panel(tmp_path: Path) -> None:
@@ -130,6 +145,21 @@ def test_a_run_shows_what_it_has(tmp_path: Path) -> None:
     ]
     starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
     assert all(path.read_bytes().startswith(starts[path.suffix]) for path in paths)
+
+
+def test_numbers_of_whole_completions_are_no_figure_of_steps(tmp_path: Path) -> None:
+    """They all stand at the first step; those of completions of a single step do, too, but are that step's."""
+    whole = write_run(tmp_path, 3)
+    for last, drawn in (([None, None], False), ([], True)):
+        lines = [{"update": update, **{name: [0.5, *last] for name in UPDATE_MAPS}} for update in range(3)]
+        (whole / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert ("updates-by-step" in run_figures(whole)) == drawn
+
+
+def test_the_middle_of_the_colours_of_ratios_is_one(tmp_path: Path) -> None:
+    (image,) = run_figures(write_run(tmp_path, 3))["updates-by-step"].axes[0].images
+    assert image.norm(1.0) == pytest.approx(0.5)
+    assert min(image.norm(image.get_array().compressed())) == pytest.approx(0.0)
 
 
 def test_without_metrics(tmp_path: Path) -> None:

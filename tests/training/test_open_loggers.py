@@ -121,3 +121,10 @@ def test_what_a_run_hands_to_its_loggers(tmp_path: Path) -> None:
     ]
     logged = {name for method, what in tracker.got if method == "log" for name in what[1]}  # type: ignore[index]
     assert logged == set(read_metrics(tmp_path))
+
+
+@pytest.mark.parametrize(("loggers", "kept"), [([], False), ([Recorded()], False), ([Recorded(), MetricsCSV()], True)])
+def test_a_run_that_keeps_no_metrics_says_so(tmp_path: Path, loggers: list[Logger], kept: bool) -> None:
+    notes = OpenLoggers(loggers, tmp_path).notes
+    assert len(notes) == (not kept)
+    assert kept or "no metrics.csv is kept" in notes[0]
