@@ -16,6 +16,7 @@ plugins off.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -203,8 +204,22 @@ def _shared_names() -> Iterator[str]:
 
 def installed_plugins() -> list[Plugin]:
     """Lists the entry points of the group; of two distributions of one name, the first on the path counts."""
+    return list(_installed(tuple(_changed(os.path.abspath(place)) for place in sys.path)))
+
+
+@functools.lru_cache(maxsize=8)
+def _installed(_: tuple[tuple[str, int], ...]) -> tuple[Plugin, ...]:
+    """Reads what every installed distribution declares: milliseconds, so only once for a path and what lies on it."""
     found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=ENTRY_POINT_GROUP)]
-    return sorted(found, key=lambda p: (p.distribution, p.name))
+    return tuple(sorted(found, key=lambda p: (p.distribution, p.name)))
+
+
+def _changed(place: str) -> tuple[str, int]:
+    """Returns a folder and when something was last added to it or removed; -1 if it is not there."""
+    try:
+        return place, os.stat(place).st_mtime_ns
+    except OSError:
+        return place, -1
 
 
 def _distribution(entry: metadata.EntryPoint) -> tuple[str, str]:
