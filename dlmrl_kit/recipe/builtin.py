@@ -8,7 +8,6 @@ import pkgutil
 from dlmrl_kit.core.registry import KINDS
 from dlmrl_kit.core.version import PACKAGE
 
-
 _loaded: set[str] = set()
 """Folders of kinds all of whose modules are imported."""
 
