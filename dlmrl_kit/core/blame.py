@@ -9,6 +9,7 @@ from types import TracebackType
 
 from dlmrl_kit.core.dependencies import Dependent
 from dlmrl_kit.core.errors import ComponentError, UserError
+from dlmrl_kit.core.installed import distributions_of
 from dlmrl_kit.core.version import DISTRIBUTION, PACKAGE, VERSION
 
 _CHECKS = {str(Path(__file__).with_name(name)) for name in ("contract.py", "interface.py")}
@@ -28,9 +29,9 @@ def named(cls: type) -> str:
 
 def distribution_of(package: str) -> str:
     """Returns name and version of what pip installed a package with: ``acme-steps 0.1.0``; "" if it did not."""
-    if package == PACKAGE:  # to find out otherwise takes longer the more there is installed
+    if package == PACKAGE:  # to find out otherwise takes long the first time
         return f"{DISTRIBUTION} {VERSION}"
-    for name in metadata.packages_distributions().get(package, ()):
+    for name in distributions_of(package):
         try:
             return f"{name} {metadata.version(name)}"
         except metadata.PackageNotFoundError:

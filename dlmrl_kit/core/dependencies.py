@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import inspect
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ def with_imports(code: Iterable[Path], root: Path) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        names = set() if installed else {*_imported(file)} - {PACKAGE}
+        names = set() if installed else _imported(file) - {PACKAGE}
         for package in {folder / name for name in names for folder in (file.parent, root)} - packages:
             if (package / "__init__.py").is_file():
                 packages.add(package)
@@ -141,14 +142,26 @@ def _is_installed(folder: Path) -> bool:
     return folder.is_relative_to(python) or any(part in INSTALLED for part in folder.parts)
 
 
-def _imported(file: Path) -> Iterator[str]:
-    """Yields the top-level names of the modules that a file imports; none if it is no Python."""
+def _imported(file: Path) -> frozenset[str]:
+    """Returns the top-level names of the modules that a file imports; none if it is no Python."""
+    try:
+        about = file.stat()
+    except OSError:
+        return frozenset()
+    return _parsed(file, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(file: Path, changed: int, size: int) -> frozenset[str]:
+    """Parses a file once while it stays the same: each run of a process asks for all files of its plugins."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return
+        return frozenset()
+    found = set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            found.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0]
+            found.add(node.module.split(".")[0])
+    return frozenset(found)

@@ -161,7 +161,7 @@ class Entry:
         """The classes that the component inherits from, nearest first."""
         return inspect.getmro(self.cls)[1:]
 
-    @property
+    @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameters of the constructor, in order."""
         signature = constructor_of(self.cls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.experiments.aggregate import Summary, interval, metrics_of
-from dlmrl_kit.training.figure_style import Series, running_mean
+from dlmrl_kit.training.figure_style import Series, png, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,12 +26,10 @@ STYLES = ("-", "--", ":")
 
 def plot_curves(summary: Summary, folder: Path) -> Path:
     """Draws the finished runs; returns the path of ``<folder>/curves.png``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(PANELS))
     runs = {v.name: _curves(summary, v.name) for v in summary.design.variants}
     for axis, (metric, label) in zip(panels, PANELS.items(), strict=True):
@@ -49,9 +46,7 @@ def plot_curves(summary: Summary, folder: Path) -> Path:
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
     figure.suptitle(_title(summary), x=0.01, ha="left", fontsize=10, color="#555555")
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    write_atomic(folder / FILE, image.getvalue())
+    write_atomic(folder / FILE, png(figure, dpi=150))
     return folder / FILE
 
 

@@ -8,10 +8,14 @@ import pkgutil
 from dlmrl_kit.core.registry import KINDS
 from dlmrl_kit.core.version import PACKAGE
 
+_loaded: set[str] = set()
+"""Folders of kinds all of whose modules are imported."""
+
 
 def load_builtin() -> None:
     """Imports the module of every component of the kit, torch with them; further calls change nothing."""
-    for kind in [kind for kind in KINDS.values() if kind.package == PACKAGE]:
+    for kind in [kind for kind in KINDS.values() if kind.package == PACKAGE and kind.folder not in _loaded]:
         package = importlib.import_module(f"dlmrl_kit.{kind.folder}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
+        _loaded.add(kind.folder)

@@ -16,6 +16,7 @@ plugins off.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.core import registry
 from dlmrl_kit.core.errors import RegistryError, UserError
+from dlmrl_kit.core.installed import PathState, path_state
 from dlmrl_kit.core.registry import Entry, Skipped
 from dlmrl_kit.policies.added_families import added_families, keep_families
 from dlmrl_kit.recipe import gin_registry
@@ -203,8 +205,14 @@ def _shared_names() -> Iterator[str]:
 
 def installed_plugins() -> list[Plugin]:
     """Lists the entry points of the group; of two distributions of one name, the first on the path counts."""
+    return list(_installed(path_state()))
+
+
+@functools.lru_cache(maxsize=2)
+def _installed(_: PathState) -> tuple[Plugin, ...]:
+    """Reads what every installed distribution declares, which took 40% of the time to load a recipe."""
     found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=ENTRY_POINT_GROUP)]
-    return sorted(found, key=lambda p: (p.distribution, p.name))
+    return tuple(sorted(found, key=lambda p: (p.distribution, p.name)))
 
 
 def _distribution(entry: metadata.EntryPoint) -> tuple[str, str]:

@@ -141,7 +141,25 @@ def image(figure: Figure, format: str = "png") -> bytes:
     """Returns a figure as the content of a file of one of the ``FORMATS``."""
     content = io.BytesIO()
     with styled():
+        if format == "png":
+            return png(figure, dpi=200)
         figure.savefig(content, dpi=200, format=format)
+    return content.getvalue()
+
+
+def png(figure: Figure, dpi: float) -> bytes:
+    """Returns a figure as the content of a PNG file, as ``savefig`` would.
+
+    That draws a figure with a layout twice, the first time for the layout alone, which the second would do as well.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    content, before = io.BytesIO(), figure.dpi
+    figure.set_dpi(dpi)
+    try:
+        FigureCanvasAgg(figure).print_png(content)
+    finally:
+        figure.set_dpi(before)
     return content.getvalue()
 
 

@@ -52,6 +52,17 @@ def test_what_a_module_imports_from_beside_it_counts(module: str, folder: Path) 
     assert set(source_files(f"{module}:score", str(folder))) == wanted
 
 
+def test_an_import_that_is_added_or_removed_counts_at_once(folder: Path) -> None:
+    apart = folder / "apart.py"
+    for text, wanted in (
+        ("import far\n", {"apart.py", "far.py"}),
+        ("import one\n", ALL | {"apart.py"}),
+        ("", {"apart.py"}),
+    ):
+        apart.write_text(text)
+        assert code_of("apart", apart) == {folder / name for name in wanted}
+
+
 def test_of_what_is_installed_the_imports_do_not_count(folder: Path) -> None:
     installed = folder / "lib" / "site-packages"
     installed.mkdir(parents=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 from dlmrl_kit.recipe.moved import MOVED
 from dlmrl_kit.report.algorithms_page import training_recipes
 
 
-def kit_recipes() -> list[str]:
-    """Those of the kit that train the shipped denoiser."""
-    return [name for name in training_recipes() if name not in MOVED]
+@functools.cache
+def kit_recipes() -> tuple[str, ...]:
+    """Those of the kit that train the shipped denoiser: all recipes are loaded for it, so once for all test files."""
+    return tuple(name for name in training_recipes() if name not in MOVED)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy
 import pytest
+from PIL import Image
 
 from dlmrl_kit.core.errors import CheckpointError
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
-from dlmrl_kit.training.curve import plot_curve
-from dlmrl_kit.training.figure_style import running_mean
+from dlmrl_kit.training.curve import curve_figure, plot_curve
+from dlmrl_kit.training.figure_style import png, running_mean
+
+pytestmark = pytest.mark.usefixtures("fine_pictures")
 
 
 def write_metrics(folder: Path, updates: int, names: tuple[str, ...] = ("reward", "accuracy", "entropy", "kl")) -> None:
@@ -29,6 +34,19 @@ def test_plot(tmp_path: Path, updates: int) -> None:
     assert path == tmp_path / "curve.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curve.png", "metrics.csv"]
+
+
+def test_a_png_file_shows_what_savefig_shows(tmp_path: Path) -> None:
+    """Drawn once, it is what matplotlib's way makes, which draws twice; the layout's last digits are not fixed."""
+    write_metrics(tmp_path, 12)
+    figure, file = curve_figure(tmp_path), io.BytesIO()
+    before = figure.dpi
+    curve_figure(tmp_path).savefig(file, dpi=150, format="png")
+    found, expected = (numpy.asarray(Image.open(io.BytesIO(c)), float) for c in (png(figure, 150), file.getvalue()))
+    assert found.shape == expected.shape
+    assert numpy.abs(found - expected).max() <= 8
+    assert expected.std() > 8
+    assert figure.dpi == before != 150
 
 
 def test_plot_shows_what_there_is(tmp_path: Path) -> None:
