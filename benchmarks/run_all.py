@@ -31,6 +31,7 @@ from dlmrl_kit.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ("--repeats", "1")
+ONLY_STARTS = ("--only", "help", "--only", "one update", "--only", "start of a comparison")
 TINY = ("--hidden", "64", "--batch", "2", *SHORT)
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -90,6 +91,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "Programs a second that the sandbox judges; wall time",
         ("sandbox.py", "--programs", "200"),
         ("sandbox.py", "--programs", "20"),
+    ),
+    "overheads": Benchmark(
+        "First update, audit, start of a comparison",
+        ("overheads.py", "--repeats", "3", *ONLY_STARTS),
+        ("overheads.py", "--only", "help"),
     ),
     "ablation": Benchmark(
         "A run of an ablation: forks and fresh processes",

@@ -16,6 +16,7 @@ plugins off.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -202,9 +203,27 @@ def _shared_names() -> Iterator[str]:
 
 
 def installed_plugins() -> list[Plugin]:
-    """Lists the entry points of the group; of two distributions of one name, the first on the path counts."""
+    """Lists the entry points of the group; of two distributions of one name, the first on the path counts.
+
+    Each call sees what was installed, or taken away, since the one before.
+    """
+    return list(_installed(tuple(map(_stamp, sys.path))))
+
+
+@functools.lru_cache(maxsize=1)
+def _installed(path: tuple[tuple[str, int, int], ...]) -> tuple[Plugin, ...]:
+    """Reads the entry points of every distribution on the path, some tens of milliseconds; again where it changed."""
     found = [Plugin(e.name, e.value.strip(), *_distribution(e)) for e in metadata.entry_points(group=ENTRY_POINT_GROUP)]
-    return sorted(found, key=lambda p: (p.distribution, p.name))
+    return tuple(sorted(found, key=lambda p: (p.distribution, p.name)))
+
+
+def _stamp(folder: str) -> tuple[str, int, int]:
+    """Returns what is another as soon as a distribution is installed into a folder of the path, or removed."""
+    try:
+        about = os.stat(folder or ".")
+    except OSError:  # none, as a zip file of the standard library often is
+        return folder, 0, 0
+    return os.path.abspath(folder), about.st_ino, about.st_mtime_ns
 
 
 def _distribution(entry: metadata.EntryPoint) -> tuple[str, str]:
