@@ -73,7 +73,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "growth": Benchmark(
         "How time and memory grow: log-log slopes, 1 is linear",
         ("growth.py", "--repeats", "3"),
-        ("growth.py", "--axis", "batch", *SHORT),
+        ("growth.py", "--axis", "selected", "--no-memory", *SHORT),
     ),
     "long": Benchmark(
         "Completions of 512 to 8,192 tokens",
