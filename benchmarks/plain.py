@@ -38,7 +38,7 @@ class Rollout:
 def gumbel_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator, seed: Tensor) -> Tensor:
     """Draws a token at every position by the Gumbel trick in float64, as LLaDA's released code does."""
     noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator, device=logits.device)
-    return (logits.double() - (-noise.log()).log()).argmax(-1)
+    return noise.log_().neg_().log_().neg_().add_(logits).argmax(-1)
 
 
 def inverse_draw(logits: Tensor, allowed: Tensor, generator: torch.Generator, seed: Tensor) -> Tensor:
@@ -73,31 +73,38 @@ def rollout(
         for row in range(len(x)):
             count = min(size.per_step, int(allowed[row].sum()))
             committed[row, confidence[row].topk(count).indices] = True
-        behaviour, model = tempered.log_softmax(-1), logits.log_softmax(-1)
-        token = behaviour.gather(-1, drawn[..., None]).squeeze(-1)
+        behaviour = tempered[committed].log_softmax(-1)
+        token = by_row(behaviour, drawn, committed)
         order = [
-            order_term(probabilities[row], behaviour[row], confidence[row], committed[row], allowed[row])
+            order_term(probabilities[row], tempered[row], confidence[row], committed[row], allowed[row])
             for row in range(len(x))
         ]
-        out.log_prob.append(token.masked_fill(~committed, 0.0).sum(-1) + torch.stack(order))
-        at_one = model.gather(-1, drawn[..., None]).squeeze(-1)
-        out.model_log_prob.append(at_one.masked_fill(~committed, 0.0).sum(-1))
-        entropy = -(behaviour.exp() * behaviour.masked_fill(behaviour == -math.inf, 0.0)).sum(-1)
-        out.entropy.append((entropy * committed).sum(-1) / committed.sum(-1))
-        out.distributions.append(behaviour[committed].exp())
+        out.log_prob.append(token + torch.stack(order))
+        out.model_log_prob.append(by_row(logits[committed].log_softmax(-1), drawn, committed))
+        probs = behaviour.exp()
+        entropy = -(probs * behaviour.masked_fill(behaviour == -math.inf, 0.0)).sum(-1)
+        of_row = torch.zeros(committed.shape, device=x.device).masked_scatter(committed, entropy)
+        out.entropy.append(of_row.sum(-1) / committed.sum(-1))
+        out.distributions.append(probs)
         out.commit_step = torch.where(committed, step, out.commit_step)
         x = torch.where(committed, drawn, x)
     out.completion = x
     return out
 
 
+def by_row(log_probs: Tensor, drawn: Tensor, committed: Tensor) -> Tensor:
+    """Adds up by row the log-probabilities of the tokens that were committed, from their distributions [n, V]."""
+    token = log_probs.gather(-1, drawn[committed][:, None]).squeeze(-1)
+    return torch.zeros(committed.shape, device=drawn.device).masked_scatter(committed, token).sum(-1)
+
+
 def order_term(
-    probabilities: Tensor, behaviour: Tensor, confidence: Tensor, committed: Tensor, allowed: Tensor
+    probabilities: Tensor, tempered: Tensor, confidence: Tensor, committed: Tensor, allowed: Tensor
 ) -> Tensor:
     """Computes the log-probability that every position of a row left masked drew something less confident."""
     least = confidence[committed].min()
     rest = allowed & ~committed
-    mass = behaviour[rest].exp().masked_fill(probabilities[rest] >= least, 0.0).sum(-1)
+    mass = tempered[rest].softmax(-1).masked_fill(probabilities[rest] >= least, 0.0).sum(-1)
     return mass.log().sum()
 
 

@@ -27,15 +27,9 @@ def blocks(found: Report) -> dict[str, str]:
     count = ", ".join(f"{told[name]} {name}" for name in (HOLDS, FAILS, UNKNOWN))
     pairs = {verdict.difference.n for verdict in found.verdicts}
     seeds = str(pairs.pop()) if len(pairs) == 1 else f"{min(pairs)} to {max(pairs)}"
-    finals = {
-        f"{task}: {name}": [percent(row.final) for row in found.rows if (row.task, row.recipe) == (task, name)]
-        for task in tasks
-        for name in ("egspo", "entropy 8")
-    }
     return {
         "claims": markdown_table(_table(found.verdicts, tasks)),
         "claims count": f"Of {len(found.verdicts)} claims on a task, each in pairs of {seeds} seeds: {count}.",
-        "claims levels": "Final accuracies: " + "; ".join(f"{name} {values[0]}" for name, values in finals.items()) + ".",
     }
 
 
@@ -55,4 +49,3 @@ def _cells(verdict: Verdict | None) -> list[str]:
         return ["", "", ""]
     detectable = "" if verdict.detectable is None else f"{100 * verdict.detectable:.1f}"
     return [verdict.verdict, percent(verdict.difference, "+"), detectable]
-

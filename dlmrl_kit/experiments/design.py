@@ -15,7 +15,7 @@ from typing import Any
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.difference import Difference, compare, filling, namesakes
-from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of
+from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of, texts_of_seeds
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.recipe.overrides import place_of_use
@@ -198,14 +198,12 @@ class _Loader:
         if not any(issubclass(block.cls, MetricsCSV) for block in plain.blocks):
             raise RecipeError("an ablation reads metrics.csv, which no logger of this recipe writes: add MetricsCSV")
         seed_key = seed_key_of(plain)
-        recipes = [self._loaded(uses, (*sets, f"{seed_key}={seed}")) for seed in self.seeds]
-        texts = {seed: recipe.text(header=False) for seed, recipe in zip(self.seeds, recipes, strict=True)}
-        canonical = filling(recipes[0], kind) if kind else name
+        seeded = (*sets, f"{seed_key}={self.seeds[0]}")
+        recipe = load_recipe(self.source, uses=uses, sets=seeded, allow_imports=self.imports)
+        canonical = filling(recipe, kind) if kind else name
         skipped = tuple(text for text in self.sets if text not in sets)
-        return Variant(canonical, "", kind, recipes[0], seed_key, texts, skipped)
-
-    def _loaded(self, uses: Sequence[str], sets: Sequence[str]) -> Recipe:
-        return load_recipe(self.source, uses=uses, sets=sets, allow_imports=self.imports)
+        texts = texts_of_seeds(recipe, seed_key, self.seeds)
+        return Variant(canonical, "", kind, recipe, seed_key, texts, skipped)
 
     def check_all_used(self, variants: Iterable[Variant]) -> None:
         """Checks that every setting concerns at least one variant.

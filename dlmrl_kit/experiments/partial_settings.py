@@ -1,15 +1,18 @@
-"""Loads recipes with settings that need not concern all of them, and finds the parameter of their seed."""
+"""Loads recipes with settings that need not concern all of them; finds the parameter of their seed, and changes it."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from dlmrl_kit.core.errors import RecipeError
+from dlmrl_kit.core.signatures import constructor_of
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.recipe.overrides import place_of_set
+from dlmrl_kit.recipe.resolve import Block
 from dlmrl_kit.recipe.source import Ref
 from dlmrl_kit.recipe.where import UnusedBindingError
 
@@ -91,3 +94,31 @@ def settings_of_slots(recipe: Recipe, slots: Sequence[str]) -> dict[str, str]:
             names = re.findall(r"@([\w./]+)", texts[key])
             todo += [other for other in texts if other.rpartition(".")[0] in names]
     return found
+
+
+def texts_of_seeds(recipe: Recipe, key: str, seeds: Iterable[int]) -> dict[int, str]:
+    """Writes the resolved recipe for each seed, as if it had been loaded with it.
+
+    Args:
+        recipe: was loaded with some seed as its only setting of ``key``, by ``sets``.
+        key: from ``seed_key_of``.
+        seeds: of the texts.
+
+    Returns:
+        By seed, ``Recipe.text`` without its header.
+    """
+    where = recipe.bindings[key].where
+
+    def seeded(block: Block, seed: int) -> Block:
+        of = constructor_of(block.cls).parameters
+        changed = {
+            name: replace(bound, value=seed, text=repr(seed), is_default=repr(of[name].default) == repr(seed))
+            for name, bound in block.parameters.items()
+            if bound.where == where
+        }
+        return replace(block, parameters={**block.parameters, **changed}) if changed else block
+
+    return {
+        seed: replace(recipe, blocks=tuple(seeded(block, seed) for block in recipe.blocks)).text(header=False)
+        for seed in seeds
+    }

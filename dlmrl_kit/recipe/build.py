@@ -6,25 +6,27 @@ lists and dictionaries are new for each. Nothing is read from gin's global confi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dlmrl_kit.core.blame import blame, culprit, is_foreign, named
 from dlmrl_kit.core.errors import DeclarationError, ParameterError, UserError
 from dlmrl_kit.recipe.resolve import Block
-from dlmrl_kit.recipe.source import Ref, replace_leaves
+from dlmrl_kit.recipe.source import Ref, leaves_of, replace_leaves
 from dlmrl_kit.recipe.where import BuildError
 
 if TYPE_CHECKING:
     from dlmrl_kit.algorithm.algorithm import Algorithm
 
 
-def build_blocks(blocks: Sequence[Block], source: str) -> Any:
+def build_blocks(blocks: Sequence[Block], source: str, given: Mapping[str, object] | None = None) -> Any:
     """Constructs the components of a resolved recipe.
 
     Args:
         blocks: all of them, the root first.
         source: the recipe's file, named by errors that are about no single line.
+        given: by the root's parameter, what is taken in place of what the recipe describes.
 
     Returns:
         An instance of the root.
@@ -32,7 +34,32 @@ def build_blocks(blocks: Sequence[Block], source: str) -> Any:
     Raises:
         BuildError: a component refuses a value or cannot be constructed.
     """
-    return _Builder(blocks, source).construct(blocks[0])
+    return _Builder(blocks, source).construct(blocks[0], given or {})
+
+
+def text_of_slot(blocks: Sequence[Block], slot: str) -> str:
+    """Writes what fills a slot of the root, and all that it refers to: equal texts describe equal components.
+
+    Args:
+        blocks: of a resolved recipe, the root first.
+        slot: a parameter of the root.
+    """
+    by_name, found = _by_name(blocks), dict[str, None]()
+
+    def visit(block: Block, parameters: Iterable[str]) -> None:
+        for name in parameters:
+            bound = block.parameters[name]
+            line = f"{block.scope}/{block.gin_name}.{name} = {bound.text}"
+            if line in found:
+                continue
+            found[line] = None
+            for leaf in leaves_of(bound.value) if bound.text is not None else ():
+                if isinstance(leaf, Ref):
+                    below = by_name[leaf.scope or block.scope, leaf.name]
+                    visit(below, below.parameters)
+
+    visit(blocks[0], [slot])
+    return "\n".join(found)
 
 
 def check_plan(algorithm: Algorithm, source: str) -> None:
@@ -58,10 +85,10 @@ def check_plan(algorithm: Algorithm, source: str) -> None:
 class _Builder:
     def __init__(self, blocks: Sequence[Block], source: str) -> None:
         self.root, self.source = blocks[0], source
-        self.blocks = {(block.scope, block.gin_name): block for block in blocks}
+        self.blocks = _by_name(blocks)
 
-    def construct(self, block: Block) -> Any:
-        """Constructs the component, and new instances of all that it refers to."""
+    def construct(self, block: Block, given: Mapping[str, object] = MappingProxyType({})) -> Any:
+        """Constructs the component, and new instances of all that it refers to and that is not given."""
 
         def filled(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
@@ -70,7 +97,7 @@ class _Builder:
 
         # A default that gin text cannot hold is left to the constructor.
         bound = [(name, bound.value) for name, bound in block.parameters.items() if bound.text is not None]
-        arguments = {name: replace_leaves(value, filled) for name, value in bound}
+        arguments = {name: given[name] if name in given else replace_leaves(value, filled) for name, value in bound}
         try:
             return block.cls(**arguments)
         except Exception as error:  # components may raise anything; a recipe must not end in a traceback
@@ -87,6 +114,10 @@ class _Builder:
         whose = named(block.cls) if is_foreign(block.cls) else block.name
         stated = _message(error) if names_itself else str(blamed or f"{whose}: {_message(error)}")
         return BuildError(str(block.where), stated, block.name)
+
+
+def _by_name(blocks: Sequence[Block]) -> dict[tuple[str, str], Block]:
+    return {(block.scope, block.gin_name): block for block in blocks}
 
 
 def _refused_value(block: Block, error: ParameterError) -> BuildError:

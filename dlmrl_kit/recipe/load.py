@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.core.version import VERSION
-from dlmrl_kit.recipe.build import build_blocks, check_plan
+from dlmrl_kit.recipe.build import build_blocks, check_plan, text_of_slot
 from dlmrl_kit.recipe.files import SUFFIX, read_text
 from dlmrl_kit.recipe.moved import moved_hint
 from dlmrl_kit.recipe.names import Names
@@ -99,8 +99,15 @@ class Recipe:
                 parts.append("\n".join(_line(bound) for bound in block.parameters.values()))
         return "\n\n".join(parts) + "\n"
 
-    def build(self) -> Algorithm | Pretraining:
+    def text_of_slot(self, slot: str) -> str:
+        """Writes what fills a slot of the root, and all that it refers to: equal texts describe equal components."""
+        return text_of_slot(self.blocks, slot)
+
+    def build(self, **given: object) -> Algorithm | Pretraining:
         """Constructs what the recipe describes.
+
+        Args:
+            given: by slot, what is taken in place of what the recipe has there, and not built.
 
         Returns:
             An ``Algorithm``, or a ``Pretraining`` where that is the ``root``; new at each call.
@@ -110,20 +117,20 @@ class Recipe:
         """
         from dlmrl_kit.algorithm.algorithm import Algorithm
 
-        built: Algorithm | Pretraining = build_blocks(self.blocks, str(self.source))
+        built: Algorithm | Pretraining = build_blocks(self.blocks, str(self.source), given)
         if isinstance(built, Algorithm):
             check_plan(built, str(self.source))
         return built
 
-    def build_algorithm(self) -> Algorithm:
-        """Constructs the algorithm of a recipe for training.
+    def build_algorithm(self, **given: object) -> Algorithm:
+        """Constructs the algorithm of a recipe for training; ``given`` as ``build``.
 
         Raises:
             RecipeError: it is a recipe for pre-training; or as ``build``.
         """
         from dlmrl_kit.algorithm.algorithm import Algorithm
 
-        built = self.build()
+        built = self.build(**given)
         if not isinstance(built, Algorithm):
             raise RecipeError(
                 f"{self.name} is a recipe for {self.root}, not for training: run 'dlmrl pretrain "

@@ -26,6 +26,10 @@ def gym_dataset(name: str, seed: int, **config: int) -> GymDataset:
     """
     import reasoning_gym
 
-    start = int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:8], "big")
-    dataset: GymDataset = reasoning_gym.create_dataset(name, seed=start, **config)
+    dataset: GymDataset = reasoning_gym.create_dataset(name, seed=start_of_stream(name, seed), **config)
     return dataset
+
+
+def start_of_stream(name: str, seed: int) -> int:
+    """Returns the seed that reasoning-gym is given, for a dataset's name and the seed of a stream."""
+    return int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:8], "big")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -226,6 +227,24 @@ def fresh(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in ENTRIES:
         before.restore(plugins.Plugin(name, name, "", ""))
+
+
+def test_what_is_installed_or_removed_meanwhile_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry points are not read again for every recipe, but again where a folder of the path changes."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def names() -> set[str]:
+        return {plugin.name for plugin in plugins.installed_plugins()} & {"good", "silent"}
+
+    assert names() == set()
+    distribution(tmp_path, "good", {"good": "good"}, SOURCES["good"])
+    assert names() == {"good"}
+    distribution(tmp_path, "silent", {"silent": "silent"}, SOURCES["silent"])
+    assert names() == {"good", "silent"}
+    shutil.rmtree(next(tmp_path.glob("good*.dist-info")))
+    assert names() == {"silent"}
+    monkeypatch.undo()
+    assert names() == set()
 
 
 @pytest.mark.usefixtures("fresh")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.tasks import PUZZLE, SMALL, SUDOKU, VARIANTS
 
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.tasks.sudoku import Sudoku4x4
+from dlmrl_kit.tasks.gym_dataset import gym_dataset
+from dlmrl_kit.tasks.sudoku import Sudoku4x4, _puzzles
 
 CELLS = [(row, column, 2 * (row // 2) + column // 2) for row in range(4) for column in range(4)]
 
@@ -45,6 +46,16 @@ def test_sudoku_puzzles_have_one_solution_and_the_right_number_of_empty_cells() 
             assert example.prompt[16] == ":"
             assert list(solutions(example.prompt[:16])) == [example.answer]
             assert task.min_empty <= example.prompt.count("_") == example.meta["num_empty"] <= task.max_empty
+
+
+@settings(max_examples=15, deadline=None)
+@given(least=st.integers(1, 12), more=st.integers(0, 11), seed=st.integers(0, 2**40))
+def test_puzzles_are_those_of_reasoning_gym(least: int, more: int, seed: int) -> None:
+    """The faster search takes the same cells out."""
+    most = min(12, least + more)
+    theirs = gym_dataset("mini_sudoku", seed, min_empty=least, max_empty=most)
+    ours = _puzzles(seed, least, most)
+    assert [ours[number] for number in range(5)] == [theirs[number] for number in range(5)]
 
 
 def test_hardest_sudokus_can_be_generated() -> None:

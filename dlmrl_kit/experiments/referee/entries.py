@@ -18,10 +18,12 @@ from dlmrl_kit.core.version import VERSION
 from dlmrl_kit.experiments.design import Variant
 from dlmrl_kit.experiments.folder import portable
 from dlmrl_kit.experiments.forwards import forwards_per_update
-from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of
+from dlmrl_kit.experiments.partial_settings import load_what_concerns, seed_key_of, texts_of_seeds
 from dlmrl_kit.experiments.referee.spec import Algorithm, Spec, TaskSpec, label_of
 from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.recipe.load import Recipe, load_recipe
+from dlmrl_kit.tasks.base import BaseTask
+from dlmrl_kit.trainers.trainer import Trainer
 
 Counts = Mapping[str, float]
 """By the name of an entry, the forwards of an update: they are counted once, and kept in the folder."""
@@ -64,10 +66,10 @@ def make_entries(spec: Spec, counted: Counts) -> list[Entry]:
     Raises:
         UserError: a recipe cannot be loaded or built on a task, or one update costs more than the budget; names both.
     """
-    entries = []
+    entries, tasks = [], _Tasks()
     for task, algorithm in itertools.product(spec.tasks, spec.algorithms):
         try:
-            entries.append(_entry(spec, task, algorithm, counted))
+            entries.append(_entry(spec, task, algorithm, counted, tasks))
         except UserError as error:
             raise RecipeError(f"{algorithm.name} on {task.name}: {error}") from error
     _check_own_files(entries)
@@ -118,7 +120,26 @@ def _without_added(before: Mapping[str, list[str]], asked: Mapping[str, list[str
     return {key: values[: len(before.get(key, ()))] if key == first else values for key, values in asked.items()}
 
 
-def _entry(spec: Spec, task: TaskSpec, algorithm: Algorithm, counted: Counts) -> Entry:
+class _Tasks:
+    """Builds algorithms, and each task once for all algorithms and settings: it may read a large file."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, BaseTask] = {}
+
+    def built(self, recipe: Recipe) -> Trainer:
+        """Builds the algorithm of a recipe, and returns its trainer.
+
+        Raises:
+            UserError: as ``Recipe.build_algorithm``.
+        """
+        described = recipe.text_of_slot("task")
+        known = self._known.get(described)
+        algorithm = recipe.build_algorithm(**({} if known is None else {"task": known}))
+        self._known[described] = algorithm.task
+        return algorithm.trainer
+
+
+def _entry(spec: Spec, task: TaskSpec, algorithm: Algorithm, counted: Counts, tasks: _Tasks) -> Entry:
     source, label = algorithm.recipe, algorithm.name
     uses, wanted = (*spec.uses, *task.uses, *algorithm.uses), (*spec.sets, *task.sets, *algorithm.sets)
     plain, sets, idle = load_what_concerns(source, uses, wanted, allow_imports=spec.allow_imports)
@@ -129,7 +150,7 @@ def _entry(spec: Spec, task: TaskSpec, algorithm: Algorithm, counted: Counts) ->
         raise RecipeError(f"it is a recipe for {plain.root}, not for training")
     if not any(issubclass(block.cls, MetricsCSV) for block in plain.blocks):
         raise RecipeError("a comparison reads metrics.csv, which no logger of this recipe writes: add MetricsCSV")
-    trainer = plain.build_algorithm().trainer
+    trainer = tasks.built(plain)
     forwards = counted.get(f"{task.name}/{label}") or forwards_per_update(
         source, sets, uses, allow_imports=spec.allow_imports
     )
@@ -147,7 +168,7 @@ def _entry(spec: Spec, task: TaskSpec, algorithm: Algorithm, counted: Counts) ->
     points = _points(spec, source, uses, sets)
     name, seed_key = f"{task.name}/{label}", seed_key_of(plain)
     variants = tuple(
-        _variant(spec, source, uses, (*sets, *point), seed_key, f"{name}/{number}" if len(points) > 1 else name)
+        _variant(spec, source, uses, (*sets, *point), seed_key, f"{name}/{number}" if len(points) > 1 else name, tasks)
         for number, point in enumerate(points)
     )
     skipped = tuple(text for text in wanted if text not in sets)
@@ -172,17 +193,14 @@ def _points(spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...
 
 
 def _variant(
-    spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...], seed_key: str, name: str
+    spec: Spec, source: str, uses: tuple[str, ...], sets: tuple[str, ...], seed_key: str, name: str, tasks: _Tasks
 ) -> Variant:
-    def loaded(seed: int) -> Recipe:
-        return load_recipe(source, uses=uses, sets=(*sets, f"{seed_key} = {seed}"), allow_imports=spec.allow_imports)
-
-    recipes = {seed: loaded(seed) for seed in spec.all_seeds}
-    first = recipes[spec.all_seeds[0]]
-    built = first.build_algorithm()
-    texts = {seed: recipe.text(header=False) for seed, recipe in recipes.items()}
+    seeded = (*sets, f"{seed_key} = {spec.all_seeds[0]}")
+    first = load_recipe(source, uses=uses, sets=seeded, allow_imports=spec.allow_imports)
+    updates = tasks.built(first).updates
+    texts = texts_of_seeds(first, seed_key, spec.all_seeds)
     folder = re.sub(r"[^\w.+]+", "-", name)
-    return Variant(name, folder, "", first, seed_key, texts, updates=built.trainer.updates)
+    return Variant(name, folder, "", first, seed_key, texts, updates=updates)
 
 
 def _check_own_files(entries: list[Entry]) -> None:
