@@ -132,8 +132,8 @@ def plan_cells(grid: Grid) -> list[Cell]:
     for model, recipe, task, sampler, length, steps in itertools.product(grid.models, *axes):
         taken = None if steps is None else _steps(steps, length)
         uses = [*grid.uses, *(f"{kind}={name}" for kind, name in (("task", task), ("sampler", sampler)) if name)]
-        open = partial(open_model, model, recipe, uses=uses, allow_imports=grid.allow_imports)
-        for varied, opened in variation.opened(open, decoder_bindings(length, taken, [*grid.sets])).items():
+        load = partial(open_model, model, recipe, uses=uses, allow_imports=grid.allow_imports)
+        for varied, opened in variation.opened(load, decoder_bindings(length, taken, [*grid.sets])).items():
             cell = _cell(grid, _Choice(model, digests[model], length, taken, steps, varied), opened)
             if cell.name in found:
                 raise UserError(

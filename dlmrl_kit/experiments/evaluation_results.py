@@ -195,7 +195,7 @@ def collect(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> GridRes
 
 
 def _curve(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[Point]:
-    """Puts cells that answer the same prompts into one panel; a panel whose name is taken says which recipe's it is."""
+    """Puts cells that answer the same prompts into one panel; a second panel of a name says which prompts."""
     prompts: dict[str, str] = {}
     points = []
     for cell in cells:
@@ -204,7 +204,7 @@ def _curve(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[Poi
             continue
         panel, asked = f"{place.task}, length {place.length}", result.facts["prompts"]
         if prompts.setdefault(panel, asked) != asked:
-            panel += f" ({cell.opened.recipe.name})"
+            panel += f" (prompts {asked[:8]})"  # as in the facts of the table
         accuracy = share(result.values["solved"])
         points.append(Point(cell.name, panel, place.line, place.setting, accuracy, result.forwards, result.tokens))
     return points

@@ -36,12 +36,12 @@ class Variation:
         self._available: dict[str, None] = {}
 
     def opened(
-        self, open: Callable[[Sequence[str]], OpenedModel], fixed: Sequence[str]
+        self, load: Callable[[Sequence[str]], OpenedModel], fixed: Sequence[str]
     ) -> dict[tuple[str, ...], OpenedModel]:
         """Opens a model with every combination, each without the settings that concern nothing there.
 
         Args:
-            open: is given bindings of a recipe.
+            load: is given bindings of a recipe.
             fixed: those that are not varied.
 
         Returns:
@@ -54,7 +54,7 @@ class Variation:
         for combination in self.combinations:
             self._check_free(combination, fixed)
             with said_of_varied(combination):
-                opened, kept, idle = with_what_concerns(lambda some: open([*fixed, *some]), combination)
+                opened, kept, idle = with_what_concerns(lambda some: load([*fixed, *some]), combination)
             for text in kept:
                 self._check_decodes(opened.recipe, text)
             self._idle |= idle

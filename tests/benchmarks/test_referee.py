@@ -126,6 +126,15 @@ def test_no_sentence_says_more_than_its_interval(low: float, high: float, said: 
     assert said in why.told(Estimate((low + high) / 2, low, high, 24))
 
 
+def test_what_the_page_says_in_words_of_steps_and_bound_holds() -> None:
+    for task in why.tasks():
+        assert "larger" in why.told(why.within(task, why.OWN))  # "the first half of the argument stands here"
+        assert 2 * sum(why.above_chance(task)) < 8  # "and the second is open"
+        loose = why.looseness(task)
+        assert min(loose["in all"]) > 10  # "far too loose"
+        assert min(loose["maxima"]) > max(loose["entropy for distance"])  # "what makes it loose is B"
+
+
 @pytest.mark.thorough
 def test_steps_that_are_differentiated_one_by_one_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_data, "PROMPTS", 3)

@@ -132,6 +132,23 @@ def test_steps_make_a_curve_without_vary() -> None:
     ]
 
 
+def test_recipes_are_lines_of_one_panel() -> None:
+    vary = {"Sampler.tokens_per_step": ("2", "4")}
+    cells = plan_cells(Grid([model_path()], recipes=["egspo", "coupled_grpo"], vary=vary, sets=FEW))
+    assert [cell.place.line for cell in cells] == ["egspo", "egspo", "coupled_grpo", "coupled_grpo"]
+    assert {(cell.place.task, cell.place.length) for cell in cells} == {("Sudoku4x4", 16)}
+
+
+@pytest.mark.thorough
+def test_other_prompts_are_another_panel(tmp_path: Path) -> None:
+    found = []
+    for seed in (1, 2, 3):
+        cells = plan_cells(Grid([model_path()], size=1, sets=(*FEW, f"Sudoku4x4.seed = {seed}"), lengths=[4]))
+        found.append((cells, run_cells(cells, tmp_path / str(seed), checked=0)))
+    points = collect([c for cells, _ in found for c in cells], {k: v for _, of in found for k, v in of.items()}).curve
+    assert len({point.panel for point in points}) == 3
+
+
 def test_a_curve_needs_two_points_of_a_line() -> None:
     assert is_curve([point("x", "k = 1", 1.0), point("x", "k = 2", 2.0)])
     assert not is_curve([point("x", "k = 1", 1.0), point("y", "k = 1", 1.0), point("x", "k = 1", 1.0, "b")])
