@@ -82,6 +82,9 @@ class Logger(Dependent, ABC):
     def close(self) -> None:
         """Writes what is pending. Does nothing if the logger is not open."""
 
+    def _not_open(self) -> RuntimeError:
+        return RuntimeError(f"{type(self).__name__} is not open: call open(folder, first_update) before log()")
+
 
 class Handled(Logger, Generic[H]):
     """A logger that holds something, such as a file or a run, from ``open``, which sets ``_handle``, to ``close``."""
@@ -105,5 +108,5 @@ class Handled(Logger, Generic[H]):
             RuntimeError: it is not open.
         """
         if self._handle is None:
-            raise RuntimeError(f"{type(self).__name__} is not open: call open(folder, first_update) before log()")
+            raise self._not_open()
         return self._handle

@@ -1,12 +1,21 @@
-"""The trackers with their packages, offline, each in a process of its own: what they keep, also of a resumed run."""
+"""The trackers with their packages, each in a process of its own: what they keep, also of a resumed run.
+
+All are offline; MLflow, if its server's packages are installed (``pip install mlflow``), also through a server.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,7 +52,7 @@ drive(WandB(options={"mode": "offline"}), range(2, 4), 2)
 
 MLFLOW = """
 from dlmrl_kit.loggers.mlflow import MLflow
-store = pathlib.Path("store").absolute().as_uri()
+store = sys.argv[1] if len(sys.argv) > 1 else pathlib.Path("store").absolute().as_uri()
 drive(MLflow(tracking_uri=store), range(3), 0)
 drive(MLflow(tracking_uri=store), range(2, 4), 2)
 
@@ -78,7 +87,7 @@ assert any("curve" in row for row in logs)
 """
 
 
-def run(script: str, folder: Path, *needed: str) -> None:
+def run(script: str, folder: Path, *needed: str, arguments: Sequence[str] = ()) -> None:
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         pytest.skip(f"{missing[0]} is not installed")
     from matplotlib.figure import Figure
@@ -95,9 +104,8 @@ def run(script: str, folder: Path, *needed: str) -> None:
         "TRACKIO_DIR": str(folder / "trackio"),
         "MLFLOW_ALLOW_FILE_STORE": "true",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", COMMON + script], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", COMMON + script, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -119,6 +127,40 @@ def test_wandb(tmp_path: Path) -> None:
 
 def test_mlflow(tmp_path: Path) -> None:
     run(MLFLOW, tmp_path, "mlflow")
+
+
+def test_mlflow_with_a_server(tmp_path: Path) -> None:
+    if missing := [
+        name for name in ("mlflow", "flask", "sqlalchemy", "aiohttp") if importlib.util.find_spec(name) is None
+    ]:
+        pytest.skip(f"{missing[0]} is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    options = ["--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    options += ["--backend-store-uri", f"sqlite:///{tmp_path / 'runs.db'}"]
+    options += ["--artifacts-destination", str(tmp_path / "kept")]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *options],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        started = time.monotonic()
+        while True:
+            with contextlib.suppress(OSError):
+                assert urllib.request.urlopen(f"{address}/health", timeout=5).read() == b"OK"
+                break
+            assert server.poll() is None, "the server has ended"
+            assert time.monotonic() - started < 180, "the server does not answer"
+            time.sleep(0.5)
+        run(MLFLOW, tmp_path, arguments=[address])
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 def test_trackio(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,52 @@ def test_it_fits_the_window_and_is_not_blank(browser: Any, traced: Path, width: 
     picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     assert len(picture.getcolors(maxcolors=10**6)) > 50
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+STRANGE = [
+    "<img src=x onerror=document.title=1>",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "\U0001f469\u200d\U0001f52c",
+    "a\x00\x1b[31m",
+    "\u202eevil",
+    "&amp;",
+]
+
+
+def test_texts_of_any_kind_stay_texts(browser: Any, tmp_path: Path) -> None:
+    """HTML, right to left, emoji, control characters and a long prompt: shown, harmless, within the window."""
+    trace = long_trace("before", 1, len(STRANGE))
+    tokens = [replace(token, text=text) for token, text in zip(trace.samples[0].tokens, STRANGE, strict=True)]
+    prompt = "\u202e<script>document.title = 2</script> " + "word " * 5000
+    answer = "\u05d0\u05d1 <b>\x07"
+    trace = replace(trace, prompt=prompt, answer=answer, samples=(replace(trace.samples[0], tokens=tuple(tokens)),))
+    write_page(tmp_path / "page.html", "<b>title", [trace])
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        browser.get((tmp_path / "page.html").as_uri())
+        texts = browser.execute_script("return [...document.querySelectorAll('.token')].map(t => t.firstChild.data)")
+        assert texts == [*STRANGE[:3], "a<0000><001B>[31m", "<202E>evil", STRANGE[5]]
+        assert browser.title == "<b>title"
+        assert not browser.find_elements("css selector", "main img, main b, main script")
+        assert browser.execute_script("return document.getElementById('prompt').textContent") == (
+            prompt.replace("\u202e", "<202E>")
+        )
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        # A long prompt scrolls within its box, which the keyboard reaches.
+        height, inside, tab = browser.execute_script(
+            "const p = document.getElementById('prompt'); return [p.clientHeight, p.scrollHeight, p.tabIndex]"
+        )
+        assert inside > 10 * height
+        assert tab == 0
+        browser.execute_script(
+            "document.querySelectorAll('.token')[4].dispatchEvent(new PointerEvent('pointerover', {bubbles: true}))"
+        )
+        assert "<202E>evil" in browser.find_element("id", "token").text
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_step_touches_only_the_tokens_that_change(browser: Any, tmp_path: Path) -> None:
