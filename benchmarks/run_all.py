@@ -80,6 +80,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("long.py",),
         ("long.py", "--length", "128", "--length", "256"),
     ),
+    "instructions": Benchmark("The work of each phase, counted", ("instructions.py",), ("instructions.py",)),
     "forwards": Benchmark("What goes through the body in a rollout, counted", ("forwards.py",), None),
     "scaling": Benchmark("Scaling over 1, 2 and 4 processes, counted", ("scaling.py",), None),
     "rewards": Benchmark(
