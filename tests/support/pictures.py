@@ -1,11 +1,6 @@
-"""Pictures of runs: matplotlib draws all of them, but coarsely and without a layout, which takes less than half.
-
-The fixture ``fine_pictures`` is for tests of what is to be seen.
-"""
+"""``coarse_pictures``, for tests of many runs: matplotlib draws each, but coarsely, which takes half the time."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 from matplotlib.figure import Figure
@@ -21,13 +16,6 @@ def coarse(figure: Figure, dpi: float) -> bytes:
     return FINE(figure, dpi / 10)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _coarse_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figure_style, "png", coarse)
-        yield
-
-
 @pytest.fixture
-def fine_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure_style, "png", FINE)
+def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figure_style, "png", coarse)
