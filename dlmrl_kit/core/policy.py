@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, Process, behaviour_log_probs, forbid
 from dlmrl_kit.core.errors import RecipeError, UserError
@@ -25,10 +24,9 @@ from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy_contexts import PolicyContexts
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.prompt import Prompt, fault_of
+from dlmrl_kit.core.recomputed import recomputed
 from dlmrl_kit.core.trajectory import beside, on_device, unpadded
 from dlmrl_kit.core.validate import clipped
-
-T = TypeVar("T")
 
 SHOWN = 5
 """How many characters without a token a message names."""
@@ -281,6 +279,11 @@ class Policy(Vocabulary, PolicyContexts, nn.Module, ABC):
         return features.clone()
 
     @property
+    def head_weight(self) -> Tensor | None:
+        """The weight [V, D] where ``head`` is one product with it, as a model's own; None: it is something else."""
+        return None
+
+    @property
     def trains_head(self) -> bool:
         """Whether training may change what ``head`` computes. Here it may: that is always right, and costs memory."""
         return True
@@ -363,6 +366,14 @@ LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}
 """The most bytes of float32 logits that are in memory at once, on a CPU (True) and elsewhere (False)."""
 
 
+LARGE_VOCABULARY = 4096
+
+
+def is_large(vocab: int) -> bool:
+    """Tells whether rollouts on a CPU are faster by one pass over the vocabulary (``core.scan``)."""
+    return vocab >= LARGE_VOCABULARY
+
+
 def most_predictions(vocab: int, device: torch.device) -> int:
     """Returns for how many positions at once the logits fit in ``LOGITS_BYTES``; at least 1."""
     return max(1, LOGITS_BYTES[device.type == "cpu"] // (4 * vocab))
@@ -400,11 +411,3 @@ def log_probs_of(
         return pick(features, tokens)
     parts = [slice(first, first + most) for first in range(0, len(features), most)]
     return torch.cat([recomputed(partial(pick, part=part), features[part], tokens[part]) for part in parts])
-
-
-def recomputed(function: Callable[..., T], *given: Tensor) -> T:
-    """Calls ``function(*given)`` and, to save memory, computes its intermediate results again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*given)
-    found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
-    return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dlmrl_kit.core.behaviour import Behaviour
 from dlmrl_kit.core.component import Component, Sizes
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
@@ -28,6 +29,9 @@ from dlmrl_kit.step_schedules.base import StepSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from dlmrl_kit.caches.base import Cache
+    from dlmrl_kit.samplers.base import Sampler
 
 
 class DecodingSettings(Component):
@@ -130,3 +134,19 @@ def check_tokens_per_step(sampler: object, value: int | StepSchedule) -> None:
         value,
         "at least 1, or a step schedule",
     )
+
+
+def check_cache(sampler: Sampler, policy: Policy, cache: Cache | None) -> None:
+    """Refuses a cache that cannot be used with a sampler and a policy.
+
+    Raises:
+        UserError: it is refused.
+    """
+    if cache is None:
+        return
+    if not sampler.records_tokens:
+        raise UserError(
+            f"{type(cache).__name__} is for samplers that commit a position once; {type(sampler).__name__} draws "
+            "positions again"
+        )
+    policy.check_cache()
