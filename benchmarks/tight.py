@@ -6,14 +6,15 @@ The floor of ``rollout.py`` runs transformers' own layers. The tight one has not
 queries, keys and values are one product and so are gate and up, and the last layer computes queries and MLP at the
 masked positions of the current block only. Its head is one product there, in tiles of the vocabulary that stay in the
 processor's cache and are overwritten by the next: nothing is sampled and nothing recorded. ``tight, greedy`` also runs
-its head at the positions behind the block of the steps that EGSPO's selector keeps, which one-step completions need.
+its head at the positions behind the block of the steps that EGSPO's selector keeps, which one-step completions need;
+``apart`` is the tight floor with queries, keys, values, gate and up as products of their own, as the kit has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,9 +50,11 @@ class Transformer:
 
     Args:
         policy: a random one of ``common.make_policy``; it stays as it is.
+        joined: whether queries, keys and values are one product, and gate and up.
     """
 
-    def __init__(self, policy: TransformersPolicy) -> None:
+    def __init__(self, policy: TransformersPolicy, joined: bool = True) -> None:
+        self.joined = joined
         adapter = copy.deepcopy(policy.adapter)
         model: Any = policy.model if adapter is None else adapter.merge_and_unload()
         body, config = model.get_decoder(), model.config
@@ -73,6 +76,11 @@ class Transformer:
     def _split(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
+    def _products(self, hidden: Tensor, weight: Tensor, number: int) -> Sequence[Tensor]:
+        if self.joined:
+            return linear(hidden, weight).chunk(number, dim=-1)
+        return [linear(hidden, part) for part in weight.chunk(number)]
+
     def features(self, ids: Tensor, columns: slice) -> Tensor:
         """Computes final hidden states [B, M, D] of sequences int64 [B, S] at M columns."""
         hidden, size = self.embeddings[ids], self.embeddings.shape[1]
@@ -82,16 +90,16 @@ class Transformer:
             asked = columns if number == len(self.layers) - 1 else slice(None)
             normed = self._normed(hidden, layer.before)
             if number < len(self.layers) - 1:
-                queries, keys, values = linear(normed, layer.qkv).split(size, dim=-1)
+                queries, keys, values = self._products(normed, layer.qkv, 3)
             else:
                 queries = linear(normed[:, asked], layer.qkv[:size])
-                keys, values = linear(normed, layer.qkv[size:]).split(size, dim=-1)
+                keys, values = self._products(normed, layer.qkv[size:], 2)
             turned = rotated(self._split(queries), cosine[:, asked], sine[:, asked])
             mixed = scaled_dot_product_attention(
                 turned, rotated(self._split(keys), cosine, sine), self._split(values), is_causal=False
             )
             hidden = hidden[:, asked] + linear(mixed.transpose(1, 2).flatten(-2), layer.out)
-            gate, up = linear(self._normed(hidden, layer.behind), layer.gate_up).chunk(2, dim=-1)
+            gate, up = self._products(self._normed(hidden, layer.behind), layer.gate_up, 2)
             hidden = hidden + linear(silu(gate).mul_(up), layer.down)
         return self._normed(hidden, self.norm)
 
@@ -124,15 +132,20 @@ def behind_counts(policy: TransformersPolicy, prompts: TensorDict, size: Size) -
 
 
 def tight(
-    policy: TransformersPolicy, prompts: TensorDict, size: Size, behind: list[int] | None = None
+    policy: TransformersPolicy,
+    prompts: TensorDict,
+    size: Size,
+    behind: list[int] | None = None,
+    joined: bool = True,
 ) -> Callable[[], None]:
     """Prepares the forwards of a rollout, and nothing else.
 
     Args:
         policy, prompts, size: of the rollout.
         behind: heads of one-step completions, as ``behind_counts``; None: none.
+        joined: as ``Transformer``.
     """
-    model = Transformer(policy)
+    model = Transformer(policy, joined)
     ids = full_ids(prompts, torch.full((size.batch, size.length), policy.mask_id))[0]
     widest = max(size.batch * size.block, sum(behind or []))
     tile, width = torch.empty(widest * TILE), ids.shape[1]
@@ -159,6 +172,7 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
             "tight": tight(policy, prompts, size),
             "kit_greedy": kit(policy, prompts, size, RECORDS),
             "tight_greedy": tight(policy, prompts, size, behind),
+            "apart": tight(policy, prompts, size, joined=False),
         },
         repeats,
     )
@@ -166,6 +180,7 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
         "kit/tight": seconds["kit"] / seconds["tight"],
         "greedy/tight": seconds["kit_greedy"] / seconds["tight"],
         "greedy/tight_greedy": seconds["kit_greedy"] / seconds["tight_greedy"],
+        "apart/tight": seconds["apart"] / seconds["tight"],
     }
     return {"vocab": size.vocab, "steps": size.steps, "behind": sum(behind), **seconds, **ratios}
 

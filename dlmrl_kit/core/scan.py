@@ -100,7 +100,7 @@ class Scan(NamedTuple):
         """Returns the entropies of the behaviour distribution at some positions (int64 [n]), in nats: [n]."""
 
         def weighted(logits: Tensor, top: Tensor) -> Tensor:
-            scaled = logits.sub(top[:, None]).mul_(1 / self.temperature)
+            scaled = logits.sub_(top[:, None]).mul_(1 / self.temperature)  # a copy, as some positions are asked for
             probs = scaled.exp()
             return scaled.clamp_min_(torch.finfo(scaled.dtype).min).mul_(probs).sum(-1)
 
@@ -121,11 +121,9 @@ class Scan(NamedTuple):
         mass = self.mass[at]
         inside = mass.masked_fill(~below, 0.0)
         for row, block in _pairs(~below & (mass > 0)):
-            logits = self.block(at[row], block)
-            top = certain.top[row, None]
-            under = logits.sub(top).sub_(certain.log_total[row, None]).lt_(threshold[row, None])
-            part = logits.sub_(top).mul_(1 / self.temperature).exp_().mul_(under)
-            inside[row, block] = part.sum(-1)
+            distance = self.block(at[row], block).sub_(certain.top[row, None])
+            under = distance.sub(certain.log_total[row, None]).lt_(threshold[row, None])
+            inside[row, block] = distance.mul_(1 / self.temperature).exp_().mul_(under).sum(-1)
         total = inside.sum(-1)
         out = total.log() - mass.sum(-1).log()
         tiny = (total < TINY).nonzero().squeeze(-1)
@@ -145,7 +143,7 @@ class Scan(NamedTuple):
         return logits.sub_(top if logits.dim() == 1 else top[:, None]).mul_(1 / self.temperature)
 
 
-def _pairs(chosen: Tensor, most: int = 4096) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(chosen: Tensor, most: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields rows and columns of what is chosen (bool [n, K]), some at a time."""
     for part in chosen.nonzero().split(most):
         yield part[:, 0], part[:, 1]

@@ -223,7 +223,7 @@ class TransformersPolicy(Policy):
     @property
     def head_weight(self) -> Tensor | None:
         """The weight of the output embeddings where ``head`` is one product with it; see ``Policy.head_weight``."""
-        own = type(self).head is TransformersPolicy.head and self._sharding is None
+        own = getattr(self.head, "__func__", None) is TransformersPolicy.head and self._sharding is None
         return plain_weight(self.model.get_output_embeddings()) if own else None
 
     @property

@@ -206,8 +206,6 @@ class Sampler(DecodingSettings, Decoder, ABC):
     always_given: ClassVar[tuple[str, ...]] = ("keys", "cache", "may_choose")
     noise: ClassVar[Literal["mask", "uniform"]] = "mask"
     """What positions hold that are still open; see ``Policy.noise``."""
-    records_tokens: ClassVar[bool] = True
-    """Whether a position is committed once, so that its log-probability can be kept per position."""
     needs_features: ClassVar[bool] = False
     """Whether it reads ``View.features``."""
     tokens_per_step: int | StepSchedule = 1

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dlmrl_kit.caches.base import Cache
-    from dlmrl_kit.samplers.base import Sampler
 
 
 class DecodingSettings(Component):
     """The base class of ``samplers.base.Sampler``, which says what the settings mean."""
 
+    records_tokens: ClassVar[bool] = True
+    """Whether a position is committed once, so that its log-probability can be kept per position."""
     not_sizes: ClassVar[tuple[str, ...]] = ("top_k",)  # ``resized`` limits it to the vocabulary
 
     def __init__(
@@ -136,7 +137,7 @@ def check_tokens_per_step(sampler: object, value: int | StepSchedule) -> None:
     )
 
 
-def check_cache(sampler: Sampler, policy: Policy, cache: Cache | None) -> None:
+def check_cache(sampler: DecodingSettings, policy: Policy, cache: Cache | None) -> None:
     """Refuses a cache that cannot be used with a sampler and a policy.
 
     Raises:
