@@ -27,17 +27,19 @@ import plain
 import rollout
 import tight
 import update
+import vocabulary
 from common import Size, full_ids, growth, interleaved, make_policy, make_prompts, make_sampler, masked_block_counts
 
 SIZE = Size(vocab=40, hidden=64, layers=2, prompt=7, length=10, block=6, per_step=2, batch=4, selected=3, lora=4)
 WIDE = Size(vocab=2100, hidden=64, layers=2, prompt=5, length=9, block=4, per_step=3, batch=3, selected=2, lora=0)
+LARGE = replace(WIDE, vocab=4500, length=8)
 
 
 def kit_run(policy: Any, prompts: Any, size: Size) -> Any:
     return rollout.kit(policy, prompts, size, (*rollout.RECORDS, ("token", "log_prob")))()
 
 
-@pytest.mark.parametrize("size", [SIZE, WIDE], ids=["adapter", "vocabulary searched twice"])
+@pytest.mark.parametrize("size", [SIZE, WIDE, LARGE], ids=["adapter", "vocabulary searched twice", "one pass"])
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])
 def test_rollouts_are_identical(size: Size, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same noise, same commits; log-probabilities and entropies within 1e-5. Also cut into the smallest pieces."""
@@ -158,9 +160,11 @@ def test_the_tight_floor_is_the_model_of_the_policy() -> None:
     asked = torch.zeros_like(mask)
     asked[:, -4:] = True
     with torch.inference_mode():
-        model = tight.Transformer(policy)
-        found = model.features(ids, slice(ids.shape[1] - 4, ids.shape[1])).flatten(0, 1)
-        torch.testing.assert_close(model.logits(found), policy(ids, mask, asked), rtol=1e-5, atol=1e-5)
+        wanted = policy(ids, mask, asked)
+        for joined in (True, False):
+            model = tight.Transformer(policy, joined)
+            found = model.features(ids, slice(ids.shape[1] - 4, ids.shape[1])).flatten(0, 1)
+            torch.testing.assert_close(model.logits(found), wanted, rtol=1e-5, atol=1e-5)
     behind = tight.behind_counts(policy, prompts, SIZE)
     blocks, steps = (SIZE.length - SIZE.block, SIZE.block // SIZE.per_step)
     assert set(behind) == {blocks}  # the first block's steps have the second behind them
@@ -195,6 +199,7 @@ SMALL = ["--vocab", "40", "--hidden", "64", "--batch", "2", "--repeats", "1"]
         (rollout, [*SMALL, "--prompt", "5", "--length", "8", "--layers", "1", "--caches", "--vocab", "50"]),
         (update, [*SMALL, "--selected", "1", "--selected", "2"]),
         (tight, [*SMALL, "--prompt", "5", "--length", "8", "--layers", "1"]),
+        (vocabulary, [*SMALL, "--length", "8", "--temperature", "1"]),
         (gpu, [*SMALL, "--layers", "1", "--mlp", "64", "--head", "32", "--prompt", "5", "--length", "8", "--lora", "2",
                "--device", "cpu", "--dtype", "float32", "--side", "8"]),
     ],
@@ -209,7 +214,7 @@ def test_the_scripts_print_and_write(
     assert stored["rows"]
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header[0] == next(iter(stored["rows"][0]))
-    assert name in ("gpu", "tight") or (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert name in ("gpu", "tight", "vocabulary") or (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_growth_and_medians() -> None:
