@@ -8,7 +8,6 @@ pieces, so that no tensor of all positions times the vocabulary is ever in memor
 from __future__ import annotations
 
 import contextlib
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy_contexts import PolicyContexts
 from dlmrl_kit.core.processes import ALONE, Processes
-from dlmrl_kit.core.prompt import Prompt, fault_of
+from dlmrl_kit.core.prompt import Prompt, fault_of, is_meant
 from dlmrl_kit.core.recomputed import recomputed
 from dlmrl_kit.core.trajectory import beside, on_device, unpadded
 from dlmrl_kit.core.validate import clipped
@@ -168,14 +167,14 @@ class Vocabulary:
             said[start:end] = [True] * (end - start)
             if token in self.unknown_ids and text[start:end] != self.tokenizer.convert_ids_to_tokens(token):
                 missing.append(text[start:end])
-        dropped = [c for c, there in zip(text, said, strict=True) if not there and _is_meant(c)]
+        dropped = [c for c, there in zip(text, said, strict=True) if not there and is_meant(c)]
         return list(dict.fromkeys([*missing, *dropped]))
 
     def _unsaid(self, character: str) -> bool:
         """Tells whether a character, tokenised by itself, has no token but an unknown one."""
         ids = self.tokenizer(character, add_special_tokens=False)["input_ids"]
         unknown = [i in self.unknown_ids and self.tokenizer.convert_ids_to_tokens(i) != character for i in ids]
-        return all(unknown) and _is_meant(character)
+        return all(unknown) and is_meant(character)
 
     def _formatted(self, messages: list[dict[str, str]], prefix: str) -> list[int]:
         """Tokenises a conversation by the chat template, and the prefix behind it; raises as ``prompt_tokens``."""
@@ -328,11 +327,6 @@ def autocast(policy: Policy, precision: str) -> contextlib.AbstractContextManage
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(policy.device.type, dtype=torch.bfloat16)
-
-
-def _is_meant(character: str) -> bool:
-    """Tells whether a text is another without this character. Tokenizers drop white space, accents and controls."""
-    return unicodedata.category(character)[0] in "LNPS"
 
 
 def completion_features(

@@ -6,9 +6,9 @@ of exponentials are taken per block of 256 tokens, one at temperature 1 for conf
 the largest logit. All that a step asks afterwards needs these and a second look at few blocks: the one in which a draw
 falls, that of the best token, and those in which some tokens are above the threshold of the order term and some below.
 
-The logits are kept, in memory that the next piece of a rollout uses again: a system gives out fresh memory of this size
-page by page, which takes a quarter of the time of the product that fills it. This is for float32 on a CPU; small
-vocabularies and a GPU are faster with whole tensors (``core.behaviour``, of which this is the same up to rounding).
+The logits are kept for it, in memory that the next piece of a rollout uses again: a system gives out fresh memory page
+by page, which takes a good part of the time of the product that fills it. This is for float32 on a CPU; elsewhere, and
+in small vocabularies, ``core.behaviour`` does the same with whole tensors. The two differ by rounding.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Scan(NamedTuple):
         """Computes ``core.behaviour.log_mass`` at some positions (int64 [n]) and their thresholds [n]: [n].
 
         A block whose largest logit is below the threshold counts whole. Only those with tokens on both sides are looked
-        at again: there are at most as many tokens above as the threshold's probability goes into 1.
+        at again: no more tokens are above a probability than it goes into 1.
         """
         certain = self.certain.at(at)
         # Rounding is monotonic: where the largest logit of a block is below, so are all of its logits.

@@ -34,6 +34,7 @@ from dlmrl_kit.samplers.continuous import Continuous
 from dlmrl_kit.samplers.dynamic_low_confidence import DynamicLowConfidence
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.mask import MaskSampler
+from dlmrl_kit.samplers.speculative import Speculative
 from dlmrl_kit.samplers.tempered import TemperedLowConfidence
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -200,6 +201,7 @@ def rolled(sampler: MaskSampler, policy: Any, keys: tuple[Key, ...], border: int
         TemperedLowConfidence(9, 2, 6, temperature=0.7),
         DynamicLowConfidence(9, 2, 6, temperature=0.9, threshold=0.05),
         Continuous(LowConfidence(9, 2, 6, temperature=0.9), states=2),
+        Speculative(LowConfidence(9, 2, 6, temperature=0.9), ahead=2),
     ],
     ids=lambda sampler: f"{type(sampler).__name__} {sampler.temperature}",
 )
