@@ -116,7 +116,7 @@ def sample(log_probs: Tensor, noise: Tensor) -> Tensor:
     Returns:
         int64 [N].
     """
-    return invert(log_probs.exp(), noise.clamp(max=_MOST))
+    return invert(log_probs.exp(), noise.clamp(max=MOST))
 
 
 def draw(logits: Tensor, behaviour: Behaviour, noise: Tensor) -> Tensor:
@@ -125,10 +125,10 @@ def draw(logits: Tensor, behaviour: Behaviour, noise: Tensor) -> Tensor:
     def tokens(piece: Tensor, noise: Tensor) -> Tensor:
         return invert(behaviour_probs(piece, behaviour), noise)
 
-    return by_rows(tokens, logits, noise.clamp(max=_MOST))
+    return by_rows(tokens, logits, noise.clamp(max=MOST))
 
 
-_MOST = 1 - 2**-32  # times a total it stays below the total
+MOST = 1 - 2**-32  # times a total it stays below the total
 
 
 def invert(weights: Tensor, noise: Tensor) -> Tensor:
@@ -146,21 +146,21 @@ def invert(weights: Tensor, noise: Tensor) -> Tensor:
     """
     vocab = weights.shape[-1]
     if vocab <= 4 * _BLOCK:
-        return _search(weights, noise)[0]
+        return search(weights, noise)[0]
     whole = vocab // _BLOCK * _BLOCK
     sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
     if whole < vocab:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    block, rest = _search(sums, noise)
+    block, rest = search(sums, noise)
     index = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     inside = weights.gather(-1, index.clamp(max=vocab - 1)).masked_fill_(index >= vocab, 0.0)
-    return block * _BLOCK + _search(inside, rest)[0]
+    return block * _BLOCK + search(inside, rest)[0]
 
 
 _BLOCK = 256
 
 
-def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Finds where the cumulative sum passes noise * total, and how far it is into that weight, as a share in [0, 1).
 
     Given where the noise falls, the share is uniform again: it serves as noise for a search within a block.
@@ -174,7 +174,7 @@ def _search(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     found = found.clamp_(max=beyond)
     end = cumulative.gather(-1, found)
     width = weights.gather(-1, found).double()
-    return found.squeeze(-1), ((target - (end - width)) / width).clamp_(0, _MOST).squeeze(-1)
+    return found.squeeze(-1), ((target - (end - width)) / width).clamp_(0, MOST).squeeze(-1)
 
 
 def by_rows(function: Callable[..., Any], values: Tensor, *others: Tensor, at: Tensor | None = None) -> Any:
@@ -333,13 +333,13 @@ def log_mass(logits: Tensor, at: Tensor, behaviour: Behaviour, certain: Certaint
         return in_logs
     total = by_rows(mass, logits, *given, at=at)
     out = total.log()
-    tiny = (total < _TINY).nonzero().squeeze(-1)
+    tiny = (total < TINY).nonzero().squeeze(-1)
     if len(tiny):
         out[tiny] = _log_mass(logits[at[tiny]], behaviour, *(t[tiny] for t in given))
     return out
 
 
-_TINY = 1e-30
+TINY = 1e-30
 """Sums of probabilities below this may have underflowed, and are computed again in logs."""
 
 
@@ -379,7 +379,7 @@ class _LogMass(torch.autograd.Function):
             mass = inside.sum(-1)
             out[rows] = mass.log()
             torch.sub(inside.div_(mass[:, None]), probs, out=derivative[rows]).div_(behaviour.temperature)
-            tiny = (mass < _TINY).nonzero().squeeze(-1)
+            tiny = (mass < TINY).nonzero().squeeze(-1)
             if len(tiny):
                 with torch.enable_grad():
                     again = piece[tiny].requires_grad_()

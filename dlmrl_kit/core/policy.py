@@ -8,15 +8,13 @@ pieces, so that no tensor of all positions times the vocabulary is ever in memor
 from __future__ import annotations
 
 import contextlib
-import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dlmrl_kit.core.behaviour import LOG_ZERO, Behaviour, Process, behaviour_log_probs, forbid
 from dlmrl_kit.core.errors import RecipeError, UserError
@@ -24,11 +22,10 @@ from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy_contexts import PolicyContexts
 from dlmrl_kit.core.processes import ALONE, Processes
-from dlmrl_kit.core.prompt import Prompt, fault_of
+from dlmrl_kit.core.prompt import Prompt, fault_of, is_meant
+from dlmrl_kit.core.recomputed import recomputed
 from dlmrl_kit.core.trajectory import beside, on_device, unpadded
 from dlmrl_kit.core.validate import clipped
-
-T = TypeVar("T")
 
 SHOWN = 5
 """How many characters without a token a message names."""
@@ -170,14 +167,14 @@ class Vocabulary:
             said[start:end] = [True] * (end - start)
             if token in self.unknown_ids and text[start:end] != self.tokenizer.convert_ids_to_tokens(token):
                 missing.append(text[start:end])
-        dropped = [c for c, there in zip(text, said, strict=True) if not there and _is_meant(c)]
+        dropped = [c for c, there in zip(text, said, strict=True) if not there and is_meant(c)]
         return list(dict.fromkeys([*missing, *dropped]))
 
     def _unsaid(self, character: str) -> bool:
         """Tells whether a character, tokenised by itself, has no token but an unknown one."""
         ids = self.tokenizer(character, add_special_tokens=False)["input_ids"]
         unknown = [i in self.unknown_ids and self.tokenizer.convert_ids_to_tokens(i) != character for i in ids]
-        return all(unknown) and _is_meant(character)
+        return all(unknown) and is_meant(character)
 
     def _formatted(self, messages: list[dict[str, str]], prefix: str) -> list[int]:
         """Tokenises a conversation by the chat template, and the prefix behind it; raises as ``prompt_tokens``."""
@@ -281,6 +278,11 @@ class Policy(Vocabulary, PolicyContexts, nn.Module, ABC):
         return features.clone()
 
     @property
+    def head_weight(self) -> Tensor | None:
+        """The weight [V, D] where ``head`` is one product with it, as a model's own; None: it is something else."""
+        return None
+
+    @property
     def trains_head(self) -> bool:
         """Whether training may change what ``head`` computes. Here it may: that is always right, and costs memory."""
         return True
@@ -327,11 +329,6 @@ def autocast(policy: Policy, precision: str) -> contextlib.AbstractContextManage
     return torch.autocast(policy.device.type, dtype=torch.bfloat16)
 
 
-def _is_meant(character: str) -> bool:
-    """Tells whether a text is another without this character. Tokenizers drop white space, accents and controls."""
-    return unicodedata.category(character)[0] in "LNPS"
-
-
 def completion_features(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, positions: Tensor
 ) -> Tensor:
@@ -361,6 +358,14 @@ def completion_logits(
 
 LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}
 """The most bytes of float32 logits that are in memory at once, on a CPU (True) and elsewhere (False)."""
+
+
+LARGE_VOCABULARY = 4096
+
+
+def is_large(vocab: int) -> bool:
+    """Tells whether rollouts on a CPU are faster by one pass over the vocabulary (``core.scan``)."""
+    return vocab >= LARGE_VOCABULARY
 
 
 def most_predictions(vocab: int, device: torch.device) -> int:
@@ -400,11 +405,3 @@ def log_probs_of(
         return pick(features, tokens)
     parts = [slice(first, first + most) for first in range(0, len(features), most)]
     return torch.cat([recomputed(partial(pick, part=part), features[part], tokens[part]) for part in parts])
-
-
-def recomputed(function: Callable[..., T], *given: Tensor) -> T:
-    """Calls ``function(*given)`` and, to save memory, computes its intermediate results again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return function(*given)
-    found: T = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
-    return found

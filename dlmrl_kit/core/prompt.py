@@ -5,6 +5,7 @@ This module imports no torch, so that the processes that score completions start
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -36,3 +37,8 @@ def fault_of(prompt: Prompt) -> str | None:
 def has_surrogates(text: str) -> bool:
     """Tells whether a text holds half of a surrogate pair, as JSON allows it to."""
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_meant(character: str) -> bool:
+    """Tells whether a text is another without this character. Tokenizers drop white space, accents and controls."""
+    return unicodedata.category(character)[0] in "LNPS"

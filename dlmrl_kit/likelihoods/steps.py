@@ -46,8 +46,9 @@ from dlmrl_kit.core.keys import (
     TOKEN_MODEL_LOG_PROB,
     Key,
 )
-from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of, recomputed
+from dlmrl_kit.core.policy import Policy, completion_features, log_probs_of
 from dlmrl_kit.core.promises import Given, promises, shown, tensor_fault
+from dlmrl_kit.core.recomputed import recomputed
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.trajectory import canvas_state, committed_at, gather_steps, places, state_at, states
 from dlmrl_kit.likelihoods.base import Likelihood

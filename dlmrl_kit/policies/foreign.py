@@ -107,3 +107,15 @@ def delta_weight(layer: LoraLayer, adapter: str) -> Tensor:
     linear: Any = layer
     delta: Tensor = linear.get_delta_weight(adapter)
     return delta
+
+
+def plain_weight(module: nn.Module) -> Tensor | None:
+    """Returns the weight of a layer that is a product with it and nothing else: no bias, adapter, hook or quantisation.
+
+    None: it may be more than that.
+    """
+    if type(module) is not nn.Linear or module.bias is not None:
+        return None
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    weight = module.weight.data
+    return weight if type(weight) is Tensor and not hooked else None

@@ -32,8 +32,10 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.policies.adapter import blocks
+from dlmrl_kit.policies.foreign import quantisation_of
 from dlmrl_kit.policies.last_layer import last_layer_at, layer_at_columns, prunable
 
 if TYPE_CHECKING:
@@ -280,6 +282,25 @@ def _forward_method(module: nn.Module, name: str, forward: Callable[..., Tensor]
     register_fsdp_forward_method(module, name)
     registered: Callable[..., Tensor] = getattr(module, name)
     return registered
+
+
+def check_shardable(model: nn.Module, reason: str) -> None:
+    """Refuses to shard weights of a kind that cannot be sharded.
+
+    Args:
+        model: whose weights they are.
+        reason: why those of its class of policies cannot be; empty where they can.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if reason:
+        raise UserError(f"Trainer.sharding = 'full' {reason}; set it to 'none'")
+    if any(quantisation_of(weight) is not None for weight in model.parameters()):
+        raise UserError(
+            "Trainer.sharding = 'full' is not for weights in 4 bits, which are stored in blocks that cannot be cut "
+            "between processes; set it to 'none', or quantisation to 'none'"
+        )
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -25,7 +25,7 @@ from dlmrl_kit.core.window import Window
 from dlmrl_kit.policies.adapter import blocks
 from dlmrl_kit.policies.checkpoint_files import quiet
 from dlmrl_kit.policies.compiling import check_compiler, compile_each
-from dlmrl_kit.policies.foreign import attention_of, context_length, quantisation_of, setting
+from dlmrl_kit.policies.foreign import attention_of, context_length, plain_weight, setting
 from dlmrl_kit.policies.fused_lora import fused
 from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.last_layer import DECODERS, last_layer_at, prunable
@@ -33,7 +33,7 @@ from dlmrl_kit.policies.last_layer import positions as rotary_positions
 from dlmrl_kit.policies.layout import Layout
 from dlmrl_kit.policies.merging import merged
 from dlmrl_kit.policies.options import Told
-from dlmrl_kit.policies.sharding import Parts, Sharding
+from dlmrl_kit.policies.sharding import Parts, Sharding, check_shardable
 from dlmrl_kit.policies.special_ids import mask_of
 from dlmrl_kit.policies.text_bounds import beginning, distinct, end_of_turn, unknown_tokens
 
@@ -221,6 +221,12 @@ class TransformersPolicy(Policy):
         return logits
 
     @property
+    def head_weight(self) -> Tensor | None:
+        """The weight of the output embeddings where ``head`` is one product with it; see ``Policy.head_weight``."""
+        own = getattr(self.head, "__func__", None) is TransformersPolicy.head and self._sharding is None
+        return plain_weight(self.model.get_output_embeddings()) if own else None
+
+    @property
     def trains_head(self) -> bool:
         """Whether a weight of the model's output embeddings is trained, which tied ones share with the input's."""
         return any(parameter.requires_grad for parameter in self.model.get_output_embeddings().parameters())
@@ -270,13 +276,7 @@ class TransformersPolicy(Policy):
         Raises:
             UserError: weights of this kind cannot be sharded.
         """
-        if self.unshardable:
-            raise UserError(f"Trainer.sharding = 'full' {self.unshardable}; set it to 'none'")
-        if any(quantisation_of(weight) is not None for weight in self.model.parameters()):
-            raise UserError(
-                "Trainer.sharding = 'full' is not for weights in 4 bits, which are stored in blocks that cannot be cut "
-                "between processes; set it to 'none', or quantisation to 'none'"
-            )
+        check_shardable(self.model, self.unshardable)
 
     def shard(self, processes: Processes, parts: Parts) -> None:
         """Leaves each process a part of the weights, of the frozen reference, too; see ``policies.sharding``.

@@ -40,10 +40,11 @@ from dlmrl_kit.core.generation import Decoder
 from dlmrl_kit.core.keys import GROUP, PROMPT_IDS, PROMPT_MASK, Key
 from dlmrl_kit.core.policy import Policy, Vocabulary, completion_features
 from dlmrl_kit.core.promises import like, per_row, promises
+from dlmrl_kit.core.scan import Scan
 from dlmrl_kit.core.seeding import uniforms_at
 from dlmrl_kit.core.trajectory import on_device, on_host, places, taken
 from dlmrl_kit.samplers.promised import canvas, completed, forks, one_each
-from dlmrl_kit.samplers.settings import DecodingSettings
+from dlmrl_kit.samplers.settings import DecodingSettings, check_cache
 from dlmrl_kit.step_schedules.base import StepSchedule
 
 MayChoose = Callable[[TensorDictBase], Tensor]
@@ -60,6 +61,7 @@ class View:
         allowed: bool [B, L], the N positions.
         features: [N, D], what the policy's head reads; None for samplers without ``needs_features``.
         offset: int64 [B], prompt tokens in the block in which the completion begins; None: no row has any.
+        one_pass: see ``scan``.
     """
 
     logits: Tensor
@@ -67,6 +69,13 @@ class View:
     allowed: Tensor
     features: Tensor | None = None
     offset: Tensor | None = None
+    one_pass: Scan | None = None
+
+    @property
+    def scan(self) -> Scan | None:
+        """What one pass over these logits left, for this behaviour; None: there was none."""
+        found = self.one_pass
+        return found if found is not None and found.is_of(self.logits, self.behaviour) else None
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -76,7 +85,7 @@ class View:
     @cached_property
     def certainty(self) -> Certainty:
         """What the confidence of any token at the N positions is computed from; without gradient."""
-        return certainty(self.logits)
+        return certainty(self.logits) if self.scan is None else self.scan.certain
 
     def confidence(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """Returns the confidence of one token at each of the N positions, or at some, int64 [n]; no gradient."""
@@ -94,9 +103,11 @@ class View:
         Returns:
             int64 [N], or one for each position of ``at``. What is drawn at a position depends on no other position.
         """
-        rows, positions = self.index if at is None else places(at)
-        logits = self.logits if at is None else self.logits[self.where(at)]
-        return draw(logits, self.behaviour, uniforms_at(seed, rows, positions, "token drawn"))
+        noise = uniforms_at(seed, *(self.index if at is None else places(at)), "token drawn")
+        some = None if at is None else self.where(at)
+        if self.scan is not None:
+            return self.scan.draw(noise, some)
+        return draw(self.logits if some is None else self.logits[some], self.behaviour, noise)
 
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
@@ -158,6 +169,9 @@ class Decision:
 def token_log_probs(view: View, decision: Decision) -> tuple[Tensor, Tensor]:
     """Returns the behaviour log-probability of each committed token, [n], and its row, int64 [n]."""
     row, position = places(decision.committed)
+    if view.scan is not None:
+        found = view.scan.log_probs(decision.tokens[row, position], view.where(decision.committed))
+        return found.clamp(min=LOG_ZERO), row
 
     def pick(logits: Tensor, tokens: Tensor) -> Tensor:
         return behaviour_log_probs(logits, view.behaviour).gather(-1, tokens[:, None]).squeeze(-1)
@@ -192,8 +206,6 @@ class Sampler(DecodingSettings, Decoder, ABC):
     always_given: ClassVar[tuple[str, ...]] = ("keys", "cache", "may_choose")
     noise: ClassVar[Literal["mask", "uniform"]] = "mask"
     """What positions hold that are still open; see ``Policy.noise``."""
-    records_tokens: ClassVar[bool] = True
-    """Whether a position is committed once, so that its log-probability can be kept per position."""
     needs_features: ClassVar[bool] = False
     """Whether it reads ``View.features``."""
     tokens_per_step: int | StepSchedule = 1
@@ -387,19 +399,3 @@ class Sampler(DecodingSettings, Decoder, ABC):
             return policy.prefix_cache()
         check_cache(self, policy, cache)
         return policy.cached(cache.window(policy, self.completion_length, self.block_length))
-
-
-def check_cache(sampler: Sampler, policy: Policy, cache: Cache | None) -> None:
-    """Refuses a cache that cannot be used with a sampler and a policy.
-
-    Raises:
-        UserError: it is refused.
-    """
-    if cache is None:
-        return
-    if not sampler.records_tokens:
-        raise UserError(
-            f"{type(cache).__name__} is for samplers that commit a position once; {type(sampler).__name__} draws "
-            "positions again"
-        )
-    policy.check_cache()

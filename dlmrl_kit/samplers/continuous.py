@@ -24,7 +24,7 @@ from dlmrl_kit.core.trajectory import on_device, on_host, rows_of
 from dlmrl_kit.core.validate import check
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.mask import MaskSampler
-from dlmrl_kit.samplers.recorder import MaskRecorder, Predicted
+from dlmrl_kit.samplers.recorder import MaskRecorder, Predicted, Rows
 
 
 @register("sampler", paper="Yu et al. 2022 (Orca)")
@@ -126,6 +126,10 @@ class Continuous(MaskSampler):
     def seen(self, policy: Policy, features: Tensor, positions: Tensor, prompt: TensorDictBase) -> View:
         """Returns the sampler's view."""
         return self.sampler.seen(policy, features, positions, prompt)
+
+    def seen_in_rollout(self, policy: Policy, features: Tensor, some: Rows, recorder: MaskRecorder) -> View:
+        """Returns the sampler's view of a step that is being taken."""
+        return self.sampler.seen_in_rollout(policy, features, some, recorder)
 
     def allowed(self, still_open: Tensor, offset: Tensor | None = None) -> Tensor:
         """Returns the positions that the sampler may commit: bool [B, L]."""

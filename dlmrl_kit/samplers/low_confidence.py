@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import log_mass
+from dlmrl_kit.core.keys import PROMPT_MASK, STEP_DRAFT_IDS
+from dlmrl_kit.core.policy import Policy, is_large
 from dlmrl_kit.core.registry import register
+from dlmrl_kit.core.scan import scanned
 from dlmrl_kit.core.trajectory import places
 from dlmrl_kit.samplers.base import Decision, View, token_log_prob
 from dlmrl_kit.samplers.mask import MaskSampler, highest
+from dlmrl_kit.samplers.recorder import MaskRecorder, Rows
 from dlmrl_kit.samplers.subsets import subsets
 
 
@@ -34,6 +38,17 @@ class LowConfidence(MaskSampler):
     def ranked(self, view: View) -> View:
         """Returns the view whose confidences rank the draws: itself, so those of softmax(logits)."""
         return view
+
+    def seen_in_rollout(self, policy: Policy, features: Tensor, some: Rows, recorder: MaskRecorder) -> View:
+        """Returns the view, in a large vocabulary by one pass, as a token is drawn at each of the N positions."""
+        drafts = recorder.wants(STEP_DRAFT_IDS)  # which are drawn elsewhere, too
+        if is_large(policy.vocab_size) and not drafts and self.processing(some.prompt, some.asked) is None:
+            found = scanned(policy, features, self.behaviour, recorder.scratch)
+            if found is not None:
+                offset = policy.block_offset(some.prompt[PROMPT_MASK])
+                kept = features if self.needs_features else None
+                return View(found.logits, self.behaviour, some.asked, kept, offset, found)
+        return super().seen_in_rollout(policy, features, some, recorder)
 
     def decide(self, view: View, seed: Tensor) -> Decision:
         """Draws a token at each of the N positions and commits the most confident ones of each row."""
@@ -74,4 +89,6 @@ def order_term(view: View, decision: Decision, bar: float = math.inf) -> Tensor:
     row, position = (index[rest] for index in view.index)
     certain = view.certainty.at(rest)
     below = certain.threshold(least.squeeze(-1)[row], ties=position > last[row])
+    if view.scan is not None:
+        return view.row_sum(view.scan.log_mass(rest, below), row)
     return view.row_sum(log_mass(view.logits, rest, view.behaviour, certain, below), row)

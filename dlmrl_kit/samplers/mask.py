@@ -276,6 +276,10 @@ class MaskSampler(Sampler):
             behind = on_device(predicted.behind, features.device)
             recorder.greedy_behind(step, rows.numbers, behind, predicted.source)
 
+    def seen_in_rollout(self, policy: Policy, features: Tensor, some: Rows, recorder: MaskRecorder) -> View:
+        """Returns the view of a step that is being taken: ``seen``, or the same in less time."""
+        return self.seen(policy, features, some.asked, some.prompt)
+
     def _take(
         self,
         step: int | Tensor,
@@ -286,9 +290,10 @@ class MaskSampler(Sampler):
         then: Callable[[Rows, View], None] | None,
     ) -> None:
         """Takes the step in some rows, whose logits are gone before those of the next rows are computed."""
-        predicted = self.seen(policy, features, some.asked, some.prompt)
+        predicted = self.seen_in_rollout(policy, features, some, recorder)
         if recorder.wants(STEP_GREEDY_IDS):
-            best = by_rows(lambda logits: logits.argmax(-1), predicted.logits)
+            scan = predicted.scan
+            best = by_rows(lambda logits: logits.argmax(-1), predicted.logits) if scan is None else scan.best()
             recorder.put(STEP_GREEDY_IDS, step, some.numbers, some.ids.masked_scatter(some.asked, best))
         view = predicted.narrow(some.allowed)
         decision = self.decide(view, some.seed)

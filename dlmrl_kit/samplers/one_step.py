@@ -27,7 +27,8 @@ from dlmrl_kit.core.keys import (
     STEP_VALID,
     Key,
 )
-from dlmrl_kit.core.policy import LOGITS_BYTES, Policy, completion_features, most_predictions
+from dlmrl_kit.core.policy import LOGITS_BYTES, Policy, completion_features, is_large, most_predictions
+from dlmrl_kit.core.scan import best_in_tiles, head_weight
 from dlmrl_kit.core.trajectory import on_device, on_host, rows_of, state_at, taken
 from dlmrl_kit.samplers.base import MayChoose
 
@@ -143,6 +144,11 @@ class BehindTheBlock:
 
 def best_tokens(policy: Policy, features: Tensor) -> Tensor:
     """Returns the most probable tokens, int64 [N], for features [N, D]; few logits are in memory at once."""
+
+    if is_large(policy.vocab_size) and len(features):
+        weight = head_weight(policy, features)
+        if weight is not None:
+            return best_in_tiles(weight, features, policy.forbidden_ids)
 
     def best(piece: Tensor) -> Tensor:
         logits = forbid(policy.head(piece), policy.forbidden_ids)

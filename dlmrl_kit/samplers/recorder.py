@@ -164,7 +164,11 @@ class Recorder:
                 found.append(margin)
             return tuple(found)
 
-        picked, entropies, *of_model = by_rows(measured, view.logits, tokens, at=index)
+        if view.scan is not None and not of_model_steps:
+            picked, entropies = view.scan.log_probs(tokens, index), view.scan.entropy(index)
+            of_model = [view.scan.model_log_probs(tokens, index)] if model_tokens else []
+        else:
+            picked, entropies, *of_model = by_rows(measured, view.logits, tokens, at=index)
         self.put(STEP_VALID, step, rows, torch.ones_like(count, dtype=torch.bool))
         self.put(STEP_NUM_COMMITTED, step, rows, count)
         self.put(STEP_LOG_PROB, step, rows, log_prob)
@@ -233,6 +237,8 @@ class MaskRecorder(Recorder):
         self.ids = ids.clone()
         on_host(self.ids)  # which is kept in step
         self.may_choose = may_choose
+        self.scratch: dict[str, Tensor] = {}
+        """Memory that each piece of a step uses again, see ``core.scan``."""
         self._behind: BehindTheBlock | None = None
 
     def select(self, index: Tensor) -> None:

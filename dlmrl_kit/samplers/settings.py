@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dlmrl_kit.core.behaviour import Behaviour
 from dlmrl_kit.core.component import Component, Sizes
+from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
@@ -29,10 +30,14 @@ from dlmrl_kit.step_schedules.base import StepSchedule
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from dlmrl_kit.caches.base import Cache
+
 
 class DecodingSettings(Component):
     """The base class of ``samplers.base.Sampler``, which says what the settings mean."""
 
+    records_tokens: ClassVar[bool] = True
+    """Whether a position is committed once, so that its log-probability can be kept per position."""
     not_sizes: ClassVar[tuple[str, ...]] = ("top_k",)  # ``resized`` limits it to the vocabulary
 
     def __init__(
@@ -130,3 +135,19 @@ def check_tokens_per_step(sampler: object, value: int | StepSchedule) -> None:
         value,
         "at least 1, or a step schedule",
     )
+
+
+def check_cache(sampler: DecodingSettings, policy: Policy, cache: Cache | None) -> None:
+    """Refuses a cache that cannot be used with a sampler and a policy.
+
+    Raises:
+        UserError: it is refused.
+    """
+    if cache is None:
+        return
+    if not sampler.records_tokens:
+        raise UserError(
+            f"{type(cache).__name__} is for samplers that commit a position once; {type(sampler).__name__} draws "
+            "positions again"
+        )
+    policy.check_cache()

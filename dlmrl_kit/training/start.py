@@ -27,7 +27,7 @@ from dlmrl_kit.policies.sharding import Parts, together
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.policies.weight_files import tensor_types
 from dlmrl_kit.rollout.services import check_prompts, require_examples
-from dlmrl_kit.samplers.base import check_cache
+from dlmrl_kit.samplers.settings import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
 from dlmrl_kit.training.best_model import check_validation
 from dlmrl_kit.training.optimiser import build_optimiser

@@ -25,18 +25,21 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 import plain
 import rollout
+import tight
 import update
-from common import Size, growth, interleaved, make_policy, make_prompts, make_sampler, masked_block_counts
+import vocabulary
+from common import Size, full_ids, growth, interleaved, make_policy, make_prompts, make_sampler, masked_block_counts
 
 SIZE = Size(vocab=40, hidden=64, layers=2, prompt=7, length=10, block=6, per_step=2, batch=4, selected=3, lora=4)
 WIDE = Size(vocab=2100, hidden=64, layers=2, prompt=5, length=9, block=4, per_step=3, batch=3, selected=2, lora=0)
+LARGE = replace(WIDE, vocab=4500, length=8)
 
 
 def kit_run(policy: Any, prompts: Any, size: Size) -> Any:
     return rollout.kit(policy, prompts, size, (*rollout.RECORDS, ("token", "log_prob")))()
 
 
-@pytest.mark.parametrize("size", [SIZE, WIDE], ids=["adapter", "vocabulary searched twice"])
+@pytest.mark.parametrize("size", [SIZE, WIDE, LARGE], ids=["adapter", "vocabulary searched twice", "one pass"])
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])
 def test_rollouts_are_identical(size: Size, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same noise, same commits; log-probabilities and entropies within 1e-5. Also cut into the smallest pieces."""
@@ -150,6 +153,24 @@ def test_the_floor_heads_as_many_positions_as_the_sampler_asks() -> None:
     assert counts == masked_block_counts(SIZE)
 
 
+def test_the_tight_floor_is_the_model_of_the_policy() -> None:
+    """Its logits at the columns that it computes are the policy's, with the adapter."""
+    policy, prompts = make_policy(SIZE), make_prompts(SIZE)
+    ids, mask, _ = full_ids(prompts, torch.full((SIZE.batch, SIZE.length), policy.mask_id))
+    asked = torch.zeros_like(mask)
+    asked[:, -4:] = True
+    with torch.inference_mode():
+        wanted = policy(ids, mask, asked)
+        for joined in (True, False):
+            model = tight.Transformer(policy, joined)
+            found = model.features(ids, slice(ids.shape[1] - 4, ids.shape[1])).flatten(0, 1)
+            torch.testing.assert_close(model.logits(found), wanted, rtol=1e-5, atol=1e-5)
+    behind = tight.behind_counts(policy, prompts, SIZE)
+    blocks, steps = (SIZE.length - SIZE.block, SIZE.block // SIZE.per_step)
+    assert set(behind) == {blocks}  # the first block's steps have the second behind them
+    assert SIZE.batch * (SIZE.selected - (SIZE.steps - steps)) <= len(behind) <= SIZE.batch * SIZE.selected
+
+
 @pytest.mark.thorough
 def test_the_gpu_benchmark_runs_on_a_device_of_its_own() -> None:
     """Nothing of it, nor of the plain implementation and the floor, is left on the CPU."""
@@ -177,6 +198,8 @@ SMALL = ["--vocab", "40", "--hidden", "64", "--batch", "2", "--repeats", "1"]
     [
         (rollout, [*SMALL, "--prompt", "5", "--length", "8", "--layers", "1", "--caches", "--vocab", "50"]),
         (update, [*SMALL, "--selected", "1", "--selected", "2"]),
+        (tight, [*SMALL, "--prompt", "5", "--length", "8", "--layers", "1"]),
+        (vocabulary, [*SMALL, "--length", "8", "--temperature", "1"]),
         (gpu, [*SMALL, "--layers", "1", "--mlp", "64", "--head", "32", "--prompt", "5", "--length", "8", "--lora", "2",
                "--device", "cpu", "--dtype", "float32", "--side", "8"]),
     ],
@@ -191,7 +214,7 @@ def test_the_scripts_print_and_write(
     assert stored["rows"]
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header[0] == next(iter(stored["rows"][0]))
-    assert name == "gpu" or (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert name in ("gpu", "tight", "vocabulary") or (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_growth_and_medians() -> None:

@@ -22,10 +22,11 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.window import Window
 from dlmrl_kit.likelihoods.steps import StepLogProb
 from dlmrl_kit.policies.key_cache import KeyCache
-from dlmrl_kit.samplers.base import Sampler, check_cache
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.samplers.learned_order import LearnedOrder
 from dlmrl_kit.samplers.low_confidence import LowConfidence
+from dlmrl_kit.samplers.settings import check_cache
 from dlmrl_kit.training.loop import train
 
 MASK, PROMPT, LENGTH, BLOCK = 12, 3, 7, 3
