@@ -1,6 +1,6 @@
 """Runs the benchmarks that a CPU can do, each in a process of its own with one thread, and writes one page of all.
 
-    python benchmarks/run_all.py                                # about half an hour of processor time
+    python benchmarks/run_all.py                                # by estimate half an hour of processor time
     python benchmarks/run_all.py --quick                        # small sizes, some minutes: does everything run?
     python benchmarks/run_all.py --only rollout-512 --only update-512 --against HEAD~3 --rounds 3
 
