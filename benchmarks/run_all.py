@@ -60,6 +60,16 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("update.py", "--vocab", "32000", "--repeats", "3"),
         ("update.py", "--vocab", "32000", "--selected", "2", "--no-plain", *TINY),
     ),
+    "tight": Benchmark(
+        "A rollout beside a hand-written transformer",
+        ("tight.py", "--vocab", "32000", "--repeats", "3"),
+        ("tight.py", "--vocab", "512", *TINY),
+    ),
+    "vocabulary": Benchmark(
+        "A rollout with one pass over the vocabulary beside whole logits",
+        ("vocabulary.py", "--vocab", "32000", "--length", "32", "--per-step", "4", "--repeats", "3"),
+        ("vocabulary.py", "--vocab", "4096", "--length", "16", "--repeats", "1"),
+    ),
     "exact": Benchmark(
         "An update with the exact log-probability beside one with that of the tokens",
         ("exact.py", "--repeats", "3"),
