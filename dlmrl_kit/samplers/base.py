@@ -343,7 +343,10 @@ class Sampler(DecodingSettings, Decoder, ABC):
         return None
 
     def seen(self, policy: Policy, features: Tensor, positions: Tensor, prompt: TensorDictBase) -> View:
-        """Returns the view at ``positions`` (bool [B, L]); the policy's head makes its logits of features [N, D]."""
+        """Returns the view at ``positions`` (bool [B, L]); the policy's head makes its logits of features [N, D].
+
+        What a sampler does to logits belongs into ``processing``, which rollouts that go another way ask, too.
+        """
         logits, process = forbid(policy.head(features), policy.forbidden_ids), self.processing(prompt, positions)
         if process is not None:
             logits = process(logits, slice(None))
