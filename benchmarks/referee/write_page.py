@@ -3,6 +3,7 @@
 From the root of the repository::
 
     dlmrl compare --tables --out benchmarks/referee/results
+    dlmrl compare --tables --out benchmarks/referee/claims
     python benchmarks/referee/write_page.py
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import claims_page
 import why
 
 from dlmrl_kit.experiments.referee.report import Report, rank_table, read_report, task_table
@@ -50,7 +52,7 @@ def blocks(report: Report) -> dict[str, str]:
     found["difficulty"] = _difficulty()
     rho, p_value, number = correlation(report)
     found["correlation"] = f"Spearman's rho {rho:+.2f}, p = {p_value:.2f}, {number} algorithms"
-    return found | why.blocks()
+    return found | why.blocks() | claims_page.blocks(claims_page.report())
 
 
 def correlation(report: Report) -> tuple[float, float, int]:
