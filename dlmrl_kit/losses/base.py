@@ -167,14 +167,30 @@ def _numerator(result: Any, given: Given) -> str:
 def _measures(result: Any, given: Given) -> str:
     if not isinstance(result, Mapping):
         return f"{shown(result)}; it should be a mapping of names to pairs of tensors"
-    weight = given["tensordict"][SELECTED_WEIGHT]
+    weight, named = given["tensordict"][SELECTED_WEIGHT], given["self"].out_keys
     for name, measure in result.items():
+        if name not in named:
+            return f"sums of {shown(name)}, which is not in its out_keys: {', '.join(named)}"
         if fault := parts_fault(measure, f"the sums of {name!r}", "their numbers"):
             return fault
         for part in measure:
             if fault := tensor_fault(part, "number", weight.shape, device=weight.device, name=repr(name)):
                 return fault
     return ""
+
+
+def _values(result: Any, given: Given) -> str:
+    if result is None:
+        return ""
+    if fault := parts_fault(result, "the values", "which of them count"):
+        return fault
+    weight = given["tensordict"][SELECTED_WEIGHT]
+    values, mask = result
+    device, shape = weight.device, weight.shape
+    of_tokens = isinstance(mask, Tensor) and mask.dim() > weight.dim() and mask.shape[: weight.dim()] == shape
+    if fault := tensor_fault(mask, "bool", mask.shape if of_tokens else shape, device=device, name="which count"):
+        return fault
+    return tensor_fault(values, "number", mask.shape, device=device, name="the values")
 
 
 class Term(Component, LossModule):
@@ -234,7 +250,7 @@ class Term(Component, LossModule):
 
     @promises(_measures)
     def measures(self, tensordict: TensorDictBase) -> Mapping[str, Measure]:
-        """Returns what the term knows of single segments, by the name of the metric that it adds up to.
+        """Returns what the term knows of single segments, by the metric, one of ``out_keys``, that it adds up to.
 
         Here what ``mean_key`` is the mean of, if ``values`` says it. There is no gradient.
         """
@@ -244,6 +260,7 @@ class Term(Component, LossModule):
             found = self.values(tensordict)
         return {} if found is None else {self.mean_key: by_segment(*found)}
 
+    @promises(_values)
     def values(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor] | None:
         """Returns what is averaged of each segment, [B, K], or token, [B, K, C], and which count; None: neither."""
         return None

@@ -55,7 +55,8 @@ def write_package(name: str, wanted: Sequence[str], folder: Path, new_kind: str 
     check_name(name)
     for kind in wanted:
         if kind not in kinds():
-            raise UserError(f"no template for the kind {kind!r}; {nearest(kind, kinds())}")
+            own = f"a kind of your own is declared with --new-kind {kind}"
+            raise UserError(f"no template for the kind {kind!r}; {nearest(kind, kinds())}; {own}")
     if new_kind and (problem := name_problem(new_kind)):
         raise UserError(f"no plugin can declare the kind {new_kind!r}: {problem}")
     if len({*wanted}) < len(wanted) or not (wanted or new_kind):

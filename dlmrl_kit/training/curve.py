@@ -20,6 +20,7 @@ from dlmrl_kit.training.figure_style import (
     Panel,
     Series,
     by_update,
+    from_zero,
     line,
     save,
     stacked,
@@ -130,5 +131,4 @@ def _draw_measure(axis: Axes, series: Series, colour: str, title: str) -> None:
     axis.set_title(title)
     axis.set_ylabel("nats")
     axis.margins(x=0.06)
-    lowest, highest = (f((value for _, value in series), default=0.0) for f in (min, max))
-    axis.set_ylim(min(0.0, 1.1 * lowest), 1.1 * highest or 1.0)
+    from_zero(axis, [value for _, value in series])

@@ -92,6 +92,18 @@ def by_update(axes: Sequence[Axes]) -> None:
     whole_numbers(axes[-1].xaxis)
 
 
+def extent(lowest: float, highest: float, least: float = 0.0) -> tuple[float, float]:
+    """Returns from where to where to show values: they and 0, and at least ``least``, or 1 where all is 0."""
+    low, high = min(0.0, float(lowest)), max(0.0, float(highest))
+    return low, max(high, low + least) if least or high > low else low + 1.0
+
+
+def from_zero(axis: Axes, values: Sequence[float], least: float = 0.0) -> None:
+    """Shows an axis by the ``extent`` of the values that are drawn, with room for the line at the highest of them."""
+    low, high = extent(min(values, default=0.0), max(values, default=0.0), least)
+    axis.set_ylim(1.1 * low, high + 0.1 * (high - low))
+
+
 def whole_numbers(axis: Axis) -> None:
     """Puts the ticks of an axis at whole numbers."""
     from matplotlib.ticker import MaxNLocator

@@ -20,6 +20,8 @@ from dlmrl_kit.training.figure_style import (
     TRAINING,
     Panel,
     Series,
+    extent,
+    from_zero,
     line,
     save,
     stacked,
@@ -58,6 +60,12 @@ UPDATE_MAPS: dict[str, tuple[str, str, str]] = {
     "kl": ("KL of the regulariser at each step", "nats", "viridis"),
 }
 """Panels of the figure ``updates-by-step``, the same. Colours of ratios have their middle at 1."""
+
+LEAST = {"ratio": 0.01, "clip_fraction": 0.01, "approx_kl": 1e-10, "kl": 1e-10}
+"""By metric, the least that axis and colours reach from 0, or 1 for ratios: what is smaller is 0, or rounding.
+
+Log-probabilities are rounded at about 1e-5 nats, and a KL is about the square of their difference.
+"""
 
 
 def draw_at_the_end(folder: Path, *, everything: bool) -> list[Path]:
@@ -181,19 +189,20 @@ def updates_figure(folder: Path, figure: Figure) -> Figure | None:
     """
     metrics = finite_metrics(folder)
     panels: list[Panel] = []
-    for title, label, lines in UPDATES.values():
+    for panel, (title, label, lines) in UPDATES.items():
         found = [(metrics[name], which) for name, which in lines if metrics.get(name)]
         if found:
-            panels.append((1.1, partial(_draw_lines, title=title, label=label, lines=found)))
+            least = LEAST.get(panel, 0.0)
+            panels.append((1.1, partial(_draw_lines, title=title, label=label, lines=found, least=least)))
     return by_updates(panels, f"{folder.resolve().name}: updates", figure) if panels else None
 
 
-def _draw_lines(axis: Axes, title: str, label: str, lines: Sequence[tuple[Series, str]]) -> None:
+def _draw_lines(axis: Axes, title: str, label: str, lines: Sequence[tuple[Series, str]], least: float) -> None:
     axis.set_title(title)
     axis.set_ylabel(label)
     for (series, which), colour in zip(lines, (SOLVED, KL), strict=False):
         line(axis, series, colour, which or None)
-    axis.set_ylim(bottom=min(0.0, 1.1 * min(value for series, _ in lines for _, value in series)))
+    from_zero(axis, [value for series, _ in lines for _, value in series], least)
     if len(lines) > 1:
         axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0.0)
 
@@ -241,14 +250,15 @@ def _of_steps(found: Sequence[dict[str, Any]], name: str) -> bool:
 
 def _draw_early_and_late(axis: Axes, found: Sequence[dict[str, Any]]) -> None:
     """Draws the entropy by step, means over the first and over the last tenth of the updates."""
-    tenth = max(1, len(found) // 10)
+    tenth, values = max(1, len(found) // 10), list[float]()
     for label, part, colour in (("first", found[:tenth], TRAINING), ("last", found[-tenth:], SOLVED)):
         means = _grid([entry["entropy"] for entry in part]).mean(axis=0)
+        values += means.compressed().tolist()
         axis.plot(range(1, len(means) + 1), means, color=colour, marker=".", label=f"{label} {_updates(tenth)}")
     axis.set_title("Entropy by step")
     axis.set_xlabel("denoising step")
     axis.set_ylabel("nats")
-    axis.set_ylim(bottom=0)
+    from_zero(axis, values)
     whole_numbers(axis.xaxis)
     axis.legend()
 
@@ -266,13 +276,14 @@ def _updates(count: int) -> str:
 
 
 def _draw_heat_map(axis: Axes, found: Sequence[dict[str, Any]], name: str, like: tuple[str, str, str]) -> None:
-    """Draws a list by step of each update as a column of colours, the first step on top."""
+    """Draws a list by step of each update as a column of colours, the first step on top; updates without stay empty."""
     title, label, colours = like
-    values = _grid([entry[name] for entry in found]).T
-    first, last = found[0]["update"], found[-1]["update"]
-    lowest, highest = min(0.0, float(values.min())), float(values.max())
+    by_update = {entry["update"]: entry[name] for entry in found}
+    first, last = min(by_update), max(by_update)
+    values = _grid([by_update.get(update, [None]) for update in range(first, last + 1)]).T
+    lowest, highest = extent(values.min(), values.max(), LEAST.get(name, 0.0))
     if name == "ratio":
-        farthest = max(float(abs(values - 1).max()), 0.01)
+        farthest = max(float(abs(values - 1).max()), LEAST[name])
         lowest, highest = 1 - farthest, 1 + farthest
     edges = (first - 0.5, last + 0.5, len(values) + 0.5, 0.5)
     drawn = axis.imshow(

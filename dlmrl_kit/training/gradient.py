@@ -348,7 +348,7 @@ class Gradient:
         for term, labels in zip(self.terms, self._labels, strict=True):
             for name, measure in term.measures(micro).items():
                 length = micro[STEP_VALID].shape[1]
-                totals.add_by_step(labels.get(name, name), torch.stack(measure), micro[SELECTED_STEP], length)
+                totals.add_by_step(labels[name], torch.stack(measure).detach(), micro[SELECTED_STEP], length)
         measured = [[t.units(micro), *output.values()] for t, output in zip(self.terms, outputs, strict=True)]
         found, *numbers = _numbers([total, *itertools.chain(*measured)])
         if not math.isfinite(found):
@@ -406,9 +406,19 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
+TAKEN = frozenset(
+    (
+        *("reward", "accuracy", "mixed_groups", "entropy", "tokens", "steps", "kept", "selected_steps"),
+        *("learning_rate", "loss", "grad_norm", "skipped", "seconds", "cpu_seconds", "tokens_per_second"),
+        *("update", "selected", "advantage"),  # of steps.jsonl
+    )
+)
+"""Metrics of a run, and entries of its ``steps.jsonl``, that are not its terms'."""
+
+
 def _labels(terms: Sequence[Term]) -> list[dict[str, str]]:
-    """Names the metrics of each term; a name that an earlier term has gets a number (``kl``, ``kl/2``)."""
-    taken: set[str] = set()
+    """Names the metrics of each term; a name that the run or an earlier term has gets a number (``kl``, ``kl/2``)."""
+    taken = {*TAKEN}
     labels = []
     for term in terms:
         names = {}

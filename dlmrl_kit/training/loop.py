@@ -393,9 +393,9 @@ class Run:
         name = f"after {done} update{'s' if done > 1 else ''}" if done else "before training"
         shown = min(self.trainer.traced_examples, self.trainer.eval_size)
         decoder = self.algorithm.sampler.at_temperature(self.trainer.eval_temperature)
-        how = {"name": name, "seed": evaluation_seed(self.trainer.seed)}
+        task, seed = self.algorithm.task, evaluation_seed(self.trainer.seed)
         with autocast(self.policy, self.trainer.precision):
-            traces = trace_examples(self.policy, decoder, self.algorithm.task, shown, **how)
+            traces = trace_examples(self.policy, decoder, task, shown, name=name, seed=seed)
         write_trajectories(self.folder, self.name, done, traces)
         self.loggers.log_file(done, self.folder / PAGE)
 

@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dlmrl_kit.core.errors import FileError
 from dlmrl_kit.core.files import reason_of
@@ -99,9 +100,12 @@ class OpenLoggers:
         """Calls a method of a logger; makes one line of what goes wrong with its files, in its threads too."""
         if isinstance(logger, Tracker):
             problem = _problem_of(call)
-            if problem:
+            if problem is not None:
                 self.loggers.remove(logger)
-                self.say(f"{type(logger).__name__} gets nothing more of this run, which goes on without it: {problem}")
+                name = type(logger).__name__
+                self.say(f"{name} gets nothing more of this run, which goes on without it: {problem.text}")
+                if problem.answered:  # what it has got so far it shall keep
+                    _problem_of(logger.close)
             return
         try:
             call()
@@ -111,17 +115,26 @@ class OpenLoggers:
             raise FileError(f"{name} cannot write metrics into {self.folder}: {reason_of(error)}") from error
 
 
-def _problem_of(call: Callable[[], None]) -> str:
-    """Calls a method of a tracker, which may raise anything or never return; returns what went wrong, or ""."""
-    found: list[str] = []
+class _Problem(NamedTuple):
+    text: str
+    answered: bool
+    """Whether the call has come to an end."""
+
+
+def _problem_of(call: Callable[[], None]) -> _Problem | None:
+    """Calls a method of a tracker, which may raise anything or never return; returns what went wrong, if anything."""
+    found: list[_Problem] = []
 
     def in_thread() -> None:
         try:
             call()
         except BaseException as error:  # libraries raise SystemExit, too
-            found.append(clipped(f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")))
+            text = clipped(f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "))
+            found.append(_Problem(text, True))
 
     thread = threading.Thread(target=in_thread, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    return f"no answer in {PATIENCE:g} seconds" if thread.is_alive() else "".join(found)
+    if thread.is_alive():
+        return _Problem(f"no answer in {PATIENCE:g} seconds", False)
+    return found[0] if found else None

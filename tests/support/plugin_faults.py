@@ -113,8 +113,10 @@ PLACES = [
     Place("likelihood", Elbo, "forward", "egspo", ("selector=WholeSequence", "{kind}={name}")),
     Place("value", TokenValue, "forward", "tracerl_value", ("{kind}={name}",), TRACE),
     Place("loss", StepPPO, "total"),
+    Place("loss", StepPPO, "measures"),
     Place("loss", TokenPPO, "forward", "tracerl", ("{kind}={name}",), TRACE),
     Place("regulariser", KLK3, "forward"),
+    Place("regulariser", KLK3, "values"),
     Place("regulariser", TokenKLK3, "per_token", "tracerl", ("{kind}={name}",), TRACE),
     Place("normaliser", PerToken, "shares", "tracerl", (), (*TRACE, "TokenPPO.normaliser = @{name}()")),
     Place("normaliser", PerToken, "count", "tracerl", (), (*TRACE, "TokenPPO.normaliser = @{name}()")),
@@ -264,7 +266,9 @@ def applies(place: Place, fault: str) -> bool:
     if fault == "changes its arguments":  # of a view or replayed steps, whose logits a sampler may change
         return place.method not in ("decide", "action_log_prob", "scores", "estimate") or place.kind == "advantage"
     if fault == "another dtype":  # any numbers are right
-        return place.method != "count"
+        return place.method not in ("count", "measures")
+    if (place.method, fault) in (("values", "None"), ("measures", "an empty dict")):  # it knows nothing of segments
+        return False
     return (
         fault != "an array" or place.method != "forward" or place.kind in ("loss", "regulariser", "likelihood", "value")
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from support.trackers import evaluation
@@ -19,7 +21,7 @@ from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.training.curve import curve_figure
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, write_evaluations
 from dlmrl_kit.training.figure_style import WIDTH
-from dlmrl_kit.training.figures import ROLLOUT_MAPS, UPDATE_MAPS, UPDATES, plot_run, run_figures
+from dlmrl_kit.training.figures import LEAST, ROLLOUT_MAPS, UPDATE_MAPS, UPDATES, plot_run, run_figures
 from dlmrl_kit.training.update_lines import STEPS
 
 NAMES = ["reward", "accuracy", "reward/cells", "reward/format", "entropy", "kl", "ratio", "ratio_max", "clip_fraction"]
@@ -101,6 +103,65 @@ def test_heat_maps_are_the_means_by_step(tmp_path: Path, name: str, panels: dict
     assert shown[6].tolist() == pytest.approx([0.5, 0.51, 0.52])
     left, right, bottom, top = maps[0].images[0].get_extent()
     assert (left, right, bottom, top) == (-0.5, 2.5, 7.5, 0.5)  # updates 0 to 2, steps 1 to 7 downwards
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Path:
+    """Changes the lines of ``steps.jsonl``; those that become None are dropped."""
+    lines = [change(json.loads(line)) for line in (folder / STEPS).read_text().splitlines()]
+    (folder / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines if line is not None))
+    return folder
+
+
+def maps_of(folder: Path, name: str) -> dict[str, AxesImage]:
+    return {axis.get_title("left"): axis.images[0] for axis in run_figures(folder)[name].axes if axis.images}
+
+
+@pytest.mark.parametrize(("name", "panels"), [("steps", ROLLOUT_MAPS), ("updates-by-step", UPDATE_MAPS)])
+def test_updates_without_numbers_stay_empty(tmp_path: Path, name: str, panels: dict[str, tuple[str, str, str]]) -> None:
+    missing = (2, 3, 5)  # filters kept nothing, say
+    folder = rewritten(write_run(tmp_path, 8), lambda line: None if line["update"] in missing else line)
+    for title, _, _ in panels.values():
+        image = maps_of(folder, name)[title]
+        assert image.get_extent()[:2] == [-0.5, 7.5]
+        shown = image.get_array()
+        assert shown.shape == (7, 8)
+        assert [bool(shown.mask[1:, update].all()) for update in range(8)] == [update in missing for update in range(8)]
+        assert shown[6, 7] == pytest.approx(0.57)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-14, 1e-3])
+def test_colours_tell_nothing_from_rounding(tmp_path: Path, size: float) -> None:
+    def small(line: dict[str, Any]) -> dict[str, Any]:
+        own = {name: [size * step for step in range(1, 4)] for name in UPDATE_MAPS}
+        return {"update": line["update"], **own, "ratio": [1 + value for value in own["ratio"]]}
+
+    found = maps_of(rewritten(write_run(tmp_path, 3), small), "updates-by-step")
+    for name, (title, _, _) in UPDATE_MAPS.items():
+        low, high = found[title].get_clim()
+        values = found[title].get_array()
+        assert low <= values.min() <= values.max() <= high
+        middle = (low + high) / 2 if name == "ratio" else low
+        assert middle == (1 if name == "ratio" else 0)
+        farthest = float(abs(values - middle).max())
+        assert (farthest < 0.02 * (high - middle)) == (farthest < LEAST[name]) or farthest >= LEAST[name] / 10
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1 + 1e-7, -2.0, 1e-15, 1e6])
+def test_lines_that_hardly_change_are_inside_of_their_panels(tmp_path: Path, value: float) -> None:
+    folder = write_run(tmp_path, 3)
+    logger = MetricsCSV()
+    logger.open(folder, 0)
+    for update in range(3):
+        logger.log(update, {name: value * (1 + 1e-7 * update) for name in NAMES})
+    logger.close()
+    rewritten(folder, lambda line: {**line, "entropy": [abs(value)] * 3})
+    figures = run_figures(folder)
+    for axis in [*figures["updates"].axes, *figures["steps"].axes[:1]]:
+        low, high = axis.get_ylim()
+        drawn = [float(y) for found in axis.lines for y in found.get_ydata()]
+        assert low <= 0 < high or value < 0
+        assert max(drawn) <= high - 0.05 * (high - low), axis.get_title("left")
+        assert min(drawn) >= low
 
 
 def test_parts_that_never_change_are_named(tmp_path: Path) -> None:

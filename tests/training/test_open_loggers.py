@@ -59,6 +59,7 @@ def test_a_run_goes_on_without_a_tracker_that_fails(tmp_path: Path, method: str,
     assert read_metrics(tmp_path) == {"reward": [(0, 0.5), (1, 0.5)]}
     assert [name for name, _ in other.got].count("log") == 2
     assert [name for name, _ in tracker.got].count("log") == 2 * (METHODS.index(method) > METHODS.index("log"))
+    assert [name for name, _ in tracker.got].count("close") == (method not in ("start", "close"))
 
 
 @pytest.mark.parametrize("method", METHODS)
