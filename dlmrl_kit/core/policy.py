@@ -52,6 +52,8 @@ class Vocabulary:
     """Tokens that the tokenizer or the model's family puts in front of a text; every plain prompt begins with them."""
     unknown_ids: tuple[int, ...] = ()
     """Tokens that the tokenizer writes for characters that it does not have."""
+    spelt_by: str = ""
+    """The setting that names the characters for which there are tokens, of a tokenizer that a recipe makes."""
     max_length: int | None = None
     """The most tokens, of prompt and completion together, that the model has positions for; None: any number."""
     device: torch.device
@@ -154,7 +156,8 @@ class Vocabulary:
                 # Where characters are dropped, tokenizers are wrong about the places of those behind.
                 named = list(filter(self._unsaid, dict.fromkeys(text))) or missing or [text]
                 characters = ", ".join(map(repr, named[:SHOWN]))
-                raise RecipeError(f"the policy's tokenizer has no tokens for {characters}, in {clipped(text)!r}")
+                told = f"; those that it has are named by {self.spelt_by}" if self.spelt_by else ""
+                raise RecipeError(f"the policy's tokenizer has no tokens for {characters}, in {clipped(text)!r}{told}")
             if self.mask_id in ids:
                 mask = self.tokenizer.convert_ids_to_tokens(self.mask_id)
                 raise RecipeError(f"the model's mask token {mask!r} stands in {clipped(text)!r}; write it differently")

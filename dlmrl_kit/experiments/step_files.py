@@ -16,6 +16,7 @@ from dlmrl_kit.training.figure_style import (
     SOLVED,
     TRAINING,
     Panel,
+    from_zero,
     logarithmic,
     save,
     stacked,
@@ -95,9 +96,11 @@ def _draw_lines(
     chance: float | None = None,
     last: bool = False,
 ) -> None:
+    values = [] if chance is None else [chance]
     for name, (colour, called) in lines.items():
         known = [(m.step, getattr(m, name)) for m in steps if getattr(m, name) is not None]
         shown = [(step, value) for step, value in known if value > 0 or not log]
+        values += [value for _, value in shown]
         if shown:
             axis.plot(*zip(*shown, strict=True), color=colour, marker=".", label=called)
     if chance is not None:
@@ -107,7 +110,7 @@ def _draw_lines(
     if log and axis.lines:
         logarithmic(axis, "y")
     else:
-        axis.set_ylim(bottom=0)
+        from_zero(axis, values)
     axis.set_title(title)
     axis.set_ylabel(label)
     axis.set_xlim(0.5, len(steps) + 0.5)

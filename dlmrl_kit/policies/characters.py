@@ -11,6 +11,8 @@ from dlmrl_kit.policies.small_llama import SmallLlama
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from dlmrl_kit.policies.transformers_policy import TransformersPolicy
+
 _SPECIAL = ["<pad>", "<mask>", "<eos>", "<unk>"]
 
 
@@ -39,6 +41,12 @@ class CharacterLlama(SmallLlama):
         check(distinct, self, "characters", characters, "distinct characters")
         super().__init__(hidden_size, num_layers, num_heads, max_length)
         self.characters = characters
+
+    def load(self) -> TransformersPolicy:
+        """Builds the model with random weights (torch's global generator) and its tokenizer."""
+        policy = super().load()
+        policy.spelt_by = f"{type(self).__name__}.characters"
+        return policy
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Returns a tokenizer with one token per character."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -100,7 +101,8 @@ def extent(lowest: float, highest: float, least: float = 0.0) -> tuple[float, fl
 
 def from_zero(axis: Axes, values: Sequence[float], least: float = 0.0) -> None:
     """Shows an axis by the ``extent`` of the values that are drawn, with room for the line at the highest of them."""
-    low, high = extent(min(values, default=0.0), max(values, default=0.0), least)
+    known = [value for value in values if math.isfinite(value)]
+    low, high = extent(min(known, default=0.0), max(known, default=0.0), least)
     axis.set_ylim(1.1 * low, high + 0.1 * (high - low))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.policies.characters import CharacterLlama, character_tokenizer
 
 
@@ -30,3 +31,9 @@ def test_character_tokenizer_round_trips() -> None:
 def test_small_denoisers_refuse_what_does_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"CharacterLlama.{message}"):
         CharacterLlama(**options)
+
+
+def test_who_has_no_letters_is_told_where_they_are_named() -> None:
+    told = "no tokens for 'a', in '1a'; those that it has are named by CharacterLlama.characters"
+    with pytest.raises(RecipeError, match=told):
+        CharacterLlama(hidden_size=16, num_layers=1).load().text_tokens(["1a"])
