@@ -163,7 +163,7 @@ _RESTORE = f"copy the folder again, or remove {CHECKSUMS} if it was changed on p
 
 
 VOCABULARIES = ("tokenizer.json", "*.model", "*vocab*", "*.tiktoken")
-"""Patterns of files one of which every tokenizer has."""
+"""Patterns of files one of which a tokenizer has, unless it is one of bytes."""
 
 
 def architectures(config: ConfigJson) -> list[str]:
@@ -193,10 +193,13 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase | None = None
-    # Where there is none, transformers speaks of its own ways to make one.
-    with quiet(), foreign(f"the tokenizer in {folder} cannot be loaded; is one of its files damaged?"):
-        if any(any(Path(folder).glob(pattern)) for pattern in VOCABULARIES):
+    complete = any(any(Path(folder).glob(pattern)) for pattern in VOCABULARIES)
+    try:
+        with quiet(), foreign(f"the tokenizer in {folder} cannot be loaded; is one of its files damaged?"):
             tokenizer = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
+    except UserError:
+        if complete:
+            raise  # else transformers speaks of its own ways to make one
     # transformers makes one without a vocabulary, too
     if tokenizer is None or len(tokenizer) == len(tokenizer.added_tokens_decoder):
         files = "tokenizer.json, or vocab.json and merges.txt"

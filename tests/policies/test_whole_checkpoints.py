@@ -21,9 +21,10 @@ from support.checkpoints import (
 )
 from support.families import FAMILIES, tensors
 from torch import Tensor
+from transformers import ByT5Tokenizer
 
 from dlmrl_kit.core.errors import UserError
-from dlmrl_kit.policies.checkpoint_files import SHIPPED, checkpoint_folder
+from dlmrl_kit.policies.checkpoint_files import SHIPPED, VOCABULARIES, checkpoint_folder, load_tokenizer
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
 from dlmrl_kit.policies.saving import save_adapter, save_own_layout, save_transformers
@@ -199,6 +200,13 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(missing: tuple[str, ...], t
         (tmp_path / name).unlink()
     with pytest.raises(UserError, match=r"holds no vocabulary for its tokenizer \(tokenizer.json"):
         load_policy(tmp_path)
+
+
+def test_a_tokenizer_of_bytes_has_no_vocabulary_files(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    assert not any(any(tmp_path.glob(pattern)) for pattern in VOCABULARIES)
+    tokenizer = load_tokenizer(str(tmp_path), {})
+    assert tokenizer.decode(tokenizer.encode("ab")[:2]) == "ab"
 
 
 @pytest.mark.parametrize(
