@@ -17,6 +17,7 @@ from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.core.run_folder import read_json
 from dlmrl_kit.experiments.design import Variant
 from dlmrl_kit.experiments.runs import MAX_JOBS, Job, cores, recipe_file, uses_gpu
+from dlmrl_kit.recipe.load import DEFAULT
 from dlmrl_kit.recipe.provenance import KEY, provenance_of
 from dlmrl_kit.training.identity import Identity, changes, identity_of
 
@@ -113,7 +114,7 @@ def open_folder(
     depends, stored = _depends(variants, folder), manifest.stored(folder)
     if stored is not None:
         common = manifest.common(stored["design"], design)
-        difference = _difference(stored["design"], common)
+        difference = _difference(_meant(stored["design"]), _meant(common))
         if difference:
             raise UserError(f"{folder} holds another {manifest.what}: {difference}; choose another --out")
         threads, known = int(stored["threads"]), _from(folder, stored["depends"])
@@ -135,6 +136,21 @@ def open_folder(
         # An edited recipe is written again. The worker also compares what it loads with the design.
         write_atomic(recipe_file(folder, variant), variant.recipe.text())
     return threads
+
+
+def stated(lines: Iterable[str]) -> list[str]:
+    """Returns the lines of a resolved recipe that say more than a default, by which it is known again.
+
+    They are the same in a later version in which a component has one more setting. Where a default has changed, what is
+    stored says the former one, which is no default then.
+    """
+    return [line for line in lines if line and not line.startswith("#") and not line.endswith(DEFAULT)]
+
+
+def _meant(design: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a design with what its recipes state."""
+    variants = {name: {**own, "recipe": stated(own["recipe"])} for name, own in design.get("variants", {}).items()}
+    return {**design, "variants": variants}
 
 
 def portable(text: str, folder: Path) -> str:

@@ -39,6 +39,8 @@ from dlmrl_kit.recipe.where import StatementError
 if TYPE_CHECKING:
     from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
 
+DEFAULT = "  # default"
+"""Ends the lines of a resolved recipe that say what a component's own default is."""
 DEFAULT_CORRECTION = "TruncatedImportance"
 """What corrects a cached rollout, where a recipe does not say."""
 
@@ -317,4 +319,4 @@ def _header(recipe: Recipe) -> list[str]:
 def _line(bound: Bound) -> str:
     if bound.text is None:
         return f"# {bound.key}: default, of type {type(bound.value).__name__}, which gin text cannot hold"
-    return f"{bound.key} = {bound.text}" + ("  # default" if bound.is_default else "")
+    return f"{bound.key} = {bound.text}" + (DEFAULT if bound.is_default else "")

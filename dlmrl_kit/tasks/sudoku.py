@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 from dlmrl_kit.core.registry import register
@@ -117,6 +117,9 @@ def _puzzles(seed: int, min_empty: int, max_empty: int) -> GymDataset:
                     if removed == num_empty:
                         break
             return [[solved_board[i][j] if (i, j) in fitting else 0 for j in range(4)] for i in range(4)]
+
+        def __reduce__(self) -> tuple[Callable[[int, int, int], GymDataset], tuple[int, int, int]]:
+            return _puzzles, (seed, min_empty, max_empty)  # pickle finds no class inside of a function
 
     start = start_of_stream("mini_sudoku", seed)
     return Puzzles(MiniSudokuConfig(min_empty=min_empty, max_empty=max_empty, seed=start))

@@ -21,6 +21,7 @@ from dlmrl_kit.tasks.base import Example
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "referee"))
 
+import claims_page
 import made_tasks
 import step_data
 import why
@@ -80,6 +81,15 @@ def test_difficulty_is_of_the_tasks() -> None:
     with (REFEREE / "difficulty.csv").open(encoding="utf-8") as file:
         found = {row["task"] for row in csv.DictReader(file)}
     assert found == {task.name for task in read_spec(REFEREE / "referee.toml").tasks}
+
+
+def test_claims_are_those_of_the_specification_and_of_all_its_runs() -> None:
+    asked, found = read_spec(REFEREE / "claims.toml"), claims_page.report()
+    tasks = [task.name for task in asked.tasks]
+    assert [(v.claim, v.task) for v in found.verdicts] == [(c, task) for c in asked.claims for task in tasks]
+    runs = {(run.task, run.recipe, run.seed) for run in found.outcomes if run.status == "finished"}
+    assert runs == {*itertools.product(tasks, (each.name for each in asked.algorithms), range(asked.seeds))}
+    assert {verdict.difference.n for verdict in found.verdicts} == {asked.seeds}
 
 
 def test_steps_are_of_the_tasks_and_complete() -> None:

@@ -95,6 +95,25 @@ def test_a_run_is_done_again_from_the_tables(tmp_path: Path) -> None:
 
 @fake
 @pytest.mark.usefixtures("no_figures")
+def test_a_setting_that_came_later_changes_no_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compare(spec(seeds=1), out, parallel=1)
+    forget_runs(out)
+    path, later = out / "comparison.json", "Trainer.eval_temperature = 0.0  # default"
+    stored = json.loads(path.read_text())
+    for variant in stored["design"]["variants"].values():
+        variant["recipe"].remove(later)
+    path.write_text(json.dumps(stored))
+    assert do_again(out, "default/egspo/0").same
+    compare(spec(seeds=1), out, parallel=1)
+    assert not done_again(out)
+    other = spec(seeds=1, sets=(*FEW, "Trainer.eval_temperature=1.0"))
+    with pytest.raises(UserError, match=r"egspo was another one \(now `Trainer\.eval_temperature = 1\.0`\)"):
+        compare(other, out, parallel=1)
+
+
+@fake
+@pytest.mark.usefixtures("no_figures")
 def test_what_cannot_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     assert dlmrl("--out", str(out), "--again", "default/egspo/0")[1].endswith(

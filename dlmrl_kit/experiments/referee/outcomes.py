@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlmrl_kit.core.results import wilson_interval
-from dlmrl_kit.experiments.folder import portable
+from dlmrl_kit.experiments.folder import portable, stated
 from dlmrl_kit.experiments.referee.entries import Entry
 from dlmrl_kit.experiments.runs import Job
 from dlmrl_kit.loggers.metrics_csv import read_metrics
@@ -108,13 +108,14 @@ def run_name(job: Job) -> str:
 
 
 def run_digest(job: Job, folder: Path) -> str:
-    """Returns what identifies a run: a digest, of 16 letters, of its resolved recipe with its seed.
+    """Returns what identifies a run: a digest, of 16 letters, of what its resolved recipe with its seed states.
 
     Args:
         job: the run.
         folder: of the comparison, from where the recipe's paths count.
     """
-    return hashlib.sha256(portable(job.variant.texts[job.seed], folder).encode()).hexdigest()[:16]
+    lines = stated(portable(job.variant.texts[job.seed], folder).splitlines())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 class Measured(NamedTuple):
