@@ -12,7 +12,7 @@ class LogsEarly(MetricsCSV):
     """Logs into nothing."""
 
     def log(self, update: int, metrics: Any) -> None:
-        if self._file is not None:
+        if self._handle is not None:
             super().log(update, metrics)
 
 
@@ -20,7 +20,7 @@ class ClosesOnce(MetricsCSV):
     """Cannot be closed twice."""
 
     def close(self) -> None:
-        assert self._file is not None
+        assert self._handle is not None
         super().close()
 
 
