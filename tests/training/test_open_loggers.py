@@ -117,7 +117,7 @@ def test_what_a_run_hands_to_its_loggers(tmp_path: Path) -> None:
         ("log_file", (0, "trajectories.html")),
         ("log_evaluation", 2),
         ("log_file", (2, "trajectories.html")),
-        *(("log_file", (2, f"{name}.png")) for name in ("curve", "rewards", "steps", "updates")),
+        *(("log_file", (2, f"{name}.png")) for name in ("curve", "rewards", "steps", "updates", "updates-by-step")),
         ("log_file", (2, "completions.jsonl")),
     ]
     logged = {name for method, what in tracker.got if method == "log" for name in what[1]}  # type: ignore[index]
