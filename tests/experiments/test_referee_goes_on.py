@@ -189,7 +189,6 @@ def test_a_comparison_may_grow(tmp_path: Path, more: dict[str, object], removed:
         ({"tasks": (TaskSpec("other"),)}, "comparison.tasks.default was"),
         ({"seeds": 1}, "seeds was 2, now 1"),
         ({"evaluations": 2}, "evaluations was 10, now 2"),
-        ({"grid": {"Trainer.learning_rate": ("3e-4", "1e-4")}, "validation": 8}, "comparison.grid"),
         (
             {"sets": (*FEW, "Trainer.learning_rate=1e-5")},
             "the recipe of default/egspo was another one (was `Trainer.le",
