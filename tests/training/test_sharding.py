@@ -299,11 +299,15 @@ def mixed(processes: Processes, precision: str, sets: Sequence[str] = ()) -> lis
 
 @pytest.mark.thorough
 def test_bfloat16(pool: Pool) -> None:
-    """Blocks compute in it: numbers are those of float32, up to its rounding, by which some CPUs draw other tokens."""
-    half, whole = (pool.run(mixed, precision, worlds=(2,))[2][0][0] for precision in ("bfloat16", "float32"))
-    for name, least in {"entropy": 0.03, "loss_objective": 0.03, "grad_norm": 0.5, "reward": 0.3}.items():
-        assert half[name] == pytest.approx(whole[name], rel=least, abs=1e-3), name
-    assert half["entropy"] != pytest.approx(whole["entropy"], rel=1e-5)
+    """Blocks compute in it: numbers are those of float32, up to its rounding, which in some runs turns a draw."""
+    runs = []
+    for seed in range(7):
+        sets = [f"Trainer.seed = {seed}"]
+        runs.append([pool.run(mixed, precision, sets, worlds=(2,))[2][0][0] for precision in ("bfloat16", "float32")])
+    for name in ("entropy", "loss_objective", "grad_norm", "reward"):
+        near = [half[name] == pytest.approx(whole[name], rel=0.03, abs=1e-3) for half, whole in runs]
+        assert sum(near) > len(runs) / 2, (name, runs)
+    assert all(half["entropy"] != pytest.approx(whole["entropy"], rel=1e-5) for half, whole in runs)
 
 
 @pytest.mark.thorough
