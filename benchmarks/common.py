@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -51,6 +52,18 @@ class Size:
     def steps(self) -> int:
         """T, the number of denoising steps."""
         return len(masked_block_counts(self))
+
+
+def parser_of(doc: str | None, *names: str, repeats: int) -> argparse.ArgumentParser:
+    """Makes a parser of several ``--vocab``, some fields of ``Size`` with its defaults, ``--repeats`` and ``--out``."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, action="append")
+    for name in names:
+        default = getattr(Size, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    return parser
 
 
 class TokenIds:

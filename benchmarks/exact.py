@@ -13,12 +13,11 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import update
-from common import Size, in_fresh_process, interleaved, make_policy, peak_megabytes, report
+from common import Size, in_fresh_process, interleaved, make_policy, parser_of, peak_megabytes, report
 
 from dlmrl_kit.likelihoods.steps import StepLikelihood, StepLogProb, StepTokenLogProb
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
@@ -59,11 +58,8 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """See the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, action="append")
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--train", choices=("adapter", "all"), action="append")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:

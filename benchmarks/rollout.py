@@ -9,10 +9,8 @@ current block. ``kit`` records what every algorithm needs; ``kit, greedy`` also 
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import plain
@@ -27,6 +25,7 @@ from common import (
     make_prompts,
     make_sampler,
     masked_block_counts,
+    parser_of,
     plot,
     report,
 )
@@ -115,24 +114,16 @@ def measure(
 
 def main() -> None:
     """See the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, action="append")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--per-step", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    names = ("hidden", "layers", "batch", "prompt", "length", "per_step")
+    parser = parser_of(__doc__, *names, repeats=3)
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--caches", action="store_true")
     parser.add_argument("--compile", metavar="MODE", help="also with compiled blocks, as Trainer.compile")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     given = parser.parse_args()
-    sizes = {name: getattr(given, name) for name in ("hidden", "layers", "batch", "prompt", "length")}
+    sizes = {name: getattr(given, name) for name in names}
     rows = []
     for vocab in given.vocab or (512, 32_000, 126_464):
-        size = Size(vocab=vocab, per_step=given.per_step, **sizes)
+        size = Size(vocab=vocab, **sizes)
         rows.append(measure(size, given.repeats, not given.no_plain, given.caches, given.compile))
     printed = [{key: value for key, value in row.items() if key != "size"} for row in rows]
     report("rollout", given.out, printed)

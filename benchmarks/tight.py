@@ -12,14 +12,12 @@ its head at the positions behind the block of the steps that EGSPO's selector ke
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import Size, full_ids, interleaved, make_policy, make_prompts, masked_block_counts, report
+from common import Size, full_ids, interleaved, make_policy, make_prompts, masked_block_counts, parser_of, report
 from rollout import RECORDS, kit
 from tensordict import TensorDict
 from torch import Tensor
@@ -187,18 +185,8 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """See the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, action="append")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--per-step", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
-    given = parser.parse_args()
     names = ("hidden", "layers", "batch", "prompt", "length", "per_step")
+    given = parser_of(__doc__, *names, repeats=5).parse_args()
     sizes = {name: getattr(given, name) for name in names}
     rows = [measure(Size(vocab=vocab, **sizes), given.repeats) for vocab in given.vocab or (512, 32_000, 126_464)]
     report("tight", given.out, rows)

@@ -9,15 +9,25 @@ with the adapter off, then forward and backward with it on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import plain
 import torch
-from common import Size, compiled, full_ids, growth, interleaved, make_policy, make_prompts, make_sampler, plot, report
+from common import (
+    Size,
+    compiled,
+    full_ids,
+    growth,
+    interleaved,
+    make_policy,
+    make_prompts,
+    make_sampler,
+    parser_of,
+    plot,
+    report,
+)
 from tensordict import TensorDict, TensorDictBase
 
 from dlmrl_kit.advantages.group_mean import GroupMean
@@ -136,15 +146,10 @@ def works(
 
 def main() -> None:
     """See the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, action="append")
+    parser = parser_of(__doc__, "hidden", "batch", repeats=3)
     parser.add_argument("--selected", type=int, action="append")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--compile", metavar="MODE", help="also with compiled blocks, as Trainer.compile")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     given = parser.parse_args()
     rows = []
     for vocab in given.vocab or (512, 32_000):

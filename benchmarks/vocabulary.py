@@ -8,12 +8,10 @@ one-step completions. Where the first ratio falls below 1 is the border that ``c
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from common import Size, interleaved, make_policy, make_prompts, report
+from common import Size, interleaved, make_policy, make_prompts, parser_of, report
 from rollout import RECORDS, kit
 
 from dlmrl_kit.core import policy as policies
@@ -47,17 +45,9 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """See the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, action="append")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--per-step", type=int, default=2)
-    parser.add_argument("--temperature", type=float, default=0.9)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
-    given = parser.parse_args()
-    sizes = {name: getattr(given, name) for name in ("hidden", "batch", "length", "per_step", "temperature")}
+    names = ("hidden", "batch", "length", "per_step", "temperature")
+    given = parser_of(__doc__, *names, repeats=5).parse_args()
+    sizes = {name: getattr(given, name) for name in names}
     vocabs = given.vocab or (1024, 2048, 4096, 8192, 32_000, 126_464)
     report("vocabulary", given.out, [measure(Size(vocab=vocab, **sizes), given.repeats) for vocab in vocabs])
 

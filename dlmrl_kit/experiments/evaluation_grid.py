@@ -21,7 +21,6 @@ import torch
 from dlmrl_kit.algorithm.algorithm import Algorithm, Pretraining
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.experiments.evaluation_variation import Variation, key_of, said_of_varied
-from dlmrl_kit.experiments.partial_settings import settings_of_slots
 from dlmrl_kit.policies.adapter_files import holds_adapter
 from dlmrl_kit.policies.adapter_settings import base_of
 from dlmrl_kit.policies.checkpoint_files import checkpoint_folder
@@ -255,7 +254,7 @@ def _facts(recipe: Recipe, built: Algorithm | Pretraining, settings: EvalSetting
         "seed": str(settings.seed),
         "batch size": str(settings.batch_size),
         "precision": settings.precision,
-        **settings_of_slots(recipe, ("task", "sampler")),
+        **recipe.settings_of("task", "sampler"),
     }
     facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cpu":  # sums over another number of threads differ in the last digit

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dlmrl_kit.core.errors import RecipeError, UserError
-from dlmrl_kit.experiments.partial_settings import settings_of_slots, with_what_concerns
+from dlmrl_kit.experiments.partial_settings import with_what_concerns
 from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.recipe.overrides import place_of_set
 from dlmrl_kit.training.opening import OpenedModel
@@ -76,7 +76,7 @@ class Variation:
 
     def _settings(self, recipe: Recipe) -> list[str]:
         """Lists the settings of a recipe's sampler that change how an evaluation decodes."""
-        keys = list(settings_of_slots(recipe, ["sampler"]))[1:]  # the slot itself is first
+        keys = list(recipe.settings_of("sampler"))[1:]  # the slot itself is first
         return [key for key in keys if key.rpartition(".")[2] not in self.replaced]
 
     def _check_free(self, combination: Sequence[str], fixed: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -81,19 +80,6 @@ def seed_key_of(recipe: Recipe) -> str:
     if bound.where is not None and bound.where.command_line:
         raise RecipeError(f"{bound.where}: an experiment sets the seeds itself; say how many with --seeds")
     return bound.key
-
-
-def settings_of_slots(recipe: Recipe, slots: Sequence[str]) -> dict[str, str]:
-    """Returns the settings of the components in some slots, and of those that they were given, as in the recipe."""
-    texts = {key: bound.text or f"a {type(bound.value).__name__}" for key, bound in recipe.bindings.items()}
-    todo, found = [f"{recipe.root}.{slot}" for slot in slots], dict[str, str]()
-    while todo:
-        key = todo.pop(0)
-        if key not in found:
-            found[key] = texts[key]
-            names = re.findall(r"@([\w./]+)", texts[key])
-            todo += [other for other in texts if other.rpartition(".")[0] in names]
-    return found
 
 
 def texts_of_seeds(recipe: Recipe, key: str, seeds: Iterable[int]) -> dict[int, str]:

@@ -193,12 +193,11 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase | None = None
-    complete = any(any(Path(folder).glob(pattern)) for pattern in VOCABULARIES)
     try:
         with quiet(), foreign(f"the tokenizer in {folder} cannot be loaded; is one of its files damaged?"):
             tokenizer = (cls or AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
     except UserError:
-        if complete:
+        if any(any(Path(folder).glob(pattern)) for pattern in VOCABULARIES):
             raise  # else transformers speaks of its own ways to make one
     # transformers makes one without a vocabulary, too
     if tokenizer is None or len(tokenizer) == len(tokenizer.added_tokens_decoder):

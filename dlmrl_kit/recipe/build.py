@@ -37,29 +37,28 @@ def build_blocks(blocks: Sequence[Block], source: str, given: Mapping[str, objec
     return _Builder(blocks, source).construct(blocks[0], given or {})
 
 
-def text_of_slot(blocks: Sequence[Block], slot: str) -> str:
-    """Writes what fills a slot of the root, and all that it refers to: equal texts describe equal components.
+def settings_of(blocks: Sequence[Block], slots: Iterable[str]) -> dict[str, str]:
+    """Returns what fills some slots of the root, and all settings of what they refer to: by key, as gin text.
 
     Args:
         blocks: of a resolved recipe, the root first.
-        slot: a parameter of the root.
+        slots: parameters of the root; they come first.
     """
-    by_name, found = _by_name(blocks), dict[str, None]()
-
-    def visit(block: Block, parameters: Iterable[str]) -> None:
-        for name in parameters:
-            bound = block.parameters[name]
-            line = f"{block.scope}/{block.gin_name}.{name} = {bound.text}"
-            if line in found:
-                continue
-            found[line] = None
-            for leaf in leaves_of(bound.value) if bound.text is not None else ():
-                if isinstance(leaf, Ref):
-                    below = by_name[leaf.scope or block.scope, leaf.name]
-                    visit(below, below.parameters)
-
-    visit(blocks[0], [slot])
-    return "\n".join(found)
+    by_name, found = _by_name(blocks), dict[str, str]()
+    todo = [(blocks[0], blocks[0].parameters[slot]) for slot in slots]
+    while todo:
+        block, bound = todo.pop(0)
+        if bound.key in found:
+            continue
+        if bound.text is None:
+            found[bound.key] = f"a {type(bound.value).__name__}"
+            continue
+        found[bound.key] = bound.text
+        for leaf in leaves_of(bound.value):
+            if isinstance(leaf, Ref):
+                below = by_name[leaf.scope or block.scope, leaf.name]
+                todo += [(below, setting) for setting in below.parameters.values()]
+    return found
 
 
 def check_plan(algorithm: Algorithm, source: str) -> None:

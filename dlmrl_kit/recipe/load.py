@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.core.registry import nearest
 from dlmrl_kit.core.version import VERSION
-from dlmrl_kit.recipe.build import build_blocks, check_plan, text_of_slot
+from dlmrl_kit.recipe.build import build_blocks, check_plan, settings_of
 from dlmrl_kit.recipe.files import SUFFIX, read_text
 from dlmrl_kit.recipe.moved import moved_hint
 from dlmrl_kit.recipe.names import Names
@@ -101,9 +101,12 @@ class Recipe:
                 parts.append("\n".join(_line(bound) for bound in block.parameters.values()))
         return "\n\n".join(parts) + "\n"
 
-    def text_of_slot(self, slot: str) -> str:
-        """Writes what fills a slot of the root, and all that it refers to: equal texts describe equal components."""
-        return text_of_slot(self.blocks, slot)
+    def settings_of(self, *slots: str) -> dict[str, str]:
+        """Returns what fills some slots of the root, and all settings of what they refer to: by key, as gin text.
+
+        Where they are equal in two recipes, so are the components.
+        """
+        return settings_of(self.blocks, slots)
 
     def build(self, **given: object) -> Algorithm | Pretraining:
         """Constructs what the recipe describes.

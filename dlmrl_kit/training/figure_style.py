@@ -153,10 +153,10 @@ def running_mean(values: list[float], window: int) -> list[float]:
 
 def image(figure: Figure, format: str = "png") -> bytes:
     """Returns a figure as the content of a file of one of the ``FORMATS``."""
-    content = io.BytesIO()
     with styled():
         if format == "png":
             return png(figure, dpi=200)
+        content = io.BytesIO()
         figure.savefig(content, dpi=200, format=format)
     return content.getvalue()
 

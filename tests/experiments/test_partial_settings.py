@@ -38,7 +38,7 @@ def test_texts_of_seeds_of_all_recipes() -> None:
             check_texts(name, 1)
 
 
-def test_the_text_of_a_slot_has_all_below_it_and_nothing_else() -> None:
+def test_the_settings_of_a_slot_are_all_below_it_and_nothing_else() -> None:
     given = {"uses": ["sampler=Speculative"]}
     sets = ["Speculative.sampler = @LowConfidence()"]
     plain = load_recipe("egspo_sa", sets=sets, **given)
@@ -50,7 +50,7 @@ def test_the_text_of_a_slot_has_all_below_it_and_nothing_else() -> None:
     others = {slot: load_recipe("egspo_sa", sets=[*sets, change], **given) for slot, change in changes.items()}
     for changed, other in others.items():
         for slot in others:
-            assert (plain.text_of_slot(slot) == other.text_of_slot(slot)) == (slot != changed)
+            assert (plain.settings_of(slot) == other.settings_of(slot)) == (slot != changed)
 
 
 def test_what_is_given_is_not_built_again() -> None:

@@ -7,7 +7,6 @@ differ by the same have no such interval: the exact test of signs decides, at th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from dlmrl_kit.experiments.aggregate import Estimate
 from dlmrl_kit.experiments.evaluation_files import percent
 from dlmrl_kit.experiments.referee.outcomes import Outcome
 from dlmrl_kit.experiments.referee.spec import Claim
-from dlmrl_kit.experiments.referee.statistics import SAME, detectable, deviation, mean
+from dlmrl_kit.experiments.referee.statistics import mean, needed, p_value_if_alike
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 TITLES = ("claim", "task", "better", "worse", "by", "verdict", "difference", "low", "high", "pairs", "detectable")
@@ -59,16 +58,14 @@ def _verdict(claim: Claim, task: str, finals: dict[tuple[str, str, int], float],
         for seed in seeds
         if (task, claim.worse, seed) in finals
     ]
-    found, spread = mean(pairs, 1 - error), deviation(pairs)
-    if found.mean is None or found.low is None or found.high is None or spread is None:  # fewer than two pairs
+    found, alike = mean(pairs, 1 - error), p_value_if_alike(pairs, claim.by)
+    if found.mean is None or found.low is None or found.high is None:  # fewer than two pairs
         return Verdict(claim, task, found, UNKNOWN, None)
-    if spread < SAME:  # few seeds and examples may differ alike by chance: that is no certainty
-        above = found.mean - claim.by
-        told = abs(above) > SAME and 2.0 ** (1 - len(pairs)) <= error
-        verdict = UNKNOWN if not told else HOLDS if above > 0 else FAILS
+    if alike is not None:
+        verdict = UNKNOWN if alike > error else HOLDS if found.mean > claim.by else FAILS
         return Verdict(claim, task, Estimate(found.mean, None, None, found.n), verdict, None)
     verdict = HOLDS if found.low > claim.by else FAILS if found.high <= claim.by else UNKNOWN
-    return Verdict(claim, task, found, verdict, detectable(len(pairs), 1 - error) * spread / math.sqrt(len(pairs)))
+    return Verdict(claim, task, found, verdict, needed(pairs, 1 - error))
 
 
 def claims_table(found: Sequence[Verdict]) -> list[list[str]]:

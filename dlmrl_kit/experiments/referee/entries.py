@@ -124,7 +124,7 @@ class _Tasks:
     """Builds algorithms, and each task once for all algorithms and settings: it may read a large file."""
 
     def __init__(self) -> None:
-        self._known: dict[str, BaseTask] = {}
+        self._known: dict[tuple[tuple[str, str], ...], BaseTask] = {}
 
     def built(self, recipe: Recipe) -> Trainer:
         """Builds the algorithm of a recipe, and returns its trainer.
@@ -132,7 +132,7 @@ class _Tasks:
         Raises:
             UserError: as ``Recipe.build_algorithm``.
         """
-        described = recipe.text_of_slot("task")
+        described = tuple(recipe.settings_of("task").items())
         known = self._known.get(described)
         algorithm = recipe.build_algorithm(**({} if known is None else {"task": known}))
         self._known[described] = algorithm.task

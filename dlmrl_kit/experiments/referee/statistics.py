@@ -147,14 +147,33 @@ def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
 
     others = {run.seed: run.final for run in base if run.curve}
     pairs = [run.final - others[run.seed] for run in runs if run.seed in others]
-    value, spread = mean(pairs), deviation(pairs)
-    if spread is None:
-        return Difference(value, None, None)
-    if spread < SAME:  # the test divides by it: few seeds and examples may differ alike by chance
-        equal = abs(value.mean or 0.0) < SAME
-        return Difference(value, 1.0 if equal else 2.0 ** (1 - len(pairs)), 0.0 if equal else None)
-    shown = detectable(len(pairs)) * spread / math.sqrt(len(pairs))
-    return Difference(value, float(ttest_1samp(pairs, 0.0).pvalue), shown)
+    if len(pairs) < 2:
+        return Difference(mean(pairs), None, None)
+    alike = p_value_if_alike(pairs)
+    if alike is not None:
+        return Difference(mean(pairs), alike, 0.0 if alike == 1 else None)
+    return Difference(mean(pairs), float(ttest_1samp(pairs, 0.0).pvalue), needed(pairs))
+
+
+def p_value_if_alike(pairs: Sequence[float], other: float = 0.0) -> float | None:
+    """Returns the p-value of the exact test of signs, 2^(1 - n), where all n pairs are the same; else None.
+
+    The t test divides by their deviation: few seeds and examples may differ alike by chance. It is 1 where they are the
+    ``other`` value, which they are compared with.
+    """
+    spread = deviation(pairs)
+    if spread is None or spread >= SAME:
+        return None
+    return 1.0 if abs(pairs[0] - other) < SAME else 2.0 ** (1 - len(pairs))
+
+
+def needed(pairs: Sequence[float], level: float = 0.95) -> float | None:
+    """Returns the difference that as many pairs with this deviation would have shown; see ``detectable``.
+
+    None: there are fewer than two pairs.
+    """
+    spread = deviation(pairs)
+    return None if spread is None else detectable(len(pairs), level) * spread / math.sqrt(len(pairs))
 
 
 @functools.cache

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import TextIO
 
 from dlmrl_kit import register
-from dlmrl_kit.loggers.base import Logger
+from dlmrl_kit.loggers.base import Handled
 
 
 @register("logger")
-class AcmeLogger(Logger):
+class AcmeLogger(Handled[TextIO]):
     """Writes ``acme.jsonl`` into the run folder: an object with ``update`` and all metrics for each call of ``log``."""
-
-    def __init__(self) -> None:
-        self._file: TextIO | None = None
 
     def open(self, folder: Path, first_update: int) -> None:
         """Starts the file, or goes on with it; lines of updates that will be run again are removed."""
@@ -24,20 +21,16 @@ class AcmeLogger(Logger):
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []  # the last may be cut off
         kept = [line for line in lines if not _stale(json.loads(line), first_update)]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._handle = path.open("a", encoding="utf-8")
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""
-        if self._file is None:
-            raise self._not_open()
-        self._file.write(json.dumps({"update": update, **metrics}) + "\n")
-        self._file.flush()
+        file = self._opened()
+        file.write(json.dumps({"update": update, **metrics}) + "\n")
+        file.flush()
 
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _end(self, handle: TextIO) -> None:
+        handle.close()
 
 
 def _stale(line: dict[str, float], first_update: int) -> bool:
