@@ -29,6 +29,7 @@ from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.training.evaluation import EvalSettings, check_split_of
 from dlmrl_kit.training.identity import content_digest, contents_of, packages_of
 from dlmrl_kit.training.opening import OpenedModel, open_model, settings_of
+from dlmrl_kit.training.replaced_settings import check_read
 from dlmrl_kit.training.start import find_device
 
 
@@ -133,6 +134,7 @@ def plan_cells(grid: Grid) -> list[Cell]:
         uses = [*grid.uses, *(f"{kind}={name}" for kind, name in (("task", task), ("sampler", sampler)) if name)]
         load = partial(open_model, model, recipe, uses=uses, allow_imports=grid.allow_imports)
         for varied, opened in variation.opened(load, decoder_bindings(length, taken, [*grid.sets])).items():
+            check_read(opened.recipe, grid.sets, grid.temperature)
             cell = _cell(grid, _Choice(model, digests[model], length, taken, steps, varied), opened)
             if cell.name in found:
                 raise UserError(

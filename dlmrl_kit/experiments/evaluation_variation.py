@@ -14,9 +14,7 @@ from dlmrl_kit.experiments.partial_settings import with_what_concerns
 from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.recipe.overrides import place_of_set
 from dlmrl_kit.training.opening import OpenedModel
-
-REPLACED, REPLACED_IF_GREEDY = ("temperature",), ("temperature", "top_k", "top_p")
-"""Settings of a sampler that an evaluation does not read; see ``Sampler.at_temperature``."""
+from dlmrl_kit.training.replaced_settings import TEMPERATURE, is_replaced
 
 
 class Variation:
@@ -30,7 +28,7 @@ class Variation:
     def __init__(self, vary: Mapping[str, Sequence[str]], temperature: float) -> None:
         texts = [[f"{key}={value}" for value in values] for key, values in vary.items()]
         self.combinations = list(itertools.product(*texts))
-        self.replaced = REPLACED if temperature else REPLACED_IF_GREEDY
+        self.temperature = temperature
         self._idle: dict[str, RecipeError] = {}
         self._used: set[str] = set()
         self._available: dict[str, None] = {}
@@ -77,7 +75,7 @@ class Variation:
     def _settings(self, recipe: Recipe) -> list[str]:
         """Lists the settings of a recipe's sampler that change how an evaluation decodes."""
         keys = list(recipe.settings_of("sampler"))[1:]  # the slot itself is first
-        return [key for key in keys if key.rpartition(".")[2] not in self.replaced]
+        return [key for key in keys if not is_replaced(key, self.temperature)]
 
     def _check_free(self, combination: Sequence[str], fixed: Sequence[str]) -> None:
         for text in fixed:
@@ -89,7 +87,7 @@ class Variation:
         own = self._settings(recipe)
         if any(bound.where == place_of_set(text) and key in own for key, bound in recipe.bindings.items()):
             return
-        hint = " (--temperature says how all cells are)" if key_of(text).endswith(REPLACED) else ""
+        hint = " (--temperature says how all cells are)" if key_of(text).endswith(TEMPERATURE) else ""
         raise RecipeError(
             f"--vary {text} changes nothing in how the sampler of {recipe.name} decodes an evaluation{hint}; settings "
             f"to vary: {', '.join(own)}"

@@ -21,6 +21,7 @@ from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.tasks.base import BaseTask, Example, component_means
 from dlmrl_kit.trainers.base import EVAL_BATCH_SIZE, PRECISIONS
 from dlmrl_kit.training.opening import open_model, settings_of
+from dlmrl_kit.training.replaced_settings import check_read
 
 SHOWN = 8
 """How many completions an ``EvalResult`` shows."""
@@ -250,9 +251,11 @@ def evaluate_path(
         batch_size, precision: as ``evaluate``; None: as the recipe's training evaluates.
 
     Raises:
-        UserError: there is nothing to evaluate at ``path``, or the recipe is broken.
+        UserError: there is nothing to evaluate at ``path``, the recipe is broken, or an evaluation does not read one
+            of ``sets``.
     """
     opened = open_model(path, recipe, sets, uses, allow_imports)
+    check_read(opened.recipe, sets, temperature)
     built = opened.build()
     settings = settings_of(built)
     policy = opened.load(built, [built.sampler])

@@ -176,7 +176,7 @@ class Guard:
     def _says(self, everyone: list[Found], cause: str) -> str:
         every = [(rank, one) for rank, found in enumerate(everyone) for one in found.differences]
         rank, most = max(every, key=lambda ranked: ranked[1].size)
-        wrong, number = _counts(everyone)[most.key]
+        wrong, number, _ = _counts(everyone)[most.key]
         process = f"rank {rank}, " if len(everyone) > 1 else ""
         return (
             f"the rollout is not what the policy samples: {most.key!r} differs by more than {self.allowed:g} in "
@@ -185,17 +185,17 @@ class Guard:
         )
 
 
-def _counts(everyone: list[Found]) -> dict[Key, tuple[int, int]]:
-    """Counts, for each key, the actions that differ and those that were compared, over all processes."""
-    found: dict[Key, tuple[int, int]] = {}
+def _counts(everyone: list[Found]) -> dict[Key, tuple[int, int, float]]:
+    """Counts, for each key, the actions that differ and those compared, and returns the largest difference, too."""
+    found: dict[Key, tuple[int, int, float]] = {}
     for one in (one for own in everyone for one in own.differences):
-        wrong, number = found.get(one.key, (0, 0))
-        found[one.key] = wrong + one.wrong, number + one.number
+        wrong, number, largest = found.get(one.key, (0, 0, 0.0))
+        found[one.key] = wrong + one.wrong, number + one.number, max(largest, one.size)
     return found
 
 
 def _too_many(everyone: list[Found]) -> bool:
-    """Tells whether more differ than rounding explains, or most actions of a sample."""
+    """Tells whether they differ more than rounding explains, or in most actions of a sample."""
     if any(one.samples for found in everyone for one in found.differences):
         return True
-    return any(too_many(wrong, number) for wrong, number in _counts(everyone).values())
+    return any(too_many(*counts) for counts in _counts(everyone).values())

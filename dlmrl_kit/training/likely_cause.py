@@ -58,7 +58,7 @@ def likely_cause(trajectory: TensorDictBase, actions: Actions, policy: Policy, s
 
 
 def _apart(values: Tensor, wanted: Tensor) -> float:
-    return float((values - wanted).abs().nan_to_num(nan=torch.inf).mean())
+    return float((values - wanted).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).mean())
 
 
 def _rounded(recorded: Tensor) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -27,12 +28,18 @@ def tolerance(log_probs: LogProbs) -> float:
     return 1e-3 if full and log_probs.precision == "float32" else 0.1
 
 
-def too_many(wrong: int, number: int) -> bool:
-    """Tells whether more of some actions differ than rounding explains: more than ``SHARE``.
+def too_many(wrong: int, number: int, largest: float) -> bool:
+    """Tells whether some actions differ more than rounding explains.
 
-    One is allowed among fewer than a hundred, too, unless it is half of them.
+    That is where more than ``SHARE`` of them do (one is allowed among fewer than a hundred, too, unless it is half of
+    them), and where a single difference is not finite.
+
+    Args:
+        wrong: how many differ by more than is allowed.
+        number: how many were compared.
+        largest: difference of all, in nats.
     """
-    return wrong > max(SHARE * number, 1) or (wrong > 0 and 2 * wrong >= number)
+    return wrong > max(SHARE * number, 1) or (wrong > 0 and 2 * wrong >= number) or not math.isfinite(largest)
 
 
 def check_old(
@@ -59,11 +66,12 @@ def check_old(
             if difference.numel():
                 disagree = int((~(difference <= allowed)).sum())  # NaN does, too
                 says = f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
-                found[says] = difference.max().item(), disagree, difference.numel()
+                largest = difference.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item()
+                found[says] = largest, disagree, difference.numel()
     everyone = processes.gather(found)
     for says in dict.fromkeys(itertools.chain(*everyone)):
         differences, wrong, number = zip(*(own[says] for own in everyone if says in own), strict=True)
-        if too_many(sum(wrong), sum(number)):
+        if too_many(sum(wrong), sum(number), max(differences)):
             share = sum(wrong) / sum(number)
             raise TrainingError(
                 f"old and new log-probabilities disagree before the first update: {share:.0%} of the selected "

@@ -180,7 +180,7 @@ def differences(
         else:
             recorded = trajectory[key][actions.sample]
             used = committed_at(trajectory[COMMIT_STEP][actions.sample], actions.step[:, None]).squeeze(1)
-        apart = torch.where(used, (value - recorded).abs(), 0.0).nan_to_num(nan=torch.inf)
+        apart = torch.where(used, (value - recorded).abs(), 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
         differs = (apart > allowed).any(-1)
         wrong |= differs
         index = int(apart.amax(-1).argmax())

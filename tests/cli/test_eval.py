@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from support.command_line import dlmrl
 
 
@@ -52,3 +53,19 @@ def test_eval_mistakes(run: Path) -> None:
         result = dlmrl("eval", str(run), *options)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+@pytest.mark.parametrize("key", ["LowConfidence.temperature", "Sampler.temperature"])
+def test_settings_that_an_evaluation_replaces_are_refused(run: Path, tmp_path: Path, key: str) -> None:
+    refused = f"--set {key}=0.5: an evaluation decodes with --temperature T, and does not read LowConfidence"
+    for options in ((), ("--out", str(tmp_path / "grid")), ("--temperature", "0.5")):
+        result = dlmrl("eval", str(run), "--set", f"{key}=0.5", *options)
+        assert result.exit_code == 2
+        assert refused in result.stderr
+
+
+@pytest.mark.parametrize(("key", "value"), [("Sampler.top_k", "3"), ("LowConfidence.top_p", "0.9")])
+def test_filters_are_refused_where_nothing_is_drawn(run: Path, key: str, value: str) -> None:
+    filters = ("--set", f"{key}={value}", "--size", "2", "--json")
+    assert "greedily; filters need --temperature T" in dlmrl("eval", str(run), *filters).stderr
+    assert dlmrl("eval", str(run), *filters, "--temperature", "0.7").exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,15 @@ def test_one_action_in_a_hundred_may_differ(tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match=rf"in {2 / actions:.0%} of {actions} actions, most by 0.5 \(sample 3, step 1"
     ):
+        run.update.guard.check(trajectory, 0)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_no_action_may_differ_by_a_value_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    run = made(tmp_path, "LowConfidence", "Trainer.prompts_per_update = 7", "Trainer.guard_actions = 1000")
+    trajectory = sampled(run)
+    trajectory[LOG_PROB][3, 1] = value
+    with pytest.raises(TrainingError, match=r"most by inf \(sample 3, step 1: recorded (inf|nan), "):
         run.update.guard.check(trajectory, 0)
 
 

@@ -50,7 +50,12 @@ LIKELIHOODS = [
 )
 def test_one_of_fewer_may_differ_unless_it_is_half_of_them(wrong: int, number: int, refused: bool) -> None:
     """For the guard of rollouts, too."""
-    assert too_many(wrong, number) is refused
+    assert too_many(wrong, number, 1e6) is refused
+
+
+@pytest.mark.parametrize("largest", [math.inf, math.nan])
+def test_no_rounding_makes_a_value_that_is_not_finite(largest: float) -> None:
+    assert too_many(1, 10_000, largest)
 
 
 @pytest.mark.parametrize(("likelihood", "sets"), LIKELIHOODS, ids=["exact", "tempered", "model"])
@@ -177,6 +182,16 @@ def test_one_step_in_a_hundred_may_disagree(tmp_path: Path) -> None:
     assert old_difference(run.update, trajectory) == pytest.approx(0.5, abs=1e-4)
     old[1, 1] -= 0.5
     with pytest.raises(TrainingError, match=r"2% of the selected steps differ by more than 0.001 \(largest 0.5\)"):
+        old_difference(run.update, trajectory)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_step_may_disagree_by_a_value_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    sets = ["Trainer.prompts_per_update = 9", "Sudoku4x4.num_train = 9"]
+    run = new_run(tmp_path, uses=["selector=AllSteps"], sets=sets)
+    trajectory = prepared(run.update, rollout(run))
+    trajectory["selected", "old_log_prob"][0, 0] = value
+    with pytest.raises(TrainingError, match=r"1% of the selected steps differ by more than 0.001 \(largest inf\)"):
         old_difference(run.update, trajectory)
 
 
