@@ -240,15 +240,15 @@ def _changed_lines(old: Iterable[str], new: Iterable[str]) -> str:
 
 
 def check_run(job: Job) -> None:
-    """Checks that what is in the folder of a run is of its recipe.
+    """Checks that what is in the folder of a run is of its recipe, by what that states.
 
     Raises:
         CheckpointError: it is not.
     """
-    path = job.folder / "recipe.gin"
+    path, recipe = job.folder / "recipe.gin", job.variant.texts[job.seed]
     started, finished = path.is_file(), job.status == "finished"
-    same = started and path.read_text(encoding="utf-8", errors="replace").endswith(job.variant.texts[job.seed])
-    if not same and (started or finished):
+    found = path.read_text(encoding="utf-8", errors="replace") if started else ""
+    if (started or finished) and stated(found.splitlines()) != stated(recipe.splitlines()):
         raise CheckpointError(f"{job.folder} holds a run of another recipe; move it away to have it run again")
 
 

@@ -17,6 +17,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.experiments import ablate, aggregate
 from dlmrl_kit.experiments.aggregate import Estimate, Series
 from dlmrl_kit.experiments.runs import AblationObserver, Job
+from dlmrl_kit.recipe.load import DEFAULT
 from dlmrl_kit.report.ablation_tables import ablation_result
 
 TABLES = ("results.csv", "summary.csv", "summary.json")
@@ -166,6 +167,17 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert summary.lines[1].difference == Estimate(0.01, None, None, 1)
     assert "one run has no interval: give more --seeds" in summary.notes
     assert rows(tmp_path / "summary.csv")[1]["accuracy_low"] == ""
+
+
+@pytest.mark.thorough
+@fake
+def test_a_run_of_before_a_component_had_one_more_setting_goes_on(tmp_path: Path) -> None:
+    ablate(design(seeds=1), tmp_path)
+    recipe = tmp_path / "runs/base/seed-0/recipe.gin"
+    lines = recipe.read_text().splitlines()
+    new = next(line for line in lines if line.endswith(DEFAULT))
+    recipe.write_text("\n".join(line for line in lines if line != new))
+    assert ablate(design(seeds=1), tmp_path).lines[0].accuracy.mean > 0
 
 
 @pytest.mark.thorough
