@@ -1,4 +1,4 @@
-"""Writes what docs/referee.md says of the papers' claims, from ``claims/claims.csv`` and the runs beside it."""
+"""Writes what docs/referee.md says of the papers' claims, from the folders of their comparisons."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from dlmrl_kit.experiments.referee.report import Report, read_report
 from dlmrl_kit.experiments.referee.run import stored_question
 from dlmrl_kit.experiments.text_tables import markdown_table
 
-CLAIMS = Path(__file__).parent / "claims"
+HERE = Path(__file__).parent
+COMPARISONS = ("claims", "claims_sudoku")
+"""Specifications, and the folders of what they found."""
 
 
-def report() -> Report:
-    """Reads what the comparison of ``claims.toml`` found."""
-    return read_report(CLAIMS, *stored_question(CLAIMS))
+def report(name: str) -> Report:
+    """Reads what one of ``COMPARISONS`` found."""
+    return read_report(HERE / name, *stored_question(HERE / name))
 
 
-def blocks(found: Report) -> dict[str, str]:
+def blocks() -> dict[str, str]:
     """Returns what stands on the page between the markers of each name."""
-    tasks = list(dict.fromkeys(verdict.task for verdict in found.verdicts))
-    told = Counter(verdict.verdict for verdict in found.verdicts)
+    verdicts = [verdict for name in COMPARISONS for verdict in report(name).verdicts]
+    tasks = list(dict.fromkeys(verdict.task for verdict in verdicts))
+    counts = [_count(task, [verdict for verdict in verdicts if verdict.task == task]) for task in tasks]
+    return {"claims": markdown_table(_table(verdicts, tasks)), "claims count": "\n".join(counts)}
+
+
+def _count(task: str, verdicts: Sequence[Verdict]) -> str:
+    told = Counter(verdict.verdict for verdict in verdicts)
     count = ", ".join(f"{told[name]} {name}" for name in (HOLDS, FAILS, UNKNOWN))
-    pairs = {verdict.difference.n for verdict in found.verdicts}
+    pairs = {verdict.difference.n for verdict in verdicts}
     seeds = str(pairs.pop()) if len(pairs) == 1 else f"{min(pairs)} to {max(pairs)}"
-    return {
-        "claims": markdown_table(_table(found.verdicts, tasks)),
-        "claims count": f"Of {len(found.verdicts)} claims on a task, each in pairs of {seeds} seeds: {count}.",
-    }
+    return f"- {task}, {len(verdicts)} claims, each in pairs of {seeds} seeds: {count}."
 
 
 def _table(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> list[list[str]]:

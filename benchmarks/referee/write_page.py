@@ -4,6 +4,7 @@ From the root of the repository::
 
     dlmrl compare --tables --out benchmarks/referee/results
     dlmrl compare --tables --out benchmarks/referee/claims
+    dlmrl compare --tables --out benchmarks/referee/claims_sudoku
     python benchmarks/referee/write_page.py
 """
 
@@ -52,7 +53,7 @@ def blocks(report: Report) -> dict[str, str]:
     found["difficulty"] = _difficulty()
     rho, p_value, number = correlation(report)
     found["correlation"] = f"Spearman's rho {rho:+.2f}, p = {p_value:.2f}, {number} algorithms"
-    return found | why.blocks() | claims_page.blocks(claims_page.report())
+    return found | why.blocks() | claims_page.blocks()
 
 
 def correlation(report: Report) -> tuple[float, float, int]:

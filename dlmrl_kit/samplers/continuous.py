@@ -70,6 +70,10 @@ class Continuous(MaskSampler):
         """T of the sampler."""
         return self.sampler.max_steps
 
+    def states_at_once(self, rows: int) -> int:
+        """Returns the places of a forward, or how many of them so many completions need."""
+        return rows if self.states is None else min(rows, self.states)
+
     def num_steps(self, policy: Policy) -> int:
         """Returns T of the sampler for this policy."""
         return self.sampler.num_steps(policy)

@@ -97,6 +97,10 @@ class DecodingSettings(Component):
         """Returns an upper bound on the denoising steps of a block of so many positions."""
         return positions
 
+    def states_at_once(self, rows: int) -> int:
+        """Returns an upper bound on the states of a forward, where so many completions are sampled together."""
+        return rows
+
     @property
     @abstractmethod
     def max_commits(self) -> int:

@@ -54,6 +54,10 @@ class Speculative(Continuous):
         check(ahead >= 1, self, "ahead", ahead, "at least 1")
         self.ahead = ahead
 
+    def states_at_once(self, rows: int) -> int:
+        """Returns the places of a forward, or how many of them so many completions and their guesses need."""
+        return super().states_at_once(rows * (1 + self.ahead))
+
     def rollout(self, steps: range, prompt: TensorDictBase, recorder: MaskRecorder, policy: Policy) -> Rollout:
         """Returns the rollout; arguments as ``advance``."""
         return GuessingRollout(self.ahead, self, steps, prompt, recorder, policy)

@@ -144,9 +144,9 @@ def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_
 
 def _decoding(rows: int, length: int, algorithm: Algorithm, policy: TransformersPolicy) -> float:
     """Adds up the bytes of decoding ``rows`` completions at once; with their prompts they are ``length`` tokens."""
-    layer = layer_sizes(policy, checkpointing=False)
-    logits = _logits(rows * algorithm.sampler.completion_length, policy)
-    return _number_bytes(algorithm.trainer) * rows * length * layer.computed + logits
+    layer, states = layer_sizes(policy, checkpointing=False), algorithm.sampler.states_at_once(rows)
+    logits = _logits(states * algorithm.sampler.completion_length, policy)
+    return _number_bytes(algorithm.trainer) * states * length * layer.computed + logits
 
 
 def _number_bytes(trainer: Trainer) -> int:

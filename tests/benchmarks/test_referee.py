@@ -83,8 +83,9 @@ def test_difficulty_is_of_the_tasks() -> None:
     assert found == {task.name for task in read_spec(REFEREE / "referee.toml").tasks}
 
 
-def test_claims_are_those_of_the_specification_and_of_all_its_runs() -> None:
-    asked, found = read_spec(REFEREE / "claims.toml"), claims_page.report()
+@pytest.mark.parametrize("name", claims_page.COMPARISONS)
+def test_claims_are_those_of_the_specification_and_of_all_its_runs(name: str) -> None:
+    asked, found = read_spec(REFEREE / f"{name}.toml"), claims_page.report(name)
     tasks = [task.name for task in asked.tasks]
     assert [(v.claim, v.task) for v in found.verdicts] == [(c, task) for c in asked.claims for task in tasks]
     runs = {(run.task, run.recipe, run.seed) for run in found.outcomes if run.status == "finished"}

@@ -270,6 +270,14 @@ def test_a_forward_takes_one_step_at_least_and_one_more_than_its_guesses_at_most
         assert LENGTH <= sum(found) <= len(found) * (ahead + 1)
 
 
+@pytest.mark.parametrize("states", [None, 1, 5, 64])
+def test_no_forward_runs_more_states_than_is_said(states: int | None) -> None:
+    sampler, given = LowConfidence(LENGTH, temperature=1.5), seeded(prompts(POLICY, 6), 0)
+    for batched, most in ((Continuous(sampler, states), 6), (Speculative(sampler, 2, states), 18)):
+        assert max(forwards(batched, given)) <= batched.states_at_once(6) == min(most, states or most)
+    assert sampler.states_at_once(6) == 6 == max(forwards(sampler, given))
+
+
 @pytest.mark.parametrize("cls", [LowConfidence, EntropyOrder, RandomOrder])
 def test_wrong_guesses_cost_states_and_save_nothing(cls: type[MaskSampler]) -> None:
     """A model that is sure of token 0 where the number of masks is even, and of 1 where it is odd."""

@@ -234,6 +234,19 @@ def test_precision_and_quantisation_count(tmp_path: Path) -> None:
     )
 
 
+def test_guesses_of_later_states_need_memory_and_places_limit_it() -> None:
+    def rollout(ahead: int, states: int | None) -> float:
+        sampler = ("Speculative.sampler = @LowConfidence()", f"Speculative.ahead = {ahead}")
+        sets = ["Algorithm.sampler = @Speculative()", *sampler, f"Speculative.states = {states}"]
+        algorithm = build("egspo", sets=[*sets, "Trainer.rollout_batch_size = None"])
+        return memory(algorithm, make_plan(algorithm), algorithm.policy.load(), 10).rollout
+
+    once, places = rollout(1, None), rollout(1, 8)
+    assert rollout(3, None) - once == pytest.approx(rollout(5, None) - rollout(3, None)), "linear in the guesses"
+    assert 0 < places < once < rollout(3, None)
+    assert rollout(3, 8) == places
+
+
 SMALL = (
     *("Trainer.updates=1", "Trainer.prompts_per_update=1", "Trainer.group_size=2", "Trainer.minibatches=1"),
     *("Trainer.eval_size=1", "Trainer.precision='float32'"),
