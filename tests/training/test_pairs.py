@@ -90,12 +90,15 @@ def legal(first: str, second: str) -> list[list[str]]:
     found = []
     for a, b in itertools.product(names(first), names(second)):
         uses = [f"{first}={a}", f"{second}={b}"]
+        refusal = None
         try:
             build(uses)
         except RecipeError as error:
-            assert lacking(uses, str(error)), f"{uses}: {error}"
-        else:
+            refusal = str(error)
+        if refusal is None:
             found.append(uses)
+        else:
+            assert lacking(uses, refusal), f"{uses}: {refusal}"
     return found
 
 
