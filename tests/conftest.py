@@ -15,6 +15,7 @@ import gin
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too: two threads take twice the CPU time
 NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False  # for what is imported until tests begin
 
 import dlmrl_kit  # noqa: E402, F401  (sets RL_LOGGING_LEVEL before torchrl is imported)

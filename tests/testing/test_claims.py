@@ -108,7 +108,7 @@ class Unnormalised(OneStepDenoise):
 
 @pytest.mark.thorough
 def test_listed_outcomes_must_be_all(registered: Any) -> None:
-    found = failures(registered("selector", MissesAnOutcome, unbiased=True)(1))
+    found = failures(registered("selector", MissesAnOutcome, unbiased=True)(1), "check_claim")  # which takes seconds
     assert set(found) == {"check_outcomes"}
     assert "do not sum to 1" in found["check_outcomes"]
 
@@ -123,9 +123,8 @@ class ListsOtherWeights(RandomSteps):
 
 @pytest.mark.thorough
 def test_listed_outcomes_are_held_to_the_draws(registered: Any) -> None:
-    found = failures(registered("selector", ListsOtherWeights, unbiased=True)(1))
+    found = failures(registered("selector", ListsOtherWeights, unbiased=True)(1), "check_claim")
     assert re.search("mean weight .*in which its expected weight.*exactly what choose draws", found["check_outcomes"])
-    assert "biased (Monte Carlo)" in found["check_claim"]
 
 
 @pytest.mark.thorough
