@@ -1,8 +1,4 @@
-"""Settings of all tests: one thread per process (xdist runs several), one terminal width, a clean gin configuration.
-
-Two things that take longer than what is tested are done less well: curves are drawn coarsely, and files that are to
-outlive a failure of the machine are not flushed to its disk, which no test can notice.
-"""
+"""Settings of all tests: one thread per process (xdist runs several), one terminal width, a clean gin configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False  # for wha
 
 import dlmrl_kit  # noqa: E402, F401  (sets RL_LOGGING_LEVEL before torchrl is imported)
 
-pytest_plugins = ["support.fake_runs", "support.installed_plugins", "support.pictures", "support.registrations"]
+pytest_plugins = ["support.cheap_runs", "support.fake_runs", "support.installed_plugins", "support.registrations"]
 
 torch.set_num_threads(1)
 
@@ -39,14 +35,6 @@ def pytest_collection_finish() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # the user's stays as it is
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _unflushed() -> Iterator[None]:
-    """A tiny run flushes two dozen files, for 5 ms each on the disk of a virtual machine."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)  # still refuses what is no file
         yield
 
 
