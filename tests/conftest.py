@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 
@@ -10,11 +11,12 @@ import gin
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too: two threads take twice the CPU time
 NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False  # for what is imported until tests begin
 
 import dlmrl_kit  # noqa: E402, F401  (sets RL_LOGGING_LEVEL before torchrl is imported)
 
-pytest_plugins = ["support.fake_runs", "support.installed_plugins", "support.pictures", "support.registrations"]
+pytest_plugins = ["support.cheap_runs", "support.fake_runs", "support.installed_plugins", "support.registrations"]
 
 torch.set_num_threads(1)
 

@@ -83,21 +83,24 @@ def test_diagnostics() -> None:
     assert "effective sample size 40%" in str(warning({**found, "correction/effective_sample_size": 0.4}))
 
 
+def problem_of(shape: tuple[int, int | None], **settings: Any) -> Problem:
+    """One of some length and length of blocks; four positions in any order have too many trajectories for a test."""
+    length, block_length = shape
+    return Problem(vocab=2, length=length, block_length=block_length, policy="deep network", **settings)
+
+
 @pytest.mark.thorough
 @settings(max_examples=15, deadline=None)
 @given(
     st.builds(sampler_of, st.sampled_from([RandomOrder, LeftToRight]), temperature=st.sampled_from([0.7, 1.0])),
     st.sampled_from([DualCache(), PrefixCache()]),
     st.builds(
-        Problem,
-        vocab=st.just(2),
-        length=st.integers(2, 4),
+        problem_of,
+        st.sampled_from([(2, None), (3, None), (3, 2), (4, 2)]),
         tokens_per_step=st.integers(1, 2),
-        block_length=st.sampled_from([None, 2]),
         prompts=st.integers(1, 2),
         eos=st.booleans(),
         reward=st.sampled_from(["random", "parity"]),
-        policy=st.just("deep network"),
         seed=st.integers(0, 10**6),
     ),
 )

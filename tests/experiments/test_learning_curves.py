@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from support.fake_runs import design, fake
 
 from dlmrl_kit.experiments import ablate
+
+pytestmark = pytest.mark.usefixtures("fine_pictures")
 
 
 @fake

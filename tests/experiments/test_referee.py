@@ -291,13 +291,13 @@ def test_mistakes_on_the_command_line(tmp_path: Path, arguments: list[str], told
 
 @pytest.mark.thorough
 @pytest.mark.timeout(280)
-def test_three_recipes_killed_in_the_middle_give_the_tables_of_one_left_alone(
+def test_recipes_killed_in_the_middle_give_the_tables_of_one_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real runs; the third recipe is one by path, as a plugin's is."""
+    """Real runs of recipes by path, as a plugin's are."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     names = []
-    for name in ("egspo", "egspo_sa", "grpo_steps"):
+    for name in ("egspo", "egspo_sa"):
         path = tmp_path / f"{name}.gin"
         path.write_text(recipe(name, sets=["Trainer.updates = 2"]).text())
         names.append(str(path))
@@ -306,7 +306,7 @@ def test_three_recipes_killed_in_the_middle_give_the_tables_of_one_left_alone(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scheduler, "run", plain_runs)
         assert dlmrl(*arguments, "--out", str(whole))[0] == 0
-    killed("compare", [*arguments, "--out", str(cut)], lambda: len(list(cut.glob("runs/*/*/result.json"))) >= 2)
+    killed("compare", [*arguments, "--out", str(cut)], lambda: any(cut.glob("runs/*/*/result.json")))
     assert not (cut / "table.md").exists()
     code, told = dlmrl(*arguments, "--out", str(cut), "--keep", "none")
     assert code == 0, told

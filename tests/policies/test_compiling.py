@@ -61,11 +61,14 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def compiler() -> None:
-    try:
-        check_compiler(torch.device("cpu"))
-    except UserError as error:
-        pytest.skip(str(error))
+def compiler() -> Iterator[None]:
+    """Works in this process: others would first import torch."""
+    with torch._inductor.config.patch({"compile_threads": 1}):
+        try:
+            check_compiler(torch.device("cpu"))
+        except UserError as error:
+            pytest.skip(str(error))
+        yield
 
 
 def small(layers: int = 3, lora: int = 4) -> TransformersPolicy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -307,26 +308,36 @@ def test_the_example_plugin_installs_and_trains_its_recipe(tmp_path: Path) -> No
 
 
 HANGING = """
-import sys
-from dlmrl_kit.recipe import plugins
+import os, sys
+from dlmrl_kit.recipe import builtin, plugins
+builtin.load_builtin()
 plugins.SLOW_SECONDS = 0.3
-plugins.load_plugins()
+for folder in sys.argv[1:]:
+    if not os.fork():
+        sys.path.insert(0, folder)
+        plugins.load_plugins()
 """
+STUCK = {
+    "sleeps": "import time\ntime.sleep(1000)\n",
+    "computes": "while True:\n    pass\n",
+    "waits": "import threading\nthreading.Event().wait()\n",
+}
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "source",
-    ["import time\ntime.sleep(1000)\n", "while True:\n    pass\n", "import threading\nthreading.Event().wait()\n"],
-)
-def test_a_plugin_that_hangs_at_import_is_named(tmp_path: Path, source: str) -> None:
-    distribution(tmp_path, "stuck", {"stuck": "stuck_module"}, {"../stuck_module.py": source})
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    command = [sys.executable, "-c", HANGING]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+def test_a_plugin_that_hangs_at_import_is_named(tmp_path: Path) -> None:
+    """In a process of its own each, forked from one that has imported the kit."""
+    for name, source in STUCK.items():
+        (tmp_path / name).mkdir()
+        distribution(tmp_path / name, name, {name: f"{name}_module"}, {f"../{name}_module.py": source})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", HANGING, *(str(tmp_path / name) for name in STUCK)]
+    options: dict[str, Any] = {"env": environment, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        process.kill()
-    assert line.startswith("plugin 'stuck' (stuck-dist 1.2, ")
-    assert "module stuck_module) is still being imported after 0.3 s; if it hangs, stop the command" in line
-    assert "DLMRL_KIT_NO_PLUGINS=1" in line
+        lines = sorted(process.stderr.readline() for _ in STUCK)
+        os.killpg(process.pid, signal.SIGKILL)
+    for name, line in zip(sorted(STUCK), lines, strict=True):
+        assert line.startswith(f"plugin '{name}' ({name}-dist 1.2, ")
+        assert f"module {name}_module) is still being imported after 0.3 s; if it hangs, stop the command" in line
+        assert "DLMRL_KIT_NO_PLUGINS=1" in line

@@ -48,9 +48,9 @@ def test_numbers_need_no_worker(answer: str, same: float, monkeypatch: pytest.Mo
     "text", ["5 " + "a" * 900 + "!", "1," * 500, "1/" * 450, "_" * 900, "9" * 10**6, "5" + " " * 10**5]
 )
 def test_plain_answers_are_compared_in_no_time(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert plainly_equal(text, "6") in (False, None)
-    assert time.perf_counter() - began < 0.2
+    assert time.process_time() - began < 0.2
 
 
 @pytest.mark.thorough

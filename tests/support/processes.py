@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cheap_runs import cheaply
 from support.paths import ROOT
 
 import dlmrl_kit.pretraining.run
@@ -104,6 +105,7 @@ def _preload() -> None:
 
 if PRELOAD in os.environ:
     _preload()
+    cheaply(pytest.MonkeyPatch())  # for good: this process only forks
 
 
 def process(target: Callable[..., None], *arguments: Any) -> Any:

@@ -21,6 +21,8 @@ from support.runs import model_path, new_run
 from dlmrl_kit.core.processes import ALONE, Processes, Several
 
 WORLD = 3
+SECONDS = 200
+"""After which a process hangs, also on a machine that does much else; cases with Ray took 95 there."""
 Case = Callable[..., Any]
 Given = tuple[str, list[str], list[str]]
 """A recipe, settings of it, and swaps."""
@@ -31,7 +33,7 @@ def serve(rank: int, store: str, model: str, orders: Connection) -> None:
     torch.set_num_threads(1)
     support.runs.model_path = lambda: model  # type: ignore[assignment]
     shared = dist.FileStore(store, WORLD)
-    dist.init_process_group("gloo", store=shared, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=shared, rank=rank, world_size=WORLD, timeout=timedelta(seconds=SECONDS))
     groups = {2: dist.new_group([0, 1]), 3: dist.new_group([0, 1, 2])}
     while True:
         try:
@@ -74,7 +76,7 @@ class Pool:
             self.pipes[rank].send((self.number, world, case, arguments))
         answers = []
         for rank in range(world):
-            assert self.pipes[rank].poll(90), f"rank {rank} hangs"
+            assert self.pipes[rank].poll(SECONDS + 40), f"rank {rank} hangs"
             answers.append(self.pipes[rank].recv())
         failures = [failure for _, failure in answers if failure is not None]
         if failures:

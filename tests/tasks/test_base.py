@@ -272,9 +272,9 @@ def test_check() -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_completions(name: str) -> None:
     for task, example in ((SUDOKU, PUZZLE), (COUNTDOWN, TARGET)):
-        start = time.perf_counter()
+        start = time.process_time()
         scores = task.score(HOSTILE[name], example)
-        assert time.perf_counter() - start < 0.5
+        assert time.process_time() - start < 0.5
         assert_scores(task, scores)
         assert scores == dict.fromkeys(scores, 0.0)
     assert not Path(SENTINEL).exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.conformance import failures
+from support.conformance import failures, few_batches
 from support.faults.selectors import MissesAnOutcome
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -21,6 +21,8 @@ from dlmrl_kit.losses.reinforce import Reinforce
 from dlmrl_kit.schedules.curves import Linear
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.selectors.random_steps import RandomSteps
+
+__all__ = ["few_batches"]
 
 
 def first_two(unbiased_weight: bool) -> type[Selector]:
@@ -42,6 +44,7 @@ def first_two(unbiased_weight: bool) -> type[Selector]:
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("few_batches")
 def test_claimed_weights_are_held_to_the_claim(registered: Any) -> None:
     wrong = failures(registered("selector", first_two(False), unbiased=True)())["check_claim"]
     assert re.search("claims to be unbiased; the audit finds: biased .Monte Carlo.*register unbiased=False", wrong)
@@ -108,7 +111,7 @@ class Unnormalised(OneStepDenoise):
 
 @pytest.mark.thorough
 def test_listed_outcomes_must_be_all(registered: Any) -> None:
-    found = failures(registered("selector", MissesAnOutcome, unbiased=True)(1))
+    found = failures(registered("selector", MissesAnOutcome, unbiased=True)(1), "check_claim")  # which takes seconds
     assert set(found) == {"check_outcomes"}
     assert "do not sum to 1" in found["check_outcomes"]
 
@@ -123,12 +126,12 @@ class ListsOtherWeights(RandomSteps):
 
 @pytest.mark.thorough
 def test_listed_outcomes_are_held_to_the_draws(registered: Any) -> None:
-    found = failures(registered("selector", ListsOtherWeights, unbiased=True)(1))
+    found = failures(registered("selector", ListsOtherWeights, unbiased=True)(1), "check_claim")
     assert re.search("mean weight .*in which its expected weight.*exactly what choose draws", found["check_outcomes"])
-    assert "biased (Monte Carlo)" in found["check_claim"]
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("few_batches")
 def test_outcomes_need_not_be_listed(registered: Any) -> None:
     class NotListed(RandomSteps):
         """Random steps. Arguments as ``RandomSteps``."""

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from support.conformance import failures
+from support.conformance import failures, few_batches
 from support.faults.sizes import (
     BatchBudget,
     BecomesAnother,
@@ -29,6 +29,8 @@ from support.faults.sizes import (
 from dlmrl_kit.regularisers.kl import KLK3
 from dlmrl_kit.selectors.all_steps import AllSteps
 from dlmrl_kit.testing import ConformanceError, check_component
+
+__all__ = ["few_batches"]
 
 
 @pytest.mark.thorough
@@ -76,6 +78,7 @@ def test_a_class_that_does_not_inherit_from_the_base_class_of_its_kind(registere
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("few_batches")
 @pytest.mark.parametrize(
     ("kind", "cls"),
     [

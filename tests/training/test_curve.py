@@ -14,6 +14,8 @@ from dlmrl_kit.loggers.metrics_csv import MetricsCSV
 from dlmrl_kit.training.curve import curve_figure, plot_curve
 from dlmrl_kit.training.figure_style import png, running_mean
 
+pytestmark = pytest.mark.usefixtures("fine_pictures")
+
 
 def write_metrics(folder: Path, updates: int, names: tuple[str, ...] = ("reward", "accuracy", "entropy", "kl")) -> None:
     logger = MetricsCSV()

@@ -24,6 +24,8 @@ from dlmrl_kit.training.figure_style import WIDTH
 from dlmrl_kit.training.figures import LEAST, ROLLOUT_MAPS, UPDATE_MAPS, UPDATES, plot_run, run_figures
 from dlmrl_kit.training.update_lines import STEPS
 
+pytestmark = pytest.mark.usefixtures("fine_pictures")
+
 NAMES = ["reward", "accuracy", "reward/cells", "reward/format", "entropy", "kl", "ratio", "ratio_max", "clip_fraction"]
 NAMES += ["approx_kl", "grad_norm", "learning_rate"]
 

@@ -23,8 +23,6 @@ from dlmrl_kit.training import identity, resume, train
 from dlmrl_kit.training.checkpoint import STATE, checkpoints, identity_in
 from dlmrl_kit.training.identity import Identity, changes, identity_of, lasting_name
 
-pytestmark = pytest.mark.usefixtures("coarse_pictures")
-
 
 def found(own: OwnData, *sets: str) -> Identity:
     loaded = own.recipe(sets)

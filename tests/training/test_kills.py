@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.command_line import dlmrl
 from support.processes import killed, process, spread, train_file
 from support.runs import leftovers, outcome
 
@@ -110,6 +111,7 @@ def test_the_command_line_resumes_what_was_killed(gin_file: Path, whole: Path, t
             time.sleep(0.002)
         first.send_signal(signal.SIGKILL)
     assert killed(first.returncode)
-    second = subprocess.run([*command, "--resume", str(folder)], check=True, **options)
+    second = dlmrl("train", "--resume", str(folder))
+    assert second.exit_code == 0, second.output
     assert "resumed after update" in second.stdout
     assert outcome(folder) == outcome(whole)

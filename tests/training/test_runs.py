@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.processes import process, train_file
 from support.runs import stopped
 from support.shipped_runs import tiny_recipe
 
@@ -84,17 +81,14 @@ def test_a_run_stopped_between_updates_resumes_to_the_same_result(
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_result(
     seed: int, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    (tmp_path / "tiny.gin").write_text(tiny_recipe(sets=SCHEDULED).text())
-    command = [sys.executable, "-c", "from dlmrl_kit.cli.app import main; main()", "train", str(tmp_path / "tiny.gin")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--out", str(folder)], env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder / "recipe.gin").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(random.Random(seed).uniform(0.2, 1.8))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    folder, file = tmp_path / "run", tmp_path / "tiny.gin"
+    file.write_text(tiny_recipe(sets=SCHEDULED).text())
+    child = process(train_file, file, folder, 0)
+    while child.is_alive() and not (folder / "recipe.gin").exists():
+        time.sleep(0.005)
+    child.join(random.Random(seed).uniform(0.2, 1.8))
+    child.kill()
+    child.join()
     if not (folder / "result.json").exists():
         resume(folder)
     assert outcome(folder) == outcome(uninterrupted)

@@ -68,7 +68,7 @@ def test_two_processes_with_an_actor_each(cluster: str, pool: Pool) -> None:
 
 def test_sigterm_and_the_run_after_it(cluster: str, tmp_path: Path) -> None:
     """The command ends with 75 and a checkpoint; resumed, the run ends as if nothing had happened, bit for bit."""
-    sets = [*SETS, "Trainer.updates = 20", "Trainer.eval_every = 0", "Trainer.eval_size = 2", "Ray.actors = 1"]
+    sets = [*SETS, "Trainer.updates = 10", "Trainer.eval_every = 0", "Trainer.eval_size = 2", "Ray.actors = 1"]
     (tmp_path / "tiny.gin").write_text(recipe(sets=sets, uses=RAY).text())
     train(load_recipe(tmp_path / "tiny.gin"), tmp_path / "whole")
     half = tmp_path / "half"
@@ -85,7 +85,7 @@ def test_sigterm_and_the_run_after_it(cluster: str, tmp_path: Path) -> None:
     assert job.returncode == 75, told
     assert "stopped by SIGTERM" in told
     ((done, _), *_) = reversed(checkpoints(half))
-    assert 0 < done < 20
+    assert 0 < done < 10
     assert not (half / "result.json").exists()
     resume(half)
     assert outcome(half) == outcome(tmp_path / "whole")

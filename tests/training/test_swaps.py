@@ -19,8 +19,6 @@ from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.step_schedules.linear_time_steps import LinearTimeSteps
 from dlmrl_kit.training import train
 
-pytestmark = pytest.mark.usefixtures("coarse_pictures")
-
 RECIPES = ["egspo", "egspo_sa", "ada_egspo", "grpo_steps", "reinforce_exact"]  # all others: test_recipes.py
 SAMPLERS = [
     c.name

@@ -174,7 +174,7 @@ class EarlyRandom(RandomSteps):
         horizon: how many of the first steps are drawn from.
     """
 
-    def __init__(self, k: int = 8, horizon: int = 16) -> None:
+    def __init__(self, k: int = 4, horizon: int = 16) -> None:
         super().__init__(k)
         self.horizon = horizon
 
