@@ -46,6 +46,9 @@ class Correction(Resizable, ABC):
     single_steps: ClassVar[bool] = True
     """Whether it weighs single steps, so that each entry of a selection must stand for one step."""
 
+    weighs: ClassVar[bool] = True
+    """Whether its weights tell of drift, as ``AdaptiveRefresh`` needs: it does not where all of them are 1."""
+
     @abstractmethod
     @promises(_weighed)
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:

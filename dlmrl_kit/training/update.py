@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
 from dlmrl_kit.algorithm.stages import Stage
+from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import NotFiniteError
@@ -56,6 +57,7 @@ from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.guard import Guard
 from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
+from dlmrl_kit.training.refreshing import COMPUTED, refreshing
 from dlmrl_kit.training.shared_gradients import add_up_and_clip
 from dlmrl_kit.training.trajectory_checks import check_trajectory
 
@@ -119,6 +121,7 @@ class Update:
         self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
         self.collecting = collecting(algorithm, plan, policy, processes, self.prompts)
         self.guard = Guard(algorithm, self.log_probs, processes)
+        self.refreshing = refreshing(algorithm)
         self.lengths = Lengths() if self.trainer.assignment == "by_length" else None
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
@@ -157,7 +160,14 @@ class Update:
         if trains:
             with phase("update"):
                 metrics |= self.learn(rollout.kept, number)
+        if self.refreshing is not None:
+            metrics |= self.refreshing.learn(metrics)
         return metrics
+
+    @property
+    def cache(self) -> Cache | None:
+        """What the present update is sampled with."""
+        return self.algorithm.cache if self.refreshing is None else self.refreshing.cache
 
     def prompts(self, number: int) -> TensorDict:
         """Makes the prompts of an update: the next training examples, each once for every sample of its group."""
@@ -183,6 +193,8 @@ class Update:
 
         self.scorer.forget()
         self.policy.take_metrics()  # what it measured in an evaluation
+        if self.algorithm.cache is not None:
+            self.policy.take_cached_positions()
         chunk = trainer.rollout_batch_size or len(prompts)
         sampler = self.algorithm.sampler
         services = UpdateServices(self.policy, sampler, self.scorer, chunk)
@@ -224,9 +236,9 @@ class Update:
         with phase("check"):
             if not (self.compared or behind):
                 self.compared = True
-                self.guard.check(rollout.everything, number, whole=True)
+                self.guard.check(rollout.everything, number, self.cache, whole=True)
             if number and every and number % every == 0:
-                metrics = self.guard.check(rollout.everything, number, behind=behind)
+                metrics = self.guard.check(rollout.everything, number, self.cache, behind=behind)
         return metrics
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
@@ -235,7 +247,7 @@ class Update:
         Returns:
             The trajectories, in the order of the prompts, and the reward components that cannot begin to score yet.
         """
-        stage, cache = self.plan.sampler, self.algorithm.cache
+        stage, cache = self.plan.sampler, self.cache
         given = {**services.given_to(stage.component), "keys": stage.keys}
         given |= {"cache": cache, "may_choose": self.plan.may_choose}
         rows, pieces = [], []
@@ -273,7 +285,7 @@ class Update:
             self.weigh(rollout, metrics)
         if self.difference is None and not rollout.updates_behind:
             with phase("check"):
-                self.difference = check_old(rollout.kept, self.algorithm, self.log_probs, self.processes)
+                self.difference = check_old(rollout.kept, self.algorithm, self.cache, self.log_probs, self.processes)
             largest = f"largest difference {self.difference:.1e}"
             self.say(f"old and new log-probabilities agree before the first update ({largest})")
         return metrics
@@ -353,7 +365,9 @@ class Update:
 
     def counters(self) -> dict[str, object]:
         """Returns what a checkpoint must hold besides weights and optimiser, for JSON; ``restore`` takes it back."""
-        known = {} if self.lengths is None else {"lengths": self.lengths.mean}
+        known: dict[str, object] = {} if self.lengths is None else {"lengths": self.lengths.mean}
+        if self.refreshing is not None:
+            known["refreshing"] = self.refreshing.state()
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, **known}
 
     def rollouts_ahead(self) -> dict[str, Tensor]:
@@ -366,6 +380,8 @@ class Update:
             self.collecting.restore(rollouts)
         if self.lengths is not None:
             self.lengths.mean = {int(example): float(steps) for example, steps in counters.get("lengths", {}).items()}
+        if self.refreshing is not None:
+            self.refreshing.restore(counters["refreshing"])
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
@@ -377,6 +393,8 @@ class Update:
         totals.open("tokens")
         for name, value in self.policy.take_metrics(self.processes).items():
             totals.add(name, value)
+        if self.algorithm.cache is not None:
+            totals.add_sum(COMPUTED, *self.policy.take_cached_positions())
         if len(trajectory):
             scores = self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE])
             valid, entropy = trajectory[STEP_VALID], trajectory.get(STEP_ENTROPY, None)

@@ -233,7 +233,7 @@ def test_records_of_another_distribution_are_noticed(tmp_path: Path) -> None:
     trajectory = prepared(run.update, rollout(run))
     other = GradientEstimator(**(run.algorithm.fillings | Swaps(cache=None)))
     with pytest.raises(TrainingError, match="the distribution it samples from does not compute what LowConfidence"):
-        check_old(trajectory, other, run.update.log_probs)
+        check_old(trajectory, other, None, run.update.log_probs)
 
 
 @pytest.mark.parametrize("correction", ["TruncatedImportance", "TrajectoryImportance"])
