@@ -72,16 +72,17 @@ def states(generator: torch.Generator, rows: int) -> tuple[Tensor, Tensor]:
 @given(
     st.sampled_from(BODIES),
     st.sampled_from([DualCache(), PrefixCache()]),
+    st.sampled_from([None, 1, 2]),
     st.booleans(),
     st.booleans(),
     st.integers(0, 10**6),
 )
 def test_cached_states_are_those_computed_layer_by_layer(
-    body: Any, cache: Any, shift: bool, everywhere: bool, seed: int
+    body: Any, cache: Any, refresh: int | None, shift: bool, everywhere: bool, seed: int
 ) -> None:
     """In any order of calls: rows come, go, are repeated and change places, and ask for different positions."""
     generator = torch.Generator().manual_seed(seed)
-    window = Window(MASK, LENGTH, BLOCK, cache.to_end, int(shift))
+    window = Window(MASK, LENGTH, BLOCK, cache.to_end, int(shift), refresh)
     found = KeyCache(window)
     ids, mask = states(generator, 5)
     for _ in range(4):
@@ -119,8 +120,8 @@ def _committed(ids: Tensor, generator: torch.Generator) -> Tensor:
 
 
 POLICY = tiny_policy(layers=3, characters="abcd", initializer_range=0.5, attn_implementation="sdpa").double()
-CACHES = [DualCache(), PrefixCache()]
-every_cache = pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
+CACHES = [DualCache(), PrefixCache(), DualCache(2)]
+every_cache = pytest.mark.parametrize("cache", CACHES, ids=lambda cache: f"{type(cache).__name__} {cache.refresh}")
 
 
 def sampled(sampler: Sampler, cache: Any, policy: Any = POLICY, seed: int = 0) -> Any:

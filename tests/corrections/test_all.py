@@ -87,7 +87,7 @@ def test_diagnostics() -> None:
 @settings(max_examples=15, deadline=None)
 @given(
     st.builds(sampler_of, st.sampled_from([RandomOrder, LeftToRight]), temperature=st.sampled_from([0.7, 1.0])),
-    st.sampled_from([DualCache(), PrefixCache()]),
+    st.sampled_from([DualCache(), PrefixCache(), DualCache(2)]),
     st.builds(
         Problem,
         vocab=st.just(2),
