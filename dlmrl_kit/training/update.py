@@ -24,6 +24,7 @@ from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
 from dlmrl_kit.algorithm.stages import Stage
 from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.caches.pace import EXACT
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import NotFiniteError
@@ -169,6 +170,12 @@ class Update:
         """What the present update is sampled with."""
         return self.algorithm.cache if self.refreshing is None else self.refreshing.cache
 
+    @property
+    def exact(self) -> bool:
+        """Whether the present update has a cache with which it is sampled from the policy itself."""
+        cache = self.cache
+        return cache is not None and cache.refresh == EXACT and self.collecting is None
+
     def prompts(self, number: int) -> TensorDict:
         """Makes the prompts of an update: the next training examples, each once for every sample of its group."""
         trainer, task = self.trainer, self.algorithm.task
@@ -220,7 +227,7 @@ class Update:
                 if plan.likelihood_early:
                     # ``LogProbs`` turns autocast on by itself; around it, as in ``prepare``, numbers stay float32.
                     with phase("old and reference"), torch.autocast(self.policy.device.type, enabled=False):
-                        drift = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
+                        drift = self.log_probs.add_fixed(trajectory, trainer.inner_iterations, self.exact)
 
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
@@ -279,7 +286,7 @@ class Update:
         drift, metrics = rollout.drift, dict[str, float]()
         with self.policy.in_step():
             if drift is None:
-                drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
+                drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations, self.exact)
         if self.algorithm.correction is not None:
             metrics = sum(of_all(drift, self.processes), Drift()).metrics()
             self.weigh(rollout, metrics)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.observers import Stop, StopAfterTheFirstUpdate
-from support.policies import tiny_policy
+from support.policies import recorded_calls, tiny_policy
 from support.rollouts import SAMPLERS, make, prompts, roll_out
 from support.runs import build, metric_rows, new_run, outcome, recipe
 from torch import Tensor
@@ -189,11 +189,22 @@ def test_an_update_is_sampled_by_what_those_before_it_measured(tmp_path: Path) -
         pace = adaptive.next(pace, size, cost, run.algorithm.sampler.block_length)
         assert update.refreshing.pace == pace
     assert sampled_with[:2] == [1, 2]
-    exact = new_run(tmp_path / "exact", "egspo", sets=SETS, uses=["policy=CharacterLlama"])
-    first = new_run(tmp_path / "again", "egspo", sets=SETS, uses=ADAPTIVE).update
-    assert first(0)["reward"] == exact.update(0)["reward"]
-    trajectories = [one.rollout.everything["completion_ids"] for one in (first, exact.update)]
-    assert torch.equal(*trajectories)
+
+
+@pytest.mark.parametrize("uses", [ADAPTIVE, ["cache=DualCache", "policy=CharacterLlama"]], ids=["adaptive", "fixed"])
+def test_while_it_is_exact_it_is_the_recipe_without_a_cache(uses: list[str], tmp_path: Path) -> None:
+    """Bit for bit, and with its forwards: what was recorded is the policy's, so that nothing is computed again."""
+    sets, exactly = [*SETS, "EntropyTopK.k = 2"], ["likelihood=StepLogProb"]
+    found = []
+    for name, more in (("cached", uses), ("exact", ["policy=CharacterLlama"])):
+        own = [*sets, "DualCache.refresh = 1"] if "cache=DualCache" in more else sets
+        run = new_run(tmp_path / name, "egspo", sets=own, uses=[*more, *exactly])
+        with recorded_calls(run.policy) as calls:
+            metrics = run.update(0)
+        metrics = {key: value for key, value in metrics.items() if not key.startswith(("cache/", "correction/"))}
+        found.append((metrics, len(calls), [p.detach().clone() for p in run.parameters.values()]))
+    assert found[0][:2] == found[1][:2]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
 
 
 @pytest.mark.thorough
