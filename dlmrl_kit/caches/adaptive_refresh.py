@@ -38,7 +38,7 @@ class AdaptiveRefresh(Cache):
     not_sizes = ("try_again_after",)
 
     def __init__(
-        self, smallest_effective_sample_size: float = 0.9, cache: Cache | None = None, try_again_after: int = 20
+        self, smallest_effective_sample_size: float = 0.8, cache: Cache | None = None, try_again_after: int = 20
     ) -> None:
         super().__init__()
         inner = DualCache() if cache is None else cache

@@ -23,7 +23,8 @@ class Pace:
         refresh: the interval of the present update, in positions.
         refused: the shortest interval that was not good enough; None: none is known.
         waited: updates since then.
-        costs: share of an exact rollout's positions that each interval computed when it was used last.
+        costs: positions that rollout and correction took with each interval when it was used last, over those of the
+            exact rollout.
     """
 
     refresh: int = EXACT
@@ -46,7 +47,7 @@ def next_pace(
     Args:
         pace: of the present update.
         effective_sample_size: that it measured, a share of its weights in [0, 1].
-        cost: share of an exact rollout's positions that it computed.
+        cost: positions that its rollout and its correction took, over those of the exact rollout.
         smallest: the smallest acceptable effective sample size.
         longest: the longest interval.
         try_again_after: updates after which an interval that was refused is tried again.

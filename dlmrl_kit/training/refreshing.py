@@ -24,10 +24,11 @@ class Refreshing:
     Args:
         adaptive: the recipe's cache.
         block_length: of the sampler.
+        every_step: as ``Correction.every_step``.
     """
 
-    def __init__(self, adaptive: AdaptiveRefresh, block_length: int) -> None:
-        self.adaptive, self.block_length, self.pace = adaptive, block_length, Pace()
+    def __init__(self, adaptive: AdaptiveRefresh, block_length: int, every_step: bool) -> None:
+        self.adaptive, self.block_length, self.every_step, self.pace = adaptive, block_length, every_step, Pace()
 
     @property
     def cache(self) -> Cache:
@@ -45,7 +46,7 @@ class Refreshing:
         """
         own = float(self.pace.refresh)
         if SAMPLE_SIZE in metrics:
-            cost = metrics.get(COMPUTED, 1.0)  # an exact rollout counts no positions
+            cost = cost_of(metrics, self.every_step)
             self.pace = self.adaptive.next(self.pace, metrics[SAMPLE_SIZE], cost, self.block_length)
         return {REFRESH: own}
 
@@ -58,7 +59,24 @@ class Refreshing:
         self.pace = Pace(**{**state, "costs": {int(rung): cost for rung, cost in state["costs"].items()}})
 
 
+def cost_of(metrics: Mapping[str, float], every_step: bool) -> float:
+    """Returns how many positions rollout and correction took in an update, in those of its exact rollout.
+
+    An exact one counts no positions and needs no forwards for its correction: it is 1.
+
+    Args:
+        metrics: of the update.
+        every_step: whether the correction scored every step, not only the selected ones.
+    """
+    if COMPUTED not in metrics:
+        return 1.0
+    selected = metrics.get("selected_steps", 0.0) * metrics.get("kept", 1.0) / metrics["steps"]
+    return metrics[COMPUTED] + (1.0 if every_step else selected)
+
+
 def refreshing(algorithm: Algorithm) -> Refreshing | None:
     """Returns what finds the cache of each update; None if all have the same."""
-    cache = algorithm.cache
-    return Refreshing(cache, algorithm.sampler.block_length) if isinstance(cache, AdaptiveRefresh) else None
+    cache, correction = algorithm.cache, algorithm.correction
+    if not isinstance(cache, AdaptiveRefresh):
+        return None
+    return Refreshing(cache, algorithm.sampler.block_length, correction is not None and correction.every_step)

@@ -16,6 +16,7 @@ from support.runs import build, metric_rows, new_run, outcome, recipe
 from torch import Tensor
 
 from dlmrl_kit.audit import Problem, audit_algorithm, exact_estimator
+from dlmrl_kit.audit.scope import scope_of
 from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.caches.dual_cache import DualCache
@@ -155,6 +156,8 @@ def test_the_audit_of_each_interval(kind: type[Cache]) -> None:
     assert bias(kind(2), Uncorrected()) > 1e-4
     assert bias(kind(2), TrajectoryImportance()) < 1e-8
     truncated = TruncatedImportance()
+    adaptive = exact_estimator(RandomOrder(3), {"cache": AdaptiveRefresh(cache=kind()), "correction": truncated})
+    assert "AdaptiveRefresh: shorter intervals" in " ".join(scope_of(adaptive, 2, 1).left_out)
     assert bias(AdaptiveRefresh(cache=kind()), truncated) == bias(kind(), truncated) > 1e-4
 
 
@@ -184,8 +187,10 @@ def test_an_update_is_sampled_by_what_those_before_it_measured(tmp_path: Path) -
         sampled_with.append(update.cache.refresh)
         metrics = update(number)
         assert metrics["cache/refresh"] == sampled_with[-1]
-        size, cost = metrics["correction/effective_sample_size"], metrics.get("cache/computed_positions", 1.0)
+        size, cost = metrics["correction/effective_sample_size"], 1.0
         assert (size == 1.0) == (sampled_with[-1] == 1)
+        if number:
+            cost = metrics["cache/computed_positions"] + metrics["selected_steps"] / metrics["steps"]
         pace = adaptive.next(pace, size, cost, run.algorithm.sampler.block_length)
         assert update.refreshing.pace == pace
     assert sampled_with[:2] == [1, 2]
@@ -205,6 +210,14 @@ def test_while_it_is_exact_it_is_the_recipe_without_a_cache(uses: list[str], tmp
         found.append((metrics, len(calls), [p.detach().clone() for p in run.parameters.values()]))
     assert found[0][:2] == found[1][:2]
     assert all(torch.equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
+
+
+@pytest.mark.thorough
+def test_what_costs_more_than_exact_rollouts_is_left(tmp_path: Path) -> None:
+    """An exact forward for every step is what the exact rollout takes: it looks at each interval once."""
+    sets = [*SETS, "AdaptiveRefresh.smallest_effective_sample_size = 0.001"]
+    run = new_run(tmp_path, "egspo", sets=sets, uses=[*ADAPTIVE, "correction=TrajectoryImportance"])
+    assert [run.update(number)["cache/refresh"] for number in range(6)] == [1, 2, 4, 8, 1, 1]
 
 
 @pytest.mark.thorough
