@@ -34,12 +34,16 @@ SETTINGS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Bindings and swaps on the recipe ``egspo``."""
 
-VARIANTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "exact": ((), ()),
-    "exact, Continuous": (("Continuous.sampler = @LowConfidence()",), ("sampler=Continuous",)),
     "DualCache": ((), ("cache=DualCache",)),
     "AdaptiveRefresh": ((), ("cache=AdaptiveRefresh",)),
 }
+VARIANTS |= {
+    f"{name}, Continuous": ((*sets, "Continuous.sampler = @LowConfidence()"), (*uses, "sampler=Continuous"))
+    for name, (sets, uses) in VARIANTS.items()
+}
+"""Each also with equal states run once, which changes no trajectory."""
 SIZES = ("Trainer.prompts_per_update = 8", "Trainer.eval_every = 0", "Trainer.traced_examples = 0")
 LAST = 5
 """Updates at the end whose training reward is averaged."""

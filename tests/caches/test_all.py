@@ -25,6 +25,7 @@ from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.entropy_bound_renoising import EntropyBoundRenoising
 from dlmrl_kit.samplers.learned_order import LearnedOrder
+from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.settings import check_cache
 from dlmrl_kit.training.loop import train
@@ -141,8 +142,11 @@ def test_a_cached_rollout_records_what_it_samples_from(cls: type[Sampler], cache
     with torch.no_grad(), sampler.sampling_from(POLICY, cache):
         again = replayed(trajectory, sampler)
     torch.testing.assert_close(again[valid], recorded[valid], rtol=1e-9, atol=1e-9)
-    exact = replayed(trajectory, sampler)
-    assert (exact - recorded)[valid].abs().max() > 1e-3  # the policy's is another one
+    apart = (replayed(trajectory, sampler) - recorded)[valid].abs().max()
+    if cls is LeftToRight and cache.refresh == 2:  # each step completes a cell
+        assert apart < 1e-9
+    else:
+        assert apart > 1e-3  # the policy's is another one
 
 
 @every_cache
