@@ -36,14 +36,6 @@ class PolicyContexts:
         self.check_cache()
         return contextlib.nullcontext()
 
-    def take_cached_positions(self) -> tuple[int, int]:
-        """Counts positions in forwards with a cache since the last call; here there are none.
-
-        Returns:
-            How many were computed, and how many without the cache would have been. A cache that is exact counts none.
-        """
-        return 0, 0
-
     def merged(self) -> contextlib.AbstractContextManager[None]:
         """Within the context an adapter is merged into the weights: faster, equal up to rounding, without gradients."""
         return contextlib.nullcontext()

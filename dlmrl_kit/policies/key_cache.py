@@ -19,34 +19,15 @@ PADDING = -1
 """What stands for a token in an anchor where there is padding."""
 
 
-class Positions:
-    """Counts the positions that went through a model with cached keys, padding included.
-
-    Attributes:
-        computed: that were computed, for anchors and in windows.
-        whole: of all states that were asked for: what would have been computed without the cache.
-    """
-
-    def __init__(self) -> None:
-        self.computed = self.whole = 0
-
-    def take(self) -> tuple[int, int]:
-        """Returns ``computed`` and ``whole``, and begins again at 0."""
-        counts = self.computed, self.whole
-        self.computed = self.whole = 0
-        return counts
-
-
 class KeyCache:
     """Has one entry for each row that was asked last. It is valid for one set of weights.
 
     Args:
         window: which positions a step computes again.
-        positions: counts what is computed; None: nothing does.
     """
 
-    def __init__(self, window: Window, positions: Positions | None = None) -> None:
-        self.window, self.count = window, positions or Positions()
+    def __init__(self, window: Window) -> None:
+        self.window = window
         self.key: Tensor | None = None
         """The anchors of the E entries, int64 [E, S], on the CPU; ``PADDING`` at padding."""
         self.entries: list[Tensor] = []
@@ -74,7 +55,6 @@ class KeyCache:
         if bool(outside.any()) and not self.with_states:  # the entries so far have none: they are computed again
             self.key, self.with_states = None, True
         self._begin(body, span, attention_mask)
-        self.count.whole += input_ids.numel()
         out = body.norm.weight.new_empty(len(row), body.config.hidden_size)
         width = (span.end - span.start)[row]
         for size in width[inside].unique().tolist():  # one, unless rows are at a last block that is shorter
@@ -101,7 +81,6 @@ class KeyCache:
             first = new.new_full((len(different),), len(key)).scatter_reduce(0, copy, new, "amin")  # a row of each
             mask = taken(attention_mask, on_device(first, device))
             fresh = anchor_states(body, on_device(span.anchor[first], device), mask, self.with_states)
-            self.count.computed += mask.numel()
             order = ((index >= 0).cumsum(0) - 1).index_put((new,), len(kept) + copy)
             old = _at(self.entries, kept) if len(kept) else [values[:0] for values in fresh]
             self.entries = _at([torch.cat(pair) for pair in zip(old, fresh, strict=True)], order)
@@ -148,7 +127,6 @@ class KeyCache:
         entries = self.entries
         if len(rows) < len(input_ids):  # copies, whose windows are written and then forgotten
             entries = _at(entries, rows)
-        self.count.computed += columns.numel()
         given = (rows, columns, query, number, index)
         rows, columns, query, number, index = (on_device(part, input_ids.device) for part in given)
         tokens, mask = input_ids[rows].gather(1, columns), taken(attention_mask, rows)

@@ -27,7 +27,7 @@ from dlmrl_kit.policies.checkpoint_files import quiet
 from dlmrl_kit.policies.compiling import check_compiler, compile_each
 from dlmrl_kit.policies.foreign import attention_of, context_length, plain_weight, setting
 from dlmrl_kit.policies.fused_lora import fused
-from dlmrl_kit.policies.key_cache import KeyCache, Positions
+from dlmrl_kit.policies.key_cache import KeyCache
 from dlmrl_kit.policies.last_layer import DECODERS, last_layer_at, prunable
 from dlmrl_kit.policies.last_layer import positions as rotary_positions
 from dlmrl_kit.policies.layout import Layout
@@ -128,7 +128,6 @@ class TransformersPolicy(Policy):
         self.adapter: PeftModel | None = None
         """The model with its adapter; None without one."""
         self._keys: KeyCache | None = None
-        self._positions = Positions()
         self._sharding: Sharding | None = None
         self.eval()
 
@@ -317,15 +316,11 @@ class TransformersPolicy(Policy):
     @contextlib.contextmanager
     def cached(self, window: Window) -> Iterator[None]:
         """Within the context and without gradients, this policy is the cached one."""
-        outer, self._keys = self._keys, None if window.cell == 1 else KeyCache(window, self._positions)
+        outer, self._keys = self._keys, None if window.cell == 1 else KeyCache(window)
         try:
             yield
         finally:
             self._keys = outer
-
-    def take_cached_positions(self) -> tuple[int, int]:
-        """Returns the counts of ``key_cache.Positions``, and begins again at 0."""
-        return self._positions.take()
 
     def add_adapter(self, config: PeftConfig) -> None:
         """Freezes the model and trains a peft adapter instead; the reference is then the base with the adapter off.

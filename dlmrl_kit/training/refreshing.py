@@ -9,7 +9,7 @@ from typing import Any
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.caches.pace import Pace
+from dlmrl_kit.caches.pace import EXACT, Pace
 
 REFRESH = "cache/refresh"
 COMPUTED = "cache/computed_positions"
@@ -46,7 +46,7 @@ class Refreshing:
         """
         own = float(self.pace.refresh)
         if SAMPLE_SIZE in metrics:
-            cost = cost_of(metrics, self.every_step)
+            cost = 1.0 if self.pace.refresh == EXACT else cost_of(metrics, self.every_step)
             self.pace = self.adaptive.next(self.pace, metrics[SAMPLE_SIZE], cost, self.block_length)
         return {REFRESH: own}
 
@@ -60,16 +60,14 @@ class Refreshing:
 
 
 def cost_of(metrics: Mapping[str, float], every_step: bool) -> float:
-    """Returns how many positions rollout and correction took in an update, in those of its exact rollout.
+    """Returns how many positions cached rollout and correction took in an update, in those of its exact rollout.
 
-    An exact one counts no positions and needs no forwards for its correction: it is 1.
+    An exact one, which needs no forwards for its correction, takes 1.
 
     Args:
         metrics: of the update.
         every_step: whether the correction scored every step, not only the selected ones.
     """
-    if COMPUTED not in metrics:
-        return 1.0
     selected = metrics.get("selected_steps", 0.0) * metrics.get("kept", 1.0) / metrics["steps"]
     return metrics[COMPUTED] + (1.0 if every_step else selected)
 

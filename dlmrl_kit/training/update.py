@@ -53,6 +53,7 @@ from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, t
 from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.balancing import Lengths
+from dlmrl_kit.training.cached_positions import cached_positions
 from dlmrl_kit.training.collecting import collecting
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.guard import Guard
@@ -200,8 +201,6 @@ class Update:
 
         self.scorer.forget()
         self.policy.take_metrics()  # what it measured in an evaluation
-        if self.algorithm.cache is not None:
-            self.policy.take_cached_positions()
         chunk = trainer.rollout_batch_size or len(prompts)
         sampler = self.algorithm.sampler
         services = UpdateServices(self.policy, sampler, self.scorer, chunk)
@@ -400,8 +399,6 @@ class Update:
         totals.open("tokens")
         for name, value in self.policy.take_metrics(self.processes).items():
             totals.add(name, value)
-        if self.algorithm.cache is not None:
-            totals.add_sum(COMPUTED, *self.policy.take_cached_positions())
         if len(trajectory):
             scores = self.scorer.components(trajectory[COMPLETION_IDS], trajectory[EXAMPLE])
             valid, entropy = trajectory[STEP_VALID], trajectory.get(STEP_ENTROPY, None)
@@ -416,6 +413,8 @@ class Update:
                 totals.add_sum("entropy", (entropy * valid).sum().item(), max(int(valid.sum()), 1))
             totals.add_part("tokens", float(trajectory[STEP_NUM_COMMITTED].sum()))
             totals.add_sum("steps", int(valid.sum()), len(trajectory))
+            if self.cache is not None:
+                totals.add_sum(COMPUTED, *cached_positions(trajectory, self.cache, self.algorithm.sampler, self.policy))
             if self.algorithm.filters:
                 totals.add_sum("kept", len(kept), len(trajectory))
         if self.collecting is not None:
