@@ -66,7 +66,6 @@ def measured(setting: str, variant: str, seed: int, updates: int, examples: int)
         "accuracy": result.after.accuracy,
         "last_rewards": statistics.fmean(found["reward"][-LAST:]),
         "tokens_per_update": statistics.fmean(found["forwards/tokens"]),
-        "rollout_share": statistics.fmean(found.get("cache/computed_positions", [1.0])[-LAST:]),
         "effective_sample_size": statistics.fmean(sizes),
         "smallest_effective_sample_size": min(sizes),
         "last_refresh": found["cache/refresh"][-1] if "cache/refresh" in found else "",

@@ -148,7 +148,8 @@ def states_in_words(count: Forwards, computed: tuple[float, float] | None) -> st
     cached = ""
     if computed is not None:
         low, high = (f"{share:.0%}" for share in computed)
-        cached = f" (computing {high if low == high else f'{low} to {high}, by measured drift,'} of the positions)"
+        share = high if low == high else f"by measured drift {low} to {high}"
+        cached = f" (computing {share} of the positions)"
     parts = [f"{count.samples} completions", f"rollout {count.rollout:,}{cached}"]
     again = (("correction", count.correction), ("old", count.old), ("reference", count.reference))
     parts += [f"{name} {number:,}" for name, number in again if number]

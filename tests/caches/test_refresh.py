@@ -15,6 +15,7 @@ from support.rollouts import SAMPLERS, make, prompts, roll_out
 from support.runs import build, metric_rows, new_run, outcome, recipe
 from torch import Tensor
 
+from dlmrl_kit.algorithm.dataflow import make_plan
 from dlmrl_kit.audit import Problem, audit_algorithm, exact_estimator
 from dlmrl_kit.audit.scope import scope_of
 from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
@@ -33,7 +34,8 @@ from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.training.cached_positions import cached_positions
-from dlmrl_kit.training.estimate import computed_positions
+from dlmrl_kit.training.dry_run import states_in_words
+from dlmrl_kit.training.estimate import computed_positions, forwards
 from dlmrl_kit.training.loop import resume, train
 
 MASK, PROMPT = 9, 2
@@ -253,6 +255,25 @@ def test_what_cannot_measure_drift_is_refused_with_the_way_out() -> None:
 def test_a_collector_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"told once what to sample with, but AdaptiveRefresh changes it"):
         new_run(tmp_path, "egspo_sa", uses=["cache=AdaptiveRefresh", "collector=OneUpdateBehind"])
+
+
+def test_the_dry_run_says_what_share_may_be_computed() -> None:
+    def share(*sets: str, cache: str = "DualCache") -> Any:
+        algorithm = build(
+            "egspo", sets=["Sampler.block_length = 4", "Sampler.tokens_per_step = 1", *sets], uses=[f"cache={cache}"]
+        )
+        return computed_positions(algorithm, prompt_length=17)
+
+    whole, exact = share(), share("DualCache.refresh = 1")
+    assert whole == ((33 + 4 * 4) / (4 * 33),) * 2
+    assert exact == (1.0, 1.0)
+    half = share("DualCache.refresh = 2")  # two anchors, and a window in every step but the first
+    assert half == ((2 * 33 + 3 * 4) / (4 * 33),) * 2
+    assert share(cache="AdaptiveRefresh") == (whole[0], 1.0)
+    algorithm = build("egspo", uses=["cache=AdaptiveRefresh"])
+    count = forwards(algorithm, make_plan(algorithm))
+    assert "(computing by measured drift 37% to 100% of the positions)" in states_in_words(count, (whole[0], 1.0))
+    assert "(computing 37% of the positions)" in states_in_words(count, whole)
 
 
 def test_it_goes_up_to_the_caches_own_interval() -> None:
