@@ -123,6 +123,16 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("cache_bias.py", "--problems", "20"),
         ("cache_bias.py", "--problems", "2"),
     ),
+    "cache_bias-intervals": Benchmark(
+        "Bias and variance of refreshes within a block, by correction",
+        ("cache_bias.py", "--intervals", "--problems", "20"),
+        ("cache_bias.py", "--intervals", "--problems", "2"),
+    ),
+    "cached_learning": Benchmark(
+        "Tokens through the model with a cache, and what is learned",
+        ("cached_learning.py", "--seeds", "1", "--updates", "10"),
+        ("cached_learning.py", "--seeds", "1", "--updates", "1", "--examples", "8"),
+    ),
     "paper": Benchmark("An 8B model on paper", ("paper.py", "--gpus", "8"), ("paper.py", "--gpus", "8")),
     "cluster": Benchmark("Large models on many GPUs, on paper", ("cluster.py",), None),
 }

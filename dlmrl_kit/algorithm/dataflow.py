@@ -14,6 +14,7 @@ from dlmrl_kit.advantages.selected import SelectedAdvantage
 from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
 from dlmrl_kit.algorithm.bases import check_kinds
 from dlmrl_kit.algorithm.stages import Stage, check_places, placed
+from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import (
     EXAMPLE,
@@ -101,7 +102,7 @@ def make_plan(algorithm: GradientEstimator) -> Plan:
 
     Raises:
         RecipeError: a component is of another kind than its slot; a key is read but never written, or is written twice;
-            a cache lacks a correction, or the correction does not fit the other components.
+            a cache lacks a correction, or the correction does not fit the cache or the other components.
     """
     check_kinds(algorithm.fillings)
     _check_correction(algorithm)
@@ -173,7 +174,7 @@ def _check_correction(algorithm: GradientEstimator) -> None:
     """Refuses a cache without a correction, and a correction that has nothing it could weigh.
 
     That is one for a sampler that records no log-probability, or one of single steps where the entries of a selection
-    stand for several steps.
+    stand for several steps. ``AdaptiveRefresh`` needs one that weighs.
     """
     correction = algorithm.correction
     if correction is None:
@@ -184,6 +185,12 @@ def _check_correction(algorithm: GradientEstimator) -> None:
             )
         return
     name = type(correction).__name__
+    if isinstance(algorithm.cache, AdaptiveRefresh) and not correction.weighs:
+        raise RecipeError(
+            f"AdaptiveRefresh follows the effective sample size of importance weights, and all weights of {name} are "
+            "1: set Algorithm.correction = @TruncatedImportance() or @TrajectoryImportance(), or Algorithm.cache = "
+            "@DualCache() or @PrefixCache()"
+        )
     if STEP_LOG_PROB not in algorithm.sampler.writes():
         sampler = type(algorithm.sampler).__name__
         raise RecipeError(f"{name} corrects what was sampled from the policy; {sampler} is not")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 from dlmrl_kit.core.errors import RecipeError
 from dlmrl_kit.core.keys import SELECTED_END, STEP_LOG_PROB
 
@@ -16,8 +17,9 @@ def check_collector(algorithm: Algorithm, plan: Plan) -> None:
         plan: of them.
 
     Raises:
-        RecipeError: the sampler needs more than the policy; weights are sharded; prompts are shared out by length; or
-            rollouts are of earlier weights, and nothing in the algorithm would notice.
+        RecipeError: the sampler needs more than the policy; weights are sharded; prompts are shared out by length; the
+            cache changes from update to update; or rollouts are of earlier weights, and nothing in the algorithm would
+            notice.
     """
     collector, sampler = algorithm.collector, type(algorithm.sampler).__name__
     if collector is None:
@@ -39,6 +41,11 @@ def check_collector(algorithm: Algorithm, plan: Plan) -> None:
             f"{name} may begin a rollout before it is known how long completions are, by which Trainer.assignment = "
             f"{algorithm.trainer.assignment!r} shares prompts out: set it to 'in_turn', or leave the slot collector "
             "empty"
+        )
+    if isinstance(algorithm.cache, AdaptiveRefresh):
+        raise RecipeError(
+            f"{name} is told once what to sample with, but AdaptiveRefresh changes it from update to update: set "
+            "Algorithm.cache = @DualCache() or @PrefixCache(), or leave the slot collector empty"
         )
     if collector.updates_behind and algorithm.correction is None:
         _check_staleness(algorithm, plan, name)

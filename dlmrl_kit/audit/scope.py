@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dlmrl_kit.algorithm.algorithm import Algorithm, GradientEstimator
+from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ def scope_of(algorithm: GradientEstimator, group_size: int, prompts_per_update: 
         "minibatch, without regularisers, before gradient clipping and the optimiser"
     )
     left_out = [f"{type(term).__name__}: a regulariser" for term in algorithm.regularisers]
+    if isinstance(algorithm.cache, AdaptiveRefresh):
+        left_out.append("AdaptiveRefresh: shorter intervals than the longest, which are nearer to the policy")
     if not isinstance(algorithm, Algorithm):
         return Scope(covers, tuple(left_out))
     trainer = algorithm.trainer

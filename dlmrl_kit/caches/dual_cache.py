@@ -12,6 +12,13 @@ class DualCache(Cache):
 
     This is the faster and coarser of the two caches, as the masks after the block do not see what is committed in it.
     Predictions after the block, which one-step greedy completions need, are from the step in which the block began.
+    With ``refresh`` all of this is also computed again within the block.
+
+    Args:
+        refresh: as ``Cache``.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     to_end = False

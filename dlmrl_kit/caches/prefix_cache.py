@@ -10,7 +10,14 @@ from dlmrl_kit.core.registry import register
 class PrefixCache(Cache):
     """Computes the current block and everything after it in each step.
 
-    Keys and values of the prompt and of finished blocks are from the step in which the current block began.
+    Keys and values of the prompt and of finished blocks are from the step in which the current block began, or, with
+    ``refresh``, from a later one.
+
+    Args:
+        refresh: as ``Cache``.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     to_end = True

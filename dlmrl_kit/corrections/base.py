@@ -46,6 +46,9 @@ class Correction(Resizable, ABC):
     single_steps: ClassVar[bool] = True
     """Whether it weighs single steps, so that each entry of a selection must stand for one step."""
 
+    weighs: ClassVar[bool] = True
+    """Whether its weights tell of drift, as ``AdaptiveRefresh`` needs: it does not where all of them are 1."""
+
     @abstractmethod
     @promises(_weighed)
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +123,7 @@ def warning(metrics: dict[str, float], stale: bool = False) -> str | None:
     size, share = metrics.get("correction/effective_sample_size", 1.0), metrics.get("correction/truncated", 0.0)
     if size >= POOR_SAMPLE_SIZE and share <= MANY_TRUNCATED:
         return None
-    closer = "PrefixCache, a smaller block_length or no cache would be closer"
+    closer = "PrefixCache, a smaller refresh or block_length, or no cache would be closer"
     if stale:
         closer = "a lower learning rate, EntropyOrder, or rollouts that are no update behind would be closer"
     return (

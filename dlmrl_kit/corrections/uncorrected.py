@@ -14,6 +14,7 @@ class Uncorrected(Correction):
     """Treats cached rollouts as if they were samples of the policy, for comparisons."""
 
     single_steps = False
+    weighs = False
 
     def weights(self, log_ratio: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         """Returns weights of 1, [B, K], none of them truncated."""

@@ -49,6 +49,8 @@ class KeyCache:
         shape, row, column = row.shape, row.flatten(), column.flatten()
         span, device = self.window.of(on_host(input_ids)), input_ids.device
         inside = span.inside(row, column)
+        if self.window.within:  # what is its own anchor is computed with it
+            inside &= (span.anchor != on_host(input_ids)).any(-1)[row]
         outside = ~inside
         if bool(outside.any()) and not self.with_states:  # the entries so far have none: they are computed again
             self.key, self.with_states = None, True

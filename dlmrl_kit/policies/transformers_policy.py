@@ -316,7 +316,7 @@ class TransformersPolicy(Policy):
     @contextlib.contextmanager
     def cached(self, window: Window) -> Iterator[None]:
         """Within the context and without gradients, this policy is the cached one."""
-        outer, self._keys = self._keys, KeyCache(window)
+        outer, self._keys = self._keys, None if window.cell == 1 else KeyCache(window)
         try:
             yield
         finally:

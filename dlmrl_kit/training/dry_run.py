@@ -138,14 +138,18 @@ def costs(algorithm: Algorithm, policy: TransformersPolicy, prompt_length: int, 
     return lines
 
 
-def states_in_words(count: Forwards, computed: float | None) -> str:
+def states_in_words(count: Forwards, computed: tuple[float, float] | None) -> str:
     """Says how many states go through the model in an update.
 
     Args:
         count: the numbers.
-        computed: share of the positions that a cached rollout computes; None: there is no cache.
+        computed: share of the positions that a cached rollout computes, as ``computed_positions`` returns it.
     """
-    cached = "" if computed is None else f" (computing {computed:.0%} of the positions)"
+    cached = ""
+    if computed is not None:
+        low, high = (f"{share:.0%}" for share in computed)
+        share = high if low == high else f"by measured drift {low} to {high}"
+        cached = f" (computing {share} of the positions)"
     parts = [f"{count.samples} completions", f"rollout {count.rollout:,}{cached}"]
     again = (("correction", count.correction), ("old", count.old), ("reference", count.reference))
     parts += [f"{name} {number:,}" for name, number in again if number]

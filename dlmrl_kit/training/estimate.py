@@ -17,9 +17,12 @@ from dataclasses import dataclass
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
+from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
 from dlmrl_kit.core.policy import LOGITS_BYTES, Policy
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy, text_config
+from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.trainers.trainer import Trainer
 
 NF4_BYTES = 0.57
@@ -93,21 +96,41 @@ def forwards(algorithm: Algorithm, plan: Plan) -> Forwards:
     )
 
 
-def computed_positions(algorithm: Algorithm, prompt_length: int) -> float | None:
+def computed_positions(algorithm: Algorithm, prompt_length: int) -> tuple[float, float] | None:
     """Returns the share of an exact rollout's positions that a cached rollout computes; None without a cache.
 
-    For each block a cached rollout computes all positions once, for the anchor, and the window in every step.
+    Returns:
+        Of ``AdaptiveRefresh`` the share of its longest interval, and at most how much it is in an update; of other
+        caches twice at most how much it is.
     """
-    sampler = algorithm.sampler
-    if algorithm.cache is None:
+    cache, block = algorithm.cache, algorithm.sampler.block_length
+    if cache is None:
         return None
+    if isinstance(cache, AdaptiveRefresh):
+        shares = [_computed_with(cache.at(pace), algorithm.sampler, prompt_length) for pace in cache.paces(block)]
+        return shares[-1], max(shares)
+    share = _computed_with(cache, algorithm.sampler, prompt_length)
+    return share, share
+
+
+def _computed_with(cache: Cache, sampler: Sampler, prompt_length: int) -> float:
+    """Returns the largest share of positions that a rollout with a cache computes.
+
+    For each block it computes all positions once, for the anchor, and the window in every step. With refreshes within
+    the block it computes all positions at most once for each cell, and no window in the step that begins the block.
+    """
     length, block = sampler.completion_length, sampler.block_length
+    cell = min(cache.refresh or block, block)
     whole, cached, exact = prompt_length + length, 0, 0
     for begin in range(0, length, block):
         size = min(block, length - begin)
-        steps = sampler.block_steps(size)
-        window = length - begin if algorithm.cache.to_end else size
-        cached, exact = cached + whole + steps * window, exact + steps * whole
+        steps, anchors = sampler.block_steps(size), -(-size // cell)
+        windows = steps if cell == block else steps - 1
+        if cell == 1:
+            windows, anchors = 0, steps
+        window = length - begin if cache.to_end else size
+        cached += min(anchors, steps) * whole + windows * window
+        exact += steps * whole
     return cached / exact
 
 

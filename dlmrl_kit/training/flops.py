@@ -54,7 +54,7 @@ def arithmetic(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, pro
     adapter = sum(p.numel() for _, p in policy.trainable()) if policy.adapter is not None else 0
     head = 2 * sizes.hidden * policy.vocab_size
     share = computed_positions(algorithm, prompt_length)
-    decoded = _blocks(sizes, length) * (1.0 if share is None else share) + head * sampler.block_length / 2
+    decoded = _blocks(sizes, length) * (1.0 if share is None else share[1]) + head * sampler.block_length / 2
     scored = _blocks(sizes, length) + 2 * adapter * length + head * sampler.max_commits
     weights = 2 * (adapter or sizes.weights) * length
     passes = 3 if algorithm.policy.gradient_checkpointing else 2

@@ -151,11 +151,16 @@ class LogProbs:
             found.append(self.without_gradient(micro, keys, [model]))
         return {key: restored([values[key] for values in found], rows) for key in keys}
 
-    def add_fixed(self, trajectory: TensorDictBase, passes: int = 1) -> Drift:
+    def add_fixed(self, trajectory: TensorDictBase, passes: int = 1, exact: bool = False) -> Drift:
         """Adds what stays fixed during an update: old and reference log-probabilities, token masks, a correction.
 
         A likelihood that draws new masks in each of several ``passes`` over the rollout gets these keys once for each
         pass, those of the later passes under ``(LATER_PASSES, "1")``, ...
+
+        Args:
+            trajectory: [B], a rollout.
+            passes: over the rollout.
+            exact: whether it was sampled from the policy itself, in which case a correction needs no forwards.
 
         Returns:
             How far the rollout is from the policy, as the correction found it; nothing without one.
@@ -164,7 +169,7 @@ class LogProbs:
         if not len(trajectory):
             return drift
         if self.correction is not None:
-            drift, known = self._add_correction(trajectory)
+            drift, known = self._add_correction(trajectory, exact)
         if not self.likelihood.redraw:
             self._add_fixed(trajectory, 0, known)
             return drift
@@ -204,11 +209,14 @@ class LogProbs:
         values = gather_steps(trajectory[source], trajectory[SELECTED_STEP])
         return values.masked_fill(trajectory[SELECTED_WEIGHT] == 0, 0.0)
 
-    def _add_correction(self, trajectory: TensorDictBase) -> tuple[Drift, set[Key]]:
+    def _add_correction(self, trajectory: TensorDictBase, exact: bool) -> tuple[Drift, set[Key]]:
         """Adds ``("selected", "correction")``; returns the drift, and old keys from the same forwards."""
         assert self.correction is not None
         scored = every_step(trajectory) if self.correction.every_step else trajectory
-        log_prob = self.of_rollout(scored, [SELECTED_LOG_PROB], EXACT)[SELECTED_LOG_PROB]
+        if exact:
+            log_prob = self._recorded(scored, STEP_LOG_PROB)
+        else:
+            log_prob = self.of_rollout(scored, [SELECTED_LOG_PROB], EXACT)[SELECTED_LOG_PROB]
         drift = add_correction(trajectory, self.correction, scored, log_prob)
         # A likelihood whose log-probability is that of whole actions has its old values now, without more forwards.
         same = self.likelihood.recorded.get(SELECTED_LOG_PROB) == STEP_LOG_PROB

@@ -18,6 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
+from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK, STEP_LOG_PROB, Key
 from dlmrl_kit.core.processes import ALONE, Processes
@@ -60,19 +61,26 @@ class Guard:
     """
 
     def __init__(self, algorithm: Algorithm, log_probs: LogProbs, processes: Processes = ALONE) -> None:
-        self.sampler, self.cache, self.trainer = algorithm.sampler, algorithm.cache, algorithm.trainer
+        self.sampler, self.trainer = algorithm.sampler, algorithm.trainer
         self.log_probs, self.policy, self.processes = log_probs, log_probs.policy, processes
         own, elsewhere = self.trainer.guard_every, algorithm.collector is not None
         self.every = int(elsewhere) if own is None else own
 
     def check(
-        self, trajectory: TensorDictBase, number: int, *, behind: int = 0, whole: bool = False
+        self,
+        trajectory: TensorDictBase,
+        number: int,
+        cache: Cache | None = None,
+        *,
+        behind: int = 0,
+        whole: bool = False,
     ) -> dict[str, float]:
         """Compares log-probabilities, and looks for identical samples; every process calls it.
 
         Args:
             trajectory: the rollout before any filter; empty in a process that has none.
             number: of the update.
+            cache: that was sampled with.
             behind: by how many updates the weights that it was sampled with are older than the policy's. If it is not
                 0, differences are reported and are no error, as there must be some.
             whole: compare all actions, two of them also alone and with other padding, not only some drawn at random.
@@ -85,10 +93,10 @@ class Guard:
         """
         whole = whole and not behind
         every = all_actions(trajectory) if len(trajectory) else None
-        everyone, wrong = self._compare(trajectory, every if whole else self._some(every, number), whole)
+        everyone, wrong = self._compare(trajectory, every if whole else self._some(every, number), whole, cache)
         if any(one.wrong for found in everyone for one in found.differences) and not behind:
             if not whole:  # of so few no share can be told
-                everyone, wrong = self._compare(trajectory, every, whole)
+                everyone, wrong = self._compare(trajectory, every, whole, cache)
             if _too_many(everyone):
                 raise TrainingError(self._says(everyone, self._cause(trajectory, every, wrong)))
         for found in everyone:
@@ -104,14 +112,16 @@ class Guard:
         order = torch.randperm(len(every), generator=generator("cpu", self.trainer.seed, number, "guard"))
         return every.at(order[: self.trainer.guard_actions].sort().values.to(every.sample.device))
 
-    def _compare(self, trajectory: TensorDictBase, actions: Actions | None, whole: bool) -> tuple[list[Found], Tensor]:
+    def _compare(
+        self, trajectory: TensorDictBase, actions: Actions | None, whole: bool, cache: Cache | None
+    ) -> tuple[list[Found], Tensor]:
         """Returns what every process finds, and which of the actions of this one differ: bool [R]."""
         found, wrong = Found([]), torch.zeros(0, dtype=torch.bool)
         keys = [key for key in COMPARED if key in trajectory.keys(include_nested=True)]
         with self.policy.in_step():
             if actions is not None and STEP_LOG_PROB in keys:
                 with torch.no_grad(), self.log_probs.autocast():
-                    found, wrong = self._look(trajectory, actions, keys, whole)
+                    found, wrong = self._look(trajectory, actions, keys, whole, cache)
         return of_all(found, self.processes), wrong
 
     def _cause(self, trajectory: TensorDictBase, actions: Actions | None, wrong: Tensor) -> str:
@@ -129,11 +139,11 @@ class Guard:
         return tolerance(self.log_probs)
 
     def _look(
-        self, trajectory: TensorDictBase, actions: Actions, keys: Collection[Key], whole: bool
+        self, trajectory: TensorDictBase, actions: Actions, keys: Collection[Key], whole: bool, cache: Cache | None
     ) -> tuple[Found, Tensor]:
         """Returns what this process finds, and which actions differ: bool [R]."""
         pieces: list[dict[Key, Tensor]] = []
-        with self.sampler.sampling_from(self.policy, self.cache):
+        with self.sampler.sampling_from(self.policy, cache):
             for first in range(0, len(actions), self.log_probs.size):
                 part = actions.at(slice(first, first + self.log_probs.size)).of(trajectory)
                 pieces.append(recomputed(part, self.policy, self.sampler, keys))

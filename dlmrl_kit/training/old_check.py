@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlmrl_kit.algorithm.algorithm import GradientEstimator
 from dlmrl_kit.algorithm.dataflow import plain_key
+from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB, Key
 from dlmrl_kit.core.processes import ALONE, Processes
@@ -43,13 +44,18 @@ def too_many(wrong: int, number: int, largest: float) -> bool:
 
 
 def check_old(
-    trajectory: TensorDictBase, algorithm: GradientEstimator, log_probs: LogProbs, processes: Processes = ALONE
+    trajectory: TensorDictBase,
+    algorithm: GradientEstimator,
+    cache: Cache | None,
+    log_probs: LogProbs,
+    processes: Processes = ALONE,
 ) -> float:
     """Compares recorded with recomputed log-probabilities before the first update.
 
     Args:
         trajectory: a rollout with old log-probabilities; empty in a process that has none.
         algorithm: the components.
+        cache: that was sampled with.
         log_probs: computes the log-probabilities again.
         processes: whose rollouts are checked together.
 
@@ -61,7 +67,8 @@ def check_old(
     """
     allowed, found = tolerance(log_probs), dict[str, tuple[float, int, int]]()
     with log_probs.policy.in_step():
-        for again, recorded, used, source, name in _both(trajectory, algorithm, log_probs) if len(trajectory) else ():
+        both = _both(trajectory, algorithm, cache, log_probs) if len(trajectory) else ()
+        for again, recorded, used, source, name in both:
             difference = (again - recorded).abs()[used]
             if difference.numel():
                 disagree = int((~(difference <= allowed)).sum())  # NaN does, too
@@ -81,7 +88,7 @@ def check_old(
 
 
 def _both(
-    trajectory: TensorDictBase, algorithm: GradientEstimator, log_probs: LogProbs
+    trajectory: TensorDictBase, algorithm: GradientEstimator, cache: Cache | None, log_probs: LogProbs
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Key, str]]:
     """Yields what to compare: values computed again, recorded values, where they count, the sampler's key, a name.
 
@@ -92,7 +99,7 @@ def _both(
     if algorithm.correction is not None:
         micro = trajectory[: max(size // trajectory[SELECTED_WEIGHT].shape[1], 1)].copy()
         recorded = gather_steps(micro[STEP_LOG_PROB], micro[SELECTED_STEP])
-        with torch.no_grad(), log_probs.autocast(), sampler.sampling_from(log_probs.policy, algorithm.cache):
+        with torch.no_grad(), log_probs.autocast(), sampler.sampling_from(log_probs.policy, cache):
             again = log_probs.run(micro, [EXACT])[SELECTED_LOG_PROB]
         yield again, recorded, micro[SELECTED_WEIGHT] > 0, STEP_LOG_PROB, "the distribution it samples from"
         return

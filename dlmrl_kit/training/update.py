@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
 from dlmrl_kit.algorithm.stages import Stage
+from dlmrl_kit.caches.base import Cache
+from dlmrl_kit.caches.pace import EXACT
 from dlmrl_kit.core import seeding
 from dlmrl_kit.core.component import trained
 from dlmrl_kit.core.errors import NotFiniteError
@@ -51,11 +53,13 @@ from dlmrl_kit.rollout.services import Services, UpdateServices, prompt_batch, t
 from dlmrl_kit.tasks.base import component_values
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.balancing import Lengths
+from dlmrl_kit.training.cached_positions import cached_positions
 from dlmrl_kit.training.collecting import collecting
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals, of_all
 from dlmrl_kit.training.guard import Guard
 from dlmrl_kit.training.not_finite import blame_stages
 from dlmrl_kit.training.old_check import check_old
+from dlmrl_kit.training.refreshing import COMPUTED, refreshing
 from dlmrl_kit.training.shared_gradients import add_up_and_clip
 from dlmrl_kit.training.trajectory_checks import check_trajectory
 
@@ -119,6 +123,7 @@ class Update:
         self.gradient = Gradient(algorithm.terms, self.log_probs, processes)
         self.collecting = collecting(algorithm, plan, policy, processes, self.prompts)
         self.guard = Guard(algorithm, self.log_probs, processes)
+        self.refreshing = refreshing(algorithm)
         self.lengths = Lengths() if self.trainer.assignment == "by_length" else None
         self.skipped = self.skipped_in_a_row = 0
         self.warned = False
@@ -157,7 +162,20 @@ class Update:
         if trains:
             with phase("update"):
                 metrics |= self.learn(rollout.kept, number)
+        if self.refreshing is not None:
+            metrics |= self.refreshing.learn(metrics)
         return metrics
+
+    @property
+    def cache(self) -> Cache | None:
+        """What the present update is sampled with."""
+        return self.algorithm.cache if self.refreshing is None else self.refreshing.cache
+
+    @property
+    def exact(self) -> bool:
+        """Whether the present update has a cache with which it is sampled from the policy itself."""
+        cache = self.cache
+        return cache is not None and cache.refresh == EXACT and self.collecting is None
 
     def prompts(self, number: int) -> TensorDict:
         """Makes the prompts of an update: the next training examples, each once for every sample of its group."""
@@ -208,7 +226,7 @@ class Update:
                 if plan.likelihood_early:
                     # ``LogProbs`` turns autocast on by itself; around it, as in ``prepare``, numbers stay float32.
                     with phase("old and reference"), torch.autocast(self.policy.device.type, enabled=False):
-                        drift = self.log_probs.add_fixed(trajectory, trainer.inner_iterations)
+                        drift = self.log_probs.add_fixed(trajectory, trainer.inner_iterations, self.exact)
 
                 # Rewards, filters, advantages, and a selection that reads them, in the order of the plan.
                 everything, trajectory = run_stages(plan.with_rewards, trajectory, services)
@@ -224,9 +242,9 @@ class Update:
         with phase("check"):
             if not (self.compared or behind):
                 self.compared = True
-                self.guard.check(rollout.everything, number, whole=True)
+                self.guard.check(rollout.everything, number, self.cache, whole=True)
             if number and every and number % every == 0:
-                metrics = self.guard.check(rollout.everything, number, behind=behind)
+                metrics = self.guard.check(rollout.everything, number, self.cache, behind=behind)
         return metrics
 
     def sample(self, prompts: TensorDict, services: UpdateServices) -> tuple[TensorDictBase, Sequence[Reward]]:
@@ -235,7 +253,7 @@ class Update:
         Returns:
             The trajectories, in the order of the prompts, and the reward components that cannot begin to score yet.
         """
-        stage, cache = self.plan.sampler, self.algorithm.cache
+        stage, cache = self.plan.sampler, self.cache
         given = {**services.given_to(stage.component), "keys": stage.keys}
         given |= {"cache": cache, "may_choose": self.plan.may_choose}
         rows, pieces = [], []
@@ -267,13 +285,13 @@ class Update:
         drift, metrics = rollout.drift, dict[str, float]()
         with self.policy.in_step():
             if drift is None:
-                drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations)
+                drift = self.log_probs.add_fixed(rollout.kept, self.trainer.inner_iterations, self.exact)
         if self.algorithm.correction is not None:
             metrics = sum(of_all(drift, self.processes), Drift()).metrics()
             self.weigh(rollout, metrics)
         if self.difference is None and not rollout.updates_behind:
             with phase("check"):
-                self.difference = check_old(rollout.kept, self.algorithm, self.log_probs, self.processes)
+                self.difference = check_old(rollout.kept, self.algorithm, self.cache, self.log_probs, self.processes)
             largest = f"largest difference {self.difference:.1e}"
             self.say(f"old and new log-probabilities agree before the first update ({largest})")
         return metrics
@@ -353,7 +371,9 @@ class Update:
 
     def counters(self) -> dict[str, object]:
         """Returns what a checkpoint must hold besides weights and optimiser, for JSON; ``restore`` takes it back."""
-        known = {} if self.lengths is None else {"lengths": self.lengths.mean}
+        known: dict[str, object] = {} if self.lengths is None else {"lengths": self.lengths.mean}
+        if self.refreshing is not None:
+            known["refreshing"] = self.refreshing.state()
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, **known}
 
     def rollouts_ahead(self) -> dict[str, Tensor]:
@@ -366,6 +386,8 @@ class Update:
             self.collecting.restore(rollouts)
         if self.lengths is not None:
             self.lengths.mean = {int(example): float(steps) for example, steps in counters.get("lengths", {}).items()}
+        if self.refreshing is not None:
+            self.refreshing.restore(counters["refreshing"])
         self.skipped, self.skipped_in_a_row = int(counters["skipped"]), int(counters["skipped_in_a_row"])
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, float]:
@@ -391,6 +413,8 @@ class Update:
                 totals.add_sum("entropy", (entropy * valid).sum().item(), max(int(valid.sum()), 1))
             totals.add_part("tokens", float(trajectory[STEP_NUM_COMMITTED].sum()))
             totals.add_sum("steps", int(valid.sum()), len(trajectory))
+            if self.cache is not None:
+                totals.add_sum(COMPUTED, *cached_positions(trajectory, self.cache, self.algorithm.sampler, self.policy))
             if self.algorithm.filters:
                 totals.add_sum("kept", len(kept), len(trajectory))
         if self.collecting is not None:

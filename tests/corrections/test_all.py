@@ -93,7 +93,7 @@ def problem_of(shape: tuple[int, int | None], **settings: Any) -> Problem:
 @settings(max_examples=15, deadline=None)
 @given(
     st.builds(sampler_of, st.sampled_from([RandomOrder, LeftToRight]), temperature=st.sampled_from([0.7, 1.0])),
-    st.sampled_from([DualCache(), PrefixCache()]),
+    st.sampled_from([DualCache(), PrefixCache(), DualCache(2)]),
     st.builds(
         problem_of,
         st.sampled_from([(2, None), (3, None), (3, 2), (4, 2)]),
@@ -236,7 +236,7 @@ def test_records_of_another_distribution_are_noticed(tmp_path: Path) -> None:
     trajectory = prepared(run.update, rollout(run))
     other = GradientEstimator(**(run.algorithm.fillings | Swaps(cache=None)))
     with pytest.raises(TrainingError, match="the distribution it samples from does not compute what LowConfidence"):
-        check_old(trajectory, other, run.update.log_probs)
+        check_old(trajectory, other, None, run.update.log_probs)
 
 
 @pytest.mark.parametrize("correction", ["TruncatedImportance", "TrajectoryImportance"])

@@ -103,7 +103,7 @@ def test_greedy_completions_wait_for_the_selector(way: str) -> None:
 
 
 @some_ways
-@pytest.mark.parametrize("cache", [DualCache(), PrefixCache()], ids=lambda cache: type(cache).__name__)
+@pytest.mark.parametrize("cache", [DualCache(), PrefixCache(), DualCache(2)], ids=["dual", "prefix", "refreshed"])
 def test_with_a_cache(cache: Any, way: str) -> None:
     sampler = LowConfidence(LENGTH, block_length=3)
     found, expected = (roll_out(s, POLICY, grouped(), cache=cache) for s in (WAYS[way](sampler), sampler))

@@ -171,7 +171,7 @@ def prepared(update: Update, trajectory: TensorDictBase) -> TensorDictBase:
 
 def old_difference(update: Update, trajectory: TensorDictBase) -> float:
     """The check before the first update: by how much old and new log-probabilities differ."""
-    return check_old(trajectory, update.algorithm, update.log_probs)
+    return check_old(trajectory, update.algorithm, update.cache, update.log_probs)
 
 
 def rollout(run: Run, update: int = 0) -> TensorDictBase:

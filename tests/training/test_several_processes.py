@@ -43,6 +43,7 @@ CASES: dict[str, Given] = {
     "cache, truncated": ("egspo", DEEP, [*CACHED, "correction=TruncatedImportance"]),
     "cache, trajectories": ("egspo", [*DEEP, *P2], [*CACHED, "correction=TrajectoryImportance"]),
     "cache, filtered": ("egspo", [*DEEP, *OPEN], [*CACHED, "correction=Uncorrected", *FILTERED]),
+    "adaptive refresh": ("egspo", DEEP, ["cache=AdaptiveRefresh", *CACHED[1:]]),
     "low-rank adapter": ("egspo_sa", ["Pretrained.lora_rank = 2"], []),
     "value model, one sample each": ("tracerl_value", [*OPEN, "Trainer.minibatches = 6"], []),
     "learned order": ("egspo_sa", P5, ["sampler=LearnedOrder", "likelihood=StepLogProb"]),
