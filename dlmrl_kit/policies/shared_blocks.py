@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlmrl_kit.core.trajectory import on_device, on_host
+from dlmrl_kit.core.trajectory import bring, on_device, on_host
 from dlmrl_kit.policies.finished_blocks import PADDING
 
 LONGEST = 4096
@@ -65,6 +65,7 @@ def packing(
     Returns:
         Tensors on the device of ``input_ids``, worked out on the CPU.
     """
+    bring(input_ids, attention_mask)
     device, ids, real = input_ids.device, on_host(input_ids), on_host(attention_mask)
     row, column = torch.broadcast_tensors(on_host(row), on_host(column))
     asked = (real.long().cumsum(-1) - 1)[row, column]
