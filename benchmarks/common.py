@@ -25,7 +25,11 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 
 @dataclass(frozen=True)
 class Size:
-    """A problem: the sizes of the reference's measurements are the defaults. ``mlp`` None: 8/3 of ``hidden``."""
+    """A problem: the sizes of the reference's measurements are the defaults. ``mlp`` None: 8/3 of ``hidden``.
+
+    A micro-batch has at most ``micro_rows`` samples (None: all) and ``micro_tokens`` tokens. Prompts have ``prompt``
+    tokens on average, the longest ``spread`` times as many as the shortest.
+    """
 
     vocab: int = 32_000
     hidden: int = 256
@@ -43,6 +47,8 @@ class Size:
     head: int = 64
     device: str = "cpu"
     dtype: str = "float32"
+    spread: float = 1.0
+    micro_rows: int | None = None
 
     def generator(self, seed: int) -> torch.Generator:
         """Makes a random generator on the device."""
@@ -140,11 +146,15 @@ def compiled(
 
 
 def make_prompts(size: Size, seed: int = 0) -> TensorDict:
-    """Draws random prompts without padding, in two groups."""
+    """Draws random prompts in two groups, with lengths in a random order and padded at the left where they differ."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, size.vocab, (size.batch, size.prompt), generator=generator)
+    longest = round(2 * size.prompt * size.spread / (1 + size.spread))
+    ids = torch.randint(2, size.vocab, (size.batch, longest), generator=generator)
+    length = torch.linspace(longest / size.spread, longest, size.batch).round()
+    order = torch.randperm(size.batch, generator=generator)
+    mask = torch.arange(longest) >= longest - length[order, None]
     group = torch.arange(size.batch) * 2 // max(size.batch, 1)
-    fields = {"prompt_ids": ids, "prompt_mask": torch.ones_like(ids, dtype=torch.bool), "group": group}
+    fields = {"prompt_ids": ids.masked_fill(~mask, TokenIds.pad_token_id), "prompt_mask": mask, "group": group}
     seeds = {"example": group.clone(), "seed": torch.arange(size.batch)}
     return TensorDict({**fields, **seeds}, [size.batch]).to(size.device)
 

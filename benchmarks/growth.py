@@ -1,16 +1,17 @@
-"""How the kit's cost grows in time and memory: a rollout in steps, length, batch and vocabulary; an update in K.
+"""How the kit's cost grows in time and memory: rollouts and updates in steps, batch, length, vocabulary, prompts and K.
 
     OMP_NUM_THREADS=1 python benchmarks/growth.py --out results
 
-A slope of 1 is linear. The number of steps stays where the length grows. The plain implementation is measured at the
-smaller sizes only (``PLAIN``); memory is the kit's peak over the model's own, each in a fresh process.
+A slope of 1 is linear. The number of steps stays where the length grows, and the mean prompt where prompts are mixed,
+which the kit runs by like length, four at a time. The plain implementation is measured at the smaller sizes only;
+memory is the kit's peak over the model's own, each in a fresh process.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +21,71 @@ import update
 from common import Size, growth, interleaved, make_policy, make_prompts, plot, report
 
 BASE = Size(vocab=4096, hidden=128, layers=4, prompt=32, length=32, block=16, per_step=2, batch=4, selected=4)
-AXES: dict[str, tuple[int, ...]] = {
-    "per_step": (8, 4, 2, 1),
-    "length": (32, 64, 128, 256, 512),
-    "batch": (1, 2, 4, 8, 16, 32, 64),
-    "vocab": (1024, 4096, 16_384),
-    "selected": (2, 4, 8),
-}
-PLAIN: dict[str, int] = {"length": 64, "batch": 8}
-"""The largest size that the plain implementation is measured at, where that is not the largest of all."""
+MIXED = replace(BASE, prompt=128, batch=16, micro_rows=4)
 
 
-def sized(axis: str, value: int) -> Size:
-    """Returns the size with another value on an axis; as many steps where the length is another."""
-    changes: dict[str, Any] = {axis: value}
-    if axis == "length":
-        changes |= {"per_step": max(1, value // BASE.steps), "block": value // 2}
-    return replace(BASE, **changes)
+@dataclass(frozen=True)
+class Axis:
+    """One size that grows.
 
+    Attributes:
+        field: of ``Size``.
+        values: of the field, in the order in which the cost grows.
+        phase: what is measured, ``rollout`` or ``update``.
+        plain: the last value at which the plain implementation is measured; None: at none.
+        base: the other sizes.
+    """
 
-def works(axis: str, value: int) -> dict[str, Callable[[], object]]:
-    """Prepares the kit's and the plain implementation's work at a size: updates for ``selected``, else rollouts."""
-    size = sized(axis, value)
-    if axis == "selected":
-        timed: dict[str, Callable[[], object]] = {**update.works(size)}
-    else:
+    field: str
+    values: tuple[int, ...]
+    phase: str = "rollout"
+    plain: int | None = None
+    base: Size = BASE
+
+    def sized(self, value: int) -> Size:
+        """Returns the size with this value; as many steps where the length is another."""
+        changes: dict[str, Any] = {self.field: value}
+        if self.field == "length":
+            changes |= {"per_step": max(1, value // self.base.steps), "block": value // 2}
+        return replace(self.base, **changes)
+
+    def works(self, value: int) -> dict[str, Callable[[], object]]:
+        """Prepares the kit's work with this value, and the plain implementation's."""
+        size = self.sized(value)
+        with_plain = self.plain is not None and self.values.index(value) <= self.values.index(self.plain)
+        if self.phase == "update":
+            timed: dict[str, Callable[[], object]] = {**update.works(size, with_plain)}
+            timed.pop("floor")
+            return timed
         policy, prompts = make_policy(size), make_prompts(size)
-        timed = {"kit": rollout.kit(policy, prompts, size, rollout.RECORDS)}
-        timed["plain"] = rollout.plainly(policy, prompts, size)
-    names = ("kit", "plain") if value <= PLAIN.get(axis, value) else ("kit",)
-    return {name: timed[name] for name in names}
+        timed = {"kit": memory.kit_rollout(policy, prompts, size)}
+        return {**timed, "plain": rollout.plainly(policy, prompts, size)} if with_plain else timed
 
 
-def measured(axis: str, repeats: int, with_memory: bool) -> tuple[list[float], dict[str, list[float]]]:
+AXES: Mapping[str, Axis] = {
+    "steps": Axis("per_step", (8, 4, 2, 1), plain=1),
+    "length": Axis("length", (32, 64, 128, 256, 512), plain=64),
+    "batch": Axis("batch", (1, 2, 4, 8, 16, 32, 64), plain=8),
+    "vocab": Axis("vocab", (1024, 4096, 16_384), plain=16_384),
+    "prompts": Axis("spread", (1, 3, 7), base=MIXED),
+    "selected": Axis("selected", (2, 4, 8), "update", plain=8),
+    "update-length": Axis("length", (32, 64, 128, 256, 512), "update"),
+    "update-batch": Axis("batch", (1, 2, 4, 8, 16, 32, 64), "update"),
+    "update-prompts": Axis("spread", (1, 3, 7), "update", base=MIXED),
+}
+
+
+def measured(axis: Axis, repeats: int, with_memory: bool) -> tuple[list[float], dict[str, list[float]]]:
     """Returns the sizes of an axis, and at each of them seconds of kit and plain and the kit's megabytes."""
     found: dict[str, list[float]] = {}
-    for value in AXES[axis]:
-        numbers = interleaved(works(axis, value), repeats)
+    for value in axis.values:
+        numbers = interleaved(axis.works(value), repeats)
         if with_memory:
-            phase = "update" if axis == "selected" else "rollout"
-            numbers["memory"] = memory.measure(sized(axis, value), phase, "kit")
+            numbers["memory"] = memory.measure(axis.sized(value), axis.phase, "kit")
         for name, number in numbers.items():
             found.setdefault(name, []).append(number)
-    x = [float(sized(axis, value).steps if axis == "per_step" else value) for value in AXES[axis]]
-    return x, found
+    sizes = [axis.sized(value).steps if axis.field == "per_step" else value for value in axis.values]
+    return [float(size) for size in sizes], found
 
 
 def main() -> None:
@@ -76,9 +98,8 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rows, numbers = [], {}
-    for axis in given.axis or AXES:
-        x, found = measured(axis, given.repeats, not given.no_memory)
-        name = "steps" if axis == "per_step" else axis
+    for name in given.axis or AXES:
+        x, found = measured(AXES[name], given.repeats, not given.no_memory)
         lines = {who: (x[: len(values)], values) for who, values in found.items()}
         slopes = {who: growth(*line) for who, line in lines.items()}
         rows.append({"axis": name, "from": int(min(x)), "to": int(max(x)), **slopes})

@@ -19,8 +19,20 @@ import rollout
 import torch
 import update
 from common import Size, growth, in_fresh_process, make_policy, make_prompts, peak_megabytes, report
+from tensordict import TensorDict
+
+from dlmrl_kit.core.trajectory import cut, length_order
+from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 PHASES = ("rollout", "update")
+
+
+def kit_rollout(policy: TransformersPolicy, prompts: TensorDict, size: Size) -> Callable[[], object]:
+    """Prepares a rollout of the kit, with all records, ``micro_rows`` at a time, by the length of prompts."""
+    rows = size.micro_rows or size.batch
+    pieces = cut(prompts, rows, length_order(prompts, rows))
+    works = [rollout.kit(policy, piece, size, rollout.RECORDS) for _, piece in pieces]
+    return lambda: [work() for work in works]
 
 
 def worker(given: dict[str, Any]) -> float:
@@ -34,7 +46,7 @@ def worker(given: dict[str, Any]) -> float:
         policy, prompts = make_policy(size), make_prompts(size)
         if name == "plain":
             return rollout.plainly(policy, prompts, size)
-        return rollout.kit(policy, prompts, size, rollout.RECORDS)
+        return kit_rollout(policy, prompts, size)
 
     work_of(replace(size, vocab=64, batch=2))()  # imports and thread-local buffers are not the work's memory
     return peak_megabytes(work_of(size))

@@ -90,6 +90,16 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("long.py",),
         ("long.py", "--length", "128", "--length", "256"),
     ),
+    "sharing": Benchmark(
+        "Padding in updates and blocks that states share, counted; the time of an update",
+        ("sharing.py", "--repeats", "3"),
+        ("sharing.py", "--repeats", "0"),
+    ),
+    "outside": Benchmark(
+        "Where an update's time goes besides matrix products",
+        ("outside.py",),
+        ("outside.py", "--vocab", "512"),
+    ),
     "instructions": Benchmark("The work of each phase, counted", ("instructions.py",), ("instructions.py",)),
     "forwards": Benchmark("What goes through the body in a rollout, counted", ("forwards.py",), None),
     "scaling": Benchmark("Scaling over 1, 2 and 4 processes, counted", ("scaling.py",), None),

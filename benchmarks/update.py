@@ -52,7 +52,8 @@ def make_update(policy: TransformersPolicy, size: Size, likelihood: Likelihood |
 
     ``likelihood``: None for that of the recipe, the tokens at temperature 1.
     """
-    trainer = Trainer(micro_batch_size=size.batch, micro_batch_tokens=size.micro_tokens, max_grad_norm=1e9)
+    rows = size.micro_rows or size.batch
+    trainer = Trainer(micro_batch_size=rows, micro_batch_tokens=size.micro_tokens, max_grad_norm=1e9)
     algorithm = Algorithm(
         task=Sudoku4x4(),
         policy=CharacterLlama(),

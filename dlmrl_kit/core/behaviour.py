@@ -394,7 +394,7 @@ class _LogMass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         derivative, at = ctx.saved_tensors
         rows = derivative * gradients[0][:, None]
-        whole = (
-            rows if len(at) == ctx.positions else rows.new_zeros(ctx.positions, rows.shape[-1]).index_add(0, at, rows)
-        )
-        return whole, None, None, None, None, None
+        if len(at) == ctx.positions:
+            return rows, None, None, None, None, None
+        whole = rows.new_zeros(ctx.positions, rows.shape[-1])
+        return whole.index_add_(0, at, rows), None, None, None, None, None  # in place: no second copy of this size

@@ -3,6 +3,8 @@
 Round j scores, in every block, the tokens committed in the j-th of its steps, given the earlier blocks and what the
 block held before that step. A forward takes the clean completion and a noised copy (``BlockCausalPolicy.replayed``):
 a row needs as many forwards of P + 2 L tokens as the most steps of a block, not one of P + L tokens for each step.
+``StepTokenLogProb`` does not take these either: its states share blocks (``policies.shared_blocks``), and it computes
+fewer positions. This is the published way.
 """
 
 from __future__ import annotations

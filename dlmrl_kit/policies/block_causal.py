@@ -22,6 +22,7 @@ from dlmrl_kit.policies.compiling import uncompiled
 from dlmrl_kit.policies.finished_blocks import PADDING, FinishedBlocks
 from dlmrl_kit.policies.foreign import attention_of, given_cache, setting, using_attention
 from dlmrl_kit.policies.options import PolicyArguments
+from dlmrl_kit.policies.shared_blocks import packing
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 if TYPE_CHECKING:
@@ -123,11 +124,19 @@ class BlockCausalPolicy(TransformersPolicy):
             self._cache = outer
 
     def hidden_at(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """As ``TransformersPolicy.hidden_at``; within ``prefix_cache`` and without gradients, from cached prefixes."""
-        if self._cache is None or torch.is_grad_enabled():
-            return self.hidden(input_ids, attention_mask)[row, column]
+        """As ``TransformersPolicy.hidden_at``, with blocks that states share computed once (``shared_blocks``).
+
+        Within ``prefix_cache`` and without gradients, those that were seen before are not computed again.
+        """
         if column.numel() == 0:
             return self.no_states(column)
+        if self._cache is None or torch.is_grad_enabled():
+            if self.attention == "flex_attention":  # compiled for each shape, of which packed states have many
+                return self.hidden(input_ids, attention_mask)[row, column]
+            packed = packing(input_ids, attention_mask, row, column, self.block_size, self.feature_size)
+            return self.attend(packed.tokens, packed.position, packed.earlier(), packed.block)[
+                packed.row, packed.column
+            ]
         return self._cache.hidden_at(self.attend, input_ids, attention_mask, row, column)
 
     def replayed(

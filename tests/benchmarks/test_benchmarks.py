@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 import plain
 import rollout
+import sharing
 import tight
 import update
 import vocabulary
@@ -224,3 +225,17 @@ def test_growth_and_medians() -> None:
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4
     assert set(seconds) == {"a", "b"}
+
+
+@pytest.mark.parametrize(("block_size", "hidden_size"), [(4, 10**6), (32, 16)])
+def test_positions_that_states_share_are_counted(block_size: int, hidden_size: int) -> None:
+    """Nothing is left out, padding comes on top, and one state of each sample shares its group's prompt only."""
+    several, single = (sharing.trajectories(block_size, selected) for selected in (3, 1))
+    found = sharing.counted(several, block_size, hidden_size, 6)
+    assert found.once <= found.shared <= found.packed < found.whole
+    assert found.once < found.real <= found.whole
+    prompts = several["prompt_mask"][:: sharing.GROUP].sum(-1) // block_size * block_size
+    assert found.once >= int(prompts.sum())
+    alone = sharing.counted(single, block_size, hidden_size, 1)
+    assert alone.once == alone.shared == alone.packed
+    assert alone.once > sharing.counted(single, block_size, hidden_size, 6).once
