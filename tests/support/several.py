@@ -44,9 +44,9 @@ def serve(rank: int, store: str, model: str, orders: Connection) -> None:
             ALONE if world == 1 else Several(rank, world, dist.PrefixStore(f"case {number}", shared), groups[world])
         )
         try:
-            orders.send((case(processes, *arguments), None))
+            orders.send((number, case(processes, *arguments), None))
         except Exception:
-            orders.send((None, traceback.format_exc()))
+            orders.send((number, None, traceback.format_exc()))
 
 
 class Pool:
@@ -76,8 +76,11 @@ class Pool:
             self.pipes[rank].send((self.number, world, case, arguments))
         answers = []
         for rank in range(world):
-            assert self.pipes[rank].poll(SECONDS + 40), f"rank {rank} hangs"
-            answers.append(self.pipes[rank].recv())
+            answered = 0
+            while answered != self.number:  # it may still answer a case that was given up
+                assert self.pipes[rank].poll(SECONDS + 40), f"rank {rank} hangs"
+                answered, *answer = self.pipes[rank].recv()
+            answers.append(answer)
         failures = [failure for _, failure in answers if failure is not None]
         if failures:
             pytest.fail("\n".join(failures))
