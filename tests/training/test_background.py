@@ -82,9 +82,9 @@ def test_reference_log_probabilities_are_computed_while_rewards_are(tmp_path: Pa
     run = watched_run(tmp_path, task, (KL,))
     original, advantage = run.update.log_probs.add_fixed, run.algorithm.advantage.forward
 
-    def add_fixed(trajectory: Any, passes: int) -> Any:
+    def add_fixed(trajectory: Any, *given: Any) -> Any:
         assert begun.wait(SECONDS), "nothing is being scored"
-        found = original(trajectory, passes)
+        found = original(trajectory, *given)
         assert ("selected", "reward") not in trajectory.keys(True)
         task.events.append("likelihoods")
         scored.set()
