@@ -29,6 +29,7 @@ SHOWN = (
     "best on validation",
     "area",
     "collapsed",
+    "forwards",
     "CPU seconds",
     "difference",
     "p",

@@ -89,12 +89,14 @@ class Report:
         seeds = len({outcome.seed for outcome in self.outcomes})
         tests = sum(row.difference is not None and row.difference.p_value is not None for row in self.rows)
         return [
-            f"Every run had {self.budget:,.0f} forwards of the model; what it took of them is in the table. Accuracies "
+            f"Every run had a budget of {self.budget:,.0f} forwards of the model: as many updates as fit, if each "
+            f"takes what the first one of its algorithm does. What runs took, more or less, is in the table. Accuracies "
             f"in percent on held-out examples, decoded by each algorithm's own sampler, greedily unless a task sets "
             f"Trainer.eval_temperature; means over {seeds} seeds with Student's 95% intervals.",
-            f"The difference is to {self.base}, in points, paired by seed; p is of the paired t test, adjusted for "
-            f"{tests} tests by Benjamini and Hochberg. Detectable is the difference that as many seeds would have "
-            f"shown with probability {POWER:g}: a smaller one cannot be told at this size.",
+            f"The difference is to {self.base}, in points, paired by seed, with an interval of its own; p is of the "
+            f"paired t test, adjusted for {tests} tests by Benjamini and Hochberg. Detectable is the difference that "
+            f"as many seeds would have shown with probability {POWER:g} in a single test at 5%: after adjusting it "
+            f"takes more, and a smaller one cannot be told at this size.",
             "CPU seconds are those of the updates of a run, in all processes that train together, without evaluations.",
             "A run collapsed if it failed, or ended below the 95% interval of the accuracy it began with.",
         ]
