@@ -91,8 +91,8 @@ class Report:
         return [
             f"Every run had a budget of {self.budget:,.0f} forwards of the model: as many updates as fit, if each "
             f"takes what the first one of its algorithm does. What runs took, more or less, is in the table. "
-            f"Accuracies in percent on held-out examples, decoded by each algorithm's own sampler, greedily unless a task sets "
-            f"Trainer.eval_temperature; means over {seeds} seeds with Student's 95% intervals.",
+            f"Accuracies in percent on held-out examples, decoded by each algorithm's own sampler, greedily unless a "
+            f"task sets Trainer.eval_temperature; means over {seeds} seeds with Student's 95% intervals.",
             f"The difference is to {self.base}, in points, paired by seed, with an interval of its own; p is of the "
             f"paired t test, adjusted for {tests} tests by Benjamini and Hochberg. Detectable is the difference that "
             f"as many seeds would have shown with probability {POWER:g} in a single test at 5%: after adjusting it "
