@@ -34,8 +34,9 @@ def check_read(recipe: Recipe, sets: Sequence[str], temperature: float) -> None:
     for text in sets:
         for key in _keys_of(recipe, text):
             if is_replaced(key, temperature):
-                what = "with --temperature T" if key.endswith(TEMPERATURE) else "greedily; filters need --temperature T"
-                raise RecipeError(f"{place_of_set(text)}: an evaluation decodes {what}, and does not read {key}")
+                how = "has a temperature of its own" if key.endswith(TEMPERATURE) else "is greedy, without filters"
+                said = f"{place_of_set(text)}: an evaluation {how}; give --temperature T"
+                raise RecipeError(f"{said} (it does not read {key})")
 
 
 def _keys_of(recipe: Recipe, text: str) -> Iterator[str]:

@@ -57,7 +57,7 @@ def test_eval_mistakes(run: Path) -> None:
 
 @pytest.mark.parametrize("key", ["LowConfidence.temperature", "Sampler.temperature"])
 def test_settings_that_an_evaluation_replaces_are_refused(run: Path, tmp_path: Path, key: str) -> None:
-    refused = f"--set {key}=0.5: an evaluation decodes with --temperature T, and does not read LowConfidence"
+    refused = f"--set {key}=0.5: an evaluation has a temperature of its own; give --temperature T"
     for options in ((), ("--out", str(tmp_path / "grid")), ("--temperature", "0.5")):
         result = dlmrl("eval", str(run), "--set", f"{key}=0.5", *options)
         assert result.exit_code == 2
@@ -67,5 +67,5 @@ def test_settings_that_an_evaluation_replaces_are_refused(run: Path, tmp_path: P
 @pytest.mark.parametrize(("key", "value"), [("Sampler.top_k", "3"), ("LowConfidence.top_p", "0.9")])
 def test_filters_are_refused_where_nothing_is_drawn(run: Path, key: str, value: str) -> None:
     filters = ("--set", f"{key}={value}", "--size", "2", "--json")
-    assert "greedily; filters need --temperature T" in dlmrl("eval", str(run), *filters).stderr
+    assert "is greedy, without filters; give --temperature T" in dlmrl("eval", str(run), *filters).stderr
     assert dlmrl("eval", str(run), *filters, "--temperature", "0.7").exit_code == 0

@@ -83,7 +83,8 @@ def test_equal_runs_differ_by_nothing() -> None:
     runs = [outcome([0.1, 0.5], recipe=name, seed=seed) for name in ("egspo", "one") for seed in range(3)]
     difference = rows(runs, "egspo", 100.0)[1].difference
     assert difference is not None
-    assert (difference.value.mean, difference.p_value, difference.detectable) == (0, 1, 0)
+    assert (difference.value.mean, difference.p_value, difference.detectable) == (0, 1, None)
+    assert (difference.value.low, difference.value.high) == (None, None), "no certainty"
 
 
 @given(st.lists(st.tuples(shares, shares, shares), min_size=1, max_size=5))
@@ -153,7 +154,7 @@ def test_differences_that_are_all_the_same_are_no_certainty(seeds: int) -> None:
     found = rows(runs, "base", 100.0)[1].difference
     assert found is not None
     assert found.p_value == pytest.approx(2 * 0.5**seeds)
-    assert found.detectable is None
+    assert (found.value.low, found.value.high, found.detectable) == (None, None, None)
 
 
 @pytest.mark.parametrize(

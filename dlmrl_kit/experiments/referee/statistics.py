@@ -25,7 +25,7 @@ class Difference:
     """An algorithm's final accuracy minus the base's, paired by seed.
 
     Attributes:
-        value: the mean with its interval.
+        value: the mean with its interval; without one where all pairs differ by the same.
         p_value: of the paired t test, adjusted; of the exact test of signs, 2^(1 - n), where all n pairs differ by the
             same; None for fewer than two pairs.
         detectable: the difference that as many seeds would have shown with probability ``POWER``; None as before, and
@@ -151,7 +151,8 @@ def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
         return Difference(mean(pairs), None, None)
     alike = p_value_if_alike(pairs)
     if alike is not None:
-        return Difference(mean(pairs), alike, 0.0 if alike == 1 else None)
+        found = mean(pairs)
+        return Difference(Estimate(found.mean, None, None, found.n), alike, None)
     return Difference(mean(pairs), float(ttest_1samp(pairs, 0.0).pvalue), needed(pairs))
 
 
