@@ -156,6 +156,7 @@ def test_a_curve_needs_two_points_of_a_line() -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("fine_pictures")
 def test_the_figure_has_a_panel_for_each_task_and_all_formats(tmp_path: Path) -> None:
     points = [point("<x> $y_1$", f"k = {k}", 2.0**k, panel) for k in range(6) for panel in ("first & last", "second")]
     for path in draw_curve(points, tmp_path):
