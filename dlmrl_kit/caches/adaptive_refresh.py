@@ -15,7 +15,7 @@ from dlmrl_kit.core.component import Sizes, rebuilt, settings
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.registry import register
 from dlmrl_kit.core.validate import check
-from dlmrl_kit.core.window import Window
+from dlmrl_kit.core.window import Window, cell_of
 
 
 @register("cache")
@@ -67,8 +67,7 @@ class AdaptiveRefresh(Cache):
 
     def longest(self, block_length: int) -> int:
         """Returns the longest interval, in positions."""
-        own = self.cache.refresh
-        return block_length if own is None else min(own, block_length)
+        return cell_of(self.cache.refresh, block_length)
 
     def paces(self, block_length: int) -> list[Pace]:
         """Lists the paces that an update may have, from the exact one on."""

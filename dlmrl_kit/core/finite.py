@@ -30,6 +30,11 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(least) & torch.isfinite(largest))
 
 
+def distance(values: Tensor, others: Tensor) -> Tensor:
+    """Returns |values - others|, infinite where that is not a number, so that no bound holds there."""
+    return (values - others).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
 def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of a module that a checkpoint of it holds, each once, with their names."""
     yield from module.named_parameters()

@@ -47,6 +47,11 @@ class Span(NamedTuple):
         return (column >= self.start[row]) & (column < self.end[row])
 
 
+def cell_of(refresh: int | None, block_length: int) -> int:
+    """Returns the positions of a cell, at most those of a block; ``refresh`` None: a block is one cell."""
+    return block_length if refresh is None else min(refresh, block_length)
+
+
 @dataclass(frozen=True)
 class Window:
     """Finds the window and the anchor of any state of a sampler.
@@ -71,7 +76,7 @@ class Window:
     @property
     def cell(self) -> int:
         """Positions of a cell, at most those of a block."""
-        return self.block_length if self.refresh is None else min(self.refresh, self.block_length)
+        return cell_of(self.refresh, self.block_length)
 
     @property
     def within(self) -> bool:

@@ -22,6 +22,9 @@ from dlmrl_kit.core.component import Resizable
 from dlmrl_kit.core.promises import Given, parts_fault, promises, tensor_fault
 from dlmrl_kit.core.trajectory import where_used
 
+SAMPLE_SIZE = "correction/effective_sample_size"
+"""The metric of how many samples of weight 1 the weights are worth, as a share of them."""
+
 POOR_SAMPLE_SIZE = 0.5
 """The user is warned if the effective sample size is below this share of the selected steps ..."""
 MANY_TRUNCATED = 0.2
@@ -108,7 +111,7 @@ class Drift:
             return {}
         return {
             "correction/drift": self.distance / self.steps,
-            "correction/effective_sample_size": self.total**2 / max(self.weights * self.squares, 1e-300),
+            SAMPLE_SIZE: self.total**2 / max(self.weights * self.squares, 1e-300),
             "correction/truncated": self.truncated / self.weights,
         }
 
@@ -120,7 +123,7 @@ def warning(metrics: dict[str, float], stale: bool = False) -> str | None:
         metrics: of a rollout.
         stale: whether it was sampled with weights of an earlier update.
     """
-    size, share = metrics.get("correction/effective_sample_size", 1.0), metrics.get("correction/truncated", 0.0)
+    size, share = metrics.get(SAMPLE_SIZE, 1.0), metrics.get("correction/truncated", 0.0)
     if size >= POOR_SAMPLE_SIZE and share <= MANY_TRUNCATED:
         return None
     closer = "PrefixCache, a smaller refresh or block_length, or no cache would be closer"

@@ -14,7 +14,7 @@ from dlmrl_kit.experiments.partial_settings import with_what_concerns
 from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.recipe.overrides import place_of_set
 from dlmrl_kit.training.opening import OpenedModel
-from dlmrl_kit.training.replaced_settings import TEMPERATURE, is_replaced
+from dlmrl_kit.training.replaced_settings import TEMPERATURE, is_replaced, sampler_settings
 
 
 class Variation:
@@ -85,7 +85,7 @@ class Variation:
 
     def _check_decodes(self, recipe: Recipe, text: str) -> None:
         own = self._settings(recipe)
-        if any(bound.where == place_of_set(text) and key in own for key, bound in recipe.bindings.items()):
+        if any(key in own for key in sampler_settings(recipe, text)):
             return
         hint = " (--temperature says how all cells are)" if key_of(text).endswith(TEMPERATURE) else ""
         raise RecipeError(

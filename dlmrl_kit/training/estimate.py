@@ -21,6 +21,7 @@ from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
 from dlmrl_kit.core.policy import LOGITS_BYTES, Policy
+from dlmrl_kit.core.window import cell_of
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy, text_config
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.trainers.trainer import Trainer
@@ -120,7 +121,7 @@ def _computed_with(cache: Cache, sampler: Sampler, prompt_length: int) -> float:
     the block it computes all positions at most once for each cell, and no window in the step that begins the block.
     """
     length, block = sampler.completion_length, sampler.block_length
-    cell = min(cache.refresh or block, block)
+    cell = cell_of(cache.refresh, block)
     whole, cached, exact = prompt_length + length, 0, 0
     for begin in range(0, length, block):
         size = min(block, length - begin)

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from dlmrl_kit.core.behaviour import Behaviour
+from dlmrl_kit.core.finite import distance
 from dlmrl_kit.core.keys import COMMIT_STEP, COMPLETION_IDS, PROMPT_MASK, STEP_LOG_PROB, STEP_VALID
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.likelihoods.steps import replay
@@ -58,7 +59,7 @@ def likely_cause(trajectory: TensorDictBase, actions: Actions, policy: Policy, s
 
 
 def _apart(values: Tensor, wanted: Tensor) -> float:
-    return float((values - wanted).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).mean())
+    return float(distance(values, wanted).mean())
 
 
 def _rounded(recorded: Tensor) -> str | None:

@@ -14,6 +14,7 @@ from dlmrl_kit.algorithm.algorithm import GradientEstimator
 from dlmrl_kit.algorithm.dataflow import plain_key
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.errors import TrainingError
+from dlmrl_kit.core.finite import distance
 from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB, Key
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.trajectory import gather_steps
@@ -69,12 +70,11 @@ def check_old(
     with log_probs.policy.in_step():
         both = _both(trajectory, algorithm, cache, log_probs) if len(trajectory) else ()
         for again, recorded, used, source, name in both:
-            difference = (again - recorded).abs()[used]
+            difference = distance(again, recorded)[used]
             if difference.numel():
-                disagree = int((~(difference <= allowed)).sum())  # NaN does, too
+                disagree = int((difference > allowed).sum())
                 says = f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
-                largest = difference.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item()
-                found[says] = largest, disagree, difference.numel()
+                found[says] = difference.max().item(), disagree, difference.numel()
     everyone = processes.gather(found)
     for says in dict.fromkeys(itertools.chain(*everyone)):
         differences, wrong, number = zip(*(own[says] for own in everyone if says in own), strict=True)

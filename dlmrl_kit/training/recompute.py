@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from dlmrl_kit.core.finite import distance
 from dlmrl_kit.core.keys import (
     COMMIT_STEP,
     COMPLETION_IDS,
@@ -180,7 +181,7 @@ def differences(
         else:
             recorded = trajectory[key][actions.sample]
             used = committed_at(trajectory[COMMIT_STEP][actions.sample], actions.step[:, None]).squeeze(1)
-        apart = torch.where(used, (value - recorded).abs(), 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        apart = torch.where(used, distance(value, recorded), 0.0)
         differs = (apart > allowed).any(-1)
         wrong |= differs
         index = int(apart.amax(-1).argmax())

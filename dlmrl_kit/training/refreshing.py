@@ -10,10 +10,10 @@ from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.caches.pace import EXACT, Pace
+from dlmrl_kit.corrections.base import SAMPLE_SIZE
 
 REFRESH = "cache/refresh"
 COMPUTED = "cache/computed_positions"
-SAMPLE_SIZE = "correction/effective_sample_size"
 
 
 class Refreshing:

@@ -32,14 +32,14 @@ def check_read(recipe: Recipe, sets: Sequence[str], temperature: float) -> None:
         RecipeError: one of them is of the sampler, and replaced.
     """
     for text in sets:
-        for key in _keys_of(recipe, text):
+        for key in sampler_settings(recipe, text):
             if is_replaced(key, temperature):
                 how = "has a temperature of its own" if key.endswith(TEMPERATURE) else "is greedy, without filters"
                 said = f"{place_of_set(text)}: an evaluation {how}; give --temperature T"
                 raise RecipeError(f"{said} (it does not read {key})")
 
 
-def _keys_of(recipe: Recipe, text: str) -> Iterator[str]:
+def sampler_settings(recipe: Recipe, text: str) -> Iterator[str]:
     """Yields the settings of the sampler that a binding of the command line sets."""
     for key in recipe.settings_of("sampler"):
         bound = recipe.bindings.get(key)

@@ -14,7 +14,7 @@ from dlmrl_kit.experiments.aggregate import Estimate
 from dlmrl_kit.experiments.evaluation_files import percent
 from dlmrl_kit.experiments.referee.outcomes import Outcome
 from dlmrl_kit.experiments.referee.spec import Claim
-from dlmrl_kit.experiments.referee.statistics import mean, needed, p_value_if_alike
+from dlmrl_kit.experiments.referee.statistics import mean, needed, p_value_if_alike, without_interval
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 TITLES = ("claim", "task", "better", "worse", "by", "verdict", "difference", "low", "high", "pairs", "detectable")
@@ -63,7 +63,7 @@ def _verdict(claim: Claim, task: str, finals: dict[tuple[str, str, int], float],
         return Verdict(claim, task, found, UNKNOWN, None)
     if alike is not None:
         verdict = UNKNOWN if alike > error else HOLDS if found.mean > claim.by else FAILS
-        return Verdict(claim, task, Estimate(found.mean, None, None, found.n), verdict, None)
+        return Verdict(claim, task, without_interval(found), verdict, None)
     verdict = HOLDS if found.low > claim.by else FAILS if found.high <= claim.by else UNKNOWN
     return Verdict(claim, task, found, verdict, needed(pairs, 1 - error))
 

@@ -151,9 +151,13 @@ def _difference(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Difference:
         return Difference(mean(pairs), None, None)
     alike = p_value_if_alike(pairs)
     if alike is not None:
-        found = mean(pairs)
-        return Difference(Estimate(found.mean, None, None, found.n), alike, None)
+        return Difference(without_interval(mean(pairs)), alike, None)
     return Difference(mean(pairs), float(ttest_1samp(pairs, 0.0).pvalue), needed(pairs))
+
+
+def without_interval(found: Estimate) -> Estimate:
+    """Returns a mean of values that are all the same: they have no spread to make an interval of."""
+    return replace(found, low=None, high=None)
 
 
 def p_value_if_alike(pairs: Sequence[float], other: float = 0.0) -> float | None:
