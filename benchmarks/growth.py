@@ -54,7 +54,7 @@ class Axis:
         size = self.sized(value)
         with_plain = self.plain is not None and self.values.index(value) <= self.values.index(self.plain)
         if self.phase == "update":
-            timed: dict[str, Callable[[], object]] = {**update.works(size, with_plain)}
+            timed = update.works(size, with_plain)
             timed.pop("floor")
             return timed
         policy, prompts = make_policy(size), make_prompts(size)

@@ -131,8 +131,25 @@ def step_log_prob(policy: TransformersPolicy, prompts: TensorDict, run: Rollout,
     return picked
 
 
+@torch.no_grad()
+def reference(policy: TransformersPolicy, prompts: TensorDict, run: Rollout, selected: Tensor) -> Tensor:
+    """Computes log-probabilities [B, K] of the selected steps (int64 [B, K]) with the adapter off, one at a time."""
+    with policy.reference():
+        rows = [
+            [step_log_prob(policy, prompts, run, row, step) for step in steps]
+            for row, steps in enumerate(selected.tolist())
+        ]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
 def update(
-    policy: TransformersPolicy, prompts: TensorDict, run: Rollout, advantage: Tensor, selected: Tensor, beta: float
+    policy: TransformersPolicy,
+    prompts: TensorDict,
+    run: Rollout,
+    advantage: Tensor,
+    selected: Tensor,
+    fixed: Tensor,
+    beta: float,
 ) -> float:
     """Adds up the gradient of clipped PPO with KL (k3) on the selected steps, one sample and one step at a time.
 
@@ -141,6 +158,7 @@ def update(
         prompts, run: a rollout.
         advantage: [B, K].
         selected: int64 [B, K], steps.
+        fixed: [B, K], log-probabilities of the reference.
         beta: of the KL.
 
     Returns:
@@ -149,12 +167,10 @@ def update(
     total, count = 0.0, len(selected)
     for row in range(len(selected)):
         for entry, step in enumerate(selected[row].tolist()):
-            with torch.no_grad(), policy.reference():
-                reference = step_log_prob(policy, prompts, run, row, step)
             new = step_log_prob(policy, prompts, run, row, step)
             ratio = (new - run.model_log_prob[step][row]).exp()
             gain = torch.minimum(ratio * advantage[row, entry], ratio.clamp(0.8, 1.5) * advantage[row, entry])
-            gap = reference - new
+            gap = fixed[row, entry] - new
             loss = (-gain + beta * (gap.exp() - gap - 1)) / count
             loss.backward()
             total += loss.item()

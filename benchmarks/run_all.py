@@ -35,6 +35,16 @@ ONLY_STARTS = ("--only", "help", "--only", "one update", "--only", "start of a c
 TINY = ("--hidden", "64", "--batch", "2", *SHORT)
 
 BENCHMARKS: Mapping[str, Benchmark] = {
+    "cycle": Benchmark(
+        "A whole cycle by phase: kit, plain, floors",
+        ("cycle.py", "--repeats", "5"),
+        ("cycle.py", "--vocab", "512", "--length", "8", "--selected", "2", *TINY),
+    ),
+    "cycle-kit": Benchmark(
+        "The same without plain, to be put beside an earlier commit",
+        ("cycle.py", "--no-plain", "--repeats", "5"),
+        ("cycle.py", "--vocab", "512", "--length", "8", "--selected", "2", "--no-plain", *TINY),
+    ),
     "rollout-512": Benchmark(
         "A rollout at vocabulary 512: kit, floor, plain, approximate caches",
         ("rollout.py", "--vocab", "512", "--caches", "--repeats", "5"),
@@ -275,7 +285,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes: whether all of them run")
     parser.add_argument("--against", metavar="REV", help="an earlier commit, measured beside this checkout")
     parser.add_argument("--rounds", type=int, default=1, help="how often each runs; the page has medians")
-    parser.add_argument("--limit", type=float, default=1200, metavar="SECONDS", help="of one process")
+    parser.add_argument("--limit", type=float, default=3600, metavar="SECONDS", help="of one process")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     given = parser.parse_args()
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import plain
 import torch
@@ -29,6 +30,7 @@ from common import (
     report,
 )
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.algorithm.algorithm import Algorithm
@@ -91,23 +93,43 @@ def as_plain(policy: TransformersPolicy, run: TensorDictBase, size: Size) -> pla
     return plain.Rollout(run["completion_ids"], run["commit_step"].long(), model_log_prob=log_prob)
 
 
-def floor(policy: TransformersPolicy, prompts: TensorDict, size: Size) -> Callable[[], None]:
-    """Prepares the bodies of K states per sample, forward and backward, and forward with the adapter off."""
+class Parts(NamedTuple):
+    """The two parts of an update: log-probabilities of the reference, then gradients and the optimiser's step."""
+
+    reference: Callable[[], object]
+    policy: Callable[[], object]
+
+    def both(self) -> None:
+        """Does the whole update."""
+        self.reference()
+        self.policy()
+
+
+def floor(policy: TransformersPolicy, prompts: TensorDict, size: Size) -> Parts:
+    """Prepares the bodies of K states per sample: forward with the adapter off, and forward and backward with it on."""
     completion = torch.full((size.batch, size.length), policy.mask_id, device=size.device)
     ids, mask, position = (part.repeat(size.selected, 1) for part in full_ids(prompts, completion))
     rows = max(1, size.micro_tokens // ids.shape[1])
     parameters = [parameter for _, parameter in policy.trainable()]
+    names = ("input_ids", "attention_mask", "position_ids")
+    pieces = [
+        {**dict(zip(names, part, strict=True)), "use_cache": False}
+        for part in zip(ids.split(rows), mask.split(rows), position.split(rows), strict=True)
+    ]
 
-    def work() -> None:
-        for i, m, p in zip(ids.split(rows), mask.split(rows), position.split(rows), strict=True):
-            inputs = {"input_ids": i, "attention_mask": m, "position_ids": p, "use_cache": False}
-            with torch.no_grad(), policy.reference():
-                policy.model.get_decoder()(**inputs)
-            policy.model.get_decoder()(**inputs).last_hidden_state.sum().backward()
+    @torch.no_grad()
+    def reference() -> None:
+        with policy.reference():
+            for piece in pieces:
+                policy.model.get_decoder()(**piece)
+
+    def learn() -> None:
+        for piece in pieces:
+            policy.model.get_decoder()(**piece).last_hidden_state.sum().backward()
         for parameter in parameters:
             parameter.grad = None
 
-    return work
+    return Parts(reference, learn)
 
 
 def learn(update: Update, run: TensorDictBase) -> None:
@@ -125,24 +147,45 @@ def kit_of(policy: TransformersPolicy, size: Size, likelihood: Likelihood | None
     return partial(learn, update, run)
 
 
-def works(
-    size: Size, with_plain: bool = True, policy: TransformersPolicy | None = None
-) -> dict[str, Callable[[], None]]:
-    """Prepares what is timed, for one size; ``policy``: None for one of its own."""
+def parts(size: Size, with_plain: bool = True, policy: TransformersPolicy | None = None) -> dict[str, Parts]:
+    """Prepares the update of kit, floor and plain, for one size; ``policy``: None for one of its own."""
     policy, prompts = policy or make_policy(size), make_prompts(size)
     update = make_update(policy, size)
     run = trajectory(policy, prompts, size, update)
-    update.prepare(Rollout(run, run.clone()))  # which checks log-probabilities the first time; not part of an update
-    kept = as_plain(policy, run, size)
-    advantage = run["advantage"][:, None].expand(-1, size.selected)
+    prepared = [Rollout(run, run.clone())]
+    update.prepare(prepared[0])  # which checks log-probabilities the first time; not part of an update
 
-    def plainly() -> None:
-        plain.update(policy, prompts, kept, advantage, run["selected", "step"], BETA)
+    def reference() -> None:
+        prepared[0] = Rollout(run, run.clone())
+        update.prepare(prepared[0])
+
+    kit = Parts(reference, lambda: update.learn(prepared[0].kept, 0))
+    found = {"kit": kit, "floor": floor(policy, prompts, size)}
+    return {**found, "plain": plainly(policy, prompts, size, run)} if with_plain else found
+
+
+def plainly(policy: TransformersPolicy, prompts: TensorDict, size: Size, run: TensorDictBase) -> Parts:
+    """Prepares the plain implementation's update on the kit's rollout."""
+    kept, steps = as_plain(policy, run, size), run["selected", "step"]
+    advantage = run["advantage"][:, None].expand(-1, size.selected)
+    fixed: list[Tensor] = []
+
+    def reference() -> None:
+        fixed[:] = [plain.reference(policy, prompts, kept, steps)]
+
+    def learn() -> None:
+        plain.update(policy, prompts, kept, advantage, steps, fixed[0], BETA)
         for _, parameter in policy.trainable():
             parameter.grad = None
 
-    found: dict[str, Callable[[], None]] = {"kit": partial(learn, update, run), "floor": floor(policy, prompts, size)}
-    return {**found, "plain": plainly} if with_plain else found
+    return Parts(reference, learn)
+
+
+def works(
+    size: Size, with_plain: bool = True, policy: TransformersPolicy | None = None
+) -> dict[str, Callable[[], object]]:
+    """Prepares whole updates; arguments as ``parts``."""
+    return {name: part.both for name, part in parts(size, with_plain, policy).items()}
 
 
 def main() -> None:
@@ -156,7 +199,7 @@ def main() -> None:
     for vocab in given.vocab or (512, 32_000):
         for selected in given.selected or (8,):
             size = replace(Size(vocab=vocab, hidden=given.hidden, batch=given.batch), selected=selected)
-            timed: dict[str, Callable[[], object]] = {**works(size, not given.no_plain)}
+            timed = works(size, not given.no_plain)
             if given.compile:
                 timed["compiled"], first_run = compiled(size, given.compile, partial(kit_of, size=size))
             seconds = interleaved(timed, given.repeats)

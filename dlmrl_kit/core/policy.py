@@ -359,7 +359,7 @@ def completion_logits(
     return policy.head(completion_features(policy, prompt_ids, prompt_mask, completion_ids, positions))
 
 
-LOGITS_BYTES = {True: 32 * 2**20, False: 1024 * 2**20}
+LOGITS_BYTES = {True: 48 * 2**20, False: 1024 * 2**20}
 """The most bytes of float32 logits that are in memory at once, on a CPU (True) and elsewhere (False)."""
 
 

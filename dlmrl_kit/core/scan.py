@@ -174,7 +174,7 @@ def scan(
     held = _memory(scratch, "logits", (count, blocks, BLOCK))
     flat = held.flatten(1)
     flat[:, vocab:] = -torch.inf
-    highest, shift, at_one, mass = (features.new_empty(count, blocks) for _ in range(4))
+    highest, at_one, mass = (features.new_empty(count, blocks) for _ in range(3))
     width = _width(count)
     for first, columns, forbidden in _tiles(weight, forbidden_ids, width):
         with phase("head"):
@@ -183,22 +183,35 @@ def scan(
         tile = held[:, here]
         if forbidden is not None:
             tile.flatten(1).index_fill_(1, forbidden, -torch.inf)
+        probs = _memory(scratch, "probs", tile.shape)
         torch.amax(tile, -1, out=highest[:, here])
-        # Of a tile with forbidden tokens only, the largest logit is -inf: -inf - -inf would be NaN.
-        most = highest[:, here].amax(-1, keepdim=True).clamp_min_(torch.finfo(tile.dtype).min)
-        shift[:, here] = most
-        scaled, exps = (_memory(scratch, name, tile.shape) for name in ("scaled", "exps"))
-        torch.sub(tile, most[..., None], out=scaled)
-        torch.sum(torch.exp(scaled, out=exps), -1, out=at_one[:, here])
+        _sums(tile, probs, at_one[:, here])
         if behaviour.temperature != 1:
-            scaled.mul_(1 / behaviour.temperature)
-            torch.sum(torch.exp(scaled, out=exps), -1, out=mass[:, here])
+            inverse = 1 / behaviour.temperature
+            scaled = _memory(scratch, "scaled", tile.shape)
+            torch.add(highest[:, here, None].mul(-inverse), tile, alpha=inverse, out=scaled)
+            _sums(scaled, probs, mass[:, here])
     top = highest.amax(-1)
-    shift -= top[:, None]
-    at_one *= shift.exp()
-    mass = at_one if behaviour.temperature == 1 else mass.mul_(shift.mul_(1 / behaviour.temperature).exp_())
+    shift = highest - top[:, None]
+    empty = highest == -torch.inf  # blocks of forbidden tokens only, whose sums are NaN
+    at_one.masked_fill_(empty, 0.0).mul_(shift.exp())
+    if behaviour.temperature == 1:
+        mass = at_one
+    else:
+        mass.masked_fill_(empty, 0.0).mul_(shift.mul_(1 / behaviour.temperature).exp_())
     found = Scan(flat[:, :vocab], held, behaviour.temperature, highest, mass, Certainty(top, top, top, top))
     return found._replace(certain=_certainty(found, at_one))
+
+
+def _sums(logits: Tensor, probs: Tensor, out: Tensor) -> None:
+    """Computes the sums of exp(logit - largest logit) of each block, [N, K], of logits [N, K, BLOCK].
+
+    The largest probability of a block is 1 over this sum, and a softmax goes once over what exponential and sum would
+    go over twice.
+    """
+    torch.softmax(logits, -1, out=probs)
+    torch.amax(probs, -1, out=out)
+    out.reciprocal_()
 
 
 def _certainty(found: Scan, at_one: Tensor) -> Certainty:

@@ -67,7 +67,9 @@ def test_updates_have_the_same_gradient() -> None:
     kit = update.make_update(policy, SIZE)
     run = update.trajectory(policy, prompts, SIZE, kit)
     advantage = run["advantage"][:, None].expand(-1, SIZE.selected)
-    plain.update(policy, prompts, update.as_plain(policy, run, SIZE), advantage, run["selected", "step"], update.BETA)
+    kept, steps = update.as_plain(policy, run, SIZE), run["selected", "step"]
+    fixed = plain.reference(policy, prompts, kept, steps)
+    plain.update(policy, prompts, kept, advantage, steps, fixed, update.BETA)
     wanted = {name: parameter.grad.clone() for name, parameter in policy.trainable()}
     policy.zero_grad()
     grads: dict[str, torch.Tensor] = {}
