@@ -3,8 +3,9 @@
 Entries are found by content. For each row the entry with the most leading blocks of the same tokens is used, whatever
 row or step it came from; what is missing is computed and kept. So a sampler need not say which row is which: while it
 goes through the steps of a block only that block is computed, and the first step of the next block adds the one that
-was finished. Tokens are counted from the first real one, so that padding plays no part. Prefixes are compared and
-places worked out on the CPU (``core.trajectory.on_host``), so that a step need not wait for a GPU.
+was finished. What many rows lack alike, such as the prompt of a group, is computed once for all of them. Tokens are
+counted from the first real one, so that padding plays no part. Prefixes are compared and places worked out on the CPU
+(``core.trajectory.on_host``), so that a step need not wait for a GPU.
 """
 
 from __future__ import annotations
@@ -73,6 +74,34 @@ class FinishedBlocks:
         asked = position[row, column]
         finished, end = self._bounds(row, asked, real.sum(-1))
         start = self._match(tokens, finished)
+        if bool((finished > start).any()):
+            start = self._share(attend, tokens, start, finished, end, device)
+        hidden = self._compute(attend, tokens, start, end, finished, device)
+        return hidden[on_device(row, device), on_device(asked - start[row], device)]
+
+    def _share(
+        self, attend: Attend, tokens: Tensor, start: Tensor, finished: Tensor, end: Tensor, device: torch.device
+    ) -> Tensor:
+        """Computes what rows lack alike once for all of them, if that halves what is computed.
+
+        Arguments as ``_compute``. Returns how many tokens of each row are cached now, int64 [B].
+        """
+        first = _first_alike(tokens, finished)
+        alone, shared = len(tokens) * _most(end - start), len(first) * _most((finished - start)[first])
+        if 2 * (shared + len(tokens) * _most(end - finished)) > alone:  # a forward more has its price, too
+            return start
+        self._pick(first)
+        self._compute(attend, tokens[first], start[first], finished[first], finished[first], device)
+        return self._match(tokens, finished)
+
+    def _compute(
+        self, attend: Attend, tokens: Tensor, start: Tensor, end: Tensor, finished: Tensor, device: torch.device
+    ) -> Tensor:
+        """Runs the model from ``start`` to ``end`` of each row, int64 [B] each, and keeps what is ``finished``.
+
+        Returns:
+            Final hidden states [B, Q, D], each row's from its ``start``.
+        """
         query, in_query = _window(start, end)
         inputs = tokens.gather(1, query.clamp(max=tokens.shape[1] - 1))
         key_block = on_device(self._key_blocks(start, query, in_query), device)
@@ -80,7 +109,7 @@ class FinishedBlocks:
         past = self._past()
         hidden = attend(inputs, query, block[:, :, None] >= key_block[:, None, :], key_block, past)
         self._keep(past, tokens, start, finished)
-        return hidden[on_device(row, device), on_device(asked - start[row], device)]
+        return hidden
 
     def _bounds(self, row: Tensor, asked: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where the first asked block of each row begins and the last ends: int64 [B] each, 0 if none is."""
@@ -106,10 +135,16 @@ class FinishedBlocks:
                 return torch.minimum(depth, finished)
         same = tokens[:, None, :width] == self.tokens[None, :, :width]
         depth, source = self._depth(same, self.length).max(dim=1)
+        self._pick(source)
+        return torch.minimum(depth, finished)
+
+    def _pick(self, source: Tensor) -> None:
+        """Makes the entries ``source`` (int64 [B]) the entries of the rows, in this order."""
+        if self.tokens is None or self.length is None:
+            return
         there = on_device(source, self.layers[0][0].device)
         self.tokens, self.length = self.tokens[source], self.length[source]
         self.layers = [(keys[there], values[there]) for keys, values in self.layers]
-        return torch.minimum(depth, finished)
 
     def _depth(self, same: Tensor, length: Tensor) -> Tensor:
         """Counts leading tokens in common, in whole blocks: int64 [...] from bool [..., N]."""
@@ -155,6 +190,24 @@ class FinishedBlocks:
             there = on_device(source, layer.keys.device)
             self.layers.append((_gathered(layer.keys, there), _gathered(layer.values, there)))
         self.tokens, self.length = tokens[:, :width], finished
+
+
+def _first_alike(tokens: Tensor, length: Tensor) -> Tensor:
+    """Returns one row of each kind, int64 [U]: rows are alike whose first ``length`` tokens are the same.
+
+    Args:
+        tokens: int64 [B, N].
+        length: int64 [B].
+    """
+    behind = torch.arange(tokens.shape[1]) >= length[:, None]
+    kind = torch.unique(tokens.masked_fill(behind, -1), dim=0, return_inverse=True)[1]
+    first = torch.full((int(kind.max()) + 1,), len(kind))
+    return first.scatter_reduce(0, kind, torch.arange(len(kind)), "amin")
+
+
+def _most(count: Tensor) -> int:
+    """Returns the largest of some counts, int64 [B]."""
+    return int(count.max())
 
 
 def _gathered(part: Tensor, source: Tensor) -> Tensor:

@@ -82,6 +82,23 @@ def test_only_unfinished_blocks_are_computed(policy: Any) -> None:
     assert tokens == [8, 4, 8, 4, 4, 4, 8, 4, 4, 4]
 
 
+def test_what_the_rows_of_a_group_lack_alike_is_computed_once(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts of 5 and 4 blocks in mixed order: these first, then all rows from there on; nothing else changes."""
+    sampler = LowConfidence(LENGTH, 2, BLOCK, stop_at_eos=False)
+    batch, shapes = seeded(prompts((22, 18))[[0, 1, 1, 0, 1, 0, 0, 1]]), []
+    with policy.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    ):
+        cached = sampler(batch.clone(), policy=policy)
+    assert shapes[:3] == [(2, 20), (8, 4), (8, 8)]
+    assert (2, 20) not in shapes[1:]
+    monkeypatch.setattr(BlockCausalPolicy, "prefix_cache", lambda self: contextlib.nullcontext())
+    plain = sampler(batch.clone(), policy=policy)
+    assert len({tuple(row) for row in cached["completion_ids"].tolist()}) > 4
+    assert torch.equal(cached["completion_ids"], plain["completion_ids"])
+    torch.testing.assert_close(cached["step", "log_prob"], plain["step", "log_prob"], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.block_length}")
 def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any, sampler: Any) -> None:
     """Made at the end, from the states; the rollout itself is the same bit for bit."""
