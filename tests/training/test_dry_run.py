@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +179,7 @@ def test_the_peak_contains_evaluation(rows: str, size: int, at_once: int) -> Non
     algorithm = build(sets=[*sets, "Trainer.prompts_per_update = 1"])
     policy = algorithm.policy.load()
     need = memory(algorithm, make_plan(algorithm), policy, 17)
-    tokens, sizes = at_once * (17 + algorithm.sampler.completion_length), layer_sizes(policy, False)
+    tokens, sizes = at_once * (17 + algorithm.sampler.completion_length), layer_sizes(policy)
     logits = 3 * 4 * at_once * algorithm.sampler.completion_length * policy.vocab_size
     assert need.evaluation == 4 * tokens * sizes.computed + logits
     assert need.peak >= need.weights + need.optimiser + need.evaluation
@@ -207,11 +206,10 @@ def test_activations_are_about_those_that_autograd_keeps(kind: str, tmp_path: Pa
     alive = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         alive.append(policy.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))
-    size = layer_sizes(policy, False)
-    assert size.computed == size.kept
-    ratio = sum(kept.values()) / (4 * ids.numel() * size.number * size.kept)
+    size = layer_sizes(policy)
+    ratio = sum(kept.values()) / (4 * ids.numel() * size.number * size.computed)
     assert 0.6 < ratio < 1.6
-    assert layer_sizes(policy, True) == replace(size, kept=64)
+    assert size.entering == 64
 
 
 def test_precision_and_quantisation_count(tmp_path: Path) -> None:
