@@ -141,7 +141,7 @@ class Pretrained(PolicySource):
         return policy
 
     def prepare(self, policy: TransformersPolicy, lora_rank: int) -> None:
-        """Gives a policy that was just made an adapter of this rank, none for 0; all its blocks recompute if asked to."""
+        """Gives a policy that was just made an adapter of this rank, none for 0; all blocks recompute if asked to."""
         if lora_rank:
             policy.add_adapter(lora_config(policy.model, lora_rank, self.lora_alpha))
         if self.gradient_checkpointing is True:
