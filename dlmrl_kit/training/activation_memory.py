@@ -9,7 +9,7 @@ since those with parts of the weights must run the same blocks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
@@ -126,16 +126,17 @@ def recompute_as_needed(
     """
     trainer, length = algorithm.trainer, longest_prompt(algorithm, policy)
     busiest = of_busiest(algorithm, processes.world)
-    need = memory(busiest, plan, policy, length, recomputed=0)
+    held = _held(policy)
+    need = replace(memory(busiest, plan, policy, length, recomputed=0), weights=held)
     if trainer.sharding != "none" and processes.world > 1:
         need = sharded(need, plan, policy, processes.world, settings_of(trainer))
-    room = (1 - FREE) * (free_memory(policy.device) + _held(policy))
+    room = (1 - FREE) * (free_memory(policy.device) + held)
     found = fewest_blocks(busiest, plan, policy, length, need, min(processes.gather(room))).checked()
     recompute_blocks(policy.model, found.number)
     return found
 
 
 def _held(policy: TransformersPolicy) -> float:
-    """Returns the bytes of the weights in memory, which are among what an update needs."""
+    """Returns the bytes of the weights in memory, those in 4 bits as they are packed."""
     models = [policy.model, *([] if policy.frozen is None else [policy.frozen])]
     return float(sum(p.numel() * p.element_size() for model in models for p in model.parameters()))

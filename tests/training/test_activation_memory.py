@@ -160,7 +160,7 @@ def test_a_cluster_chooses_for_each_micro_batch() -> None:
     policy = algorithm.policy.load()
 
     def job(gib: float) -> Job:
-        return Job(algorithm, make_plan(algorithm), policy, 20, Cluster(memory=gib))
+        return Job(algorithm, make_plan(algorithm), policy, 20, Cluster(memory=gib, bandwidth=1e-9))
 
     large = job(80).choice("none", 1, 192)
     assert large.recomputation is not None
@@ -173,7 +173,8 @@ def test_a_cluster_chooses_for_each_micro_batch() -> None:
     assert small.recomputation.number == 0
     assert tight.memory.update < large.memory.update
     assert job(gib).fits(tight)
-    assert tight.update > large.update
+    again = tight.recomputation.number / 4  # weights are read once more in that share of the blocks
+    assert tight.update == pytest.approx((2 + again) / 2 * large.update)
     algorithm.policy.activation_gib = 1e-6
     refused = job(80).choice("none", 1, 192)
     assert not job(80).fits(refused)
@@ -205,9 +206,11 @@ def test_weights_that_are_there_already_count_as_room(monkeypatch: pytest.Monkey
     need = memory(algorithm, plan, policy, 17)
     monkeypatch.setattr(activation_memory, "FREE", 0.0)
     monkeypatch.setattr(activation_memory, "free_memory", lambda device: need.optimiser + need.update)
+    algorithm.policy.quantisation = "nf4"  # packed weights are counted as they are
+    policy.model.register_parameter("packed", torch.nn.Parameter(torch.zeros(999, 1, dtype=torch.uint8), False))
     found = recompute_as_needed(algorithm, plan, policy, ALONE)
     assert (found.number, recomputed_blocks(policy.model)) == (0, 0)
-    monkeypatch.setattr(activation_memory, "free_memory", lambda device: need.optimiser + need.update - 1e3)
+    monkeypatch.setattr(activation_memory, "free_memory", lambda device: need.optimiser + need.update - 100)
     assert recompute_as_needed(algorithm, plan, policy, ALONE).number == 1
 
 
