@@ -90,6 +90,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("memory.py", "--vocab", "32000", "--steps-growth"),
         ("memory.py", "--vocab", "512"),
     ),
+    "recompute": Benchmark(
+        "An update by the number of blocks that recompute activations: time and peak memory",
+        ("recompute.py", "--layers", "4", "--micro-tokens", "3072", "--repeats", "3"),
+        ("recompute.py", "--layers", "2", *TINY),
+    ),
     "growth": Benchmark(
         "How time and memory grow: log-log slopes, 1 is linear",
         ("growth.py", "--repeats", "3"),

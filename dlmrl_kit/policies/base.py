@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from dlmrl_kit.core.dependencies import Dependent
-from dlmrl_kit.policies.options import Quantisation
+from dlmrl_kit.policies.options import Checkpointing, Quantisation
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
 
@@ -20,8 +20,11 @@ class PolicySource(Dependent, ABC):
     """Rank of the LoRA adapter that is trained; 0: the weights themselves are."""
     quantisation: Quantisation = "none"
     """How the weights that are not trained are held."""
-    gradient_checkpointing: bool = False
-    """Whether blocks are computed again in the backward pass, in place of storing their activations."""
+    gradient_checkpointing: Checkpointing = False
+    """Whether blocks are computed again in the backward pass, in place of storing their activations. ``auto``: training
+    chooses how many are, by ``training.activation_memory``; a policy is loaded without any."""
+    activation_gib: float | None = None
+    """GiB that the activations of a micro-batch may take, by which that is chosen; None: what is free."""
 
     @abstractmethod
     def load(self) -> TransformersPolicy:

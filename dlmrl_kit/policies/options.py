@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 Quantisation = Literal["none", "nf4"]
+Checkpointing = bool | Literal["auto"]
+"""Which blocks compute their activations again in the backward pass: all, none, or as many as memory asks for."""
 
 _DTYPES: dict[Dtype, torch.dtype | Literal["auto"]] = {
     "auto": "auto",

@@ -15,7 +15,7 @@ from dlmrl_kit.policies.adapter_settings import base_of
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.checkpoint_files import DOWNLOADED, checkpoint_folder
 from dlmrl_kit.policies.loading import load_policy
-from dlmrl_kit.policies.options import Attention, Dtype, Quantisation
+from dlmrl_kit.policies.options import Attention, Checkpointing, Dtype, Quantisation
 from dlmrl_kit.policies.recompute import recompute_blocks
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
@@ -45,7 +45,11 @@ class Pretrained(PolicySource):
             ``flex_attention``.
         quantisation: ``nf4`` holds the frozen weights in 4 bits through bitsandbytes (arXiv 2305.14314); needs a GPU
             and ``lora_rank``.
-        gradient_checkpointing: recompute each block in the backward pass instead of storing its activations.
+        gradient_checkpointing: recompute blocks in the backward pass instead of storing their activations: all
+            (``True``), none, or ``auto``: as many as memory asks for, chosen by the dry run's estimate when training
+            starts (see ``training.activation_memory``). Results do not change.
+        activation_gib: with ``auto``, GiB that the activations of a micro-batch may take; None: what is free beside
+            weights, gradients and optimiser.
 
     Raises:
         ValueError: a value out of range.
@@ -64,7 +68,8 @@ class Pretrained(PolicySource):
         dtype: Dtype = "auto",
         attention: Attention = "auto",
         quantisation: Quantisation = "none",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
+        activation_gib: float | None = None,
     ) -> None:
         check(lora_rank >= 0, self, "lora_rank", lora_rank, "at least 0")
         check(lora_alpha > 0, self, "lora_alpha", lora_alpha, "positive")
@@ -79,6 +84,11 @@ class Pretrained(PolicySource):
             quantisation,
             "'none' without LoRA: weights in 4 bits cannot be trained (set lora_rank)",
         )
+        known = type(gradient_checkpointing) is bool or gradient_checkpointing == "auto"
+        check(known, self, "gradient_checkpointing", gradient_checkpointing, "True, False or 'auto'")
+        check(activation_gib is None or activation_gib > 0, self, "activation_gib", activation_gib, "positive, or None")
+        only = "None without gradient_checkpointing = 'auto', which alone chooses by it"
+        check(activation_gib is None or gradient_checkpointing == "auto", self, "activation_gib", activation_gib, only)
         self.path = path
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
@@ -91,6 +101,7 @@ class Pretrained(PolicySource):
         self.attention = attention
         self.quantisation = quantisation
         self.gradient_checkpointing = gradient_checkpointing
+        self.activation_gib = activation_gib
 
     @classmethod
     def anchored(cls, settings: Mapping[str, object]) -> dict[str, object]:
@@ -130,8 +141,8 @@ class Pretrained(PolicySource):
         return policy
 
     def prepare(self, policy: TransformersPolicy, lora_rank: int) -> None:
-        """Gives a policy that was just made an adapter of this rank, none for 0, and sets gradient checkpointing."""
+        """Gives a policy that was just made an adapter of this rank, none for 0; all blocks recompute if asked to."""
         if lora_rank:
             policy.add_adapter(lora_config(policy.model, lora_rank, self.lora_alpha))
-        if self.gradient_checkpointing:
+        if self.gradient_checkpointing is True:
             recompute_blocks(policy.model)

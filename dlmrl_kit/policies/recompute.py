@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dlmrl_kit.policies.adapter import blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 R = TypeVar("R")
 
@@ -36,12 +39,34 @@ class Recomputed(Generic[R]):
         return result
 
 
-def recompute_blocks(model: nn.Module) -> None:
-    """Makes every transformer block of a model recompute its activations in the backward pass.
+def recompute_blocks(model: PreTrainedModel, number: int | None = None) -> None:
+    """Makes transformer blocks of a model recompute their activations in the backward pass.
+
+    The first ones do, those next to the input: the backward pass comes to them last, when nothing is stored of the
+    others any more, so that what one of them computes again needs no memory on top of theirs.
+
+    Args:
+        model: whose blocks do not recompute anything yet, are not compiled and not sharded.
+        number: of blocks; None: all.
 
     Raises:
         UserError: the model has no blocks that the kit can find.
+        ValueError: it has fewer.
     """
-    for block in blocks(model).values():
+    found = text_blocks(model)
+    count = len(found) if number is None else number
+    if not 0 <= count <= len(found):
+        raise ValueError(f"{count} blocks to recompute of {len(found)}")
+    for block in found[:count]:
         forward: Recomputed[Any] = Recomputed(block.forward)
         block.forward = forward
+
+
+def text_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """Returns the transformer blocks that text goes through, in their order; raises as ``policies.adapter.blocks``."""
+    return list(blocks(model.get_decoder()).values())
+
+
+def recomputed_blocks(model: nn.Module) -> int:
+    """Counts the blocks of a model that recompute their activations."""
+    return sum(isinstance(module.forward, Recomputed) for module in model.modules())

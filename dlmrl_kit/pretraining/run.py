@@ -19,6 +19,7 @@ from dlmrl_kit.core.files import atomic_folder, write_atomic
 from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.results import EvalResult, PretrainResult, RunObserver
 from dlmrl_kit.core.run_folder import RECIPE, RESULT, holds_run, one_writer, require
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.saving import save_transformers
 from dlmrl_kit.pretraining.demonstrations import Demonstrations, batch_of, encode_demonstrations
 from dlmrl_kit.pretraining.heldout import encode_heldout, heldout_loss
@@ -134,7 +135,8 @@ class PretrainRun:
         observer: is told how the run goes.
 
     Raises:
-        UserError: a split is empty, or the policy or the device cannot be used.
+        UserError: a split is empty, the policy or the device cannot be used, or the policy leaves open how many blocks
+            recompute their activations, which is for reinforcement learning.
     """
 
     def __init__(self, built: Pretraining, folder: Path, name: str, observer: RunObserver) -> None:
@@ -148,6 +150,9 @@ class PretrainRun:
         self.losses: list[float] = []  # the last RECENT ones
         self.loss_before: float | None = None  # held-out, of the policy that the run began with
         self.identity: Identity = {}  # what the run depends on; checkpoints hold it
+        recomputes = built.policy.gradient_checkpointing
+        expected = "True or False in pre-training, whose activations the kit does not estimate"
+        check(recomputes != "auto", built.policy, "gradient_checkpointing", recomputes, expected)
         require_examples(built.task, "pretrain", "heldout")
         self.policy, self.optimiser, self.scheduler = start_policy(built.policy, self.settings, self.settings.steps)
         self.settings.check_policy(self.policy)

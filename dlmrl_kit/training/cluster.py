@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
 from dlmrl_kit.core.errors import UserError
+from dlmrl_kit.policies.recompute import recomputed_blocks
 from dlmrl_kit.policies.sharding import Parts
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.trainers.trainer import SHARDINGS
-from dlmrl_kit.training.estimate import Memory, forwards, memory
+from dlmrl_kit.training.activation_memory import GIB, Recomputation, fewest_blocks
+from dlmrl_kit.training.estimate import Memory, forwards, memory, model_sizes
 from dlmrl_kit.training.exchange import Exchange, exchange, own_samples, passes, stored_bytes
 from dlmrl_kit.training.flops import arithmetic
 from dlmrl_kit.training.sharded_memory import FREE, of_busiest, settings_of, sharded
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Choice:
     Attributes:
         sharding, rollout_batch, micro_batch: settings of the trainer.
         parts: how sharded weights are kept and put together.
+        recomputation: how many blocks recompute their activations; None: as many as the recipe says.
         memory: of a card.
         exchange: payloads of an update.
         rollout, scoring, update, exchanging: seconds of an update.
@@ -95,6 +96,7 @@ class Choice:
     parts: Parts
     rollout_batch: int
     micro_batch: int
+    recomputation: Recomputation | None
     memory: Memory
     exchange: Exchange
     rollout: float
@@ -167,17 +169,21 @@ class Job:
         world, cluster, parts = self.cluster.world, self.cluster, settings_of(self.algorithm.trainer)
         own = self.busiest(rollout, micro)
         need = memory(own, self.plan, self.policy, self.prompt_length)
-        work = arithmetic(own, self.plan, self.policy, self.prompt_length)
-        if sharding == "full" and world > 1:
-            parts = replace(parts, offloaded=parts.offloaded or offloaded)
+        shards = sharding == "full" and world > 1
+        parts = replace(parts, offloaded=parts.offloaded or (shards and offloaded))
+        found = self.recomputation(own, need, parts if shards else None)
+        again = self.recomputed(found)
+        need = memory(own, self.plan, self.policy, self.prompt_length, again)
+        work = arithmetic(own, self.plan, self.policy, self.prompt_length, again)
+        if shards:
             need, parts = self._sharded(need, parts)
         count = passes(self.algorithm, self.plan, world, micro, rollout)
         payload = exchange(self.plan, self.policy, world, count, sharding, parts)
         read = self._weights() / (cluster.bandwidth * 1e12)
         calls = self.calls(rollout, micro)
-        times = 3 if own.policy.gradient_checkpointing else 2
+        times = 2 + again / model_sizes(self.policy).number
 
-        def at_rate(operations: float, calls: int) -> float:
+        def at_rate(operations: float, calls: float) -> float:
             return max(operations / (cluster.tflops * 1e12), calls * read)
 
         return Choice(
@@ -185,6 +191,7 @@ class Job:
             parts,
             rollout,
             micro,
+            found,
             need,
             payload,
             at_rate(work.rollout, calls.rollout),
@@ -192,6 +199,23 @@ class Job:
             at_rate(work.update, times * calls.update),
             cluster.seconds(payload.sent(world)),
         )
+
+    def recomputation(self, own: Algorithm, whole: Memory, parts: Parts | None = None) -> Recomputation | None:
+        """Returns how many blocks would recompute their activations on a card; None where the recipe says it.
+
+        Args:
+            own: algorithm of the process with most samples.
+            whole: its memory with no block recomputed.
+            parts: how weights are kept and put together; None: they are not sharded.
+        """
+        if own.policy.gradient_checkpointing != "auto":
+            return None
+        need = whole if parts is None else sharded(whole, self.plan, self.policy, self.cluster.world, parts)
+        return fewest_blocks(own, self.plan, self.policy, self.prompt_length, need, self.room)
+
+    def recomputed(self, found: Recomputation | None) -> int:
+        """Returns how many blocks recompute: as was found, or, for None, those of the policy that do."""
+        return recomputed_blocks(self.policy.model) if found is None else found.number
 
     def _weights(self) -> float:
         """Returns the bytes that a forward reads."""
@@ -241,8 +265,9 @@ class Job:
         return (1 - FREE) * self.cluster.memory * GIB
 
     def fits(self, choice: Choice) -> bool:
-        """Tells whether a choice fits into the memory of a card, and leaves ``FREE`` of it."""
-        return choice.memory.peak <= self.room
+        """Tells whether a choice fits into the memory of a card, with ``FREE`` left, and its activations may."""
+        found = choice.recomputation
+        return choice.memory.peak <= self.room and (found is None or not found.is_refused)
 
     def best(self, choices: Iterable[Choice]) -> Choice | None:
         """Returns the fastest choice that fits; of equally fast ones that with the largest batches. None: none fits."""
@@ -286,6 +311,8 @@ def in_words(job: Job) -> list[str]:
             f"choose       nothing: no choice fits into {cluster.memory:g} GiB and leaves {FREE:.0%} of it free"
         )
         return lines
+    found = best.recomputation
+    again = "" if found is None else f", {found.number} of {found.blocks} blocks recomputed"
     hours = best.seconds * trainer.updates / 3600
     chosen = " ".join(f"--set \"Trainer.{name}='{value}'\"" for name, value in best.ways)
     if best.memory.offloaded:
@@ -296,9 +323,9 @@ def in_words(job: Job) -> list[str]:
     return [
         *lines,
         f"choose       {chosen} --set Trainer.rollout_batch_size="
-        f"{best.rollout_batch} --set Trainer.micro_batch_size={best.micro_batch}: {best.memory.peak / GIB:.1f} GiB, "
-        f"{best.seconds:.3g} s per update, {hours:.3g} hours for {trainer.updates}; evaluations and rewards are not "
-        "counted",
+        f"{best.rollout_batch} --set Trainer.micro_batch_size={best.micro_batch}: {best.memory.peak / GIB:.1f} GiB"
+        f"{again}, {best.seconds:.3g} s per update, {hours:.3g} hours for {trainer.updates}; evaluations and rewards "
+        "are not counted",
     ]
 
 

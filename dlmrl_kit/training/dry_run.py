@@ -19,12 +19,14 @@ from dlmrl_kit.core.errors import RecipeError, UserError
 from dlmrl_kit.policies.base import PolicySource
 from dlmrl_kit.policies.checkpoint_files import load_tokenizer
 from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.recompute import text_blocks
 from dlmrl_kit.policies.skeleton import skeleton, wrapped
 from dlmrl_kit.policies.text_bounds import beginning, unknown_tokens
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe
 from dlmrl_kit.rollout.services import examples
 from dlmrl_kit.rollout.tokens import Tokens
+from dlmrl_kit.training.activation_memory import Recomputation
 from dlmrl_kit.training.cluster import Cluster, Job
 from dlmrl_kit.training.cluster import in_words as planned
 from dlmrl_kit.training.estimate import Forwards, computed_positions, describe, evaluated_at_once, forwards, memory
@@ -67,10 +69,11 @@ def dry_run(recipe: Recipe, say: Callable[[str], None], cluster: Cluster = ONE_G
     if algorithm.task.sketch() is not algorithm.task:
         say("examples     the kit's own, in the form of the data set, which a dry run does not download")
     length, how = longest_prompt(algorithm, policy)
-    for line in costs(algorithm, policy, length, how):
-        say(line)
     job = Job(algorithm, make_plan(algorithm), policy, length, cluster)
-    work = arithmetic(algorithm, job.plan, policy, length)
+    found = recomputation(job)
+    for line in costs(job, how, found):
+        say(line)
+    work = arithmetic(algorithm, job.plan, policy, length, job.recomputed(found))
     for line in in_words(work, algorithm.trainer.updates, cluster.world, cluster.tflops):
         say(line)
     for line in planned(job) if plan else ():
@@ -103,20 +106,32 @@ def _at_full_size(recipe: Recipe, say: Callable[[str], None]) -> tuple[Algorithm
     return algorithm, policy, small
 
 
-def costs(algorithm: Algorithm, policy: TransformersPolicy, prompt_length: int, how: str) -> list[str]:
+def recomputation(job: Job) -> Recomputation | None:
+    """Returns how many blocks one card of a cluster would choose to recompute; None: the recipe says it.
+
+    Raises:
+        UserError: activations do not fit into what the recipe gives them.
+    """
+    whole = memory(job.algorithm, job.plan, job.policy, job.prompt_length)
+    found = job.recomputation(job.algorithm, whole)
+    return None if found is None else found.checked()
+
+
+def costs(job: Job, how: str, found: Recomputation | None) -> list[str]:
     """Returns the lines of the report on parameters, memory and forwards.
 
     Args:
-        algorithm: the recipe.
-        policy: at its full size; its parameters may be on the ``meta`` device.
-        prompt_length: tokens of a prompt.
-        how: says how these were counted.
+        job: of one card.
+        how: says how the tokens of a prompt were counted.
+        found: what one card chooses, from ``recomputation``.
     """
-    plan, trainer, source = make_plan(algorithm), algorithm.trainer, algorithm.policy
+    algorithm, plan, policy, prompt_length = job.algorithm, job.plan, job.policy, job.prompt_length
+    trainer, source = algorithm.trainer, algorithm.policy
     trained = sum(p.numel() for _, p in policy.trainable())
     base = policy.num_parameters - trained if policy.adapter is not None else policy.num_parameters
     adapter = f" (LoRA of rank {source.lora_rank})" if policy.adapter is not None else ""
-    need, count = memory(algorithm, plan, policy, prompt_length), forwards(algorithm, plan)
+    again, count = job.recomputed(found), forwards(algorithm, plan)
+    need = memory(algorithm, plan, policy, prompt_length, again)
     lines = [
         f"parameters   {base:,}, trainable {trained:,}{adapter}",
         f"tokens       {prompt_length} of the prompt ({how}) and {algorithm.sampler.completion_length} of the "
@@ -126,9 +141,10 @@ def costs(algorithm: Algorithm, policy: TransformersPolicy, prompt_length: int, 
         f"  optimiser  {describe(need.optimiser)} with gradients",
         f"  rollout    {describe(need.rollout)}, {trainer.rollout_batch_size or count.samples} completions at once",
         f"  update     {describe(need.update)}, {trainer.micro_batch_size} samples at once"
-        + (", gradient checkpointing" if source.gradient_checkpointing else ""),
+        + (f", {again} of {len(text_blocks(policy.model))} blocks recomputed" if again else ""),
         f"  evaluation {describe(need.evaluation)}, {evaluated_at_once(trainer)} completions at once",
         f"  peak       {describe(need.peak)}",
+        *(() if found is None else (f"recomputed   {found.in_words(f'a card of {job.cluster.memory:g} GiB')}",)),
         "forwards     of an update, at most: " + states_in_words(count, computed_positions(algorithm, prompt_length)),
     ]
     if count.restarts:

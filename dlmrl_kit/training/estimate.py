@@ -4,7 +4,8 @@ With c bytes per number in the computation, hidden size D, H heads of size h, G 
 MLP (of all chosen experts together), the memory is taken to be:
 
     a token's activations in a layer, stored for the backward pass    c (8 D + 3 (H + 2 G) h + 4 F)
-    with gradient checkpointing                                       c D, and one layer in full
+    of a layer that is recomputed                                     c D
+    the layer that the backward pass is in                            as much as a layer's activations in full
     logits                                                            float32, at most ``LOGITS_BYTES`` at once, thrice
 
 Allocators, kernels and adapters add to these estimates.
@@ -22,6 +23,7 @@ from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.keys import STEP_ACCEPTED, STEP_DRAFT_IDS, STEP_GREEDY_IDS, STEP_STATE_IDS, Key
 from dlmrl_kit.core.policy import LOGITS_BYTES, Policy
 from dlmrl_kit.core.window import cell_of
+from dlmrl_kit.policies.recompute import recomputed_blocks
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy, text_config
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.trainers.trainer import Trainer
@@ -135,7 +137,9 @@ def _computed_with(cache: Cache, sampler: Sampler, prompt_length: int) -> float:
     return cached / exact
 
 
-def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_length: int) -> Memory:
+def memory(
+    algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_length: int, recomputed: int | None = None
+) -> Memory:
     """Estimates the memory of an update, for a policy whose parameters may be on the ``meta`` device.
 
     Args:
@@ -143,10 +147,11 @@ def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_
         plan: of the algorithm.
         policy: with its adapter, if any.
         prompt_length: P, in tokens.
+        recomputed: blocks that recompute their activations; None: those of the policy that do.
     """
     trainer, sampler = algorithm.trainer, algorithm.sampler
     trained = sum(p.numel() for _, p in policy.trainable())
-    compute, layer = _number_bytes(trainer), layer_sizes(policy, algorithm.policy.gradient_checkpointing)
+    compute, layer = _number_bytes(trainer), layer_sizes(policy)
     samples, kept = trainer.prompts_per_update * trainer.group_size, _trajectories(algorithm, plan)
     length = prompt_length + sampler.completion_length
 
@@ -155,20 +160,35 @@ def memory(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_
     if algorithm.cache is not None:
         rollout += compute * rows * length * layer.number * layer.keys_and_values
 
-    scored = min(trainer.micro_batch_size, samples) * min(forwards(algorithm, plan).update // samples, 10**9)
-    passed = scored * length
-    if trainer.micro_batch_tokens is not None:
-        passed = min(passed, max(trainer.micro_batch_tokens, length))
-    activations = compute * passed * (layer.number * layer.kept + layer.computed)
-    update = activations + _logits(scored * sampler.max_commits, policy) + kept
+    stored = activations(algorithm, plan, policy, prompt_length, recomputed)
+    update = stored + _logits(_scored(algorithm, plan) * sampler.max_commits, policy) + kept
     # An evaluation records nothing, and uses no cache.
     evaluation = _decoding(evaluated_at_once(trainer), length, algorithm, policy)
     return Memory(_weights(algorithm, plan, policy), 12 * trained, rollout, update, evaluation)
 
 
+def activations(
+    algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_length: int, recomputed: int | None = None
+) -> float:
+    """Estimates the bytes of a micro-batch's activations, at most; arguments as ``memory``."""
+    trainer, length = algorithm.trainer, prompt_length + algorithm.sampler.completion_length
+    passed = _scored(algorithm, plan) * length
+    if trainer.micro_batch_tokens is not None:
+        passed = min(passed, max(trainer.micro_batch_tokens, length))
+    again = recomputed_blocks(policy.model) if recomputed is None else recomputed
+    return float(_number_bytes(trainer) * passed * layer_sizes(policy).alive(again))
+
+
+def _scored(algorithm: Algorithm, plan: Plan) -> int:
+    """Counts the states of a micro-batch's samples."""
+    trainer = algorithm.trainer
+    samples = trainer.prompts_per_update * trainer.group_size
+    return min(trainer.micro_batch_size, samples) * min(forwards(algorithm, plan).update // samples, 10**9)
+
+
 def _decoding(rows: int, length: int, algorithm: Algorithm, policy: TransformersPolicy) -> float:
     """Adds up the bytes of decoding ``rows`` completions at once; with their prompts they are ``length`` tokens."""
-    layer, states = layer_sizes(policy, checkpointing=False), algorithm.sampler.states_at_once(rows)
+    layer, states = layer_sizes(policy), algorithm.sampler.states_at_once(rows)
     logits = _logits(states * algorithm.sampler.completion_length, policy)
     return _number_bytes(algorithm.trainer) * states * length * layer.computed + logits
 
@@ -198,16 +218,20 @@ class LayerSize:
     """The sizes of a model's layers, in numbers per token.
 
     Attributes:
-        computed: numbers that the forward pass of a layer computes.
-        kept: how many of them are stored for the backward pass.
+        entering: numbers that a layer is given; all that is stored of one that is recomputed.
+        computed: numbers that the forward pass of a layer computes, and stores for the backward pass.
         keys_and_values: numbers in the keys and values of a layer.
         number: how many layers there are.
     """
 
+    entering: int
     computed: int
-    kept: int
     keys_and_values: int
     number: int
+
+    def alive(self, recomputed: int) -> int:
+        """Counts the numbers that an update has in memory at once, at most, if so many layers are recomputed."""
+        return recomputed * self.entering + (self.number - recomputed) * self.computed + self.computed
 
 
 @dataclass(frozen=True)
@@ -247,12 +271,11 @@ def model_sizes(policy: TransformersPolicy) -> ModelSizes:
     return ModelSizes(hidden, heads, groups, size, shared + experts, number, weights)
 
 
-def layer_sizes(policy: TransformersPolicy, checkpointing: bool) -> LayerSize:
+def layer_sizes(policy: TransformersPolicy) -> LayerSize:
     """Counts the numbers of a model's layers, from its sizes."""
     sizes = model_sizes(policy)
     computed = 8 * sizes.hidden + 3 * (sizes.heads + 2 * sizes.groups) * sizes.head + 4 * sizes.inner
-    kept = sizes.hidden if checkpointing else computed
-    return LayerSize(computed, kept, 2 * sizes.groups * sizes.head, sizes.number)
+    return LayerSize(sizes.hidden, computed, 2 * sizes.groups * sizes.head, sizes.number)
 
 
 def _logits(predictions: int, policy: Policy) -> float:

@@ -6,8 +6,8 @@ blocks, n layers, H heads of size h, and M positions whose logits are wanted fro
     forward    2 P S + 4 n H h S^2 + 2 M D V
     backward   the same for the gradients of activations, the first term again for those of weights that are trained
 
-and gradient checkpointing repeats the forward. Everything else is small, and so is what the head of a rollout costs: it
-is counted for half a block.
+and blocks that recompute their activations repeat their share of the forward. Everything else is small, and so is what
+the head of a rollout costs: it is counted for half a block.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.algorithm.dataflow import Plan
+from dlmrl_kit.policies.recompute import recomputed_blocks
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.training.estimate import ModelSizes, computed_positions, forwards, model_sizes
 
@@ -40,7 +41,9 @@ class Arithmetic:
         return self.rollout + self.scoring + self.update
 
 
-def arithmetic(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_length: int) -> Arithmetic:
+def arithmetic(
+    algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, prompt_length: int, recomputed: int | None = None
+) -> Arithmetic:
     """Estimates the operations of an update, for a policy whose parameters may be on the ``meta`` device.
 
     Args:
@@ -48,6 +51,7 @@ def arithmetic(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, pro
         plan: of the algorithm.
         policy: with its adapter, if any.
         prompt_length: P, in tokens.
+        recomputed: blocks that recompute their activations; None: those of the policy that do.
     """
     sampler, count, sizes = algorithm.sampler, forwards(algorithm, plan), model_sizes(policy)
     length = prompt_length + sampler.completion_length
@@ -57,7 +61,8 @@ def arithmetic(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, pro
     decoded = _blocks(sizes, length) * (1.0 if share is None else share[1]) + head * sampler.block_length / 2
     scored = _blocks(sizes, length) + 2 * adapter * length + head * sampler.max_commits
     weights = 2 * (adapter or sizes.weights) * length
-    passes = 3 if algorithm.policy.gradient_checkpointing else 2
+    again = recomputed_blocks(policy.model) if recomputed is None else recomputed
+    passes = 2 + again / sizes.number
     return Arithmetic(
         rollout=count.rollout * decoded,
         scoring=(count.correction + count.old + count.reference) * scored,

@@ -144,7 +144,7 @@ def resume(
         run.identity = now
         first = run.restore()
         processes.of_first(lambda: record_changes(folder, recipe, now, changed, first))
-        run.notes = notes(changed, length, float(run.update.scheduler.get_last_lr()[0]))
+        run.notes += notes(changed, length, float(run.update.scheduler.get_last_lr()[0]))
         return _run(run, recipe)
 
 
@@ -187,7 +187,9 @@ class Run:
         self.processes = processes
         self.observer = observer if processes.is_first else RunObserver()
         self.loggers = OpenLoggers(algorithm.loggers if processes.is_first else [], folder, self.observer.on_message)
-        started = start_training(algorithm, processes)
+        self.notes: list[str] = []
+        """What the user should read once the run starts."""
+        started = start_training(algorithm, processes, self.notes.append)
         self.policy = started.policy
         samples = max(KEPT, self.observer.shown_samples)
         self.record = RolloutRecord(folder, algorithm.task, self.policy, samples, processes)
@@ -199,8 +201,6 @@ class Run:
         self.first = 0
         self.identity: Identity = {}
         """What the run depends on; checkpoints hold it."""
-        self.notes: list[str] = []
-        """What the user should read once the run starts."""
 
     def run(self) -> RunResult:
         """Trains to the end, from the checkpoint that was restored if one was; returns the result."""

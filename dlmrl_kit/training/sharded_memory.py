@@ -83,12 +83,17 @@ def parts_of(algorithm: Algorithm, plan: Plan, policy: TransformersPolicy, proce
     parts = settings_of(trainer)
     if trainer.rollout_weights != "auto":
         return parts
-    prompts = list(range(min(EXAMPLES, algorithm.task.size("train"))))
-    batch = prompt_batch(algorithm.task, "train", prompts, policy, 1, algorithm.sampler.completion_length)
-    length = int(batch[PROMPT_MASK].sum(-1).max())
+    length = longest_prompt(algorithm, policy)
     need = sharded(memory(of_busiest(algorithm, world), plan, policy, length), plan, policy, world, parts)
     fits = need.peak <= (1 - FREE) * memory_of(policy.device)
     return replace(parts, in_blocks=not all(processes.gather(fits)))
+
+
+def longest_prompt(algorithm: Algorithm, policy: TransformersPolicy) -> int:
+    """Counts the tokens of the longest of the first prompts."""
+    prompts = list(range(min(EXAMPLES, algorithm.task.size("train"))))
+    batch = prompt_batch(algorithm.task, "train", prompts, policy, 1, algorithm.sampler.completion_length)
+    return int(batch[PROMPT_MASK].sum(-1).max())
 
 
 def settings_of(trainer: Trainer) -> Parts:

@@ -55,6 +55,7 @@ class ScaledDown(PolicySource):
         self.config = config
         self.lora_rank = min(source.lora_rank, SMALL_RANK)
         self.gradient_checkpointing = source.gradient_checkpointing
+        self.activation_gib = source.activation_gib
 
     @property
     def canvas_length(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from dlmrl_kit.policies.weight_files import tensor_types
 from dlmrl_kit.rollout.services import check_prompts, require_examples
 from dlmrl_kit.samplers.settings import check_cache
 from dlmrl_kit.trainers.base import OptimiserSettings
+from dlmrl_kit.training.activation_memory import recompute_as_needed
 from dlmrl_kit.training.best_model import check_validation
 from dlmrl_kit.training.optimiser import build_optimiser
 from dlmrl_kit.training.sharded_memory import parts_of
@@ -46,12 +47,16 @@ class Started(NamedTuple):
     scheduler: LRScheduler
 
 
-def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Started:
-    """Plans an algorithm and loads its policy; freezes the reference, compiles or shards if the algorithm needs it.
+def start_training(
+    algorithm: Algorithm, processes: Processes = ALONE, say: Callable[[str], None] = lambda line: None
+) -> Started:
+    """Plans an algorithm and loads its policy; freezes the reference, recomputes activations, compiles or shards
+    as the algorithm says.
 
     Args:
         algorithm: the components.
         processes: that train together; they start with the weights of the first one.
+        say: is called with each line on what was left open and is chosen here.
 
     Raises:
         UserError: the components do not fit together, or the policy, device, cache or compiler cannot be used here.
@@ -73,6 +78,8 @@ def start_training(algorithm: Algorithm, processes: Processes = ALONE) -> Starte
         policy.freeze_reference()
     if trainer.sharding != "none":
         _check_sharding(algorithm, policy)
+    if algorithm.policy.gradient_checkpointing == "auto":
+        say(recompute_as_needed(algorithm, plan, policy, processes).in_words())
     if trainer.sharding != "none" and processes.world > 1:
         _shard(policy, optimiser, processes, parts_of(algorithm, plan, policy, processes))
     if trainer.compile is not None:

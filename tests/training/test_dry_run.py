@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +107,20 @@ def test_the_configuration_of_a_folder_is_enough(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("runs*"))
 
 
+def test_a_dry_run_chooses_how_many_blocks_recompute() -> None:
+    auto = ("--set", "Pretrained.gradient_checkpointing='auto'")
+    result = dry_run("egspo_sa", *auto)
+    assert "'auto': 0 of 4 blocks are recomputed" in result.output
+    assert "a card of 74.5 GiB allows 67.04 GiB" in result.output
+    result = dry_run("egspo_sa", *auto, "--set", "Pretrained.activation_gib=0.25")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"update +[0-9.]+ GiB, 64 samples at once, 3 of 4 blocks recomputed", result.output)
+    assert "Pretrained.activation_gib allows 0.25 GiB" in result.output
+    result = dry_run("egspo_sa", *auto, "--set", "Pretrained.activation_gib=0.01")
+    assert result.exit_code == 2
+    assert "activation_gib = 0.01 is too small" in result.output
+
+
 def test_the_default_recipe_and_models_from_scratch_have_one_too() -> None:
     result = dry_run()
     assert result.exit_code == 0, result.output
@@ -180,7 +193,7 @@ def test_the_peak_contains_evaluation(rows: str, size: int, at_once: int) -> Non
     algorithm = build(sets=[*sets, "Trainer.prompts_per_update = 1"])
     policy = algorithm.policy.load()
     need = memory(algorithm, make_plan(algorithm), policy, 17)
-    tokens, sizes = at_once * (17 + algorithm.sampler.completion_length), layer_sizes(policy, False)
+    tokens, sizes = at_once * (17 + algorithm.sampler.completion_length), layer_sizes(policy)
     logits = 3 * 4 * at_once * algorithm.sampler.completion_length * policy.vocab_size
     assert need.evaluation == 4 * tokens * sizes.computed + logits
     assert need.peak >= need.weights + need.optimiser + need.evaluation
@@ -207,11 +220,14 @@ def test_activations_are_about_those_that_autograd_keeps(kind: str, tmp_path: Pa
     alive = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         alive.append(policy.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))
-    size = layer_sizes(policy, False)
-    assert size.computed == size.kept
-    ratio = sum(kept.values()) / (4 * ids.numel() * size.number * size.kept)
+    size = layer_sizes(policy)
+    ratio = sum(kept.values()) / (4 * ids.numel() * size.number * size.computed)
     assert 0.6 < ratio < 1.6
-    assert layer_sizes(policy, True) == replace(size, kept=64)
+    assert [size.alive(number) for number in (0, 1, 2)] == [
+        3 * size.computed,
+        64 + 2 * size.computed,
+        2 * 64 + size.computed,
+    ]
 
 
 def test_precision_and_quantisation_count(tmp_path: Path) -> None:

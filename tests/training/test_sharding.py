@@ -28,6 +28,7 @@ from dlmrl_kit.policies.families.diffusion_gemma import DiffusionGemmaPolicy
 from dlmrl_kit.policies.families.masked_lm import MaskedLMPolicy
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.pretrained import Pretrained
+from dlmrl_kit.policies.recompute import recomputed_blocks
 from dlmrl_kit.policies.sharding import is_sharded, together
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.tasks.base import BaseTask, Example
@@ -54,6 +55,15 @@ CASES: dict[str, Given] = {
     "micro-batches, recomputed": (
         "egspo_sa",
         ["Trainer.micro_batch_size = 2", "Pretrained.gradient_checkpointing = True"],
+        [],
+    ),
+    "micro-batches, partly recomputed": (
+        "egspo_sa",
+        [
+            "Trainer.micro_batch_size = 2",
+            "Pretrained.gradient_checkpointing = 'auto'",
+            "Pretrained.activation_gib = 0.0012",
+        ],
         [],
     ),
     "filter that keeps few": (
@@ -104,6 +114,7 @@ class Double(PolicySource):
 
     def __init__(self, source: Pretrained, deep: bool) -> None:
         self.source, self.deep, self.mask_id, self.eos_ids = source, deep, source.mask_id, source.eos_ids
+        self.gradient_checkpointing, self.activation_gib = source.gradient_checkpointing, source.activation_gib
 
     def load(self) -> TransformersPolicy:
         policy = load_policy(self.source.path, block_size=self.source.block_size)
@@ -136,6 +147,8 @@ def updates(
         if double:
             for component in run.algorithm.components:
                 component.double()
+        if algorithm.policy.activation_gib is not None:
+            assert 0 < recomputed_blocks(run.policy.model) < 3, run.notes
         sharded = [name for name, p in run.parameters.items() if is_sharded(p)]
         assert bool(sharded) is (processes.world > 1)
         metrics = [run.update(number) for number in range(2)]
