@@ -42,6 +42,7 @@ from dlmrl_kit.filters.base import Filter
 from dlmrl_kit.rollout.rewards import FinalReward, Reward, SelectedReward, StepReward
 from dlmrl_kit.samplers.base import MayChoose
 from dlmrl_kit.samplers.one_step import CHOSEN_BY
+from dlmrl_kit.samplers.recorder import FOLLOWING
 from dlmrl_kit.selectors.base import Selector
 from dlmrl_kit.values.base import OldValue
 
@@ -64,9 +65,12 @@ class Plan:
         announced: the reward components whose completions are known without any reward, so that they can be scored in
             the background.
         likelihood, values: run under the current policy in each micro-batch.
-        old: by ``old_`` key, the sampler's key that recorded its values; None if the likelihood computes them before
-            the update.
-        computed_old: by likelihood key, the ``old_`` key, for those that are computed.
+        old: by ``old_`` key, the sampler's key under which its values are recorded; None if the likelihood computes
+            them before the update.
+        computed_old: by likelihood key, the ``old_`` key, for those that the likelihood computes.
+        scored_again: with a correction, the sampler's keys whose values under the policy it computes, all in the same
+            forwards: its own and those of ``old``. In an update that was sampled from the policy itself they are what
+            was recorded. Without a correction there are none.
         reference: by likelihood key, the ``ref_`` key, for what is computed once per rollout.
         live_reference: by likelihood key, the ``ref_`` key, for what is computed inside each micro-batch.
         may_choose: tells the sampler which steps may still be selected, see ``Sampler.forward``; None: all.
@@ -81,6 +85,7 @@ class Plan:
     values: tuple[Stage, ...]
     old: dict[Key, Key | None]
     computed_old: dict[Key, Key]
+    scored_again: tuple[Key, ...]
     reference: dict[Key, Key]
     live_reference: dict[Key, Key]
     may_choose: MayChoose | None
@@ -116,7 +121,10 @@ def make_plan(algorithm: GradientEstimator) -> Plan:
         if is_twin(key, "old_") and plain_key(key) in estimated - LIVE_KEYS
     }
     twins = [plain_key(k) for k in sorted(wanted, key=str) if is_twin(k, "ref_") and plain_key(k) in estimated]
-    recorded = {source for source in old.values() if source is not None}
+    sources = {source for source in old.values() if source is not None}
+    correction, cache = algorithm.correction, algorithm.cache
+    # With a correction, what was recorded is read in exact updates alone.
+    recorded = sources if correction is None or (cache is not None and cache.may_be_exact) else set()
 
     values = tuple(Stage("value", value) for value in algorithm.values)
     later = wanted | recorded | {key for stage in (likelihood, *values) for key in stage.reads}
@@ -142,6 +150,7 @@ def make_plan(algorithm: GradientEstimator) -> Plan:
         values=values,
         old=old,
         computed_old={plain_key(key): key for key, source in old.items() if source is None},
+        scored_again=() if correction is None else tuple(sorted({STEP_LOG_PROB, *sources}, key=str)),
         reference={k: twin_key(k, "ref_") for k in twins if k not in LIVE_KEYS},
         live_reference={k: twin_key(k, "ref_") for k in twins if k in LIVE_KEYS},
         may_choose=_may_choose(algorithm.selector, ordered),
@@ -202,10 +211,14 @@ def _check_correction(algorithm: GradientEstimator) -> None:
 
 
 def _recorded(algorithm: GradientEstimator, key: Key) -> Key | None:
-    """Returns the sampler's key that holds what the likelihood writes as ``key``; None: it must be computed."""
-    if algorithm.correction is not None:  # the sampler recorded the distribution it drew from, not the policy's
-        return None
+    """Returns the sampler's key of what the likelihood writes as ``key``; None: the likelihood must compute it.
+
+    With a correction the sampler recorded another distribution than the policy's, and the correction computes the
+    policy's for the same states: all that follows from what the policy predicts there.
+    """
     source = algorithm.likelihood.recorded.get(key)
+    if algorithm.correction is not None and source not in FOLLOWING:
+        return None
     if source is not None and source[0] == "token" and not algorithm.sampler.records_tokens:
         return None
     return source

@@ -50,6 +50,11 @@ class AdaptiveRefresh(Cache):
         self.smallest_effective_sample_size, self.try_again_after = smallest_effective_sample_size, try_again_after
         self.cache, self.to_end = inner, inner.to_end
 
+    @property
+    def may_be_exact(self) -> bool:
+        """Says yes: it begins exactly, and may go back."""
+        return True
+
     def at(self, pace: Pace) -> Cache:
         """Returns the cache that an update of this pace samples with."""
         return rebuilt(self.cache, refresh=pace.refresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dlmrl_kit.caches.pace import EXACT
 from dlmrl_kit.core.component import Resizable, Sizes, rebuilt
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.validate import check
@@ -28,6 +29,11 @@ class Cache(Resizable):
     def __init__(self, refresh: int | None = None) -> None:
         check(refresh is None or refresh >= 1, self, "refresh", refresh, "at least 1, or None")
         self.refresh = refresh
+
+    @property
+    def may_be_exact(self) -> bool:
+        """Whether there are updates that it samples from the policy itself: those with interval 1."""
+        return self.refresh == EXACT
 
     def window(self, policy: Policy, completion_length: int, block_length: int) -> Window:
         """Returns the windows for a policy, and for completions of a length that are decoded in blocks."""

@@ -62,6 +62,27 @@ def next_pace(
     return Pace(_chosen(rungs, refused, costs), refused, 0 if refused is None else waited, costs)
 
 
+def reason(before: Pace, after: Pace, effective_sample_size: float, smallest: float) -> str | None:
+    """Says why ``next_pace`` changes the interval, in a line for the user; None if it does not.
+
+    Args:
+        before, after: the paces of an update and of the next one.
+        effective_sample_size, smallest: as ``next_pace``.
+    """
+    if after.refresh == before.refresh:
+        return None
+    if after.refused == before.refresh:
+        why = f"effective sample size {effective_sample_size:.3g} < {smallest:g}"
+    elif before.refused is not None and after.refused is None:
+        why = f"{before.refused} was refused {before.waited + 1} updates ago, longer intervals are tried again"
+    elif after.refresh in after.costs:
+        own, other = (after.costs[pace.refresh] for pace in (before, after))
+        why = f"rollout and correction take {own:.3g} of an exact rollout's positions, {other:.3g} with {after.refresh}"
+    else:
+        why = f"effective sample size {effective_sample_size:.3g} >= {smallest:g}, a longer interval is tried"
+    return f"cache/refresh {before.refresh} -> {after.refresh}: {why}"
+
+
 def _chosen(rungs: Sequence[int], refused: int | None, costs: Mapping[int, float]) -> int:
     """Returns the first allowed rung whose cost is not known, else the cheapest one, the finer of two equal ones."""
     allowed = [rung for rung in rungs if refused is None or rung < refused]

@@ -31,6 +31,20 @@ def add_correction(
     return Drift.of(log_ratio[happened], weights[used], truncated[used])
 
 
+def of_selected(trajectory: TensorDictBase, correction: Correction, values: Tensor) -> Tensor:
+    """Returns the values [B, K, ...] of the selected steps, 0 where the weight is.
+
+    Args:
+        trajectory: with a selection.
+        correction: which steps were scored.
+        values: [B, T, ...] of every step if ``correction.every_step``, else already those of the selected ones.
+    """
+    if not correction.every_step:
+        return values
+    found, used = gather_steps(values, trajectory[SELECTED_STEP]), trajectory[SELECTED_WEIGHT] != 0
+    return where_used(found, used.reshape(*used.shape, *[1] * (found.dim() - 2)))
+
+
 def apply_correction(trajectory: TensorDictBase) -> TensorDictBase:
     """Multiplies the weights of a trajectory by ``("selected", "correction")``, in place; returns the trajectory."""
     return trajectory.set(SELECTED_WEIGHT, trajectory[SELECTED_WEIGHT] * trajectory[SELECTED_CORRECTION])

@@ -36,7 +36,7 @@ def dataflow_page(algorithm: Algorithm) -> RenderableType:
     for row in _rows(algorithm, plan):
         component = Text(row.component, style="bold")
         table.add_row(row.slot, component, "\n".join(row.reads), "\n".join(row.writes), end_section=True)
-    lines = [f"{key_text(key)}: {_origin(source)}" for key, source in plan.old.items()]
+    lines = [f"{key_text(key)}: {_origin(source, bool(plan.scored_again))}" for key, source in plan.old.items()]
     lines += [f"{key_text(key)} of the reference policy: once per rollout" for key in plan.reference]
     lines += [f"{key_text(key)} of the reference policy: in every micro-batch" for key in plan.live_reference]
     return Group(table, *(Text(line) for line in lines))
@@ -63,7 +63,8 @@ def _texts(keys: Iterable[Key]) -> list[str]:
     return [key_text(key) for key in keys]
 
 
-def _origin(source: Key | None) -> str:
+def _origin(source: Key | None, corrected: bool) -> str:
     if source is None:
         return "from the likelihood, once per rollout before its first update"
-    return f"the sampler's {key_text(source)}"
+    known = f"the sampler's {key_text(source)}"
+    return known if not corrected else f"{known} under the policy, from the correction's forwards"

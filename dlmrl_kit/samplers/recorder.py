@@ -38,6 +38,18 @@ from dlmrl_kit.samplers.one_step import BehindTheBlock
 RECORDED = ("step", "token")
 """Keys that begin with these have an array in a recorder; a sampler adds its other keys itself."""
 
+FOLLOWING: tuple[Key, ...] = (
+    STEP_LOG_PROB,
+    STEP_TOKEN_LOG_PROB,
+    TOKEN_LOG_PROB,
+    STEP_MODEL_LOG_PROB,
+    TOKEN_MODEL_LOG_PROB,
+    STEP_ENTROPY,
+    STEP_MODEL_ENTROPY,
+    STEP_MARGIN,
+)
+"""What is recorded that follows from states, actions and weights, so that it can be computed again."""
+
 DTYPES = {"bool": torch.bool, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64}
 """Dtypes of the arrays that hold no real numbers; real numbers are in the policy's precision."""
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -34,8 +35,6 @@ from dlmrl_kit.core.keys import (
     ITERATION,
     LATER_PASSES,
     PROMPT_MASK,
-    SELECTED_LOG_PROB,
-    SELECTED_OLD_LOG_PROB,
     SELECTED_STEP,
     SELECTED_WEIGHT,
     STEP_LOG_PROB,
@@ -45,17 +44,18 @@ from dlmrl_kit.core.keys import (
 from dlmrl_kit.core.phases import phase
 from dlmrl_kit.core.policy import Policy, autocast
 from dlmrl_kit.core.processes import ALONE, Processes
-from dlmrl_kit.core.trajectory import every_step, gather_steps, micro_batches, restored, segment_pieces, where_used
-from dlmrl_kit.corrections.apply import add_correction
-from dlmrl_kit.corrections.base import Drift
-from dlmrl_kit.likelihoods.steps import StepLogProb, pack_tokens
+from dlmrl_kit.core.trajectory import every_step, gather_steps, micro_batches, restored, segment_pieces
+from dlmrl_kit.corrections.apply import add_correction, of_selected
+from dlmrl_kit.corrections.base import Correction, Drift
+from dlmrl_kit.likelihoods.steps import pack_tokens
 from dlmrl_kit.losses.base import Term
 from dlmrl_kit.training.not_finite import blame_term
+from dlmrl_kit.training.recompute import of_selection
 
 T = TypeVar("T")
 
-EXACT = Stage("likelihood", StepLogProb())
-"""Computes the exact log-probabilities of whole actions, which corrections need."""
+Scores = Callable[[TensorDictBase], Mapping[Key, Tensor]]
+"""Computes keys [B, K, ...] of the segments of a batch, 0 where the weight is, without changing the batch."""
 
 
 class LogProbs:
@@ -133,23 +133,32 @@ class LogProbs:
         self, micro: TensorDictBase, keys: Iterable[Key], models: Sequence[Stage] | None = None
     ) -> dict[Key, Tensor]:
         """Computes keys of the models for a micro-batch without gradients, in pieces: [B, K, ...] each."""
+        return self._in_pieces(micro, partial(self._estimates, keys=[*keys], models=models))
+
+    def _estimates(
+        self, batch: TensorDictBase, keys: Iterable[Key], models: Sequence[Stage] | None
+    ) -> dict[Key, Tensor]:
+        estimated = self.run(batch.copy(), models)
+        return {key: estimated[key] for key in keys}
+
+    def _in_pieces(self, micro: TensorDictBase, scores: Scores) -> dict[Key, Tensor]:
+        """Computes scores of a micro-batch without gradients, in pieces: [B, K, ...] each."""
         found: dict[Key, Tensor] = {}
         for rows, piece in self.pieces(micro):
             with torch.no_grad(), self.autocast():
-                estimated = self.run(piece.copy(), models)
-            for key in keys:
-                value = estimated[key]
+                values = scores(piece)
+            for key, value in values.items():
                 whole = found.setdefault(key, value.new_zeros((len(micro), *value.shape[1:])))
                 whole.index_add_(0, rows, value)  # a segment is 0 in every piece but its own
         return found
 
-    def of_rollout(self, trajectory: TensorDictBase, keys: Sequence[Key], model: Stage) -> dict[Key, Tensor]:
-        """Computes keys of a model for a whole rollout, by micro-batches and without gradients: [B, K, ...] each."""
+    def of_rollout(self, trajectory: TensorDictBase, scores: Scores) -> dict[Key, Tensor]:
+        """Computes scores of a whole rollout, by micro-batches and without gradients: [B, K, ...] each."""
         rows, found = [], []
         for index, micro in micro_batches(trajectory, self.size, False):
             rows.append(index)
-            found.append(self.without_gradient(micro, keys, [model]))
-        return {key: restored([values[key] for values in found], rows) for key in keys}
+            found.append(self._in_pieces(micro, scores))
+        return {key: restored([values[key] for values in found], rows) for key in found[0]}
 
     def add_fixed(self, trajectory: TensorDictBase, passes: int = 1, exact: bool = False) -> Drift:
         """Adds what stays fixed during an update: old and reference log-probabilities, token masks, a correction.
@@ -160,18 +169,19 @@ class LogProbs:
         Args:
             trajectory: [B], a rollout.
             passes: over the rollout.
-            exact: whether it was sampled from the policy itself, in which case a correction needs no forwards.
+            exact: whether it was sampled from the policy itself although there is a correction, which then needs no
+                forwards.
 
         Returns:
             How far the rollout is from the policy, as the correction found it; nothing without one.
         """
-        drift, known = Drift(), set[Key]()
+        drift = Drift()
         if not len(trajectory):
             return drift
         if self.correction is not None:
-            drift, known = self._add_correction(trajectory, exact)
+            drift = self._add_correction(trajectory, self.correction, exact)
         if not self.likelihood.redraw:
-            self._add_fixed(trajectory, 0, known)
+            self._add_fixed(trajectory, 0)
             return drift
         # The later passes come first: the keys of pass 0 would stand in the way of theirs.
         later = [self._add_fixed(trajectory.copy(), i) for i in range(1, passes)]
@@ -181,17 +191,15 @@ class LogProbs:
             trajectory.set((LATER_PASSES, str(i)), extra.exclude(*shared))
         return drift
 
-    def _add_fixed(self, trajectory: TensorDictBase, iteration: int, known: Collection[Key] = ()) -> TensorDictBase:
+    def _add_fixed(self, trajectory: TensorDictBase, iteration: int) -> TensorDictBase:
         likelihood = self.plan.likelihood
         if ITERATION in self.likelihood.in_keys:
             trajectory.set(ITERATION, torch.full_like(trajectory[GROUP], iteration))
         self.likelihood.prepare(trajectory, sampler=self.sampler, policy=self.policy, keys=likelihood.keys)
-        again = {key: old for key, old in self.plan.computed_old.items() if old not in known}
-        if again:
-            self._add_twins(trajectory, again)
-        for key, source in self.plan.old.items():
-            if source is not None:
-                trajectory.set(key, self._recorded(trajectory, source))
+        if self.plan.computed_old:
+            self._add_twins(trajectory, self.plan.computed_old)
+        if self.correction is None:
+            self._add_old(trajectory, partial(self._recorded, trajectory))
         if self.plan.reference:
             with self.policy.reference():
                 self._add_twins(trajectory, self.plan.reference)
@@ -199,8 +207,15 @@ class LogProbs:
 
     def _add_twins(self, trajectory: TensorDictBase, twins: Mapping[Key, Key]) -> None:
         """Runs the likelihood without gradients and stores each key of ``twins`` under the name it maps to."""
-        for key, value in self.of_rollout(trajectory, list(twins), self.plan.likelihood).items():
+        scores = partial(self._estimates, keys=[*twins], models=[self.plan.likelihood])
+        for key, value in self.of_rollout(trajectory, scores).items():
             trajectory.set(twins[key], value)
+
+    def _add_old(self, trajectory: TensorDictBase, known: Callable[[Key], Tensor]) -> None:
+        """Stores the old values that need no forward of their own: ``known`` returns those of a sampler's key."""
+        for key, source in self.plan.old.items():
+            if source is not None:
+                trajectory.set(key, known(source))
 
     def _recorded(self, trajectory: TensorDictBase, source: Key) -> Tensor:
         """Returns what the sampler recorded as ``source``, at the selected steps; 0 where the weight is."""
@@ -209,22 +224,16 @@ class LogProbs:
         values = gather_steps(trajectory[source], trajectory[SELECTED_STEP])
         return values.masked_fill(trajectory[SELECTED_WEIGHT] == 0, 0.0)
 
-    def _add_correction(self, trajectory: TensorDictBase, exact: bool) -> tuple[Drift, set[Key]]:
-        """Adds ``("selected", "correction")``; returns the drift, and old keys from the same forwards."""
-        assert self.correction is not None
-        scored = every_step(trajectory) if self.correction.every_step else trajectory
-        if exact:
-            log_prob = self._recorded(scored, STEP_LOG_PROB)
+    def _add_correction(self, trajectory: TensorDictBase, correction: Correction, exact: bool) -> Drift:
+        """Adds ``("selected", "correction")``, and the old values that are known with it; returns the drift."""
+        scored = every_step(trajectory) if correction.every_step else trajectory
+        if exact:  # what was recorded is the policy's
+            known = {key: self._recorded(scored, key) for key in self.plan.scored_again}
         else:
-            log_prob = self.of_rollout(scored, [SELECTED_LOG_PROB], EXACT)[SELECTED_LOG_PROB]
-        drift = add_correction(trajectory, self.correction, scored, log_prob)
-        # A likelihood whose log-probability is that of whole actions has its old values now, without more forwards.
-        same = self.likelihood.recorded.get(SELECTED_LOG_PROB) == STEP_LOG_PROB
-        if SELECTED_OLD_LOG_PROB not in self.plan.old or not same:
-            return drift, set()
-        old = gather_steps(log_prob, trajectory[SELECTED_STEP]) if self.correction.every_step else log_prob
-        trajectory.set(SELECTED_OLD_LOG_PROB, where_used(old, trajectory[SELECTED_WEIGHT] != 0))
-        return drift, {SELECTED_OLD_LOG_PROB}
+            again = partial(of_selection, policy=self.policy, sampler=self.sampler, keys=self.plan.scored_again)
+            known = self.of_rollout(scored, again)
+        self._add_old(trajectory, lambda source: of_selected(trajectory, correction, known[source]))
+        return add_correction(trajectory, correction, scored, known[STEP_LOG_PROB])
 
 
 def of_all(value: T, processes: Processes) -> list[T]:

@@ -23,11 +23,12 @@ from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.keys import PROMPT_IDS, PROMPT_MASK, STEP_LOG_PROB, Key
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.seeding import generator
+from dlmrl_kit.samplers.recorder import FOLLOWING
 from dlmrl_kit.training.gradient import LogProbs, of_all
 from dlmrl_kit.training.identical_groups import identical_groups
 from dlmrl_kit.training.likely_cause import likely_cause
 from dlmrl_kit.training.old_check import tolerance, too_many
-from dlmrl_kit.training.recompute import COMPARED, Actions, Difference, all_actions, differences, recomputed
+from dlmrl_kit.training.recompute import Actions, Difference, all_actions, differences, recomputed
 
 ALONE_TOO = 2
 """Actions that are computed once more, each by itself, without and with more padding: the first one, and the last."""
@@ -117,7 +118,7 @@ class Guard:
     ) -> tuple[list[Found], Tensor]:
         """Returns what every process finds, and which of the actions of this one differ: bool [R]."""
         found, wrong = Found([]), torch.zeros(0, dtype=torch.bool)
-        keys = [key for key in COMPARED if key in trajectory.keys(include_nested=True)]
+        keys = [key for key in FOLLOWING if key in trajectory.keys(include_nested=True)]
         with self.policy.in_step():
             if actions is not None and STEP_LOG_PROB in keys:
                 with torch.no_grad(), self.log_probs.autocast():

@@ -15,10 +15,11 @@ from dlmrl_kit.algorithm.dataflow import plain_key
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.errors import TrainingError
 from dlmrl_kit.core.finite import distance
-from dlmrl_kit.core.keys import SELECTED_LOG_PROB, SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB, Key
+from dlmrl_kit.core.keys import SELECTED_STEP, SELECTED_WEIGHT, STEP_LOG_PROB
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.trajectory import gather_steps
-from dlmrl_kit.training.gradient import EXACT, LogProbs
+from dlmrl_kit.training.gradient import LogProbs
+from dlmrl_kit.training.recompute import of_selection
 
 SHARE = 0.01
 """Share of the selected steps that may disagree. Where confidences tie, rounding in another batch can turn a step."""
@@ -69,11 +70,10 @@ def check_old(
     allowed, found = tolerance(log_probs), dict[str, tuple[float, int, int]]()
     with log_probs.policy.in_step():
         both = _both(trajectory, algorithm, cache, log_probs) if len(trajectory) else ()
-        for again, recorded, used, source, name in both:
-            difference = distance(again, recorded)[used]
+        for again, before, used, says in both:
+            difference = distance(again, before)[used]
             if difference.numel():
                 disagree = int((difference > allowed).sum())
-                says = f"{name} does not compute what {type(algorithm.sampler).__name__} recorded as {source}"
                 found[says] = difference.max().item(), disagree, difference.numel()
     everyone = processes.gather(found)
     for says in dict.fromkeys(itertools.chain(*everyone)):
@@ -89,25 +89,28 @@ def check_old(
 
 def _both(
     trajectory: TensorDictBase, algorithm: GradientEstimator, cache: Cache | None, log_probs: LogProbs
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Key, str]]:
-    """Yields what to compare: values computed again, recorded values, where they count, the sampler's key, a name.
+) -> Iterator[tuple[Tensor, Tensor, Tensor, str]]:
+    """Yields what to compare: values computed again, those before, where they count, and what is wrong if they differ.
 
-    With a correction, the distribution that was sampled from is compared. That runs the cached model, which stores
+    With a correction, the distribution that was sampled from is compared, too. That runs the cached model, which stores
     keys and values of whole states, so only a few samples are taken.
     """
-    sampler, size = algorithm.sampler, log_probs.size
+    sampler, policy, size = algorithm.sampler, log_probs.policy, log_probs.size
+    name, likelihood = type(sampler).__name__, type(algorithm.likelihood).__name__
     if algorithm.correction is not None:
         micro = trajectory[: max(size // trajectory[SELECTED_WEIGHT].shape[1], 1)].copy()
         recorded = gather_steps(micro[STEP_LOG_PROB], micro[SELECTED_STEP])
-        with torch.no_grad(), log_probs.autocast(), sampler.sampling_from(log_probs.policy, cache):
-            again = log_probs.run(micro, [EXACT])[SELECTED_LOG_PROB]
-        yield again, recorded, micro[SELECTED_WEIGHT] > 0, STEP_LOG_PROB, "the distribution it samples from"
+        with log_probs.autocast(), sampler.sampling_from(policy, cache):
+            again = of_selection(micro, policy, sampler, [STEP_LOG_PROB])[STEP_LOG_PROB]
+        says = f"the distribution it samples from does not compute what {name} recorded as {STEP_LOG_PROB}"
+        yield again, recorded, micro[SELECTED_WEIGHT] > 0, says
+    known = {key: source for key, source in log_probs.plan.old.items() if source is not None}
+    if not known:
         return
     micro = trajectory[:size].copy()
     with torch.no_grad(), log_probs.autocast():
         estimated = log_probs.run(micro)
     used = estimated[SELECTED_WEIGHT] > 0
-    for key, source in log_probs.plan.old.items():
-        if source is not None:
-            name = type(algorithm.likelihood).__name__
-            yield estimated[plain_key(key)], estimated[key], used, source, name
+    for key, source in known.items():
+        by = f"{name} recorded" if algorithm.correction is None else f"{name} computes for the correction"
+        yield estimated[plain_key(key)], estimated[key], used, f"{likelihood} does not compute what {by} as {source}"

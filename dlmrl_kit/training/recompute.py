@@ -18,37 +18,17 @@ from dlmrl_kit.core.keys import (
     SELECTED_STEP,
     SELECTED_WEIGHT,
     STEP_ACCEPTED,
-    STEP_ENTROPY,
-    STEP_LOG_PROB,
-    STEP_MARGIN,
-    STEP_MODEL_ENTROPY,
-    STEP_MODEL_LOG_PROB,
     STEP_STATE_IDS,
-    STEP_TOKEN_LOG_PROB,
     STEP_VALID,
     TOKEN_COMMIT_RANK,
-    TOKEN_LOG_PROB,
-    TOKEN_MODEL_LOG_PROB,
     Key,
 )
 from dlmrl_kit.core.policy import Policy, completion_features
 from dlmrl_kit.core.trajectory import committed_at
-from dlmrl_kit.likelihoods.steps import Replay, replay
+from dlmrl_kit.likelihoods.steps import Replay, pack, replay
 from dlmrl_kit.samplers.base import Decision, Sampler, View
 from dlmrl_kit.samplers.mask import logit_pieces
 from dlmrl_kit.samplers.recorder import Recorder
-
-COMPARED: tuple[Key, ...] = (
-    STEP_LOG_PROB,
-    STEP_TOKEN_LOG_PROB,
-    TOKEN_LOG_PROB,
-    STEP_MODEL_LOG_PROB,
-    TOKEN_MODEL_LOG_PROB,
-    STEP_ENTROPY,
-    STEP_MODEL_ENTROPY,
-    STEP_MARGIN,
-)
-"""What samplers record that follows from states, actions and weights."""
 
 NEEDED: tuple[Key, ...] = (
     PROMPT_IDS,
@@ -102,12 +82,35 @@ def recomputed(batch: TensorDictBase, policy: Policy, sampler: Sampler, keys: Co
         batch: [R], of ``Actions.of``.
         policy: the denoiser.
         sampler: how the actions were drawn.
-        keys: of ``COMPARED``.
+        keys: of ``samplers.recorder.FOLLOWING``.
 
     Returns:
         [R] for keys of steps, [R, L] for keys of tokens, 0 where the action commits none.
     """
+    return _as_recorded(replay(batch, policy.mask_id), policy, sampler, keys)
+
+
+def of_selection(batch: TensorDictBase, policy: Policy, sampler: Sampler, keys: Collection[Key]) -> dict[Key, Tensor]:
+    """Computes what the sampler would have recorded of all selected steps, in one forward and without gradients.
+
+    Args:
+        batch: [B], trajectories with a selection.
+        policy: the denoiser.
+        sampler: how the actions were drawn.
+        keys: of ``samplers.recorder.FOLLOWING``.
+
+    Returns:
+        [B, K] for keys of steps, [B, K, C] for keys of tokens, as ``pack_tokens``; 0 where the weight is.
+    """
     steps = replay(batch, policy.mask_id)
+    found, committed = _as_recorded(steps, policy, sampler, keys), steps.decision.committed
+    for key in [key for key in keys if key[0] == "token"]:
+        found[key] = pack(found[key][committed], committed, sampler.max_commits)
+    return {key: steps.scatter(value) for key, value in found.items()}
+
+
+def _as_recorded(steps: Replay, policy: Policy, sampler: Sampler, keys: Collection[Key]) -> dict[Key, Tensor]:
+    """Returns what is recorded of R replayed steps: [R] for keys of steps, [R, L] for keys of tokens."""
     recorder = Recorder(policy, torch.zeros_like(steps.decision.committed), 1, keys)
     with torch.no_grad():
         for rows, view, decision in views(steps, policy, sampler):

@@ -9,7 +9,7 @@ from typing import Any
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.caches.adaptive_refresh import AdaptiveRefresh
 from dlmrl_kit.caches.base import Cache
-from dlmrl_kit.caches.pace import EXACT, Pace
+from dlmrl_kit.caches.pace import EXACT, Pace, reason
 from dlmrl_kit.corrections.base import SAMPLE_SIZE
 
 REFRESH = "cache/refresh"
@@ -35,20 +35,22 @@ class Refreshing:
         """What the present update is sampled with."""
         return self.adaptive.at(self.pace)
 
-    def learn(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    def learn(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
         """Goes on to the next update.
 
         Args:
             metrics: of this one. If it trained nothing there is no effective sample size, and the pace stays.
 
         Returns:
-            The metric ``cache/refresh``: the interval of this update, in positions.
+            The metric ``cache/refresh``, the interval of this update in positions, and why the next one has another
+            interval, for the user; None if it has the same.
         """
-        own = float(self.pace.refresh)
+        own, why = self.pace, None
         if SAMPLE_SIZE in metrics:
-            cost = 1.0 if self.pace.refresh == EXACT else cost_of(metrics, self.every_step)
-            self.pace = self.adaptive.next(self.pace, metrics[SAMPLE_SIZE], cost, self.block_length)
-        return {REFRESH: own}
+            cost = 1.0 if own.refresh == EXACT else cost_of(metrics, self.every_step)
+            self.pace = self.adaptive.next(own, metrics[SAMPLE_SIZE], cost, self.block_length)
+            why = reason(own, self.pace, metrics[SAMPLE_SIZE], self.adaptive.smallest_effective_sample_size)
+        return {REFRESH: float(own.refresh)}, why
 
     def state(self) -> dict[str, object]:
         """Returns what a checkpoint holds, for JSON; ``restore`` takes it back."""

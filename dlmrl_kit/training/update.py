@@ -163,7 +163,10 @@ class Update:
             with phase("update"):
                 metrics |= self.learn(rollout.kept, number)
         if self.refreshing is not None:
-            metrics |= self.refreshing.learn(metrics)
+            found, why = self.refreshing.learn(metrics)
+            metrics |= found
+            if why is not None:
+                self.say(why)
         return metrics
 
     @property

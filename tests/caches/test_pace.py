@@ -6,10 +6,11 @@ import itertools
 import math
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlmrl_kit.caches.pace import EXACT, Pace, ladder, next_pace
+from dlmrl_kit.caches.pace import EXACT, Pace, ladder, next_pace, reason
 
 lengths = st.integers(1, 70)
 shares = st.floats(0, 1)
@@ -120,3 +121,31 @@ def test_it_goes_down_at_once_where_drift_grows(
     settled = [(exact, len([*run])) for exact, run in itertools.groupby(path[learning:], lambda rung: rung == EXACT)]
     for exact, length in settled[1:-1]:
         assert length >= again if exact else length == 1
+
+
+@pytest.mark.parametrize(
+    ("pace", "size", "cost", "said"),
+    [
+        (Pace(), 1.0, 1.0, "1 -> 2: effective sample size 1 >= 0.5, a longer interval is tried"),
+        (Pace(4, costs={1: 1.0, 2: 1.1}), 0.43, 0.6, "4 -> 1: effective sample size 0.43 < 0.5"),
+        (Pace(4, costs={1: 1.0, 2: 0.7}), math.nan, 0.6, "4 -> 2: effective sample size nan < 0.5"),
+        (Pace(8, costs={1: 1.0, 2: 1.3, 4: 1.2}), 0.9, 1.125, "8 -> 1: rollout and correction take 1.12 of an exact "),
+        (Pace(2, 4, 6, {1: 1.0, 2: 0.7}), 0.9, 0.7, "2 -> 4: 4 was refused 7 updates ago, longer intervals are tried"),
+        (Pace(2, 4, 5, {1: 1.0, 2: 0.7}), 0.9, 0.7, None),
+        (Pace(1, 2, 1, {1: 1.0}), 1.0, 1.0, None),
+    ],
+)
+def test_it_says_why_the_interval_changes(pace: Pace, size: float, cost: float, said: str | None) -> None:
+    found = reason(pace, taken(pace, size, cost, 0.5, 8), size, 0.5)
+    assert found is None if said is None else str(found).startswith(f"cache/refresh {said}")
+
+
+@given(st.data(), lengths, shares, shares, st.floats(0.01, 1))
+def test_it_says_so_whenever_it_changes(
+    data: st.DataObject, longest: int, size: float, smallest: float, cost: float
+) -> None:
+    pace = data.draw(paces(longest))
+    found = taken(pace, size, cost, smallest, longest)
+    said = reason(pace, found, size, smallest)
+    assert (said is None) == (found.refresh == pace.refresh)
+    assert (pace.refresh > EXACT and size < smallest) == (" < " in str(said))

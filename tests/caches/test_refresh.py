@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,8 @@ def test_an_update_is_sampled_by_what_those_before_it_measured(tmp_path: Path) -
     run = new_run(tmp_path, "egspo", sets=SETS, uses=ADAPTIVE)
     adaptive, update = run.algorithm.cache, run.update
     assert isinstance(adaptive, AdaptiveRefresh)
+    messages: list[str] = []
+    update.say = messages.append
     sampled_with, pace = [], update.refreshing.pace
     for number in range(3):
         assert update.cache.refresh == update.refreshing.pace.refresh
@@ -198,16 +201,30 @@ def test_an_update_is_sampled_by_what_those_before_it_measured(tmp_path: Path) -
         pace = adaptive.next(pace, size, cost, run.algorithm.sampler.block_length)
         assert update.refreshing.pace == pace
     assert sampled_with[:2] == [1, 2]
+    said = [text.partition(":")[0] for text in messages if text.startswith("cache/refresh")]
+    assert said == [f"cache/refresh {a} -> {b}" for a, b in itertools.pairwise([*sampled_with, pace.refresh]) if a != b]
 
 
+def test_positions_are_counted_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, cache = RandomOrder(8, 1, block_length=4), DualCache(2)
+    trajectory = roll_out(sampler, POLICY, prompts(POLICY, rows=5), everything=False, cache=cache)
+    each = [cached_positions(trajectory[row : row + 1], cache, sampler, POLICY) for row in range(5)]
+    total = tuple(map(sum, zip(*each, strict=True)))
+    assert cached_positions(trajectory, cache, sampler, POLICY) == total
+    monkeypatch.setattr("dlmrl_kit.training.cached_positions.POSITIONS_AT_ONCE", 2 * 8 * sampler.max_steps)
+    assert cached_positions(trajectory, cache, sampler, POLICY) == total
+
+
+@pytest.mark.parametrize("likelihood", ["StepLogProb", "StepTokenLogProb"])
 @pytest.mark.parametrize("uses", [ADAPTIVE, ["cache=DualCache", "policy=CharacterLlama"]], ids=["adaptive", "fixed"])
-def test_while_it_is_exact_it_is_the_recipe_without_a_cache(uses: list[str], tmp_path: Path) -> None:
+def test_while_it_is_exact_it_is_the_recipe_without_a_cache(uses: list[str], likelihood: str, tmp_path: Path) -> None:
     """Bit for bit, and with its forwards: what was recorded is the policy's, so that nothing is computed again."""
-    sets, exactly = [*SETS, "EntropyTopK.k = 2"], ["likelihood=StepLogProb"]
+    sets, exactly = [*SETS, "EntropyTopK.k = 2"], [f"likelihood={likelihood}"]
     found = []
     for name, more in (("cached", uses), ("exact", ["policy=CharacterLlama"])):
         own = [*sets, "DualCache.refresh = 1"] if "cache=DualCache" in more else sets
         run = new_run(tmp_path / name, "egspo", sets=own, uses=[*more, *exactly])
+        run.update.difference = 0.0  # the check before the first update is another one with a correction
         with recorded_calls(run.policy) as calls:
             metrics = run.update(0)
         metrics = {key: value for key, value in metrics.items() if not key.startswith(("cache/", "correction/"))}

@@ -17,6 +17,7 @@ from support.runs import build, metric_rows, new_run, old_difference, outcome, p
 
 from dlmrl_kit.advantages.group_mean import GroupMean
 from dlmrl_kit.algorithm.algorithm import GradientEstimator, Swaps
+from dlmrl_kit.algorithm.dataflow import plain_key
 from dlmrl_kit.audit import Problem, audit_algorithm, exact_estimator
 from dlmrl_kit.audit.estimator import moments
 from dlmrl_kit.audit.measure import Ground
@@ -207,28 +208,43 @@ def test_the_update_weighs_steps_by_exact_over_recorded(tmp_path: Path) -> None:
     assert metrics["correction/drift"] == pytest.approx(ratio[used].log().abs().mean().item(), rel=1e-2)
 
 
-@pytest.mark.parametrize("likelihood", ["StepTokenLogProb", "StepLogProb"])
-@pytest.mark.parametrize("correction", ["TruncatedImportance", "TrajectoryImportance", "Uncorrected"])
-def test_old_and_new_agree_before_the_update(correction: str, likelihood: str, tmp_path: Path) -> None:
-    run = cached_run(tmp_path, uses=(f"correction={correction}", f"likelihood={likelihood}"))
-    assert not [source for source in run.update.plan.old.values() if source is not None]
-    trajectory = prepared(run.update, rollout(run))
+CORRECTIONS = ["TruncatedImportance", "TrajectoryImportance", "Uncorrected"]
+TEMPERED = ("StepTokenLogProb.sampling_temperature = True", "Sampler.temperature = 0.7")
+LIKELIHOODS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+    ((), ("likelihood=StepLogProb", "regulariser=none")),
+    ((), ("likelihood=StepTokenLogProb", "regulariser=none")),
+    (TEMPERED, ("likelihood=StepTokenLogProb", "regulariser=none")),
+    (("KLK1.to = 'old'", "Sampler.tokens_per_step = 3"), ("loss=TokenPPO", "regulariser=KLK1")),
+    (TEMPERED, ("loss=TokenPPO", "regulariser=none")),
+]
+"""Where the correction's forwards serve for all old values."""
+
+
+@pytest.mark.parametrize(("sets", "uses"), LIKELIHOODS, ids=["action", "tokens", "tempered", "both", "each tempered"])
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_old_and_new_agree_before_the_update(
+    correction: str, sets: tuple[str, ...], uses: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Old values are the policy's, from the forwards of the correction, and are not what the cache recorded."""
+    run = cached_run(tmp_path, sets=sets, uses=(f"correction={correction}", *uses))
+    plan, trajectory = run.update.plan, rollout(run)
+    scored = trajectory["selected", "weight"] != 0
+    if correction == "TrajectoryImportance":
+        scored = trajectory["step", "valid"]
+    with recorded_calls(run.policy) as calls:
+        run.update.log_probs.add_fixed(trajectory)
+    assert sum(len(ids) for ids, _, _ in calls) == int(scored.sum())
     assert old_difference(run.update, trajectory) < 1e-3
     with torch.no_grad():
         new = run.update.log_probs.run(trajectory.clone())
-    torch.testing.assert_close(new["selected", "log_prob"], trajectory["selected", "old_log_prob"])
+    for key in plan.old:
+        torch.testing.assert_close(new[plain_key(key)], trajectory[key])
 
 
-def test_what_the_correction_computed_is_not_computed_again(tmp_path: Path) -> None:
-    """Forwards before the update: the correction's, and the old ones only where they are another log-probability."""
-    found = {}
-    for likelihood in ("StepTokenLogProb", "StepLogProb"):
-        run = cached_run(tmp_path / likelihood, uses=(f"likelihood={likelihood}", "regulariser=none"))
-        trajectory = rollout(run)
-        with recorded_calls(run.policy) as calls:
-            run.update.log_probs.add_fixed(trajectory)
-        found[likelihood] = sum(len(ids) for ids, _, _ in calls) / int((trajectory["selected", "weight"] != 0).sum())
-    assert found == {"StepTokenLogProb": 2.0, "StepLogProb": 1.0}
+def test_what_no_correction_scores_is_computed_by_the_likelihood(tmp_path: Path) -> None:
+    run = cached_run(tmp_path, "d1", uses=("correction=Uncorrected",))
+    assert run.update.plan.computed_old == {("selected", "token_log_prob"): ("selected", "old_token_log_prob")}
+    assert run.update.plan.scored_again == (("step", "log_prob"),)
 
 
 def test_records_of_another_distribution_are_noticed(tmp_path: Path) -> None:
