@@ -23,7 +23,7 @@ from common import report
 from dlmrl_kit.experiments.referee.statistics import mean
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training.loop import train
+from dlmrl_kit.training.runs import train
 
 SETTINGS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "blocks": (

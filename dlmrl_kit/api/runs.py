@@ -19,7 +19,7 @@ from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.recipe.of_algorithm import recipe_of
 from dlmrl_kit.report.run_console import RichRunObserver
-from dlmrl_kit.training import loop
+from dlmrl_kit.training import runs as training_runs
 from dlmrl_kit.training.curve import curve_figure
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations
 from dlmrl_kit.training.export import MODEL
@@ -124,7 +124,7 @@ def train(
     with _observer(progress, show_samples, observer) as watching:
         for note in recipe.notes:
             watching.on_message(note)
-        return _run_of(loop.train(recipe, Path(out), observer=watching))
+        return _run_of(training_runs.train(recipe, Path(out), observer=watching))
 
 
 def resume(
@@ -149,7 +149,7 @@ def resume(
         UserError: as ``training.resume``.
     """
     with _observer(progress, show_samples, observer) as watching:
-        found = loop.resume(
+        found = training_runs.resume(
             Path(folder),
             observer=watching,
             sets=sets,

@@ -1,164 +1,47 @@
-"""The training loop: update, log, evaluate, checkpoint. A killed run can be resumed and ends with the same result.
+"""The training loop: update, log, evaluate, checkpoint; what ``training.runs`` begins and goes on with.
 
 Several processes go through it together; the first of them alone reports and writes (``core.processes``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
 from dlmrl_kit.core.component import trained
-from dlmrl_kit.core.errors import CheckpointError, NotFiniteError, RecipeError, StoppedError
+from dlmrl_kit.core.errors import CheckpointError, NotFiniteError, StoppedError
 from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.policy import autocast
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.results import EvalResult, RunObserver, RunResult
-from dlmrl_kit.core.run_folder import RECIPE, holds_run, one_writer, require
+from dlmrl_kit.core.run_folder import RECIPE, require
 from dlmrl_kit.policies.sharding import is_sharded
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
-from dlmrl_kit.recipe.load import Recipe, load_recipe
 from dlmrl_kit.rollout.services import cut_prompts
 from dlmrl_kit.tasks.base import said_of
 from dlmrl_kit.training.best_model import SPLIT, BestModel
-from dlmrl_kit.training.blaming import blaming
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, load_rollouts, prune, save_checkpoint
 from dlmrl_kit.training.ending import Ending
 from dlmrl_kit.training.evaluation import evaluate, evaluation_seed
 from dlmrl_kit.training.evaluation_files import EVALUATIONS, read_evaluations, write_evaluations
 from dlmrl_kit.training.figures import draw_at_the_end
-from dlmrl_kit.training.identity import Change, Identity, identity_of
+from dlmrl_kit.training.identity import Identity
 from dlmrl_kit.training.model_work import ModelWork
 from dlmrl_kit.training.open_loggers import OpenLoggers
 from dlmrl_kit.training.record import (
-    check_unchanged,
-    name_of,
-    note_failure,
     note_parts,
-    notes,
-    record_changes,
-    start_record,
 )
 from dlmrl_kit.training.results import seconds_of, write_results
 from dlmrl_kit.training.rollout_record import KEPT, RolloutRecord
-from dlmrl_kit.training.start import find_device, start_training, whole_copy
+from dlmrl_kit.training.start import start_training, whole_copy
 from dlmrl_kit.training.trace import trace_examples
 from dlmrl_kit.training.trajectories import PAGE, write_trajectories
 from dlmrl_kit.training.update import Update
 from dlmrl_kit.training.update_lines import COMPLETIONS
-
-
-def train(
-    recipe: Recipe, folder: Path, *, observer: RunObserver | None = None, processes: Processes = ALONE
-) -> RunResult:
-    """Trains a recipe in a new run folder.
-
-    Args:
-        recipe: from ``load_recipe``.
-        folder: the run folder, which is created. It gets ``recipe.gin``, ``metrics.csv``, ``checkpoints/``, ``model/``,
-            ``curve.png``, ``trajectories.html``, ``evaluations.json``, ``steps.jsonl``, ``completions.jsonl``,
-            ``run.json`` and ``result.json``. A run in it that failed before its first checkpoint is replaced.
-        observer: is told how the run goes, in the first process.
-        processes: that train together, from ``core.processes.joined``; each of them calls this.
-
-    Raises:
-        UserError: the recipe is broken, the folder holds a run already, or training cannot go on.
-    """
-    with contextlib.ExitStack() as stack:
-        processes.of_first(lambda: stack.enter_context(_new(folder)))
-        algorithm = recipe.build_algorithm()
-        with blaming(recipe, folder):  # before anything is written, as a failure must leave no folder
-            run = Run(algorithm, folder, recipe.name, observer or RunObserver(), processes)
-            run.identity = _identity(recipe, algorithm, processes)
-        processes.of_first(lambda: start_record(folder, recipe, run.identity))
-        return _run(run, recipe)
-
-
-@contextlib.contextmanager
-def _new(folder: Path) -> Iterator[None]:
-    """Holds the folder of a new run.
-
-    Raises:
-        CheckpointError: it holds one already.
-    """
-    with one_writer(folder):
-        if holds_run(folder):
-            raise CheckpointError(
-                f"{folder} already holds a run: resume it with 'dlmrl train --resume {folder}', or choose another "
-                "folder"
-            )
-        yield
-
-
-def resume(
-    folder: Path,
-    *,
-    observer: RunObserver | None = None,
-    allow_imports: bool = False,
-    sets: Sequence[str] = (),
-    accept_changes: bool = False,
-    processes: Processes = ALONE,
-) -> RunResult:
-    """Continues a run from its newest checkpoint, or from the start if it has none yet.
-
-    A finished run is not trained further; its results are written and reported again. With ``sets`` a run may be made
-    longer. Whatever else it depends on must be as it was: settings, files, package versions, device and threads. The
-    number of processes may be another one.
-
-    Args:
-        folder: the run folder.
-        observer: is told how the run goes.
-        allow_imports: whether to run the import statements of the run's recipe.
-        sets: bindings that replace those of the run's recipe: ``"Trainer.updates = 200"``.
-        accept_changes: whether to go on although something that the run depends on has changed.
-        processes: as ``train``.
-
-    Raises:
-        UserError: ``folder`` holds no run, a checkpoint does not fit the recipe or is damaged, or something that the
-            run depends on has changed.
-    """
-    if not (folder / RECIPE).is_file():
-        raise CheckpointError(f"{folder} holds no run (no recipe.gin in it)")
-    with contextlib.ExitStack() as stack:
-        processes.of_first(lambda: stack.enter_context(one_writer(folder)))
-        recipe = load_recipe(str(folder / RECIPE), sets=sets, allow_imports=allow_imports)
-        algorithm = recipe.build()
-        if not isinstance(algorithm, Algorithm):
-            raise RecipeError(f"{folder} holds a pre-training run: go on with 'dlmrl pretrain RECIPE --out {folder}'")
-        now, length = _identity(recipe, algorithm, processes), recipe.key_in("trainer", "updates")
-
-        def compared() -> list[Change]:
-            found = checkpoints(folder)
-            finished = bool(found) and found[-1][0] == algorithm.trainer.updates
-            return check_unchanged(folder, now, length=length, finished=finished, accept=accept_changes)
-
-        changed = processes.of_first(compared)
-        with blaming(recipe, folder):
-            run = Run(algorithm, folder, name_of(folder), observer or RunObserver(), processes)
-        run.identity = now
-        first = run.restore()
-        processes.of_first(lambda: record_changes(folder, recipe, now, changed, first))
-        run.notes += notes(changed, length, float(run.update.scheduler.get_last_lr()[0]))
-        return _run(run, recipe)
-
-
-def _identity(recipe: Recipe, algorithm: Algorithm, processes: Processes) -> Identity:
-    return identity_of(recipe, algorithm, find_device(algorithm.trainer.device), processes.world)
-
-
-def _run(run: Run, recipe: Recipe) -> RunResult:
-    try:
-        with blaming(recipe, run.folder):
-            return run.run()
-    except Exception as error:
-        note_failure(run.folder, error)
-        raise
 
 
 class Run:

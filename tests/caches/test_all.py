@@ -28,7 +28,7 @@ from dlmrl_kit.samplers.learned_order import LearnedOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.settings import check_cache
-from dlmrl_kit.training.loop import train
+from dlmrl_kit.training.runs import train
 
 MASK, PROMPT, LENGTH, BLOCK = 12, 3, 7, 3
 BODIES = [model_of(*pair, num_hidden_layers=3).get_decoder() for pair in CLASSES]

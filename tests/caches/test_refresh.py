@@ -37,7 +37,7 @@ from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.training.cached_positions import cached_positions
 from dlmrl_kit.training.dry_run import states_in_words
 from dlmrl_kit.training.estimate import computed_positions, forwards
-from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.runs import resume, train
 
 MASK, PROMPT = 9, 2
 POLICY = tiny_policy(layers=3, characters="abcd", initializer_range=0.5, attn_implementation="sdpa").double()

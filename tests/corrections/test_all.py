@@ -39,8 +39,8 @@ from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.plackett_luce_order import PlackettLuceOrder
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.k_steps import LastK
-from dlmrl_kit.training.loop import resume, train
 from dlmrl_kit.training.old_check import check_old
+from dlmrl_kit.training.runs import resume, train
 from dlmrl_kit.training.update import Rollout
 
 DEEP = Problem(vocab=2, length=4, block_length=2, policy="deep network", seed=4)

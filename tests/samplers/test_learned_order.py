@@ -33,7 +33,7 @@ from dlmrl_kit.rollout.environment import SamplerPolicy
 from dlmrl_kit.samplers.base import Decision
 from dlmrl_kit.samplers.learned_order import LearnedOrder
 from dlmrl_kit.training.evaluation import evaluate_path
-from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.runs import resume, train
 
 State = tuple[int, ...]
 Action = tuple[tuple[int, ...], tuple[int, ...]]

@@ -20,7 +20,7 @@ from support.cheap_runs import cheaply
 from support.paths import ROOT
 
 import dlmrl_kit.pretraining.run
-import dlmrl_kit.training.loop
+import dlmrl_kit.training.runs
 from dlmrl_kit.core.files import write_atomic
 from dlmrl_kit.policies.characters import CharacterLlama
 from dlmrl_kit.recipe.load import load_recipe
@@ -64,9 +64,9 @@ def train_file(path: Path, folder: Path, number: int) -> None:
         if loaded.root == "Pretraining":
             dlmrl_kit.pretraining.run.pretrain(loaded, folder)
         elif (folder / "recipe.gin").exists():
-            dlmrl_kit.training.loop.resume(folder)
+            dlmrl_kit.training.runs.resume(folder)
         else:
-            dlmrl_kit.training.loop.train(loaded, folder)
+            dlmrl_kit.training.runs.train(loaded, folder)
     except BaseException:
         folder.with_name("traceback").write_text(traceback.format_exc())
         raise

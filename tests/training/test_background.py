@@ -20,7 +20,8 @@ from dlmrl_kit.tasks.base import Example
 from dlmrl_kit.tasks.json_lines import JsonLines
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
 from dlmrl_kit.training import start
-from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.runs import resume, train
 from dlmrl_kit.training.update import Rollout, Update
 
 KL = "regulariser=KLK3"

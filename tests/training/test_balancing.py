@@ -18,7 +18,7 @@ from dlmrl_kit.core.errors import UserError
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.trainers.trainer import Trainer
 from dlmrl_kit.training.balancing import Lengths, assigned
-from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.runs import resume, train
 
 BY_LENGTH = "Trainer.assignment = 'by_length'"
 UNEVEN = ["ConfidenceThreshold.threshold = 0.35", "Trainer.prompts_per_update = 5", "Trainer.learning_rate = 1e-3"]

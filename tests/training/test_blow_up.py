@@ -18,8 +18,8 @@ from dlmrl_kit.policies.pretrained import Pretrained
 from dlmrl_kit.training.blow_up import start_weights, what_is_left
 from dlmrl_kit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from dlmrl_kit.training.evaluation import evaluate, evaluate_path
-from dlmrl_kit.training.loop import train
 from dlmrl_kit.training.optimiser import build_optimiser
+from dlmrl_kit.training.runs import train
 from dlmrl_kit.training.start import COMPONENTS, load_components
 from dlmrl_kit.training.update import Update
 from dlmrl_kit.values.token_value import TokenValue

@@ -12,7 +12,7 @@ from support.sandboxes import needs_bubblewrap
 from support.text_checkpoints import SMALL_RUN, text_checkpoint, write_jsonl
 
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training.loop import train
+from dlmrl_kit.training.runs import train
 
 ROWS: dict[str, Any] = {"KodCode": kodcode_row, "HumanEval": human_eval_row, "MBPP": mbpp_row}
 SMALL = (*SMALL_RUN, "Sampler.completion_length = 16", "Trainer.group_size = 2")

@@ -24,7 +24,7 @@ from dlmrl_kit.pretraining.run import pretrain
 from dlmrl_kit.samplers.low_confidence import LowConfidence
 from dlmrl_kit.samplers.margin_order import MarginOrder
 from dlmrl_kit.tasks.base import Example
-from dlmrl_kit.training.loop import train
+from dlmrl_kit.training.runs import train
 
 pytestmark = pytest.mark.usefixtures("registrations_end")
 

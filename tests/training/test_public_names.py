@@ -9,5 +9,5 @@ import inspect
 def test_the_public_names_of_training_are_functions() -> None:
     from dlmrl_kit import training
 
-    importlib.import_module("dlmrl_kit.training.loop")
+    importlib.import_module("dlmrl_kit.training.runs")
     assert all(inspect.isfunction(getattr(training, name)) for name in training.__all__)

@@ -11,7 +11,7 @@ from support.observers import Stop, StopAfterTheFirstUpdate
 from support.runs import outcome, recipe
 
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.runs import resume, train
 
 RECIPES = kit_recipes()
 SIZES: dict[str, list[str]] = {}

@@ -23,7 +23,8 @@ from dlmrl_kit.core.results import EvalResult, RunObserver
 from dlmrl_kit.loggers.metrics_csv import read_metrics
 from dlmrl_kit.training.checkpoint import checkpoints
 from dlmrl_kit.training.evaluation import evaluate
-from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.runs import resume, train
 from dlmrl_kit.training.shared_gradients import add_up
 
 SETS = ["Trainer.learning_rate = 1e-4", "Trainer.prompts_per_update = 4", "Trainer.updates = 4"]

@@ -21,7 +21,7 @@ from support.several import Pool
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training.checkpoint import checkpoints
-from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.runs import resume, train
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.thorough

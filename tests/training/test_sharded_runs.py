@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from dlmrl_kit.core.errors import CheckpointError, FileError
 from dlmrl_kit.core.processes import Processes
 from dlmrl_kit.training.checkpoint import checkpoints, intact
-from dlmrl_kit.training.loop import resume, train
+from dlmrl_kit.training.runs import resume, train
 
 SETS = ["Trainer.learning_rate = 1e-4", "Trainer.prompts_per_update = 4", "Trainer.updates = 4"]
 FULL = "Trainer.sharding = 'full'"

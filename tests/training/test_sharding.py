@@ -33,7 +33,8 @@ from dlmrl_kit.policies.sharding import is_sharded, together
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.tasks.base import BaseTask, Example
 from dlmrl_kit.tasks.sudoku import Sudoku4x4
-from dlmrl_kit.training.loop import Run, train
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.runs import train
 from dlmrl_kit.training.start import start_training
 
 Given = tuple[str, list[str], list[str]]

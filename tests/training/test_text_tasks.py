@@ -21,7 +21,7 @@ from support.text_checkpoints import (
 )
 
 from dlmrl_kit.recipe.load import load_recipe
-from dlmrl_kit.training.loop import train
+from dlmrl_kit.training.runs import train
 
 FILES: dict[str, tuple[Any, Any, str]] = {
     "gsm8k": ("GSM8K", gsm8k_row, "correct_answer"),

@@ -11,7 +11,8 @@ from support.runs import collect, new_run, outcome, prepared, recipe
 from torch import Tensor
 
 from dlmrl_kit.training.gradient import Gradient, LogProbs, Totals
-from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.runs import resume, train
 
 EASY = ["Trainer.updates = 2", "SuccessRange.low = 0.0", "SuccessRange.high = 1.0", "Trainer.learning_rate = 0.001"]
 

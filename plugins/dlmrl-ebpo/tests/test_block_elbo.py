@@ -16,7 +16,8 @@ from dlmrl_kit.likelihoods.segments import SegmentLikelihood
 from dlmrl_kit.samplers.base import Sampler
 from dlmrl_kit.samplers.random_order import RandomOrder
 from dlmrl_kit.selectors.whole_sequence import WholeSequence
-from dlmrl_kit.training.loop import Run, resume, train
+from dlmrl_kit.training.loop import Run
+from dlmrl_kit.training.runs import resume, train
 from support import segment_loops as loops
 from support.policies import tiny_policy
 from support.rollouts import prompts
