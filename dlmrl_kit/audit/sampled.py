@@ -74,7 +74,7 @@ class Drawn(NamedTuple):
 def drawn_batches(
     estimator: GradientEstimator, problem: Problem, group_size: int, batches: int, seed: int, groups: int = 1
 ) -> list[Drawn]:
-    """Samples ``batches`` batches of ``groups`` groups, with the prompts in turn, and runs the exact components on each.
+    """Samples ``batches`` batches of ``groups`` groups, the prompts in turn, and runs the exact components on each.
 
     Of the estimator only the sampler and the cache count, so that one list does for all that share these.
     """
