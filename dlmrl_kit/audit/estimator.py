@@ -241,6 +241,7 @@ class _Together:
         self.num_steps = trajectories[STEP_VALID].shape[1]
         loss, advantage = small.estimator.loss, small.advantage
         needed = {*loss.in_keys, *advantage.reads, TRAJECTORY, REWARD, SELECTED_CORRECTION}
+        needed |= {key for part in small.estimator.filters for key in part.in_keys}
         self.rows = table(bank.rows, needed | {STEP_VALID, SELECTED_UNIT, SELECTED_WEIGHT})
         full = small.weighed(self._with_likelihood(self.rows.copy()))
         self.counts = torch.tensor([float(loss.count(full[i : i + 1])) for i in range(len(full))]).double()

@@ -26,6 +26,7 @@ from dlmrl_kit.likelihoods.mean_field import MeanField
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.means import FixedLength, FixedStepLength, PerStep
+from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -387,3 +388,10 @@ def test_estimators_that_are_sampled_share_their_batches() -> None:
     assert Counting.calls == before + 5
     assert together[0] != together[1]
     assert together == [Ground(TINY, sampler, 2, 5, 0, groups=2).prepare().measure(one) for one in masking]
+
+
+@pytest.mark.parametrize("name", [c.name for c in components("filter") if c.package == "dlmrl_kit"])
+def test_filters_find_what_they_read_among_exact_components(name: str) -> None:
+    """Also where neither loss nor advantage reads it, as with ``DropEqualSpeeds``."""
+    (component,) = (c for c in components("filter") if c.name == name)
+    assert audited(TINY, 2, filter=[component.cls()]).exact
