@@ -120,7 +120,8 @@ def cpu_seconds(command: tuple[str, ...]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         words = [word.format(out=Path(folder, "run")) for word in command]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "dlmrl_kit", *words], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "dlmrl_kit", *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)  # not this checkout's package
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
