@@ -31,7 +31,6 @@ from dlmrl_kit.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ("--repeats", "1")
-ONLY_STARTS = ("--only", "help", "--only", "one update", "--only", "start of a comparison")
 TINY = ("--hidden", "64", "--batch", "2", *SHORT)
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -129,8 +128,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("sandbox.py", "--programs", "20"),
     ),
     "overheads": Benchmark(
-        "First update, audit, start of a comparison",
-        ("overheads.py", "--repeats", "3", *ONLY_STARTS),
+        "First update, evaluation, checkpoints, audits, start of a comparison",
+        ("overheads.py",),
         ("overheads.py", "--only", "help"),
     ),
     "ablation": Benchmark(

@@ -105,10 +105,11 @@ def moments(
     tuples = sum(len(rows) ** group_size for rows in prompts)
     if tuples > MAX_TUPLES:
         raise TooLarge(f"{tuples} groups of {group_size}")
-    if groups > 1 and _looks_across(small, services, bank, prompts, group_size):
-        return _batch_by_batch(small, services, bank, prompts, group_size, groups)
     sample = _some(prompts, group_size)
-    alone = [_average(*_single(small, services, bank, index)) for index in sample]
+    singles = [_single(small, services, bank, index) for index in sample]
+    if groups > 1 and _looks_across(small, services, bank, sample, singles):
+        return _batch_by_batch(small, services, bank, prompts, group_size, groups)
+    alone = [_average(*single) for single in singles]
     if not small.declared and not set(estimator.selector.in_keys) & set(estimator.advantage.out_keys):
         together = _Together(small, services, trajectories, bank, group_size)
         if _close(together.gradients(torch.stack(sample)), torch.stack(alone)):
@@ -172,11 +173,9 @@ def _is_selected(key: Key) -> bool:
 
 
 def _looks_across(
-    small: OnProblem, services: ExactServices, bank: Bank, prompts: list[Tensor], group_size: int
+    small: OnProblem, services: ExactServices, bank: Bank, groups: list[Tensor], alone: list[tuple[Tensor, float]]
 ) -> bool:
-    """Returns whether a batch of groups has another gradient than the quotient of its groups' sums."""
-    groups = _some(prompts, group_size)
-    alone = [_single(small, services, bank, index) for index in groups]
+    """Returns whether a batch of ``groups`` has another gradient than the quotient of the sums of each ``alone``."""
     for some in ([0, 1], [2, 3], list(range(len(groups)))):
         total, count = _single(small, services, bank, torch.stack([groups[i] for i in some]))
         expected = torch.stack([alone[i][0] for i in some]).sum(0), sum(alone[i][1] for i in some)
@@ -242,6 +241,7 @@ class _Together:
         self.num_steps = trajectories[STEP_VALID].shape[1]
         loss, advantage = small.estimator.loss, small.advantage
         needed = {*loss.in_keys, *advantage.reads, TRAJECTORY, REWARD, SELECTED_CORRECTION}
+        needed |= {key for part in small.estimator.filters for key in part.in_keys}
         self.rows = table(bank.rows, needed | {STEP_VALID, SELECTED_UNIT, SELECTED_WEIGHT})
         full = small.weighed(self._with_likelihood(self.rows.copy()))
         self.counts = torch.tensor([float(loss.count(full[i : i + 1])) for i in range(len(full))]).double()

@@ -23,7 +23,7 @@ from dlmrl_kit.audit.estimator import Moments, TooLarge, moments
 from dlmrl_kit.audit.on_problem import ExactServices, OnProblem, expected_rewards
 from dlmrl_kit.audit.policies import attached
 from dlmrl_kit.audit.problem import Problem
-from dlmrl_kit.audit.sampled import sampled_gradients
+from dlmrl_kit.audit.sampled import Drawn, drawn_batches, sampled_gradients
 from dlmrl_kit.audit.scale import TOLERANCE
 from dlmrl_kit.caches.base import Cache
 from dlmrl_kit.core.keys import COMPLETION_IDS, EXAMPLE, PROBABILITY, REWARD, TRAJECTORY, Key
@@ -96,6 +96,7 @@ class Ground:
         values: the expected reward from each of their states, as ``ExactServices`` takes it; None likewise.
         reasons: why groups were sampled.
         cached: trajectories and values with a cache, by cache.
+        drawn: batches that were sampled because groups cannot be listed, by cache.
         groups: of a batch.
     """
 
@@ -109,6 +110,7 @@ class Ground:
     values: Tensor | None = None
     reasons: list[str] = field(default_factory=list)
     cached: dict[Cache, tuple[TensorDict, Tensor]] = field(default_factory=dict)
+    drawn: dict[Cache | None, list[Drawn]] = field(default_factory=dict)
     groups: int = 1
 
     def prepare(self) -> Ground:
@@ -214,7 +216,10 @@ class Ground:
         )
 
     def _sampled(self, small: OnProblem) -> Measured:
-        found = sampled_gradients(small, self.group_size, self.batches, self.seed, self.groups)
+        sizes, estimator = (self.group_size, self.batches, self.seed, self.groups), small.estimator
+        if estimator.cache not in self.drawn:
+            self.drawn[estimator.cache] = drawn_batches(estimator, self.problem, *sizes)
+        found = sampled_gradients(small, *sizes, self.drawn[estimator.cache])
         bias, noise = found.bias(self.truth)
         truth = found.exact.mean(0) if self.truth is None else self.truth
         mean = truth + bias

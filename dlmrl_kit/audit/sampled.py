@@ -10,13 +10,15 @@ in which most of the noise cancels. If grad J is known, beta is the regression c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from dlmrl_kit.algorithm.algorithm import Swaps
+from dlmrl_kit.algorithm.algorithm import GradientEstimator, Swaps
 from dlmrl_kit.audit.exact import exact_estimator
 from dlmrl_kit.audit.on_problem import DrawnServices, OnProblem, complete, draw_trajectories
 from dlmrl_kit.audit.problem import Problem
@@ -62,25 +64,59 @@ def prompts_in_turn(problem: Problem, group_size: int, groups: int, number: int)
     return chosen.set(GROUP, group)
 
 
-def sampled_gradients(small: OnProblem, group_size: int, batches: int, seed: int, groups: int = 1) -> Sampled:
-    """Samples ``batches`` batches of ``groups`` groups, with the prompts in turn, and runs every component on each.
+class Drawn(NamedTuple):
+    """A batch of trajectories, as sampled, and the exact components' estimate h from it, [P]."""
 
-    The services of a batch depend on ``seed`` and its number alone, so that g and h see the same trajectories.
+    batch: TensorDictBase
+    exact: Tensor
+
+
+def drawn_batches(
+    estimator: GradientEstimator, problem: Problem, group_size: int, batches: int, seed: int, groups: int = 1
+) -> list[Drawn]:
+    """Samples ``batches`` batches of ``groups`` groups, the prompts in turn, and runs the exact components on each.
+
+    Of the estimator only the sampler and the cache count, so that one list does for all that share these.
     """
-    problem, estimator = small.problem, small.estimator
-    own, exact = [], []
     cached = Swaps(cache=estimator.cache, correction=TrajectoryImportance()) if estimator.cache else Swaps()
     reference = OnProblem(exact_estimator(estimator.sampler, cached), problem)
+    found = []
     for i in range(batches):
         services = DrawnServices(problem, estimator.sampler, seed, i)
         asked = prompts_in_turn(problem, group_size, groups, i)
         batch = draw_trajectories(
             reference, services, asked, estimator.sampler.optional_keys
-        )  # the trajectories must do for both
-        exact.append(_gradient(reference, complete(reference, services, batch.copy())))
-        rows = batch.select(*small.plan.sampler.writes, *asked.keys())
+        )  # the trajectories must do for every estimator
+        found.append(Drawn(batch, _gradient(reference, complete(reference, services, batch.copy()))))
+    return found
+
+
+def sampled_gradients(
+    small: OnProblem,
+    group_size: int,
+    batches: int,
+    seed: int,
+    groups: int = 1,
+    drawn: Sequence[Drawn] | None = None,
+) -> Sampled:
+    """Runs every component on sampled batches.
+
+    The services of a batch depend on ``seed`` and its number alone.
+
+    Args:
+        small: the estimator on its problem.
+        group_size, batches, seed, groups: as ``drawn_batches``.
+        drawn: what ``drawn_batches`` returns for these; None: it is asked.
+    """
+    problem, estimator = small.problem, small.estimator
+    if drawn is None:
+        drawn = drawn_batches(estimator, problem, group_size, batches, seed, groups)
+    own = []
+    for i, (batch, _) in enumerate(drawn):
+        services = DrawnServices(problem, estimator.sampler, seed, i)
+        rows = batch.select(*small.plan.sampler.writes, *problem.batch().keys())
         own.append(_gradient(small, complete(small, services, rows)))
-    return Sampled(torch.stack(own), torch.stack(exact), groups)
+    return Sampled(torch.stack(own), torch.stack([exact for _, exact in drawn]), groups)
 
 
 def _gradient(small: OnProblem, batch: TensorDictBase) -> Tensor:

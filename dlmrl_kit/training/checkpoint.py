@@ -14,7 +14,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def load_checkpoint(
         CheckpointError: a file cannot be read or is not as it was written, the state is not that of the folder's name,
             or weights or moments do not have the names and shapes of ``parameters``, or are not finite.
     """
-    state = _checked_state(folder)
+    state = _state(folder, _damage(folder))
     try:
         weights = read(folder, WEIGHTS, lambda name, shape: parameters.get(name))
         moments = read(folder, MOMENTS, lambda name, shape: _parameter_of(name, optimiser))
@@ -202,10 +202,13 @@ def load_rollouts(folder: Path) -> dict[str, torch.Tensor]:
 def identity_in(folder: Path) -> Identity:
     """Returns what the run depended on when it wrote a checkpoint.
 
+    Of its files only ``state.json`` is read: ``load_checkpoint`` looks at all of them, which takes minutes where they
+    are large.
+
     Raises:
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: that file is damaged.
     """
-    found: Identity = _checked_state(folder).get("identity", {})
+    found: Identity = _state(folder, _damage(folder, [STATE])).get("identity", {})
     return found
 
 
@@ -223,9 +226,9 @@ def intact(folder: Path) -> bool:
     return not _damage(folder)
 
 
-def _checked_state(folder: Path) -> dict[str, Any]:
-    """Reads ``state.json`` of a checkpoint whose files are all as they were written."""
-    if problem := _damage(folder):
+def _state(folder: Path, problem: str) -> dict[str, Any]:
+    """Reads ``state.json`` of a checkpoint, unless there is a ``problem`` with its files: it is refused then."""
+    if problem:
         raise refused(folder, problem)
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
@@ -238,15 +241,15 @@ def _checked_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _damage(folder: Path) -> str:
-    """Says which file of a checkpoint is not as it was written, and how; "" if all are."""
+def _damage(folder: Path, names: Collection[str] = ()) -> str:
+    """Says which file of a checkpoint, or of those ``names``, is not as it was written, and how; "" if all are."""
     try:
         sums = read_checksums(folder)
     except (OSError, ValueError) as error:
         return f"{CHECKSUMS}: {error}"
     there = {path.relative_to(folder).as_posix() for path in folder.glob(f"*/*{SUFFIX}")}  # parts of any process
     whole = {} if there else {f"{WEIGHTS}{SUFFIX}", f"{MOMENTS}{SUFFIX}"}
-    for name in sorted({*sums, *there, *whole, STATE}):
+    for name in names or sorted({*sums, *there, *whole, STATE}):
         if problem := damage(folder / name, sums.get(name)):
             return f"{name}: {problem}"
     return ""

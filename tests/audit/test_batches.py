@@ -22,9 +22,11 @@ from dlmrl_kit.audit.on_problem import OnProblem
 from dlmrl_kit.audit.sampled import sampled_gradients
 from dlmrl_kit.filters.drop_equal_rewards import DropEqualRewards
 from dlmrl_kit.filters.success_range import SuccessRange
+from dlmrl_kit.likelihoods.mean_field import MeanField
 from dlmrl_kit.likelihoods.steps import StepTokenLogProb
 from dlmrl_kit.losses.token_ppo import TokenPPO
 from dlmrl_kit.normalisers.means import FixedLength, FixedStepLength, PerStep
+from dlmrl_kit.recipe.catalogue import components
 from dlmrl_kit.samplers.entropy_order import EntropyOrder
 from dlmrl_kit.samplers.left_to_right import LeftToRight
 from dlmrl_kit.samplers.low_confidence import LowConfidence
@@ -364,3 +366,32 @@ def test_zero_gradients_of_sampled_batches_have_an_interval() -> None:
     assert sampled.moves
     resting = ground._sampled(OnProblem(estimator_of(), CONSTANT))
     assert not resting.moves
+
+
+class Counting(LeftToRight):
+    """Counts its rollouts."""
+
+    calls = 0
+
+    def forward(self, *args: Any, **named: Any) -> TensorDictBase:
+        Counting.calls += 1
+        return super().forward(*args, **named)
+
+
+def test_estimators_that_are_sampled_share_their_batches() -> None:
+    """They are measured as each alone is, bit for bit, with the rollouts of one."""
+    sampler = Counting(2, temperature=0.9)
+    masking = [exact_estimator(sampler, Swaps(likelihood=MeanField(prompt_mask_share=share))) for share in (0.2, 0.8)]
+    ground = Ground(TINY, sampler, 2, 5, 0, groups=2).prepare()
+    before = Counting.calls
+    together = [ground.measure(estimator) for estimator in masking]
+    assert Counting.calls == before + 5
+    assert together[0] != together[1]
+    assert together == [Ground(TINY, sampler, 2, 5, 0, groups=2).prepare().measure(one) for one in masking]
+
+
+@pytest.mark.parametrize("name", [c.name for c in components("filter") if c.package == "dlmrl_kit"])
+def test_filters_find_what_they_read_among_exact_components(name: str) -> None:
+    """Also where neither loss nor advantage reads it, as with ``DropEqualSpeeds``."""
+    (component,) = (c for c in components("filter") if c.name == name)
+    assert audited(TINY, 2, filter=[component.cls()]).exact
