@@ -86,12 +86,14 @@ class FinishedBlocks:
 
         Arguments as ``_compute``. Returns how many tokens of each row are cached now, int64 [B].
         """
-        first = _first_alike(tokens, finished)
-        alone, shared = len(tokens) * _most(end - start), len(first) * _most((finished - start)[first])
-        if 2 * (shared + len(tokens) * _most(end - finished)) > alone:  # a forward more has its price, too
+        first = _furthest_alike(tokens, finished, start)
+        missing = _most((finished - start)[first])
+        alone, shared = len(tokens) * _most(end - start), len(first) * missing
+        if missing and 2 * (shared + len(tokens) * _most(end - finished)) > alone:  # a forward more has its price, too
             return start
         self._pick(first)
-        self._compute(attend, tokens[first], start[first], finished[first], finished[first], device)
+        if missing:
+            self._compute(attend, tokens[first], start[first], finished[first], finished[first], device)
         return self._match(tokens, finished)
 
     def _compute(
@@ -192,17 +194,19 @@ class FinishedBlocks:
         self.tokens, self.length = tokens[:, :width], finished
 
 
-def _first_alike(tokens: Tensor, length: Tensor) -> Tensor:
+def _furthest_alike(tokens: Tensor, length: Tensor, start: Tensor) -> Tensor:
     """Returns one row of each kind, int64 [U]: rows are alike whose first ``length`` tokens are the same.
 
     Args:
         tokens: int64 [B, N].
         length: int64 [B].
+        start: int64 [B]; of rows that are alike it is one with the largest.
     """
     behind = torch.arange(tokens.shape[1]) >= length[:, None]
     kind = torch.unique(tokens.masked_fill(behind, -1), dim=0, return_inverse=True)[1]
-    first = torch.full((int(kind.max()) + 1,), len(kind))
-    return first.scatter_reduce(0, kind, torch.arange(len(kind)), "amin")
+    rank = torch.empty_like(kind).scatter(0, start.argsort(descending=True, stable=True), torch.arange(len(kind)))
+    best = torch.full((int(kind.max()) + 1,), len(kind)).scatter_reduce(0, kind, rank, "amin")
+    return rank.argsort()[best]
 
 
 def _most(count: Tensor) -> int:

@@ -38,36 +38,41 @@ def free_in_cgroup(root: Path, own: Path) -> float:
     """
     rooms = [math.inf]
     for folder in _groups(root, own):
-        limit = _number(folder, "memory.max", "memory.limit_in_bytes")
-        used = _number(folder, "memory.current", "memory.usage_in_bytes")
-        if limit is not None and used is not None:
-            rooms.append(limit - used + _cached_files(folder))
+        used = _number(folder / "memory.current", folder / "memory.usage_in_bytes")
+        # Above ``memory.high`` a group is slowed down until it holds less.
+        for limit in (
+            _number(folder / "memory.max", folder / "memory.limit_in_bytes"),
+            _number(folder / "memory.high"),
+        ):
+            if limit is not None and used is not None:
+                rooms.append(limit - used + _cached_files(folder))
     return max(min(rooms), 0.0)
 
 
 def _groups(root: Path, own: Path) -> Iterator[Path]:
     """Yields the folders of the groups that limit this process's memory: its own and those above it."""
     for line in own.read_text().splitlines() if own.is_file() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not path or (controllers and "memory" not in controllers.split(",")):
             continue
         top = root / "memory" if controllers else root
         group = top / path.strip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
-def _number(folder: Path, *names: str) -> float | None:
-    """Reads the file of the first of these names that there is; None where there is none, or it says ``max``."""
-    for name in names:
-        if (folder / name).is_file():
-            text = (folder / name).read_text().strip()
-            return None if text == "max" else float(text)
+def _number(*paths: Path) -> float | None:
+    """Reads the first of these files that there is; None where there is none, or no number in it, such as ``max``."""
+    for path in paths:
+        if path.is_file():
+            text = path.read_text().strip()
+            return float(text) if text.isdecimal() else None
     return None
 
 
 def _cached_files(folder: Path) -> float:
     """Returns the bytes of files in memory that were not used lately, of the group and those below it."""
     path = folder / "memory.stat"
-    pairs = (line.split() for line in path.read_text().splitlines()) if path.is_file() else ()
-    found = {name: float(value) for name, value in pairs}
-    return found.get("total_inactive_file", found.get("inactive_file", 0.0))
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = {name: value for name, _, value in (line.partition(" ") for line in lines)}
+    text = found.get("total_inactive_file", found.get("inactive_file", ""))
+    return float(text) if text.isdecimal() else 0.0

@@ -32,9 +32,7 @@ from dlmrl_kit.training.figures import draw_at_the_end
 from dlmrl_kit.training.identity import Identity
 from dlmrl_kit.training.model_work import ModelWork
 from dlmrl_kit.training.open_loggers import OpenLoggers
-from dlmrl_kit.training.record import (
-    note_parts,
-)
+from dlmrl_kit.training.record import note_parts
 from dlmrl_kit.training.results import seconds_of, write_results
 from dlmrl_kit.training.rollout_record import KEPT, RolloutRecord
 from dlmrl_kit.training.start import start_training, whole_copy

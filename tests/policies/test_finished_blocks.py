@@ -99,6 +99,29 @@ def test_what_the_rows_of_a_group_lack_alike_is_computed_once(policy: Any, monke
     torch.testing.assert_close(cached["step", "log_prob"], plain["step", "log_prob"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("ahead", [0, 1], ids=["the first row is ahead", "the first row is behind"])
+def test_rows_that_are_alike_may_be_at_unequal_pace(policy: Any, ahead: int) -> None:
+    """It failed: the row behind takes the blocks of the one ahead, which lacks none."""
+    shapes: list[tuple[int, ...]] = []
+
+    def attend(ids: Tensor, *given: Any) -> Any:
+        shapes.append(tuple(ids.shape))
+        return policy.attend(ids, *given)
+
+    cache, mask, row = FinishedBlocks(BLOCK), torch.ones(2, 12, dtype=torch.bool), torch.arange(2)
+    last = torch.arange(12).repeat(2, 1)
+    before = last.clone()
+    before[1 - ahead, 4:] = 261
+    pace = torch.tensor([8, 8])
+    pace[1 - ahead] = 4
+    with torch.inference_mode():
+        cache.hidden_at(attend, before, mask, row, pace)
+        found = cache.hidden_at(attend, last, mask, row, torch.tensor([8, 8]))
+        alone = policy.hidden(last, mask)[row, [8, 8]]
+    assert shapes == [(2, 12), (2, 4)]
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.block_length}")
 def test_one_step_completions_of_chosen_steps_are_those_of_all_steps(policy: Any, sampler: Any) -> None:
     """Made at the end, from the states; the rollout itself is the same bit for bit."""

@@ -147,6 +147,15 @@ def test_python_may_not_say_1_for_true() -> None:
         Pretrained("shipped:sudoku4x4", gradient_checkpointing=wrong)
 
 
+def test_a_source_of_ones_own_may_not_say_what_means_nothing() -> None:
+    algorithm = build(uses=["policy=CharacterLlama"])
+    algorithm.policy.gradient_checkpointing = "always"  # type: ignore[assignment]
+    with pytest.raises(
+        ParameterError, match=r"CharacterLlama.gradient_checkpointing must be True, False or 'auto', got 'always'"
+    ):
+        start_training(algorithm)
+
+
 def test_pre_training_does_not_choose(tmp_path: Path) -> None:
     sets = ["Pretrained.path = 'shipped:sudoku4x4'", "Pretrained.gradient_checkpointing = 'auto'"]
     given = load_recipe("pretrain_sudoku4x4", sets=sets, uses=["policy=Pretrained"])
@@ -242,3 +251,15 @@ def test_the_smallest_room_of_control_groups_counts(tmp_path: Path) -> None:
     stat = "inactive_file 1\ntotal_inactive_file 30\n"
     group(root / "memory/x", {"memory.limit_in_bytes": "70\n", "memory.usage_in_bytes": "90\n", "memory.stat": stat})
     assert free_memory.free_in_cgroup(root, own) == 10
+    group(root / "memory/x", {"memory.high": "65\n"})
+    assert free_memory.free_in_cgroup(root, own) == 5
+
+
+def test_control_groups_whose_files_say_nothing_limit_nothing(tmp_path: Path) -> None:
+    root, own = tmp_path / "fs", tmp_path / "cgroup"
+    own.write_text("\nnonsense\n0::/a\n")
+    for name in ("memory.max", "memory.current", "memory.stat"):
+        group(root / "a", {"memory.max": "1000", "memory.current": "900", "memory.stat": "file 1", name: ""})
+        assert free_memory.free_in_cgroup(root, own) == (100 if name == "memory.stat" else float("inf"))
+    group(root / "a", {"memory.max": "1000", "memory.current": "900", "memory.stat": "inactive_file"})
+    assert free_memory.free_in_cgroup(root, own) == 100
