@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from common import parser_without_options
+
 from dlmrl_kit.recipe.load import load_recipe
 from dlmrl_kit.training.cluster import GIB, Choice, Cluster, Job
 from dlmrl_kit.training.dry_run import job_of
@@ -82,4 +84,5 @@ def scaling(gpus: Sequence[int] = (1, 8, 16, 32, 64, 128)) -> str:
 
 
 if __name__ == "__main__":
+    parser_without_options(__doc__).parse_args()
     print(choices(), scaling(), sep="\n\n")

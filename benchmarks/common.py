@@ -62,7 +62,7 @@ class Size:
 
 def parser_of(doc: str | None, *names: str, repeats: int) -> argparse.ArgumentParser:
     """Makes a parser of several ``--vocab``, some fields of ``Size`` with its defaults, ``--repeats`` and ``--out``."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_without_options(doc)
     parser.add_argument("--vocab", type=int, action="append")
     for name in names:
         default = getattr(Size, name)
@@ -70,6 +70,11 @@ def parser_of(doc: str | None, *names: str, repeats: int) -> argparse.ArgumentPa
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     return parser
+
+
+def parser_without_options(doc: str | None) -> argparse.ArgumentParser:
+    """Makes the parser of a script that takes no options, so that ``--help`` does not run it."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 class TokenIds:

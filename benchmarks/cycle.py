@@ -5,8 +5,9 @@
 A cycle is a rollout with all of EGSPO-SA's records, the reference's log-probabilities of K steps of each sample, and
 the policy's with gradients and the optimiser's step. *Floor* is that of ``rollout.py`` and ``update.py``: transformers'
 own layers, nothing sampled and nothing recorded. *Tight* is the rollout's floor of ``tight.py``, a hand-written
-transformer; with greedy completions it also runs its head where these need it. ``released/kit`` is a quotient: how
-much slower plain is than the kit, over how much slower plain is than released code (``PLAIN_TO_RELEASED``).
+transformer; with greedy completions it also runs its head where these need it. *Bare* is a rollout that records no
+greedy completions. First come seconds, then ratios. ``released/kit`` is a quotient: how much slower plain is than the
+kit, over how much slower plain is than released code (``PLAIN_TO_RELEASED``).
 """
 
 from __future__ import annotations

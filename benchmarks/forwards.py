@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from cluster import table
-from common import TokenIds
+from common import TokenIds, parser_without_options
 from counting import counted
 from tensordict import TensorDict
 
@@ -217,4 +217,5 @@ def agreement(sampler: MaskSampler, policy: TransformersPolicy, prompts: TensorD
 
 
 if __name__ == "__main__":
+    parser_without_options(__doc__).parse_args()
     print(families(), guessing(), sep="\n\n")

@@ -35,7 +35,7 @@ TINY = ("--hidden", "64", "--batch", "2", *SHORT)
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "cycle": Benchmark(
-        "A whole cycle by phase: kit, plain, floors",
+        "A whole cycle by phase, seconds and then ratios: kit, plain, floors; bare: without greedy completions",
         ("cycle.py", "--repeats", "5"),
         ("cycle.py", "--vocab", "512", "--length", "8", "--selected", "2", *TINY),
     ),
@@ -286,7 +286,9 @@ def main() -> None:
     """See the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes: whether all of them run")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes: whether all of them run; their times say nothing"
+    )
     parser.add_argument("--against", metavar="REV", help="an earlier commit, measured beside this checkout")
     parser.add_argument("--rounds", type=int, default=1, help="how often each runs; the page has medians")
     parser.add_argument("--limit", type=float, default=3600, metavar="SECONDS", help="of one process")
@@ -296,6 +298,7 @@ def main() -> None:
         failed = run_all(given)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
+    print(f"written: {given.out / 'results.md'}, results.json and results.csv")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; {given.out / 'results.md'} says why")
 

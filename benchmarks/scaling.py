@@ -9,6 +9,7 @@ what else runs on the machine. Takes 100 seconds of processor time.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import SupportsIndex
 
 import torch
 from cluster import table
+from common import parser_without_options
 from counting import Collectives, counted
 
 from dlmrl_kit.algorithm.algorithm import Algorithm
@@ -315,7 +317,10 @@ def tables(worlds: Sequence[int] = WORLDS) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        worker(Path(sys.argv[2]))
+    parser = parser_without_options(__doc__)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        worker(given.worker)
     else:
         print(tables())

@@ -73,14 +73,21 @@ def reason(before: Pace, after: Pace, effective_sample_size: float, smallest: fl
         return None
     if after.refused == before.refresh:
         why = f"effective sample size {effective_sample_size:.3g} < {smallest:g}"
+        if after.refresh in after.costs:
+            why += f"; of shorter intervals it takes the fewest positions, {_in_words(after)}"
     elif before.refused is not None and after.refused is None:
         why = f"{before.refused} was refused {before.waited + 1} updates ago, longer intervals are tried again"
     elif after.refresh in after.costs:
-        own, other = (after.costs[pace.refresh] for pace in (before, after))
-        why = f"rollout and correction take {own:.3g} of an exact rollout's positions, {other:.3g} with {after.refresh}"
+        own = after.costs[before.refresh]
+        why = f"rollout and correction took {own:.3g} times the positions of an exact rollout, {_in_words(after)}"
     else:
         why = f"effective sample size {effective_sample_size:.3g} >= {smallest:g}, a longer interval is tried"
-    return f"cache/refresh {before.refresh} -> {after.refresh}: {why}"
+    return f"next update: cache/refresh {before.refresh} -> {after.refresh}: {why}"
+
+
+def _in_words(pace: Pace) -> str:
+    """Says what the interval of a pace takes, whose cost is known."""
+    return f"{pace.costs[pace.refresh]:.3g} times at {pace.refresh}"
 
 
 def _chosen(rungs: Sequence[int], refused: int | None, costs: Mapping[int, float]) -> int:

@@ -62,8 +62,8 @@ class Recomputation:
         if self.is_refused:
             reason = (
                 f"= {self.source.activation_gib} is too small: the activations of a micro-batch take about "
-                f"{describe(self.activations)} although all {self.blocks} blocks are recomputed; give them as much, or "
-                "lower Trainer.micro_batch_size or Trainer.micro_batch_tokens"
+                f"{self.activations / GIB:.3g} GiB although all {self.blocks} blocks are recomputed; give as much, "
+                "or lower Trainer.micro_batch_size or Trainer.micro_batch_tokens"
             )
             refuse_value(self.source, "activation_gib", reason)
         return self

@@ -127,9 +127,19 @@ def test_it_goes_down_at_once_where_drift_grows(
     ("pace", "size", "cost", "said"),
     [
         (Pace(), 1.0, 1.0, "1 -> 2: effective sample size 1 >= 0.5, a longer interval is tried"),
-        (Pace(4, costs={1: 1.0, 2: 1.1}), 0.43, 0.6, "4 -> 1: effective sample size 0.43 < 0.5"),
+        (
+            Pace(4, costs={1: 1.0, 2: 1.1}),
+            0.43,
+            0.6,
+            "4 -> 1: effective sample size 0.43 < 0.5; of shorter intervals it takes the fewest positions, 1 ",
+        ),
         (Pace(4, costs={1: 1.0, 2: 0.7}), math.nan, 0.6, "4 -> 2: effective sample size nan < 0.5"),
-        (Pace(8, costs={1: 1.0, 2: 1.3, 4: 1.2}), 0.9, 1.125, "8 -> 1: rollout and correction take 1.12 of an exact "),
+        (
+            Pace(8, costs={1: 1.0, 2: 1.3, 4: 1.2}),
+            0.9,
+            1.125,
+            "8 -> 1: rollout and correction took 1.12 times the positions of an exact rollout, 1 times at 1",
+        ),
         (Pace(2, 4, 6, {1: 1.0, 2: 0.7}), 0.9, 0.7, "2 -> 4: 4 was refused 7 updates ago, longer intervals are tried"),
         (Pace(2, 4, 5, {1: 1.0, 2: 0.7}), 0.9, 0.7, None),
         (Pace(1, 2, 1, {1: 1.0}), 1.0, 1.0, None),
@@ -137,7 +147,7 @@ def test_it_goes_down_at_once_where_drift_grows(
 )
 def test_it_says_why_the_interval_changes(pace: Pace, size: float, cost: float, said: str | None) -> None:
     found = reason(pace, taken(pace, size, cost, 0.5, 8), size, 0.5)
-    assert found is None if said is None else str(found).startswith(f"cache/refresh {said}")
+    assert found is None if said is None else str(found).startswith(f"next update: cache/refresh {said}")
 
 
 @given(st.data(), lengths, shares, shares, st.floats(0.01, 1))
