@@ -136,6 +136,8 @@ class AuditReport:
             return self._sampled_verdict()
         if self.relative_bias < TOLERANCE:
             return "unbiased"
+        if all(m.mean_norm < TOLERANCE and m.variance < TOLERANCE for m in self._defined):
+            return "biased, relative bias 1: there is no gradient on any problem (does a filter leave out every group?)"
         if self.relative_bias_after_scale < TOLERANCE and min(m.scale or 0.0 for m in self._defined) > 0:
             return f"unbiased up to {self._scale_words()}"
         mean = _or_nan(Spread.of(m.relative_bias for m in self.measured).mean)

@@ -395,3 +395,10 @@ def test_filters_find_what_they_read_among_exact_components(name: str) -> None:
     """Also where neither loss nor advantage reads it, as with ``DropEqualSpeeds``."""
     (component,) = (c for c in components("filter") if c.name == name)
     assert audited(TINY, 2, filter=[component.cls()]).exact
+
+
+def test_an_audit_says_where_a_filter_leaves_out_every_group() -> None:
+    """Groups of one sample have no reward that differs, so that there is no gradient at all."""
+    found = audited(TINY, 2, 1, filter=[DropEqualRewards()])
+    assert found.verdict.startswith("biased, relative bias 1: there is no gradient on any problem")
+    assert "no gradient" not in audited(TINY, 2, 2, filter=[DropEqualRewards()]).verdict
