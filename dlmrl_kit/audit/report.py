@@ -99,6 +99,11 @@ class AuditReport:
         return [m for m in self.measured if m.moves]
 
     @property
+    def undecided(self) -> bool:
+        """Whether nothing can be said about the bias: batches are unlike those of training, or nothing has a gradient."""
+        return bool(self.unlike) or (not self.moving and math.isnan(self.relative_bias))
+
+    @property
     def verdict(self) -> str:
         """Says whether the recipe is biased and how much, and which two causes interact."""
         said = f". {self.interaction.sentence}" if self.interaction is not None else ""
@@ -108,7 +113,7 @@ class AuditReport:
     def sentence(self) -> str:
         """The verdict, and which of the recipe's optimiser steps it is about, where there are several."""
         steps = 1 if self.scope is None else self.scope.optimiser_steps
-        if steps == 1 or self.verdict.startswith("no verdict"):
+        if steps == 1 or self.undecided:
             return self.verdict
         return f"{self.verdict}. This is the first of {steps} optimiser steps on a rollout{self._later_words()}"
 
