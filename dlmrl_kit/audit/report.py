@@ -100,7 +100,7 @@ class AuditReport:
 
     @property
     def undecided(self) -> bool:
-        """Whether nothing can be said about the bias: batches are unlike those of training, or nothing has a gradient."""
+        """Whether nothing can be said about the bias: problems are unlike training, or no true gradient is there."""
         return bool(self.unlike) or (not self.moving and math.isnan(self.relative_bias))
 
     @property
