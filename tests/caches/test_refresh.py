@@ -201,7 +201,7 @@ def test_an_update_is_sampled_by_what_those_before_it_measured(tmp_path: Path) -
         pace = adaptive.next(pace, size, cost, run.algorithm.sampler.block_length)
         assert update.refreshing.pace == pace
     assert sampled_with[:2] == [1, 2]
-    said = [text.partition(":")[0] for text in messages if text.startswith("cache/refresh")]
+    said = [text.split(": ")[1] for text in messages if text.startswith("next update: ")]
     assert said == [f"cache/refresh {a} -> {b}" for a, b in itertools.pairwise([*sampled_with, pace.refresh]) if a != b]
 
 
