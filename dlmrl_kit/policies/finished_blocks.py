@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from dlmrl_kit.core.trajectory import on_device, on_host
+from dlmrl_kit.core.trajectory import first_rows, on_device, on_host
 
 if TYPE_CHECKING:
     from transformers import Cache, DynamicCache
@@ -204,9 +204,8 @@ def _furthest_alike(tokens: Tensor, length: Tensor, start: Tensor) -> Tensor:
     """
     behind = torch.arange(tokens.shape[1]) >= length[:, None]
     kind = torch.unique(tokens.masked_fill(behind, -1), dim=0, return_inverse=True)[1]
-    rank = torch.empty_like(kind).scatter(0, start.argsort(descending=True, stable=True), torch.arange(len(kind)))
-    best = torch.full((int(kind.max()) + 1,), len(kind)).scatter_reduce(0, kind, rank, "amin")
-    return rank.argsort()[best]
+    order = start.argsort(descending=True, stable=True)
+    return order[first_rows(kind[order])]
 
 
 def _most(count: Tensor) -> int:
