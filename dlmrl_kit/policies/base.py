@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from dlmrl_kit.core.dependencies import Dependent
+from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.options import Checkpointing, Quantisation
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 
@@ -33,3 +34,8 @@ class PolicySource(Dependent, ABC):
         Raises:
             UserError: it cannot be had.
         """
+
+
+def check_checkpointing(source: PolicySource, value: object) -> None:
+    """Raises ``ParameterError`` if ``value`` means nothing as the ``gradient_checkpointing`` of a source."""
+    check(type(value) is bool or value == "auto", source, "gradient_checkpointing", value, "True, False or 'auto'")

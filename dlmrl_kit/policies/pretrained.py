@@ -12,7 +12,7 @@ from dlmrl_kit.core.validate import check
 from dlmrl_kit.policies.adapter import lora_config
 from dlmrl_kit.policies.adapter_files import holds_adapter
 from dlmrl_kit.policies.adapter_settings import base_of
-from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.base import PolicySource, check_checkpointing
 from dlmrl_kit.policies.checkpoint_files import DOWNLOADED, checkpoint_folder
 from dlmrl_kit.policies.loading import load_policy
 from dlmrl_kit.policies.options import Attention, Checkpointing, Dtype, Quantisation
@@ -84,8 +84,7 @@ class Pretrained(PolicySource):
             quantisation,
             "'none' without LoRA: weights in 4 bits cannot be trained (set lora_rank)",
         )
-        known = type(gradient_checkpointing) is bool or gradient_checkpointing == "auto"
-        check(known, self, "gradient_checkpointing", gradient_checkpointing, "True, False or 'auto'")
+        check_checkpointing(self, gradient_checkpointing)
         check(activation_gib is None or activation_gib > 0, self, "activation_gib", activation_gib, "positive, or None")
         only = "None without gradient_checkpointing = 'auto', which alone chooses by it"
         check(activation_gib is None or gradient_checkpointing == "auto", self, "activation_gib", activation_gib, only)

@@ -22,8 +22,7 @@ from dlmrl_kit.core.finite import require_finite
 from dlmrl_kit.core.policy import Policy
 from dlmrl_kit.core.processes import ALONE, Processes
 from dlmrl_kit.core.seeding import derive_seed
-from dlmrl_kit.core.validate import check
-from dlmrl_kit.policies.base import PolicySource
+from dlmrl_kit.policies.base import PolicySource, check_checkpointing
 from dlmrl_kit.policies.sharding import Parts, together
 from dlmrl_kit.policies.transformers_policy import TransformersPolicy
 from dlmrl_kit.policies.weight_files import tensor_types
@@ -79,10 +78,8 @@ def start_training(
         policy.freeze_reference()
     if trainer.sharding != "none":
         _check_sharding(algorithm, policy)
-    recomputes = algorithm.policy.gradient_checkpointing
-    known = type(recomputes) is bool or recomputes == "auto"
-    check(known, algorithm.policy, "gradient_checkpointing", recomputes, "True, False or 'auto'")
-    if recomputes == "auto":
+    check_checkpointing(algorithm.policy, algorithm.policy.gradient_checkpointing)
+    if algorithm.policy.gradient_checkpointing == "auto":
         say(recompute_as_needed(algorithm, plan, policy, processes).in_words())
     if trainer.sharding != "none" and processes.world > 1:
         _shard(policy, optimiser, processes, parts_of(algorithm, plan, policy, processes))
